@@ -1,0 +1,11 @@
+"""Strict surroundings for every test: warnings are errors, no silent broadcasting, 8 devices."""
+
+import os
+
+# Before JAX starts: several devices, so that sharding is exercised on every machine.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
