@@ -1,0 +1,23 @@
+"""Backbones, and how a classifier is put together from a backbone and heads."""
+
+from imta_jax.models.build import (
+    BACKBONES,
+    HEAD_STARTS,
+    build_classifier,
+    resolve_model_config,
+    with_collaborative_heads,
+)
+from imta_jax.models.classifier import Backbone, Heads, MultiExitClassifier
+from imta_jax.models.presets import NETWORK_PRESETS
+
+__all__ = [
+    "BACKBONES",
+    "HEAD_STARTS",
+    "NETWORK_PRESETS",
+    "Backbone",
+    "Heads",
+    "MultiExitClassifier",
+    "build_classifier",
+    "resolve_model_config",
+    "with_collaborative_heads",
+]

@@ -1,0 +1,184 @@
+"""Weights of the published PyTorch networks (MSDNet, and IMTA's second phase) into a classifier.
+
+Names and layouts are those of the authors' state dicts. Only arrays are read: a pickled checkpoint
+is never opened, because unpickling runs code.
+"""
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from imta_jax.layers import BatchNorm, ConvBNReLU
+from imta_jax.models import MultiExitClassifier
+from imta_jax.models.msdnet import Bottleneck, MSDNet, MultiScaleLayer, Stem
+from imta_jax.techniques import TransferHeads
+
+
+class Slot(NamedTuple):
+    """Where a published array goes.
+
+    Attributes:
+      name: in the published state dict.
+      variable: of our network.
+      axes: the transposition from PyTorch's layout to ours.
+    """
+
+    name: str
+    variable: nnx.Variable
+    axes: tuple[int, ...]
+
+    @property
+    def published_shape(self) -> tuple[int, ...]:
+        """Shape of the array in PyTorch's layout."""
+        own = self.variable[...].shape
+        shape = [0] * len(own)
+        for position, axis in enumerate(self.axes):
+            shape[axis] = own[position]
+        return tuple(shape)
+
+
+def _conv(prefix: str, layer: nnx.Conv) -> Iterator[Slot]:
+    yield Slot(f"{prefix}.weight", layer.kernel, (2, 3, 1, 0))  # OIHW -> HWIO
+    if layer.bias is not None:
+        yield Slot(f"{prefix}.bias", layer.bias, (0,))
+
+
+def _linear(prefix: str, layer: nnx.Linear) -> Iterator[Slot]:
+    yield Slot(f"{prefix}.weight", layer.kernel, (1, 0))
+    yield Slot(f"{prefix}.bias", layer.bias, (0,))
+
+
+def _batch_norm(prefix: str, layer: BatchNorm) -> Iterator[Slot]:
+    yield Slot(f"{prefix}.weight", layer.scale, (0,))
+    yield Slot(f"{prefix}.bias", layer.bias, (0,))
+    yield Slot(f"{prefix}.running_mean", layer.mean, (0,))
+    yield Slot(f"{prefix}.running_var", layer.var, (0,))
+
+
+def _unit(prefix: str, layer: ConvBNReLU, first: int = 0) -> Iterator[Slot]:
+    """A convolution and its normalisation, entries `first` and `first + 1` of a Sequential."""
+    yield from _conv(f"{prefix}.{first}", layer.conv)
+    yield from _batch_norm(f"{prefix}.{first + 1}", layer.norm)
+
+
+def _stem(prefix: str, stem: Stem) -> Iterator[Slot]:
+    # Only the ImageNet stem's finest scale is a bare Sequential without a `net` inside.
+    yield from _unit(f"{prefix}.layers.0" + ("" if stem.pools else ".net"), stem.first)
+    for scale, layer in enumerate(stem.coarser, start=1):
+        yield from _unit(f"{prefix}.layers.{scale}.net", layer)
+
+
+def _bottleneck(prefix: str, branch: Bottleneck) -> Iterator[Slot]:
+    yield from _unit(f"{prefix}.net", branch.reduce)
+    yield from _unit(f"{prefix}.net", branch.expand, first=3)  # entry 2 is the ReLU
+
+
+def _layer(prefix: str, layer: MultiScaleLayer) -> Iterator[Slot]:
+    without_strided = len(layer.normal) - len(layer.strided)
+    for scale, branch in enumerate(layer.strided, start=without_strided):
+        yield from _bottleneck(f"{prefix}.layers.{scale}.conv_down", branch)
+    for scale, branch in enumerate(layer.normal):
+        yield from _bottleneck(f"{prefix}.layers.{scale}.conv_normal", branch)
+
+
+def _backbone(backbone: MSDNet) -> Iterator[Slot]:
+    yield from _stem("blocks.0.0", backbone.first)
+    for b, stage in enumerate(backbone.stages):
+        entry = 1 if b == 0 else 0  # the stem is the first entry of the first block
+        for layer in stage:
+            yield from _layer(f"blocks.{b}.{entry}", layer)
+            entry += 1
+            for scale, unit in enumerate(layer.transition):
+                yield from _unit(f"blocks.{b}.{entry}.m.{scale}.net", unit)
+            entry += 1 if layer.transition else 0
+    for i, head in enumerate(backbone.exits):
+        for n, unit in enumerate(head.convolutions):
+            yield from _unit(f"classifier.{i}.m.{n}.net", unit)
+
+
+def _phase_two_heads(heads: nnx.Module) -> Iterator[Slot]:
+    for i, layer in enumerate(heads.linears):
+        yield from _linear(f"classifier.{i}", layer)
+    if isinstance(heads, TransferHeads):
+        for i, (transform, norm) in enumerate(zip(heads.transfers, heads.norms, strict=True)):
+            yield from _linear(f"isc_modules.{i}.0", transform)
+            yield from _batch_norm(f"isc_modules.{i}.1", norm)
+
+
+def published_slots(classifier: MultiExitClassifier) -> dict[str, Slot]:
+    """Every published array of this network, by its name in the authors' state dict.
+
+    Phase I: `blocks.*` and `classifier.<i>.*`. Phase II: the same under `net.`, with the phase-I
+    linear layers, beside `classifier.<i>.{weight,bias}` and `isc_modules.*`.
+
+    Raises:
+      ValueError: a backbone of which nothing was published.
+    """
+    if not isinstance(classifier.backbone, MSDNet):
+        raise ValueError(
+            f"published weights exist for MSDNet only; found {type(classifier.backbone).__name__}"
+        )
+    phase_two = classifier.phase_one_heads is not None
+    prefix = "net." if phase_two else ""
+    phase_one_heads = classifier.phase_one_heads if phase_two else classifier.heads
+    slots = list(_backbone(classifier.backbone))
+    for i, layer in enumerate(phase_one_heads.linears):
+        slots += _linear(f"classifier.{i}.linear", layer)
+    named = {prefix + slot.name: slot for slot in slots}
+    if phase_two:
+        named |= {slot.name: slot for slot in _phase_two_heads(classifier.heads)}
+    return {name: slot._replace(name=name) for name, slot in named.items()}
+
+
+def load_published_weights(
+    classifier: MultiExitClassifier, arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Copies published PyTorch weights into a classifier, in place, as float32.
+
+    Args:
+      classifier: phase I or II, of the same topology and number of classes.
+      arrays: PyTorch names to arrays in PyTorch's layout. `num_batches_tracked` is ignored.
+
+    Raises:
+      ValueError: names missing or left over, or shapes that differ, all listed in one message;
+        nothing is copied then.
+    """
+    slots = published_slots(classifier)
+    given = {n: np.asarray(a) for n, a in arrays.items() if not n.endswith("num_batches_tracked")}
+    problems = [f"missing: {name}" for name in sorted(slots.keys() - given.keys())]
+    problems += [f"not in this network: {name}" for name in sorted(given.keys() - slots.keys())]
+    for name in sorted(slots.keys() & given.keys()):
+        expected, found = slots[name].published_shape, given[name].shape
+        if expected != found:
+            problems.append(f"shape of {name}: expected {expected}, found {found}")
+    if problems:
+        raise ValueError(
+            f"the weights are of another network ({len(problems)} differences); check num_exits, "
+            "base, step, growth, prune, the class count and the phase:\n  " + "\n  ".join(problems)
+        )
+    for name, slot in slots.items():
+        value = np.asarray(given[name], np.float32).transpose(slot.axes)
+        slot.variable[...] = jax.device_put(jnp.asarray(value), slot.variable[...].sharding)
+
+
+def read_weights(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads a `.npz` of published names -> arrays, without unpickling anything.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not an `.npz` of plain arrays; says how to convert a PyTorch checkpoint.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is not an .npz of plain arrays ({error}). Convert a PyTorch checkpoint where "
+            "you trust it: numpy.savez(out, **{k: v.numpy() for k, v in state_dict.items()})"
+        ) from error

@@ -1,0 +1,173 @@
+"""The few layers that backbones and heads are made of, and how their parameters start.
+
+PyTorch's conventions where the published weights need them: symmetric padding k // 2 and a running
+variance that is updated with the unbiased batch variance. Initial values are drawn with NumPy,
+because Flax's initialisers compile once per shape, which takes longer than training's first steps.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from imta_jax.errors import unknown_name
+
+Initializer = Callable[..., jax.Array]
+
+
+def _from_numpy(draw: Callable[[np.random.Generator, Sequence[int]], np.ndarray]) -> Initializer:
+    """Makes an initialiser of a NumPy draw, seeded by the JAX key it is given."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        if isinstance(key, jax.core.Tracer):  # abstract construction: only shape and type matter
+            return jnp.zeros(shape, dtype)
+        generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        return jnp.asarray(draw(generator, shape), dtype)
+
+    return init
+
+
+def constant(value: float) -> Initializer:
+    """An initialiser that fills the array with `value`."""
+    return _from_numpy(lambda generator, shape: np.full(shape, value))
+
+
+def uniform(fan_in: int) -> Initializer:
+    """PyTorch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for kernels and biases alike."""
+    bound = 1 / math.sqrt(fan_in)
+    return _from_numpy(lambda generator, shape: generator.uniform(-bound, bound, shape))
+
+
+def he_normal(fan_out: int) -> Initializer:
+    """N(0, 2 / fan_out) (He et al., 2015), fan_out = kernel area x output channels."""
+    return _from_numpy(
+        lambda generator, shape: generator.normal(0.0, math.sqrt(2 / fan_out), shape)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Initialization:
+    """How a network's parameters start; each field maps a fan to an initialiser.
+
+    Attributes:
+      conv_kernel: called with fan_in and fan_out of a convolution.
+      linear_kernel: called with fan_in.
+      bias: called with fan_in; convolutions and linear layers.
+    """
+
+    conv_kernel: Callable[[int, int], Initializer]
+    linear_kernel: Callable[[int], Initializer]
+    bias: Callable[[int], Initializer]
+
+
+# "he_normal" is what the reference code writes down, "pytorch" what it actually runs with: its
+# initialisation loop never reaches a convolution (golden/README.md, difference 15).
+INITIALIZATIONS = {
+    "he_normal": Initialization(
+        conv_kernel=lambda fan_in, fan_out: he_normal(fan_out),
+        linear_kernel=uniform,
+        bias=lambda fan_in: constant(0.0),
+    ),
+    "pytorch": Initialization(
+        conv_kernel=lambda fan_in, fan_out: uniform(fan_in),
+        linear_kernel=uniform,
+        bias=uniform,
+    ),
+}
+
+
+def initialization(name: str) -> Initialization:
+    """Looks an initialisation up by name; an unknown one is a ValueError that lists the names."""
+    if name not in INITIALIZATIONS:
+        raise unknown_name("initialization", name, INITIALIZATIONS)
+    return INITIALIZATIONS[name]
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalisation over all axes but the last, with PyTorch's statistics.
+
+    The batch is normalised with its biased variance; the running variance moves towards the
+    unbiased one, n/(n-1) larger (n = elements per channel), by 0.1 a step. Epsilon is 1e-5.
+    """
+
+    def __init__(self, num_features: int, *, rngs: nnx.Rngs):
+        super().__init__(
+            num_features,
+            momentum=0.9,
+            scale_init=constant(1.0),
+            bias_init=constant(0.0),
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises x [..., C]; in train mode the running statistics move."""
+        if self.use_running_average:
+            return super().__call__(x)
+        before = self.var[...]
+        y = super().__call__(x)
+        elements = x.size // x.shape[-1]
+        kept = self.momentum * before
+        self.var[...] = kept + (self.var[...] - kept) * (elements / max(elements - 1, 1))
+        return y
+
+
+def conv(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    use_bias: bool = False,
+    init: Initialization,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A square convolution padded k // 2 on every side ('SAME' differs at stride 2)."""
+    fan_in, fan_out = kernel * kernel * inputs, kernel * kernel * outputs
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (kernel, kernel),
+        strides=stride,
+        padding=kernel // 2,
+        use_bias=use_bias,
+        kernel_init=init.conv_kernel(fan_in, fan_out),
+        bias_init=init.bias(fan_in),
+        rngs=rngs,
+    )
+
+
+def linear(inputs: int, outputs: int, *, init: Initialization, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with bias, [N, inputs] -> [N, outputs]."""
+    return nnx.Linear(
+        inputs,
+        outputs,
+        kernel_init=init.linear_kernel(inputs),
+        bias_init=init.bias(inputs),
+        rngs=rngs,
+    )
+
+
+class ConvBNReLU(nnx.Module):
+    """Convolution, batch normalisation, ReLU: the unit MSDNet is built from."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        use_bias: bool = False,
+        init: Initialization,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = conv(inputs, outputs, kernel, stride, use_bias=use_bias, init=init, rngs=rngs)
+        self.norm = BatchNorm(outputs, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [N, H, W, inputs] to [N, ceil(H/stride), ceil(W/stride), outputs]."""
+        return jax.nn.relu(self.norm(self.conv(x)))

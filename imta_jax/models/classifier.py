@@ -1,0 +1,153 @@
+"""A multi-exit classifier: a backbone and heads, and the driver that runs one through the other.
+
+The driver is where gradient equilibrium stands, between a stage and what reads it, so that no
+backbone knows of it. Training and evaluation call the classifier for all exits at once; inference
+calls `stem` and `advance`, and may stop after any exit.
+"""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from imta_jax.techniques import IndependentHeads, split_gradient
+
+State = tuple[jax.Array, ...]
+
+
+class Backbone(Protocol):
+    """What a network has to offer to become a multi-exit classifier.
+
+    Attributes:
+      num_exits: k.
+      feature_widths: channels of the pooled features, one per exit.
+    """
+
+    num_exits: int
+    feature_widths: tuple[int, ...]
+
+    def stem(self, images: jax.Array) -> State:
+        """Maps images [N, H, W, C] to feature maps [N, H', W', C'], finest scale first."""
+
+    def stage(self, i: int, state: State) -> State:
+        """Runs the block before exit i, from 0."""
+
+    def exit_features(self, i: int, state: State) -> jax.Array:
+        """Pooled features [N, feature_widths[i]] of exit i."""
+
+
+class Heads(Protocol):
+    """Turns features into logits one exit at a time; see `techniques.inline_collaboration`."""
+
+    def __call__(
+        self, i: int, features: jax.Array, carry: Any
+    ) -> tuple[jax.Array, Any]:  # pragma: no cover - a protocol
+        """Maps features [N, width] and the previous exit's carry to logits [N, K] and a carry."""
+
+
+class MultiExitClassifier(nnx.Module):
+    """A backbone, the heads in use and, in phase II, the phase-I heads kept beside them.
+
+    Attributes:
+      backbone: see `Backbone`.
+      heads: see `Heads`.
+      phase_one_heads: independent heads that may teach (phase II), or None (phase I).
+      num_exits, num_classes: k and K.
+      image_shape: (H, W, C) the network was built for.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: Heads,
+        *,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        phase_one_heads: IndependentHeads | None = None,
+    ):
+        self.backbone = backbone
+        self.heads = heads
+        self.phase_one_heads = nnx.data(phase_one_heads)
+        self.num_exits = backbone.num_exits
+        self.num_classes = num_classes
+        self.image_shape = tuple(image_shape)
+
+    def __call__(self, images: jax.Array, equilibrium: str = "off") -> jax.Array:
+        """Logits of all exits.
+
+        Args:
+          images: normalised floats [N, H, W, C].
+          equilibrium: how far gradient equilibrium reaches, "off", "coarsest" or "all"; it changes
+            gradients only.
+
+        Returns:
+          [E, N, K] float32.
+
+        Raises:
+          ValueError: images of another shape or type, an unknown `equilibrium`.
+        """
+        return self.logits(self.features(images, equilibrium))
+
+    def features(self, images: jax.Array, equilibrium: str = "off") -> tuple[jax.Array, ...]:
+        """Pooled features of all exits, [N, feature_widths[i]] each; arguments as in a call."""
+        state, collected = self.stem(images), []
+        for i in range(self.num_exits):
+            state = self.backbone.stage(i, state)
+            for_exit, state = split_gradient(state, i, self.num_exits, equilibrium)
+            collected.append(self.backbone.exit_features(i, for_exit))
+        return tuple(collected)
+
+    def logits(self, features: tuple[jax.Array, ...]) -> jax.Array:
+        """Logits [E, N, K] in float32 from the features of all exits."""
+        carry, collected = None, []
+        for i, pooled in enumerate(features):
+            logits, carry = self.heads(i, pooled, carry)
+            collected.append(logits)
+        return jnp.stack(collected).astype(jnp.float32)
+
+    def phase_one_logits(self, features: tuple[jax.Array, ...]) -> jax.Array:
+        """Logits [N, K] of the phase-I last exit, the reference code's teacher.
+
+        Raises:
+          ValueError: a phase-I classifier, which has no second set of heads.
+        """
+        if self.phase_one_heads is None:
+            raise ValueError(
+                "a phase-I classifier keeps no earlier heads; make a phase-II one with "
+                "imta_jax.models.with_collaborative_heads"
+            )
+        logits, _ = self.phase_one_heads(self.num_exits - 1, features[-1], None)
+        return logits.astype(jnp.float32)
+
+    def stem(self, images: jax.Array) -> State:
+        """Checks and opens: normalised images [N, H, W, C] -> the state before the first stage."""
+        _check_images(images, self.image_shape)
+        return self.backbone.stem(images)
+
+    def advance(self, i: int, state: State, carry: Any) -> tuple[State, jax.Array, Any]:
+        """Runs stage i and exit i (from 0); what one step of adaptive inference computes.
+
+        Args:
+          i: the exit.
+          state: from `stem` or the previous `advance`.
+          carry: from the previous `advance`; None at the first.
+
+        Returns:
+          (state, logits [N, K] float32, carry).
+        """
+        state = self.backbone.stage(i, state)
+        logits, carry = self.heads(i, self.backbone.exit_features(i, state), carry)
+        return state, logits.astype(jnp.float32), carry
+
+
+def _check_images(images: jax.Array, image_shape: tuple[int, int, int]) -> None:
+    """Raises a ValueError unless images are floats [N, *image_shape]."""
+    if images.ndim != 4 or images.shape[1:] != image_shape:
+        raise ValueError(
+            f"expected images [N, {', '.join(map(str, image_shape))}]; found {images.shape}"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"expected normalised float images, (pixel / 255 - mean) / std; found {images.dtype}"
+        )

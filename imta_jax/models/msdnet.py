@@ -1,0 +1,145 @@
+"""Multi-scale dense network (MSDNet, Huang et al., ICLR 2018) as a backbone.
+
+Modules are built from a `NetworkPlan` and hold no decision of their own. The classifier's linear
+layers belong to the heads; gradient equilibrium belongs to the driver (`classifier.py`).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from imta_jax.layers import ConvBNReLU, Initialization, initialization
+from imta_jax.models.plan import Branch, Layer, NetworkPlan
+
+State = tuple[jax.Array, ...]
+
+
+class Stem(nnx.Module):
+    """The first map of every scale: each coarser one by a strided convolution of the finer."""
+
+    def __init__(self, plan: NetworkPlan, image_channels: int, *, rngs: nnx.Rngs):
+        init = initialization(plan.spec.initialization)
+        channels = plan.stem_channels
+        self.pools = plan.spec.stem == "imagenet"
+        kernel, stride = (7, 2) if self.pools else (3, 1)
+        self.first = ConvBNReLU(
+            image_channels, channels[0], kernel, stride, use_bias=self.pools, init=init, rngs=rngs
+        )
+        self.coarser = nnx.List(
+            [
+                ConvBNReLU(finer, coarser, 3, 2, init=init, rngs=rngs)
+                for finer, coarser in zip(channels, channels[1:], strict=False)
+            ]
+        )
+
+    def __call__(self, images: jax.Array) -> State:
+        """Maps images [N, H, W, C] to one map per scale, finest first."""
+        x = self.first(images)
+        if self.pools:
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        state = [x]
+        for convolution in self.coarser:
+            state.append(convolution(state[-1]))
+        return tuple(state)
+
+
+class Bottleneck(nnx.Module):
+    """1x1 convolution, then 3x3, possibly strided."""
+
+    def __init__(self, branch: Branch, *, init: Initialization, rngs: nnx.Rngs):
+        self.reduce = ConvBNReLU(branch.inputs, branch.width, 1, init=init, rngs=rngs)
+        self.expand = ConvBNReLU(
+            branch.width, branch.outputs, 3, branch.stride, init=init, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [N, H, W, inputs] to [N, H/stride, W/stride, outputs]."""
+        return self.expand(self.reduce(x))
+
+
+class MultiScaleLayer(nnx.Module):
+    """A dense layer at all live scales: input, strided and normal branch are concatenated."""
+
+    def __init__(self, layer: Layer, *, init: Initialization, rngs: nnx.Rngs):
+        self.strided = nnx.List(
+            [Bottleneck(b, init=init, rngs=rngs) for b in layer.strided if b is not None]
+        )
+        self.normal = nnx.List([Bottleneck(b, init=init, rngs=rngs) for b in layer.normal])
+        self.transition = nnx.List(
+            [ConvBNReLU(i, o, 1, init=init, rngs=rngs) for i, o in layer.transition or ()]
+        )
+
+    def __call__(self, state: State) -> State:
+        """Maps the live maps, finest first, to those of the scales that stay alive."""
+        dropped = len(state) - len(self.normal)
+        # Where no scale is dropped the finest has no finer map to read: one strided branch less.
+        without_strided = len(self.normal) - len(self.strided)
+        outputs = []
+        for scale, normal in enumerate(self.normal):
+            x = state[scale + dropped]
+            parts = [x, normal(x)]
+            if scale >= without_strided:
+                strided = self.strided[scale - without_strided]
+                parts.insert(1, strided(state[scale + dropped - 1]))
+            outputs.append(jnp.concatenate(parts, axis=-1))
+        if self.transition:
+            outputs = [shrink(x) for shrink, x in zip(self.transition, outputs, strict=True)]
+        return tuple(outputs)
+
+
+class ExitFeatures(nnx.Module):
+    """What an exit computes from the coarsest map: two strided convolutions and pooling."""
+
+    def __init__(self, inputs: int, width: int, *, init: Initialization, rngs: nnx.Rngs):
+        self.convolutions = nnx.List(
+            [ConvBNReLU(i, width, 3, 2, init=init, rngs=rngs) for i in (inputs, width)]
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps the coarsest map [N, H, W, inputs] to pooled features [N, width].
+
+        The published networks end in 2x2 positions, which a 2x2 average pool makes one; the mean
+        over all positions is the same there and serves images of any size.
+        """
+        for convolution in self.convolutions:
+            x = convolution(x)
+        return x.mean(axis=(1, 2))
+
+
+class MSDNet(nnx.Module):
+    """The backbone contract (see `classifier.Backbone`) on a planned network.
+
+    Attributes:
+      plan: the topology it was built from.
+      num_exits: k.
+      feature_widths: channels of the pooled features of each exit.
+    """
+
+    def __init__(self, plan: NetworkPlan, image_channels: int, *, rngs: nnx.Rngs):
+        init = initialization(plan.spec.initialization)
+        self.plan = plan
+        self.num_exits = len(plan.stages)
+        self.feature_widths = plan.head_widths
+        self.first = Stem(plan, image_channels, rngs=rngs)
+        self.stages = nnx.List(
+            [
+                nnx.List([MultiScaleLayer(layer, init=init, rngs=rngs) for layer in stage])
+                for stage in plan.stages
+            ]
+        )
+        widths = zip(plan.head_inputs, plan.head_widths, strict=True)
+        self.exits = nnx.List([ExitFeatures(i, w, init=init, rngs=rngs) for i, w in widths])
+
+    def stem(self, images: jax.Array) -> State:
+        """Maps images [N, H, W, C] to the first state."""
+        return self.first(images)
+
+    def stage(self, i: int, state: State) -> State:
+        """Runs the layers before exit i (from 0)."""
+        for layer in self.stages[i]:
+            state = layer(state)
+        return state
+
+    def exit_features(self, i: int, state: State) -> jax.Array:
+        """Pooled features [N, feature_widths[i]] of exit i, from the coarsest map."""
+        return self.exits[i](state[-1])

@@ -1,0 +1,257 @@
+"""The topology of a multi-scale dense network (MSDNet, Huang et al., ICLR 2018), in plain integers.
+
+A plan says, layer by layer, which scales live, which convolutions run and how wide they are; the
+modules in `msdnet.py` are built from it and so is the table that this prints:
+
+    python -m imta_jax.models cifar_7_exits --classes=100
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from imta_jax.errors import unknown_name
+from imta_jax.models.presets import NETWORK_PRESETS
+
+STEMS = ("cifar", "imagenet")
+STEP_MODES = ("even", "lin_grow")
+PRUNE_MODES = ("max", "min")
+CIFAR_HEAD_WIDTH = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSpec:
+    """What a config says of an MSDNet; the fields of `config.model` (checked by `plan_network`).
+
+    Attributes:
+      stem: "cifar" (3x3) or "imagenet" (7x7 stride 2, max-pool).
+      num_exits: classifiers, the last one included.
+      base: layers before the first exit.
+      step: layers between exits ("even"), or their growth per exit ("lin_grow").
+      step_mode: "even" or "lin_grow".
+      channels: of the stem at the finest scale.
+      growth_rate: channels a layer adds at the finest scale.
+      growth_factors: multiplier of channels and growth per scale, finest first.
+      bottleneck_factors: width of the 1x1 convolutions over the branch's outputs, per scale read.
+      prune: "max" drops a scale every ceil(L/S) layers, "min" as late as possible.
+      reduction: share of channels a transition keeps; 0 for no transitions.
+      initialization: a name in `imta_jax.layers.INITIALIZATIONS`.
+    """
+
+    stem: str
+    num_exits: int
+    base: int
+    step: int
+    step_mode: str
+    channels: int
+    growth_rate: int
+    growth_factors: tuple[int, ...]
+    bottleneck_factors: tuple[int, ...]
+    prune: str
+    reduction: float
+    initialization: str = "he_normal"
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """A bottleneck: 1x1 convolution to `width`, then 3x3 with `stride` to `outputs`, from `inputs`."""
+
+    inputs: int
+    width: int
+    outputs: int
+    stride: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One layer: for every live output scale a strided branch from the finer map and a normal one.
+
+    Attributes:
+      number: k, 1 to L over the whole network.
+      first_scale: index of the finest scale it puts out, 0 being the network's finest.
+      inputs: channels of the maps it reads, finest first.
+      strided: per output scale the branch that reads the next finer map, or None.
+      normal: per output scale the branch that reads the map of that scale.
+      transition: (inputs, outputs) of the 1x1 convolution per scale that follows, or None.
+    """
+
+    number: int
+    first_scale: int
+    inputs: tuple[int, ...]
+    strided: tuple[Branch | None, ...]
+    normal: tuple[Branch, ...]
+    transition: tuple[tuple[int, int], ...] | None
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Channels per scale that the layer, and its transition, hand on; finest first."""
+        if self.transition:
+            return tuple(out for _, out in self.transition)
+        return self.concatenated
+
+    @property
+    def concatenated(self) -> tuple[int, ...]:
+        """Channels per scale before the transition: inputs, strided and normal outputs."""
+        kept = self.inputs[len(self.inputs) - len(self.normal) :]
+        return tuple(
+            width + (strided.outputs if strided else 0) + normal.outputs
+            for width, strided, normal in zip(kept, self.strided, self.normal, strict=True)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkPlan:
+    """A whole network: `stem_channels` per scale, the layers of each stage, the heads' widths."""
+
+    spec: NetworkSpec
+    stem_channels: tuple[int, ...]
+    stages: tuple[tuple[Layer, ...], ...]
+    head_widths: tuple[int, ...]
+
+    @property
+    def head_inputs(self) -> tuple[int, ...]:
+        """Channels of the coarsest map at each exit."""
+        return tuple(stage[-1].outputs[-1] for stage in self.stages)
+
+
+def spec_from_config(config: Mapping[str, Any]) -> NetworkSpec:
+    """Reads the `model` part of a config (without `backbone` and `preset`).
+
+    Raises:
+      ValueError: fields unknown or missing.
+    """
+    fields = {field.name: field for field in dataclasses.fields(NetworkSpec)}
+    for name in config:
+        if name not in fields:
+            raise unknown_name("field of config.model", name, fields)
+    optional = {n for n, f in fields.items() if f.default is not dataclasses.MISSING}
+    missing = sorted(set(fields) - optional - set(config))
+    if missing:
+        raise ValueError(
+            f"config.model lacks {', '.join(missing)}; set them, or name a network with "
+            f"config.model.preset ({', '.join(NETWORK_PRESETS)})"
+        )
+    sequences = {"growth_factors", "bottleneck_factors"}
+    return NetworkSpec(**{n: tuple(v) if n in sequences else v for n, v in config.items()})
+
+
+def layers_per_stage(spec: NetworkSpec) -> tuple[int, ...]:
+    """Layers before each exit: `base`, then `step`, or `step * i + 1` for stage i in lin_grow."""
+    later = range(1, spec.num_exits)
+    if spec.step_mode == "even":
+        return (spec.base, *(spec.step for _ in later))
+    return (spec.base, *(spec.step * i + 1 for i in later))
+
+
+def live_scales(spec: NetworkSpec, k: int, num_layers: int) -> tuple[int, int]:
+    """Scales that layer k of `num_layers` (from 1) reads and puts out."""
+    scales = len(spec.growth_factors)
+    if spec.prune == "min":
+        return min(scales, num_layers - k + 2), min(scales, num_layers - k + 1)
+    interval = math.ceil(num_layers / scales)
+    return scales - max(0, k - 2) // interval, scales - (k - 1) // interval
+
+
+def _has_transition(spec: NetworkSpec, k: int, num_layers: int) -> bool:
+    if spec.reduction == 0:
+        return False
+    if spec.prune == "min":
+        return k in (num_layers // 3, 2 * num_layers // 3)
+    inputs, outputs = live_scales(spec, k, num_layers)
+    return inputs > outputs
+
+
+def _branch(spec: NetworkSpec, inputs: int, read: int, outputs: int, stride: int) -> Branch:
+    width = min(inputs, spec.bottleneck_factors[read] * outputs)
+    return Branch(inputs, width, outputs, stride)
+
+
+def _plan_layer(spec: NetworkSpec, k: int, num_layers: int, inputs: Sequence[int]) -> Layer:
+    """Plans layer k, whose inputs are the channels per live scale, finest first."""
+    scales_in, scales_out = live_scales(spec, k, num_layers)
+    scales = len(spec.growth_factors)
+    first_in, first_out = scales - scales_in, scales - scales_out
+    strided: list[Branch | None] = []
+    normal: list[Branch] = []
+    for scale in range(first_out, scales):
+        added = spec.growth_rate * spec.growth_factors[scale]
+        below = inputs[scale - first_in - 1] if scale > first_in else None
+        if below is not None:
+            added //= 2  # shared between the two branches
+            strided.append(_branch(spec, below, scale - 1, added, 2))
+        else:
+            strided.append(None)
+        normal.append(_branch(spec, inputs[scale - first_in], scale, added, 1))
+    layer = Layer(k, first_out, tuple(inputs), tuple(strided), tuple(normal), None)
+    if not _has_transition(spec, k, num_layers):
+        return layer
+    return dataclasses.replace(layer, transition=_transition(spec, layer))
+
+
+def _transition(spec: NetworkSpec, layer: Layer) -> tuple[tuple[int, int], ...]:
+    """(inputs, outputs) per scale: n x factor channels become floor(reduction * n) x factor."""
+    factors = spec.growth_factors[layer.first_scale :]
+    return tuple(
+        (width, math.floor(spec.reduction * (width // factor)) * factor)
+        for width, factor in zip(layer.concatenated, factors, strict=True)
+    )
+
+
+def plan_network(spec: NetworkSpec) -> NetworkPlan:
+    """Plans every layer of the network that `spec` describes.
+
+    Raises:
+      ValueError: a field outside its range; the message names the field and what fits.
+    """
+    _check(spec)
+    depths = layers_per_stage(spec)
+    num_layers = sum(depths)
+    channels = stem_channels = tuple(spec.channels * factor for factor in spec.growth_factors)
+    stages, k = [], 0
+    for depth in depths:
+        stage = []
+        for _ in range(depth):
+            k += 1
+            stage.append(_plan_layer(spec, k, num_layers, channels))
+            channels = stage[-1].outputs
+        stages.append(tuple(stage))
+    if any(width == 0 for stage in stages for layer in stage for width in layer.outputs):
+        raise ValueError(f"config.model.reduction={spec.reduction} leaves a scale no channels")
+    coarsest = [stage[-1].outputs[-1] for stage in stages]
+    cifar = spec.stem == "cifar"
+    heads = tuple(CIFAR_HEAD_WIDTH if cifar else width for width in coarsest)
+    return NetworkPlan(spec, stem_channels, tuple(stages), heads)
+
+
+def _check(spec: NetworkSpec) -> None:
+    """Raises a ValueError for the first field outside its range."""
+    for field, valid in (("stem", STEMS), ("step_mode", STEP_MODES), ("prune", PRUNE_MODES)):
+        if getattr(spec, field) not in valid:
+            raise unknown_name(f"config.model.{field}", getattr(spec, field), valid)
+    for field in ("num_exits", "base", "step", "channels", "growth_rate"):
+        value = getattr(spec, field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"config.model.{field} must be an integer above 0; found {value!r}")
+    factors = (*spec.growth_factors, *spec.bottleneck_factors)
+    if not spec.growth_factors or len(spec.growth_factors) != len(spec.bottleneck_factors):
+        raise ValueError(
+            "config.model.growth_factors and bottleneck_factors need one entry per scale; found "
+            f"{spec.growth_factors} and {spec.bottleneck_factors}"
+        )
+    if any(not isinstance(factor, int) or factor < 1 for factor in factors):
+        raise ValueError(f"config.model: factors must be integers above 0; found {factors}")
+    if not 0 <= spec.reduction <= 1:
+        raise ValueError(f"config.model.reduction must lie in 0 to 1; found {spec.reduction}")
+    _check_halves(spec)
+
+
+def _check_halves(spec: NetworkSpec) -> None:
+    """Two branches share a scale's growth evenly, or the planned channels would not add up."""
+    for factor in spec.growth_factors[1:]:
+        if spec.growth_rate * factor % 2:
+            raise ValueError(
+                f"config.model.growth_rate x growth_factors must be even beyond the finest scale; "
+                f"found {spec.growth_rate} x {factor}: use growth_rate={spec.growth_rate + 1}"
+            )
+
