@@ -1,0 +1,89 @@
+"""Expected calibration error and reliability bins on constructions whose answer is known."""
+
+import numpy as np
+import pytest
+
+from imta_jax.evaluation.calibration import (
+    calibration_errors,
+    expected_calibration_error,
+    reliability,
+)
+
+
+def calibrated() -> tuple[np.ndarray, np.ndarray]:
+    """A hundred images at each of ten confidences, of which exactly that share is right."""
+    percents = np.arange(5, 100, 10)
+    correct = np.arange(100)[None, :] < percents[:, None]
+    return np.repeat(percents / 100, 100), correct.ravel()
+
+
+def test_calibrated_confidence_has_no_error():
+    assert expected_calibration_error(*calibrated()) == pytest.approx(0, abs=1e-9)
+    assert expected_calibration_error(*calibrated(), bins=10) == pytest.approx(0, abs=1e-9)
+
+
+def test_sure_and_wrong_is_the_worst():
+    assert expected_calibration_error(np.ones(50), np.zeros(50, bool)) == pytest.approx(100)
+
+
+def test_sure_and_right_has_no_error():
+    assert expected_calibration_error(np.ones(50, np.float32), np.ones(50, bool)) == 0
+
+
+def test_error_equals_the_formula_image_by_image():
+    generator = np.random.default_rng(0)
+    confidence, correct = generator.random(300).astype(np.float32), generator.random(300) < 0.4
+    expected = 0.0
+    for j in range(15):
+        inside = [n for n in range(300) if j / 15 < confidence[n] <= (j + 1) / 15]
+        gap = sum(float(confidence[n]) - float(correct[n]) for n in inside)
+        expected += 100 * abs(gap) / 300
+    assert expected_calibration_error(confidence, correct) == pytest.approx(expected)
+
+
+def test_image_order_does_not_matter():
+    generator = np.random.default_rng(1)
+    confidence, correct = generator.random(300), generator.random(300) < 0.5
+    order = generator.permutation(300)
+    assert expected_calibration_error(confidence[order], correct[order]) == pytest.approx(
+        expected_calibration_error(confidence, correct)
+    )
+
+
+def test_bins_are_closed_above_and_the_first_below_too():
+    found = reliability(np.array([0.0, 0.25, 0.26, 0.5, 1.0]), np.array([0, 1, 1, 0, 1], bool), 4)
+    np.testing.assert_array_equal(found.edges, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_array_equal(found.count, [2, 2, 0, 1])
+    np.testing.assert_allclose(found.confidence, [0.125, 0.38, np.nan, 1])
+    np.testing.assert_allclose(found.accuracy, [0.5, 0.5, np.nan, 1])
+
+
+def test_every_exit_gets_its_own_error():
+    confidence, correct = calibrated()
+    errors = calibration_errors(
+        np.stack([confidence, np.ones_like(confidence)]),
+        np.stack([correct, np.zeros_like(correct)]),
+    )
+    np.testing.assert_allclose(errors, [0, 100], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "correct", "bins", "message"),
+    [
+        ([0.5, 1.5], [True, True], 15, r"confidence 1\.5 of image 1"),
+        ([np.nan, 0.5], [True, True], 15, "confidence nan of image 0"),
+        ([-0.1], [True], 15, "-0.1"),
+        ([0.5, 0.5], [True], 15, r"confidence \(2,\) and correct \(1,\)"),
+        ([], [], 15, "at least one image"),
+        ([[0.5]], [[True]], 15, r"\(1, 1\)"),
+        ([0.5], [True], 0, "0 bins"),
+    ],
+)
+def test_unusable_input_is_refused(confidence, correct, bins, message):
+    with pytest.raises(ValueError, match=message):
+        expected_calibration_error(np.array(confidence), np.array(correct), bins)
+
+
+def test_errors_per_exit_need_two_axes():
+    with pytest.raises(ValueError, match=r"expected \[exits, images\] twice"):
+        calibration_errors(np.ones(3), np.ones(3, bool))
