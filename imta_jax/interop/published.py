@@ -5,6 +5,7 @@ is never opened, because unpickling runs code.
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -175,9 +176,15 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
       ValueError: not an `.npz` of plain arrays; says how to convert a PyTorch checkpoint.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, AttributeError, zipfile.BadZipFile) as error:
+        with Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
+            # A PyTorch checkpoint is a zip too; NumPy would hand its pickle on as bytes.
+            others = [name for name in archive.namelist() if not name.endswith(".npy")]
+            if others:
+                raise ValueError(f"it holds {others[0]}")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is not an .npz of plain arrays ({error}). Convert a PyTorch checkpoint where "
             "you trust it: numpy.savez(out, **{k: v.numpy() for k, v in state_dict.items()})"

@@ -254,4 +254,3 @@ def _check_halves(spec: NetworkSpec) -> None:
                 f"config.model.growth_rate x growth_factors must be even beyond the finest scale; "
                 f"found {spec.growth_rate} x {factor}: use growth_rate={spec.growth_rate + 1}"
             )
-

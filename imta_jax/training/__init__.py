@@ -1,0 +1,31 @@
+"""Objectives, optimiser, state, steps, the loop, checkpoints and the two phases."""
+
+from imta_jax.training.checkpoints import AnotherNetworkError, read_meta, restore_model
+from imta_jax.training.loop import EpochLoop, NonFiniteLossError
+from imta_jax.training.objectives import PhaseOneObjective, PhaseTwoObjective
+from imta_jax.training.phases import (
+    PHASES,
+    evaluation_batch_size,
+    new_phase_one,
+    new_phase_two,
+    phase_is_finished,
+    train_phase_one,
+    train_phase_two,
+)
+
+__all__ = [
+    "PHASES",
+    "AnotherNetworkError",
+    "EpochLoop",
+    "NonFiniteLossError",
+    "PhaseOneObjective",
+    "PhaseTwoObjective",
+    "evaluation_batch_size",
+    "new_phase_one",
+    "new_phase_two",
+    "phase_is_finished",
+    "read_meta",
+    "restore_model",
+    "train_phase_one",
+    "train_phase_two",
+]

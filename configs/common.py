@@ -1,0 +1,208 @@
+"""The fields that every config has, with the paper's values, and the presets of the method.
+
+A config file is `get_config(preset)`: the paper's method by default, `published` for what the
+authors' PyTorch code does, `baseline` for the same network without any of the three techniques.
+"""
+
+import difflib
+
+from ml_collections import ConfigDict, config_dict
+
+
+def network(preset):
+    """The `model` part: a named network, any field of which can be set besides."""
+    model = ConfigDict()
+    # Name of a network; `python -m imta_jax.models --help` lists them. "" for none: set all fields.
+    model.preset = preset
+    # "msdnet".
+    model.backbone = config_dict.placeholder(str)
+    # First layers: "cifar" (3x3) or "imagenet" (7x7 stride 2, max-pool).
+    model.stem = config_dict.placeholder(str)
+    # Number of classifiers, the last one included.
+    model.num_exits = config_dict.placeholder(int)
+    # Layers before the first exit.
+    model.base = config_dict.placeholder(int)
+    # Layers between exits ("even"), or their growth from exit to exit ("lin_grow").
+    model.step = config_dict.placeholder(int)
+    # "even" or "lin_grow".
+    model.step_mode = config_dict.placeholder(str)
+    # Channels of the stem at the finest scale.
+    model.channels = config_dict.placeholder(int)
+    # Channels that a layer adds at the finest scale.
+    model.growth_rate = config_dict.placeholder(int)
+    # Multiplier of channels and growth per scale, finest first; as many as there are scales.
+    model.growth_factors = config_dict.placeholder(tuple)
+    # Width of the 1x1 convolutions over a branch's outputs, per scale that is read.
+    model.bottleneck_factors = config_dict.placeholder(tuple)
+    # When scales are dropped: "max" (every third of the depth, with 3 scales) or "min" (late).
+    model.prune = config_dict.placeholder(str)
+    # Share of channels that a transition keeps, 0 to 1; 0 for no transitions.
+    model.reduction = config_dict.placeholder(float)
+    # Starting values: "he_normal" or "pytorch" (uniform).
+    model.initialization = "he_normal"
+    return model
+
+
+def data(source, validation_examples):
+    """The `data` part."""
+    images = ConfigDict()
+    # "fashion_mnist_small" (in the package), a TFDS name (cifar10, cifar100, ...), or a path.npz.
+    images.source = source
+    # Where TFDS keeps its prepared datasets; "" for its default folder.
+    images.data_dir = ""
+    # Whether TFDS may download what is not there.
+    images.download = True
+    # Images held out of the training images, to choose thresholds and checkpoints with.
+    images.validation_examples = validation_examples
+    # Which images those are.
+    images.validation_seed = 0
+    # Zero pixels added on every side before a random crop of the original size; 0 for no crop.
+    images.crop_padding = 4
+    # Whether half of the images are mirrored, at random.
+    images.flip = True
+    # Who makes the batches: "auto" (tf.data where TensorFlow is installed), "tf_data", "numpy".
+    images.pipeline = "auto"
+    return images
+
+
+def _optimization(total_epochs, batch_size, learning_rate_drops):
+    phase = ConfigDict()
+    # Passes over the training images; 0 leaves the phase out.
+    phase.total_epochs = total_epochs
+    # Images per step, over all devices.
+    phase.batch_size = batch_size
+    # Learning rate at the start.
+    phase.learning_rate = 0.1
+    # Shares of the phase (0 to 1) after which it is multiplied by drop_factor.
+    phase.learning_rate_drops = learning_rate_drops
+    # 0.1 in the paper.
+    phase.drop_factor = 0.1
+    # Of the gradient, 0 to 1.
+    phase.momentum = 0.9
+    # Nesterov's form of it.
+    phase.nesterov = True
+    # Added to the gradient of every parameter, per unit of the parameter.
+    phase.weight_decay = 1e-4
+    return phase
+
+
+def phase_one(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
+    """The `phase_one` part: everything trains."""
+    phase = _optimization(total_epochs, batch_size, learning_rate_drops)
+    # How far gradient equilibrium reaches: "off", "coarsest" (map) or "all" (maps, Eq. 5 exact).
+    phase.equilibrium = "all"
+    return phase
+
+
+def phase_two(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
+    """The `phase_two` part: the heads alone train."""
+    phase = _optimization(total_epochs, batch_size, learning_rate_drops)
+    # Which phase-I checkpoint it starts from: "last", or "best" by validation.
+    phase.from_checkpoint = "last"
+    # What an exit hands on to the next: "none", "identity" (logits added), "linear" (learned).
+    phase.transfer = "identity"
+    # Whether the gradient along that path is discarded.
+    phase.stop_gradient = True
+    # What the new heads start from: "phase_one" (its last layers) or "fresh".
+    phase.start = "phase_one"
+    # Who teaches: "own_last_exit" or "phase_one_last_exit".
+    phase.teacher = "own_last_exit"
+    # Weight of the cross-entropy against the divergence from the teacher, 0 to 1.
+    phase.alpha = 0.5
+    # Of both softmaxes in the divergence, above 0.
+    phase.temperature = 1.0
+    # Whether the divergence is multiplied by the temperature squared.
+    phase.temperature_squared = False
+    # The divergence summed over classes ("batch") or averaged over them too ("elements").
+    phase.reduction = "batch"
+    # The last exit's loss: "mixed" (Eq. 7 like the others) or "cross_entropy".
+    phase.last_exit = "mixed"
+    # Batch normalisation of the frozen backbone: "frozen" or "moving" (batch statistics).
+    phase.backbone_statistics = "frozen"
+    return phase
+
+
+def evaluation(batch_size):
+    """The `evaluation` part: how the trained network is judged."""
+    judged = ConfigDict()
+    # Images per step of validation and test, over all devices.
+    judged.batch_size = batch_size
+    # Which checkpoint is judged: "last", or "best" by validation.
+    judged.checkpoint = "last"
+    # The sweep of budgets: shares of images leaving at exit k are proportional to quota ** k.
+    judged.quotas = tuple(p / 20 for p in range(1, 41))
+    # Budgets reported image by image, as fractions of the last exit's multiply-adds.
+    judged.reported_budgets = (0.3, 0.5, 0.7)
+    # Bins of the calibration error.
+    judged.calibration_bins = 15
+    # Images per side of the report's gallery.
+    judged.gallery_images = 12
+    return judged
+
+
+def assemble(model, images, first, second, judged):
+    """A whole config, locked: a misspelt override is an error."""
+    config = ConfigDict()
+    # Of everything random: starting values, order of the images, augmentation.
+    config.seed = 0
+    config.data = images
+    config.model = model
+    config.phase_one = first
+    config.phase_two = second
+    config.evaluation = judged
+    config.log = ConfigDict()
+    # How often, in steps, the host fetches the losses and looks whether they are finite.
+    config.log.check_every_steps = 50
+    return config.lock()
+
+
+def _published(config):
+    """What the authors' PyTorch code does, where that differs from the paper's text."""
+    config.model.initialization = "pytorch"
+    config.phase_one.update(equilibrium="coarsest", nesterov=False)
+    config.phase_two.update(
+        nesterov=False,
+        transfer="linear",
+        stop_gradient=False,
+        start="fresh",
+        teacher="phase_one_last_exit",
+        alpha=0.1,  # the paper's alpha is 1 - gamma; gamma 0.9 and temperature 3 are its defaults
+        temperature=3.0,
+        temperature_squared=True,
+        reduction="elements",
+        last_exit="cross_entropy",
+        backbone_statistics="moving",
+    )
+
+
+def _baseline(config):
+    """MSDNet as it was: no equilibrium, no collaboration, no distillation, no second phase."""
+    config.phase_one.equilibrium = "off"
+    config.phase_two.total_epochs = 0
+
+
+METHODS = {"paper": lambda config: None, "published": _published, "baseline": _baseline}
+
+
+def with_preset(config, preset, presets=None):
+    """Applies a preset: a method, one of the file's own `presets`, or several joined by commas.
+
+    Raises:
+      ValueError: an unknown name; the valid ones are listed, the closest first.
+    """
+    known = METHODS | (presets or {})
+    for name in filter(None, preset.split(",")):
+        if name not in known:
+            likeness = difflib.SequenceMatcher(None, name)
+            order = sorted(known, key=lambda n: (-_ratio(likeness, n), n))
+            raise ValueError(
+                f"unknown preset {name!r}; valid, the closest first: {', '.join(order)} "
+                "(several are joined by commas)"
+            )
+        known[name](config)
+    return config
+
+
+def _ratio(matcher, name):
+    matcher.set_seq2(name)
+    return matcher.ratio()

@@ -1,0 +1,26 @@
+"""ImageNet as in the paper (Sec. 4.2): batch 256, 90 + 90 epochs, 50,000 images held out.
+
+    python launch.py --config=configs/imagenet.py --workdir=runs/imagenet
+    python launch.py --config=configs/imagenet.py:published --workdir=runs/imagenet-published
+
+Networks (--config.model.preset): imagenet_step_4, _6, _7, with exit i at layer t*i+3 as the paper
+says; with `_published` appended at layer t*i, as the reference code has it. Presets: `paper`
+(default), `published` (which also takes the published network), `baseline`.
+"""
+
+from configs import common
+
+THIRDS = (1 / 3, 2 / 3)
+
+
+def get_config(preset="paper"):
+    published = "published" in preset.split(",")
+    config = common.assemble(
+        model=common.network("imagenet_step_4" + ("_published" if published else "")),
+        images=common.data("imagenet2012", validation_examples=50000),
+        first=common.phase_one(total_epochs=90, batch_size=256, learning_rate_drops=THIRDS),
+        second=common.phase_two(total_epochs=90, batch_size=256, learning_rate_drops=THIRDS),
+        judged=common.evaluation(batch_size=256),
+    )
+    config.phase_two.temperature = 1.0
+    return common.with_preset(config, preset)

@@ -1,0 +1,69 @@
+"""Which device holds what: the only file that decides shardings.
+
+One device is a mesh of one. Batches are split over the mesh's single axis, everything else is on
+every device; the compiler inserts the reductions.
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+Tree = TypeVar("Tree")
+
+DATA_AXIS = "data"
+
+
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with one axis, "data", over the given devices; default, all there are."""
+    devices = list(devices) if devices is not None else jax.devices()
+    return jax.make_mesh((len(devices),), (DATA_AXIS,), (AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of parameters, optimiser state and metrics: a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_over_batch(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its leading axis split evenly."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def place_batch(batch: Tree, mesh: Mesh) -> Tree:
+    """Puts a host batch (a pytree of NumPy arrays [N, ...]) on the devices, split over N."""
+    sharding = split_over_batch(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def place_replicated(tree: Tree, mesh: Mesh) -> Tree:
+    """Copies a pytree to every device of the mesh; the copy shares no buffer with the original."""
+    sharding = replicated(mesh)
+
+    # Through the host: a device_put onto the device an array is on already would alias it, and a
+    # step that donates its state would then delete the network's own arrays.
+    return jax.tree.map(lambda x: jax.device_put(np.array(x), sharding), tree)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
+    """Refuses a batch that the devices do not divide.
+
+    Args:
+      batch_size: global, over all devices.
+      mesh: the devices.
+      field: the config field it comes from; opens the message.
+
+    Raises:
+      ValueError: with the nearest sizes that work.
+    """
+    devices = mesh.size
+    if batch_size >= 1 and batch_size % devices == 0:
+        return
+    below, above = batch_size // devices * devices, -(-batch_size // devices) * devices
+    nearest = " or ".join(str(size) for size in (below, above) if size > 0) or str(devices)
+    raise ValueError(
+        f"{field}={batch_size} does not divide over {devices} devices; the nearest that do: "
+        f"{nearest}"
+    )

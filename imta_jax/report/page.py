@@ -1,0 +1,183 @@
+"""The page: all figures and tables of a run in one HTML file that needs nothing else."""
+
+import base64
+import io
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from imta_jax.report.budget import figure_budget_curve, figure_exit_shares
+from imta_jax.report.exits import figure_classes, figure_exits, figure_reliability
+from imta_jax.report.gallery import figure_gallery
+from imta_jax.report.progress import figure_training
+from imta_jax.report.run_record import RunRecord, load_run
+from imta_jax.report.style import DPI, short_count, signed
+from imta_jax.report.summary import TOLERANCE_POINTS, operating_point
+from imta_jax.report.tables import all_tables, tables_markdown
+
+
+@dataclass(frozen=True)
+class Section:
+    """One figure of the page.
+
+    Attributes:
+      name: the file's name, without `.png`.
+      draw: the function that makes the figure.
+      heading: the question it answers.
+      caption: one sentence or two for somebody who has never seen such a figure.
+      needs: the part of the record without which it cannot be drawn; "" if it always can.
+    """
+
+    name: str
+    draw: Callable[[RunRecord], Figure]
+    heading: str
+    caption: str
+    needs: str = ""
+
+
+SECTIONS = (
+    Section(
+        "budget_curve",
+        figure_budget_curve,
+        "How much accuracy does a budget buy?",
+        "Further left is cheaper, higher is better: the thick line lets every image leave as soon "
+        "as an exit is confident enough, the numbered circles send all images to the same exit, "
+        "and the ring is the cheapest budget within "
+        f"{TOLERANCE_POINTS} points of the full network on validation images.",
+    ),
+    Section(
+        "exit_shares",
+        figure_exit_shares,
+        "Where do images leave?",
+        "Read a vertical slice from bottom to top: at that mean cost, the height of a colour is "
+        "the share of images that leave at its exit; early exits are light, late ones dark.",
+    ),
+    Section(
+        "gallery",
+        figure_gallery,
+        "What do easy and hard images look like?",
+        "Below each image stands its true class, then whether the network was right (✓) or what "
+        "it said instead (✗, framed), with its confidence at the exit where the image left.",
+        needs="gallery",
+    ),
+    Section(
+        "classes",
+        figure_classes,
+        "Which classes leave early?",
+        "Each bar is one class, cheapest at the top: the longer its light part, the more of its "
+        "images the first exits can settle.",
+        needs="samples",
+    ),
+    Section(
+        "exits",
+        figure_exits,
+        "How good is each exit alone?",
+        "Accuracy should rise with depth; the calibration error is the mean distance between "
+        "how sure an exit is and how often it is right, so lower is better.",
+    ),
+    Section(
+        "reliability",
+        figure_reliability,
+        "Can the confidence be trusted?",
+        "On the dashed diagonal an exit is right exactly as often as it says; below it, it is too "
+        "sure of itself. A larger point stands for more images.",
+        needs="calibration",
+    ),
+    Section(
+        "training",
+        figure_training,
+        "How did training go?",
+        "Strong lines are validation images, faint lines training images; dotted verticals mark "
+        "where the learning rate was lowered.",
+        needs="metrics",
+    ),
+)
+
+
+def write_report(workdir: str | Path) -> Path:
+    """Writes a run's report into `workdir/report/`: figures, `tables.md` and `index.html`.
+
+    Args:
+      workdir: a run's folder with `results.json`; see `load_run` for what else is read.
+
+    Returns:
+      The path of `index.html`, which is written last: where it is new, all else is.
+
+    Raises:
+      FileNotFoundError: `results.json` is not there.
+      ValueError: `results.json` is damaged or lacks a part.
+    """
+    run = load_run(workdir)
+    folder = run.workdir / "report"
+    folder.mkdir(exist_ok=True)
+    figures = draw_figures(run)
+    for section in SECTIONS:
+        path = folder / f"{section.name}.png"
+        if section.name in figures:
+            _write_atomically(path, figures[section.name])
+        else:
+            # An older report's figure would look as if it belonged to this one.
+            path.unlink(missing_ok=True)
+    _write_atomically(folder / "tables.md", tables_markdown(run).encode())
+    _write_atomically(folder / "index.html", render_page(run, figures).encode())
+    return folder / "index.html"
+
+
+def draw_figures(run: RunRecord) -> dict[str, bytes]:
+    """Every figure the run has data for, by name, as PNG."""
+    return {
+        section.name: _png(section.draw(run))
+        for section in SECTIONS
+        if not section.needs or getattr(run, section.needs) is not None
+    }
+
+
+def render_page(run: RunRecord, figures: dict[str, bytes]) -> str:
+    """The page as HTML that embeds the figures (PNG by section name) and refers to nothing."""
+    environment = Environment(
+        loader=PackageLoader("imta_jax.report", "."), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("page.html.jinja").render(
+        run=run,
+        lead=_lead(run),
+        point=operating_point(run),
+        tolerance=TOLERANCE_POINTS,
+        short_count=short_count,
+        signed=signed,
+        tables=all_tables(run),
+        sections=[
+            (section, base64.b64encode(figures[section.name]).decode("ascii"))
+            for section in SECTIONS
+            if section.name in figures
+        ],
+        config=json.dumps(run.config, indent=2, sort_keys=True, ensure_ascii=False),
+    )
+
+
+def _lead(run: RunRecord) -> str:
+    """One sentence: what was trained, on what, for how long."""
+    backbone = (run.config.get("model") or {}).get("backbone") or "network"
+    examples = (run.dataset.get("examples") or {}).get("train")
+    images = f"{examples:,} images of " if examples else ""
+    epochs = [f"{facts['epochs']}" for facts in run.phases.values() if "epochs" in facts]
+    duration = f", {' + '.join(epochs)} epochs" if epochs else ""
+    trained = f"trained on {images}{run.dataset['name']}{duration}"
+    return f"{backbone} with {run.num_exits} exits, {trained}."
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Replaces a file in one go, so that no reader and no kill ever leaves half of one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

@@ -1,0 +1,145 @@
+"""What all figures share: one colour per exit, quiet axes, labels instead of legends.
+
+Figures are made through matplotlib's object interface and styled piece by piece: no pyplot, no
+global settings, so that a server's threads and a notebook can draw at the same time.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+INK = "#1f2328"
+MUTED = "#667080"
+RULE = "#dfe3e8"
+ADAPTIVE = "#0b7a75"
+WRONG = "#c0392b"
+DPI = 160
+MILLION = 1e6
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def exit_colours(count: int) -> list[str]:
+    """One colour per exit, light and warm for the earliest, dark and cold for the last.
+
+    The ramp falls evenly in lightness, so it also reads without colour vision or in grey.
+    """
+    return [to_hex(matplotlib.colormaps["plasma"](x)) for x in np.linspace(0.80, 0.06, count)]
+
+
+def text_colour_on(colour: str) -> str:
+    """Black or white, whichever can be read on a background of this colour."""
+    return INK if np.array(matplotlib.colors.to_rgb(colour)) @ LUMA > 0.55 else "white"
+
+
+def readable(colour: str) -> str:
+    """The colour, darkened where it is too light to be that of a text on white."""
+    rgb = np.array(matplotlib.colors.to_rgb(colour))
+    return to_hex(rgb * min(1.0, 0.55 / float(rgb @ LUMA)))
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of a size in inches, its title (the finding) at the top left."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06)
+    # Titles may hold class names, in which a dollar sign is no mathematics.
+    figure.suptitle(
+        title, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK, parse_math=False
+    )
+    return figure
+
+
+def tidy(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: str = "y") -> None:
+    """Names the axes and takes away all ink that carries no data; `grid` is "x", "y" or ""."""
+    axes.set_title(title, loc="left", fontsize=10, color=MUTED, pad=9)
+    axes.set_xlabel(x, fontsize=10, color=INK)
+    axes.set_ylabel(y, fontsize=10, color=INK)
+    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.set_axisbelow(True)
+    if grid:
+        axes.grid(axis=grid, color=RULE, linewidth=0.8)
+
+
+def percentage_ticks(axes: Axes) -> None:
+    """Takes away the y ticks above 100%, which room for labels may have brought."""
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, 100)])
+
+
+def halo() -> list[withStroke]:
+    """A white outline that keeps a text readable where it crosses a line."""
+    return [withStroke(linewidth=3, foreground="white")]
+
+
+def short_count(count: float) -> str:
+    """A count in thousands or millions with about three digits, e.g. "187 k", "12.3 M"."""
+    if count < MILLION:
+        return f"{count / 1000:.0f} k"
+    value = count / MILLION
+    if value >= 100:
+        return f"{value:,.0f} M"
+    return f"{value:.1f} M" if value >= 10 else f"{value:.2f} M"
+
+
+def signed(points: float, digits: int = 1) -> str:
+    """A change with its sign, e.g. "+0.4", "−1.2"."""
+    return f"{points:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def shortened(text: str, length: int) -> str:
+    """The text, cut to a length with an ellipsis where it is longer."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def spread(positions: Sequence[float], gap: float) -> np.ndarray:
+    """Moves positions apart until neighbours are a gap away from each other, keeping their order.
+
+    Args:
+      positions: [n], where labels would like to be.
+      gap: the least distance between two labels, in the same unit.
+
+    Returns:
+      [n] float positions; unchanged where there was room.
+    """
+    wanted = np.asarray(positions, dtype=float)
+    # Labels that touch move as one group, around the mean of where they want to be.
+    groups: list[list[int]] = []
+    centres: list[float] = []
+    for index in np.argsort(wanted, kind="stable"):
+        groups.append([int(index)])
+        centres.append(wanted[index])
+        while len(groups) > 1 and (
+            centres[-1] - centres[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2
+        ):
+            groups[-2:] = [groups[-2] + groups[-1]]
+            centres[-2:] = [float(wanted[groups[-1]].mean())]
+    placed = wanted.copy()
+    for group, centre in zip(groups, centres, strict=True):
+        placed[group] = centre + gap * (np.arange(len(group)) - (len(group) - 1) / 2)
+    return placed
+
+
+def end_labels(
+    axes: Axes, x: float, heights: Sequence[float], texts: Sequence[str], colours: Sequence[str]
+) -> None:
+    """Writes each line's name at its right end, apart from each other; set the y limits first."""
+    low, high = axes.get_ylim()
+    inches = axes.figure.get_figheight() * axes.get_position().height
+    gap = (high - low) * 0.16 / inches
+    for height, text, colour in zip(spread(heights, gap), texts, colours, strict=True):
+        axes.annotate(
+            text,
+            (x, height),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=readable(colour),
+            annotation_clip=False,
+        )

@@ -1,0 +1,220 @@
+"""Checkpoints of a phase: what is written after an epoch, and how it is found again.
+
+A checkpoint holds the network (`model`), the optimiser and step (`progress`), and a JSON `meta` that
+describes the network well enough to rebuild it. Arrays are stored under readable names, so that a
+checkpoint of another network can be refused with the names that differ.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from orbax.checkpoint import checkpoint_managers
+
+from imta_jax.training.state import TrainState, named_arrays
+
+_log = logging.getLogger(__name__)
+
+SELECTION_METRIC = "validation_top1"
+
+
+class AnotherNetworkError(ValueError):
+    """A checkpoint whose arrays are not those of the network it was to fill."""
+
+
+def _manager(folder: Path, keep_latest: int = 2) -> ocp.CheckpointManager:
+    """Keeps the newest checkpoints and the best by validation."""
+    # A keep-best option alone would delete the newest, and going on would start from the best.
+    policies = checkpoint_managers.AnyPreservationPolicy(
+        [
+            checkpoint_managers.LatestN(keep_latest),
+            checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[SELECTION_METRIC], n=1),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies, best_fn=lambda metrics: metrics[SELECTION_METRIC]
+    )
+    handlers = {
+        "model": ocp.StandardCheckpointHandler(),
+        "progress": ocp.StandardCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers)
+
+
+def _arrays(state: TrainState) -> dict[str, dict[str, jax.Array]]:
+    model = named_arrays(state.trainable) | named_arrays(state.rest)
+    progress = named_arrays({"step": state.step, "optimizer": state.opt_state})
+    return {"model": model, "progress": progress}
+
+
+def _refill(tree: Any, arrays: Mapping[str, jax.Array]) -> Any:
+    """Puts named arrays back into the pytree that they were flattened from."""
+    return jax.tree.unflatten(
+        jax.tree.structure(tree), [arrays[name] for name in named_arrays(tree)]
+    )
+
+
+def _abstract(arrays: Mapping[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        for name, x in arrays.items()
+    }
+
+
+def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """One line per name that is missing, left over or of another shape."""
+    lines = [f"not in the checkpoint: {name}" for name in sorted(expected.keys() - found.keys())]
+    lines += [f"not in this network: {name}" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        ours, theirs = tuple(expected[name].shape), tuple(found[name].shape)
+        if ours != theirs:
+            lines.append(f"{name}: this network {ours}, the checkpoint {theirs}")
+    return lines
+
+
+def _refuse_another_network(
+    manager: ocp.CheckpointManager, epoch: int, item: str, expected: Mapping[str, Any]
+) -> None:
+    """Raises an AnotherNetworkError unless the checkpoint's `item` has the expected arrays."""
+    found = getattr(manager.item_metadata(epoch), item)
+    lines = _differences(expected, found)
+    if lines:
+        shown = lines[:20] + ([f"... and {len(lines) - 20} more"] if len(lines) > 20 else [])
+        raise AnotherNetworkError(
+            f"the checkpoint of epoch {epoch} in {manager.directory} is of another network "
+            f"({len(lines)} differences); use the config it was trained with or another "
+            "--workdir:\n  " + "\n  ".join(shown)
+        )
+
+
+@dataclasses.dataclass
+class Checkpoints:
+    """The checkpoints of one phase; use as a context manager, so that saving is waited for.
+
+    Attributes:
+      folder: made if need be.
+    """
+
+    folder: Path
+
+    def __enter__(self) -> Self:
+        self._manager = _manager(self.folder)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.close()
+
+    def save(
+        self, epoch: int, state: TrainState, meta: Mapping[str, Any], validation_top1: float
+    ) -> None:
+        """Starts saving in the background; `epoch` counts from 1 and names the checkpoint."""
+        items = {name: ocp.args.StandardSave(arrays) for name, arrays in _arrays(state).items()}
+        self._manager.save(
+            epoch,
+            args=ocp.args.Composite(meta=ocp.args.JsonSave(dict(meta)), **items),
+            metrics={SELECTION_METRIC: float(validation_top1)},
+        )
+
+    def restore_latest(self, state: TrainState) -> tuple[TrainState, int]:
+        """The newest state that can be read, and its epoch; (`state`, 0) where there is none.
+
+        A damaged checkpoint is passed over with a warning, for the next older one.
+
+        Raises:
+          AnotherNetworkError: the checkpoint is of another network.
+        """
+        for epoch in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._restore(epoch, state), epoch
+            except AnotherNetworkError:
+                raise
+            except Exception as error:  # whatever damage does: orbax raises many kinds
+                _log.warning(
+                    "checkpoint of epoch %d in %s cannot be read (%s: %s); trying an older one",
+                    epoch,
+                    self.folder,
+                    type(error).__name__,
+                    str(error).splitlines()[0] if str(error) else "",
+                )
+                self._manager.delete(epoch)  # it would stand in the way when its epoch is saved
+        return state, 0
+
+    def _restore(self, epoch: int, state: TrainState) -> TrainState:
+        expected = _arrays(state)
+        for item, arrays in expected.items():
+            _refuse_another_network(self._manager, epoch, item, arrays)
+        targets = {
+            item: ocp.args.StandardRestore(_abstract(arrays)) for item, arrays in expected.items()
+        }
+        found = self._manager.restore(epoch, args=ocp.args.Composite(**targets))
+        progress = _refill({"step": state.step, "optimizer": state.opt_state}, found["progress"])
+        return dataclasses.replace(
+            state,
+            step=progress["step"],
+            opt_state=progress["optimizer"],
+            trainable=_refill(state.trainable, found["model"]),
+            rest=_refill(state.rest, found["model"]),
+        )
+
+
+def finished_epochs(folder: Path) -> int:
+    """The epoch of the newest checkpoint in `folder`; 0 where there is none."""
+    if not folder.is_dir():
+        return 0
+    with _manager(folder) as manager:
+        return manager.latest_step() or 0
+
+
+def _chosen_epoch(manager: ocp.CheckpointManager, which: str) -> int:
+    if which not in ("last", "best"):
+        raise ValueError(f"which checkpoint: expected 'last' or 'best'; found {which!r}")
+    epoch = manager.latest_step() if which == "last" else manager.best_step()
+    if epoch is None:
+        raise FileNotFoundError(
+            f"no checkpoint in {manager.directory}; train it first: "
+            "python launch.py --config=... --workdir=..."
+        )
+    return epoch
+
+
+def read_meta(folder: Path, which: str = "last") -> dict[str, Any]:
+    """The JSON `meta` of the last or best (by validation) checkpoint in `folder`.
+
+    Raises:
+      FileNotFoundError: no checkpoint there.
+    """
+    with _manager(folder) as manager:
+        epoch = _chosen_epoch(manager, which)
+        return dict(
+            manager.restore(epoch, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        )
+
+
+def restore_model(classifier: nnx.Module, folder: Path, which: str = "last") -> int:
+    """Fills a classifier in place from the last or best checkpoint in `folder`; returns its epoch.
+
+    Raises:
+      FileNotFoundError: no checkpoint there.
+      AnotherNetworkError: the names or shapes differ; the message lists them.
+    """
+    variables = nnx.state(classifier)
+    expected = named_arrays(variables)
+    with _manager(folder) as manager:
+        epoch = _chosen_epoch(manager, which)
+        _refuse_another_network(manager, epoch, "model", expected)
+        target = ocp.args.StandardRestore(_abstract(expected))
+        found = manager.restore(epoch, args=ocp.args.Composite(model=target))["model"]
+    nnx.update(classifier, _refill(variables, found))
+    return epoch

@@ -1,0 +1,47 @@
+"""Stochastic gradient descent with the paper's schedule (Sec. 4, "Training Details")."""
+
+from collections.abc import Sequence
+
+import optax
+
+
+def step_schedule(
+    learning_rate: float, drops: Sequence[float], drop_factor: float, total_steps: int
+) -> optax.Schedule:
+    """A learning rate that is multiplied by `drop_factor` at given shares of the training.
+
+    Args:
+      learning_rate: the first.
+      drops: shares of `total_steps` in 0..1, e.g. (0.5, 0.75) for the paper's CIFAR schedule.
+      drop_factor: 0.1 in the paper.
+      total_steps: of the phase.
+
+    Raises:
+      ValueError: a drop outside 0..1, or a learning rate not above 0.
+    """
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be above 0; found {learning_rate}")
+    if any(not 0 <= drop <= 1 for drop in drops):
+        raise ValueError(f"learning_rate_drops are shares of the training, 0 to 1; found {drops}")
+    boundaries: dict[int, float] = {}
+    for drop in drops:  # in a very short training two drops may fall on one step
+        step = round(drop * total_steps)
+        boundaries[step] = boundaries.get(step, 1.0) * drop_factor
+    return optax.piecewise_constant_schedule(learning_rate, boundaries)
+
+
+def sgd(
+    schedule: optax.Schedule, *, momentum: float, nesterov: bool, weight_decay: float
+) -> optax.GradientTransformation:
+    """PyTorch's SGD: weight decay is added to the gradient of every parameter, then momentum.
+
+    Args:
+      schedule: learning rate by step.
+      momentum: 0.9 in the paper.
+      nesterov: True in the paper's text, False in the reference code.
+      weight_decay: 1e-4 in the paper, on all parameters.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
+    )

@@ -1,0 +1,215 @@
+"""The two phases of training (paper Sec. 4): what each trains, from where, and with which loss."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from imta_jax.data import Dataset, eval_batches, steps_per_epoch, train_batches
+from imta_jax.errors import unknown_name
+from imta_jax.models import (
+    MultiExitClassifier,
+    build_classifier,
+    resolve_model_config,
+    with_collaborative_heads,
+)
+from imta_jax.parallel import check_batch_size, data_mesh, place_batch
+from imta_jax.techniques import EQUILIBRIUM_REACHES
+from imta_jax.training.checkpoints import finished_epochs, restore_model
+from imta_jax.training.loop import EpochLoop
+from imta_jax.training.objectives import (
+    ALL_PARAMETERS,
+    HEAD_PARAMETERS,
+    Objective,
+    PhaseOneObjective,
+    PhaseTwoObjective,
+)
+from imta_jax.training.optimizer import sgd, step_schedule
+from imta_jax.training.state import TrainState, create_state
+from imta_jax.training.step import make_eval_step, make_train_step
+
+_log = logging.getLogger(__name__)
+
+PHASES = ("phase_one", "phase_two")
+
+
+def new_phase_one(config: Mapping[str, Any], dataset: Dataset) -> MultiExitClassifier:
+    """The untrained phase-I classifier of a config, reproducible from `config.seed`."""
+    return build_classifier(
+        config["model"],
+        num_classes=dataset.num_classes,
+        image_shape=dataset.image_shape,
+        rngs=nnx.Rngs(config["seed"]),
+    )
+
+
+def new_phase_two(
+    config: Mapping[str, Any], classifier: MultiExitClassifier
+) -> MultiExitClassifier:
+    """The phase-II classifier of a config on a phase-I one, its heads not yet trained."""
+    phase = config["phase_two"]
+    heads = {name: phase[name] for name in ("transfer", "stop_gradient", "start")}
+    heads["initialization"] = config["model"].get("initialization") or "he_normal"
+    return with_collaborative_heads(
+        classifier,
+        heads,
+        num_classes=classifier.num_classes,
+        rngs=nnx.Rngs(config["seed"] + 1),
+    )
+
+
+def phase_one_objective(config: Mapping[str, Any]) -> PhaseOneObjective:
+    """Reads `config.phase_one`; an unknown `equilibrium` is a ValueError."""
+    reach = config["phase_one"]["equilibrium"]
+    if reach not in EQUILIBRIUM_REACHES:
+        raise unknown_name("config.phase_one.equilibrium", reach, EQUILIBRIUM_REACHES)
+    return PhaseOneObjective(reach)
+
+
+def phase_two_objective(config: Mapping[str, Any]) -> PhaseTwoObjective:
+    """Reads `config.phase_two`."""
+    names = [field.name for field in dataclasses.fields(PhaseTwoObjective)]
+    return PhaseTwoObjective(**{name: config["phase_two"][name] for name in names})
+
+
+def train_phase_one(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> None:
+    """Phase I: everything trains, with gradient equilibrium; goes on where it was interrupted.
+
+    Args:
+      config: a whole config (see configs/common.py).
+      dataset: to train on and validate with.
+      workdir: checkpoints and metrics go to its `phase_one` folder.
+
+    Raises:
+      ValueError: whatever of the config does not fit, before any compute is spent.
+      NonFiniteLossError: training diverged.
+    """
+    objective = phase_one_objective(config)
+    classifier = new_phase_one(config, dataset)
+    _train("phase_one", config, dataset, workdir, classifier, objective, ALL_PARAMETERS)
+
+
+def train_phase_two(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> None:
+    """Phase II: the heads alone train, with collaboration and distillation, on phase I's network.
+
+    Args and errors as in `train_phase_one`; a FileNotFoundError where phase I has not run.
+    """
+    objective = phase_two_objective(config)
+    classifier = new_phase_one(config, dataset)
+    restore_model(classifier, workdir / "phase_one", config["phase_two"]["from_checkpoint"])
+    classifier = new_phase_two(config, classifier)
+    _train("phase_two", config, dataset, workdir, classifier, objective, HEAD_PARAMETERS)
+
+
+def phase_is_finished(config: Mapping[str, Any], workdir: Path, phase: str) -> bool:
+    """Whether the phase's last epoch has its checkpoint (a phase of no epochs is finished)."""
+    return finished_epochs(workdir / phase) >= config[phase]["total_epochs"]
+
+
+def _train(
+    name: str,
+    config: Mapping[str, Any],
+    dataset: Dataset,
+    workdir: Path,
+    classifier: MultiExitClassifier,
+    objective: Objective,
+    trainable: Any,
+) -> None:
+    """Puts state, step and loop together and runs them."""
+    phase, mesh, train = config[name], data_mesh(), dataset.splits["train"]
+    check_batch_size(phase["batch_size"], mesh, f"config.{name}.batch_size")
+    steps = steps_per_epoch(len(train), phase["batch_size"])
+    schedule = step_schedule(
+        phase["learning_rate"],
+        phase["learning_rate_drops"],
+        phase["drop_factor"],
+        steps * phase["total_epochs"],
+    )
+    tx = sgd(
+        schedule,
+        momentum=phase["momentum"],
+        nesterov=phase["nesterov"],
+        weight_decay=phase["weight_decay"],
+    )
+    objective.set_mode(classifier)
+    graphdef, state = create_state(classifier, trainable, tx, mesh)
+    pixels = {"mean": dataset.mean, "std": dataset.std}
+    _log.info("%s: %d epochs of %d steps", name, phase["total_epochs"], steps)
+    EpochLoop(
+        phase=name,
+        folder=workdir / name,
+        total_epochs=phase["total_epochs"],
+        steps_per_epoch=steps,
+        batch_size=phase["batch_size"],
+        train_batches=lambda epoch: _epoch_batches(config, name, dataset, epoch),
+        train_step=make_train_step(graphdef, objective, trainable, tx, mesh=mesh, **pixels),
+        validate=_validation(config, dataset, graphdef, mesh),
+        learning_rate=schedule,
+        meta=network_meta(config, dataset, name),
+        mesh=mesh,
+        check_every_steps=config["log"]["check_every_steps"],
+    ).run(state)
+
+
+def _epoch_batches(config: Mapping[str, Any], name: str, dataset: Dataset, epoch: int) -> Any:
+    data = config["data"]
+    return train_batches(
+        dataset.splits["train"],
+        batch_size=config[name]["batch_size"],
+        # The phases see the images in different orders, each reproducible from the one seed.
+        seed=2 * config["seed"] + PHASES.index(name),
+        epoch=epoch,
+        crop_padding=data["crop_padding"],
+        flip=data["flip"],
+        pipeline=data["pipeline"],
+    )
+
+
+def _validation(
+    config: Mapping[str, Any], dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh
+) -> Any:
+    """Makes the loop's `validate`: mean loss and top-1 per exit over the validation images."""
+    step = make_eval_step(graphdef, mean=dataset.mean, std=dataset.std, mesh=mesh)
+    batch_size = evaluation_batch_size(config, mesh)
+
+    def validate(state: TrainState) -> dict[str, np.ndarray]:
+        batches = eval_batches(
+            dataset.splits["validation"], batch_size, pipeline=config["data"]["pipeline"]
+        )
+        sums = [step((state.trainable, state.rest), place_batch(b, mesh)) for b in batches]
+        total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *jax.device_get(sums))
+        return {
+            "loss": total["loss"] / total["count"],
+            "top1": 100 * total["correct"] / total["count"],
+        }
+
+    return validate
+
+
+def evaluation_batch_size(config: Mapping[str, Any], mesh: Mesh) -> int:
+    """`config.evaluation.batch_size`, checked against the devices."""
+    batch_size = config["evaluation"]["batch_size"]
+    check_batch_size(batch_size, mesh, "config.evaluation.batch_size")
+    return batch_size
+
+
+def network_meta(config: Mapping[str, Any], dataset: Dataset, phase: str) -> dict[str, Any]:
+    """What a checkpoint says of itself: enough to rebuild the network without the data."""
+    heads = {name: config["phase_two"][name] for name in ("transfer", "stop_gradient", "start")}
+    return {
+        "phase": phase,
+        "seed": config["seed"],
+        "model": resolve_model_config(config["model"]),
+        "heads": heads,
+        "dataset": dataset.name,
+        "image_shape": list(dataset.image_shape),
+        "class_names": list(dataset.class_names),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+    }

@@ -1,0 +1,120 @@
+"""What a person and a machine see of a training: a bar or plain lines, JSONL and TensorBoard."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+_log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+
+
+class MetricsLog:
+    """`metrics.jsonl` and TensorBoard events of one phase; use as a context manager.
+
+    Rows are objects with phase, epoch (from 1), step, split, loss (summed over exits, nats),
+    loss_per_exit and top1_per_exit (percent); rows of the training split also have learning_rate
+    and images_per_second.
+    """
+
+    def __init__(self, folder: Path, phase: str):
+        self._folder, self._phase = folder, phase
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._events = SummaryWriter(str(self._folder / "tensorboard"))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._events.close()
+
+    @property
+    def path(self) -> Path:
+        """Where the rows are."""
+        return self._folder / "metrics.jsonl"
+
+    def forget_after(self, epoch: int) -> None:
+        """Drops rows of later epochs: they will be run again from the checkpoint of `epoch`."""
+        if not self.path.exists():
+            return
+        rows = [json.loads(line) for line in _whole_lines(self.path)]
+        kept = [json.dumps(row) + "\n" for row in rows if row["epoch"] <= epoch]
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text("".join(kept))
+        temporary.replace(self.path)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends a row, and its numbers to TensorBoard as split/name/exit."""
+        row = {"phase": self._phase, **row}
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if isinstance(value, float):
+                self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
+            elif isinstance(value, list):
+                for i, entry in enumerate(value, start=1):
+                    self._events.add_scalar(f"{row['split']}/{name}/{i}", entry, row["step"])
+        self._events.flush()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file that end in a newline; a kill may have left a part of one."""
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def with_progress(
+    items: Iterable[Item], *, total: int, done: int, description: str
+) -> Iterator[Item]:
+    """Passes items on under a bar with an estimate of the time left, on a terminal only.
+
+    Args:
+      items: to be passed on.
+      total: how many there are with those already `done`.
+      done: where the bar starts.
+      description: before the bar.
+    """
+    on_terminal = sys.stderr.isatty()
+    yield from tqdm(
+        items,
+        total=total,
+        initial=done,
+        desc=description,
+        unit="step",
+        disable=not on_terminal,
+        leave=False,
+        dynamic_ncols=True,
+    )
+
+
+def log_epoch(
+    phase: str, epoch: int, total: int, validation_top1: list[float], seconds_left: float
+) -> None:
+    """One plain line per epoch, on a terminal above the bar and in a log."""
+    accuracies = " ".join(f"{value:.1f}" for value in validation_top1)
+    message = (
+        f"{phase} epoch {epoch}/{total}: validation top-1 per exit {accuracies}; "
+        f"about {_duration(seconds_left)} left in this phase"
+    )
+    if sys.stderr.isatty():
+        tqdm.write(message, file=sys.stderr)
+    else:
+        _log.info(message)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -1,0 +1,70 @@
+"""What a training step carries from one step to the next, and how it gets in and out of a network."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from imta_jax.models import MultiExitClassifier
+from imta_jax.parallel import place_replicated
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """A pytree that a step takes, donates and returns.
+
+    Attributes:
+      step: int32, steps done.
+      trainable: the parameters that the phase trains.
+      rest: frozen parameters and batch-normalisation statistics.
+      opt_state: of optax, for `trainable`.
+      halted_at: int32, the step at which the loss was not finite, -1 while all is well. A halted
+        state no longer changes, so that it stays the last good one until the host looks.
+    """
+
+    step: jax.Array
+    trainable: nnx.State
+    rest: nnx.State
+    opt_state: Any
+    halted_at: jax.Array
+
+
+def create_state(
+    classifier: MultiExitClassifier,
+    trainable: Any,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+) -> tuple[nnx.GraphDef, TrainState]:
+    """Splits a classifier, in the modes it is in, into its structure and a state on the mesh.
+
+    Args:
+      classifier: its arrays are copied, not taken.
+      trainable: an NNX filter; every other variable is frozen.
+      tx: the optimiser.
+      mesh: where the state lives.
+    """
+    graphdef, params, rest = nnx.split(classifier, trainable, ...)
+    params, rest = place_replicated((params, rest), mesh)
+    zero, never = place_replicated((np.int32(0), np.int32(-1)), mesh)
+    opt_state = place_replicated(tx.init(params), mesh)
+    return graphdef, TrainState(zero, params, rest, opt_state, never)
+
+
+def write_back(classifier: MultiExitClassifier, state: TrainState) -> None:
+    """Copies a state's arrays into the classifier, so that it can be used or saved."""
+    nnx.update(classifier, jax.tree.map(jnp.copy, state.trainable))
+    nnx.update(classifier, jax.tree.map(jnp.copy, state.rest))
+
+
+def named_arrays(tree: Any) -> dict[str, jax.Array]:
+    """Flattens a pytree to readable names -> arrays, the form in which checkpoints hold it."""
+    if isinstance(tree, nnx.State):
+        tree = nnx.to_pure_dict(tree)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

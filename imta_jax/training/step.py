@@ -1,0 +1,95 @@
+"""The compiled steps: one of training, for any objective and phase, and one of validation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from imta_jax.models import MultiExitClassifier
+from imta_jax.parallel import replicated, split_over_batch
+from imta_jax.pixels import normalize
+from imta_jax.training.objectives import ExitMetrics, Objective, masked_sums
+from imta_jax.training.state import TrainState
+from imta_jax.types import Batch
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, ExitMetrics]]
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    trainable: Any,
+    tx: optax.GradientTransformation,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mesh: Mesh,
+) -> TrainStep:
+    """Compiles (on first use) one step of training; nothing in it waits for the host.
+
+    Args:
+      graphdef: the classifier's structure, split in the modes the objective wants.
+      objective: see `objectives.Objective`.
+      trainable: the NNX filter that `create_state` was given; only these get a gradient.
+      tx: the optimiser.
+      mean: of the pixels per channel, 0..1.
+      std: likewise.
+      mesh: batches are split over it.
+
+    Returns:
+      (state, batch) -> (state, metrics); the state that goes in is donated.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, ExitMetrics]:
+        images = normalize(batch.images, mean, std)
+
+        def loss_of(params: nnx.State) -> tuple[jax.Array, tuple[ExitMetrics, nnx.State]]:
+            classifier = nnx.merge(graphdef, params, state.rest, copy=True)
+            loss, metrics = objective(classifier, images, batch.labels)
+            _, _, rest = nnx.split(classifier, trainable, ...)
+            return loss, (metrics, rest)
+
+        value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (metrics, rest)), grads = value_and_grad(state.trainable)
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        params = optax.apply_updates(state.trainable, updates)
+        advanced = TrainState(state.step + 1, params, rest, opt_state, state.halted_at)
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
+        return _advance_if_finite(state, advanced, finite), metrics
+
+    whole, split = replicated(mesh), split_over_batch(mesh)
+    return jax.jit(
+        step, donate_argnums=0, in_shardings=(whole, split), out_shardings=(whole, whole)
+    )
+
+
+def _advance_if_finite(before: TrainState, after: TrainState, finite: jax.Array) -> TrainState:
+    """`after`, or `before` marked as halted, or `before` if it was halted already."""
+    running = before.halted_at < 0
+    halted_at = jnp.where(running & ~finite, before.step, before.halted_at)
+    marked = TrainState(before.step, before.trainable, before.rest, before.opt_state, halted_at)
+    return jax.tree.map(lambda new, old: jnp.where(running & finite, new, old), after, marked)
+
+
+def make_eval_step(
+    graphdef: nnx.GraphDef, *, mean: Sequence[float], std: Sequence[float], mesh: Mesh
+) -> Callable[[tuple[nnx.State, ...], Batch], dict[str, jax.Array]]:
+    """Compiles validation of one batch: (states, batch) -> sums over its real examples.
+
+    Args:
+      graphdef: the classifier's structure; it is put in inference mode.
+      mean, std, mesh: as in `make_train_step`.
+    """
+
+    def step(states: tuple[nnx.State, ...], batch: Batch) -> dict[str, jax.Array]:
+        classifier: MultiExitClassifier = nnx.merge(graphdef, *states, copy=True)
+        classifier.eval()
+        logits = classifier(normalize(batch.images, mean, std))
+        return masked_sums(logits, batch.labels, batch.mask)
+
+    whole, split = replicated(mesh), split_over_batch(mesh)
+    return jax.jit(step, in_shardings=(whole, split), out_shardings=whole)
