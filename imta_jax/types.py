@@ -1,7 +1,8 @@
 """The words every room shares: what a batch is, and the letters that name array axes.
 
 Axis letters, used in comments and docstrings across the package: E exits (always leading), N
-examples of a batch or split, H W C image height, width and channels, K classes, S scales, B budgets.
+examples of a batch or split, H W C image height, width and channels, K classes, S scales, B
+budgets.
 """
 
 from typing import NamedTuple

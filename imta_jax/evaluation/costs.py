@@ -1,7 +1,7 @@
 """What each exit costs, traced from what the network really computes.
 
-Every stage is traced in inference mode on one image, and the operations of the trace are counted, so
-that a new backbone or new heads need no formula. Two conventions are kept: `macs`, and
+The network is traced in inference mode on one image, and the operations of the trace are counted,
+so that a new backbone or new heads need no formula. Two conventions are kept: `macs`, and
 `published_ops`, which the paper's tables call MADDs (golden/README.md, "costs.json").
 """
 

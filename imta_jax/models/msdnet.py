@@ -4,6 +4,8 @@ Modules are built from a `NetworkPlan` and hold no decision of their own. The cl
 layers belong to the heads; gradient equilibrium belongs to the driver (`classifier.py`).
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -28,7 +30,7 @@ class Stem(nnx.Module):
         self.coarser = nnx.List(
             [
                 ConvBNReLU(finer, coarser, 3, 2, init=init, rngs=rngs)
-                for finer, coarser in zip(channels, channels[1:], strict=False)
+                for finer, coarser in itertools.pairwise(channels)
             ]
         )
 

@@ -55,7 +55,7 @@ class NetworkSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-    """A bottleneck: 1x1 convolution to `width`, then 3x3 with `stride` to `outputs`, from `inputs`."""
+    """A bottleneck: 1x1 convolution from `inputs` to `width`, then 3x3 with `stride`."""
 
     inputs: int
     width: int

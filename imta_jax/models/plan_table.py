@@ -66,7 +66,7 @@ def layer_cost(plan: NetworkPlan, layer: Layer, image_shape: tuple[int, int, int
 def exit_cost(
     plan: NetworkPlan, exit_index: int, image_shape: tuple[int, int, int], num_classes: int
 ) -> Cost:
-    """Cost of an exit: two strided convolutions, pooling and the linear layer (independent heads)."""
+    """Cost of an exit: two strided convolutions and an independent linear layer."""
     inputs, width = plan.head_inputs[exit_index], plan.head_widths[exit_index]
     coarsest = len(plan.stem_channels) - 1
     once, twice = (_pixels(plan, image_shape, coarsest + n) for n in (1, 2))

@@ -47,6 +47,6 @@ NETWORK_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "imagenet_step_6_published": _IMAGENET | {"base": 6, "step": 6},
     "imagenet_step_7_published": _IMAGENET | {"base": 7, "step": 7},
     # Our own, small enough to train on a laptop's processor in minutes (the README's quickstart).
-    "quickstart": _LIN_GROW | {"num_exits": 4, "channels": 8, "growth_rate": 4},
+    "quickstart": _EVEN | {"num_exits": 4, "base": 1, "step": 1, "channels": 8, "growth_rate": 4},
 }
 # fmt: on

@@ -1,4 +1,4 @@
-"""The paper's three ideas as functions and heads that know no dataset, backbone or training loop."""
+"""The paper's three ideas, as functions and heads that know no dataset, backbone or loop."""
 
 from imta_jax.techniques.gradient_equilibrium import (
     EQUILIBRIUM_REACHES,

@@ -2,8 +2,8 @@
 
 What stage i hands on is read by its own exit and by every later one, so its gradient is a sum of
 k - i + 1 terms. The forward signal is left alone; the backward one is rescaled by 1/(k-i+1) towards
-exit i and by (k-i)/(k-i+1) towards the later stages. Multiplied along a path, the factors telescope:
-every loss reaches stage i with weight 1/(k-i+1) (Eq. 5).
+exit i and by (k-i)/(k-i+1) towards the later stages. Multiplied along a path, the factors
+telescope: every loss reaches stage i with weight 1/(k-i+1) (Eq. 5).
 """
 
 from typing import TypeVar

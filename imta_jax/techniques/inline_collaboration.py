@@ -5,8 +5,8 @@ Heads turn the pooled features of one exit at a time into logits:
     logits, carry = heads(i, features, carry)      # carry is None before the first exit
 
 `IndependentHeads` carry nothing (phase I, and phase II without collaboration); `ResidualHeads` add
-the previous logits (the paper's identity transfer); `TransferHeads` put a small learned transform of
-them beside the features (the reference code). The paper discards the gradient along the path, so
+the previous logits (the paper's identity transfer); `TransferHeads` put a small learned transform
+of them beside the features (the reference code). The paper discards the gradient along the path, so
 that no exit is disturbed by a later one; the reference code keeps it.
 """
 

@@ -5,6 +5,7 @@ from imta_jax.training.loop import EpochLoop, NonFiniteLossError
 from imta_jax.training.objectives import PhaseOneObjective, PhaseTwoObjective
 from imta_jax.training.phases import (
     PHASES,
+    check_training_config,
     evaluation_batch_size,
     new_phase_one,
     new_phase_two,
@@ -20,6 +21,7 @@ __all__ = [
     "NonFiniteLossError",
     "PhaseOneObjective",
     "PhaseTwoObjective",
+    "check_training_config",
     "evaluation_batch_size",
     "new_phase_one",
     "new_phase_two",

@@ -1,8 +1,8 @@
 """Checkpoints of a phase: what is written after an epoch, and how it is found again.
 
-A checkpoint holds the network (`model`), the optimiser and step (`progress`), and a JSON `meta` that
-describes the network well enough to rebuild it. Arrays are stored under readable names, so that a
-checkpoint of another network can be refused with the names that differ.
+A checkpoint holds the network (`model`), the optimiser and step (`progress`), and a JSON `meta`
+that describes the network well enough to rebuild it. Arrays are stored under readable names, so
+that a checkpoint of another network can be refused with the names that differ.
 """
 
 import dataclasses

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -107,6 +108,33 @@ def train_phase_two(config: Mapping[str, Any], dataset: Dataset, workdir: Path) 
     _train("phase_two", config, dataset, workdir, classifier, objective, HEAD_PARAMETERS)
 
 
+def check_training_config(config: Mapping[str, Any]) -> None:
+    """Checks all that two phases and the evaluation will ask of a config; computes nothing.
+
+    Raises:
+      ValueError: names the field, what it holds and what fits.
+    """
+    phase_one_objective(config)
+    phase_two_objective(config)
+    for name in PHASES:
+        phase = config[name]
+        if phase["total_epochs"] < 0 or (name == "phase_one" and phase["total_epochs"] == 0):
+            least = "at least 1" if name == "phase_one" else "0 (left out) or more"
+            raise ValueError(
+                f"config.{name}.total_epochs must be {least}; found {phase['total_epochs']}"
+            )
+        check_batch_size(phase["batch_size"], data_mesh(), f"config.{name}.batch_size")
+        _schedule(phase, steps=1)
+    evaluation_batch_size(config, data_mesh())
+    # The real builders on abstract values, with a stand-in for the data: names and ranges only.
+    nnx.eval_shape(lambda: new_phase_two(config, _stand_in(config)))
+
+
+def _stand_in(config: Mapping[str, Any]) -> MultiExitClassifier:
+    rngs = nnx.Rngs(config["seed"])
+    return build_classifier(config["model"], num_classes=2, image_shape=(32, 32, 3), rngs=rngs)
+
+
 def phase_is_finished(config: Mapping[str, Any], workdir: Path, phase: str) -> bool:
     """Whether the phase's last epoch has its checkpoint (a phase of no epochs is finished)."""
     return finished_epochs(workdir / phase) >= config[phase]["total_epochs"]
@@ -125,12 +153,7 @@ def _train(
     phase, mesh, train = config[name], data_mesh(), dataset.splits["train"]
     check_batch_size(phase["batch_size"], mesh, f"config.{name}.batch_size")
     steps = steps_per_epoch(len(train), phase["batch_size"])
-    schedule = step_schedule(
-        phase["learning_rate"],
-        phase["learning_rate_drops"],
-        phase["drop_factor"],
-        steps * phase["total_epochs"],
-    )
+    schedule = _schedule(phase, steps * phase["total_epochs"])
     tx = sgd(
         schedule,
         momentum=phase["momentum"],
@@ -155,6 +178,12 @@ def _train(
         mesh=mesh,
         check_every_steps=config["log"]["check_every_steps"],
     ).run(state)
+
+
+def _schedule(phase: Mapping[str, Any], steps: int) -> optax.Schedule:
+    return step_schedule(
+        phase["learning_rate"], phase["learning_rate_drops"], phase["drop_factor"], steps
+    )
 
 
 def _epoch_batches(config: Mapping[str, Any], name: str, dataset: Dataset, epoch: int) -> Any:

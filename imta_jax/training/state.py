@@ -1,4 +1,4 @@
-"""What a training step carries from one step to the next, and how it gets in and out of a network."""
+"""What training carries from step to step, and how it gets in and out of a network."""
 
 import dataclasses
 from typing import Any

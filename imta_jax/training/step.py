@@ -82,7 +82,9 @@ def make_eval_step(
 
     Args:
       graphdef: the classifier's structure; it is put in inference mode.
-      mean, std, mesh: as in `make_train_step`.
+      mean: of the pixels per channel, 0..1.
+      std: likewise.
+      mesh: batches are split over it.
     """
 
     def step(states: tuple[nnx.State, ...], batch: Batch) -> dict[str, jax.Array]:

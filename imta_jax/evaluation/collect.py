@@ -1,0 +1,61 @@
+"""Logits of a split, every image exactly once, from a classifier on all devices."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from imta_jax.data import Split, eval_batches
+from imta_jax.evaluation.predictions import Predictions
+from imta_jax.models import MultiExitClassifier
+from imta_jax.parallel import data_mesh, place_batch, place_replicated, replicated, split_over_batch
+from imta_jax.pixels import normalize
+from imta_jax.types import Batch
+
+
+def collect_predictions(
+    classifier: MultiExitClassifier,
+    split: Split,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    mesh: Mesh | None = None,
+    pipeline: str = "auto",
+) -> Predictions:
+    """Runs a classifier in inference mode over a split; the classifier itself is left as it is.
+
+    Args:
+      classifier: any multi-exit classifier.
+      split: uint8 images [N, H, W, C] and labels.
+      mean: of the pixels per channel, 0..1.
+      std: likewise.
+      batch_size: global; the devices must divide it.
+      mesh: default, all devices.
+      pipeline: see `data.eval_batches`.
+
+    Returns:
+      Logits [E, N, K] float32 and labels [N], in the order of the split.
+    """
+    mesh = mesh or data_mesh()
+    graphdef, state = nnx.split(classifier)
+
+    def logits_of(state: nnx.State, batch: Batch) -> jax.Array:
+        network = nnx.merge(graphdef, state, copy=True)
+        network.eval()
+        return jnp.swapaxes(network(normalize(batch.images, mean, std)), 0, 1)
+
+    whole, by_row = replicated(mesh), split_over_batch(mesh)
+    step = jax.jit(logits_of, in_shardings=(whole, by_row), out_shardings=by_row)
+    state = place_replicated(state, mesh)
+    logits, labels = [], []
+    for batch in eval_batches(split, batch_size, pipeline=pipeline):
+        rows = np.asarray(step(state, place_batch(batch, mesh)))  # [N, E, K]
+        logits.append(rows[batch.mask])
+        labels.append(batch.labels[batch.mask])
+    return Predictions(
+        np.ascontiguousarray(np.concatenate(logits).swapaxes(0, 1)), np.concatenate(labels)
+    )

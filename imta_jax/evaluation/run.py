@@ -1,0 +1,284 @@
+"""The evaluation of a trained run: from its checkpoint to `results.json` and what lies beside it.
+
+Thresholds and the choice of operating points see validation images only; test images are looked at
+once, at the end. Results are written last and whole, so that their presence means "done".
+"""
+
+import datetime
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+
+import imta_jax
+from imta_jax.data import Dataset
+from imta_jax.evaluation.adaptive import (
+    BudgetCurve,
+    Decisions,
+    budget_curve,
+    decisions,
+    operating_point,
+)
+from imta_jax.evaluation.calibration import calibration_errors, reliability
+from imta_jax.evaluation.collect import collect_predictions
+from imta_jax.evaluation.costs import ExitCosts, exit_costs
+from imta_jax.evaluation.predictions import (
+    Predictions,
+    anytime_accuracy,
+    confidence,
+    correct_in_top,
+    predicted,
+    save_predictions,
+)
+from imta_jax.evaluation.records import write_samples
+from imta_jax.models import MultiExitClassifier
+from imta_jax.parallel import data_mesh
+from imta_jax.training import (
+    evaluation_batch_size,
+    new_phase_one,
+    new_phase_two,
+    read_meta,
+    restore_model,
+)
+
+_log = logging.getLogger(__name__)
+
+
+def evaluation_is_finished(workdir: Path) -> bool:
+    """Whether `results.json`, which is written last, is there."""
+    return (workdir / "results.json").exists()
+
+
+def load_trained(
+    config: Mapping[str, Any], dataset: Dataset, workdir: Path
+) -> tuple[MultiExitClassifier, str]:
+    """The trained classifier of a run, in inference mode, and the phase it comes from.
+
+    Raises:
+      FileNotFoundError: no checkpoint of the last phase that the config asks for.
+    """
+    classifier, phase = new_phase_one(config, dataset), "phase_one"
+    if config["phase_two"]["total_epochs"] > 0:
+        classifier, phase = new_phase_two(config, classifier), "phase_two"
+    restore_model(classifier, workdir / phase, config["evaluation"]["checkpoint"])
+    classifier.eval()
+    return classifier, phase
+
+
+def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict[str, Any]:
+    """Evaluates a trained run adaptively and writes what DESIGN calls its evaluation.
+
+    Writes `evaluation/logits_{validation,test}.npz`, `samples.parquet`, `gallery.npz`,
+    `calibration.npz` and, last, `results.json`.
+
+    Args:
+      config: the run's config.
+      dataset: its data.
+      workdir: its folder.
+
+    Returns:
+      What `results.json` holds.
+    """
+    settings, folder = config["evaluation"], workdir / "evaluation"
+    classifier, phase = load_trained(config, dataset, workdir)
+    costs = exit_costs(classifier)
+    validation, test = (
+        _predictions(config, dataset, classifier, split, folder) for split in ("validation", "test")
+    )
+    curve = budget_curve(validation, test, costs.macs, quotas=np.asarray(settings["quotas"]))
+    points = _reported_points(curve, costs, settings["reported_budgets"])
+    chosen = _decide(test, costs, {b: curve.thresholds[i] for b, i in points.items()})
+    write_samples(
+        folder / "samples.parquet",
+        index=np.arange(len(test.labels)),
+        labels=test.labels,
+        decisions_by_budget=chosen,
+    )
+    _write_gallery(folder, dataset, test, chosen, settings["gallery_images"])
+    _write_calibration(folder, test, settings["calibration_bins"])
+    results = {
+        "dataset": _describe_data(dataset),
+        "phases": _describe_phases(config, workdir),
+        "environment": _describe_environment(config, phase),
+        "exits": _exit_rows(validation, test, costs, settings["calibration_bins"]),
+        "budget_curve": [_curve_row(curve, i) for i in range(len(curve.quota))],
+        "reported_budgets": [{"budget": b, **_curve_row(curve, i)} for b, i in points.items()],
+    }
+    write_json(workdir / "results.json", results)
+    return results
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(path.suffix + ".partial")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _predictions(
+    config: Mapping[str, Any],
+    dataset: Dataset,
+    classifier: MultiExitClassifier,
+    split: str,
+    folder: Path,
+) -> Predictions:
+    """Logits of a split, saved on the way."""
+    mesh = data_mesh()
+    predictions = collect_predictions(
+        classifier,
+        dataset.splits[split],
+        mean=dataset.mean,
+        std=dataset.std,
+        batch_size=evaluation_batch_size(config, mesh),
+        mesh=mesh,
+        pipeline=config["data"]["pipeline"],
+    )
+    save_predictions(folder / f"logits_{split}.npz", predictions)
+    top1 = " ".join(f"{value:.1f}" for value in anytime_accuracy(predictions))
+    _log.info("evaluation: %s top-1 per exit %s", split, top1)
+    return predictions
+
+
+def _reported_points(
+    curve: BudgetCurve, costs: ExitCosts, budgets: tuple[float, ...]
+) -> dict[float, int]:
+    """The curve point for each reported budget; one that no point fits is left out, with a word."""
+    points = {}
+    for budget in budgets:
+        try:
+            points[budget] = operating_point(curve, budget * costs.macs[-1])
+        except ValueError as error:
+            _log.warning("budget %g is not reported: %s", budget, error)
+    return points
+
+
+def _decide(
+    test: Predictions, costs: ExitCosts, thresholds: Mapping[float, np.ndarray]
+) -> dict[float, Decisions]:
+    sure, classes = confidence(test.logits), predicted(test.logits)
+    return {b: decisions(sure, classes, costs.macs, t) for b, t in thresholds.items()}
+
+
+def _exit_rows(
+    validation: Predictions, test: Predictions, costs: ExitCosts, bins: int
+) -> list[dict[str, Any]]:
+    columns = {
+        "macs": costs.macs,
+        "published_ops": costs.published_ops,
+        "params": costs.params,
+        "top1": anytime_accuracy(test),
+        "top5": anytime_accuracy(test, 5),
+        "validation_top1": anytime_accuracy(validation),
+        "ece": calibration_errors(
+            confidence(test.logits), correct_in_top(test.logits, test.labels, 1), bins
+        ),
+    }
+    return [
+        {"exit": i + 1, **{name: column[i].item() for name, column in columns.items()}}
+        for i in range(len(costs.macs))
+    ]
+
+
+def _curve_row(curve: BudgetCurve, i: int) -> dict[str, Any]:
+    return {
+        "quota": float(curve.quota[i]),
+        "thresholds": [float(t) for t in curve.thresholds[i]],
+        "mean_macs": float(curve.mean_cost[i]),
+        "validation_top1": float(curve.validation_accuracy[i]),
+        "top1": float(curve.accuracy[i]),
+        "exit_fractions": [float(f) for f in curve.exit_fractions[i]],
+    }
+
+
+def _write_gallery(
+    folder: Path,
+    dataset: Dataset,
+    test: Predictions,
+    chosen: Mapping[float, Decisions],
+    per_side: int,
+) -> None:
+    """Images that leave first beside images that need the last exit, at the middle budget."""
+    if not chosen:
+        return
+    decided = list(chosen.values())[len(chosen) // 2]
+    last = len(test.logits) - 1
+    sides = [np.flatnonzero(decided.exit == e)[:per_side] for e in (0, last)]
+    index = np.concatenate(sides)
+    np.savez(
+        folder / "gallery.npz",
+        images=dataset.splits["test"].images[index],
+        index=index,
+        label=test.labels[index],
+        prediction=decided.prediction[index],
+        exit=decided.exit[index],
+        confidence=decided.confidence[index],
+        first=np.arange(len(index)) < len(sides[0]),
+    )
+
+
+def _write_calibration(folder: Path, test: Predictions, bins: int) -> None:
+    """Reliability diagrams of all exits: confidence, accuracy and count per bin, [E, bins]."""
+    sure, correct = confidence(test.logits), correct_in_top(test.logits, test.labels, 1)
+    diagrams = [reliability(c, r, bins) for c, r in zip(sure, correct, strict=True)]
+    names = ("confidence", "accuracy", "count")
+    np.savez(
+        folder / "calibration.npz",
+        **{name: np.stack([getattr(d, name) for d in diagrams]) for name in names},
+    )
+
+
+def _describe_data(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+        "examples": {name: len(split) for name, split in dataset.splits.items()},
+        "statistics_source": dataset.statistics_source,
+        "note": "thresholds chosen on validation images held out of the training images",
+    }
+
+
+def _describe_phases(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """What each phase did, from its metrics; None for a phase that was left out."""
+    described: dict[str, Any] = {}
+    for name in ("phase_one", "phase_two"):
+        described[name] = None
+        if config[name]["total_epochs"] > 0:
+            rows = [json.loads(line) for line in (workdir / name / "metrics.jsonl").open()]
+            trained = [row for row in rows if row["split"] == "train"]
+            per_epoch = trained[0]["step"]
+            images = per_epoch * config[name]["batch_size"]
+            described[name] = {
+                "epochs": trained[-1]["epoch"],
+                "steps": trained[-1]["step"],
+                "seconds": sum(images / row["images_per_second"] for row in trained),
+                "final_learning_rate": trained[-1]["learning_rate"],
+                "checkpoint_epoch": read_meta(workdir / name, config["evaluation"]["checkpoint"])[
+                    "epoch"
+                ],
+            }
+    return described
+
+
+def _describe_environment(config: Mapping[str, Any], phase: str) -> dict[str, Any]:
+    devices = jax.devices()
+    return {
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "versions": {
+            "imta_jax": imta_jax.__version__,
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "numpy": np.__version__,
+        },
+        "seed": config["seed"],
+        "evaluated_phase": phase,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,107 @@
+"""A run and its folder: which steps it has, which are done, and that its config stays the same."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from imta_jax.data import Dataset, load_dataset
+from imta_jax.errors import unknown_name
+from imta_jax.evaluation import evaluate, evaluation_is_finished
+from imta_jax.evaluation.run import write_json
+from imta_jax.report import write_report
+from imta_jax.training import (
+    check_training_config,
+    phase_is_finished,
+    train_phase_one,
+    train_phase_two,
+)
+
+_log = logging.getLogger(__name__)
+
+MODES = ("all", "phase_one", "phase_two", "evaluate", "report")
+
+
+def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str = "all") -> None:
+    """Does the steps of a run that are not yet done; the same call goes on after an interruption.
+
+    Args:
+      config: a whole config (configs/common.py), as a ConfigDict or as nested mappings.
+      workdir: the run's folder, made if need be.
+      mode: "all", or one step of `MODES`. A finished step is not run twice; "report" is drawn
+        again when it is asked for by name.
+
+    Raises:
+      ValueError: an unknown mode, a config that does not fit, or not the one the folder belongs to.
+      FileNotFoundError: a dataset, or the result of an earlier step, is not there.
+    """
+    if mode not in MODES:
+        raise unknown_name("mode", mode, MODES)
+    workdir = Path(workdir)
+    config = config.to_dict() if isinstance(config, ConfigDict) else config
+    if mode != "report":
+        _compute(config, workdir, mode)
+    page = workdir / "report" / "index.html"
+    if mode == "report" or (mode == "all" and not page.exists()):
+        write_report(workdir)
+    if mode in ("all", "report"):
+        _log.info("report: %s", page)
+
+
+def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:
+    """The steps that need the data and the devices."""
+    steps: dict[str, tuple[bool, Callable[[Mapping[str, Any], Dataset, Path], Any]]] = {
+        "phase_one": (phase_is_finished(config, workdir, "phase_one"), train_phase_one),
+        "phase_two": (phase_is_finished(config, workdir, "phase_two"), train_phase_two),
+        "evaluate": (evaluation_is_finished(workdir), evaluate),
+    }
+    chosen = {name: step for name, step in steps.items() if mode in ("all", name)}
+    _keep_config(config, workdir)
+    for name, (finished, _) in chosen.items():
+        if finished:
+            _log.info("%s: already done in %s", name, workdir)
+    if all(finished for finished, _ in chosen.values()):
+        return
+    # Whatever does not fit is found now and not after the hours of an earlier step.
+    check_training_config(config)
+    dataset = load_dataset(config["data"])
+    for finished, step in chosen.values():
+        if not finished:
+            step(config, dataset, workdir)
+
+
+def _keep_config(config: Mapping[str, Any], workdir: Path) -> None:
+    """Writes config.json, or holds the config against the one that the folder was begun with."""
+    path, ours = workdir / "config.json", _plain(config)
+    if not path.exists():
+        write_json(path, ours)
+        return
+    theirs = json.loads(path.read_text())
+    differences = _different_fields(theirs, ours)
+    if differences:
+        raise ValueError(
+            f"{workdir} belongs to a run with another config; use another --workdir, or the same "
+            "values:\n  " + "\n  ".join(differences)
+        )
+
+
+def _plain(config: Any) -> Any:
+    """A config as JSON holds it: mappings become dicts, tuples become lists."""
+    if isinstance(config, Mapping):
+        return {name: _plain(config[name]) for name in config}
+    return [_plain(entry) for entry in config] if isinstance(config, tuple | list) else config
+
+
+def _different_fields(theirs: Any, ours: Any, name: str = "config") -> list[str]:
+    """One line per field in which two plain configs differ."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        fields = sorted(theirs.keys() | ours.keys())
+        return [
+            line
+            for field in fields
+            for line in _different_fields(theirs.get(field), ours.get(field), f"{name}.{field}")
+        ]
+    return [] if theirs == ours else [f"{name}: the folder's {theirs!r}, now {ours!r}"]

@@ -1,0 +1,53 @@
+"""Trains, adapts, evaluates and reports: flags, set-up and dispatch, nothing else.
+
+python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
+python launch.py --config=configs/cifar100.py:published --workdir=runs/cifar100 --mode=phase_one \
+    --config.model.preset=cifar_5_exits --config.phase_one.total_epochs=3
+"""
+
+import logging
+import os
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+MODES = ("all", "phase_one", "phase_two", "evaluate", "report")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or file.py:preset.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go; made if need be.")
+_MODE = flags.DEFINE_string("mode", "all", f"What to do, one of {', '.join(MODES)}.")
+_CACHE = flags.DEFINE_string(
+    "compilation_cache", "~/.cache/imta_jax", "Where compiled programs are kept; empty for nowhere."
+)
+
+
+def _set_up() -> None:
+    """Plain log lines, and programs that are compiled once per machine."""
+    import jax
+
+    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells every step of every save
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    own = logging.getLogger("imta_jax")
+    own.addHandler(handler)
+    own.setLevel(logging.INFO)
+    own.propagate = False
+    if _CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
+
+
+def main(argv: list[str]) -> None:
+    """Runs the steps of a run that are not yet done, or the one that `--mode` names."""
+    from imta_jax.run import run
+
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    _set_up()
+    run(_CONFIG.value, Path(_WORKDIR.value), _MODE.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
