@@ -1,0 +1,118 @@
+"""Adaptive inference decides as the simulation on saved logits does, and stops where it says."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from imta_jax.evaluation import confidence, exit_costs, exit_of, predicted, thresholds_for_quota
+from imta_jax.inference import AdaptiveClassifier
+from imta_jax.models import build_classifier, with_collaborative_heads
+from imta_jax.pixels import normalize
+
+TINY = {
+    "preset": "quickstart",
+    "num_exits": 3,
+    "channels": 4,
+    "growth_rate": 2,
+}
+MEAN, STD = (0.4,), (0.3,)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    first = build_classifier(TINY, num_classes=5, image_shape=(16, 16, 1), rngs=nnx.Rngs(0))
+    heads = {"transfer": "linear", "start": "fresh"}
+    return with_collaborative_heads(first, heads, num_classes=5, rngs=nnx.Rngs(1))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (37, 16, 16, 1), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def logits(classifier, images):
+    evaluated = nnx.clone(classifier)
+    evaluated.eval()
+    return np.asarray(nnx.jit(lambda c, x: c(x))(evaluated, normalize(images, MEAN, STD)))
+
+
+@pytest.fixture(scope="module")
+def thresholds(logits):
+    return thresholds_for_quota(confidence(logits), np.asarray([0.4, 0.3, 0.3], np.float32))
+
+
+@pytest.mark.parametrize("max_batch_size", [1, 7, 16, 64])
+def test_early_exit_agrees_with_the_simulation(
+    classifier, images, logits, thresholds, max_batch_size
+):
+    thresholds = thresholds.copy()
+    # Halfway between two confidences: rounding in another batch size must not decide.
+    sure = confidence(logits)
+    for i, t in enumerate(thresholds[:-1]):
+        below = sure[i][sure[i] < t]
+        thresholds[i] = (t + below.max()) / 2 if len(below) else t
+    adaptive = AdaptiveClassifier(
+        classifier, thresholds, mean=MEAN, std=STD, max_batch_size=max_batch_size
+    )
+    found = adaptive.predict(images)
+    exits = exit_of(sure, thresholds)
+    rows = np.arange(len(images))
+    np.testing.assert_array_equal(found.exit, exits)
+    np.testing.assert_array_equal(found.labels, predicted(logits)[exits, rows])
+    np.testing.assert_allclose(found.confidence, sure[exits, rows], rtol=1e-4)
+    np.testing.assert_array_equal(found.macs, exit_costs(classifier).macs[exits])
+    assert len(np.unique(exits)) == 3
+
+
+def test_normalised_floats_and_pixels_get_the_same_answer(classifier, images, thresholds):
+    adaptive = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD, max_batch_size=64)
+    floats = adaptive.predict(np.asarray(normalize(images, MEAN, STD)))
+    np.testing.assert_array_equal(floats.labels, adaptive.predict(images).labels)
+
+
+def test_later_stages_are_not_computed_when_everyone_leaves(classifier, images, monkeypatch):
+    adaptive = AdaptiveClassifier(classifier, [0.0, 0.0, 0.0], mean=MEAN, std=STD)
+    ran = []
+    advance = adaptive._advance
+    monkeypatch.setattr(
+        adaptive, "_advance", lambda w, i, s, c: ran.append(i) or advance(w, i, s, c)
+    )
+    assert set(adaptive.predict(images).exit) == {0}
+    assert ran == [0]
+
+
+def test_nothing_is_compiled_again_for_new_batch_sizes(classifier, images, thresholds):
+    adaptive = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD, max_batch_size=8)
+    for count in range(1, 20):
+        adaptive.predict(images[:count])
+    compiled = adaptive._advance._cache_size()
+    for count in (37, 23, 5, 11):
+        adaptive.predict(images[:count])
+    assert compiled <= 3 * 4
+    assert adaptive._advance._cache_size() == compiled
+
+
+def test_no_images_are_an_empty_answer(classifier, thresholds):
+    adaptive = AdaptiveClassifier(classifier, thresholds)
+    found = adaptive.predict(np.zeros((0, 16, 16, 1), np.float32))
+    assert [len(column) for column in found] == [0, 0, 0, 0]
+
+
+def test_bad_input_is_refused_with_what_was_found(classifier, images, thresholds):
+    with pytest.raises(ValueError, match=r"3 exits.*\(2,\)"):
+        AdaptiveClassifier(classifier, [0.5, 0.5])
+    adaptive = AdaptiveClassifier(classifier, thresholds)
+    with pytest.raises(ValueError, match="mean and std"):
+        adaptive.predict(images)
+    with pytest.raises(ValueError, match=r"\(37, 8, 16, 1\)"):
+        adaptive.predict(images[:, :8])
+    with pytest.raises(ValueError, match="int32"):
+        adaptive.predict(images.astype(np.int32))
+
+
+def test_the_classifier_is_left_as_it_was(classifier, images, thresholds):
+    before = jax.tree.map(np.array, nnx.state(classifier))
+    AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(classifier))
