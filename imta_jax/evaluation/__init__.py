@@ -27,7 +27,7 @@ from imta_jax.evaluation.predictions import (
     save_predictions,
 )
 from imta_jax.evaluation.records import read_samples, write_samples
-from imta_jax.evaluation.run import evaluate, evaluation_is_finished, load_trained
+from imta_jax.evaluation.run import evaluate, evaluation_is_finished
 from imta_jax.evaluation.thresholds import exit_of, geometric_quota, thresholds_for_quota
 
 __all__ = [
@@ -51,7 +51,6 @@ __all__ = [
     "expected_calibration_error",
     "geometric_quota",
     "load_predictions",
-    "load_trained",
     "operating_point",
     "outcomes",
     "predicted",

@@ -41,10 +41,8 @@ from imta_jax.models import MultiExitClassifier
 from imta_jax.parallel import data_mesh
 from imta_jax.training import (
     evaluation_batch_size,
-    new_phase_one,
-    new_phase_two,
+    load_classifier,
     read_meta,
-    restore_model,
 )
 
 _log = logging.getLogger(__name__)
@@ -53,22 +51,6 @@ _log = logging.getLogger(__name__)
 def evaluation_is_finished(workdir: Path) -> bool:
     """Whether `results.json`, which is written last, is there."""
     return (workdir / "results.json").exists()
-
-
-def load_trained(
-    config: Mapping[str, Any], dataset: Dataset, workdir: Path
-) -> tuple[MultiExitClassifier, str]:
-    """The trained classifier of a run, in inference mode, and the phase it comes from.
-
-    Raises:
-      FileNotFoundError: no checkpoint of the last phase that the config asks for.
-    """
-    classifier, phase = new_phase_one(config, dataset), "phase_one"
-    if config["phase_two"]["total_epochs"] > 0:
-        classifier, phase = new_phase_two(config, classifier), "phase_two"
-    restore_model(classifier, workdir / phase, config["evaluation"]["checkpoint"])
-    classifier.eval()
-    return classifier, phase
 
 
 def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict[str, Any]:
@@ -86,7 +68,8 @@ def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict
       What `results.json` holds.
     """
     settings, folder = config["evaluation"], workdir / "evaluation"
-    classifier, phase = load_trained(config, dataset, workdir)
+    phase = "phase_two" if config["phase_two"]["total_epochs"] > 0 else "phase_one"
+    classifier, _ = load_classifier(workdir / phase, settings["checkpoint"])
     costs = exit_costs(classifier)
     validation, test = (
         _predictions(config, dataset, classifier, split, folder) for split in ("validation", "test")

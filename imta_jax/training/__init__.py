@@ -13,6 +13,7 @@ from imta_jax.training.phases import (
     train_phase_one,
     train_phase_two,
 )
+from imta_jax.training.trained import load_classifier
 
 __all__ = [
     "PHASES",
@@ -23,6 +24,7 @@ __all__ = [
     "PhaseTwoObjective",
     "check_training_config",
     "evaluation_batch_size",
+    "load_classifier",
     "new_phase_one",
     "new_phase_two",
     "phase_is_finished",

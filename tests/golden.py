@@ -1,0 +1,174 @@
+"""Recorded reference numbers (tests/data) and the networks that they were recorded from.
+
+Arrays are in PyTorch's names and layouts: images and maps NCHW, kernels OIHW, linear (out, in).
+"""
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from imta_jax.evaluation.costs import ExitCosts, exit_costs
+from imta_jax.interop import load_published_weights, published_slots
+from imta_jax.layers import initialization
+from imta_jax.models import MultiExitClassifier, build_classifier, with_collaborative_heads
+from imta_jax.techniques import IndependentHeads
+
+DATA = Path(__file__).parent / "data"
+INPUTS = ("w/", "x", "labels")
+
+# A network of two exits and two scales, for what needs no recorded numbers.
+TINY = MappingProxyType(
+    {
+        "stem": "cifar",
+        "num_exits": 2,
+        "base": 1,
+        "step": 1,
+        "step_mode": "even",
+        "channels": 4,
+        "growth_rate": 2,
+        "growth_factors": (1, 2),
+        "bottleneck_factors": (1, 2),
+        "prune": "max",
+        "reduction": 0.5,
+    }
+)
+
+
+@contextlib.contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Leaves out most of XLA's optimisations: networks that run once compile in half the time."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@functools.cache
+def arrays(name: str) -> Mapping[str, np.ndarray]:
+    """All arrays of a recorded file."""
+    with np.load(DATA / f"{name}.npz", allow_pickle=False) as archive:
+        return MappingProxyType(dict(archive))
+
+
+def outputs(name: str) -> list[str]:
+    """Names of the arrays that are results, and not weights, images or labels."""
+    return [key for key in arrays(name) if not key.startswith(INPUTS)]
+
+
+@functools.cache
+def facts(name: str) -> dict[str, Any]:
+    """The JSON beside a recorded file: arguments of the network and what was noted."""
+    return json.loads((DATA / f"{name}.json").read_text())
+
+
+def images(name: str) -> jax.Array:
+    """The recorded images as [N, H, W, C]."""
+    return jnp.asarray(arrays(name)["x"].transpose(0, 2, 3, 1))
+
+
+def model_fields(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Our `model` fields from the reference code's arguments."""
+    return {
+        "stem": "imagenet" if args["data"] == "ImageNet" else "cifar",
+        "num_exits": args["nBlocks"],
+        "base": args["base"],
+        "step": args["step"],
+        "step_mode": args["stepmode"],
+        "channels": args["nChannels"],
+        "growth_rate": args["growthRate"],
+        "growth_factors": tuple(args["grFactor"]),
+        "bottleneck_factors": tuple(args["bnFactor"]),
+        "prune": args["prune"],
+        "reduction": args["reduction"],
+    }
+
+
+def image_shape(stem: str) -> tuple[int, int, int]:
+    """(H, W, C) that a stem was published for."""
+    return (224, 224, 3) if stem == "imagenet" else (32, 32, 3)
+
+
+def untrained(fields: Mapping[str, Any], *, seed: int = 0, **arguments: Any) -> MultiExitClassifier:
+    """A phase-I classifier; 10 classes and the stem's image shape unless told otherwise."""
+    defaults = {"num_classes": 10, "image_shape": image_shape(fields.get("stem", "cifar"))}
+    return build_classifier(fields, **(defaults | arguments), rngs=nnx.Rngs(seed))
+
+
+def phase_one_network(name: str) -> MultiExitClassifier:
+    """The recorded phase-I network, with its recorded weights."""
+    args = facts(name)["args"]
+    network = untrained(model_fields(args), num_classes=args["num_classes"])
+    load_published_weights(network, below(name, "w/"))
+    return network
+
+
+def phase_two_network(stop_gradient: bool) -> MultiExitClassifier:
+    """The recorded phase-II network: the small network's weights and the new heads'."""
+    heads = {"transfer": "linear", "stop_gradient": stop_gradient, "start": "fresh"}
+    network = with_collaborative_heads(
+        untrained(model_fields(facts("phase2")["args"])), heads, num_classes=10, rngs=nnx.Rngs(1)
+    )
+    earlier = {f"net.{key}": value for key, value in below("msdnet_cifar_small", "w/").items()}
+    load_published_weights(network, earlier | below("phase2", "w/"))
+    return network
+
+
+def below(name: str, prefix: str) -> dict[str, np.ndarray]:
+    """The arrays of a file whose names start with `prefix`, which is cut off."""
+    found = arrays(name).items()
+    return {key.removeprefix(prefix): value for key, value in found if key.startswith(prefix)}
+
+
+def published_arrays(classifier: MultiExitClassifier) -> dict[str, np.ndarray]:
+    """A classifier's arrays, or gradients put in their place, by published name and layout."""
+    return {
+        name: np.asarray(slot.variable[...]).transpose(np.argsort(slot.axes))
+        for name, slot in published_slots(classifier).items()
+    }
+
+
+def published_gradients(
+    classifier: MultiExitClassifier, gradients: nnx.State, wrt: nnx.filterlib.Filter
+) -> dict[str, np.ndarray]:
+    """Gradients with respect to the variables that `wrt` selects, by published name and layout."""
+    graphdef, parameters, rest = nnx.split(classifier, wrt, ...)
+    blank = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), rest)
+    assert jax.tree.structure(parameters) == jax.tree.structure(gradients)
+    filled = published_arrays(nnx.merge(graphdef, gradients, blank, copy=True))
+    return {name: value for name, value in filled.items() if not np.isnan(value).all()}
+
+
+class Measured(NamedTuple):
+    """What a network costs, and how many parameters its arrays hold."""
+
+    costs: ExitCosts
+    parameters: int
+
+
+@functools.cache
+def _measured(fields: tuple[tuple[str, Any], ...]) -> dict[int, Measured]:
+    stem = dict(fields)["stem"]
+    shape, init = image_shape(stem), initialization("pytorch")
+    # The backbone knows no classes, so that one serves several data sets.
+    backbone, found = untrained(dict(fields)).backbone, {}
+    for classes in (1000,) if stem == "imagenet" else (10, 100):
+        heads = IndependentHeads(backbone.feature_widths, classes, init=init, rngs=nnx.Rngs(0))
+        counted = MultiExitClassifier(backbone, heads, num_classes=classes, image_shape=shape)
+        leaves = jax.tree.leaves(nnx.state(counted, nnx.Param))
+        found[classes] = Measured(exit_costs(counted), sum(leaf.size for leaf in leaves))
+    return found
+
+
+def measured(fields: Mapping[str, Any], num_classes: int) -> Measured:
+    """Costs and parameters of a phase-I network, built at most once in a test run."""
+    plain = {name: value for name, value in fields.items() if name != "backbone"}
+    return _measured(tuple(sorted(plain.items())))[num_classes]
