@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 from imta_jax.data import Dataset, load_dataset
 from imta_jax.errors import unknown_name
-from imta_jax.evaluation import evaluate, evaluation_is_finished
+from imta_jax.evaluation import check_evaluation_config, evaluate, evaluation_is_finished
 from imta_jax.evaluation.run import write_json
 from imta_jax.report import write_report
 from imta_jax.training import (
     check_training_config,
+    check_training_data,
     phase_is_finished,
     train_phase_one,
     train_phase_two,
@@ -53,39 +54,45 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
 
 def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:
     """The steps that need the data and the devices."""
+    begun = _is_begun(config, workdir)
     steps: dict[str, tuple[bool, Callable[[Mapping[str, Any], Dataset, Path], Any]]] = {
         "phase_one": (phase_is_finished(config, workdir, "phase_one"), train_phase_one),
         "phase_two": (phase_is_finished(config, workdir, "phase_two"), train_phase_two),
         "evaluate": (evaluation_is_finished(workdir), evaluate),
     }
     chosen = {name: step for name, step in steps.items() if mode in ("all", name)}
-    _keep_config(config, workdir)
-    for name, (finished, _) in chosen.items():
+    idle = begun and all(finished for finished, _ in chosen.values())
+    dataset = None if idle else _prepare(config, workdir)
+    for name, (finished, step) in chosen.items():
         if finished:
             _log.info("%s: already done in %s", name, workdir)
-    if all(finished for finished, _ in chosen.values()):
-        return
-    # Whatever does not fit is found now and not after the hours of an earlier step.
-    check_training_config(config)
-    dataset = load_dataset(config["data"])
-    for finished, step in chosen.values():
-        if not finished:
+        else:
             step(config, dataset, workdir)
 
 
-def _keep_config(config: Mapping[str, Any], workdir: Path) -> None:
-    """Writes config.json, or holds the config against the one that the folder was begun with."""
-    path, ours = workdir / "config.json", _plain(config)
+def _prepare(config: Mapping[str, Any], workdir: Path) -> Dataset:
+    """Loads the data and finds now, not after hours, whatever does not fit; keeps the config."""
+    check_training_config(config)
+    check_evaluation_config(config)
+    dataset = load_dataset(config["data"])
+    check_training_data(config, dataset)
+    # Only now: a config that was refused must not stand in the way of the corrected one.
+    write_json(workdir / "config.json", _plain(config))
+    return dataset
+
+
+def _is_begun(config: Mapping[str, Any], workdir: Path) -> bool:
+    """Whether the folder holds a config.json; a ValueError unless that is this config."""
+    path = workdir / "config.json"
     if not path.exists():
-        write_json(path, ours)
-        return
-    theirs = json.loads(path.read_text())
-    differences = _different_fields(theirs, ours)
+        return False
+    differences = _different_fields(json.loads(path.read_text()), _plain(config))
     if differences:
         raise ValueError(
             f"{workdir} belongs to a run with another config; use another --workdir, or the same "
             "values:\n  " + "\n  ".join(differences)
         )
+    return True
 
 
 def _plain(config: Any) -> Any:

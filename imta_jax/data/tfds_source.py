@@ -3,6 +3,7 @@
 Nothing here is imported from TensorFlow until a dataset is asked for.
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,8 @@ from imta_jax.data.channel_statistics import PUBLISHED_STATISTICS
 from imta_jax.data.raw import RawData
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.errors import unknown_name
+
+_log = logging.getLogger(__name__)
 
 # Named in the error for an unknown dataset; every other TFDS name is accepted as well.
 USUAL_NAMES = ("cifar10", "cifar100", "fashion_mnist")
@@ -85,6 +88,13 @@ def _feature_keys(tfds: Any, builder: Any) -> tuple[str, str]:
 
 
 def _prepare(builder: Any, source: str, data_dir: str) -> None:
+    if not Path(builder.data_dir).exists():
+        _log.info(
+            "dataset %s is not in %s yet: fetching it (TFDS tries for some minutes before it "
+            "gives up without a network)",
+            source,
+            builder.data_dir,
+        )
     try:
         builder.download_and_prepare()
     except OSError as error:

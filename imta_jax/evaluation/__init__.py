@@ -27,7 +27,7 @@ from imta_jax.evaluation.predictions import (
     save_predictions,
 )
 from imta_jax.evaluation.records import read_samples, write_samples
-from imta_jax.evaluation.run import evaluate, evaluation_is_finished
+from imta_jax.evaluation.run import check_evaluation_config, evaluate, evaluation_is_finished
 from imta_jax.evaluation.thresholds import exit_of, geometric_quota, thresholds_for_quota
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "anytime_accuracy",
     "budget_curve",
     "calibration_errors",
+    "check_evaluation_config",
     "collect_predictions",
     "confidence",
     "correct_in_top",

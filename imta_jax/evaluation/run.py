@@ -36,10 +36,12 @@ from imta_jax.evaluation.predictions import (
     predicted,
     save_predictions,
 )
-from imta_jax.evaluation.records import write_samples
+from imta_jax.evaluation.records import budget_prefix, write_samples
+from imta_jax.evaluation.thresholds import geometric_quota
 from imta_jax.models import MultiExitClassifier
 from imta_jax.parallel import data_mesh
 from imta_jax.training import (
+    check_which,
     evaluation_batch_size,
     load_classifier,
     read_meta,
@@ -51,6 +53,26 @@ _log = logging.getLogger(__name__)
 def evaluation_is_finished(workdir: Path) -> bool:
     """Whether `results.json`, which is written last, is there."""
     return (workdir / "results.json").exists()
+
+
+def check_evaluation_config(config: Mapping[str, Any]) -> None:
+    """Checks `config.evaluation` before anything is trained; computes nothing.
+
+    Raises:
+      ValueError: names what does not fit; batch size: `training.check_training_config`.
+    """
+    settings = config["evaluation"]
+    check_which("config.evaluation.checkpoint", settings["checkpoint"])
+    if len(settings["quotas"]) == 0:
+        raise ValueError("config.evaluation.quotas is empty; expected e.g. (0.5, 1.0, 2.0)")
+    geometric_quota(np.asarray(settings["quotas"]), num_exits=1)
+    for budget in settings["reported_budgets"]:
+        budget_prefix(budget)
+    for field, least in (("calibration_bins", 1), ("gallery_images", 0)):
+        if settings[field] < least:
+            raise ValueError(
+                f"config.evaluation.{field} must be at least {least}; found {settings[field]}"
+            )
 
 
 def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict[str, Any]:

@@ -1,11 +1,17 @@
 """Objectives, optimiser, state, steps, the loop, checkpoints and the two phases."""
 
-from imta_jax.training.checkpoints import AnotherNetworkError, read_meta, restore_model
+from imta_jax.training.checkpoints import (
+    AnotherNetworkError,
+    check_which,
+    read_meta,
+    restore_model,
+)
 from imta_jax.training.loop import EpochLoop, NonFiniteLossError
 from imta_jax.training.objectives import PhaseOneObjective, PhaseTwoObjective
 from imta_jax.training.phases import (
     PHASES,
     check_training_config,
+    check_training_data,
     evaluation_batch_size,
     new_phase_one,
     new_phase_two,
@@ -23,6 +29,8 @@ __all__ = [
     "PhaseOneObjective",
     "PhaseTwoObjective",
     "check_training_config",
+    "check_training_data",
+    "check_which",
     "evaluation_batch_size",
     "load_classifier",
     "new_phase_one",

@@ -17,11 +17,14 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
+from imta_jax.errors import unknown_name
 from imta_jax.training.state import TrainState, named_arrays
 
 _log = logging.getLogger(__name__)
 
 SELECTION_METRIC = "validation_top1"
+# Which checkpoint of a phase is asked for; the best is chosen on validation images.
+WHICH = ("last", "best")
 
 
 class AnotherNetworkError(ValueError):
@@ -169,17 +172,48 @@ class Checkpoints:
         )
 
 
-def finished_epochs(folder: Path) -> int:
-    """The epoch of the newest checkpoint in `folder`; 0 where there is none."""
+def has_readable_epoch(folder: Path, epoch: int) -> bool:
+    """Whether `folder` holds a checkpoint of this epoch or a later one that can be read back."""
     if not folder.is_dir():
-        return 0
+        return False
     with _manager(folder) as manager:
-        return manager.latest_step() or 0
+        newest = manager.latest_step() or 0
+        return newest >= epoch and _is_readable(manager, newest)
+
+
+def _is_readable(manager: ocp.CheckpointManager, epoch: int) -> bool:
+    """Reads a whole checkpoint, since a truncated one still has its folder and its name."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    try:
+        found = manager.item_metadata(epoch)
+        targets = {
+            item: {
+                name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=device)
+                for name, array in getattr(found, item).items()
+            }
+            for item in ("model", "progress")
+        }
+        items = {item: ocp.args.StandardRestore(target) for item, target in targets.items()}
+        manager.restore(epoch, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **items))
+    except Exception as error:  # whatever damage does: orbax raises many kinds
+        _log.warning(
+            "checkpoint of epoch %d in %s cannot be read (%s)",
+            epoch,
+            manager.directory,
+            type(error).__name__,
+        )
+        return False
+    return True
+
+
+def check_which(field: str, which: str) -> None:
+    """Raises a ValueError that opens with `field` unless `which` is a name in `WHICH`."""
+    if which not in WHICH:
+        raise unknown_name(field, which, WHICH)
 
 
 def _chosen_epoch(manager: ocp.CheckpointManager, which: str) -> int:
-    if which not in ("last", "best"):
-        raise ValueError(f"which checkpoint: expected 'last' or 'best'; found {which!r}")
+    check_which("checkpoint", which)
     epoch = manager.latest_step() if which == "last" else manager.best_step()
     if epoch is None:
         raise FileNotFoundError(

@@ -12,7 +12,7 @@ from flax import nnx
 
 from imta_jax.errors import unknown_name
 from imta_jax.models import MultiExitClassifier
-from imta_jax.techniques import cross_entropy, one_for_all_loss
+from imta_jax.techniques import LAST_EXIT_LOSSES, REDUCTIONS, cross_entropy, one_for_all_loss
 
 # Who teaches in phase II: the network's own last exit (Eq. 8), or the phase-I one (reference code).
 TEACHERS = ("own_last_exit", "phase_one_last_exit")
@@ -85,7 +85,7 @@ class PhaseTwoObjective:
       backbone_statistics: one of `BACKBONE_STATISTICS`.
 
     Raises:
-      ValueError: an unknown name, or alpha outside 0 to 1.
+      ValueError: an unknown name, alpha outside 0 to 1, a temperature not above 0.
     """
 
     alpha: float
@@ -101,8 +101,14 @@ class PhaseTwoObjective:
             raise unknown_name("teacher", self.teacher, TEACHERS)
         if self.backbone_statistics not in BACKBONE_STATISTICS:
             raise unknown_name("backbone_statistics", self.backbone_statistics, BACKBONE_STATISTICS)
+        if self.reduction not in REDUCTIONS:
+            raise unknown_name("reduction", self.reduction, REDUCTIONS)
+        if self.last_exit not in LAST_EXIT_LOSSES:
+            raise unknown_name("last_exit", self.last_exit, LAST_EXIT_LOSSES)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in 0 to 1; found {self.alpha}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0; found {self.temperature}")
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
         """The heads train; the backbone's normalisation is frozen or, as published, moves on."""

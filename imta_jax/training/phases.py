@@ -22,7 +22,7 @@ from imta_jax.models import (
 )
 from imta_jax.parallel import check_batch_size, data_mesh, place_batch
 from imta_jax.techniques import EQUILIBRIUM_REACHES
-from imta_jax.training.checkpoints import finished_epochs, restore_model
+from imta_jax.training.checkpoints import check_which, has_readable_epoch, restore_model
 from imta_jax.training.loop import EpochLoop
 from imta_jax.training.objectives import (
     ALL_PARAMETERS,
@@ -116,6 +116,7 @@ def check_training_config(config: Mapping[str, Any]) -> None:
     """
     phase_one_objective(config)
     phase_two_objective(config)
+    check_which("config.phase_two.from_checkpoint", config["phase_two"]["from_checkpoint"])
     for name in PHASES:
         phase = config[name]
         if phase["total_epochs"] < 0 or (name == "phase_one" and phase["total_epochs"] == 0):
@@ -129,6 +130,18 @@ def check_training_config(config: Mapping[str, Any]) -> None:
     new_phase_two(config, _stand_in(config))
 
 
+def check_training_data(config: Mapping[str, Any], dataset: Dataset) -> None:
+    """Checks what only shows with the data at hand, for both phases; computes nothing.
+
+    Raises:
+      ValueError: no full batch, a negative seed or padding, an unknown pipeline.
+      ModuleNotFoundError: a pipeline whose library is not installed.
+    """
+    for name in PHASES:
+        if config[name]["total_epochs"] > 0:
+            _epoch_batches(config, name, dataset, epoch=0)
+
+
 def _stand_in(config: Mapping[str, Any]) -> MultiExitClassifier:
     """The config's network with few classes: the real builder, to find what it would refuse."""
     rngs = nnx.Rngs(config["seed"])
@@ -137,7 +150,8 @@ def _stand_in(config: Mapping[str, Any]) -> MultiExitClassifier:
 
 def phase_is_finished(config: Mapping[str, Any], workdir: Path, phase: str) -> bool:
     """Whether the phase's last epoch has its checkpoint (a phase of no epochs is finished)."""
-    return finished_epochs(workdir / phase) >= config[phase]["total_epochs"]
+    epochs = config[phase]["total_epochs"]
+    return epochs == 0 or has_readable_epoch(workdir / phase, epochs)
 
 
 def _train(
