@@ -13,14 +13,19 @@ from configs import common
 THIRDS = (1 / 3, 2 / 3)
 
 
+def _published(config):
+    common.METHODS["published"](config)
+    config.model.preset += "_published"
+    # Its ImageNet script sets gamma 0.1 and temperature 1.
+    config.phase_two.update(alpha=0.9, temperature=1.0)
+
+
 def get_config(preset="paper"):
-    published = "published" in preset.split(",")
     config = common.assemble(
-        model=common.network("imagenet_step_4" + ("_published" if published else "")),
+        model=common.network("imagenet_step_4"),
         images=common.data("imagenet2012", validation_examples=50000),
         first=common.phase_one(total_epochs=90, batch_size=256, learning_rate_drops=THIRDS),
         second=common.phase_two(total_epochs=90, batch_size=256, learning_rate_drops=THIRDS),
         judged=common.evaluation(batch_size=256),
     )
-    config.phase_two.temperature = 1.0
-    return common.with_preset(config, preset)
+    return common.with_preset(config, preset, {"published": _published})

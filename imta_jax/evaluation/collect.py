@@ -13,6 +13,7 @@ from imta_jax.evaluation.predictions import Predictions
 from imta_jax.models import MultiExitClassifier
 from imta_jax.parallel import data_mesh, place_batch, place_replicated, replicated, split_over_batch
 from imta_jax.pixels import normalize
+from imta_jax.training.progress import with_progress
 from imta_jax.types import Batch
 
 
@@ -52,7 +53,9 @@ def collect_predictions(
     step = jax.jit(logits_of, in_shardings=(whole, by_row), out_shardings=by_row)
     state = place_replicated(state, mesh)
     logits, labels = [], []
-    for batch in eval_batches(split, batch_size, pipeline=pipeline):
+    batches = eval_batches(split, batch_size, pipeline=pipeline)
+    total = -(-len(split) // batch_size)
+    for batch in with_progress(batches, total=total, done=0, description="evaluate"):
         rows = np.asarray(step(state, place_batch(batch, mesh)))  # [N, E, K]
         logits.append(rows[batch.mask])
         labels.append(batch.labels[batch.mask])

@@ -55,9 +55,5 @@ def operating_point(run: RunRecord, tolerance_points: float = TOLERANCE_POINTS) 
 
 
 def full_validation_top1(run: RunRecord) -> float:
-    """Validation top-1 of the last exit, percent: as last logged, else of the costliest budget."""
-    if run.metrics is not None:
-        rows = run.metrics[run.metrics["split"] == "validation"]
-        if len(rows):
-            return float(rows["top1_per_exit"].iloc[-1][-1])
-    return float(run.budget_curve["validation_top1"].iloc[-1])
+    """Validation top-1 of the last exit, percent."""
+    return float(run.exits["validation_top1"].iloc[-1])
