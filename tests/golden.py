@@ -3,10 +3,9 @@
 Arrays are in PyTorch's names and layouts: images and maps NCHW, kernels OIHW, linear (out, in).
 """
 
-import contextlib
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -41,15 +40,6 @@ TINY = MappingProxyType(
         "reduction": 0.5,
     }
 )
-
-
-@contextlib.contextmanager
-def quick_compilation() -> Iterator[None]:
-    """Leaves out most of XLA's optimisations: networks that run once compile in half the time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @functools.cache

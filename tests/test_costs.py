@@ -117,11 +117,17 @@ def test_costs_grow_with_every_exit(small):
         assert (np.diff(getattr(costs, field), prepend=0) > 0).all()
 
 
-def test_another_image_shape_is_refused(small):
-    with pytest.raises(
-        ValueError, match=r"expected images \[N, 32, 32, 3\]; found \(1, 16, 16, 3\)"
-    ):
-        exit_costs(small, (16, 16, 3))
+def test_costs_of_larger_images_grow_with_their_area_and_parameters_do_not(small):
+    ours, larger = exit_costs(small), exit_costs(small, (64, 64, 3))
+    np.testing.assert_array_equal(larger.params, ours.params)
+    # Everything but the linear layers (10 classes from 128 features per exit) is convolution.
+    linear = np.arange(1, 4) * 1280
+    np.testing.assert_array_equal(larger.macs - linear, 4 * (ours.macs - linear))
+
+
+def test_another_number_of_channels_is_refused(small):
+    with pytest.raises(ValueError, match=r"\(H, W, 3\); found \(32, 32, 1\)"):
+        exit_costs(small, (32, 32, 1))
 
 
 # A backbone that the package has never seen.

@@ -4,7 +4,6 @@ Eq. 5 is held on a real network, for every map that a stage hands on and every e
 """
 
 import functools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import golden
@@ -36,12 +35,6 @@ def gradient(x: jax.Array, scale: float | jax.Array) -> jax.Array:
 
 def random_vector(seed: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), (5,))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    with golden.quick_compilation():
-        yield
 
 
 # The operator.

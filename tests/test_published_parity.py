@@ -8,7 +8,7 @@ import functools
 import io
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import golden
@@ -47,12 +47,6 @@ def renamed(values: Mapping[str, np.ndarray], prefix: str, keep: tuple[str, ...]
 
 def statistics(network: MultiExitClassifier) -> Arrays:
     return renamed(golden.published_arrays(network), "", ("running_mean", "running_var"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    with golden.quick_compilation():
-        yield
 
 
 # Recomputing.

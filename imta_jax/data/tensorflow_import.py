@@ -1,6 +1,7 @@
 """The one door to TensorFlow, which is optional and must leave the accelerators to JAX."""
 
 import contextlib
+import os
 from types import ModuleType
 
 
@@ -10,6 +11,7 @@ def import_tensorflow() -> ModuleType:
     Raises:
       ModuleNotFoundError: TensorFlow is not installed.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it tells of every start on stderr
     import tensorflow as tf
 
     # Already in use by the caller's own code: the devices it sees can no longer be changed.

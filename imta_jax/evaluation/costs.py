@@ -74,19 +74,24 @@ def exit_costs(
     Args:
       classifier: phase I or II; the heads in use are counted, phase-I heads kept beside are not.
         An abstract one (`nnx.eval_shape`) will do.
-      image_shape: (H, W, C); default, the shape that the classifier was built for.
+      image_shape: (H, W, C); default, the shape that the classifier was built for. Another height
+        and width answer what the network would cost there.
 
     Raises:
-      ValueError: an image shape that the classifier refuses.
+      ValueError: another number of channels.
     """
     shape = (1, *(image_shape or classifier.image_shape))
+    if shape[3:] != classifier.image_shape[2:]:
+        raise ValueError(
+            f"expected image_shape (H, W, {classifier.image_shape[2]}); found {shape[1:]}"
+        )
     graphdef, params, rest = nnx.split(classifier, nnx.Param, ...)
     leaves, structure = jax.tree.flatten(params)
 
     def run(leaves: list[jax.Array], rest: nnx.State, images: jax.Array) -> list[jax.Array]:
         network = nnx.merge(graphdef, jax.tree.unflatten(structure, leaves), rest, copy=True)
         network.eval()
-        state, carry, outputs = network.stem(images), None, []
+        state, carry, outputs = network.backbone.stem(images), None, []
         for i in range(network.num_exits):
             state, logits, carry = network.advance(i, state, carry)
             # A copy is an operation of its own and marks in the trace where this exit ends.
