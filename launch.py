@@ -7,11 +7,15 @@ python launch.py --config=configs/cifar100.py:published --workdir=runs/cifar100 
 
 import logging
 import os
+import re
+import sys
 from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+from imta_jax.errors import unknown_name
 
 MODES = ("all", "phase_one", "phase_two", "evaluate", "report")
 
@@ -48,6 +52,28 @@ def main(argv: list[str]) -> None:
     run(_CONFIG.value, Path(_WORKDIR.value), _MODE.value)
 
 
+def _parse_flags(argv: list[str]) -> list[str]:
+    """As absl does it, but an unknown config field is told with the valid ones."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError):  # of the locked config, which does not list its fields
+        _refuse_unknown_field(argv)
+        raise
+
+
+def _refuse_unknown_field(argv: list[str]) -> None:
+    """Exits with the first override in argv whose field the config file does not have."""
+    names = [argument.lstrip("-").partition("=") for argument in argv]
+    files = [value or argv[i + 1] for i, (name, _, value) in enumerate(names) if name == "config"]
+    for override in (re.fullmatch(r"(?:no)?config\.(.+)", name) for name, _, _ in names):
+        node, path = flags.FLAGS["config"].parser.parse(files[-1]), "config"
+        for field in override[1].split(".") if override else ():
+            if not isinstance(node, ConfigDict) or field not in node:
+                valid = node if isinstance(node, ConfigDict) else ()
+                sys.exit(f"{override[0]}: {unknown_name(f'field of {path}', field, valid)}")
+            node, path = node[field], f"{path}.{field}"
+
+
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)

@@ -115,6 +115,35 @@ class BatchNorm(nnx.BatchNorm):
         return y
 
 
+class Conv(nnx.Conv):
+    """A square convolution padded k // 2 on every side ('SAME' differs at stride 2).
+
+    On maps of a few pixels (the end of every exit) a strided one is computed as one matrix product
+    over patches: XLA's input gradient of that convolution took 17 ms on a processor core where this
+    takes 2 ms (batch 64, 4x4x128 to 2x2x128). The multiply-adds are the same.
+    """
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [N, H, W, inputs] to [N, ceil(H/stride), ceil(W/stride), outputs]."""
+        few_pixels = x.shape[1] * x.shape[2] <= 16
+        if self.strides == 2 and few_pixels and not self.use_bias:
+            return _convolve_patches(x, self.kernel[...])
+        return super().__call__(x)
+
+
+def _convolve_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves x [N, H, W, I] at stride 2 with an odd kernel [k, k, I, O] as a matrix product."""
+    k = kernel.shape[0]
+    rows, columns = (-(-side // 2) for side in x.shape[1:3])
+    padded = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
+    patches = [
+        padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
+        for i in range(k)
+        for j in range(k)
+    ]
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
 def conv(
     inputs: int,
     outputs: int,
@@ -124,10 +153,10 @@ def conv(
     use_bias: bool = False,
     init: Initialization,
     rngs: nnx.Rngs,
-) -> nnx.Conv:
-    """A square convolution padded k // 2 on every side ('SAME' differs at stride 2)."""
+) -> Conv:
+    """A `Conv` with the starting values of `init`."""
     fan_in, fan_out = kernel * kernel * inputs, kernel * kernel * outputs
-    return nnx.Conv(
+    return Conv(
         inputs,
         outputs,
         (kernel, kernel),

@@ -129,6 +129,8 @@ def _tf_data_batches(
         return tf.where(padding, tf.zeros_like(augmented), augmented), index
 
     dataset = tf.data.Dataset.from_tensor_slices(tuple(rows)).batch(batch_size)
+    # Plain TensorFlow operations: nothing for AutoGraph to rewrite.
+    read = tf.autograph.experimental.do_not_convert(read)
     dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
     for augmented, index in dataset.as_numpy_iterator():
         yield _batch(split, augmented, index)

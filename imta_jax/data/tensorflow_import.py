@@ -11,7 +11,8 @@ def import_tensorflow() -> ModuleType:
     Raises:
       ModuleNotFoundError: TensorFlow is not installed.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it tells of every start on stderr
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in (None, "1"):  # 1 is what JAX sets
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # or it tells of every start on stderr
     import tensorflow as tf
 
     # Already in use by the caller's own code: the devices it sees can no longer be changed.

@@ -256,7 +256,8 @@ def _describe_phases(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]
     for name in ("phase_one", "phase_two"):
         described[name] = None
         if config[name]["total_epochs"] > 0:
-            rows = [json.loads(line) for line in (workdir / name / "metrics.jsonl").open()]
+            lines = (workdir / name / "metrics.jsonl").read_text().splitlines()
+            rows = [json.loads(line) for line in lines]
             trained = [row for row in rows if row["split"] == "train"]
             per_epoch = trained[0]["step"]
             images = per_epoch * config[name]["batch_size"]

@@ -149,7 +149,7 @@ class Checkpoints:
                     epoch,
                     self.folder,
                     type(error).__name__,
-                    str(error).splitlines()[0] if str(error) else "",
+                    str(error).partition("\n")[0][:200],
                 )
                 self._manager.delete(epoch)  # it would stand in the way when its epoch is saved
         return state, 0

@@ -58,13 +58,17 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         params = optax.apply_updates(state.trainable, updates)
         advanced = TrainState(state.step + 1, params, rest, opt_state, state.halted_at)
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
-        return _advance_if_finite(state, advanced, finite), metrics
+        return _advance_if_finite(state, advanced, _all_finite((loss, grads))), metrics
 
     whole, split = replicated(mesh), split_over_batch(mesh)
     return jax.jit(
         step, donate_argnums=0, in_shardings=(whole, split), out_shardings=(whole, whole)
     )
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    # Not the norm: that of large but finite gradients overflows.
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _advance_if_finite(before: TrainState, after: TrainState, finite: jax.Array) -> TrainState:

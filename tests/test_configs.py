@@ -1,0 +1,232 @@
+"""Configs: every file and preset is one that trains, and the command line explains its errors."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+import tiny_run
+
+from imta_jax.models import NETWORK_PRESETS
+from imta_jax.training import check_training_config, phases
+
+NAMES = ("cifar10", "cifar100", "fashion_mnist", "imagenet", "quickstart")
+METHODS = ("paper", "published", "baseline")
+PRESETS = [(name, preset) for name in NAMES for preset in METHODS]
+PRESETS += [(name, f"{m},short") for name in ("cifar10", "cifar100") for m in METHODS]
+CIFAR = ("cifar10", "cifar100")
+
+
+def get_config(name, *preset):
+    return importlib.import_module(f"configs.{name}").get_config(*preset)
+
+
+def test_every_config_file_is_listed_here():
+    found = {path.stem for path in (tiny_run.ROOT / "configs").glob("*.py")}
+    assert found == {*NAMES, "common"}
+
+
+@pytest.fixture(scope="module")
+def built():
+    """Classifiers that the checks built, each network once: it takes seconds."""
+    build, known = phases.new_phase_two, {}
+
+    def remembered(config, classifier):
+        phase = config["phase_two"]
+        key = str((config["model"], phase["transfer"], phase["start"]))
+        if key not in known:
+            known[key] = build(config, classifier())
+        return known[key]
+
+    stand_in = phases._stand_in
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases, "_stand_in", lambda config: lambda: stand_in(config))
+        patch.setattr(phases, "new_phase_two", remembered)
+        yield known
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_every_preset_passes_the_checks_and_builds(name, preset, built):
+    assert len(jax.devices()) == 8
+    check_training_config(get_config(name, preset).to_dict())
+    assert all(classifier.num_exits >= 4 for classifier in built.values())
+
+
+# ----- values of DESIGN section 3
+
+PAPER = {
+    "model.initialization": "he_normal",
+    "phase_one.equilibrium": "all",
+    "phase_one.nesterov": True,
+    "phase_two.nesterov": True,
+    "phase_two.transfer": "identity",
+    "phase_two.stop_gradient": True,
+    "phase_two.start": "phase_one",
+    "phase_two.teacher": "own_last_exit",
+    "phase_two.reduction": "batch",
+    "phase_two.last_exit": "mixed",
+    "phase_two.backbone_statistics": "frozen",
+}
+PUBLISHED = {
+    "model.initialization": "pytorch",
+    "phase_one.equilibrium": "coarsest",
+    "phase_one.nesterov": False,
+    "phase_two.nesterov": False,
+    "phase_two.transfer": "linear",
+    "phase_two.stop_gradient": False,
+    "phase_two.start": "fresh",
+    "phase_two.teacher": "phase_one_last_exit",
+    "phase_two.reduction": "elements",
+    "phase_two.last_exit": "cross_entropy",
+    "phase_two.backbone_statistics": "moving",
+    "phase_two.temperature_squared": True,
+}
+
+
+def at(config, dotted):
+    for field in dotted.split("."):
+        config = config[field]
+    return config
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("preset", "values"), [("paper", PAPER), ("published", PUBLISHED)])
+def test_method_presets_are_the_columns_of_the_table(name, preset, values):
+    config = get_config(name, preset)
+    assert {field: at(config, field) for field in values} == values
+    for phase in (config.phase_one, config.phase_two):
+        assert (phase.momentum, phase.weight_decay, phase.drop_factor) == (0.9, 1e-4, 0.1)
+        assert phase.learning_rate == 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_paper_is_the_default_and_baseline_has_none_of_the_techniques(name):
+    assert get_config(name).to_dict() == get_config(name, "paper").to_dict()
+    baseline = get_config(name, "baseline")
+    assert baseline.phase_one.equilibrium == "off"
+    assert baseline.phase_two.total_epochs == 0
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_cifar_is_trained_as_in_section_4_1(name):
+    config = get_config(name)
+    for phase, epochs in ((config.phase_one, 300), (config.phase_two, 180)):
+        assert (phase.total_epochs, phase.batch_size) == (epochs, 64)
+        assert phase.learning_rate_drops == (0.5, 0.75)
+    assert config.data.validation_examples == 5000
+    assert config.model.preset == "cifar_7_exits"
+    short = get_config(name, "published,short")
+    assert (short.phase_one.total_epochs, short.phase_two.total_epochs) == (30, 18)
+
+
+def test_imagenet_is_trained_as_in_section_4_2():
+    config = get_config("imagenet")
+    for phase in (config.phase_one, config.phase_two):
+        assert (phase.total_epochs, phase.batch_size) == (90, 256)
+        assert [drop * 90 for drop in phase.learning_rate_drops] == pytest.approx([30, 60])
+    assert config.data.validation_examples == 50000
+
+
+def test_imagenet_exits_sit_where_the_preset_says():
+    for preset, first in (("paper", 7), ("published", 4)):
+        network = NETWORK_PRESETS[get_config("imagenet", preset).model.preset]
+        assert (network["base"], network["step"], network["num_exits"]) == (first, 4, 5)
+
+
+# ----- what is refused
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_preset_is_refused_with_the_valid_ones(name):
+    with pytest.raises(ValueError, match="'publishd'; valid, the closest first: published, ") as e:
+        get_config(name, "publishd")
+    assert all(preset in str(e.value) for preset in METHODS)
+    assert ("short" in str(e.value)) == (name in CIFAR)
+    with pytest.raises(ValueError, match="'shrt'"):
+        get_config(name, "paper,shrt")
+
+
+def test_a_config_is_locked():
+    config = get_config("quickstart")
+    with pytest.raises((AttributeError, KeyError), match="total_epochs"):
+        config.phase_one.total_epoch = 3
+
+
+def python(*arguments):
+    """Runs Python in the repository, beside its fellows; to be waited for with `outcome`."""
+    surroundings = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=tiny_run.ROOT,
+        env=surroundings,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def outcome(process):
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def test_configs_import_no_accelerator():
+    loaded = "; ".join(f"import configs.{name}; configs.{name}.get_config()" for name in NAMES)
+    heavy = "{'imta_jax', 'jax', 'flax', 'tensorflow', 'orbax'}"
+    code, out, err = outcome(
+        python("-c", f"import sys; {loaded}; print(sorted({heavy} & sys.modules.keys()))")
+    )
+    assert (code, out.strip()) == (0, "[]"), err
+
+
+QUICKSTART = "--config=configs/quickstart.py"
+REFUSED = {
+    (f"{QUICKSTART}:publishd",): r"preset 'publishd'; valid, the closest first: published, ",
+    (QUICKSTART, "--config.phase_one.total_epoch=3"): (
+        r"config\.phase_one 'total_epoch'; valid, the closest first: total_epochs, .*batch_size"
+    ),
+    ("--config", "configs/quickstart.py", "--config.phas_one.seed", "3"): (
+        r"field of config 'phas_one'; valid, the closest first: phase_one, .*data"
+    ),
+    (QUICKSTART, "--noconfig.data.flp"): (
+        r"config\.data 'flp'; valid, the closest first: flip, .*source"
+    ),
+    (QUICKSTART, "--config.phase_one.total_epochs=many"): r"total_epochs=many: invalid literal",
+    (QUICKSTART, "--config.model.preset=cifar_9_exits"): (
+        r"'cifar_9_exits'; valid, the closest first: cifar_\d_exits, .*quickstart"
+    ),
+    (QUICKSTART, "--config.model.num_exits=4", "--config.model.growth_factors=(1,2)"): (
+        r"one entry per scale; found \(1, 2\) and \(1, 2, 4\)"
+    ),
+    (QUICKSTART, "--mode=evalute"): r"'evalute'; valid, the closest first: evaluate, .*phase_one",
+    (QUICKSTART, "--config.data.source=/nowhere.npz", "--config.model.num_exits=4"): (
+        r"no file /nowhere\.npz; give the path of an existing \.npz"
+    ),
+}
+
+
+def test_the_command_line_says_what_was_found_and_what_is_valid(tmp_path):
+    cases = list(REFUSED.items())
+    while cases:
+        some = [cases.pop() for _ in range(min(3, len(cases)))]
+        running = [
+            python("launch.py", *arguments, f"--workdir={tmp_path}/run") for arguments, _ in some
+        ]
+        for (arguments, message), process in zip(some, running, strict=True):
+            code, _, err = outcome(process)
+            last = "\n".join(err.strip().splitlines()[-4:])
+            assert code != 0 and re.search(message, last), (arguments, err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_field_of_the_network_can_be_set_besides_its_preset():
+    code = (
+        "import sys, launch; launch._parse_flags(sys.argv);"
+        "print(launch._CONFIG.value.model.num_exits)"
+    )
+    arguments = [QUICKSTART, "--config.model.num_exits=4", "--workdir=unused"]
+    code, out, err = outcome(python("-c", code, *arguments))
+    assert (code, out.strip()) == (0, "4"), err
