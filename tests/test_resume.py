@@ -17,7 +17,13 @@ import tiny_run
 from imta_jax.data import load_dataset
 from imta_jax.parallel import data_mesh
 from imta_jax.run import run
-from imta_jax.training import AnotherNetworkError, phases, train_phase_one, train_phase_two
+from imta_jax.training import (
+    AnotherNetworkError,
+    load_classifier,
+    phases,
+    train_phase_one,
+    train_phase_two,
+)
 from imta_jax.training.checkpoints import has_readable_epoch
 
 # Reading a damaged checkpoint leaves failed reads of others behind, in a library's event loop.
@@ -155,6 +161,19 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_older_one(
     assert "epoch 2 in" not in caplog.text
     assert_same_phase(copied / "phase_one", whole / "phase_one", 3)
     assert phases.phase_is_finished(config, copied, "phase_one")
+    # Set aside, not deleted: it may have been the disk's fault.
+    assert (copied / "phase_one" / "unreadable_3_1").is_dir()
+
+
+def test_a_damaged_last_checkpoint_is_not_what_a_classifier_is_loaded_from(copied, caplog):
+    truncate(copied / "phase_one" / "3")
+    with caplog.at_level(logging.WARNING, "imta_jax"):
+        _, meta = load_classifier(copied / "phase_one")
+    assert meta["epoch"] == 2 and "checkpoint of epoch 3" in caplog.text
+    for checkpoint in (copied / "phase_one").glob("[0-9]"):
+        truncate(checkpoint)
+    with pytest.raises(FileNotFoundError, match="no readable checkpoint in"):
+        load_classifier(copied / "phase_one")
 
 
 def test_without_a_good_checkpoint_training_starts_again(config, dataset, copied, whole):

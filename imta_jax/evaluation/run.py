@@ -105,7 +105,9 @@ def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict
         labels=test.labels,
         decisions_by_budget=chosen,
     )
-    _write_gallery(folder, dataset, test, chosen, settings["gallery_images"])
+    even = np.abs(curve.quota - 1).argmin()  # images spread evenly over the exits
+    spread = _decide(test, costs, {1.0: curve.thresholds[even]})[1.0]
+    _write_gallery(folder, dataset, test, spread, settings["gallery_images"])
     _write_calibration(folder, test, settings["calibration_bins"])
     results = {
         "dataset": _describe_data(dataset),
@@ -206,13 +208,10 @@ def _write_gallery(
     folder: Path,
     dataset: Dataset,
     test: Predictions,
-    chosen: Mapping[float, Decisions],
+    decided: Decisions,
     per_side: int,
 ) -> None:
-    """Images that leave first beside images that need the last exit, at the middle budget."""
-    if not chosen:
-        return
-    decided = list(chosen.values())[len(chosen) // 2]
+    """Images that leave at the first exit beside images that need the last."""
     last = len(test.logits) - 1
     sides = [np.flatnonzero(decided.exit == e)[:per_side] for e in (0, last)]
     index = np.concatenate(sides)

@@ -144,14 +144,8 @@ class Checkpoints:
             except AnotherNetworkError:
                 raise
             except Exception as error:  # whatever damage does: orbax raises many kinds
-                _log.warning(
-                    "checkpoint of epoch %d in %s cannot be read (%s: %s); trying an older one",
-                    epoch,
-                    self.folder,
-                    type(error).__name__,
-                    str(error).partition("\n")[0][:200],
-                )
-                self._manager.delete(epoch)  # it would stand in the way when its epoch is saved
+                _warn_of_damage(self._manager, epoch, error)
+                _set_aside(self._manager, epoch)
         return state, 0
 
     def _restore(self, epoch: int, state: TrainState) -> TrainState:
@@ -170,6 +164,27 @@ class Checkpoints:
             trainable=_refill(state.trainable, found["model"]),
             rest=_refill(state.rest, found["model"]),
         )
+
+
+def _warn_of_damage(manager: ocp.CheckpointManager, epoch: int, error: Exception) -> None:
+    _log.warning(
+        "checkpoint of epoch %d in %s cannot be read (%s: %s); trying an older one",
+        epoch,
+        manager.directory,
+        type(error).__name__,
+        str(error).partition("\n")[0][:200],
+    )
+
+
+def _set_aside(manager: ocp.CheckpointManager, epoch: int) -> None:
+    """Renames an unreadable checkpoint, which would stand in the way when its epoch is saved again.
+
+    It is not deleted: what cannot be read today may be a disk's fault and not the checkpoint's.
+    """
+    source = Path(manager.directory) / str(epoch)
+    taken = len(list(source.parent.glob(f"unreadable_{epoch}_*")))
+    source.rename(source.with_name(f"unreadable_{epoch}_{taken + 1}"))
+    manager.reload()
 
 
 def has_readable_epoch(folder: Path, epoch: int) -> bool:
@@ -196,12 +211,7 @@ def _is_readable(manager: ocp.CheckpointManager, epoch: int) -> bool:
         items = {item: ocp.args.StandardRestore(target) for item, target in targets.items()}
         manager.restore(epoch, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **items))
     except Exception as error:  # whatever damage does: orbax raises many kinds
-        _log.warning(
-            "checkpoint of epoch %d in %s cannot be read (%s)",
-            epoch,
-            manager.directory,
-            type(error).__name__,
-        )
+        _warn_of_damage(manager, epoch, error)
         return False
     return True
 
@@ -213,14 +223,18 @@ def check_which(field: str, which: str) -> None:
 
 
 def _chosen_epoch(manager: ocp.CheckpointManager, which: str) -> int:
+    """The last or best epoch, or the newest other one that can be read."""
     check_which("checkpoint", which)
-    epoch = manager.latest_step() if which == "last" else manager.best_step()
-    if epoch is None:
+    epochs = sorted(manager.all_steps(), reverse=True)
+    if epochs and which == "best":
+        epochs.insert(0, manager.best_step())
+    readable = next((epoch for epoch in epochs if _is_readable(manager, epoch)), None)
+    if readable is None:
         raise FileNotFoundError(
-            f"no checkpoint in {manager.directory}; train it first: "
-            "python launch.py --config=... --workdir=..."
+            f"no {'readable ' if epochs else ''}checkpoint in {manager.directory}; train it "
+            "first: python launch.py --config=... --workdir=..."
         )
-    return epoch
+    return readable
 
 
 def read_meta(folder: Path, which: str = "last") -> dict[str, Any]:
