@@ -1,7 +1,6 @@
 """The one door to TensorFlow, which is optional and must leave the accelerators to JAX."""
 
 import contextlib
-import os
 from types import ModuleType
 
 
@@ -11,8 +10,6 @@ def import_tensorflow() -> ModuleType:
     Raises:
       ModuleNotFoundError: TensorFlow is not installed.
     """
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in (None, "1"):  # 1 is what JAX sets
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # or it tells of every start on stderr
     import tensorflow as tf
 
     # Already in use by the caller's own code: the devices it sees can no longer be changed.
