@@ -223,7 +223,8 @@ def test_the_probed_driver_is_the_classifier(network, images, results):
     forward = jax.jit(lambda state: nnx.merge(graphdef, state, copy=True)(images, "all"))
     expected = forward(state)
     for found in results.values():
-        np.testing.assert_allclose(found.logits, expected, rtol=1e-4, atol=1e-5)
+        # Batch normalisation over few positions amplifies rounding.
+        np.testing.assert_allclose(found.logits, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_every_exit_reaches_every_earlier_stage_and_no_later_one(gradients):
