@@ -1,7 +1,7 @@
 """CIFAR-10 as in the paper (Sec. 4.1): batch 64, 300 + 180 epochs, 5,000 images held out.
 
     python launch.py --config=configs/cifar10.py --workdir=runs/cifar10
-    python launch.py --config=configs/cifar10.py:published --workdir=runs/cifar10-published \
+    python launch.py --config=configs/cifar10.py:published --workdir=runs/published \
         --config.model.preset=cifar_8_exits --config.phase_one.total_epochs=30
 
 Networks (--config.model.preset): cifar_4_exits to cifar_8_exits, cifar_even_7_exits,

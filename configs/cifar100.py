@@ -1,28 +1,16 @@
 """CIFAR-100 as in the paper (Sec. 4.1): batch 64, 300 + 180 epochs, 5,000 images held out.
 
     python launch.py --config=configs/cifar100.py --workdir=runs/cifar100
-    python launch.py --config=configs/cifar100.py:published --workdir=runs/cifar100-published \
+    python launch.py --config=configs/cifar100.py:published,short --workdir=runs/published \
         --config.model.preset=cifar_8_exits --config.phase_one.total_epochs=30
 
-Networks (--config.model.preset): cifar_4_exits to cifar_8_exits, cifar_even_7_exits,
-cifar_even_10_exits. Presets: `paper` (default), `published`, `baseline`, and `short`, a tenth of
-the epochs; joined by commas, `published,short`.
+Networks and presets are those of `cifar10.py`; the default one is that of the paper's Table 1.
 """
 
-from configs import common
-
-
-def _short(config):
-    config.phase_one.total_epochs //= 10
-    config.phase_two.total_epochs //= 10
+from configs import cifar10
 
 
 def get_config(preset="paper"):
-    config = common.assemble(
-        model=common.network("cifar_7_exits"),
-        images=common.data("cifar100", validation_examples=5000),
-        first=common.phase_one(total_epochs=300, batch_size=64),
-        second=common.phase_two(total_epochs=180, batch_size=64),
-        judged=common.evaluation(batch_size=1000),
-    )
-    return common.with_preset(config, preset, {"short": _short})
+    config = cifar10.get_config(preset)
+    config.data.source = "cifar100"
+    return config
