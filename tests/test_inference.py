@@ -108,6 +108,12 @@ def test_bad_input_is_refused_with_what_was_found(classifier, images, thresholds
         adaptive.predict(images)
     with pytest.raises(ValueError, match=r"\(37, 8, 16, 1\)"):
         adaptive.predict(images[:, :8])
+    with pytest.raises(ValueError, match="must be numbers"):
+        AdaptiveClassifier(classifier, [0.5, float("nan"), 0.5])
+    broken = np.zeros((3, 16, 16, 1), np.float32)
+    broken[2, 1] = np.nan
+    with pytest.raises(ValueError, match="image 2 has a pixel that is not finite"):
+        adaptive.predict(broken)
     with pytest.raises(ValueError, match="int32"):
         adaptive.predict(images.astype(np.int32))
 

@@ -4,6 +4,7 @@ Reading is in `sources.py`, checks in `raw.py`, the choice of validation images 
 batches in `batches.py`. Images stay as they are here: normalising belongs to the step.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from imta_jax.data.raw import RawData, checked
 from imta_jax.data.sources import load_source
 
 # Three halvings, so that every scale of a network of up to four has whole, even steps.
+_log = logging.getLogger(__name__)
+
 SIZE_MULTIPLE = 8
 
 
@@ -107,8 +110,16 @@ def build_dataset(raw: RawData, *, validation_examples: int, validation_seed: in
         ),
         "test": _split(raw.test_images, raw.test_labels, test),
     }
+    _warn_of_unseen_classes(raw.name, raw.class_names, splits["train"].labels)
     shape = splits["train"].images.shape[1:]
     return Dataset(raw.name, raw.class_names, shape, *statistics, splits)
+
+
+def _warn_of_unseen_classes(name: str, class_names: tuple[str, ...], labels: np.ndarray) -> None:
+    counts = np.bincount(labels, minlength=len(class_names))
+    unseen = [class_names[k] for k in np.flatnonzero(counts == 0)]
+    if unseen:
+        _log.warning("%s has no training image of class %s", name, ", ".join(unseen))
 
 
 def pad_to_multiple(images: np.ndarray, multiple: int = SIZE_MULTIPLE) -> np.ndarray:

@@ -45,7 +45,7 @@ class AdaptiveClassifier:
       max_batch_size: larger batches are cut; batches run at powers of two up to it.
 
     Raises:
-      ValueError: thresholds of another number of exits, or a batch size below 1.
+      ValueError: thresholds of another number of exits or not numbers, a batch size below 1.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class AdaptiveClassifier:
                 f"expected one threshold for each of the {classifier.num_exits} exits; found "
                 f"shape {self.thresholds.shape}: these thresholds are of another network"
             )
+        if np.isnan(self.thresholds).any():
+            raise ValueError(f"thresholds must be numbers; found {self.thresholds}")
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size must be at least 1; found {max_batch_size}")
         self.macs = exit_costs(classifier).macs
@@ -81,7 +83,7 @@ class AdaptiveClassifier:
           images: [N, H, W, C], normalised floats, or uint8 where `mean` and `std` were given.
 
         Raises:
-          ValueError: images of another shape or type.
+          ValueError: images of another shape or type, or with pixels that are not finite.
         """
         images = self._checked(images)
         size = self._sizes[-1]
@@ -104,6 +106,9 @@ class AdaptiveClassifier:
             raise ValueError(
                 "uint8 images need mean and std at construction; or pass normalised floats"
             )
+        if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images).all():
+            bad = np.argwhere(~np.isfinite(images))[0]
+            raise ValueError(f"image {bad[0]} has a pixel that is not finite, at {tuple(bad[1:])}")
         if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
             raise ValueError(f"expected normalised floats or uint8 pixels; found {images.dtype}")
         return images

@@ -244,6 +244,12 @@ def _check(spec: NetworkSpec) -> None:
     if not 0 <= spec.reduction <= 1:
         raise ValueError(f"config.model.reduction must lie in 0 to 1; found {spec.reduction}")
     _check_halves(spec)
+    scales, depth = len(spec.growth_factors), sum(layers_per_stage(spec))
+    if live_scales(spec, 1, depth)[0] != scales:
+        raise ValueError(
+            f"config.model.prune='min' needs at least {scales - 1} layers for {scales} scales; "
+            f"num_exits, base and step give {depth}: raise one of them"
+        )
 
 
 def _check_halves(spec: NetworkSpec) -> None:

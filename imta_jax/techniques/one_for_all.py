@@ -91,9 +91,12 @@ def one_for_all_loss(
       A float32 scalar in nats.
 
     Raises:
-      ValueError: an unknown name, a temperature not above 0, shapes that do not fit.
+      ValueError: an unknown name, alpha outside 0 to 1, a temperature not above 0, shapes that do
+        not fit.
     """
     _check_shapes(logits, labels, teacher_logits)
+    if isinstance(alpha, int | float) and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in 0 to 1; found {alpha}")
     if last_exit not in LAST_EXIT_LOSSES:
         raise unknown_name("last_exit", last_exit, LAST_EXIT_LOSSES)
     plain = cross_entropy(logits, labels)  # [E]

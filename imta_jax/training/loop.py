@@ -62,14 +62,14 @@ class EpochLoop:
         with Checkpoints(self.folder) as checkpoints, MetricsLog(self.folder, self.phase) as log:
             state, done = checkpoints.restore_latest(state)
             log.forget_after(done)
-            start = time.perf_counter()
             for epoch in range(done, self.total_epochs):
+                start = time.perf_counter()
                 state = self._train_epoch(state, epoch, log)
                 top1 = self._validate_epoch(state, epoch, log)
                 meta = {**self.meta, "epoch": epoch + 1, "validation_top1": top1}
                 checkpoints.save(epoch + 1, state, meta, float(np.mean(top1)))
-                pace = (time.perf_counter() - start) / (epoch + 1 - done)
-                left = pace * (self.total_epochs - epoch - 1)
+                # The last epoch's pace: the first one also compiled.
+                left = (time.perf_counter() - start) * (self.total_epochs - epoch - 1)
                 log_epoch(self.phase, epoch + 1, self.total_epochs, top1, left)
         return state
 
@@ -124,8 +124,8 @@ class EpochLoop:
             exits = ", ".join(str(i + 1) for i in np.flatnonzero(~np.isfinite(bad)))
             what = f"the loss of exit {exits} is not finite ({np.array2string(bad, precision=3)})"
         return (
-            f"{self.phase} stopped at step {halted_at + 1}: {what}. The last good checkpoint in "
-            f"{self.folder} is kept; lower {self.phase}.learning_rate "
+            f"{self.phase} stopped at step {halted_at + 1}: {what}. Checkpoints of finished epochs in "
+            f"{self.folder} are kept; lower {self.phase}.learning_rate "
             f"(now {float(self.learning_rate(halted_at)):g}) and start in another --workdir"
         )
 

@@ -17,10 +17,12 @@ def step_schedule(
       total_steps: of the phase.
 
     Raises:
-      ValueError: a drop outside 0..1, or a learning rate not above 0.
+      ValueError: a drop or drop_factor outside 0..1, or a learning rate not above 0.
     """
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be above 0; found {learning_rate}")
+    if not 0 < drop_factor <= 1:
+        raise ValueError(f"drop_factor must be above 0 and at most 1; found {drop_factor}")
     if any(not 0 <= drop <= 1 for drop in drops):
         raise ValueError(f"learning_rate_drops are shares of the training, 0 to 1; found {drops}")
     boundaries: dict[int, float] = {}
@@ -40,7 +42,14 @@ def sgd(
       momentum: 0.9 in the paper.
       nesterov: True in the paper's text, False in the reference code.
       weight_decay: 1e-4 in the paper, on all parameters.
+
+    Raises:
+      ValueError: momentum outside 0 to 1 (exclusive), or a negative weight decay.
     """
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be at least 0 and below 1; found {momentum}")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay must not be negative; found {weight_decay}")
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(schedule, momentum=momentum, nesterov=nesterov),

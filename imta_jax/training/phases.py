@@ -114,6 +114,11 @@ def check_training_config(config: Mapping[str, Any]) -> None:
     Raises:
       ValueError: names the field, what it holds and what fits.
     """
+    if config["seed"] < 0:
+        raise ValueError(f"config.seed must not be negative; found {config['seed']}")
+    if config["log"]["check_every_steps"] < 1:
+        found = config["log"]["check_every_steps"]
+        raise ValueError(f"config.log.check_every_steps must be at least 1; found {found}")
     phase_one_objective(config)
     phase_two_objective(config)
     check_which("config.phase_two.from_checkpoint", config["phase_two"]["from_checkpoint"])
@@ -125,7 +130,7 @@ def check_training_config(config: Mapping[str, Any]) -> None:
                 f"config.{name}.total_epochs must be {least}; found {phase['total_epochs']}"
             )
         check_batch_size(phase["batch_size"], data_mesh(), f"config.{name}.batch_size")
-        _schedule(phase, steps=1)
+        _optimizer(phase, _schedule(phase, steps=1))
     evaluation_batch_size(config, data_mesh())
     new_phase_two(config, _stand_in(config))
 
@@ -168,12 +173,7 @@ def _train(
     check_batch_size(phase["batch_size"], mesh, f"config.{name}.batch_size")
     steps = steps_per_epoch(len(train), phase["batch_size"])
     schedule = _schedule(phase, steps * phase["total_epochs"])
-    tx = sgd(
-        schedule,
-        momentum=phase["momentum"],
-        nesterov=phase["nesterov"],
-        weight_decay=phase["weight_decay"],
-    )
+    tx = _optimizer(phase, schedule)
     objective.set_mode(classifier)
     graphdef, state = create_state(classifier, trainable, tx, mesh)
     pixels = {"mean": dataset.mean, "std": dataset.std}
@@ -197,6 +197,15 @@ def _train(
 def _schedule(phase: Mapping[str, Any], steps: int) -> optax.Schedule:
     return step_schedule(
         phase["learning_rate"], phase["learning_rate_drops"], phase["drop_factor"], steps
+    )
+
+
+def _optimizer(phase: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
+    return sgd(
+        schedule,
+        momentum=phase["momentum"],
+        nesterov=phase["nesterov"],
+        weight_decay=phase["weight_decay"],
     )
 
 
