@@ -62,7 +62,7 @@ PAPER = {
     "phase_one.equilibrium": "all",
     "phase_one.nesterov": True,
     "phase_two.nesterov": True,
-    "phase_two.transfer": "identity",
+    "phase_two.transfer": "linear",
     "phase_two.stop_gradient": True,
     "phase_two.start": "phase_one",
     "phase_two.teacher": "own_last_exit",

@@ -16,9 +16,9 @@ from imta_jax.data.channel_statistics import channel_statistics
 from imta_jax.data.raw import RawData, checked
 from imta_jax.data.sources import load_source
 
-# Three halvings, so that every scale of a network of up to four has whole, even steps.
 _log = logging.getLogger(__name__)
 
+# Three halvings, so that every scale of a network of up to four has whole, even steps.
 SIZE_MULTIPLE = 8
 
 

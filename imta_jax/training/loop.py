@@ -124,8 +124,8 @@ class EpochLoop:
             exits = ", ".join(str(i + 1) for i in np.flatnonzero(~np.isfinite(bad)))
             what = f"the loss of exit {exits} is not finite ({np.array2string(bad, precision=3)})"
         return (
-            f"{self.phase} stopped at step {halted_at + 1}: {what}. Checkpoints of finished epochs in "
-            f"{self.folder} are kept; lower {self.phase}.learning_rate "
+            f"{self.phase} stopped at step {halted_at + 1}: {what}. Checkpoints of finished "
+            f"epochs in {self.folder} are kept; lower {self.phase}.learning_rate "
             f"(now {float(self.learning_rate(halted_at)):g}) and start in another --workdir"
         )
 
