@@ -172,7 +172,8 @@ def figure_exit_shares(run: RunRecord) -> Figure:
     """
     point = operating_point(run)
     cost, shares = short_count(point.mean_macs), point.exit_fractions
-    title = f"At {cost}, {shares[0]:.0%} leave at exit 1 and {shares[-1]:.0%} need the last"
+    last = "under 1%" if 0 < shares[-1] < 0.005 else f"{shares[-1]:.0%}"
+    title = f"At {cost}, {shares[0]:.0%} leave at exit 1 and {last} need the last"
     figure = new_figure(8.4, 4.2, title)
     axes = figure.subplots()
     tidy(axes, x=COST_AXIS, y="share of test images (%)", grid="")
@@ -215,12 +216,15 @@ def _name_bands(
 
 def _mark_cost(axes: Axes, cost: float) -> None:
     axes.axvline(cost, color="white", linewidth=1.6, linestyle=(0, (3, 2)))
+    low, high = axes.get_xlim()
+    place = (cost - low) / (high - low)
     axes.annotate(
         "operating point",
         (cost, 100),
         xytext=(0, 3),
         textcoords="offset points",
-        ha="center",
+        # At an edge of the axes it would run into the tick labels.
+        ha="left" if place < 0.1 else "right" if place > 0.9 else "center",
         fontsize=9,
         color=INK,
         annotation_clip=False,

@@ -110,7 +110,9 @@ def _draw_reliability(axes: Axes, run: RunRecord, exit_: int, colour: str) -> No
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.plot(100 * confidence[seen], 100 * accuracy[seen], color=colour, linewidth=1.5)
     sizes = 8 + 130 * count[seen] / max(count.sum(), 1)
-    axes.scatter(100 * confidence[seen], 100 * accuracy[seen], s=sizes, color=colour, zorder=3)
+    points = (100 * confidence[seen], 100 * accuracy[seen])
+    # The largest point stands in the corner, where every sure and right answer falls.
+    axes.scatter(*points, s=sizes, color=colour, zorder=3, clip_on=False)
     axes.set(xlim=(0, 104), ylim=(0, 104), xticks=(0, 50, 100), yticks=(0, 50, 100), aspect=1)
     below = exit_ + PANELS_PER_ROW < run.num_exits
     tidy(
