@@ -17,11 +17,9 @@ from ml_collections import ConfigDict, config_flags
 
 from imta_jax.errors import unknown_name
 
-MODES = ("all", "phase_one", "phase_two", "evaluate", "report")
-
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or file.py:preset.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go; made if need be.")
-_MODE = flags.DEFINE_string("mode", "all", f"What to do, one of {', '.join(MODES)}.")
+_MODE = flags.DEFINE_string("mode", "all", "phase_one, phase_two, evaluate, report, or all.")
 _CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/imta_jax", "Where compiled programs are kept; empty for nowhere."
 )

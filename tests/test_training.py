@@ -18,7 +18,7 @@ from imta_jax.training.checkpoints import Checkpoints
 from imta_jax.training.loop import EpochLoop
 from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS
 from imta_jax.training.optimizer import sgd, step_schedule
-from imta_jax.training.state import create_state, named_arrays, write_back
+from imta_jax.training.state import create_state, named_arrays
 from imta_jax.training.step import make_train_step
 
 BATCHES = [tiny_run.draw_batch(16, seed) for seed in range(3)]
@@ -162,17 +162,6 @@ def test_published_phase_two_moves_backbone_statistics_but_no_weight_of_it(publi
     statistics = {n for n in before if n.startswith("backbone.") and n.endswith((".mean", ".var"))}
     assert statistics
     assert moved(before, after) == statistics | {n for n in before if n.startswith("heads.")}
-
-
-def test_write_back_fills_the_classifier_and_shares_no_buffer(paper):
-    state, _ = paper.step(paper.start(), place_batch(BATCHES[0], paper.mesh))
-    classifier = nnx.clone(paper.classifier)
-    write_back(classifier, state)
-    expected = tiny_run.to_host(named_arrays(state.trainable) | named_arrays(state.rest))
-    paper.step(state, place_batch(BATCHES[0], paper.mesh))  # donates the state
-    found = named_arrays(nnx.state(classifier))
-    assert found.keys() == expected.keys()
-    tiny_run.assert_same(found, expected)
 
 
 def count(jaxpr, primitive):

@@ -7,7 +7,6 @@ once, at the end. Results are written last and whole, so that their presence mea
 import datetime
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from imta_jax.evaluation.predictions import (
     correct_in_top,
     predicted,
     save_predictions,
+    written_whole,
 )
 from imta_jax.evaluation.records import budget_prefix, write_samples
 from imta_jax.evaluation.thresholds import geometric_quota
@@ -123,10 +123,8 @@ def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".partial")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def _predictions(

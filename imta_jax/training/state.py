@@ -1,10 +1,9 @@
-"""What training carries from step to step, and how it gets in and out of a network."""
+"""What training carries from step to step, and the names under which it is saved."""
 
 import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -54,12 +53,6 @@ def create_state(
     zero, never = place_replicated((np.int32(0), np.int32(-1)), mesh)
     opt_state = place_replicated(tx.init(params), mesh)
     return graphdef, TrainState(zero, params, rest, opt_state, never)
-
-
-def write_back(classifier: MultiExitClassifier, state: TrainState) -> None:
-    """Copies a state's arrays into the classifier, so that it can be used or saved."""
-    nnx.update(classifier, jax.tree.map(jnp.copy, state.trainable))
-    nnx.update(classifier, jax.tree.map(jnp.copy, state.rest))
 
 
 def named_arrays(tree: Any) -> dict[str, jax.Array]:
