@@ -27,7 +27,7 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import quickstart
-from imta_jax.data import Split, epoch_plan, load_dataset
+from imta_jax.data import PaddedCrop, Split, epoch_plan, load_dataset
 from imta_jax.evaluation import exit_of, geometric_quota, thresholds_for_quota
 from imta_jax.models import MultiExitClassifier, with_collaborative_heads
 from imta_jax.pixels import normalize
@@ -36,6 +36,7 @@ from imta_jax.training import load_classifier, train_phase_one
 
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 TEMPERATURES = (1.0, 2.0, 4.0)
+MIRRORED = PaddedCrop(padding=0, flip=True)
 TRANSFERS = ("none", "identity", "linear")
 LEARNING_RATES = (0.1, 0.01)
 
@@ -104,9 +105,7 @@ def train_heads(epoch, start, features, labels, phase, seed, setting) -> tuple:
     count = features.shape[2] // phase["batch_size"] * phase["batch_size"]
     steps = count // phase["batch_size"]
     for e in range(total):
-        plan = epoch_plan(
-            seed=seed, epoch=e, num_examples=features.shape[2], crop_padding=0, flip=True
-        )
+        plan = epoch_plan(MIRRORED, np.ones((features.shape[2], 2)), seed=seed, epoch=e)
         order = plan.order[:count]
         picked = features[plan.flip[order].astype(int), :, order]  # [count, E, F]
         shape = (steps, phase["batch_size"])

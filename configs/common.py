@@ -46,22 +46,54 @@ def network(preset):
 def data(source, validation_examples):
     """The `data` part."""
     images = ConfigDict()
-    # "fashion_mnist_small" (in the package), a TFDS name (cifar10, cifar100, ...), or a path.npz.
+    # "fashion_mnist_small" (in the package), a TFDS name (cifar10, imagenet2012, ...), or a path:
+    # of an .npz, of a folder of pictures (ROOT/SPLIT/CLASS/*.jpg), or of one that TFDS prepared.
     images.source = source
-    # Where TFDS keeps its prepared datasets; "" for its default folder.
+    # Where TFDS keeps its prepared datasets, a folder or gs://BUCKET/...; "" for its default.
     images.data_dir = ""
+    # Where archives lie that TFDS cannot download (ImageNet's); "" for its default.
+    images.manual_dir = ""
     # Whether TFDS may download what is not there.
     images.download = True
-    # Images held out of the training images, to choose thresholds and checkpoints with.
+    # The source's split to train on.
+    images.train_split = "train"
+    # A split's name, "carve" to hold training images out, or "auto": a split if there is one.
+    images.validation_split = "auto"
+    # A split's name, "carve", or "auto": "test" or, failing that, a validation split.
+    images.test_split = "auto"
+    # Images held out of the training ones where no split is: they choose thresholds, checkpoints.
     images.validation_examples = validation_examples
+    # The same to test with; 0 refuses sources without a split for it.
+    images.test_examples = 0
     # Which images those are.
     images.validation_seed = 0
-    # Zero pixels added on every side before a random crop of the original size; 0 for no crop.
+    # Share, 0 to 1, of a split's images that may be skipped because they do not decode.
+    images.max_undecodable = 0.01
+    # Where the sizes and places of encoded images are kept, found once; "" for nowhere.
+    images.index_dir = "~/.cache/imta_jax/index"
+    # "padded_crop": small images of one size; "random_area_crop": photographs, brought to one size.
+    images.preprocessing = "padded_crop"
+    # padded_crop: zero pixels on every side before a random crop of the original size; 0 for none.
     images.crop_padding = 4
+    # random_area_crop: pixels per side that the network sees.
+    images.image_size = 224
+    # random_area_crop: pixels of the shorter side before the central crop that is judged.
+    images.resize = 256
+    # random_area_crop: least share of an image's area that is shown, above 0 and at most 1.
+    images.min_area = 0.08
     # Whether half of the images are mirrored, at random.
     images.flip = True
-    # Who makes the batches: "auto" (tf.data where TensorFlow is installed), "tf_data", "numpy".
+    # Who makes the batches: "device" (images live there), "tf_data", "numpy", or "auto": the device
+    # if they fit it, else NumPy for arrays and tf.data for images to decode.
     images.pipeline = "auto"
+    # Share, 0 to 1, of a device's memory that the images may take under "auto".
+    images.device_memory_share = 0.25
+    # Steps the device does on images it holds between two words with the host; 0 for auto.
+    images.steps_per_dispatch = 0
+    # 10^9 bytes that tf.data's buffers may take on this host.
+    images.memory_limit_gb = 4.0
+    # Address of a tf.data service that decodes on other machines, "grpc://HOST:PORT"; "" for none.
+    images.service = ""
     return images
 
 

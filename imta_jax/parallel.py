@@ -32,10 +32,37 @@ def split_over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
+def split_batches(mesh: Mesh) -> NamedSharding:
+    """The sharding of several batches [S, N, ...]: each split evenly."""
+    return NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
+
+
 def place_batch(batch: Tree, mesh: Mesh) -> Tree:
-    """Puts a host batch (a pytree of NumPy arrays [N, ...]) on the devices, split over N."""
-    sharding = split_over_batch(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    """Puts a host batch (a pytree of NumPy arrays [N, ...]) on the devices, split over N.
+
+    Of several processes each gives its rows.
+    """
+    return _place(batch, split_over_batch(mesh))
+
+
+def place_rows(rows: Tree, mesh: Mesh) -> Tree:
+    """As `place_batch`, for what tells of several batches [S, N, ...]; scalars go everywhere."""
+    split, whole = split_batches(mesh), replicated(mesh)
+    return jax.tree.map(lambda x: _place(x, split if np.ndim(x) else whole), rows)
+
+
+def process_share() -> tuple[int, int]:
+    """Which of how many processes this is: (index, count)."""
+    return jax.process_index(), jax.process_count()
+
+
+def place_once(tree: Tree, mesh: Mesh) -> Tree:
+    """Puts host arrays, the same in every process, whole on every device."""
+    return _place(tree, replicated(mesh))
+
+
+def _place(tree: Tree, sharding: NamedSharding) -> Tree:
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
 
 def place_replicated(tree: Tree, mesh: Mesh) -> Tree:

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from imta_jax.data import (
+    AS_THEY_ARE,
+    PaddedCrop,
     Split,
-    augment,
+    crop,
     epoch_plan,
     eval_batches,
     steps_per_epoch,
@@ -22,9 +24,12 @@ def make_split(num_examples=23, shape=(8, 6, 3)):
     return Split(images, labels, np.arange(num_examples))
 
 
-def plan(**changes):
-    arguments = {"seed": 1, "epoch": 2, "num_examples": 500, "crop_padding": 4, "flip": True}
-    return epoch_plan(**{**arguments, **changes})
+CROP = PaddedCrop(4, flip=True)
+
+
+def plan(crop=CROP, num_examples=500, **changes):
+    sizes = np.full((num_examples, 2), (8, 6))
+    return epoch_plan(crop, sizes, **{"seed": 1, "epoch": 2, **changes})
 
 
 def assert_same(left, right):
@@ -37,10 +42,11 @@ def assert_same(left, right):
 
 
 def test_plan_is_a_permutation_with_offsets_in_range():
-    order, rows, columns, flip = plan()
+    order, window, flip = plan()
     np.testing.assert_array_equal(np.sort(order), np.arange(500))
-    for offsets in (rows, columns):
-        assert set(offsets.tolist()) == set(range(9))
+    for offsets in window[:, :2].T:
+        assert set(offsets.tolist()) == set(range(-4, 5))
+    assert (window[:, 2:] == (8, 6)).all()
     assert flip.dtype == bool and 0.4 < flip.mean() < 0.6
 
 
@@ -62,26 +68,31 @@ def test_plan_keeps_large_seeds_and_epochs_apart():
 
 def test_augmentation_of_an_example_does_not_depend_on_how_many_there_are():
     few, many = plan(num_examples=50), plan(num_examples=500)
-    for field in ("row_offset", "column_offset", "flip"):
+    for field in ("window", "flip"):
         np.testing.assert_array_equal(getattr(few, field), getattr(many, field)[:50])
 
 
 def test_order_does_not_depend_on_augmentation():
-    np.testing.assert_array_equal(plan().order, plan(crop_padding=0, flip=False).order)
+    np.testing.assert_array_equal(plan().order, plan(AS_THEY_ARE).order)
 
 
 def test_plan_is_the_same_in_every_numpy_version():
-    order, rows, columns, flip = plan(num_examples=6)
+    order, window, flip = plan(num_examples=6)
     assert order.tolist() == [0, 4, 5, 1, 3, 2]
-    assert rows.tolist() == [7, 6, 5, 3, 0, 6]
-    assert columns.tolist() == [3, 6, 7, 6, 7, 2]
+    assert (window[:, 0] + 4).tolist() == [7, 6, 5, 3, 0, 6]
+    assert (window[:, 1] + 4).tolist() == [3, 6, 7, 6, 7, 2]
     assert flip.tolist() == [False, True, True, False, True, True]
 
 
-@pytest.mark.parametrize("change", [{"seed": -1}, {"epoch": -1}, {"crop_padding": -1}])
+@pytest.mark.parametrize("change", [{"seed": -1}, {"epoch": -1}])
 def test_negative_numbers_in_a_plan_are_refused(change):
     with pytest.raises(ValueError, match=f"{next(iter(change))} is -1, expected at least 0"):
         plan(**change)
+
+
+def test_negative_padding_is_refused():
+    with pytest.raises(ValueError, match="crop_padding is -1, expected at least 0"):
+        PaddedCrop(-1, flip=False)
 
 
 def test_plan_of_no_examples_is_refused():
@@ -89,13 +100,13 @@ def test_plan_of_no_examples_is_refused():
         plan(num_examples=0)
 
 
-def slow_augment(image, row, column, flip, padding):
+def slow_crop(image, window, flip):
     """One image, pixel by pixel: black wherever the crop leaves the image."""
     height, width, _ = image.shape
     result = np.zeros_like(image)
     for y in range(height):
         for x in range(width):
-            source_y, source_x = y + row - padding, x + column - padding
+            source_y, source_x = y + int(window[0]), x + int(window[1])
             if 0 <= source_y < height and 0 <= source_x < width:
                 result[y, width - 1 - x if flip else x] = image[source_y, source_x]
     return result
@@ -104,11 +115,9 @@ def slow_augment(image, row, column, flip, padding):
 @pytest.mark.parametrize("padding", [1, 4])
 def test_augmented_image_is_a_mirrored_crop_of_the_padded_original(padding):
     images = make_split(40).images
-    _, rows, columns, flip = plan(num_examples=40, crop_padding=padding)
-    result = augment(images, rows, columns, flip, crop_padding=padding)
-    expected = [
-        slow_augment(*args, padding) for args in zip(images, rows, columns, flip, strict=True)
-    ]
+    _, window, flip = plan(PaddedCrop(padding, flip=True), num_examples=40)
+    result = crop(images, window, flip)
+    expected = [slow_crop(*args) for args in zip(images, window, flip, strict=True)]
     np.testing.assert_array_equal(result, expected)
 
 
@@ -116,15 +125,13 @@ def test_augmented_image_is_a_mirrored_crop_of_the_padded_original(padding):
 def test_train_batches_follow_the_plan(pipeline):
     split = make_split()
     drawn = plan(seed=7, epoch=1, num_examples=23)
-    batches = train_batches(split, batch_size=5, seed=7, epoch=1, pipeline=pipeline)
+    batches = train_batches(split, CROP, batch_size=5, seed=7, epoch=1, pipeline=pipeline)
     for step, batch in enumerate(batches):
         np.testing.assert_array_equal(batch.index, drawn.order[5 * step : 5 * step + 5])
         np.testing.assert_array_equal(batch.labels, split.labels[batch.index])
         assert batch.mask.all() and batch.mask.dtype == bool
         for image, i in zip(batch.images, batch.index, strict=True):
-            expected = slow_augment(
-                split.images[i], drawn.row_offset[i], drawn.column_offset[i], drawn.flip[i], 4
-            )
+            expected = slow_crop(split.images[i], drawn.window[i], drawn.flip[i])
             np.testing.assert_array_equal(image, expected)
     assert step == 3
 
@@ -133,7 +140,7 @@ def test_train_batches_follow_the_plan(pipeline):
 def test_no_crop_and_no_flip_leave_images_alone(pipeline):
     split = make_split()
     for batch in train_batches(
-        split, batch_size=4, seed=0, epoch=0, crop_padding=0, flip=False, pipeline=pipeline
+        split, AS_THEY_ARE, batch_size=4, seed=0, epoch=0, pipeline=pipeline
     ):
         np.testing.assert_array_equal(batch.images, split.images[batch.index])
 
@@ -146,31 +153,34 @@ def test_both_pipelines_make_the_same_train_batches(shape, crop_padding, start_s
         "batch_size": 5,
         "seed": 3,
         "epoch": 4,
-        "crop_padding": crop_padding,
         "start_step": start_step,
     }
-    split = make_split(shape=shape)
-    assert_same(*(train_batches(split, **arguments, pipeline=name) for name in PIPELINES))
+    split, preprocessing = make_split(shape=shape), PaddedCrop(crop_padding, flip=True)
+    assert_same(
+        *(train_batches(split, preprocessing, **arguments, pipeline=name) for name in PIPELINES)
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 23, 64])
 def test_both_pipelines_make_the_same_eval_batches(batch_size):
     split = make_split()
-    assert_same(*(eval_batches(split, batch_size, pipeline=name) for name in PIPELINES))
+    assert_same(*(eval_batches(split, CROP, batch_size, pipeline=name) for name in PIPELINES))
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("start_step", [0, 1, 3, 4])
 def test_start_step_goes_on_where_the_epoch_stopped(pipeline, start_step):
     arguments = {"batch_size": 5, "seed": 3, "epoch": 4, "pipeline": pipeline}
-    whole = list(train_batches(make_split(), **arguments))
-    assert_same(train_batches(make_split(), **arguments, start_step=start_step), whole[start_step:])
+    whole = list(train_batches(make_split(), CROP, **arguments))
+    assert_same(
+        train_batches(make_split(), CROP, **arguments, start_step=start_step), whole[start_step:]
+    )
 
 
 def test_batch_size_does_not_change_what_an_example_looks_like():
     arguments = {"seed": 3, "epoch": 4, "pipeline": "numpy"}
-    small = train_batches(make_split(), batch_size=2, **arguments)
-    (large,) = train_batches(make_split(), batch_size=22, **arguments)
+    small = train_batches(make_split(), CROP, batch_size=2, **arguments)
+    (large,) = train_batches(make_split(), CROP, batch_size=22, **arguments)
     np.testing.assert_array_equal(np.concatenate([b.images for b in small]), large.images)
 
 
@@ -178,7 +188,7 @@ def test_every_image_is_seen_in_some_epoch():
     seen = set()
     for epoch in range(12):
         for batch in train_batches(
-            make_split(), batch_size=16, seed=0, epoch=epoch, pipeline="numpy"
+            make_split(), CROP, batch_size=16, seed=0, epoch=epoch, pipeline="numpy"
         ):
             seen.update(batch.index.tolist())
     assert seen == set(range(23))
@@ -188,7 +198,7 @@ def test_every_image_is_seen_in_some_epoch():
 @pytest.mark.parametrize("batch_size", [1, 7, 22, 23, 24, 100])
 def test_eval_batches_count_each_image_once(pipeline, batch_size):
     split = make_split()
-    batches = list(eval_batches(split, batch_size, pipeline=pipeline))
+    batches = list(eval_batches(split, CROP, batch_size, pipeline=pipeline))
     assert all(batch.images.shape == (batch_size, 8, 6, 3) for batch in batches)
     images, labels, mask, index = (np.concatenate(values) for values in zip(*batches, strict=True))
     np.testing.assert_array_equal(index[mask], np.arange(23))
@@ -200,7 +210,7 @@ def test_eval_batches_count_each_image_once(pipeline, batch_size):
 
 def test_auto_is_one_of_the_two():
     split = make_split()
-    assert_same(eval_batches(split, 10), eval_batches(split, 10, pipeline="numpy"))
+    assert_same(eval_batches(split, CROP, 10), eval_batches(split, CROP, 10, pipeline="numpy"))
 
 
 def test_steps_are_full_batches():
@@ -215,10 +225,10 @@ def test_batch_larger_than_the_split_is_refused():
 def test_bad_arguments_are_refused_before_the_first_batch():
     split = make_split()
     with pytest.raises(ValueError, match="batch_size is 0"):
-        eval_batches(split, 0)
+        eval_batches(split, CROP, 0)
     with pytest.raises(ValueError, match="start_step is 5, expected 0 to 4"):
-        train_batches(split, batch_size=5, seed=0, epoch=0, start_step=5)
+        train_batches(split, CROP, batch_size=5, seed=0, epoch=0, start_step=5)
     with pytest.raises(ValueError, match=r"unknown pipeline 'tfdata'; valid.*: tf_data, "):
-        train_batches(split, batch_size=5, seed=0, epoch=0, pipeline="tfdata")
+        train_batches(split, CROP, batch_size=5, seed=0, epoch=0, pipeline="tfdata")
     with pytest.raises(ValueError, match="unknown pipeline"):
-        eval_batches(split, 5, pipeline="torch")
+        eval_batches(split, CROP, 5, pipeline="torch")

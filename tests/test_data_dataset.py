@@ -24,9 +24,9 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def embedded_arrays():
-    from imta_jax.data.sources import load_source
+    from imta_jax.data.sources import SourceRequest, load_source
 
-    return load_source("fashion_mnist_small", data_dir="", download=False)
+    return load_source(SourceRequest("fashion_mnist_small")).splits
 
 
 def digests(split):
@@ -62,12 +62,8 @@ def test_splits_are_disjoint_by_content(dataset):
 
 
 def test_source_index_leads_back_to_image_and_label(dataset, embedded_arrays):
-    for name, images, labels in (
-        ("train", embedded_arrays.train_images, embedded_arrays.train_labels),
-        ("validation", embedded_arrays.train_images, embedded_arrays.train_labels),
-        ("test", embedded_arrays.test_images, embedded_arrays.test_labels),
-    ):
-        split = dataset.splits[name]
+    for name, source in (("train", "train"), ("validation", "train"), ("test", "test")):
+        split, (images, labels, _) = dataset.splits[name], embedded_arrays[source]
         np.testing.assert_array_equal(split.images[:, 2:-2, 2:-2], images[split.source_index])
         np.testing.assert_array_equal(split.labels, labels[split.source_index])
 

@@ -156,7 +156,7 @@ def test_tfds_half_prepared_counts_as_not_there(tmp_path):
 def test_tfds_failed_download_names_folder_and_reason(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
-    def refuse(self):
+    def refuse(self, **settings):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refuse)
@@ -206,7 +206,7 @@ def test_tfds_without_test_split_names_those_it_has(tmp_path):
 
     with tfds.core.registered.skip_registration():
         prepared_without_test_split(tfds, tmp_path)
-    with pytest.raises(ValueError, match="mnist has no split 'test', only: train"):
+    with pytest.raises(ValueError, match="mnist has no split to test with, only: train"):
         load_dataset(config("mnist", data_dir=str(tmp_path)))
 
 
@@ -216,11 +216,12 @@ sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
 import imta_jax.data as data
 
 fields = dict(data_dir="", download=False, validation_examples=100, validation_seed=0)
-split = data.load_dataset(dict(source="fashion_mnist_small", **fields)).splits["validation"]
-assert len(list(data.train_batches(split, batch_size=30, seed=0, epoch=0))) == 3
-assert len(list(data.eval_batches(split, 30))) == 4
+dataset = data.load_dataset(dict(source="fashion_mnist_small", **fields))
+split, view = dataset.splits["validation"], dataset.preprocessing
+assert len(list(data.train_batches(split, view, batch_size=30, seed=0, epoch=0))) == 3
+assert len(list(data.eval_batches(split, view, 30))) == 4
 for attempt in (
-    lambda: data.eval_batches(split, 30, pipeline="tf_data"),
+    lambda: data.eval_batches(split, view, 30, pipeline="tf_data"),
     lambda: data.load_dataset(dict(source="cifar10", **fields)),
 ):
     try:

@@ -19,6 +19,7 @@ from imta_jax.parallel import data_mesh
 from imta_jax.run import run
 from imta_jax.training import (
     AnotherNetworkError,
+    feed,
     load_classifier,
     phases,
     train_phase_one,
@@ -113,16 +114,16 @@ def test_an_interrupted_phase_ends_as_an_uninterrupted_one(
 ):
     if phase == "phase_two":
         shutil.copytree(whole / "phase_one", tmp_path / "phase_one")
-    batches = phases.train_batches
+    batches = feed.train_batches
 
-    def until_killed(split, *, epoch, **settings):
-        for i, batch in enumerate(batches(split, epoch=epoch, **settings)):
+    def until_killed(split, preprocessing, *, epoch, **settings):
+        for i, batch in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
             if epoch == 1 and i == 2:
                 raise Killed
             yield batch
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(phases, "train_batches", until_killed)
+        patch.setattr(feed, "train_batches", until_killed)
         TRAIN[phase](config, dataset, tmp_path)
     TRAIN[phase](config, dataset, tmp_path)
     assert_same_phase(tmp_path / phase, whole / phase, config[phase]["total_epochs"])

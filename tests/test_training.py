@@ -15,11 +15,12 @@ from imta_jax.pixels import normalize
 from imta_jax.techniques import one_for_all_loss
 from imta_jax.training import NonFiniteLossError, PhaseTwoObjective
 from imta_jax.training.checkpoints import Checkpoints
+from imta_jax.training.feed import host_feed
 from imta_jax.training.loop import EpochLoop
 from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS
 from imta_jax.training.optimizer import sgd, step_schedule
 from imta_jax.training.state import create_state, named_arrays
-from imta_jax.training.step import make_train_step
+from imta_jax.training.step import on_batches, train_step
 
 BATCHES = [tiny_run.draw_batch(16, seed) for seed in range(3)]
 
@@ -308,7 +309,7 @@ def test_a_phase_two_objective_refuses_bad_values_at_once(field, value, message)
 # ----- the loop
 
 
-def make_loop(phase, folder, batches, **changes):
+def make_loop(phase, folder, batches, step=None, **changes):
     """An EpochLoop over fixed batches, 2 epochs, that validates nothing."""
     nothing = {"loss": np.zeros(2), "top1": np.zeros(2)}
     settings = {
@@ -317,12 +318,10 @@ def make_loop(phase, folder, batches, **changes):
         "total_epochs": 2,
         "steps_per_epoch": len(BATCHES),
         "batch_size": 16,
-        "train_batches": batches,
-        "train_step": phase.step,
+        "feed": host_feed("numpy", batches, step or phase.step, phase.mesh),
         "validate": lambda state: nothing,
         "learning_rate": lambda step: 0.1,
         "meta": {},
-        "mesh": phase.mesh,
         "check_every_steps": 2,
     }
     return EpochLoop(**{**settings, **changes})
@@ -355,7 +354,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(phas
         return phase_one.step(state, batch)
 
     broken = make_loop(
-        phase_one, tmp_path, lambda epoch: BATCHES, train_step=step, check_every_steps=50
+        phase_one, tmp_path, lambda epoch: BATCHES, step=step, check_every_steps=50
     )
     with pytest.raises(NonFiniteLossError, match=r"step 5\b.*exit 2 is not finite"):
         broken.run(phase_one.start())
@@ -395,9 +394,8 @@ def test_filters_say_what_a_phase_trains(paper):
 
 def test_a_step_refuses_images_that_are_not_bytes(phase_one, mesh):
     graphdef, _ = create_state(phase_one.classifier, ALL_PARAMETERS, phase_one.tx, mesh)
-    step = make_train_step(
-        graphdef, phase_one.objective, ALL_PARAMETERS, phase_one.tx, mesh=mesh, **tiny_run.PIXELS
-    )
+    arguments = (graphdef, phase_one.objective, ALL_PARAMETERS, phase_one.tx)
+    step = on_batches(train_step(*arguments, **tiny_run.PIXELS), mesh)
     floats = BATCHES[0]._replace(images=BATCHES[0].images.astype(np.float32))
     with pytest.raises(ValueError, match="expected uint8 pixels"):
         step(phase_one.start(), floats)

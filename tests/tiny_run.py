@@ -22,7 +22,7 @@ from imta_jax.training.phases import (
     phase_two_objective,
 )
 from imta_jax.training.state import TrainState, create_state
-from imta_jax.training.step import TrainStep, make_train_step
+from imta_jax.training.step import TrainStep, on_batches, train_step
 from imta_jax.types import Batch
 
 ROOT = Path(__file__).parent.parent
@@ -115,7 +115,7 @@ def make_phase(name: str, mesh: Mesh, preset: str = "paper", **changes: Any) -> 
     )
     objective.set_mode(classifier)
     graphdef, _ = create_state(classifier, trainable, tx, mesh)
-    step = make_train_step(graphdef, objective, trainable, tx, mesh=mesh, **PIXELS)
+    step = on_batches(train_step(graphdef, objective, trainable, tx, **PIXELS), mesh)
     return Phase(classifier, objective, trainable, tx, graphdef, step, mesh)
 
 

@@ -1,18 +1,44 @@
 """Where images come from and how they become batches; NumPy, and TensorFlow where it is needed."""
 
-from imta_jax.data.augmentation import EpochPlan, augment, epoch_plan
-from imta_jax.data.batches import eval_batches, steps_per_epoch, train_batches
+from imta_jax.data.augmentation import EpochPlan, crop, epoch_plan
+from imta_jax.data.batches import (
+    eval_batches,
+    host_pipeline,
+    judged_images,
+    steps_per_epoch,
+    train_batches,
+)
 from imta_jax.data.dataset import Dataset, Split, load_dataset
+from imta_jax.data.encoded import EncodedImages
+from imta_jax.data.preprocessing import (
+    AS_THEY_ARE,
+    PaddedCrop,
+    Preprocessing,
+    RandomAreaCrop,
+    preprocessing_from,
+)
 from imta_jax.data.raw import validate_split
+from imta_jax.data.rows import Share
+from imta_jax.data.tf_pipeline import HostPipeline
 
 __all__ = [
+    "AS_THEY_ARE",
     "Dataset",
+    "EncodedImages",
     "EpochPlan",
+    "HostPipeline",
+    "PaddedCrop",
+    "Preprocessing",
+    "RandomAreaCrop",
+    "Share",
     "Split",
-    "augment",
+    "crop",
     "epoch_plan",
     "eval_batches",
+    "host_pipeline",
+    "judged_images",
     "load_dataset",
+    "preprocessing_from",
     "steps_per_epoch",
     "train_batches",
     "validate_split",

@@ -1,33 +1,25 @@
-"""Batches for training and evaluation, made by tf.data or by NumPy: the same, bit for bit.
+"""Batches for training and evaluation: the same bit for bit, whoever makes them.
 
-Both are written as rows: the example each row of each batch holds, and where its crop begins. What
-is random is settled before, in `augmentation.py`; images stay uint8, and steps normalise them.
+A batch is rows (`rows.py`) of an epoch's plan (`augmentation.py`); here NumPy or tf.data carries
+them out; small datasets can live on the device instead, see `resident.py`. Images stay uint8, and
+steps normalise them.
 """
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from imta_jax.data.augmentation import augment, epoch_plan
+from imta_jax.data.augmentation import crop, epoch_plan
 from imta_jax.data.dataset import Split
-from imta_jax.data.tensorflow_import import has_tensorflow, import_tensorflow
+from imta_jax.data.encoded import EncodedImages
+from imta_jax.data.preprocessing import PaddedCrop, Preprocessing, RandomAreaCrop
+from imta_jax.data.rows import PADDING_INDEX, WHOLE, Rows, Share, eval_rows, share_of, train_rows
+from imta_jax.data.tensorflow_import import has_tensorflow
+from imta_jax.data.tf_pipeline import HostPipeline, array_batches, resized_batches
 from imta_jax.errors import unknown_name
 from imta_jax.types import Batch
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-_PADDING_INDEX = -1
-
-
-class _Rows(NamedTuple):
-    """R = batches * batch size rows: their examples, or -1, and the crops of those, each [R]."""
-
-    index: np.ndarray
-    row_offset: np.ndarray
-    column_offset: np.ndarray
-    flip: np.ndarray
+HOST_PIPELINES = ("tf_data", "numpy")
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -47,135 +39,152 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 def train_batches(
     split: Split,
+    preprocessing: Preprocessing,
     *,
     batch_size: int,
     seed: int,
     epoch: int,
     start_step: int = 0,
-    crop_padding: int = 4,
-    flip: bool = True,
+    share: Share = WHOLE,
     pipeline: str = "auto",
+    host: HostPipeline | None = None,
 ) -> Iterator[Batch]:
     """The full batches of one epoch, shuffled and augmented.
 
     Args:
       split: examples to train on.
-      batch_size: examples per batch, over all devices.
+      preprocessing: what is shown of each.
+      batch_size: examples per batch, over all devices and processes.
       seed: of the run; (seed, epoch, index) alone decide order and augmentation.
       epoch: from 0.
       start_step: batches of this epoch that were already seen and are left out, without being made.
-      crop_padding: pixels of zeros on each side before cropping back; 0 for no crop.
-      flip: whether to mirror half of the images left to right.
-      pipeline: "tf_data", "numpy", or "auto": tf_data where TensorFlow is installed.
+      share: this process's part of every batch; batches hold batch_size / share.count rows.
+      pipeline: "tf_data", "numpy", or "auto": see `host_pipeline`.
+      host: how tf.data works.
 
     Raises:
-      ValueError: no full batch, a negative number, a start_step beyond the epoch, or an unknown
-        pipeline.
+      ValueError: no full batch, a negative number, a start_step beyond the epoch, an unknown
+        pipeline or one that cannot make these images.
       ModuleNotFoundError: "tf_data" where TensorFlow is not installed.
     """
     steps = steps_per_epoch(len(split), batch_size)
     if not 0 <= start_step <= steps:
         raise ValueError(f"start_step is {start_step}, expected 0 to {steps}, the epoch's batches")
-    plan = epoch_plan(
-        seed=seed, epoch=epoch, num_examples=len(split), crop_padding=crop_padding, flip=flip
-    )
-    index = plan.order[start_step * batch_size : steps * batch_size]
-    rows = _Rows(index, plan.row_offset[index], plan.column_offset[index], plan.flip[index])
-    return _execution(pipeline)(split, rows, batch_size, crop_padding)
+    plan = epoch_plan(preprocessing, split.sizes, seed=seed, epoch=epoch)
+    rows = train_rows(plan, batch_size=batch_size, start_step=start_step, steps=steps)
+    return _batches(split, preprocessing, rows, batch_size, share, pipeline, host, exact=False)
 
 
-def eval_batches(split: Split, batch_size: int, *, pipeline: str = "auto") -> Iterator[Batch]:
-    """All examples in order, as they are; the last batch is filled up with masked rows.
+def eval_batches(
+    split: Split,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    *,
+    share: Share = WHOLE,
+    pipeline: str = "auto",
+    host: HostPipeline | None = None,
+) -> Iterator[Batch]:
+    """All examples in order, not augmented; the last batch is filled up with masked rows.
 
     Args:
       split: examples to evaluate.
-      batch_size: rows per batch, over all devices; a padding row has mask False, index -1, label 0
-        and a black image.
-      pipeline: as in `train_batches`.
+      preprocessing: what is shown of each.
+      batch_size: rows per batch, over all devices and processes; a padding row has mask False,
+        index -1, label 0 and a black image.
+      share: this process's part of every batch; every process makes as many batches.
+      pipeline: as in `train_batches`; "device", which makes batches to train on, is as "auto".
+      host: how tf.data works.
 
     Raises:
-      ValueError: a batch size below 1 or an unknown pipeline.
+      ValueError: a batch size below 1 or a pipeline that cannot make these images.
       ModuleNotFoundError: "tf_data" where TensorFlow is not installed.
     """
     _check_batch_size(batch_size)
-    padding = np.full(-len(split) % batch_size, _PADDING_INDEX)
-    index = np.concatenate([np.arange(len(split)), padding])
-    nowhere = np.zeros_like(index)
-    rows = _Rows(index, nowhere, nowhere, nowhere.astype(bool))
-    return _execution(pipeline)(split, rows, batch_size, 0)
+    rows = eval_rows(preprocessing.eval_windows(split.sizes), batch_size)
+    pipeline = "auto" if pipeline == "device" else pipeline
+    return _batches(split, preprocessing, rows, batch_size, share, pipeline, host, exact=True)
+
+
+def judged_images(split: Split, preprocessing: Preprocessing, index: np.ndarray) -> np.ndarray:
+    """Some images as evaluation sees them, uint8 [M, H, W, C]; `index` is integers [M]."""
+    if len(index) == 0:
+        return np.zeros((0, 1, 1, 1), np.uint8)
+    some = Split(split.images[index], split.labels[index], split.source_index[index])
+    (batch,) = eval_batches(some, preprocessing, len(index))
+    return batch.images
+
+
+def host_pipeline(pipeline: str, split: Split, preprocessing: Preprocessing) -> str:
+    """Who makes the batches on the host: "numpy" or "tf_data".
+
+    Args:
+      pipeline: one of the two, or "auto": NumPy for arrays, which it cuts faster than tf.data, and
+        tf.data for what has to be decoded or resized.
+      split: the images.
+      preprocessing: what is shown of them.
+
+    Raises:
+      ValueError: an unknown name, or "numpy" for images that have to be decoded or resized.
+      ModuleNotFoundError: tf.data is needed and TensorFlow not installed.
+    """
+    simple = isinstance(preprocessing, PaddedCrop) and not isinstance(split.images, EncodedImages)
+    if pipeline == "auto":
+        pipeline = "numpy" if simple else "tf_data"
+    if pipeline not in HOST_PIPELINES:
+        raise unknown_name("pipeline", pipeline, ["auto", "device", *HOST_PIPELINES])
+    if pipeline == "numpy" and not simple:
+        raise ValueError(
+            'pipeline "numpy" cuts windows out of arrays only; these images are decoded or resized,'
+            ' which "tf_data" (or "auto") does'
+        )
+    if pipeline == "tf_data" and not has_tensorflow():
+        choice = ' or choose "numpy" (or "auto"), which makes the same batches' if simple else ""
+        raise ModuleNotFoundError(
+            'pipeline "tf_data" needs TensorFlow, which cannot be imported: pip install'
+            f" tensorflow-cpu{',' if choice else ''}{choice}"
+        )
+    return pipeline
+
+
+def _batches(
+    split: Split,
+    preprocessing: Preprocessing,
+    rows: Rows,
+    batch_size: int,
+    share: Share,
+    pipeline: str,
+    host: HostPipeline | None,
+    *,
+    exact: bool,
+) -> Iterator[Batch]:
+    """Chooses who carries rows out, and refuses now, not when the first batch is asked for."""
+    rows, local = share_of(rows, batch_size, share), batch_size // share.count
+    made: Iterable[tuple[np.ndarray, np.ndarray]]
+    if host_pipeline(pipeline, split, preprocessing) == "numpy":
+        made = _numpy_batches(split.images, rows, local)
+    elif isinstance(preprocessing, RandomAreaCrop):
+        made = resized_batches(
+            split.images, rows, local, host or HostPipeline(), size=preprocessing.size, exact=exact
+        )
+    else:
+        made = array_batches(split.images, rows, local, host or HostPipeline())
+    return (_batch(split, images, index) for images, index in made)
 
 
 def _numpy_batches(
-    split: Split, rows: _Rows, batch_size: int, crop_padding: int
-) -> Iterator[Batch]:
+    images: np.ndarray, rows: Rows, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for start in range(0, len(rows.index), batch_size):
-        index, *crop = (values[start : start + batch_size] for values in rows)
-        images = augment(split.images[index], *crop, crop_padding=crop_padding)
-        images[index == _PADDING_INDEX] = 0
-        yield _batch(split, images, index)
-
-
-def _tf_data_batches(
-    split: Split, rows: _Rows, batch_size: int, crop_padding: int
-) -> Iterator[Batch]:
-    tf = import_tensorflow()
-    with tf.device("CPU"):
-        images = tf.constant(split.images)
-
-    def read(index: "tf.Tensor", *crop: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
-        # A padding row reads image 0 and loses it again: tf.gather refuses -1.
-        augmented = _tf_augment(tf.gather(images, tf.maximum(index, 0)), *crop, crop_padding)
-        padding = (index == _PADDING_INDEX)[:, None, None, None]
-        return tf.where(padding, tf.zeros_like(augmented), augmented), index
-
-    dataset = tf.data.Dataset.from_tensor_slices(tuple(rows)).batch(batch_size)
-    # Plain TensorFlow operations: nothing for AutoGraph to rewrite.
-    read = tf.autograph.experimental.do_not_convert(read)
-    dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
-    for augmented, index in dataset.as_numpy_iterator():
-        yield _batch(split, augmented, index)
-
-
-def _tf_augment(
-    images: "tf.Tensor",
-    row_offset: "tf.Tensor",
-    column_offset: "tf.Tensor",
-    flip: "tf.Tensor",
-    crop_padding: int,
-) -> "tf.Tensor":
-    """`augmentation.augment` in TensorFlow's operations."""
-    tf = import_tensorflow()
-    _, height, width, _ = images.shape
-    side = [crop_padding, crop_padding]
-    rows = row_offset[:, None] + tf.range(height, dtype=row_offset.dtype)
-    columns = column_offset[:, None] + tf.range(width, dtype=column_offset.dtype)
-    columns = tf.where(flip[:, None], columns[:, ::-1], columns)
-    padded = tf.pad(images, [[0, 0], side, side, [0, 0]])
-    return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+        index, window, flip = (values[start : start + batch_size] for values in rows)
+        cut = crop(images[index], window, flip)
+        cut[index == PADDING_INDEX] = 0
+        yield cut, index
 
 
 def _batch(split: Split, images: np.ndarray, index: np.ndarray) -> Batch:
-    mask = index != _PADDING_INDEX
+    mask = index != PADDING_INDEX
     labels = np.where(mask, split.labels[index], 0).astype(np.int32)
     return Batch(images, labels, mask, index.astype(np.int32))
-
-
-_Execution = Callable[[Split, _Rows, int, int], Iterator[Batch]]
-_EXECUTIONS: dict[str, _Execution] = {"tf_data": _tf_data_batches, "numpy": _numpy_batches}
-
-
-def _execution(pipeline: str) -> _Execution:
-    """The function that makes the batches; refuses now, not when the first batch is asked for."""
-    if pipeline == "auto":
-        pipeline = "tf_data" if has_tensorflow() else "numpy"
-    if pipeline not in _EXECUTIONS:
-        raise unknown_name("pipeline", pipeline, ["auto", *_EXECUTIONS])
-    if pipeline == "tf_data" and not has_tensorflow():
-        raise ModuleNotFoundError(
-            'pipeline "tf_data" needs TensorFlow, which cannot be imported: pip install'
-            ' tensorflow-cpu, or choose "numpy" (or "auto"), which makes the same batches'
-        )
-    return _EXECUTIONS[pipeline]
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -1,18 +1,21 @@
-"""Which training images are held out for validation.
+"""Which training images are held out for validation, or for the test where there is no split.
 
-Thresholds and model selection see these images only; nothing here depends on how they are used.
+Nothing here depends on how they are used.
 """
 
 import numpy as np
 
 
-def stratified_holdout(labels: np.ndarray, *, examples: int, seed: int) -> np.ndarray:
+def stratified_holdout(
+    labels: np.ndarray, *, examples: int, seed: int, split: str = "validation"
+) -> np.ndarray:
     """Chooses examples to hold out, each class giving its share of them to within one image.
 
     Args:
       labels: integers [N], from 0.
       examples: how many to hold out.
       seed: of the choice; labels, `examples` and seed determine it alone, in every NumPy version.
+      split: what they are held out for; named in messages.
 
     Returns:
       bool [N], True for the `examples` images held out.
@@ -23,7 +26,7 @@ def stratified_holdout(labels: np.ndarray, *, examples: int, seed: int) -> np.nd
     """
     if seed < 0:
         raise ValueError(f"validation_seed is {seed}, expected at least 0")
-    _check_examples(examples, labels)
+    _check_examples(examples, labels, f"config.data.{split}_examples")
     quotas = class_quotas(np.bincount(labels), examples)
     # Raw bits and a stable sort, not Generator.permutation, whose stream NumPy may change.
     order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
@@ -49,15 +52,14 @@ def class_quotas(counts: np.ndarray, examples: int) -> np.ndarray:
     return quotas
 
 
-def _check_examples(examples: int, labels: np.ndarray) -> None:
+def _check_examples(examples: int, labels: np.ndarray, field: str) -> None:
     present = np.unique(labels).size
     if examples < present:
         raise ValueError(
-            f"validation_examples is {examples}, expected at least {present}: one image of each of"
-            " the classes, on which thresholds are chosen"
+            f"{field} is {examples}, expected at least {present}: one image of each of the classes"
         )
     if examples >= len(labels):
         raise ValueError(
-            f"validation_examples is {examples}, but there are {len(labels)} training images: fewer"
+            f"{field} is {examples}, but there are {len(labels)} training images: fewer"
             " must be held out, so that some are left to train on"
         )

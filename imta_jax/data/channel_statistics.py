@@ -4,10 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_PUBLISHED = (
-    "constants of the published PyTorch training code of MSDNet and IMTA, within 0.001 of those of"
-    " the 50,000 training images"
-)
+_PUBLISHED = "constants of the published PyTorch training code of MSDNet and IMTA"
 _COMPUTED = "computed from the training images, without those held out and before padding"
 
 
@@ -21,6 +18,7 @@ class ChannelStatistics(NamedTuple):
 
 PUBLISHED_STATISTICS = {
     "cifar10": ChannelStatistics((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616), _PUBLISHED),
+    "imagenet2012": ChannelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), _PUBLISHED),
     "cifar100": ChannelStatistics((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), _PUBLISHED),
 }
 

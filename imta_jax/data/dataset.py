@@ -1,25 +1,31 @@
-"""A dataset in memory: three disjoint splits of uint8 images, and the facts about them.
+"""A dataset: three disjoint splits of images, and the facts about them.
 
-Reading is in `sources.py`, checks in `raw.py`, the choice of validation images in `carving.py`,
-batches in `batches.py`. Images stay as they are here: normalising belongs to the step.
+Reading is in `sources/`, checks in `raw.py`, the choice of held-out images in `carving.py`, batches
+in `batches.py`. Images stay as they are here, arrays or encoded: normalising belongs to the step.
 """
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from imta_jax.data.carving import stratified_holdout
-from imta_jax.data.channel_statistics import channel_statistics
-from imta_jax.data.raw import RawData, checked
-from imta_jax.data.sources import load_source
+from imta_jax.data.channel_statistics import ChannelStatistics, channel_statistics
+from imta_jax.data.encoded import EncodedImages
+from imta_jax.data.preprocessing import PaddedCrop, Preprocessing, preprocessing_from
+from imta_jax.data.raw import RawData, RawSplit, checked
+from imta_jax.data.rows import eval_rows
+from imta_jax.data.sources import SourceRequest, load_source
+from imta_jax.data.tf_pipeline import HostPipeline, resized_batches
 
 _log = logging.getLogger(__name__)
 
 # Three halvings, so that every scale of a network of up to four has whole, even steps.
 SIZE_MULTIPLE = 8
+# Of which the channel statistics of photographs are taken.
+_SAMPLE_IMAGES = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,18 +33,25 @@ class Split:
     """Examples of one split, in a fixed order.
 
     Attributes:
-      images: uint8 [N, H, W, C].
+      images: uint8 [N, H, W, C], or N encoded ones.
       labels: int32 [N], from 0.
-      source_index: int64 [N], position in the split of the source it was cut from: of a validation
-        image, its position among the source's training images.
+      source_index: int64 [N], position in the split of the source it was cut from: of an image held
+        out, its position among the source's training images.
     """
 
-    images: np.ndarray
+    images: np.ndarray | EncodedImages
     labels: np.ndarray
     source_index: np.ndarray
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Height and width of each image, int32 [N, 2]."""
+        if isinstance(self.images, EncodedImages):
+            return self.images.sizes
+        return np.broadcast_to(np.int32(self.images.shape[1:3]), (len(self), 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +59,15 @@ class Dataset:
     """Splits of one dataset and what a network must know of it.
 
     Attributes:
-      name: the source's name; of a file, its name without folder and ending.
+      name: the source's name; of a file or folder, its name without what surrounds it.
       class_names: one per class, in the order of the labels.
-      image_shape: (H, W, C) of every image, padding included.
+      image_shape: (H, W, C) of every image as the network sees it.
       mean: per channel, of pixel values scaled to 0..1.
       std: as `mean`, never 0.
       statistics_source: where mean and std come from, for a report.
       splits: "train", "validation" and "test".
+      preprocessing: what a batch shows of each image.
+      skipped: by split of the source, how many images did not decode and are left out.
     """
 
     name: str
@@ -62,6 +77,8 @@ class Dataset:
     std: tuple[float, ...]
     statistics_source: str
     splits: dict[str, Split]
+    preprocessing: Preprocessing
+    skipped: dict[str, int] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -70,49 +87,94 @@ class Dataset:
 
 
 def load_dataset(config: Mapping[str, Any]) -> Dataset:
-    """Loads a source, holds validation images out of training, and pads images where needed.
+    """Loads or indexes a source, and holds images out of training where it has no split for them.
 
-    Heights and widths become the next multiple of 8 (28 becomes 32, 32 stays) by zeros on both
-    sides, the odd row or column after the image. Grayscale images keep their one channel.
+    Arrays of small images are padded by zeros to the next multiple of 8 in height and width (28
+    becomes 32, 32 stays), the odd row or column after the image; grayscale ones keep their one
+    channel. Photographs (`preprocessing` "random_area_crop") stay encoded, and become RGB.
 
     Args:
-      config: the fields `source` ("fashion_mnist_small", a path ending in .npz, or a TFDS name),
-        `data_dir` (TFDS's folder; "" is its default), `download` (may TFDS fetch what is missing),
-        `validation_examples` (images held out, stratified by class) and `validation_seed`.
+      config: `config.data` (configs/common.py).
 
     Raises:
       ValueError: an unknown source, data that are not images with classes, or a number of
-        validation examples that leaves a split without its classes.
+        held-out examples that leaves a split without its classes.
       FileNotFoundError: the source is not there; the message says how to fetch it.
-      ModuleNotFoundError: a TFDS name where TensorFlow is not installed.
+      PermissionError: it may not be read.
+      OSError: it cannot be read, or the disk is full.
+      ModuleNotFoundError: TensorFlow is needed and not installed.
     """
-    raw = load_source(config["source"], data_dir=config["data_dir"], download=config["download"])
+    preprocessing = preprocessing_from(config)
+    small = isinstance(preprocessing, PaddedCrop)
+    raw = load_source(SourceRequest.from_config(config, encoded=not small))
     return build_dataset(
         checked(raw),
+        preprocessing,
         validation_examples=config["validation_examples"],
         validation_seed=config["validation_seed"],
+        test_examples=config.get("test_examples", 0),
     )
 
 
-def build_dataset(raw: RawData, *, validation_examples: int, validation_seed: int) -> Dataset:
-    """Makes a dataset of checked arrays (`raw.checked`); arguments and errors: `load_dataset`."""
-    held_out = stratified_holdout(
-        raw.train_labels, examples=validation_examples, seed=validation_seed
+def build_dataset(
+    raw: RawData,
+    preprocessing: Preprocessing,
+    *,
+    validation_examples: int,
+    validation_seed: int,
+    test_examples: int = 0,
+) -> Dataset:
+    """Makes a dataset of checked data (`raw.checked`); arguments and errors: `load_dataset`."""
+    parts = {name: _whole(split) for name, split in raw.splits.items()}
+    # Another seed: whoever judges on validation images must not have chosen the test's.
+    held_out = {"test": (test_examples, validation_seed + 1)}
+    held_out["validation"] = (validation_examples, validation_seed)
+    for name, (examples, seed) in held_out.items():
+        if name in parts:
+            _log.info("%s: the source's own, %d images", name, len(parts[name]))
+        else:
+            parts["train"], parts[name] = _hold_out(parts["train"], examples, seed, name)
+    _warn_of_unseen_classes(raw.name, raw.class_names, parts["train"].labels)
+    statistics = raw.statistics or _statistics(parts["train"], preprocessing)
+    if isinstance(preprocessing, PaddedCrop):
+        parts = {name: _padded(split) for name, split in parts.items()}
+        shape = parts["train"].images.shape[1:]
+    else:
+        shape = (preprocessing.size, preprocessing.size, len(statistics.mean))
+    skipped = {name: split.skipped for name, split in raw.splits.items()}
+    splits = {name: parts[name] for name in ("train", "validation", "test")}
+    return Dataset(raw.name, raw.class_names, shape, *statistics, splits, preprocessing, skipped)
+
+
+def _whole(split: RawSplit) -> Split:
+    return Split(split.images, split.labels, np.arange(len(split.labels)))
+
+
+def _hold_out(split: Split, examples: int, seed: int, name: str) -> tuple[Split, Split]:
+    """The rest, and `examples` of the images, stratified."""
+    chosen = stratified_holdout(split.labels, examples=examples, seed=seed, split=name)
+    return _picked(split, ~chosen), _picked(split, chosen)
+
+
+def _picked(split: Split, chosen: np.ndarray) -> Split:
+    return Split(split.images[chosen], split.labels[chosen], split.source_index[chosen])
+
+
+def _statistics(train: Split, preprocessing: Preprocessing) -> ChannelStatistics:
+    """Of the training images; of photographs, those of a sample as it would be judged."""
+    if isinstance(preprocessing, PaddedCrop):
+        return channel_statistics(train.images)
+    sample = np.unique(np.linspace(0, len(train) - 1, _SAMPLE_IMAGES).astype(np.int64))
+    some = _picked(train, sample)
+    rows = eval_rows(preprocessing.eval_windows(some.sizes), batch_size=1)
+    batches = resized_batches(
+        some.images, rows, 1, HostPipeline(), size=preprocessing.size, exact=True
     )
-    train, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    images = raw.train_images[train]
-    statistics = raw.statistics or channel_statistics(images)
-    test = np.arange(len(raw.test_labels))
-    splits = {
-        "train": _split(images, raw.train_labels[train], train),
-        "validation": _split(
-            raw.train_images[validation], raw.train_labels[validation], validation
-        ),
-        "test": _split(raw.test_images, raw.test_labels, test),
-    }
-    _warn_of_unseen_classes(raw.name, raw.class_names, splits["train"].labels)
-    shape = splits["train"].images.shape[1:]
-    return Dataset(raw.name, raw.class_names, shape, *statistics, splits)
+    pixels = np.concatenate([images for images, _ in batches])
+    statistics = channel_statistics(pixels)
+    return statistics._replace(
+        source=f"computed from {len(pixels)} training images, spread evenly, as they are judged"
+    )
 
 
 def _warn_of_unseen_classes(name: str, class_names: tuple[str, ...], labels: np.ndarray) -> None:
@@ -131,5 +193,5 @@ def pad_to_multiple(images: np.ndarray, multiple: int = SIZE_MULTIPLE) -> np.nda
     return np.pad(images, [(0, 0), *before_after, (0, 0)])
 
 
-def _split(images: np.ndarray, labels: np.ndarray, source_index: np.ndarray) -> Split:
-    return Split(pad_to_multiple(images), labels, source_index.astype(np.int64))
+def _padded(split: Split) -> Split:
+    return Split(pad_to_multiple(split.images), split.labels, split.source_index)

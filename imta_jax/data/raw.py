@@ -1,6 +1,6 @@
 """What every source hands over, and the checks all of it passes before any use.
 
-How the arrays were read is in `sources.py`; what is made of them in `dataset.py`.
+How they were read is in `sources/`; what is made of them in `dataset.py`.
 """
 
 from typing import NamedTuple
@@ -8,70 +8,92 @@ from typing import NamedTuple
 import numpy as np
 
 from imta_jax.data.channel_statistics import ChannelStatistics
+from imta_jax.data.encoded import EncodedImages
+
+_WITHHELD = "; -1 often marks labels that are withheld: name another split (config.data.test_split)"
+
+
+class RawSplit(NamedTuple):
+    """One split of a source, as found.
+
+    Attributes:
+      images: uint8 [N, H, W, C] or [N, H, W], C = 1 or 3; or N encoded ones.
+      labels: integer [N], class of each image, from 0.
+      skipped: images of the source that could not be decoded and are not among the N.
+    """
+
+    images: np.ndarray | EncodedImages
+    labels: np.ndarray
+    skipped: int = 0
 
 
 class RawData(NamedTuple):
-    """The arrays of a source, as found: unchecked, unpadded, validation not yet held out.
+    """The splits of a source, as found: unchecked, unpadded, nothing held out yet.
 
     Attributes:
       name: of the dataset, as reports will call it.
-      train_images: uint8 [N, H, W, C] or [N, H, W], C = 1 or 3.
-      train_labels: integer [N], class of each image, from 0.
-      test_images: as `train_images`, of the same H, W, C.
-      test_labels: as `train_labels`.
+      splits: "train" and, where the source has them, "validation" and "test"; images all arrays of
+        the same H, W, C, or all encoded.
       class_names: one name per class; None where the source has none.
       statistics: published ones; None where they are to be computed.
     """
 
     name: str
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
+    splits: dict[str, RawSplit]
     class_names: tuple[str, ...] | None = None
     statistics: ChannelStatistics | None = None
 
 
 def checked(raw: RawData) -> RawData:
-    """The same data with images [N, H, W, C], labels int32 [N] and classes named.
+    """The same data with array images [N, H, W, C], labels int32 [N] and classes named.
 
     Classes without names are called "0", "1", ... up to the largest training label.
 
     Raises:
-      ValueError: what `validate_split` refuses, or test images of another shape than training's.
+      ValueError: what `validate_split` refuses, or splits of images of different shapes.
     """
-    train_images, test_images = with_channels(raw.train_images), with_channels(raw.test_images)
-    validate_split("train", train_images, raw.train_labels)
-    names = raw.class_names or tuple(str(k) for k in range(int(raw.train_labels.max()) + 1))
-    validate_split("train", train_images, raw.train_labels, num_classes=len(names))
-    validate_split("test", test_images, raw.test_labels, num_classes=len(names))
-    if train_images.shape[1:] != test_images.shape[1:]:
+    splits = {
+        name: split._replace(images=with_channels(split.images))
+        for name, split in raw.splits.items()
+    }
+    train = splits["train"]
+    validate_split("train", train.images, train.labels)
+    names = raw.class_names or tuple(str(k) for k in range(int(train.labels.max()) + 1))
+    for name, split in splits.items():
+        validate_split(name, split.images, split.labels, num_classes=len(names))
+        _check_same_shape(name, split.images, train.images)
+    whole = {name: s._replace(labels=s.labels.astype(np.int32)) for name, s in splits.items()}
+    return raw._replace(splits=whole, class_names=names)
+
+
+def _check_same_shape(
+    name: str, images: np.ndarray | EncodedImages, train: np.ndarray | EncodedImages
+) -> None:
+    if isinstance(images, np.ndarray) and images.shape[1:] != train.shape[1:]:
         raise ValueError(
-            f"test images are {test_images.shape[1:]} but training images {train_images.shape[1:]}"
+            f"{name} images are {images.shape[1:]} but training images {train.shape[1:]}"
             " (height, width, channels): both must be of one shape"
         )
-    return raw._replace(
-        train_images=train_images,
-        train_labels=raw.train_labels.astype(np.int32),
-        test_images=test_images,
-        test_labels=raw.test_labels.astype(np.int32),
-        class_names=names,
-    )
 
 
-def with_channels(images: np.ndarray) -> np.ndarray:
+def with_channels(images: np.ndarray | EncodedImages) -> np.ndarray | EncodedImages:
     """Gives grayscale images [N, H, W] their channel axis; all others are returned as they are."""
-    return images[..., np.newaxis] if images.ndim == 3 else images
+    if isinstance(images, EncodedImages) or images.ndim != 3:
+        return images
+    return images[..., np.newaxis]
 
 
 def validate_split(
-    name: str, images: np.ndarray, labels: np.ndarray, num_classes: int | None = None
+    name: str,
+    images: np.ndarray | EncodedImages,
+    labels: np.ndarray,
+    num_classes: int | None = None,
 ) -> None:
     """Refuses a split that could not be trained or evaluated on.
 
     Args:
       name: which split; opens every message.
-      images: to be uint8 [N, H, W, C] or [N, H, W], C = 1 or 3, N > 0.
+      images: to be uint8 [N, H, W, C] or [N, H, W], C = 1 or 3, or encoded; N > 0.
       labels: to be integers [N], none negative.
       num_classes: if given, labels must also be below it.
 
@@ -85,7 +107,11 @@ def validate_split(
     _check_label_range(name, labels, num_classes)
 
 
-def _check_images(name: str, images: np.ndarray) -> None:
+def _check_images(name: str, images: np.ndarray | EncodedImages) -> None:
+    if isinstance(images, EncodedImages):
+        if len(images) == 0:
+            raise ValueError(f"{name} has no image")
+        return
     if images.dtype != np.uint8:
         raise ValueError(
             f"{name} images are {images.dtype}, expected uint8 (0 to 255, not normalised): scale"
@@ -116,5 +142,5 @@ def _check_label_range(name: str, labels: np.ndarray, num_classes: int | None) -
         last_class = "K-1" if num_classes is None else num_classes - 1
         raise ValueError(
             f"{name} label at index {first} is {labels[first]}, expected 0 to {last_class};"
-            f" {int(outside.sum())} labels are outside"
+            f" {int(outside.sum())} labels are outside{_WITHHELD if labels[first] == -1 else ''}"
         )

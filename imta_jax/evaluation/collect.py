@@ -8,12 +8,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from imta_jax.data import Split, eval_batches
+from imta_jax.data import AS_THEY_ARE, HostPipeline, Preprocessing, Split, eval_batches
 from imta_jax.evaluation.predictions import Predictions
 from imta_jax.models import MultiExitClassifier
 from imta_jax.parallel import data_mesh, place_batch, place_replicated, replicated, split_over_batch
 from imta_jax.pixels import normalize
-from imta_jax.training.progress import with_progress
+from imta_jax.progress_bar import with_progress
 from imta_jax.types import Batch
 
 
@@ -25,18 +25,22 @@ def collect_predictions(
     std: Sequence[float],
     batch_size: int,
     mesh: Mesh | None = None,
+    preprocessing: Preprocessing = AS_THEY_ARE,
     pipeline: str = "auto",
+    host: HostPipeline | None = None,
 ) -> Predictions:
     """Runs a classifier in inference mode over a split; the classifier itself is left as it is.
 
     Args:
       classifier: any multi-exit classifier.
-      split: uint8 images [N, H, W, C] and labels.
+      split: images and labels.
       mean: of the pixels per channel, 0..1.
       std: likewise.
       batch_size: global; the devices must divide it.
       mesh: default, all devices.
+      preprocessing: what is shown of each image; default, all of an array.
       pipeline: see `data.eval_batches`.
+      host: likewise.
 
     Returns:
       Logits [E, N, K] float32 and labels [N], in the order of the split.
@@ -53,9 +57,9 @@ def collect_predictions(
     step = jax.jit(logits_of, in_shardings=(whole, by_row), out_shardings=by_row)
     state = place_replicated(state, mesh)
     logits, labels = [], []
-    batches = eval_batches(split, batch_size, pipeline=pipeline)
+    batches = eval_batches(split, preprocessing, batch_size, pipeline=pipeline, host=host)
     total = -(-len(split) // batch_size)
-    for batch in with_progress(batches, total=total, done=0, description="evaluate"):
+    for batch in with_progress(batches, total=total, description="evaluate"):
         rows = np.asarray(step(state, place_batch(batch, mesh)))  # [N, E, K]
         logits.append(rows[batch.mask])
         labels.append(batch.labels[batch.mask])

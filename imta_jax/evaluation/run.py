@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import imta_jax
-from imta_jax.data import Dataset
+from imta_jax.data import Dataset, HostPipeline, judged_images
 from imta_jax.evaluation.adaptive import (
     BudgetCurve,
     Decisions,
@@ -135,7 +135,7 @@ def _predictions(
     folder: Path,
 ) -> Predictions:
     """Logits of a split, saved on the way."""
-    mesh = data_mesh()
+    mesh, settings = data_mesh(), config["data"]
     predictions = collect_predictions(
         classifier,
         dataset.splits[split],
@@ -143,7 +143,9 @@ def _predictions(
         std=dataset.std,
         batch_size=evaluation_batch_size(config, mesh),
         mesh=mesh,
-        pipeline=config["data"]["pipeline"],
+        preprocessing=dataset.preprocessing,
+        pipeline=settings["pipeline"],
+        host=HostPipeline.from_config(settings),
     )
     save_predictions(folder / f"logits_{split}.npz", predictions)
     top1 = " ".join(f"{value:.1f}" for value in anytime_accuracy(predictions))
@@ -215,7 +217,7 @@ def _write_gallery(
     index = np.concatenate(sides)
     np.savez(
         folder / "gallery.npz",
-        images=dataset.splits["test"].images[index],
+        images=judged_images(dataset.splits["test"], dataset.preprocessing, index),
         index=index,
         label=test.labels[index],
         prediction=decided.prediction[index],
@@ -243,6 +245,8 @@ def _describe_data(dataset: Dataset) -> dict[str, Any]:
         "image_shape": list(dataset.image_shape),
         "examples": {name: len(split) for name, split in dataset.splits.items()},
         "statistics_source": dataset.statistics_source,
+        "preprocessing": dataset.preprocessing.describe(),
+        "skipped": dataset.skipped,
         "note": "thresholds chosen on validation images held out of the training images",
     }
 

@@ -2,21 +2,37 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from imta_jax.parallel import place_batch
+from imta_jax.progress_bar import with_progress
 from imta_jax.training.checkpoints import Checkpoints
+from imta_jax.training.feed import Feed
 from imta_jax.training.objectives import ExitMetrics
-from imta_jax.training.progress import MetricsLog, log_epoch, with_progress
+from imta_jax.training.progress import MetricsLog, log_epoch
 from imta_jax.training.state import TrainState
-from imta_jax.training.step import TrainStep
-from imta_jax.types import Batch
+
+
+class Waiting:
+    """Passes items on and adds up how long, in seconds, it waited for them."""
+
+    def __init__(self, items: Iterable[Any]):
+        self._items, self.seconds = items, 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        """The items."""
+        items = iter(self._items)
+        while True:
+            start = time.perf_counter()
+            item = next(items, None)
+            self.seconds += time.perf_counter() - start
+            if item is None:
+                return
+            yield item
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -31,12 +47,10 @@ class EpochLoop:
       phase: its name, in logs and rows.
       folder: of the phase; checkpoints and metrics go there.
       total_epochs, steps_per_epoch, batch_size: how long and how large.
-      train_batches: epoch (from 0) -> its batches.
-      train_step: see `step.make_train_step`.
+      feed: where the images come from, and the step.
       validate: state -> {"loss": [E], "top1": [E]}.
       learning_rate: step -> learning rate.
       meta: goes into every checkpoint.
-      mesh: batches are placed on it.
       check_every_steps: the host looks at the losses this often; between two looks it never waits.
     """
 
@@ -45,12 +59,10 @@ class EpochLoop:
     total_epochs: int
     steps_per_epoch: int
     batch_size: int
-    train_batches: Callable[[int], Iterable[Batch]]
-    train_step: TrainStep
+    feed: Feed
     validate: Callable[[TrainState], Mapping[str, np.ndarray]]
     learning_rate: Callable[[int], float]
     meta: Mapping[str, Any]
-    mesh: Mesh
     check_every_steps: int
 
     def run(self, state: TrainState) -> TrainState:
@@ -75,16 +87,18 @@ class EpochLoop:
 
     def _train_epoch(self, state: TrainState, epoch: int, log: MetricsLog) -> TrainState:
         start, collected, pending = time.perf_counter(), [], []
-        batches = with_progress(
-            self.train_batches(epoch),
+        waiting = Waiting(self.feed.items(epoch))
+        items = with_progress(
+            waiting,
             total=self.steps_per_epoch * self.total_epochs,
             done=self.steps_per_epoch * epoch,
             description=f"{self.phase} {epoch + 1}/{self.total_epochs}",
+            size_of=self.feed.steps_of,
         )
-        for batch in batches:
-            state, metrics = self.train_step(state, place_batch(batch, self.mesh))
-            pending.append(metrics)
-            if len(pending) >= self.check_every_steps:
+        for item in items:
+            state, metrics = self.feed.advance(state, item)
+            pending.append((metrics, self.feed.steps_of(item)))
+            if sum(steps for _, steps in pending) >= self.check_every_steps:
                 collected += self._fetch(state, pending)
                 pending = []
         collected += self._fetch(state, pending)
@@ -95,6 +109,7 @@ class EpochLoop:
                 **_row(epoch, step, "train", *_mean(collected)),
                 "learning_rate": float(self.learning_rate(step - 1)),
                 "images_per_second": self.steps_per_epoch * self.batch_size / seconds,
+                "input_wait_share": waiting.seconds / seconds,
             }
         )
         return state
@@ -106,9 +121,15 @@ class EpochLoop:
         log.write(row)
         return row["top1_per_exit"]
 
-    def _fetch(self, state: TrainState, pending: Sequence[ExitMetrics]) -> list[ExitMetrics]:
-        """Brings metrics to the host and stops the training if it has halted."""
-        fetched = jax.device_get(list(pending))
+    def _fetch(
+        self, state: TrainState, pending: Sequence[tuple[ExitMetrics, int]]
+    ) -> list[ExitMetrics]:
+        """Brings metrics to the host, one for each step, and stops a training that has halted."""
+        fetched = [
+            ExitMetrics(loss, top1)
+            for metrics, steps in jax.device_get(list(pending))
+            for loss, top1 in zip(*(_per_step(values)[:steps] for values in metrics), strict=True)
+        ]
         halted_at = int(state.halted_at)
         if halted_at >= 0:
             raise NonFiniteLossError(self._explain(halted_at, fetched))
@@ -128,6 +149,11 @@ class EpochLoop:
             f"epochs in {self.folder} are kept; lower {self.phase}.learning_rate "
             f"(now {float(self.learning_rate(halted_at)):g}) and start in another --workdir"
         )
+
+
+def _per_step(values: np.ndarray) -> np.ndarray:
+    """[S, E] of what is [S, E] or, of one step, [E]."""
+    return values.reshape(-1, values.shape[-1])
 
 
 def _mean(collected: Sequence[ExitMetrics]) -> tuple[np.ndarray, np.ndarray]:

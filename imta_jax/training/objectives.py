@@ -1,6 +1,6 @@
 """What each phase minimises: a classifier and a batch in, a loss and per-exit metrics out.
 
-A new loss is a function of this shape, handed to `step.make_train_step`.
+A new loss is a function of this shape, handed to `step.train_step`.
 """
 
 import dataclasses

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from imta_jax.data import Dataset, eval_batches, steps_per_epoch, train_batches
+from imta_jax.data import Dataset, HostPipeline, eval_batches, steps_per_epoch
 from imta_jax.errors import unknown_name
 from imta_jax.models import (
     MultiExitClassifier,
@@ -23,6 +23,7 @@ from imta_jax.models import (
 from imta_jax.parallel import check_batch_size, data_mesh, place_batch
 from imta_jax.techniques import EQUILIBRIUM_REACHES
 from imta_jax.training.checkpoints import check_which, has_readable_epoch, restore_model
+from imta_jax.training.feed import check_feed, training_feed
 from imta_jax.training.loop import EpochLoop
 from imta_jax.training.objectives import (
     ALL_PARAMETERS,
@@ -33,7 +34,7 @@ from imta_jax.training.objectives import (
 )
 from imta_jax.training.optimizer import sgd, step_schedule
 from imta_jax.training.state import TrainState, create_state
-from imta_jax.training.step import make_eval_step, make_train_step
+from imta_jax.training.step import make_eval_step, train_step
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def check_training_data(config: Mapping[str, Any], dataset: Dataset) -> None:
     """
     for name in PHASES:
         if config[name]["total_epochs"] > 0:
-            _epoch_batches(config, name, dataset, epoch=0)
+            check_feed(config, name, dataset, data_mesh())
 
 
 def _stand_in(config: Mapping[str, Any]) -> MultiExitClassifier:
@@ -176,20 +177,20 @@ def _train(
     tx = _optimizer(phase, schedule)
     objective.set_mode(classifier)
     graphdef, state = create_state(classifier, trainable, tx, mesh)
-    pixels = {"mean": dataset.mean, "std": dataset.std}
-    _log.info("%s: %d epochs of %d steps", name, phase["total_epochs"], steps)
+    step = train_step(graphdef, objective, trainable, tx, mean=dataset.mean, std=dataset.std)
+    feed = training_feed(config, name, dataset, step, mesh)
+    epochs = phase["total_epochs"]
+    _log.info("%s: %d epochs of %d steps, input: %s", name, epochs, steps, feed.name)
     EpochLoop(
         phase=name,
         folder=workdir / name,
         total_epochs=phase["total_epochs"],
         steps_per_epoch=steps,
         batch_size=phase["batch_size"],
-        train_batches=lambda epoch: _epoch_batches(config, name, dataset, epoch),
-        train_step=make_train_step(graphdef, objective, trainable, tx, mesh=mesh, **pixels),
+        feed=feed,
         validate=_validation(config, dataset, graphdef, mesh),
         learning_rate=schedule,
         meta=network_meta(config, dataset, name),
-        mesh=mesh,
         check_every_steps=config["log"]["check_every_steps"],
     ).run(state)
 
@@ -209,30 +210,18 @@ def _optimizer(phase: Mapping[str, Any], schedule: optax.Schedule) -> optax.Grad
     )
 
 
-def _epoch_batches(config: Mapping[str, Any], name: str, dataset: Dataset, epoch: int) -> Any:
-    data = config["data"]
-    return train_batches(
-        dataset.splits["train"],
-        batch_size=config[name]["batch_size"],
-        # The phases see the images in different orders, each reproducible from the one seed.
-        seed=2 * config["seed"] + PHASES.index(name),
-        epoch=epoch,
-        crop_padding=data["crop_padding"],
-        flip=data["flip"],
-        pipeline=data["pipeline"],
-    )
-
-
 def _validation(
     config: Mapping[str, Any], dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh
 ) -> Any:
     """Makes the loop's `validate`: mean loss and top-1 per exit over the validation images."""
     step = make_eval_step(graphdef, mean=dataset.mean, std=dataset.std, mesh=mesh)
     batch_size = evaluation_batch_size(config, mesh)
+    split = dataset.splits["validation"]
+    pipeline, host = config["data"]["pipeline"], HostPipeline.from_config(config["data"])
 
     def validate(state: TrainState) -> dict[str, np.ndarray]:
         batches = eval_batches(
-            dataset.splits["validation"], batch_size, pipeline=config["data"]["pipeline"]
+            split, dataset.preprocessing, batch_size, pipeline=pipeline, host=host
         )
         sums = [step((state.trainable, state.rest), place_batch(b, mesh)) for b in batches]
         total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *jax.device_get(sums))

@@ -1,18 +1,19 @@
-"""What a person and a machine see of a training: a bar or plain lines, JSONL and TensorBoard."""
+"""What a person and a machine see of a training: a line per epoch, JSONL and TensorBoard."""
 
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from imta_jax.progress_bar import duration
+
 _log = logging.getLogger(__name__)
-Item = TypeVar("Item")
 
 
 class MetricsLog:
@@ -73,30 +74,6 @@ def _whole_lines(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def with_progress(
-    items: Iterable[Item], *, total: int, done: int, description: str
-) -> Iterator[Item]:
-    """Passes items on under a bar with an estimate of the time left, on a terminal only.
-
-    Args:
-      items: to be passed on.
-      total: how many there are with those already `done`.
-      done: where the bar starts.
-      description: before the bar.
-    """
-    on_terminal = sys.stderr.isatty()
-    yield from tqdm(
-        items,
-        total=total,
-        initial=done,
-        desc=description,
-        unit="step",
-        disable=not on_terminal,
-        leave=False,
-        dynamic_ncols=True,
-    )
-
-
 def log_epoch(
     phase: str, epoch: int, total: int, validation_top1: list[float], seconds_left: float
 ) -> None:
@@ -104,17 +81,9 @@ def log_epoch(
     accuracies = " ".join(f"{value:.1f}" for value in validation_top1)
     message = (
         f"{phase} epoch {epoch}/{total}: validation top-1 per exit {accuracies}; "
-        f"about {_duration(seconds_left)} left in this phase"
+        f"about {duration(seconds_left)} left in this phase"
     )
     if sys.stderr.isatty():
         tqdm.write(message, file=sys.stderr)
     else:
         _log.info(message)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

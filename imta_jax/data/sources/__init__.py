@@ -1,0 +1,29 @@
+"""Where images come from: one small file for each kind of source.
+
+A source is a module with `accepts(source) -> bool`, whether `config.data.source` names one of its
+kind, and `read(request) -> RawData`; a new one is such a file and its line in `_KINDS`, before the
+kinds that accept more. Checks of what was read are in `raw.py`.
+"""
+
+from imta_jax.data.raw import RawData
+from imta_jax.data.sources import embedded, folder, npz, prepared, tfds
+from imta_jax.data.sources.request import SourceRequest
+
+__all__ = ["SourceRequest", "load_source"]
+
+# Asked in this order; the last accepts every name.
+_KINDS = (embedded, npz, prepared, folder, tfds)
+
+
+def load_source(request: SourceRequest) -> RawData:
+    """Reads, or finds and indexes, the splits of a source.
+
+    Raises:
+      ValueError: the name is unknown, or what was found is not an image classification dataset.
+      FileNotFoundError: the data are not there; the message says how to get them.
+      PermissionError: they may not be read.
+      ModuleNotFoundError: TensorFlow or TFDS is needed and not installed.
+      OSError: the disk was full while preparing.
+    """
+    kind = next(kind for kind in _KINDS if kind.accepts(request.source))
+    return kind.read(request)

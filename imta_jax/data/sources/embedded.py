@@ -1,0 +1,20 @@
+"""Datasets that come with the package."""
+
+from pathlib import Path
+
+from imta_jax.data.raw import RawData
+from imta_jax.data.sources.npz import read_npz
+from imta_jax.data.sources.request import SourceRequest
+
+_FOLDER = Path(__file__).parent.with_name("embedded")
+NAMES = ("fashion_mnist_small",)
+
+
+def accepts(source: str) -> bool:
+    """Whether it is one of `NAMES`."""
+    return source in NAMES
+
+
+def read(request: SourceRequest) -> RawData:
+    """See `sources.load_source`."""
+    return read_npz(_FOLDER / f"{request.source}.npz", request)

@@ -1,0 +1,34 @@
+"""A folder in which TFDS prepared one version of a dataset, local or in a bucket.
+
+It is read without the code that prepared it: .../imagenet2012/5.1.0, with its features.json.
+"""
+
+from imta_jax.data.raw import RawData
+from imta_jax.data.sources.builder import read_builder
+from imta_jax.data.sources.request import SourceRequest
+from imta_jax.data.sources.storage import absolute, is_path, is_remote, opening
+from imta_jax.data.sources.tfds import import_tfds
+from imta_jax.data.tensorflow_import import has_tensorflow, import_tensorflow
+
+
+def accepts(source: str) -> bool:
+    """Whether it is the path of a folder with a features.json."""
+    if not is_path(source) or not has_tensorflow():
+        return False
+    with opening(source):
+        try:
+            return import_tensorflow().io.gfile.exists(f"{absolute(source)}/features.json")
+        except import_tensorflow().errors.UnimplementedError as error:
+            scheme = source.partition("://")[0] if is_remote(source) else "file"
+            raise ValueError(f"{source}: TensorFlow cannot read {scheme}:// ({error})") from error
+
+
+def read(request: SourceRequest) -> RawData:
+    """See `sources.load_source`."""
+    tfds = import_tfds(request.source)
+    path = absolute(request.source)
+    with opening(path):
+        builder = tfds.builder_from_directory(path)
+        return read_builder(
+            builder, request, lambda why: FileNotFoundError(f"{path} is not complete: {why}")
+        )

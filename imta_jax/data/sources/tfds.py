@@ -1,0 +1,128 @@
+"""Datasets of TensorFlow Datasets by name, downloaded and prepared where need be.
+
+Nothing here is imported from TensorFlow until a dataset is asked for.
+"""
+
+import errno
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from imta_jax.data.raw import RawData
+from imta_jax.data.sources import embedded
+from imta_jax.data.sources.builder import read_builder
+from imta_jax.data.sources.request import SourceRequest
+from imta_jax.data.sources.storage import absolute, is_remote, opening
+from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.errors import unknown_name
+
+_log = logging.getLogger(__name__)
+
+# Named in the error for an unknown dataset; every other TFDS name is accepted as well.
+USUAL_NAMES = ("cifar10", "cifar100", "fashion_mnist", "imagenet2012")
+
+
+def accepts(source: str) -> bool:
+    """Every name; `read` refuses those that TFDS does not know."""
+    return True
+
+
+def read(request: SourceRequest) -> RawData:
+    """Reads a TFDS dataset, "name", "name/config" or "name/config:1.0.0"; see `load_source`."""
+    tfds = import_tfds(request.source)
+    _check_name(tfds, request.source)
+    data_dir = absolute(request.data_dir) if request.data_dir else None
+    with opening(data_dir or request.source):
+        builder = tfds.builder(request.source, data_dir=data_dir)
+        if request.download:
+            _prepare(tfds, builder, request)
+        return read_builder(builder, request, lambda why: _not_there(builder, request, why))
+
+
+def import_tfds(source: str) -> Any:
+    """TensorFlow Datasets.
+
+    Raises:
+      ModuleNotFoundError: it or TensorFlow is not installed; names `source`, which needs it.
+    """
+    try:
+        import_tensorflow()
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"dataset {source!r} would be read by TensorFlow Datasets, which cannot be imported"
+            f" ({error}): pip install tensorflow-cpu tensorflow-datasets, or choose a source that"
+            f" needs neither: {', '.join(embedded.NAMES)}, or a path ending in .npz"
+        ) from error
+    return tfds
+
+
+def _check_name(tfds: Any, source: str) -> None:
+    name = re.split("[/:]", source, maxsplit=1)[0]  # without configuration and version
+    if name not in tfds.list_builders(with_community_datasets=False):
+        error = unknown_name("dataset", source, [*embedded.NAMES, *USUAL_NAMES])
+        raise ValueError(
+            f"{error}; or another name TFDS knows, the path of a folder (one that is there, or"
+            " starting with / or ./), or a path ending in .npz"
+        )
+
+
+def _prepare(tfds: Any, builder: Any, request: SourceRequest) -> None:
+    if not is_remote(str(builder.data_dir)) and not Path(builder.data_dir).exists():
+        _log.info(
+            "dataset %s is not in %s yet: fetching it (TFDS tries for some minutes before it "
+            "gives up without a network)",
+            request.source,
+            builder.data_dir,
+        )
+    manual = absolute(request.manual_dir) if request.manual_dir else None
+    try:
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir=manual)
+        )
+    except AssertionError as error:  # how TFDS says that archives are missing
+        if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            raise
+        raise FileNotFoundError(_missing_archives(builder, request, error)) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC or "disk space" in str(error):
+            raise OSError(errno.ENOSPC, _disk_full(builder, error)) from error
+        raise _not_there(builder, request, f"fetching it failed ({error})") from error
+
+
+def _missing_archives(builder: Any, request: SourceRequest, error: AssertionError) -> str:
+    told = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+    default = f"{builder.data_dir_root}/downloads/manual"
+    folder = absolute(request.manual_dir) if request.manual_dir else default
+    return (
+        f"dataset {request.source!r} is made of archives that have to be fetched by hand, and they"
+        f" are not in {folder}. What TFDS asks for: {told} Put them there as they are (another"
+        " folder: config.data.manual_dir), or set config.data.data_dir to a folder that holds the"
+        f" prepared dataset. TFDS: {' '.join(str(error).split())[:300]}"
+    )
+
+
+def _disk_full(builder: Any, error: OSError) -> str:
+    root = Path(builder.data_dir_root)
+    there = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    size, load = builder.info.dataset_size or 0, builder.info.download_size or 0
+    need = f"{(int(size) + int(load)) / 1e9:.1f} GB" if size or load else "more"
+    return (
+        f"the disk of {there} is full: preparing {builder.name} takes {need},"
+        f" {free / 1e9:.1f} GB are free ({error}). Free some, or set config.data.data_dir to a"
+        f" larger disk; what was left unfinished is in {root / 'downloads'} and"
+        f" {root / builder.name}, and may be removed"
+    )
+
+
+def _not_there(builder: Any, request: SourceRequest, reason: str) -> FileNotFoundError:
+    # Not the `tfds build` command: it cannot start unless Apache Beam is installed too.
+    folder = f", data_dir={absolute(request.data_dir)!r}" if request.data_dir else ""
+    code = f"import tensorflow_datasets as tfds; tfds.builder({request.source!r}{folder})"
+    return FileNotFoundError(
+        f"dataset {request.source!r} is not in {builder.data_dir}: {reason}. With a network, fetch"
+        f' it by\n  python -c "{code}.download_and_prepare()"\nor set the field download to True'
+    )

@@ -1,0 +1,204 @@
+"""The tf.data execution: reads, decodes and resizes on all cores, ahead of the step.
+
+Everything random is settled before (`augmentation.py`); each element is a pure function of its row.
+An image's window is cut out while its JPEG is decoded, so that only the needed part is. All of it
+is TensorFlow's graph, without Python, so that a tf.data service can run it on other machines.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from imta_jax.data.encoded import EncodedImages
+from imta_jax.data.rows import PADDING_INDEX, Rows
+from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.data.tf_decoding import one_image, plain, reader
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_DECODED_AT_ONCE = 1024
+_MOST_BATCHES_AHEAD = 16
+_STEPS_AT_ONCE = 2  # batches a service's worker makes side by side
+
+
+@dataclass(frozen=True)
+class HostPipeline:
+    """How tf.data works, whatever it works on.
+
+    Attributes:
+      memory_limit_gb: what its buffers may take, in 10^9 bytes.
+      service: address of a tf.data service's dispatcher, "grpc://host:port"; "" for this host.
+    """
+
+    memory_limit_gb: float = 4.0
+    service: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.memory_limit_gb > 0:
+            raise ValueError(
+                f"config.data.memory_limit_gb is {self.memory_limit_gb}, expected above 0"
+            )
+        if self.service and "://" not in self.service:
+            raise ValueError(
+                f"config.data.service is {self.service!r}, expected e.g. grpc://host:5000"
+            )
+
+    @classmethod
+    def from_config(cls, settings: Mapping[str, Any]) -> "HostPipeline":
+        """Reads `config.data`."""
+        return cls(settings["memory_limit_gb"], settings["service"])
+
+
+def array_batches(
+    images: np.ndarray, rows: Rows, batch_size: int, host: HostPipeline
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Windows of the images' own size out of an array; yields images and index of each batch."""
+    tf = import_tensorflow()
+    if host.service:
+        raise ValueError(
+            "config.data.service is for images that are read and decoded; these are in memory"
+            " already: leave it empty"
+        )
+    with tf.device("CPU"):
+        stored = tf.constant(images)
+
+    def read(index: "tf.Tensor", window: "tf.Tensor", flip: "tf.Tensor") -> tuple[Any, ...]:
+        # A padding row reads image 0 and loses it again: tf.gather refuses -1.
+        cut = _crop(tf.gather(stored, tf.maximum(index, 0)), window, flip)
+        padding = (index == PADDING_INDEX)[:, None, None, None]
+        return tf.where(padding, tf.zeros_like(cut), cut), index
+
+    dataset = tf.data.Dataset.from_tensor_slices(tuple(rows)).batch(batch_size)
+    dataset = dataset.map(plain(read), num_parallel_calls=tf.data.AUTOTUNE)
+    return _as_numpy(dataset, images[0].nbytes * batch_size, host)
+
+
+def resized_batches(
+    images: np.ndarray | EncodedImages,
+    rows: Rows,
+    batch_size: int,
+    host: HostPipeline,
+    *,
+    size: int,
+    exact: bool,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Windows of any size, each brought to `size` pixels a side; yields images and index.
+
+    Args:
+      images: encoded, or an array.
+      rows: the examples and their windows.
+      batch_size: rows per batch.
+      host: how tf.data works.
+      size: pixels per side of what comes out.
+      exact: an antialiased triangle filter at fractions of pixels, as Pillow's bilinear resize has
+        it (evaluation); otherwise plain bilinear interpolation of whole windows, several times as
+        fast (training).
+    """
+    tf = import_tensorflow()
+    one = plain(one_image(images, rows, size, exact))
+    count, steps = len(rows.index), len(rows.index) // batch_size
+    bytes_per_batch = batch_size * size * size * 3
+    if not host.service:
+        dataset = tf.data.Dataset.range(count).map(one, num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.batch(batch_size)
+        return _as_numpy(dataset, bytes_per_batch, host)
+
+    def batch_of(step: "tf.Tensor") -> "tf.data.Dataset":
+        images = tf.data.Dataset.range(step * batch_size, (step + 1) * batch_size)
+        batch = images.map(one, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
+        return batch.map(lambda *parts: (step, *parts))
+
+    dataset = tf.data.Dataset.range(steps).interleave(
+        batch_of, cycle_length=_STEPS_AT_ONCE, num_parallel_calls=_STEPS_AT_ONCE
+    )
+    return _from_service(dataset, steps, host)
+
+
+def decode_all(images: EncodedImages) -> np.ndarray:
+    """Decodes images of one size whole, uint8 [N, H, W, 3], in their order."""
+    tf = import_tensorflow()
+    contents_of = reader(images)
+    height, width = images.sizes[0].tolist()
+
+    def decode(i: "tf.Tensor") -> "tf.Tensor":
+        image = tf.io.decode_image(contents_of(i), channels=3, expand_animations=False)
+        return tf.ensure_shape(image, [height, width, 3])
+
+    dataset = tf.data.Dataset.range(len(images))
+    dataset = dataset.map(plain(decode), num_parallel_calls=tf.data.AUTOTUNE)
+    whole, start = np.empty((len(images), height, width, 3), np.uint8), 0
+    with _reading():
+        for chunk in dataset.batch(_DECODED_AT_ONCE).as_numpy_iterator():
+            whole[start : start + len(chunk)] = chunk
+            start += len(chunk)
+    return whole
+
+
+def _crop(images: "tf.Tensor", window: "tf.Tensor", flip: "tf.Tensor") -> "tf.Tensor":
+    """`augmentation.crop` in TensorFlow's operations, for images [B, H, W, C]."""
+    tf = import_tensorflow()
+    _, height, width, _ = images.shape
+    corner = tf.cast(window[:, :2], tf.int32)
+    reach = tf.reduce_max(tf.abs(corner))
+    padded = tf.pad(images, [[0, 0], [reach, reach], [reach, reach], [0, 0]])
+    rows = reach + corner[:, :1] + tf.range(height)
+    columns = reach + corner[:, 1:] + tf.range(width)
+    columns = tf.where(flip[:, None], columns[:, ::-1], columns)
+    return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+
+
+def _as_numpy(
+    dataset: "tf.data.Dataset", bytes_per_batch: int, host: HostPipeline
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Runs a dataset of batches within the bound on memory."""
+    tf = import_tensorflow()
+    limit = host.memory_limit_gb * 1e9
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.ram_budget = int(limit / 2)
+    # A batch that is being filled and one that the step holds, besides those that wait.
+    ahead = int(np.clip(limit / 2 // bytes_per_batch - 2, 1, _MOST_BATCHES_AHEAD))
+    dataset = dataset.prefetch(ahead).with_options(options)
+    with _reading():
+        yield from dataset.as_numpy_iterator()
+
+
+def _from_service(
+    dataset: "tf.data.Dataset", steps: int, host: HostPipeline
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches that workers make in any order, each once, put back into theirs."""
+    tf = import_tensorflow()
+    service = tf.data.experimental.service
+    shared = dataset.apply(
+        service.distribute(processing_mode=service.ShardingPolicy.DYNAMIC, service=host.service)
+    )
+    waiting: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    due = 0
+    with _reading(f"the tf.data service {host.service}"):
+        for step, *batch in shared.as_numpy_iterator():
+            waiting[int(step)] = tuple(batch)
+            while due in waiting:
+                yield waiting.pop(due)
+                due += 1
+    if due < steps:
+        raise OSError(
+            f"the tf.data service {host.service} lost batch {due} of {steps}: a worker went away?"
+            " Start it again, then the same command"
+        )
+
+
+@contextlib.contextmanager
+def _reading(what: str = "reading images") -> Iterator[None]:
+    tf = import_tensorflow()
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise OSError(
+            f"{what} failed: {(error.message or type(error).__name__)[:500]}\nWas an image changed,"
+            " moved or removed after the run began? Start the same command again: changed files"
+            " are noticed then"
+        ) from error

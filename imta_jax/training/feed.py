@@ -1,0 +1,158 @@
+"""How the images of an epoch reach the compiled step: batch by batch, or from the device itself."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from imta_jax.data import (
+    Dataset,
+    HostPipeline,
+    Share,
+    host_pipeline,
+    steps_per_epoch,
+    train_batches,
+)
+from imta_jax.data.resident import (
+    can_reside,
+    fits_device,
+    make_resident,
+    resident_rows,
+)
+from imta_jax.parallel import place_batch, place_rows, process_share
+from imta_jax.training.objectives import ExitMetrics
+from imta_jax.training.state import TrainState
+from imta_jax.training.step import TrainStep, on_batches, on_resident
+from imta_jax.types import Batch
+
+_log = logging.getLogger(__name__)
+
+
+class Feed(NamedTuple):
+    """What a loop takes an epoch's items from, and what it does with each.
+
+    Attributes:
+      name: who makes the batches: "device", "tf_data" or "numpy".
+      items: epoch (from 0) -> its items, on the host.
+      steps_of: how many steps an item is.
+      advance: (state, item) -> (state, metrics of its steps, [E] or [S, E]).
+    """
+
+    name: str
+    items: Callable[[int], Iterable[Any]]
+    steps_of: Callable[[Any], int]
+    advance: Callable[[TrainState, Any], tuple[TrainState, ExitMetrics]]
+
+
+def host_feed(
+    name: str, batches: Callable[[int], Iterable[Batch]], step: TrainStep, mesh: Mesh
+) -> Feed:
+    """Batches that the host makes, each put on the devices for a step compiled by `on_batches`."""
+    return Feed(
+        name, batches, lambda batch: 1, lambda state, batch: step(state, place_batch(batch, mesh))
+    )
+
+
+def training_feed(
+    config: Mapping[str, Any],
+    name: str,
+    dataset: Dataset,
+    step: TrainStep,
+    mesh: Mesh,
+) -> Feed:
+    """The feed of a phase, as `config.data` wants it.
+
+    Args:
+      config: a whole config.
+      name: of the phase.
+      dataset: the images.
+      step: not compiled yet, see `step.train_step`.
+      mesh: the devices.
+
+    Raises:
+      ValueError: no full batch, or a pipeline that is unknown or cannot make these images.
+      ModuleNotFoundError: a pipeline whose library is not installed.
+    """
+    train, settings = dataset.splits["train"], config["data"]
+    pipeline = training_pipeline(settings, dataset, mesh)
+    draw = epoch_arguments(config, name)
+    if pipeline != "device":
+
+        def batches(epoch: int) -> Iterator[Batch]:
+            return train_batches(
+                train,
+                dataset.preprocessing,
+                epoch=epoch,
+                pipeline=pipeline,
+                host=HostPipeline.from_config(settings),
+                **draw,
+            )
+
+        return host_feed(pipeline, batches, on_batches(step, mesh), mesh)
+    several = steps_per_dispatch(config, mesh)
+    images, advance = make_resident(train, mesh), on_resident(step, mesh)
+    return Feed(
+        pipeline,
+        lambda epoch: resident_rows(
+            train, dataset.preprocessing, epoch=epoch, steps_per_dispatch=several, **draw
+        ),
+        lambda rows: int(rows.steps),
+        lambda state, rows: advance(state, images, place_rows(rows, mesh)),
+    )
+
+
+def check_feed(config: Mapping[str, Any], name: str, dataset: Dataset, mesh: Mesh) -> None:
+    """Refuses what `training_feed` would refuse; places and compiles nothing."""
+    train, settings = dataset.splits["train"], config["data"]
+    steps_per_epoch(len(train), config[name]["batch_size"])
+    training_pipeline(settings, dataset, mesh)
+    HostPipeline.from_config(settings)
+    steps_per_dispatch(config, mesh)
+
+
+def training_pipeline(settings: Mapping[str, Any], dataset: Dataset, mesh: Mesh) -> str:
+    """Who makes the training batches: "device", "tf_data" or "numpy".
+
+    Args:
+      settings: `config.data`; its `pipeline` "auto" is the device where the images are arrays that
+        take no more than `device_memory_share` of its memory.
+      dataset: the images.
+      mesh: the devices.
+    """
+    wish, share = settings["pipeline"], settings["device_memory_share"]
+    train = dataset.splits["train"]
+    if not 0 <= share <= 1:
+        raise ValueError(f"config.data.device_memory_share is {share}, expected 0 to 1")
+    able = can_reside(train, dataset.preprocessing)
+    if wish == "device" and not able:
+        raise ValueError(
+            'pipeline "device" cuts batches out of arrays on the device; these images are decoded'
+            ' or resized, which "tf_data" (or "auto") does on the host'
+        )
+    device = mesh.local_devices[0]
+    if wish == "device" or (wish == "auto" and able and fits_device(train, share, device)):
+        return "device"
+    return host_pipeline(wish, train, dataset.preprocessing)
+
+
+def epoch_arguments(config: Mapping[str, Any], phase: str) -> dict[str, Any]:
+    """What decides an epoch's batches besides its number: seed, batch size, share."""
+    phases = ("phase_one", "phase_two")
+    return {
+        "batch_size": config[phase]["batch_size"],
+        # The phases see the images in different orders, each reproducible from the one seed.
+        "seed": 2 * config["seed"] + phases.index(phase),
+        "share": Share(*process_share()),
+    }
+
+
+def steps_per_dispatch(config: Mapping[str, Any], mesh: Mesh) -> int:
+    """How many steps the device does between two words with the host."""
+    wish, look = config["data"]["steps_per_dispatch"], config["log"]["check_every_steps"]
+    if wish < 0:
+        raise ValueError(f"config.data.steps_per_dispatch is {wish}, expected 0 (auto) or more")
+    # On a processor a dispatch costs nothing beside a step, and a bar that moves is worth more.
+    alone = jax.devices()[0].platform == "cpu"
+    return wish or (1 if alone else look)
