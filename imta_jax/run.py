@@ -9,21 +9,24 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from imta_jax.data import Dataset, load_dataset
+from imta_jax.data.preview import write_preview
 from imta_jax.errors import unknown_name
 from imta_jax.evaluation import check_evaluation_config, evaluate, evaluation_is_finished
 from imta_jax.evaluation.run import write_json
-from imta_jax.report import write_report
+from imta_jax.parallel import data_mesh
+from imta_jax.report import write_data_page, write_report
 from imta_jax.training import (
     check_training_config,
     check_training_data,
     phase_is_finished,
     train_phase_one,
     train_phase_two,
+    training_pipeline,
 )
 
 _log = logging.getLogger(__name__)
 
-MODES = ("all", "phase_one", "phase_two", "evaluate", "report")
+MODES = ("all", "data", "phase_one", "phase_two", "evaluate", "report")
 
 
 def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str = "all") -> None:
@@ -33,7 +36,8 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
       config: a whole config (configs/common.py), as a ConfigDict or as nested mappings.
       workdir: the run's folder, made if need be.
       mode: "all", or one step of `MODES`. A finished step is not run twice; "report" is drawn
-        again when it is asked for by name.
+        again when it is asked for by name. "data" trains nothing and is no step of a run: it draws
+        what training would see.
 
     Raises:
       ValueError: an unknown mode, a config that does not fit, or not the one the folder belongs to.
@@ -43,6 +47,9 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
         raise unknown_name("mode", mode, MODES)
     workdir = Path(workdir)
     config = config.to_dict() if isinstance(config, ConfigDict) else config
+    if mode == "data":
+        _look_at_data(config, workdir)
+        return
     if mode != "report":
         _compute(config, workdir, mode)
     page = workdir / "report" / "index.html"
@@ -50,6 +57,21 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
         write_report(workdir)
     if mode in ("all", "report"):
         _log.info("report: %s", page)
+
+
+def _look_at_data(config: Mapping[str, Any], workdir: Path) -> None:
+    """Draws batches, class balance and pace into the folder's `data`."""
+    dataset, mesh, folder = load_dataset(config["data"]), data_mesh(), workdir / "data"
+    write_preview(
+        config["data"],
+        dataset,
+        folder,
+        pipeline=training_pipeline(config["data"], dataset, mesh),
+        batch_size=config["phase_one"]["batch_size"],
+        seed=config["seed"],
+        mesh=mesh,
+    )
+    _log.info("data: %s", write_data_page(folder))
 
 
 def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:

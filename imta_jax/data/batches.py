@@ -22,8 +22,13 @@ from imta_jax.types import Batch
 HOST_PIPELINES = ("tf_data", "numpy")
 
 
-def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+def steps_per_epoch(num_examples: int, batch_size: int, field: str = "batch_size") -> int:
     """Number of full batches; the remainder waits for another epoch, in another order.
+
+    Args:
+      num_examples: of the split.
+      batch_size: over all devices.
+      field: the config field it comes from; opens the message.
 
     Raises:
       ValueError: there is no full batch.
@@ -31,7 +36,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     _check_batch_size(batch_size)
     if num_examples < batch_size:
         raise ValueError(
-            f"batch_size is {batch_size}, but the split has {num_examples} examples: at most"
+            f"{field} is {batch_size}, but the split has {num_examples} examples: at most"
             f" {num_examples} make a full batch"
         )
     return num_examples // batch_size

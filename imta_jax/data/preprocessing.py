@@ -39,8 +39,8 @@ class PaddedCrop:
 
     def describe(self) -> str:
         """One sentence, for a report."""
-        crop = f"padded by {self.padding} pixels and cropped at random" if self.padding else "whole"
-        return f"{crop}{', half of them mirrored' if self.flip else ''}; judged as they are"
+        crop = f"Padded by {self.padding} pixels and cropped at random" if self.padding else "Whole"
+        return f"{crop}{', half of them mirrored' if self.flip else ''}; judged as they are."
 
     def train_windows(self, sizes: np.ndarray, words: np.ndarray, key: Any) -> np.ndarray:
         """Windows float32 [N, 4]; `sizes` int [N, 2], `words` uint64 [N, 4] random."""
@@ -87,8 +87,8 @@ class RandomAreaCrop:
         """One sentence, for a report."""
         flip = ", half of them mirrored" if self.flip else ""
         return (
-            f"{self.min_area:.0%} to 100% of the area at random, brought to {self.size} pixels a"
-            f" side{flip}; judged: shorter side to {self.resize}, central {self.size} pixels"
+            f"A part of {self.min_area:.0%} to 100% of the area at random, brought to {self.size} pixels a"
+            f" side{flip}; judged: shorter side to {self.resize}, central {self.size} pixels."
         )
 
     def train_windows(self, sizes: np.ndarray, words: np.ndarray, key: Any) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from imta_jax.data.encoded import EncodedImages
 from imta_jax.data.rows import PADDING_INDEX, Rows
 from imta_jax.data.tensorflow_import import import_tensorflow
-from imta_jax.data.tf_decoding import one_image, plain, reader
+from imta_jax.data.tf_decoding import one_image, plain, reader, whole_image
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -125,7 +125,7 @@ def decode_all(images: EncodedImages) -> np.ndarray:
     height, width = images.sizes[0].tolist()
 
     def decode(i: "tf.Tensor") -> "tf.Tensor":
-        image = tf.io.decode_image(contents_of(i), channels=3, expand_animations=False)
+        image = whole_image(contents_of(i))
         return tf.ensure_shape(image, [height, width, 3])
 
     dataset = tf.data.Dataset.range(len(images))

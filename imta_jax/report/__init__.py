@@ -1,13 +1,20 @@
-"""The report of a run: figures, tables and one page, from a run's folder alone.
+"""The report of a run, and that of its data: figures, tables and a page, from its folder alone.
 
 Imports neither JAX nor TensorFlow, so it works wherever the folder was copied to. Each figure is a
-function of a `RunRecord`, for notebooks:
+function of a `RunRecord`, or of a `DataRecord`, for notebooks:
 
     run = load_run(workdir)
     figure_budget_curve(run)
+
+    data = load_data_record(workdir / "data")
+    figure_contact_sheet(data, "train")
 """
 
 from imta_jax.report.budget import figure_budget_curve, figure_exit_shares
+from imta_jax.report.class_balance import figure_class_balance
+from imta_jax.report.contact_sheet import figure_contact_sheet
+from imta_jax.report.data_page import write_data_page
+from imta_jax.report.data_record import DataRecord, load_data_record
 from imta_jax.report.exits import figure_classes, figure_exits, figure_reliability
 from imta_jax.report.gallery import figure_gallery
 from imta_jax.report.page import write_report
@@ -17,20 +24,25 @@ from imta_jax.report.summary import OperatingPoint, operating_point
 from imta_jax.report.tables import budgets_table, exits_table, facts_table, tables_markdown
 
 __all__ = [
+    "DataRecord",
     "OperatingPoint",
     "RunRecord",
     "budgets_table",
     "exits_table",
     "facts_table",
     "figure_budget_curve",
+    "figure_class_balance",
     "figure_classes",
+    "figure_contact_sheet",
     "figure_exit_shares",
     "figure_exits",
     "figure_gallery",
     "figure_reliability",
     "figure_training",
+    "load_data_record",
     "load_run",
     "operating_point",
     "tables_markdown",
+    "write_data_page",
     "write_report",
 ]

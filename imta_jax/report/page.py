@@ -1,44 +1,23 @@
 """The page: all figures and tables of a run in one HTML file that needs nothing else."""
 
-import base64
-import io
 import json
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from imta_jax.report.budget import figure_budget_curve, figure_exit_shares
 from imta_jax.report.exits import figure_classes, figure_exits, figure_reliability
 from imta_jax.report.gallery import figure_gallery
 from imta_jax.report.progress import figure_training
+from imta_jax.report.rendering import (
+    Section,
+    draw_figures,
+    render,
+    write_atomically,
+    write_figures,
+)
 from imta_jax.report.run_record import RunRecord, load_run
-from imta_jax.report.style import DPI, short_count, signed
+from imta_jax.report.style import short_count, signed
 from imta_jax.report.summary import TOLERANCE_POINTS, operating_point
 from imta_jax.report.tables import all_tables, tables_markdown
-
-
-@dataclass(frozen=True)
-class Section:
-    """One figure of the page.
-
-    Attributes:
-      name: the file's name, without `.png`.
-      draw: the function that makes the figure.
-      heading: the question it answers.
-      caption: one sentence or two for somebody who has never seen such a figure.
-      needs: the part of the record without which it cannot be drawn; "" if it always can.
-    """
-
-    name: str
-    draw: Callable[[RunRecord], Figure]
-    heading: str
-    caption: str
-    needs: str = ""
-
 
 SECTIONS = (
     Section(
@@ -115,34 +94,19 @@ def write_report(workdir: str | Path) -> Path:
     run = load_run(workdir)
     folder = run.workdir / "report"
     folder.mkdir(exist_ok=True)
-    figures = draw_figures(run)
-    for section in SECTIONS:
-        path = folder / f"{section.name}.png"
-        if section.name in figures:
-            _write_atomically(path, figures[section.name])
-        else:
-            # An older report's figure would look as if it belonged to this one.
-            path.unlink(missing_ok=True)
-    _write_atomically(folder / "tables.md", tables_markdown(run).encode())
-    _write_atomically(folder / "index.html", render_page(run, figures).encode())
+    figures = draw_figures(run, SECTIONS)
+    write_figures(folder, SECTIONS, figures)
+    write_atomically(folder / "tables.md", tables_markdown(run).encode())
+    write_atomically(folder / "index.html", render_page(run, figures).encode())
     return folder / "index.html"
-
-
-def draw_figures(run: RunRecord) -> dict[str, bytes]:
-    """Every figure the run has data for, by name, as PNG."""
-    return {
-        section.name: _png(section.draw(run))
-        for section in SECTIONS
-        if not section.needs or getattr(run, section.needs) is not None
-    }
 
 
 def render_page(run: RunRecord, figures: dict[str, bytes]) -> str:
     """The page as HTML that embeds the figures (PNG by section name) and refers to nothing."""
-    environment = Environment(
-        loader=PackageLoader("imta_jax.report", "."), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("page.html.jinja").render(
+    return render(
+        "page.html.jinja",
+        SECTIONS,
+        figures,
         run=run,
         lead=_lead(run),
         point=operating_point(run),
@@ -150,11 +114,6 @@ def render_page(run: RunRecord, figures: dict[str, bytes]) -> str:
         short_count=short_count,
         signed=signed,
         tables=all_tables(run),
-        sections=[
-            (section, base64.b64encode(figures[section.name]).decode("ascii"))
-            for section in SECTIONS
-            if section.name in figures
-        ],
         config=json.dumps(run.config, indent=2, sort_keys=True, ensure_ascii=False),
     )
 
@@ -168,16 +127,3 @@ def _lead(run: RunRecord) -> str:
     duration = f", {' + '.join(epochs)} epochs" if epochs else ""
     trained = f"trained on {images}{run.dataset['name']}{duration}"
     return f"{backbone} with {run.num_exits} exits, {trained}."
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return buffer.getvalue()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file in one go, so that no reader and no kill ever leaves half of one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

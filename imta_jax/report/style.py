@@ -17,6 +17,7 @@ INK = "#1f2328"
 MUTED = "#667080"
 RULE = "#dfe3e8"
 ADAPTIVE = "#0b7a75"
+QUANTITY = "#5b7fa6"
 WRONG = "#c0392b"
 DPI = 160
 MILLION = 1e6
@@ -42,13 +43,21 @@ def readable(colour: str) -> str:
     return to_hex(rgb * min(1.0, 0.55 / float(rgb @ LUMA)))
 
 
-def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of a size in inches, its title (the finding) at the top left."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06)
+def new_figure(width: float, height: float, title: str, *, placed: bool = False) -> Figure:
+    """An empty figure of a size in inches, its title (the finding) at the top left.
+
+    With `placed` the caller places all axes itself: below the title's 0.4 inches, which are the
+    same at every height of the figure.
+    """
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    position = {"x": 0.012}
+    if placed:
+        position["y"] = 1 - 0.1 / height
+    else:
+        figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06)
     # Titles may hold class names, in which a dollar sign is no mathematics.
     figure.suptitle(
-        title, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK, parse_math=False
+        title, **position, ha="left", fontsize=13, fontweight="bold", color=INK, parse_math=False
     )
     return figure
 
@@ -95,6 +104,19 @@ def signed(points: float, digits: int = 1) -> str:
 def shortened(text: str, length: int) -> str:
     """The text, cut to a length with an ellipsis where it is longer."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A count with its noun, e.g. "1 image", "2,000 images"; the plural adds an s if not given."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def listed(names: Sequence[str], most: int, length: int) -> str:
+    """Names in quotes, each cut to a length: "“a” and “b”", or "“a”, “b” and 7 more" of many."""
+    quoted = [f"“{shortened(name, length)}”" for name in names[:most]]
+    if len(names) > most:
+        return f"{', '.join(quoted)} and {len(names) - most:,} more"
+    return " and ".join([", ".join(quoted[:-1]), *quoted[-1:]] if len(quoted) > 1 else quoted)
 
 
 def spread(positions: Sequence[float], gap: float) -> np.ndarray:

@@ -99,7 +99,7 @@ def _phase(facts: dict[str, Any]) -> str:
     if facts.get("steps") is not None:
         parts.append(f"{facts['steps']:,} steps")
     if facts.get("seconds") is not None:
-        parts.append(_duration(facts["seconds"]))
+        parts.append(duration(facts["seconds"]))
     if facts.get("final_learning_rate") is not None:
         parts.append(f"final learning rate {facts['final_learning_rate']:.3g}")
     return ", ".join(parts)
@@ -115,7 +115,10 @@ def _machine_facts(environment: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words, with about two digits, e.g. "0.21 s", "42 s", "3 min 5 s", "11 h 40 min"."""
+    if seconds < 9.5:
+        return f"{seconds:.2g} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -6,6 +6,7 @@ from imta_jax.training.checkpoints import (
     read_meta,
     restore_model,
 )
+from imta_jax.training.feed import training_pipeline
 from imta_jax.training.loop import EpochLoop, NonFiniteLossError
 from imta_jax.training.objectives import PhaseOneObjective, PhaseTwoObjective
 from imta_jax.training.phases import (
@@ -40,4 +41,5 @@ __all__ = [
     "restore_model",
     "train_phase_one",
     "train_phase_two",
+    "training_pipeline",
 ]

@@ -106,7 +106,7 @@ def training_feed(
 def check_feed(config: Mapping[str, Any], name: str, dataset: Dataset, mesh: Mesh) -> None:
     """Refuses what `training_feed` would refuse; places and compiles nothing."""
     train, settings = dataset.splits["train"], config["data"]
-    steps_per_epoch(len(train), config[name]["batch_size"])
+    steps_per_epoch(len(train), config[name]["batch_size"], f"config.{name}.batch_size")
     training_pipeline(settings, dataset, mesh)
     HostPipeline.from_config(settings)
     steps_per_dispatch(config, mesh)

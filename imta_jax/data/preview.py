@@ -1,0 +1,147 @@
+"""What to look at before a long run: batches as the network sees them, class balance, pace.
+
+Only computed and written here (`preview.npz`, `summary.json`); `report` draws it.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from imta_jax.data.batches import eval_batches, train_batches
+from imta_jax.data.dataset import Dataset
+from imta_jax.data.resident import make_resident, resident_batch, resident_rows
+from imta_jax.data.tf_pipeline import HostPipeline
+from imta_jax.types import Batch
+
+_SHOWN = 48
+_MEASURED_SECONDS = 5.0
+
+
+def write_preview(
+    settings: Mapping[str, Any],
+    dataset: Dataset,
+    folder: Path,
+    *,
+    pipeline: str,
+    batch_size: int,
+    seed: int,
+    mesh: Mesh,
+) -> None:
+    """Writes `preview.npz` and `summary.json` into a folder, made if need be.
+
+    Args:
+      settings: `config.data`.
+      dataset: what it names.
+      folder: where to.
+      pipeline: who makes the batches to train on: "device", "tf_data" or "numpy".
+      batch_size: images per training batch.
+      seed: of the order and the augmentation.
+      mesh: the devices.
+    """
+    host = HostPipeline.from_config(settings)
+    arguments = {"batch_size": batch_size, "seed": seed, "host": host}
+    train = _first(_host_batches(dataset, settings, arguments))
+    split = dataset.splits["validation"]
+    validation = _first(eval_batches(split, dataset.preprocessing, _SHOWN, host=host))
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        folder / "preview.npz",
+        train_images=train.images[:_SHOWN],
+        train_labels=train.labels[:_SHOWN],
+        validation_images=validation.images[validation.mask],
+        validation_labels=validation.labels[validation.mask],
+    )
+    batches = (
+        _device_batches(dataset, batch_size, seed, mesh)
+        if pipeline == "device"
+        else _host_batches(dataset, settings, arguments)
+    )
+    summary = {
+        **_describe(dataset, settings),
+        "pipeline": {"name": pipeline, "batch_size": batch_size, **_measure(batches, batch_size)},
+        "environment": {
+            "device": mesh.devices.flat[0].device_kind,
+            "devices": mesh.size,
+            "cores": os.cpu_count(),
+        },
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def _first(batches: Iterator[Batch]) -> Batch:
+    return next(iter(batches))
+
+
+def _host_batches(
+    dataset: Dataset, settings: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> Iterator[Batch]:
+    """Training batches, epoch after epoch."""
+    train, pipeline = dataset.splits["train"], settings["pipeline"]
+    pipeline = "auto" if pipeline == "device" else pipeline
+    epoch = 0
+    while True:
+        yield from train_batches(
+            train, dataset.preprocessing, epoch=epoch, pipeline=pipeline, **arguments
+        )
+        epoch += 1
+
+
+def _device_batches(
+    dataset: Dataset, batch_size: int, seed: int, mesh: Mesh
+) -> Iterator[jax.Array]:
+    """The same, cut on the device; nothing but the plan travels."""
+    train = dataset.splits["train"]
+    resident, cut = make_resident(train, mesh), jax.jit(resident_batch)
+    epoch = 0
+    while True:
+        for rows in resident_rows(
+            train,
+            dataset.preprocessing,
+            batch_size=batch_size,
+            seed=seed,
+            epoch=epoch,
+            steps_per_dispatch=1,
+        ):
+            yield cut(resident, rows.index[0], rows.corner[0], rows.flip[0])
+        epoch += 1
+
+
+def _measure(batches: Iterator[Any], batch_size: int) -> dict[str, Any]:
+    """Images per second after a first batch, which also compiles and fills buffers."""
+    jax.block_until_ready(jax.tree.leaves(next(batches)))
+    start, images, seconds = time.perf_counter(), 0, 0.0
+    while seconds < _MEASURED_SECONDS:
+        jax.block_until_ready(jax.tree.leaves(next(batches)))
+        images += batch_size
+        seconds = time.perf_counter() - start
+    return {"images": images, "seconds": seconds, "images_per_second": images / seconds}
+
+
+def _describe(dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "dataset": dataset.name,
+        "source": settings["source"],
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+        "preprocessing": dataset.preprocessing.describe(),
+        "splits": {
+            name: {
+                "examples": len(split),
+                "per_class": np.bincount(split.labels, minlength=dataset.num_classes).tolist(),
+                "skipped": dataset.skipped.get(name, 0),
+            }
+            for name, split in dataset.splits.items()
+        },
+        "statistics": {
+            "mean": list(dataset.mean),
+            "std": list(dataset.std),
+            "source": dataset.statistics_source,
+        },
+    }
