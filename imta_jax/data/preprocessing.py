@@ -88,7 +88,8 @@ class RandomAreaCrop:
         flip = ", half of them mirrored" if self.flip else ""
         return (
             f"A part of {self.min_area:.0%} to 100% of the area at random, brought to {self.size}"
-            f" pixels a side{flip}; judged: shorter side to {self.resize}, central {self.size} pixels."
+            f" pixels a side{flip}; judged: shorter side to {self.resize}, central {self.size}"
+            " pixels."
         )
 
     def train_windows(self, sizes: np.ndarray, words: np.ndarray, key: Any) -> np.ndarray:
