@@ -4,6 +4,7 @@ A JPEG file, or a record of a TFRecord file; both can be read at random, so that
 epoch is free. Found by `indexing.py`, read by `tf_pipeline.py`.
 """
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,6 @@ class EncodedImages:
 
     def name(self, index: int) -> str:
         """Where an image is, for a message."""
-        path = self.files[self.file_id[index]].decode()
+        path = os.fsdecode(self.files[self.file_id[index]])
         at = self.offset[index]
         return path if at == WHOLE_FILE else f"{path}, record at byte {at}"

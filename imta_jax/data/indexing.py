@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,8 @@ _FORMAT = 1  # of the kept files; another one makes them anew
 _NOTED_AT_ONCE = 64  # images per step of the pass
 _RECORD_FRAME_BYTES = 16  # around a record: its length and two checksums
 _SHARDS_AT_ONCE = 16
+# How NumPy says that what it reads is no whole .npz of the wanted arrays.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, IndexError, TypeError, zipfile.BadZipFile)
 
 
 class Indexed(NamedTuple):
@@ -191,13 +194,19 @@ def _kept(scan: Callable[[], Indexed], key: Any, index_dir: str, where: str) -> 
     """The index kept under `key`, or a new one, which is then kept."""
     if not index_dir:
         return scan()
+    if "://" in index_dir:
+        raise ValueError(f"config.data.index_dir is {index_dir!r}, expected a folder of this host")
     name = hashlib.sha256(repr((_FORMAT, key)).encode()).hexdigest()[:24]
-    path = Path(index_dir).expanduser() / f"{name}.npz"
-    if path.exists():
-        try:
-            return _load(path)
-        except (OSError, ValueError, KeyError, EOFError, IndexError) as error:
-            _log.warning("the index %s is damaged (%s); making it anew", path, error)
+    try:
+        path = Path(index_dir).expanduser() / f"{name}.npz"
+        return _load(path)
+    except FileNotFoundError:
+        pass
+    except RuntimeError as error:  # there is no home to put it into
+        _log.warning("the index of %s cannot be kept in %s (%s)", where, index_dir, error)
+        return scan()
+    except _DAMAGED as error:
+        _log.warning("the index %s cannot be read (%s); making it anew", path, error)
     _log.info("reading every image of %s once, for an index that is kept in %s", where, path)
     indexed = scan()
     try:

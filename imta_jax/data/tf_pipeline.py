@@ -6,6 +6,8 @@ is TensorFlow's graph, without Python, so that a tf.data service can run it on o
 """
 
 import contextlib
+import socket
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _DECODED_AT_ONCE = 1024
 _MOST_BATCHES_AHEAD = 16
+_CONNECT_SECONDS = 10
 _STEPS_AT_ONCE = 2  # batches a service's worker makes side by side
 
 
@@ -171,8 +174,8 @@ def _from_service(
     dataset: "tf.data.Dataset", steps: int, host: HostPipeline
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches that workers make in any order, each once, put back into theirs."""
-    tf = import_tensorflow()
-    service = tf.data.experimental.service
+    _check_reachable(host.service)
+    service = import_tensorflow().data.experimental.service
     shared = dataset.apply(
         service.distribute(processing_mode=service.ShardingPolicy.DYNAMIC, service=host.service)
     )
@@ -189,6 +192,18 @@ def _from_service(
             f"the tf.data service {host.service} lost batch {due} of {steps}: a worker went away?"
             " Start it again, then the same command"
         )
+
+
+def _check_reachable(address: str) -> None:
+    """Refuses an address where nobody listens; TensorFlow would try for ever."""
+    place = urllib.parse.urlsplit(address)
+    try:
+        socket.create_connection((place.hostname, place.port or 0), _CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"no tf.data service at config.data.service={address} ({error}); start its dispatcher"
+            " and workers first, or leave the field empty to decode on this host"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -35,7 +35,8 @@ class RunRecord:
       reported_budgets: the budgets chosen for tables, by rising `budget` (a fraction of the last
         exit's multiply-adds); may be empty.
       metrics: one row per phase, split and epoch, or None if no phase left any.
-      samples: one row per test image with its exit at each reported budget, or None.
+      samples: one row per test image with its exit at each reported budget, or None; None
+        also where no budget was reported.
       gallery: arrays of easy and hard images, or None.
       calibration: `confidence`, `accuracy`, `count`, each [E, bins], or None.
     """
@@ -162,7 +163,11 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_samples(path: Path) -> pd.DataFrame | None:
-    return pd.read_parquet(path) if path.exists() else None
+    if not path.exists():
+        return None
+    samples = pd.read_parquet(path)
+    # Where no budget could be reported, nothing is known of how each image fared.
+    return samples if any(name.startswith("budget_") for name in samples.columns) else None
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from imta_jax.data import Dataset, HostPipeline, eval_batches, steps_per_epoch
+from imta_jax.data import Dataset, HostPipeline, Share, eval_batches, steps_per_epoch
 from imta_jax.errors import unknown_name
 from imta_jax.models import (
     MultiExitClassifier,
@@ -20,7 +20,7 @@ from imta_jax.models import (
     resolve_model_config,
     with_collaborative_heads,
 )
-from imta_jax.parallel import check_batch_size, data_mesh, place_batch
+from imta_jax.parallel import check_batch_size, data_mesh, place_batch, process_share
 from imta_jax.techniques import EQUILIBRIUM_REACHES
 from imta_jax.training.checkpoints import check_which, has_readable_epoch, restore_model
 from imta_jax.training.feed import check_feed, training_feed
@@ -221,7 +221,12 @@ def _validation(
 
     def validate(state: TrainState) -> dict[str, np.ndarray]:
         batches = eval_batches(
-            split, dataset.preprocessing, batch_size, pipeline=pipeline, host=host
+            split,
+            dataset.preprocessing,
+            batch_size,
+            share=Share(*process_share()),
+            pipeline=pipeline,
+            host=host,
         )
         sums = [step((state.trainable, state.rest), place_batch(b, mesh)) for b in batches]
         total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *jax.device_get(sums))

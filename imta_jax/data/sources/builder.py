@@ -10,6 +10,7 @@ from imta_jax.data.indexing import index_records
 from imta_jax.data.raw import RawData, RawSplit
 from imta_jax.data.sources.raw_split import as_raw_split
 from imta_jax.data.sources.request import SourceRequest, choose_splits
+from imta_jax.data.sources.storage import changed
 from imta_jax.data.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ def read_builder(
         arrays, or records that cannot be read at random.
     """
     keys = _feature_keys(builder)
-    # Of a dataset that is not prepared TFDS may know none; the attempt to read them tells.
-    splits = list(builder.info.splits) or ["train", "test"]
+    splits = list(builder.info.splits) or _wished(request)
     parts = choose_splits(request, splits, f"TFDS dataset {builder.name}")
+    _check_format(builder)
     if not request.encoded:
         _check_one_shape(builder, keys[0])
     read = _encoded if request.encoded else _arrays
@@ -45,6 +46,12 @@ def read_builder(
     names = tuple(builder.info.features[keys[1]].names)
     # The published statistics are those of the usual splits, whatever is read of them.
     return RawData(builder.name, found, names, PUBLISHED_STATISTICS.get(builder.name))
+
+
+def _wished(request: SourceRequest) -> list[str]:
+    """Splits for a dataset of which TFDS knows none, not prepared: the attempt to read tells."""
+    named = {request.train_split, request.validation_split, request.test_split}
+    return ["train", "test", *sorted(named - {"train", "test", "auto", "carve"})]
 
 
 def _feature_keys(builder: Any) -> tuple[str, str]:
@@ -64,6 +71,15 @@ def _feature_keys(builder: Any) -> tuple[str, str]:
 
 def _kinds(tfds: Any) -> list[type]:
     return [tfds.features.Image, tfds.features.ClassLabel]
+
+
+def _check_format(builder: Any) -> None:
+    found = builder.info.file_format.value
+    if found != "tfrecord":
+        raise ValueError(
+            f"TFDS dataset {builder.name} is prepared as {found}; expected tfrecord: prepare it"
+            " again, elsewhere, with file_format='tfrecord'"
+        )
 
 
 def _check_one_shape(builder: Any, image_key: str) -> None:
@@ -104,15 +120,12 @@ def _encoded(
 ) -> RawSplit:
     import tensorflow_datasets as tfds
 
-    if not import_tensorflow().io.gfile.exists(str(builder.data_dir)):
-        raise not_there("it is not prepared there")
-    info, features = builder.info.splits[split], builder.info.features
+    try:
+        info, features = builder.info.splits[split], builder.info.features
+        written = import_tensorflow().io.gfile.stat(f"{builder.data_dir}/dataset_info.json")
+    except (*_NOT_PREPARED, import_tensorflow().errors.NotFoundError) as error:
+        raise not_there("it is not prepared there") from error
     shards = [str(path) for path in info.filepaths]
-    if "tfrecord" not in str(builder.info.file_format.value):
-        raise ValueError(
-            f"TFDS dataset {builder.name} is prepared as {builder.info.file_format.value}; expected"
-            " tfrecord: prepare it again with file_format='tfrecord'"
-        )
     where = f"{builder.name} {split}"
 
     def parse(record: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
@@ -126,7 +139,7 @@ def _encoded(
         parse,
         feature=keys[0],
         examples=info.num_examples,
-        key=("records", shards, info.shard_lengths, info.num_bytes),
+        key=("records", keys, written.mtime_nsec, shards, [changed(shard) for shard in shards]),
         index_dir=request.index_dir,
         where=where,
     )

@@ -1,7 +1,8 @@
-"""A folder of pictures, root/split/class/*.jpg, as TFDS's ImageFolder has it."""
+"""A folder of pictures, root/split/class/*.jpg, with the classes that TFDS's ImageFolder finds."""
 
+import contextlib
 import os
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from imta_jax.data.indexing import Indexed, index_files
 from imta_jax.data.raw import RawData
 from imta_jax.data.sources.raw_split import as_raw_split
 from imta_jax.data.sources.request import SourceRequest, choose_splits
-from imta_jax.data.sources.storage import absolute, is_path, is_remote, opening
+from imta_jax.data.sources.storage import absolute, changed, is_path, opening
 from imta_jax.data.sources.tfds import import_tfds
 from imta_jax.data.tensorflow_import import import_tensorflow
 
@@ -26,21 +27,28 @@ def accepts(source: str) -> bool:
 
 def read(request: SourceRequest) -> RawData:
     """See `sources.load_source`."""
-    tfds = import_tfds(request.source)
+    import_tfds(request.source)
     root = absolute(request.source)
-    with opening(root):
+    with opening(root), _naming(root):
         _check_there(root)
-        builder = tfds.folder_dataset.ImageFolder(root)
-        names = tuple(builder.info.features["label"].names)
+        # The classes of all splits count, also of those that play no part here.
+        classes = {split: found for split in _folders(root) if (found := _folders(root, split))}
+        names = sorted(set().union(*classes.values()))
         if not names:
-            raise ValueError(f"{root} holds no pictures in folders of classes; {_LAYOUT}")
-        parts = choose_splits(request, builder.info.splits, root)
-        _check_classes(builder, root, names, parts.values())
-        splits = {
-            part: as_raw_split(_indexed(root, split, names, request), request, f"{root}/{split}")
-            for part, split in parts.items()
-        }
-    return RawData(os.path.basename(root), splits, names)
+            raise ValueError(
+                f"{root} holds no pictures in folders of classes; {_LAYOUT}; or the folder with the"
+                " features.json of a version that TFDS prepared"
+            )
+        parts = choose_splits(request, classes, root)
+        pictures = {split: _pictures(root, split, classes[split]) for split in parts.values()}
+        _check_classes(pictures)
+        splits = {}
+        for part, split in parts.items():
+            where = f"{root}/{split}"
+            splits[part] = as_raw_split(
+                _indexed(pictures[split], names, request.index_dir, where), request, where
+            )
+    return RawData(os.path.basename(root), splits, tuple(names))
 
 
 def _check_there(root: str) -> None:
@@ -49,14 +57,21 @@ def _check_there(root: str) -> None:
         raise FileNotFoundError(f"no folder {root}; {_LAYOUT}")
 
 
-def _check_classes(builder: Any, root: str, names: tuple[str, ...], splits: Any) -> None:
+@contextlib.contextmanager
+def _naming(root: str) -> Iterator[None]:
+    """Says where a name was found that TensorFlow cannot read."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"a name in {root} is not UTF-8 ({error.object!r}): give the file or folder another"
+        ) from error
+
+
+def _check_classes(pictures: dict[str, dict[str, list[str]]]) -> None:
     """Refuses folders of classes without any picture: a class that nothing could be learned of."""
-    empty = [
-        f"{root}/{split}/{name}"
-        for split in splits
-        for name in _folders(f"{root}/{split}")
-        if name in names and not _pictures(f"{root}/{split}/{name}")
-    ]
+    folders = {path: found for split in pictures.values() for path, found in split.items()}
+    empty = [path for path, found in folders.items() if not found]
     if empty:
         raise ValueError(
             f"{len(empty)} class folders hold no picture ({', '.join(_ENDINGS)}): "
@@ -64,12 +79,13 @@ def _check_classes(builder: Any, root: str, names: tuple[str, ...], splits: Any)
         )
 
 
-def _indexed(root: str, split: str, names: tuple[str, ...], request: SourceRequest) -> Indexed:
-    files, labels = [], []
-    for name in _folders(f"{root}/{split}"):
-        found = _pictures(f"{root}/{split}/{name}")
-        files += [f"{root}/{split}/{name}/{picture}" for picture in found]
-        labels += [names.index(name)] * len(found)
+def _indexed(
+    pictures: dict[str, list[str]], names: list[str], index_dir: str, where: str
+) -> Indexed:
+    """All pictures of a split, by the paths of its folders of classes."""
+    label = {name: k for k, name in enumerate(names)}
+    files = [f"{path}/{picture}" for path, found in pictures.items() for picture in found]
+    labels = [label[path.rpartition("/")[2]] for path, found in pictures.items() for _ in found]
     count = len(files)
     unknown = EncodedImages(
         files=np.array([os.fsencode(file) for file in files]),
@@ -78,23 +94,24 @@ def _indexed(root: str, split: str, names: tuple[str, ...], request: SourceReque
         sizes=np.zeros((count, 2), np.int32),
         is_jpeg=np.zeros(count, bool),
     )
-    key = ("folder", files, [_changed(file) for file in files])
-    return index_files(
-        unknown, np.array(labels, np.int32), key, request.index_dir, f"{root}/{split}"
-    )
+    # The names as well: a class that only another split has moves the labels of this one.
+    key = ("folder", names, files, [changed(file) for file in files])
+    return index_files(unknown, np.array(labels, np.int32), key, index_dir, where)
 
 
-def _folders(path: str) -> list[str]:
-    tf = import_tensorflow()
-    listed = [name.rstrip("/") for name in tf.io.gfile.listdir(path)]  # of a bucket with a slash
-    return sorted(name for name in listed if tf.io.gfile.isdir(f"{path}/{name}"))
+def _folders(*path: str) -> list[str]:
+    tf, path = import_tensorflow(), "/".join(path)
+    listed = tf.io.gfile.listdir(path)
+    # A bucket tells its folders by a slash: asking it for each would take minutes.
+    found = (name for name in listed if name.endswith("/") or tf.io.gfile.isdir(f"{path}/{name}"))
+    return sorted(name.rstrip("/") for name in found)
 
 
-def _pictures(path: str) -> list[str]:
-    listed = import_tensorflow().io.gfile.listdir(path)
-    return sorted(name for name in listed if name.lower().endswith(_ENDINGS))
-
-
-def _changed(path: str) -> int:
-    """When a file last changed, ns; 0 in a bucket, where asking for each would take hours."""
-    return 0 if is_remote(path) else os.stat(path).st_mtime_ns
+def _pictures(root: str, split: str, classes: list[str]) -> dict[str, list[str]]:
+    """Names of the pictures by the path of their class's folder."""
+    paths = [f"{root}/{split}/{name}" for name in classes]
+    listdir = import_tensorflow().io.gfile.listdir
+    return {
+        path: sorted(name for name in listdir(path) if name.lower().endswith(_ENDINGS))
+        for path in paths
+    }

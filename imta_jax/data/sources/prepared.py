@@ -6,7 +6,7 @@ It is read without the code that prepared it: .../imagenet2012/5.1.0, with its f
 from imta_jax.data.raw import RawData
 from imta_jax.data.sources.builder import read_builder
 from imta_jax.data.sources.request import SourceRequest
-from imta_jax.data.sources.storage import absolute, is_path, is_remote, opening
+from imta_jax.data.sources.storage import absolute, is_path, opening
 from imta_jax.data.sources.tfds import import_tfds
 from imta_jax.data.tensorflow_import import has_tensorflow, import_tensorflow
 
@@ -16,11 +16,7 @@ def accepts(source: str) -> bool:
     if not is_path(source) or not has_tensorflow():
         return False
     with opening(source):
-        try:
-            return import_tensorflow().io.gfile.exists(f"{absolute(source)}/features.json")
-        except import_tensorflow().errors.UnimplementedError as error:
-            scheme = source.partition("://")[0] if is_remote(source) else "file"
-            raise ValueError(f"{source}: TensorFlow cannot read {scheme}:// ({error})") from error
+        return import_tensorflow().io.gfile.exists(f"{absolute(source)}/features.json")
 
 
 def read(request: SourceRequest) -> RawData:

@@ -5,8 +5,10 @@ Nothing here is imported from TensorFlow until a dataset is asked for.
 
 import errno
 import logging
+import os
 import re
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from imta_jax.data.raw import RawData
 from imta_jax.data.sources import embedded
 from imta_jax.data.sources.builder import read_builder
 from imta_jax.data.sources.request import SourceRequest
-from imta_jax.data.sources.storage import absolute, is_remote, opening
+from imta_jax.data.sources.storage import absolute, opening
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.errors import unknown_name
 
@@ -22,6 +24,9 @@ _log = logging.getLogger(__name__)
 
 # Named in the error for an unknown dataset; every other TFDS name is accepted as well.
 USUAL_NAMES = ("cifar10", "cifar100", "fashion_mnist", "imagenet2012")
+
+# Looked for before TFDS starts: from one of the two alone it would prepare half of ImageNet.
+_ARCHIVES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
 
 
 def accepts(source: str) -> bool:
@@ -35,7 +40,10 @@ def read(request: SourceRequest) -> RawData:
     _check_name(tfds, request.source)
     data_dir = absolute(request.data_dir) if request.data_dir else None
     with opening(data_dir or request.source):
-        builder = tfds.builder(request.source, data_dir=data_dir)
+        try:
+            builder = tfds.builder(request.source, data_dir=data_dir)
+        except AssertionError as error:  # how TFDS refuses a version
+            raise ValueError(str(error)) from error
         if request.download:
             _prepare(tfds, builder, request)
         return read_builder(builder, request, lambda why: _not_there(builder, request, why))
@@ -70,41 +78,70 @@ def _check_name(tfds: Any, source: str) -> None:
 
 
 def _prepare(tfds: Any, builder: Any, request: SourceRequest) -> None:
-    if not is_remote(str(builder.data_dir)) and not Path(builder.data_dir).exists():
-        _log.info(
-            "dataset %s is not in %s yet: fetching it (TFDS tries for some minutes before it "
-            "gives up without a network)",
-            request.source,
-            builder.data_dir,
-        )
-    manual = absolute(request.manual_dir) if request.manual_dir else None
+    if import_tensorflow().io.gfile.exists(str(builder.data_dir)):
+        return
+    _check_archives(builder, request)
+    _log.info(
+        "dataset %s is not in %s yet: fetching it (TFDS tries for some minutes before it gives up"
+        " without a network)",
+        request.source,
+        builder.data_dir,
+    )
+    settings = tfds.download.DownloadConfig(
+        manual_dir=absolute(request.manual_dir) if request.manual_dir else None,
+        # Never there, so that a host without a network need not wait for it.
+        try_download_gcs=not builder.MANUAL_DOWNLOAD_INSTRUCTIONS,
+    )
     try:
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(manual_dir=manual)
-        )
+        builder.download_and_prepare(download_config=settings)
     except AssertionError as error:  # how TFDS says that archives are missing
         if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-            raise
-        raise FileNotFoundError(_missing_archives(builder, request, error)) from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC or "disk space" in str(error):
+            raise ValueError(f"dataset {request.source!r}: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise _not_there(builder, request, f"preparing it failed ({reason})") from error
+    except tarfile.TarError as error:
+        folder = _manual_dir(builder, request)
+        reason = f"an archive is damaged or cut short ({error}), perhaps of those in {folder}"
+        raise _not_there(builder, request, f"{reason}: fetch it again") from error
+    except (OSError, import_tensorflow().errors.OpError, RuntimeError) as error:
+        if _is_disk_full(error):
             raise OSError(errno.ENOSPC, _disk_full(builder, error)) from error
+        if not isinstance(error, OSError):
+            raise
         raise _not_there(builder, request, f"fetching it failed ({error})") from error
 
 
-def _missing_archives(builder: Any, request: SourceRequest, error: AssertionError) -> str:
+def _is_disk_full(error: Exception) -> bool:
+    """As Python and TensorFlow meet it (TFDS makes a RuntimeError of that), or TFDS foresees it."""
+    told = ("Not enough disk space", os.strerror(errno.ENOSPC))
+    return getattr(error, "errno", 0) == errno.ENOSPC or any(text in str(error) for text in told)
+
+
+def _manual_dir(builder: Any, request: SourceRequest) -> str:
+    given = request.manual_dir
+    return absolute(given) if given else f"{builder.data_dir_root}/downloads/manual"
+
+
+def _check_archives(builder: Any, request: SourceRequest) -> None:
+    folder, exists = _manual_dir(builder, request), import_tensorflow().io.gfile.exists
+    wanted = _ARCHIVES.get(builder.name, ())
+    missing = [name for name in wanted if not exists(f"{folder}/{name}")]
+    if missing:
+        raise _not_there(builder, request, f"no {' and no '.join(missing)} in {folder}")
+
+
+def _by_hand(builder: Any, request: SourceRequest, reason: str) -> str:
     told = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-    default = f"{builder.data_dir_root}/downloads/manual"
-    folder = absolute(request.manual_dir) if request.manual_dir else default
     return (
-        f"dataset {request.source!r} is made of archives that have to be fetched by hand, and they"
-        f" are not in {folder}. What TFDS asks for: {told} Put them there as they are (another"
-        " folder: config.data.manual_dir), or set config.data.data_dir to a folder that holds the"
-        f" prepared dataset. TFDS: {' '.join(str(error).split())[:300]}"
+        f"dataset {request.source!r} is not in {builder.data_dir}: {reason}. It is made of archives"
+        f" that have to be fetched by hand; put them, as they are, into"
+        f" {_manual_dir(builder, request)} (another folder: config.data.manual_dir) and set the"
+        f" field download to True, or set config.data.data_dir to a folder that holds the prepared"
+        f" dataset. What TFDS asks for: {told}"
     )
 
 
-def _disk_full(builder: Any, error: OSError) -> str:
+def _disk_full(builder: Any, error: Exception) -> str:
     root = Path(builder.data_dir_root)
     there = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(there).free
@@ -119,6 +156,8 @@ def _disk_full(builder: Any, error: OSError) -> str:
 
 
 def _not_there(builder: Any, request: SourceRequest, reason: str) -> FileNotFoundError:
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        return FileNotFoundError(_by_hand(builder, request, reason))
     # Not the `tfds build` command: it cannot start unless Apache Beam is installed too.
     folder = f", data_dir={absolute(request.data_dir)!r}" if request.data_dir else ""
     code = f"import tensorflow_datasets as tfds; tfds.builder({request.source!r}{folder})"
