@@ -43,11 +43,16 @@ def _set_up() -> None:
 def main(argv: list[str]) -> None:
     """Runs the steps of a run that are not yet done, or the one that `--mode` names."""
     from imta_jax.run import run
+    from imta_jax.training import EXIT_CODE, Interrupted
 
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     _set_up()
-    run(_CONFIG.value, Path(_WORKDIR.value), _MODE.value)
+    try:
+        run(_CONFIG.value, Path(_WORKDIR.value), _MODE.value)
+    except Interrupted as stopped:
+        logging.getLogger("imta_jax").warning("%s; the same command goes on", stopped)
+        sys.exit(EXIT_CODE)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

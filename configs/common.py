@@ -185,6 +185,9 @@ def assemble(model, images, first, second, judged):
     config.phase_one = first
     config.phase_two = second
     config.evaluation = judged
+    config.checkpoint = ConfigDict()
+    # Steps between checkpoints within an epoch, besides those at its end; 0 for none.
+    config.checkpoint.every_steps = 1000
     config.log = ConfigDict()
     # How often, in steps, the host fetches the losses and looks whether they are finite.
     config.log.check_every_steps = 50

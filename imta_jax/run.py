@@ -13,6 +13,7 @@ from imta_jax.data.preview import write_preview
 from imta_jax.errors import unknown_name
 from imta_jax.evaluation import check_evaluation_config, evaluate, evaluation_is_finished
 from imta_jax.evaluation.run import write_json
+from imta_jax.folder_lock import only_run_in
 from imta_jax.parallel import data_mesh
 from imta_jax.report import write_data_page, write_report
 from imta_jax.training import (
@@ -42,10 +43,16 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
     Raises:
       ValueError: an unknown mode, a config that does not fit, or not the one the folder belongs to.
       FileNotFoundError: a dataset, or the result of an earlier step, is not there.
+      BlockingIOError: another run is at work in the folder.
+      Interrupted: the process was told to stop, and what was trained is saved.
     """
     if mode not in MODES:
         raise unknown_name("mode", mode, MODES)
-    workdir = Path(workdir)
+    with only_run_in(Path(workdir)):
+        _run(config, Path(workdir), mode)
+
+
+def _run(config: ConfigDict | Mapping[str, Any], workdir: Path, mode: str) -> None:
     config = config.to_dict() if isinstance(config, ConfigDict) else config
     if mode == "data":
         _look_at_data(config, workdir)

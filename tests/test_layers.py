@@ -15,6 +15,7 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 RANKS = {
     "types": 0,
     "errors": 0,
+    "folder_lock": 0,
     "layers": 0,
     "pixels": 0,
     "progress_bar": 0,

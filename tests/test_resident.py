@@ -74,7 +74,7 @@ def test_many_steps_in_one_dispatch_train_as_batch_by_batch(phase_name, split, m
     phase = tiny_run.make_phase(phase_name, mesh)
     step = train_step(phase.graphdef, phase.objective, phase.trainable, phase.tx, **tiny_run.PIXELS)
     preprocessing, state, losses = PaddedCrop(2, True), phase.start(), []
-    one_by_one = host_feed("numpy", lambda epoch: (), on_batches(step, mesh), mesh)
+    one_by_one = host_feed("numpy", lambda epoch, start_step: (), on_batches(step, mesh), mesh)
     for batch in train_batches(split, preprocessing, pipeline="numpy", **DRAW):
         state, metrics = one_by_one.advance(state, batch)
         losses.append(metrics.loss)

@@ -15,10 +15,12 @@ import pytest
 import tiny_run
 
 from imta_jax.data import load_dataset
+from imta_jax.folder_lock import only_run_in
 from imta_jax.parallel import data_mesh
 from imta_jax.run import run
 from imta_jax.training import (
     AnotherNetworkError,
+    Interrupted,
     feed,
     load_classifier,
     phases,
@@ -89,10 +91,8 @@ def saved(folder, epoch):
 def rows(folder):
     """The rows of metrics.jsonl without what no two runs share."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if name != "images_per_second"}
-        for line in lines
-    ]
+    timed = ("images_per_second", "input_wait_share")
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
 def assert_same_phase(found, expected, epochs):
@@ -158,8 +158,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_older_one(
     assert not phases.phase_is_finished(config, copied, "phase_one")
     with caplog.at_level(logging.WARNING, "imta_jax"):
         train_phase_one(config, dataset, copied)
-    assert "checkpoint of epoch 3" in caplog.text and "trying an older one" in caplog.text
-    assert "epoch 2 in" not in caplog.text
+    assert "checkpoint 3 in" in caplog.text and "trying an older one" in caplog.text
+    assert "checkpoint 2 in" not in caplog.text
     assert_same_phase(copied / "phase_one", whole / "phase_one", 3)
     assert phases.phase_is_finished(config, copied, "phase_one")
     # Set aside, not deleted: it may have been the disk's fault.
@@ -170,7 +170,7 @@ def test_a_damaged_last_checkpoint_is_not_what_a_classifier_is_loaded_from(copie
     truncate(copied / "phase_one" / "3")
     with caplog.at_level(logging.WARNING, "imta_jax"):
         _, meta = load_classifier(copied / "phase_one")
-    assert meta["epoch"] == 2 and "checkpoint of epoch 3" in caplog.text
+    assert meta["epoch"] == 2 and "checkpoint 3 in" in caplog.text
     for checkpoint in (copied / "phase_one").glob("[0-9]"):
         truncate(checkpoint)
     with pytest.raises(FileNotFoundError, match="no readable checkpoint in"):
@@ -268,3 +268,69 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_again(
         run(config, tmp_path, "phase_one")
     run(config, tmp_path, "phase_one")
     assert_same_phase(tmp_path / "phase_one", whole / "phase_one", 3)
+
+
+@pytest.mark.parametrize("phase", ["phase_one", "phase_two"])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_sigterm_saves_within_the_epoch_and_the_same_call_goes_on_there(
+    phase, at, config, dataset, whole, tmp_path, monkeypatch
+):
+    if phase == "phase_two":
+        shutil.copytree(whole / "phase_one", tmp_path / "phase_one")
+    batches, made = feed.train_batches, []
+
+    def terminated(split, preprocessing, *, epoch, **settings):
+        for i, batch in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
+            if epoch == 1 and i == at - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feed, "train_batches", terminated)
+        with pytest.raises(Interrupted, match=rf"{phase} stopped at step {at} of epoch 2, saved"):
+            TRAIN[phase](config, dataset, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def counted(split, preprocessing, **settings):
+        made.append((settings["epoch"], settings["start_step"]))
+        return batches(split, preprocessing, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feed, "train_batches", counted)
+        TRAIN[phase](config, dataset, tmp_path)
+    assert made[0] == (1, at)
+    assert_same_phase(tmp_path / phase, whole / phase, config[phase]["total_epochs"])
+
+
+def test_checkpoints_within_an_epoch_are_what_a_killed_run_goes_on_from(
+    config, dataset, whole, tmp_path, monkeypatch, caplog
+):
+    often = {**config, "checkpoint": {"every_steps": 1}}
+    batches = feed.train_batches
+
+    def until_killed(split, preprocessing, *, epoch, **settings):
+        for i, batch in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
+            if epoch == 2 and i == 2:
+                raise Killed
+            yield batch
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(feed, "train_batches", until_killed)
+        train_phase_one(often, dataset, tmp_path)
+    truncate_all(tmp_path / "phase_one" / "partial" / "8")  # falls back on the one before
+    with caplog.at_level(logging.INFO, "imta_jax"):
+        train_phase_one(often, dataset, tmp_path)
+    assert "going on at step 1 of epoch 3" in caplog.text
+    assert_same_phase(tmp_path / "phase_one", whole / "phase_one", 3)
+
+
+def truncate_all(checkpoint):
+    assert checkpoint.is_dir()
+    truncate(checkpoint)
+
+
+def test_two_runs_in_one_folder_are_refused(config, tmp_path):
+    with only_run_in(tmp_path), pytest.raises(BlockingIOError, match=r"another run is at work"):
+        run(config, tmp_path)
+    with only_run_in(tmp_path):
+        pass

@@ -309,6 +309,11 @@ def test_a_phase_two_objective_refuses_bad_values_at_once(field, value, message)
 # ----- the loop
 
 
+def batches_from(epoch, start_step):
+    """The same batches in every epoch."""
+    return BATCHES[start_step:]
+
+
 def make_loop(phase, folder, batches, step=None, **changes):
     """An EpochLoop over fixed batches, 2 epochs, that validates nothing."""
     nothing = {"loss": np.zeros(2), "top1": np.zeros(2)}
@@ -323,13 +328,14 @@ def make_loop(phase, folder, batches, step=None, **changes):
         "learning_rate": lambda step: 0.1,
         "meta": {},
         "check_every_steps": 2,
+        "save_every_steps": 0,
     }
     return EpochLoop(**{**settings, **changes})
 
 
 def test_nothing_is_compiled_again_over_steps_and_epochs(phase_one, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "imta_jax"):
-        make_loop(phase_one, tmp_path, lambda epoch: BATCHES).run(phase_one.start())
+        make_loop(phase_one, tmp_path, batches_from).run(phase_one.start())
     assert "phase_one epoch 2/2" in caplog.text
     assert phase_one.step._cache_size() == 1
 
@@ -353,9 +359,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(phas
             state = with_last_bias(state, [0, np.nan, 0])
         return phase_one.step(state, batch)
 
-    broken = make_loop(
-        phase_one, tmp_path, lambda epoch: BATCHES, step=step, check_every_steps=50
-    )
+    broken = make_loop(phase_one, tmp_path, batches_from, step=step, check_every_steps=50)
     with pytest.raises(NonFiniteLossError, match=r"step 5\b.*exit 2 is not finite"):
         broken.run(phase_one.start())
     with Checkpoints(tmp_path) as checkpoints:

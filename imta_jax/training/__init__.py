@@ -7,6 +7,7 @@ from imta_jax.training.checkpoints import (
     restore_model,
 )
 from imta_jax.training.feed import training_pipeline
+from imta_jax.training.interruption import EXIT_CODE, Interrupted
 from imta_jax.training.loop import EpochLoop, NonFiniteLossError
 from imta_jax.training.objectives import PhaseOneObjective, PhaseTwoObjective
 from imta_jax.training.phases import (
@@ -23,9 +24,11 @@ from imta_jax.training.phases import (
 from imta_jax.training.trained import load_classifier
 
 __all__ = [
+    "EXIT_CODE",
     "PHASES",
     "AnotherNetworkError",
     "EpochLoop",
+    "Interrupted",
     "NonFiniteLossError",
     "PhaseOneObjective",
     "PhaseTwoObjective",

@@ -31,17 +31,17 @@ class AnotherNetworkError(ValueError):
     """A checkpoint whose arrays are not those of the network it was to fill."""
 
 
-def _manager(folder: Path, keep_latest: int = 2) -> ocp.CheckpointManager:
-    """Keeps the newest checkpoints and the best by validation."""
+def _manager(folder: Path, keep_best: bool = True) -> ocp.CheckpointManager:
+    """Keeps the newest checkpoints and, if asked to, the best by validation."""
     # A keep-best option alone would delete the newest, and going on would start from the best.
-    policies = checkpoint_managers.AnyPreservationPolicy(
-        [
-            checkpoint_managers.LatestN(keep_latest),
-            checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[SELECTION_METRIC], n=1),
-        ]
-    )
+    policies = [checkpoint_managers.LatestN(2)]
+    if keep_best:
+        policies.append(
+            checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[SELECTION_METRIC], n=1)
+        )
+    keep = checkpoint_managers.AnyPreservationPolicy(policies)
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policies, best_fn=lambda metrics: metrics[SELECTION_METRIC]
+        preservation_policy=keep, best_fn=lambda metrics: metrics[SELECTION_METRIC]
     )
     handlers = {
         "model": ocp.StandardCheckpointHandler(),
@@ -103,12 +103,14 @@ class Checkpoints:
 
     Attributes:
       folder: made if need be.
+      keep_best: whether the best is kept, besides the two newest.
     """
 
     folder: Path
+    keep_best: bool = True
 
     def __enter__(self) -> Self:
-        self._manager = _manager(self.folder)
+        self._manager = _manager(self.folder, self.keep_best)
         return self
 
     def __exit__(
@@ -122,13 +124,24 @@ class Checkpoints:
     def save(
         self, epoch: int, state: TrainState, meta: Mapping[str, Any], validation_top1: float
     ) -> None:
-        """Starts saving in the background; `epoch` counts from 1 and names the checkpoint."""
+        """Starts saving in the background; `epoch` counts from 1 and names the checkpoint.
+
+        Of checkpoints within epochs it is the step.
+        """
         items = {name: ocp.args.StandardSave(arrays) for name, arrays in _arrays(state).items()}
         self._manager.save(
             epoch,
             args=ocp.args.Composite(meta=ocp.args.JsonSave(dict(meta)), **items),
             metrics={SELECTION_METRIC: float(validation_top1)},
         )
+
+    def newest(self) -> int:
+        """The name of the newest checkpoint, 0 where there is none."""
+        return self._manager.latest_step() or 0
+
+    def meta(self, epoch: int) -> dict[str, Any]:
+        """The JSON `meta` of a checkpoint."""
+        return _meta(self._manager, epoch)
 
     def restore_latest(self, state: TrainState) -> tuple[TrainState, int]:
         """The newest state that can be read, and its epoch; (`state`, 0) where there is none.
@@ -168,7 +181,7 @@ class Checkpoints:
 
 def _warn_of_damage(manager: ocp.CheckpointManager, epoch: int, error: Exception) -> None:
     _log.warning(
-        "checkpoint of epoch %d in %s cannot be read (%s: %s); trying an older one",
+        "checkpoint %d in %s cannot be read (%s: %s); trying an older one",
         epoch,
         manager.directory,
         type(error).__name__,
@@ -245,9 +258,11 @@ def read_meta(folder: Path, which: str = "last") -> dict[str, Any]:
     """
     with _manager(folder) as manager:
         epoch = _chosen_epoch(manager, which)
-        return dict(
-            manager.restore(epoch, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-        )
+        return _meta(manager, epoch)
+
+
+def _meta(manager: ocp.CheckpointManager, epoch: int) -> dict[str, Any]:
+    return dict(manager.restore(epoch, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
 
 
 def restore_model(classifier: nnx.Module, folder: Path, which: str = "last") -> int:

@@ -35,19 +35,19 @@ class Feed(NamedTuple):
 
     Attributes:
       name: who makes the batches: "device", "tf_data" or "numpy".
-      items: epoch (from 0) -> its items, on the host.
+      items: (epoch, start step, both from 0) -> the epoch's items from there on, on the host.
       steps_of: how many steps an item is.
       advance: (state, item) -> (state, metrics of its steps, [E] or [S, E]).
     """
 
     name: str
-    items: Callable[[int], Iterable[Any]]
+    items: Callable[[int, int], Iterable[Any]]
     steps_of: Callable[[Any], int]
     advance: Callable[[TrainState, Any], tuple[TrainState, ExitMetrics]]
 
 
 def host_feed(
-    name: str, batches: Callable[[int], Iterable[Batch]], step: TrainStep, mesh: Mesh
+    name: str, batches: Callable[[int, int], Iterable[Batch]], step: TrainStep, mesh: Mesh
 ) -> Feed:
     """Batches that the host makes, each put on the devices for a step compiled by `on_batches`."""
     return Feed(
@@ -80,11 +80,12 @@ def training_feed(
     draw = epoch_arguments(config, name)
     if pipeline != "device":
 
-        def batches(epoch: int) -> Iterator[Batch]:
+        def batches(epoch: int, start_step: int) -> Iterator[Batch]:
             return train_batches(
                 train,
                 dataset.preprocessing,
                 epoch=epoch,
+                start_step=start_step,
                 pipeline=pipeline,
                 host=HostPipeline.from_config(settings),
                 **draw,
@@ -95,8 +96,13 @@ def training_feed(
     images, advance = make_resident(train, mesh), on_resident(step, mesh)
     return Feed(
         pipeline,
-        lambda epoch: resident_rows(
-            train, dataset.preprocessing, epoch=epoch, steps_per_dispatch=several, **draw
+        lambda epoch, start_step: resident_rows(
+            train,
+            dataset.preprocessing,
+            epoch=epoch,
+            start_step=start_step,
+            steps_per_dispatch=several,
+            **draw,
         ),
         lambda rows: int(rows.steps),
         lambda state, rows: advance(state, images, place_rows(rows, mesh)),

@@ -1,6 +1,7 @@
 """The loop over epochs, for any phase. It knows neither the loss nor the model's inside."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,16 @@ import numpy as np
 from imta_jax.progress_bar import with_progress
 from imta_jax.training.checkpoints import Checkpoints
 from imta_jax.training.feed import Feed
+from imta_jax.training.interruption import Interrupted, StopRequest, listening
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.progress import MetricsLog, log_epoch
 from imta_jax.training.state import TrainState
+
+_log = logging.getLogger(__name__)
+
+# Checkpoints within an epoch, by step; those of whole epochs lie beside this folder.
+PARTIAL = "partial"
+_SAVED = ("loss", "top1")
 
 
 class Waiting:
@@ -52,6 +60,7 @@ class EpochLoop:
       learning_rate: step -> learning rate.
       meta: goes into every checkpoint.
       check_every_steps: the host looks at the losses this often; between two looks it never waits.
+      save_every_steps: within an epoch; 0 for its end only.
     """
 
     phase: str
@@ -64,19 +73,28 @@ class EpochLoop:
     learning_rate: Callable[[int], float]
     meta: Mapping[str, Any]
     check_every_steps: int
+    save_every_steps: int
 
     def run(self, state: TrainState) -> TrainState:
-        """Trains to the last epoch, from the newest checkpoint if there is one.
+        """Trains to the last epoch, from where the newest checkpoint left off if there is one.
 
         Raises:
           NonFiniteLossError: names the step and the exits whose loss was not finite.
+          Interrupted: the process was told to stop, and all is saved.
         """
-        with Checkpoints(self.folder) as checkpoints, MetricsLog(self.folder, self.phase) as log:
+        with (
+            Checkpoints(self.folder) as checkpoints,
+            Checkpoints(self.folder / PARTIAL, keep_best=False) as partial,
+            MetricsLog(self.folder, self.phase) as log,
+            listening() as stop,
+        ):
             state, done = checkpoints.restore_latest(state)
+            state, begun = self._restore_partial(partial, state, done)
             log.forget_after(done)
             for epoch in range(done, self.total_epochs):
                 start = time.perf_counter()
-                state = self._train_epoch(state, epoch, log)
+                state = self._train_epoch(state, epoch, begun, partial, log, stop)
+                begun = []
                 top1 = self._validate_epoch(state, epoch, log)
                 meta = {**self.meta, "epoch": epoch + 1, "validation_top1": top1}
                 checkpoints.save(epoch + 1, state, meta, float(np.mean(top1)))
@@ -85,34 +103,77 @@ class EpochLoop:
                 log_epoch(self.phase, epoch + 1, self.total_epochs, top1, left)
         return state
 
-    def _train_epoch(self, state: TrainState, epoch: int, log: MetricsLog) -> TrainState:
-        start, collected, pending = time.perf_counter(), [], []
-        waiting = Waiting(self.feed.items(epoch))
-        items = with_progress(
-            waiting,
-            total=self.steps_per_epoch * self.total_epochs,
-            done=self.steps_per_epoch * epoch,
-            description=f"{self.phase} {epoch + 1}/{self.total_epochs}",
-            size_of=self.feed.steps_of,
-        )
-        for item in items:
+    def _restore_partial(
+        self, partial: Checkpoints, state: TrainState, done: int
+    ) -> tuple[TrainState, list[ExitMetrics]]:
+        """The state within the epoch after `done`, if one was saved, and metrics of its steps."""
+        if partial.newest() <= done * self.steps_per_epoch:  # of an epoch that was finished
+            return state, []
+        found, step = partial.restore_latest(state)
+        if not done * self.steps_per_epoch < step <= (done + 1) * self.steps_per_epoch:
+            return state, []
+        meta = partial.meta(step)
+        _log.info("%s: going on at step %d of epoch %d", self.phase, len(meta["loss"]), done + 1)
+        rows = zip(meta["loss"], meta["top1"], strict=True)
+        return found, [ExitMetrics(*(np.float32(row) for row in pair)) for pair in rows]
+
+    def _train_epoch(
+        self,
+        state: TrainState,
+        epoch: int,
+        begun: list[ExitMetrics],
+        partial: Checkpoints,
+        log: MetricsLog,
+        stop: StopRequest,
+    ) -> TrainState:
+        start, first, collected, pending = time.perf_counter(), len(begun), list(begun), []
+        before = epoch * self.steps_per_epoch
+        waiting = Waiting(self.feed.items(epoch, first))
+        for item in self._shown(waiting, epoch, first):
             state, metrics = self.feed.advance(state, item)
             pending.append((metrics, self.feed.steps_of(item)))
-            if sum(steps for _, steps in pending) >= self.check_every_steps:
+            at = len(collected) + sum(steps for _, steps in pending)
+            told, due = stop.is_due(before + at), self._save_is_due(at, self.feed.steps_of(item))
+            if told or due or at - len(collected) >= self.check_every_steps:
                 collected += self._fetch(state, pending)
                 pending = []
+            if told or due:
+                self._save_partial(partial, state, before + at, collected)
+            if told:
+                raise Interrupted(f"{self.phase} stopped at step {at} of epoch {epoch + 1}, saved")
         collected += self._fetch(state, pending)
         seconds = time.perf_counter() - start
-        step = (epoch + 1) * self.steps_per_epoch
+        step = before + self.steps_per_epoch
         log.write(
             {
                 **_row(epoch, step, "train", *_mean(collected)),
                 "learning_rate": float(self.learning_rate(step - 1)),
-                "images_per_second": self.steps_per_epoch * self.batch_size / seconds,
+                "images_per_second": (len(collected) - first) * self.batch_size / seconds,
                 "input_wait_share": waiting.seconds / seconds,
             }
         )
         return state
+
+    def _shown(self, items: Iterable[Any], epoch: int, first: int) -> Iterator[Any]:
+        return with_progress(
+            items,
+            total=self.steps_per_epoch * self.total_epochs,
+            done=self.steps_per_epoch * epoch + first,
+            description=f"{self.phase} {epoch + 1}/{self.total_epochs}",
+            size_of=self.feed.steps_of,
+        )
+
+    def _save_is_due(self, at: int, steps: int) -> bool:
+        """Whether the last `steps` steps, up to `at`, passed a multiple of `save_every_steps`."""
+        every = self.save_every_steps
+        # The end of an epoch has a checkpoint of its own.
+        return every > 0 and at < self.steps_per_epoch and at // every > (at - steps) // every
+
+    def _save_partial(
+        self, partial: Checkpoints, state: TrainState, step: int, collected: list[ExitMetrics]
+    ) -> None:
+        rows = {name: [np.asarray(getattr(m, name)).tolist() for m in collected] for name in _SAVED}
+        partial.save(step, state, {**self.meta, **rows}, 0.0)
 
     def _validate_epoch(self, state: TrainState, epoch: int, log: MetricsLog) -> list[float]:
         measured = self.validate(state)

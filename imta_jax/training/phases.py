@@ -120,6 +120,9 @@ def check_training_config(config: Mapping[str, Any]) -> None:
     if config["log"]["check_every_steps"] < 1:
         found = config["log"]["check_every_steps"]
         raise ValueError(f"config.log.check_every_steps must be at least 1; found {found}")
+    if config["checkpoint"]["every_steps"] < 0:
+        found = config["checkpoint"]["every_steps"]
+        raise ValueError(f"config.checkpoint.every_steps must not be negative; found {found}")
     phase_one_objective(config)
     phase_two_objective(config)
     check_which("config.phase_two.from_checkpoint", config["phase_two"]["from_checkpoint"])
@@ -192,6 +195,7 @@ def _train(
         learning_rate=schedule,
         meta=network_meta(config, dataset, name),
         check_every_steps=config["log"]["check_every_steps"],
+        save_every_steps=config["checkpoint"]["every_steps"],
     ).run(state)
 
 

@@ -1,0 +1,53 @@
+"""Being told to stop: SIGTERM, as schedulers send it before they take a machine away."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+# Of sysexits.h, "try again": a scheduler that restarts what failed restarts this.
+EXIT_CODE = 75
+
+
+class Interrupted(Exception):
+    """Training stopped as it was told to, after saving; the same command goes on."""
+
+
+class StopRequest:
+    """Whether the process was told to stop."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def tell(self, *_: object) -> None:
+        """Notes the request; a signal handler."""
+        self._told = True
+
+    def is_due(self, step: int) -> bool:
+        """Whether to stop before this step: in all processes at the same one.
+
+        Args:
+          step: global, the same in every process that asks.
+        """
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._told
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[StopRequest]:
+    """Takes SIGTERM as a request while inside; JAX's runtime does so for several processes."""
+    request = StopRequest()
+    # Only the main thread may set handlers; in a notebook's other threads nobody sends signals.
+    alone = jax.process_count() == 1
+    if not alone or threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = signal.signal(signal.SIGTERM, request.tell)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGTERM, before)
