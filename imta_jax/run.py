@@ -48,11 +48,7 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
     """
     if mode not in MODES:
         raise unknown_name("mode", mode, MODES)
-    with only_run_in(Path(workdir)):
-        _run(config, Path(workdir), mode)
-
-
-def _run(config: ConfigDict | Mapping[str, Any], workdir: Path, mode: str) -> None:
+    workdir = Path(workdir)
     config = config.to_dict() if isinstance(config, ConfigDict) else config
     if mode == "data":
         _look_at_data(config, workdir)
@@ -90,23 +86,27 @@ def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:
         "evaluate": (evaluation_is_finished(workdir), evaluate),
     }
     chosen = {name: step for name, step in steps.items() if mode in ("all", name)}
-    idle = begun and all(finished for finished, _ in chosen.values())
-    dataset = None if idle else _prepare(config, workdir)
-    for name, (finished, step) in chosen.items():
+    for name, (finished, _) in chosen.items():
         if finished:
             _log.info("%s: already done in %s", name, workdir)
-        else:
+    due = [step for finished, step in chosen.values() if not finished]
+    if begun and not due:
+        return
+    dataset = _prepare(config)
+    # Only now: a run that was refused leaves no folder.
+    with only_run_in(workdir):
+        if not _is_begun(config, workdir):
+            write_json(workdir / "config.json", _plain(config))
+        for step in due:
             step(config, dataset, workdir)
 
 
-def _prepare(config: Mapping[str, Any], workdir: Path) -> Dataset:
-    """Loads the data and finds now, not after hours, whatever does not fit; keeps the config."""
+def _prepare(config: Mapping[str, Any]) -> Dataset:
+    """Loads the data and finds now, not after hours, whatever does not fit."""
     check_training_config(config)
     check_evaluation_config(config)
     dataset = load_dataset(config["data"])
     check_training_data(config, dataset)
-    # Only now: a config that was refused must not stand in the way of the corrected one.
-    write_json(workdir / "config.json", _plain(config))
     return dataset
 
 
