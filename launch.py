@@ -23,18 +23,26 @@ _MODE = flags.DEFINE_string("mode", "all", "data, phase_one, phase_two, evaluate
 _CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/imta_jax", "Where compiled programs are kept; empty for nowhere."
 )
+# Several processes: found in the surroundings (Cloud TPU, Slurm, Kubernetes, Open MPI), or given.
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes compute together.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def _set_up() -> None:
-    """Plain log lines, and programs that are compiled once per machine."""
+    """Joins the other processes; plain log lines; programs that are compiled once per machine."""
     import jax
+
+    from imta_jax.parallel import is_first_process, join_processes
+
+    join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
 
     absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells every step of every save
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     own = logging.getLogger("imta_jax")
     own.addHandler(handler)
-    own.setLevel(logging.INFO)
+    own.setLevel(logging.INFO if is_first_process() else logging.WARNING)
     own.propagate = False
     if _CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))

@@ -9,11 +9,57 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
 
 DATA_AXIS = "data"
+
+
+def join_processes(
+    coordinator: str | None = None, count: int | None = None, index: int | None = None
+) -> None:
+    """Makes this one of several processes that compute together; to be called before all else.
+
+    Args:
+      coordinator: host:port of process 0; None to find all three in the surroundings, as Cloud
+        TPU, Slurm, Kubernetes and Open MPI leave them. Where there are none, it is alone.
+      count: of processes.
+      index: of this one, from 0.
+
+    Raises:
+      ValueError: some of the three are missing.
+    """
+    given = [value is not None for value in (coordinator, count, index)]
+    if any(given) and not all(given):
+        raise ValueError(
+            "of coordinator_address, num_processes and process_id all are needed, or none (they"
+            f" are then found); found {coordinator}, {count}, {index}"
+        )
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except ValueError:
+        if any(given):
+            raise
+
+
+def is_first_process() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Waits until every process is here; `what` names the place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def gather(tree: Tree) -> Tree:
+    """Arrays split over their leading axis, whole and as NumPy in every process."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

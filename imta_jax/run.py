@@ -1,5 +1,6 @@
 """A run and its folder: which steps it has, which are done, and that its config stays the same."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from imta_jax.errors import unknown_name
 from imta_jax.evaluation import check_evaluation_config, evaluate, evaluation_is_finished
 from imta_jax.evaluation.run import write_json
 from imta_jax.folder_lock import only_run_in
-from imta_jax.parallel import data_mesh
+from imta_jax.parallel import data_mesh, is_first_process, wait_for_all
 from imta_jax.report import write_data_page, write_report
 from imta_jax.training import (
     check_training_config,
@@ -56,6 +57,8 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
     if mode != "report":
         _compute(config, workdir, mode)
     page = workdir / "report" / "index.html"
+    if not is_first_process():
+        return
     if mode == "report" or (mode == "all" and not page.exists()):
         write_report(workdir)
     if mode in ("all", "report"):
@@ -94,11 +97,12 @@ def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:
         return
     dataset = _prepare(config)
     # Only now: a run that was refused leaves no folder.
-    with only_run_in(workdir):
-        if not _is_begun(config, workdir):
+    with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
+        if is_first_process() and not _is_begun(config, workdir):
             write_json(workdir / "config.json", _plain(config))
         for step in due:
             step(config, dataset, workdir)
+        wait_for_all("a run's steps are done")
 
 
 def _prepare(config: Mapping[str, Any]) -> Dataset:

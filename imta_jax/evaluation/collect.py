@@ -8,10 +8,18 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from imta_jax.data import AS_THEY_ARE, HostPipeline, Preprocessing, Split, eval_batches
+from imta_jax.data import AS_THEY_ARE, HostPipeline, Preprocessing, Share, Split, eval_batches
 from imta_jax.evaluation.predictions import Predictions
 from imta_jax.models import MultiExitClassifier
-from imta_jax.parallel import data_mesh, place_batch, place_replicated, replicated, split_over_batch
+from imta_jax.parallel import (
+    data_mesh,
+    gather,
+    place_batch,
+    place_replicated,
+    process_share,
+    replicated,
+    split_over_batch,
+)
 from imta_jax.pixels import normalize
 from imta_jax.progress_bar import with_progress
 from imta_jax.types import Batch
@@ -57,12 +65,20 @@ def collect_predictions(
     step = jax.jit(logits_of, in_shardings=(whole, by_row), out_shardings=by_row)
     state = place_replicated(state, mesh)
     logits, labels = [], []
-    batches = eval_batches(split, preprocessing, batch_size, pipeline=pipeline, host=host)
+    batches = eval_batches(
+        split,
+        preprocessing,
+        batch_size,
+        share=Share(*process_share()),
+        pipeline=pipeline,
+        host=host,
+    )
     total = -(-len(split) // batch_size)
     for batch in with_progress(batches, total=total, description="evaluate"):
-        rows = np.asarray(step(state, place_batch(batch, mesh)))  # [N, E, K]
-        logits.append(rows[batch.mask])
-        labels.append(batch.labels[batch.mask])
+        placed = place_batch(batch, mesh)
+        rows, mask, classes = gather((step(state, placed), placed.mask, placed.labels))
+        logits.append(rows[mask])  # [N, E, K]
+        labels.append(classes[mask])
     return Predictions(
         np.ascontiguousarray(np.concatenate(logits).swapaxes(0, 1)), np.concatenate(labels)
     )

@@ -39,7 +39,7 @@ from imta_jax.evaluation.predictions import (
 from imta_jax.evaluation.records import budget_prefix, write_samples
 from imta_jax.evaluation.thresholds import geometric_quota
 from imta_jax.models import MultiExitClassifier
-from imta_jax.parallel import data_mesh
+from imta_jax.parallel import data_mesh, is_first_process
 from imta_jax.training import (
     check_which,
     evaluation_batch_size,
@@ -87,7 +87,7 @@ def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict
       workdir: its folder.
 
     Returns:
-      What `results.json` holds.
+      What `results.json` holds. Of several processes the first one writes.
     """
     settings, folder = config["evaluation"], workdir / "evaluation"
     phase = "phase_two" if config["phase_two"]["total_epochs"] > 0 else "phase_one"
@@ -98,17 +98,6 @@ def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict
     )
     curve = budget_curve(validation, test, costs.macs, quotas=np.asarray(settings["quotas"]))
     points = _reported_points(curve, costs, settings["reported_budgets"])
-    chosen = _decide(test, costs, {b: curve.thresholds[i] for b, i in points.items()})
-    write_samples(
-        folder / "samples.parquet",
-        index=np.arange(len(test.labels)),
-        labels=test.labels,
-        decisions_by_budget=chosen,
-    )
-    even = np.abs(curve.quota - 1).argmin()  # images spread evenly over the exits
-    spread = _decide(test, costs, {1.0: curve.thresholds[even]})[1.0]
-    _write_gallery(folder, dataset, test, spread, settings["gallery_images"])
-    _write_calibration(folder, test, settings["calibration_bins"])
     results = {
         "dataset": _describe_data(dataset),
         "phases": _describe_phases(config, workdir),
@@ -117,7 +106,19 @@ def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict
         "budget_curve": [_curve_row(curve, i) for i in range(len(curve.quota))],
         "reported_budgets": [{"budget": b, **_curve_row(curve, i)} for b, i in points.items()],
     }
-    write_json(workdir / "results.json", results)
+    if is_first_process():
+        chosen = _decide(test, costs, {b: curve.thresholds[i] for b, i in points.items()})
+        write_samples(
+            folder / "samples.parquet",
+            index=np.arange(len(test.labels)),
+            labels=test.labels,
+            decisions_by_budget=chosen,
+        )
+        even = np.abs(curve.quota - 1).argmin()  # images spread evenly over the exits
+        spread = _decide(test, costs, {1.0: curve.thresholds[even]})[1.0]
+        _write_gallery(folder, dataset, test, spread, settings["gallery_images"])
+        _write_calibration(folder, test, settings["calibration_bins"])
+        write_json(workdir / "results.json", results)
     return results
 
 
@@ -147,7 +148,8 @@ def _predictions(
         pipeline=settings["pipeline"],
         host=HostPipeline.from_config(settings),
     )
-    save_predictions(folder / f"logits_{split}.npz", predictions)
+    if is_first_process():
+        save_predictions(folder / f"logits_{split}.npz", predictions)
     top1 = " ".join(f"{value:.1f}" for value in anytime_accuracy(predictions))
     _log.info("evaluation: %s top-1 per exit %s", split, top1)
     return predictions

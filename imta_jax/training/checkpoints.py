@@ -18,6 +18,7 @@ from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
 from imta_jax.errors import unknown_name
+from imta_jax.parallel import is_first_process, wait_for_all
 from imta_jax.training.state import TrainState, named_arrays
 
 _log = logging.getLogger(__name__)
@@ -196,7 +197,10 @@ def _set_aside(manager: ocp.CheckpointManager, epoch: int) -> None:
     """
     source = Path(manager.directory) / str(epoch)
     taken = len(list(source.parent.glob(f"unreadable_{epoch}_*")))
-    source.rename(source.with_name(f"unreadable_{epoch}_{taken + 1}"))
+    wait_for_all(f"{source} is found unreadable")
+    if is_first_process():
+        source.rename(source.with_name(f"unreadable_{epoch}_{taken + 1}"))
+    wait_for_all(f"{source} is set aside")
     manager.reload()
 
 
@@ -211,7 +215,7 @@ def has_readable_epoch(folder: Path, epoch: int) -> bool:
 
 def _is_readable(manager: ocp.CheckpointManager, epoch: int) -> bool:
     """Reads a whole checkpoint, since a truncated one still has its folder and its name."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         found = manager.item_metadata(epoch)
         targets = {

@@ -11,6 +11,7 @@ from typing import Any, Self
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from imta_jax.parallel import is_first_process
 from imta_jax.progress_bar import duration
 
 _log = logging.getLogger(__name__)
@@ -20,14 +21,17 @@ class MetricsLog:
     """`metrics.jsonl` and TensorBoard events of one phase; use as a context manager.
 
     Rows are objects with phase, epoch (from 1), step, split, loss (summed over exits, nats),
-    loss_per_exit and top1_per_exit (percent); rows of the training split also have learning_rate
-    and images_per_second.
+    loss_per_exit and top1_per_exit (percent); rows of the training split also have learning_rate,
+    images_per_second and input_wait_share. Of several processes the first one writes.
     """
 
     def __init__(self, folder: Path, phase: str):
         self._folder, self._phase = folder, phase
 
     def __enter__(self) -> Self:
+        self._events = None
+        if not is_first_process():
+            return self
         self._folder.mkdir(parents=True, exist_ok=True)
         self._events = SummaryWriter(str(self._folder / "tensorboard"))
         return self
@@ -38,7 +42,8 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
     @property
     def path(self) -> Path:
@@ -47,7 +52,7 @@ class MetricsLog:
 
     def forget_after(self, epoch: int) -> None:
         """Drops rows of later epochs: they will be run again from the checkpoint of `epoch`."""
-        if not self.path.exists():
+        if self._events is None or not self.path.exists():
             return
         rows = [json.loads(line) for line in _whole_lines(self.path)]
         kept = [json.dumps(row) + "\n" for row in rows if row["epoch"] <= epoch]
@@ -57,6 +62,8 @@ class MetricsLog:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends a row, and its numbers to TensorBoard as split/name/exit."""
+        if self._events is None:
+            return
         row = {"phase": self._phase, **row}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -1,0 +1,111 @@
+"""Two processes of four devices end as one process of eight: trained, evaluated, written once."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_run
+from flax import nnx
+
+from imta_jax.training import load_classifier
+from imta_jax.training.state import named_arrays
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "thirds.npz")
+
+
+def start(source, workdir, devices, *more):
+    network = [f"--config.model.{name}={value}" for name, value in tiny_run.NETWORK.items()]
+    arguments = [
+        sys.executable,
+        "launch.py",
+        "--config=configs/quickstart.py",
+        f"--workdir={workdir}",
+        f"--compilation_cache={source.parent}/cache_{devices}",
+        *(argument.replace(" ", "") for argument in network),
+        f"--config.data.source={source}",
+        "--config.data.validation_examples=24",
+        "--config.phase_one.total_epochs=2",
+        "--config.phase_one.batch_size=16",
+        "--config.phase_one.learning_rate=0.001",
+        "--config.phase_two.total_epochs=1",
+        "--config.phase_two.batch_size=16",
+        "--config.phase_two.learning_rate=0.001",
+        "--config.evaluation.batch_size=16",
+        *more,
+    ]
+    surroundings = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(arguments, cwd=tiny_run.ROOT, env=surroundings, text=True, **pipes)
+
+
+def finish(*processes):
+    told = [process.communicate(timeout=300)[1] for process in processes]
+    for process, text in zip(processes, told, strict=True):
+        assert process.returncode == 0, text[-3000:]
+    return told
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def ends(source, tmp_path_factory):
+    """The folders of the run in one process and of that in two, and what the two told."""
+    folder = tmp_path_factory.mktemp("runs")
+    finish(start(source, folder / "one", 8))
+    address = f"--coordinator_address=localhost:{free_port()}"
+    told = finish(
+        *(
+            start(source, folder / "two", 4, address, "--num_processes=2", f"--process_id={i}")
+            for i in range(2)
+        )
+    )
+    return folder / "one", folder / "two", told
+
+
+def arrays(folder):
+    classifier, _ = load_classifier(folder)
+    return {name: np.asarray(value) for name, value in named_arrays(nnx.state(classifier)).items()}
+
+
+@pytest.mark.parametrize("phase", ["phase_one", "phase_two"])
+def test_two_processes_train_as_one(ends, phase):
+    one, two = (arrays(folder / phase) for folder in ends[:2])
+    assert one.keys() == two.keys()
+    for name, expected in one.items():
+        scale = max(np.abs(expected).max(), 1e-3)
+        np.testing.assert_allclose(two[name] / scale, expected / scale, atol=2e-4, err_msg=name)
+
+
+def test_every_image_is_evaluated_once(ends):
+    for split, count in (("validation", 24), ("test", tiny_run.TEST_IMAGES)):
+        one, two = (np.load(folder / "evaluation" / f"logits_{split}.npz") for folder in ends[:2])
+        assert one["logits"].shape == two["logits"].shape and two["logits"].shape[1] == count
+        np.testing.assert_array_equal(one["labels"], two["labels"])
+        np.testing.assert_allclose(one["logits"], two["logits"], atol=2e-3)
+
+
+def test_what_is_written_once_is_written_once(ends):
+    _, two, told = ends
+    for phase, epochs in (("phase_one", 2), ("phase_two", 1)):
+        lines = (two / phase / "metrics.jsonl").read_text().splitlines()
+        rows = [(row["epoch"], row["split"]) for row in map(json.loads, lines)]
+        assert rows == [(e + 1, s) for e in range(epochs) for s in ("train", "validation")]
+    assert "phase_one epoch 1/2" in told[0] and "phase_one epoch 1/2" not in told[1]
+    assert json.loads((two / "results.json").read_text())["environment"]["devices"] == 8
+    assert (two / "report" / "index.html").exists()
+    assert not list(two.rglob("*.partial"))
