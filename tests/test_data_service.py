@@ -68,6 +68,12 @@ def test_arrays_in_memory_are_not_sent_to_the_service(service):
         )
 
 
+def test_a_service_that_is_not_there_is_refused_at_once(dataset):
+    nobody = HostPipeline(service="grpc://localhost:9")
+    with pytest.raises(ConnectionError, match=r"no tf\.data service at .*localhost:9"):
+        next(eval_batches(dataset.splits["test"], dataset.preprocessing, 4, host=nobody))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
