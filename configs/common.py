@@ -103,6 +103,8 @@ def _optimization(total_epochs, batch_size, learning_rate_drops):
     phase.total_epochs = total_epochs
     # Images per step, over all devices.
     phase.batch_size = batch_size
+    # Parts that a batch is split into, one after the other, where memory is short.
+    phase.accumulate_parts = 1
     # Learning rate at the start.
     phase.learning_rate = 0.1
     # Shares of the phase (0 to 1) after which it is multiplied by drop_factor.
@@ -185,6 +187,9 @@ def assemble(model, images, first, second, judged):
     config.phase_one = first
     config.phase_two = second
     config.evaluation = judged
+    config.mesh = ConfigDict()
+    # Devices that share one copy of the parameters and the optimiser's state; 1 for a copy on each.
+    config.mesh.parameter_shards = 1
     config.checkpoint = ConfigDict()
     # Steps between checkpoints within an epoch, besides those at its end; 0 for none.
     config.checkpoint.every_steps = 1000

@@ -15,7 +15,7 @@ from imta_jax.errors import unknown_name
 from imta_jax.evaluation import check_evaluation_config, evaluate, evaluation_is_finished
 from imta_jax.evaluation.run import write_json
 from imta_jax.folder_lock import only_run_in
-from imta_jax.parallel import data_mesh, is_first_process, wait_for_all
+from imta_jax.parallel import data_mesh, first_process_first, is_first_process, wait_for_all
 from imta_jax.report import write_data_page, write_report
 from imta_jax.training import (
     check_training_config,
@@ -109,7 +109,7 @@ def _prepare(config: Mapping[str, Any]) -> Dataset:
     """Loads the data and finds now, not after hours, whatever does not fit."""
     check_training_config(config)
     check_evaluation_config(config)
-    dataset = load_dataset(config["data"])
+    dataset = first_process_first(lambda: load_dataset(config["data"]))
     check_training_data(config, dataset)
     return dataset
 

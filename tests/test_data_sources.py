@@ -1,11 +1,15 @@
 """Where `imta_jax.data` reads from: .npz files, TFDS, and what is missing or unreadable."""
 
+import errno
+import io
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import picture, write
 
 from imta_jax.data import load_dataset
 
@@ -208,6 +212,180 @@ def test_tfds_without_test_split_names_those_it_has(tmp_path):
         prepared_without_test_split(tfds, tmp_path)
     with pytest.raises(ValueError, match="mnist has no split to test with, only: train"):
         load_dataset(config("mnist", data_dir=str(tmp_path)))
+
+
+# What cannot be reached, and what stops half way
+
+
+def test_version_that_tfds_does_not_have_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"cifar10 cannot be loaded at version 9.9.9, only: 3"):
+        load_dataset(config("cifar10:9.9.9", data_dir=str(tmp_path)))
+
+
+PICTURES = {"preprocessing": "random_area_crop", "image_size": 32, "resize": 36, "min_area": 0.1}
+PICTURES |= {"flip": True, "index_dir": "", "max_undecodable": 0.0}
+ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+
+
+def tar_of(files):
+    """A .tar of {name: bytes}."""
+    contents = io.BytesIO()
+    with tarfile.open(fileobj=contents, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return contents.getvalue()
+
+
+def jpeg(seed):
+    contents = io.BytesIO()
+    picture(40 + seed, 50, seed).save(contents, "JPEG")
+    return contents.getvalue()
+
+
+@pytest.fixture
+def archives(tmp_path):
+    """ImageNet's archives, of two classes and a few pictures."""
+    classes = {"n01440764": range(6), "n01443537": range(6, 12)}
+    inner = {
+        f"{name}.tar": tar_of({f"{name}_{i}.JPEG": jpeg(i) for i in some})
+        for name, some in classes.items()
+    }
+    validation = {f"ILSVRC2012_val_{i:08}.JPEG": jpeg(i) for i in range(1, 4)}
+    contents = dict(zip(ARCHIVES, (tar_of(inner), tar_of(validation)), strict=True))
+    return write(tmp_path / "archives", contents)
+
+
+def imagenet(tmp_path, **changes):
+    fields = {"data_dir": str(tmp_path / "data"), "download": True, "test_split": "validation"}
+    parts = {"validation_split": "carve", "validation_examples": 4}
+    return config("imagenet2012", **{**PICTURES, **fields, **parts, **changes})
+
+
+def files_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_imagenet_is_prepared_from_its_archives(tmp_path, archives):
+    dataset = load_dataset(imagenet(tmp_path, manual_dir=str(archives)))
+    assert dataset.num_classes == 1000 and "published" in dataset.statistics_source
+    lengths = {name: len(split) for name, split in dataset.splits.items()}
+    assert lengths == {"train": 8, "validation": 4, "test": 3}
+    for name in ("train", "validation"):
+        split = dataset.splits[name]
+        np.testing.assert_array_equal(split.labels, (split.sizes[:, 0] - 40) // 6)
+    # Then it is there, whatever becomes of the archives.
+    again = load_dataset(imagenet(tmp_path, manual_dir=str(tmp_path / "nowhere")))
+    np.testing.assert_array_equal(again.splits["train"].sizes, dataset.splits["train"].sizes)
+
+
+@pytest.mark.parametrize("there", [[], ARCHIVES[:1], ARCHIVES[1:]])
+@pytest.mark.parametrize("manual", [True, False])
+def test_imagenet_without_its_archives_says_how_to_get_them(tmp_path, there, manual):
+    folder = tmp_path / ("by hand" if manual else "data/downloads/manual")
+    write(folder, dict.fromkeys(there, b""))
+    with pytest.raises(FileNotFoundError) as error:
+        load_dataset(imagenet(tmp_path, manual_dir=str(folder) if manual else ""))
+    message = str(error.value)
+    missing = " and no ".join(name for name in ARCHIVES if name not in there)
+    assert f"no {missing} in {folder}" in message and f"into {folder} (another" in message
+    assert "https://image-net.org" in message and "config.data.manual_dir" in message
+    assert len(files_in(tmp_path)) == len(there)
+
+
+def test_imagenet_that_is_not_to_be_prepared_says_how_as_well(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        load_dataset(imagenet(tmp_path, download=False))
+    message = str(error.value)
+    assert f"not in {tmp_path}/data/imagenet2012/5.1.0: it is not prepared there" in message
+    assert "ILSVRC2012_img_train.tar" in message and "field download to True" in message
+
+
+def test_archives_of_another_dataset_are_asked_for_in_the_words_of_tfds(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=rf"(?s)archives that .*{tmp_path}/downloads/manual"
+    ):
+        load_dataset(config("resisc45", data_dir=str(tmp_path), download=True, **PICTURES))
+    assert not files_in(tmp_path)
+
+
+def test_archive_that_is_cut_short_is_told(tmp_path, archives):
+    path = archives / ARCHIVES[0]
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(FileNotFoundError, match=rf"damaged or cut short .*in {archives}: fetch it"):
+        load_dataset(imagenet(tmp_path, manual_dir=str(archives)))
+    assert not files_in(tmp_path / "data")
+
+
+def full_disks():
+    """A full disk as Python tells it, as TFDS foresees it, and as it hands on TensorFlow's."""
+    import tensorflow as tf
+
+    written = tf.errors.ResourceExhaustedError(None, None, "x.tfrecord; No space left on device")
+    handed_on = RuntimeError("ResourceExhaustedError: x.tfrecord; No space left on device")
+    handed_on.__cause__ = written
+    foreseen = OSError("Not enough disk space. Needed: 150 GiB (download: 1, generated: 149)")
+    return [OSError(errno.ENOSPC, "No space left"), foreseen, written, handed_on]
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_full_disk_is_told_with_what_is_free(tmp_path, monkeypatch, kind):
+    import tensorflow_datasets as tfds
+
+    def fail(self, **settings):
+        raise full_disks()[kind]
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(
+        OSError, match=r"the disk of .* is full: .* GB are free .*data_dir"
+    ) as error:
+        load_dataset(config("cifar10", data_dir=str(tmp_path), download=True))
+    assert error.value.errno == errno.ENOSPC and not files_in(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["source", "data_dir"])
+def test_bucket_that_may_not_be_read_says_how_to_log_in(monkeypatch, field):
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    def refuse(*args, **settings):
+        raise tf.errors.PermissionDeniedError(None, None, "401: no credentials\n when reading")
+
+    def hand_on(*args, **settings):
+        try:
+            refuse()
+        except tf.errors.OpError as error:
+            raise RuntimeError("PermissionDeniedError: Failed to construct dataset") from error
+
+    monkeypatch.setattr(tf.io.gfile, "exists", refuse)
+    monkeypatch.setattr(tfds, "builder", hand_on)
+    fields = {"source": "cifar10", field: "gs://bucket/folder"}
+    message = (
+        r"cannot read gs://bucket/folder \(401: no cred.*gcloud auth application-default login"
+    )
+    with pytest.raises(PermissionError, match=message):
+        load_dataset(config(**fields))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"source": "s3://b/c"}, {"source": "cifar10", "data_dir": "s3://b/c"}]
+)
+def test_bucket_that_tensorflow_does_not_know_is_refused(fields):
+    with pytest.raises(ValueError, match="s3://b/c: TensorFlow cannot read s3://"):
+        load_dataset(config(**fields))
+
+
+@pytest.mark.parametrize("failure", [OSError, RuntimeError])
+def test_other_failures_are_left_alone(tmp_path, monkeypatch, failure):
+    import tensorflow_datasets as tfds
+
+    def fail(*args, **settings):
+        raise failure("something else")
+
+    monkeypatch.setattr(tfds, "builder", fail)
+    with pytest.raises(failure, match=r"^something else$"):
+        load_dataset(config("cifar10", data_dir=str(tmp_path)))
 
 
 WITHOUT_TENSORFLOW = """

@@ -32,7 +32,7 @@ def classifier(one):
 
 
 def test_the_default_mesh_has_every_device(eight):
-    assert eight.size == 8 and eight.axis_names == ("data",)
+    assert eight.size == 8 and eight.shape == {"data": 8, "parameters": 1}
 
 
 @pytest.mark.parametrize("name", ["phase_one", "phase_two"])

@@ -44,7 +44,7 @@ def _compiled_once(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def _one_device():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
+        patch.setattr(phases, "mesh_of", lambda config: data_mesh(jax.devices()[:1]))
         yield
 
 

@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 SIZE_MULTIPLE = 8
 # Of which the channel statistics of photographs are taken.
 _SAMPLE_IMAGES = 1024
+_NAMED_AT_MOST = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,8 @@ class Dataset:
       statistics_source: where mean and std come from, for a report.
       splits: "train", "validation" and "test".
       preprocessing: what a batch shows of each image.
-      skipped: by split of the source, how many images did not decode and are left out.
+      skipped: by part ("train", ...), how many images of its split of the source did not decode
+        and are left out; those of held-out images count for "train".
     """
 
     name: str
@@ -181,7 +183,9 @@ def _warn_of_unseen_classes(name: str, class_names: tuple[str, ...], labels: np.
     counts = np.bincount(labels, minlength=len(class_names))
     unseen = [class_names[k] for k in np.flatnonzero(counts == 0)]
     if unseen:
-        _log.warning("%s has no training image of class %s", name, ", ".join(unseen))
+        more = f" and {len(unseen) - _NAMED_AT_MOST} more" if len(unseen) > _NAMED_AT_MOST else ""
+        named = ", ".join(unseen[:_NAMED_AT_MOST])
+        _log.warning("%s has no training image of class %s%s", name, named, more)
 
 
 def pad_to_multiple(images: np.ndarray, multiple: int = SIZE_MULTIPLE) -> np.ndarray:

@@ -232,7 +232,8 @@ def _save(path: Path, indexed: Indexed) -> None:
 
 
 def _load(path: Path) -> Indexed:
-    with np.load(path, allow_pickle=False) as archive:
+    # Opened here, since NumPy leaves what it cannot read open.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         images = {name: archive[name] for name in _fields()}
         images["feature"] = str(images["feature"])
         return Indexed(EncodedImages(**images), archive["labels"], archive["decodable"])

@@ -32,15 +32,26 @@ def one_image(
     encoded = isinstance(images, EncodedImages)
     sizes = images.sizes[np.maximum(rows.index, 0)] if encoded else np.array([images.shape[1:3]])
     part = _whole_pixels(rows.window, np.broadcast_to(sizes, (len(rows.index), 2)), size, exact)
-    window_of, kind_of = _lookup(rows.window), _lookup(_kinds(images, rows, part, size, exact))
+    kinds = _kinds(images, rows, part, size, exact)
+    window_of, kind_of = _lookup(rows.window), _lookup(kinds)
     part_of, index_of, flip_of = _lookup(part), _lookup(rows.index), _lookup(rows.flip)
     pixels_of = _decoder(images) if encoded else _slicer(images)
 
+    def resized(row: "tf.Tensor", pixels: "tf.Tensor", part: "tf.Tensor") -> "tf.Tensor":
+        def filtered() -> "tf.Tensor":
+            return _resize(pixels, window_of(row), part, size)
+
+        if exact or not kinds.any():
+            return filtered()
+        if kinds.all():
+            return _stretch(pixels, size)
+        # What is no JPEG was not decoded into fewer pixels, and may be many times too large.
+        return tf.cond(kind_of(row) == 0, filtered, lambda: _stretch(pixels, size))
+
     def shown(row: "tf.Tensor", index: "tf.Tensor") -> "tf.Tensor":
         part = part_of(row)
-        pixels = pixels_of(index, part, kind_of(row))
-        resized = _resize(pixels, window_of(row), part, size) if exact else _stretch(pixels, size)
-        image = tf.cast(resized + 0.5, tf.uint8)  # to the nearest: none is below 0 or above 255
+        pixels = resized(row, pixels_of(index, part, kind_of(row)), part)
+        image = tf.cast(pixels + 0.5, tf.uint8)  # to the nearest: none is below 0 or above 255
         return tf.raw_ops.Reverse(tensor=image, dims=tf.stack([False, flip_of(row), False]))
 
     def one(row: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
@@ -121,7 +132,10 @@ def _decoder(images: EncodedImages) -> Read:
             return whole[part[0] : part[0] + part[2], part[1] : part[1] + part[3]]
 
         def of_jpeg(ratio: int) -> "tf.Tensor":
-            scaled = tf.concat([part[:2] // ratio, tf.maximum(part[2:] // ratio, 1)], axis=0)
+            # Both edges to the nearest pixel of the smaller picture.
+            first = (part[:2] + ratio // 2) // ratio
+            last = (part[:2] + part[2:] + ratio // 2) // ratio
+            scaled = tf.concat([first, tf.maximum(last - first, 1)], axis=0)
             return tf.raw_ops.DecodeAndCropJpeg(
                 contents=contents,
                 crop_window=scaled,

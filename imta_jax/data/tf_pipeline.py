@@ -6,6 +6,7 @@ is TensorFlow's graph, without Python, so that a tf.data service can run it on o
 """
 
 import contextlib
+import re
 import socket
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -212,8 +213,10 @@ def _reading(what: str = "reading images") -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
+        # Without the names of TensorFlow's graph before and after.
+        told = re.sub(r"\{\{.*?\}\} ?", "", error.message or type(error).__name__)
         raise OSError(
-            f"{what} failed: {(error.message or type(error).__name__)[:500]}\nWas an image changed,"
+            f"{what} failed: {told.splitlines()[0][:500]}\nWas an image changed,"
             " moved or removed after the run began? Start the same command again: changed files"
             " are noticed then"
         ) from error

@@ -61,6 +61,7 @@ def training_feed(
     dataset: Dataset,
     step: TrainStep,
     mesh: Mesh,
+    state: TrainState,
 ) -> Feed:
     """The feed of a phase, as `config.data` wants it.
 
@@ -70,6 +71,7 @@ def training_feed(
       dataset: the images.
       step: not compiled yet, see `step.train_step`.
       mesh: the devices.
+      state: that training starts from; where its arrays lie, they stay.
 
     Raises:
       ValueError: no full batch, or a pipeline that is unknown or cannot make these images.
@@ -91,9 +93,9 @@ def training_feed(
                 **draw,
             )
 
-        return host_feed(pipeline, batches, on_batches(step, mesh), mesh)
+        return host_feed(pipeline, batches, on_batches(step, mesh, state), mesh)
     several = steps_per_dispatch(config, mesh)
-    images, advance = make_resident(train, mesh), on_resident(step, mesh)
+    images, advance = make_resident(train, mesh), on_resident(step, mesh, state)
     return Feed(
         pipeline,
         lambda epoch, start_step: resident_rows(

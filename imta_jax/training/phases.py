@@ -133,9 +133,9 @@ def check_training_config(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"config.{name}.total_epochs must be {least}; found {phase['total_epochs']}"
             )
-        check_batch_size(phase["batch_size"], data_mesh(), f"config.{name}.batch_size")
+        check_batch(config, name)
         _optimizer(phase, _schedule(phase, steps=1))
-    evaluation_batch_size(config, data_mesh())
+    evaluation_batch_size(config, mesh_of(config))
     new_phase_two(config, _stand_in(config))
 
 
@@ -148,7 +148,7 @@ def check_training_data(config: Mapping[str, Any], dataset: Dataset) -> None:
     """
     for name in PHASES:
         if config[name]["total_epochs"] > 0:
-            check_feed(config, name, dataset, data_mesh())
+            check_feed(config, name, dataset, mesh_of(config))
 
 
 def _stand_in(config: Mapping[str, Any]) -> MultiExitClassifier:
@@ -173,15 +173,15 @@ def _train(
     trainable: Any,
 ) -> None:
     """Puts state, step and loop together and runs them."""
-    phase, mesh, train = config[name], data_mesh(), dataset.splits["train"]
-    check_batch_size(phase["batch_size"], mesh, f"config.{name}.batch_size")
+    phase, mesh, train = config[name], mesh_of(config), dataset.splits["train"]
     steps = steps_per_epoch(len(train), phase["batch_size"])
     schedule = _schedule(phase, steps * phase["total_epochs"])
     tx = _optimizer(phase, schedule)
     objective.set_mode(classifier)
     graphdef, state = create_state(classifier, trainable, tx, mesh)
-    step = train_step(graphdef, objective, trainable, tx, mean=dataset.mean, std=dataset.std)
-    feed = training_feed(config, name, dataset, step, mesh)
+    pixels, parts = {"mean": dataset.mean, "std": dataset.std}, phase["accumulate_parts"]
+    step = train_step(graphdef, objective, trainable, tx, **pixels, parts=parts)
+    feed = training_feed(config, name, dataset, step, mesh, state)
     epochs = phase["total_epochs"]
     _log.info("%s: %d epochs of %d steps, input: %s", name, epochs, steps, feed.name)
     EpochLoop(
@@ -240,6 +240,21 @@ def _validation(
         }
 
     return validate
+
+
+def mesh_of(config: Mapping[str, Any]) -> Mesh:
+    """All devices, as `config.mesh` wants them."""
+    return data_mesh(parameter_shards=config["mesh"]["parameter_shards"])
+
+
+def check_batch(config: Mapping[str, Any], name: str) -> None:
+    """Refuses a phase's batch that devices and parts do not divide."""
+    phase = config[name]
+    if phase["accumulate_parts"] < 1:
+        found = phase["accumulate_parts"]
+        raise ValueError(f"config.{name}.accumulate_parts must be at least 1; found {found}")
+    field = f"config.{name}.batch_size"
+    check_batch_size(phase["batch_size"], mesh_of(config), field, phase["accumulate_parts"])
 
 
 def evaluation_batch_size(config: Mapping[str, Any], mesh: Mesh) -> int:

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from imta_jax.models import MultiExitClassifier
-from imta_jax.parallel import place_replicated
+from imta_jax.parallel import place_parameters, place_replicated
 
 
 @jax.tree_util.register_dataclass
@@ -49,9 +49,9 @@ def create_state(
       mesh: where the state lives.
     """
     graphdef, params, rest = nnx.split(classifier, trainable, ...)
-    params, rest = place_replicated((params, rest), mesh)
+    params, rest = place_parameters((params, rest), mesh)
     zero, never = place_replicated((np.int32(0), np.int32(-1)), mesh)
-    opt_state = place_replicated(tx.init(params), mesh)
+    opt_state = place_parameters(tx.init(params), mesh)
     return graphdef, TrainState(zero, params, rest, opt_state, never)
 
 

@@ -29,6 +29,7 @@ def train_step(
     *,
     mean: Sequence[float],
     std: Sequence[float],
+    parts: int = 1,
 ) -> TrainStep:
     """One step of training, a pure function to be compiled; nothing in it waits for the host.
 
@@ -39,22 +40,30 @@ def train_step(
       tx: the optimiser.
       mean: of the pixels per channel, 0..1.
       std: likewise.
+      parts: that the batch is split into, one after the other, to need less memory. Gradients are
+        their mean; batch normalisation sees one part at a time.
 
     Returns:
       (state, batch) -> (state, metrics).
     """
 
+    def loss_of(
+        params: nnx.State, rest: nnx.State, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, tuple[ExitMetrics, nnx.State]]:
+        classifier = nnx.merge(graphdef, params, rest, copy=True)
+        loss, metrics = objective(classifier, normalize(images, mean, std), labels)
+        _, _, rest = nnx.split(classifier, trainable, ...)
+        return loss, (metrics, rest)
+
+    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, ExitMetrics]:
-        images = normalize(batch.images, mean, std)
-
-        def loss_of(params: nnx.State) -> tuple[jax.Array, tuple[ExitMetrics, nnx.State]]:
-            classifier = nnx.merge(graphdef, params, state.rest, copy=True)
-            loss, metrics = objective(classifier, images, batch.labels)
-            _, _, rest = nnx.split(classifier, trainable, ...)
-            return loss, (metrics, rest)
-
-        value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (metrics, rest)), grads = value_and_grad(state.trainable)
+        (loss, (metrics, rest)), grads = _in_parts(
+            lambda rest, *part: value_and_grad(state.trainable, rest, *part),
+            state.rest,
+            (batch.images, batch.labels),
+            parts,
+        )
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         params = optax.apply_updates(state.trainable, updates)
         advanced = TrainState(state.step + 1, params, rest, opt_state, state.halted_at)
@@ -63,16 +72,56 @@ def train_step(
     return step
 
 
-def on_batches(step: TrainStep, mesh: Mesh) -> TrainStep:
-    """Compiles (on first use) a step that takes a batch from the host; the state is donated."""
-    whole, split = replicated(mesh), split_over_batch(mesh)
+def _in_parts(
+    gradients_of: Callable[..., Any], rest: nnx.State, batch: tuple[jax.Array, ...], parts: int
+) -> Any:
+    """((loss, (metrics, rest)), gradients) of a batch as the mean over equal parts of it."""
+    if parts == 1:
+        return gradients_of(rest, *batch)
+
+    def one(carry: tuple[nnx.State, Any], part: tuple[jax.Array, ...]) -> tuple[Any, None]:
+        rest, total = carry
+        (loss, (metrics, rest)), grads = gradients_of(rest, *part)
+        return (rest, jax.tree.map(jnp.add, total, (loss, metrics, grads))), None
+
+    # Every parts-th row, so that each device finds its rows of each part where they are.
+    split = [x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in batch]
+    shapes = jax.eval_shape(gradients_of, rest, *(x[0] for x in split))
+    (loss, (metrics, _)), grads = shapes
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, metrics, grads))
+    (rest, total), _ = jax.lax.scan(one, (rest, zeros), tuple(split))
+    loss, metrics, grads = jax.tree.map(lambda x: x / parts, total)
+    return (loss, (metrics, rest)), grads
+
+
+def on_batches(step: TrainStep, mesh: Mesh, state: TrainState | None = None) -> TrainStep:
+    """Compiles (on first use) a step that takes a batch from the host; the state is donated.
+
+    Args:
+      step: see `train_step`.
+      mesh: the devices.
+      state: one that lies where states are to lie; None for whole on every device.
+    """
+    places, split = _places(state, mesh), split_over_batch(mesh)
     return jax.jit(
-        step, donate_argnums=0, in_shardings=(whole, split), out_shardings=(whole, whole)
+        step,
+        donate_argnums=0,
+        in_shardings=(places, split),
+        out_shardings=(places, replicated(mesh)),
     )
 
 
-def on_resident(step: TrainStep, mesh: Mesh) -> ResidentStep:
+def _places(state: TrainState | None, mesh: Mesh) -> Any:
+    return replicated(mesh) if state is None else jax.tree.map(lambda x: x.sharding, state)
+
+
+def on_resident(step: TrainStep, mesh: Mesh, state: TrainState | None = None) -> ResidentStep:
     """Compiles (on first use) many steps on images that live on the device, in one dispatch.
+
+    Args:
+      step: see `train_step`.
+      mesh: the devices.
+      state: as for `on_batches`.
 
     Returns:
       (state, split, rows) -> (state, metrics with a leading axis of S steps, zeros beyond
@@ -93,12 +142,12 @@ def on_resident(step: TrainStep, mesh: Mesh) -> ResidentStep:
             return advance(jnp.int32(0), (state, none))
         return jax.lax.fori_loop(0, rows.steps, advance, (state, none))
 
-    whole, split = replicated(mesh), split_batches(mesh)
+    whole, split, places = replicated(mesh), split_batches(mesh), _places(state, mesh)
     return jax.jit(
         steps,
         donate_argnums=0,
-        in_shardings=(whole, whole, ResidentRows(split, split, split, whole)),
-        out_shardings=(whole, whole),
+        in_shardings=(places, whole, ResidentRows(split, split, split, whole)),
+        out_shardings=(places, whole),
     )
 
 
@@ -137,5 +186,6 @@ def make_eval_step(
         logits = classifier(normalize(batch.images, mean, std))
         return masked_sums(logits, batch.labels, batch.mask)
 
-    whole, split = replicated(mesh), split_over_batch(mesh)
-    return jax.jit(step, in_shardings=(whole, split), out_shardings=whole)
+    # The states stay where they are.
+    shardings = {"in_shardings": (None, split_over_batch(mesh)), "out_shardings": replicated(mesh)}
+    return jax.jit(step, **shardings)

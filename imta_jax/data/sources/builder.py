@@ -100,7 +100,7 @@ def _arrays(
     not_there: Callable[[str], Exception],
 ) -> RawSplit:
     try:
-        dataset = builder.as_dataset(split=split)
+        dataset = builder.as_dataset(split=split, decoders=_decoders(builder, keys[0]))
     except _NOT_PREPARED as error:
         raise not_there("it is not prepared there") from error
     pairs = dataset.map(lambda example: tuple(example[key] for key in keys))
@@ -109,6 +109,21 @@ def _arrays(
         raise ValueError(f"TFDS dataset {builder.name}: its split {split!r} is empty")
     images, labels = zip(*chunks, strict=True)
     return RawSplit(np.concatenate(images), np.concatenate(labels))
+
+
+def _decoders(builder: Any, image_key: str) -> dict[str, Any] | None:
+    """For JPEGs, TensorFlow's exact decoding: its default, which TFDS takes, is levels away."""
+    import tensorflow_datasets as tfds
+
+    if builder.info.features[image_key].encoding_format != "jpeg":
+        return None
+
+    def decode(contents: "tf.Tensor", feature: Any) -> "tf.Tensor":
+        return import_tensorflow().io.decode_jpeg(
+            contents, channels=feature.shape[-1], dct_method="INTEGER_ACCURATE"
+        )
+
+    return {image_key: tfds.decode.make_decoder()(decode)()}
 
 
 def _encoded(
