@@ -20,6 +20,7 @@ RANKS = {
     "pixels": 0,
     "progress_bar": 0,
     "techniques": 1,
+    "collectives": 1,
     "parallel": 1,
     "data": 2,
     "models": 2,
