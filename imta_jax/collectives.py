@@ -18,8 +18,7 @@ def collective_bytes(compiled_text: str) -> Counter[str]:
     """Bytes of the results of a program's collective operations, by kind.
 
     Args:
-      compiled_text: `jax.jit(...).lower(...).compile().as_text()`. An operation within a loop counts
-        once.
+      compiled_text: `jax.jit(...).lower(...).compile().as_text()`. What is in a loop counts once.
 
     Returns:
       Kind ("all-reduce", "all-gather", ...) -> bytes on one device.
