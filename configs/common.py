@@ -193,9 +193,15 @@ def assemble(model, images, first, second, judged):
     config.checkpoint = ConfigDict()
     # Steps between checkpoints within an epoch, besides those at its end; 0 for none.
     config.checkpoint.every_steps = 1000
+    # What happens when the disk is full or read-only: "stop", or "continue" with a word in the log.
+    config.checkpoint.on_write_error = "stop"
     config.log = ConfigDict()
     # How often, in steps, the host fetches the losses and looks whether they are finite.
     config.log.check_every_steps = 50
+    # Seconds between lines of losses, accuracies and pace, at the next such look; 0 for none.
+    config.log.line_every_seconds = 60.0
+    # Steps A to B of each phase that a profiler's trace is taken of; (0, 0) for none.
+    config.log.profile_steps = (0, 0)
     return config.lock()
 
 

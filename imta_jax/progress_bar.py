@@ -59,6 +59,14 @@ def with_progress(
                 )
 
 
+def write_line(log: logging.Logger, message: str) -> None:
+    """A line above the bar on a terminal, and in the log elsewhere, if the log takes it."""
+    if sys.stderr.isatty() and log.isEnabledFor(logging.INFO):
+        tqdm.write(message, file=sys.stderr)
+    else:
+        log.info(message)
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: "2 h 05 min", "3 min 20 s", "12 s"."""
     minutes, seconds = divmod(round(seconds), 60)

@@ -16,11 +16,14 @@ from imta_jax.techniques import one_for_all_loss
 from imta_jax.training import NonFiniteLossError, PhaseTwoObjective
 from imta_jax.training.checkpoints import Checkpoints
 from imta_jax.training.feed import host_feed
+from imta_jax.training.interval import IntervalLines
 from imta_jax.training.loop import EpochLoop
 from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS
 from imta_jax.training.optimizer import sgd, step_schedule
+from imta_jax.training.profiling import StepProfiler
 from imta_jax.training.state import create_state, named_arrays
 from imta_jax.training.step import on_batches, train_step
+from imta_jax.training.write_errors import WriteErrors
 
 BATCHES = [tiny_run.draw_batch(16, seed) for seed in range(3)]
 
@@ -329,6 +332,9 @@ def make_loop(phase, folder, batches, step=None, **changes):
         "meta": {},
         "check_every_steps": 2,
         "save_every_steps": 0,
+        "lines": IntervalLines("phase_one", len(BATCHES), 2, 16, 0.0),
+        "profiler": StepProfiler(folder, (0, 0)),
+        "write_errors": WriteErrors("stop"),
     }
     return EpochLoop(**{**settings, **changes})
 

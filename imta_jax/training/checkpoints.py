@@ -5,6 +5,7 @@ that describes the network well enough to rebuild it. Arrays are stored under re
 that a checkpoint of another network can be refused with the names that differ.
 """
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping
@@ -120,7 +121,13 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.close()
+        # Saving in the background may have failed too; the error that is on its way says more.
+        with contextlib.suppress(Exception) if error else contextlib.nullcontext():
+            self._manager.close()
+
+    def wait(self) -> None:
+        """Waits until all is saved, and raises what went wrong."""
+        self._manager.wait_until_finished()
 
     def save(
         self, epoch: int, state: TrainState, meta: Mapping[str, Any], validation_top1: float

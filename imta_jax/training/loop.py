@@ -14,9 +14,12 @@ from imta_jax.progress_bar import with_progress
 from imta_jax.training.checkpoints import Checkpoints
 from imta_jax.training.feed import Feed
 from imta_jax.training.interruption import Interrupted, StopRequest, listening
+from imta_jax.training.interval import IntervalLines
 from imta_jax.training.objectives import ExitMetrics
+from imta_jax.training.profiling import StepProfiler
 from imta_jax.training.progress import MetricsLog, log_epoch
 from imta_jax.training.state import TrainState
+from imta_jax.training.write_errors import WriteErrors
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +64,9 @@ class EpochLoop:
       meta: goes into every checkpoint.
       check_every_steps: the host looks at the losses this often; between two looks it never waits.
       save_every_steps: within an epoch; 0 for its end only.
+      lines: told of every look.
+      profiler: told of every step.
+      write_errors: what happens when the disk refuses.
     """
 
     phase: str
@@ -74,6 +80,9 @@ class EpochLoop:
     meta: Mapping[str, Any]
     check_every_steps: int
     save_every_steps: int
+    lines: IntervalLines
+    profiler: StepProfiler
+    write_errors: WriteErrors
 
     def run(self, state: TrainState) -> TrainState:
         """Trains to the last epoch, from where the newest checkpoint left off if there is one.
@@ -96,12 +105,21 @@ class EpochLoop:
                 state = self._train_epoch(state, epoch, begun, partial, log, stop)
                 begun = []
                 top1 = self._validate_epoch(state, epoch, log)
-                meta = {**self.meta, "epoch": epoch + 1, "validation_top1": top1}
-                checkpoints.save(epoch + 1, state, meta, float(np.mean(top1)))
+                self._save_epoch(checkpoints, state, epoch, top1)
                 # The last epoch's pace: the first one also compiled.
                 left = (time.perf_counter() - start) * (self.total_epochs - epoch - 1)
                 log_epoch(self.phase, epoch + 1, self.total_epochs, top1, left)
         return state
+
+    def _save_epoch(
+        self, checkpoints: Checkpoints, state: TrainState, epoch: int, top1: list[float]
+    ) -> None:
+        last = epoch + 1 == self.total_epochs
+        meta = {**self.meta, "epoch": epoch + 1, "validation_top1": top1}
+        with self.write_errors.writing("a checkpoint", self.folder, needed=last):
+            checkpoints.save(epoch + 1, state, meta, float(np.mean(top1)))
+            if last:  # what the next step of the run is made of
+                checkpoints.wait()
 
     def _restore_partial(
         self, partial: Checkpoints, state: TrainState, done: int
@@ -129,29 +147,33 @@ class EpochLoop:
         start, first, collected, pending = time.perf_counter(), len(begun), list(begun), []
         before = epoch * self.steps_per_epoch
         waiting = Waiting(self.feed.items(epoch, first))
+        self.lines.begin_epoch()
         for item in self._shown(waiting, epoch, first):
+            self.profiler.at(before + len(collected) + _steps(pending), state)
             state, metrics = self.feed.advance(state, item)
             pending.append((metrics, self.feed.steps_of(item)))
-            at = len(collected) + sum(steps for _, steps in pending)
+            at = len(collected) + _steps(pending)
             told, due = stop.is_due(before + at), self._save_is_due(at, self.feed.steps_of(item))
             if told or due or at - len(collected) >= self.check_every_steps:
-                collected += self._fetch(state, pending)
-                pending = []
+                fetched, pending = self._fetch(state, pending), []
+                collected += fetched
+                self.lines.add(before + at, fetched, waiting.seconds)
             if told or due:
                 self._save_partial(partial, state, before + at, collected)
             if told:
                 raise Interrupted(f"{self.phase} stopped at step {at} of epoch {epoch + 1}, saved")
         collected += self._fetch(state, pending)
+        self.profiler.close(state)
         seconds = time.perf_counter() - start
         step = before + self.steps_per_epoch
-        log.write(
-            {
-                **_row(epoch, step, "train", *_mean(collected)),
-                "learning_rate": float(self.learning_rate(step - 1)),
-                "images_per_second": (len(collected) - first) * self.batch_size / seconds,
-                "input_wait_share": waiting.seconds / seconds,
-            }
-        )
+        row = {
+            **_row(epoch, step, "train", *_mean(collected)),
+            "learning_rate": float(self.learning_rate(step - 1)),
+            "images_per_second": (len(collected) - first) * self.batch_size / seconds,
+            "input_wait_share": waiting.seconds / seconds,
+        }
+        with self.write_errors.writing("metrics", self.folder):
+            log.write(row)
         return state
 
     def _shown(self, items: Iterable[Any], epoch: int, first: int) -> Iterator[Any]:
@@ -173,13 +195,15 @@ class EpochLoop:
         self, partial: Checkpoints, state: TrainState, step: int, collected: list[ExitMetrics]
     ) -> None:
         rows = {name: [np.asarray(getattr(m, name)).tolist() for m in collected] for name in _SAVED}
-        partial.save(step, state, {**self.meta, **rows}, 0.0)
+        with self.write_errors.writing("a checkpoint", self.folder / PARTIAL):
+            partial.save(step, state, {**self.meta, **rows}, 0.0)
 
     def _validate_epoch(self, state: TrainState, epoch: int, log: MetricsLog) -> list[float]:
         measured = self.validate(state)
         step = (epoch + 1) * self.steps_per_epoch
         row = _row(epoch, step, "validation", measured["loss"], measured["top1"])
-        log.write(row)
+        with self.write_errors.writing("metrics", self.folder):
+            log.write(row)
         return row["top1_per_exit"]
 
     def _fetch(
@@ -215,6 +239,10 @@ class EpochLoop:
 def _per_step(values: np.ndarray) -> np.ndarray:
     """[S, E] of what is [S, E] or, of one step, [E]."""
     return values.reshape(-1, values.shape[-1])
+
+
+def _steps(pending: Sequence[tuple[ExitMetrics, int]]) -> int:
+    return sum(steps for _, steps in pending)
 
 
 def _mean(collected: Sequence[ExitMetrics]) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ from imta_jax.parallel import check_batch_size, data_mesh, place_batch, process_
 from imta_jax.techniques import EQUILIBRIUM_REACHES
 from imta_jax.training.checkpoints import check_which, has_readable_epoch, restore_model
 from imta_jax.training.feed import check_feed, training_feed
+from imta_jax.training.interval import IntervalLines
 from imta_jax.training.loop import EpochLoop
 from imta_jax.training.objectives import (
     ALL_PARAMETERS,
@@ -33,8 +34,10 @@ from imta_jax.training.objectives import (
     PhaseTwoObjective,
 )
 from imta_jax.training.optimizer import sgd, step_schedule
+from imta_jax.training.profiling import StepProfiler, check_profile_steps
 from imta_jax.training.state import TrainState, create_state
 from imta_jax.training.step import make_eval_step, train_step
+from imta_jax.training.write_errors import WriteErrors
 
 _log = logging.getLogger(__name__)
 
@@ -123,6 +126,8 @@ def check_training_config(config: Mapping[str, Any]) -> None:
     if config["checkpoint"]["every_steps"] < 0:
         found = config["checkpoint"]["every_steps"]
         raise ValueError(f"config.checkpoint.every_steps must not be negative; found {found}")
+    WriteErrors(config["checkpoint"]["on_write_error"])
+    check_profile_steps(config["log"]["profile_steps"])
     phase_one_objective(config)
     phase_two_objective(config)
     check_which("config.phase_two.from_checkpoint", config["phase_two"]["from_checkpoint"])
@@ -196,6 +201,11 @@ def _train(
         meta=network_meta(config, dataset, name),
         check_every_steps=config["log"]["check_every_steps"],
         save_every_steps=config["checkpoint"]["every_steps"],
+        lines=IntervalLines(
+            name, steps, epochs, phase["batch_size"], config["log"]["line_every_seconds"]
+        ),
+        profiler=StepProfiler(workdir / name, config["log"]["profile_steps"]),
+        write_errors=WriteErrors(config["checkpoint"]["on_write_error"]),
     ).run(state)
 
 

@@ -2,17 +2,15 @@
 
 import json
 import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from imta_jax.parallel import is_first_process
-from imta_jax.progress_bar import duration
+from imta_jax.progress_bar import duration, write_line
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +88,4 @@ def log_epoch(
         f"{phase} epoch {epoch}/{total}: validation top-1 per exit {accuracies}; "
         f"about {duration(seconds_left)} left in this phase"
     )
-    if sys.stderr.isatty():
-        tqdm.write(message, file=sys.stderr)
-    else:
-        _log.info(message)
+    write_line(_log, message)

@@ -1,0 +1,144 @@
+"""What a person sees of a long run, and what happens when the disk refuses."""
+
+import errno
+import logging
+import re
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from imta_jax.parallel import data_mesh
+from imta_jax.run import run
+from imta_jax.training import phases
+from imta_jax.training.checkpoints import Checkpoints
+from imta_jax.training.interval import IntervalLines
+from imta_jax.training.objectives import ExitMetrics
+from imta_jax.training.profiling import StepProfiler
+from imta_jax.training.write_errors import WriteErrors
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    with tiny_run.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _one_device(monkeypatch):
+    monkeypatch.setattr(phases, "mesh_of", lambda config: data_mesh(jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "thirds.npz")
+
+
+def metrics(count):
+    return [ExitMetrics(np.float32([0.5, 0.25]), np.float32([50, 75]))] * count
+
+
+def test_a_line_tells_of_loss_accuracy_pace_input_and_time_left(caplog):
+    lines = IntervalLines("phase_one", 100, 2, 64, 1e-3)
+    time.sleep(0.01)
+    with caplog.at_level(logging.INFO, "imta_jax"):
+        lines.add(20, metrics(20), waited=0.0)
+    assert re.fullmatch(
+        r"phase_one step 20/200: loss per exit 0\.500 0\.250; top-1 50\.0 75\.0; [\d,]+ images/s;"
+        r" 0% waiting for input; about .* left in this phase",
+        caplog.messages[0],
+    )
+
+
+def test_lines_come_no_more_often_than_asked_for(caplog):
+    with caplog.at_level(logging.INFO, "imta_jax"):
+        often, never = (IntervalLines("phase_one", 9, 9, 8, s) for s in (3600, 0))
+        for i in range(9):
+            often.add(i, metrics(1), 0.0)
+            never.add(i, metrics(1), 0.0)
+    assert not caplog.messages
+
+
+def test_a_run_logs_lines_and_leaves_a_profile_of_the_steps_asked_for(source, tmp_path, caplog):
+    config = tiny_run.tiny_config(
+        source, log__line_every_seconds=1e-6, log__check_every_steps=1, log__profile_steps=(4, 6)
+    )
+    with caplog.at_level(logging.INFO, "imta_jax"):
+        run(config, tmp_path, "phase_one")
+    steps = re.findall(r"phase_one step (\d+)/9: loss per exit \S+ \S+; top-1", caplog.text)
+    assert [int(step) for step in steps] == list(range(1, 10))
+    assert list((tmp_path / "phase_one" / "profile").rglob("*.xplane.pb"))
+    assert "profile: tensorboard --logdir" in caplog.text
+
+
+@pytest.mark.parametrize("steps", [(3, 1), (-1, 2), (1,)])
+def test_steps_to_profile_that_are_not_in_order_are_refused(steps, tmp_path):
+    with pytest.raises(ValueError, match=r"expected \(A, B\) with 0 <= A <= B"):
+        StepProfiler(tmp_path, steps)
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+# As orbax's storage tells it.
+STORAGE = ValueError("RESOURCE_EXHAUSTED: Error writing local file: [os_error_code='28']")
+
+
+@pytest.mark.parametrize("error", [FULL, STORAGE])
+def test_a_full_disk_stops_the_run_with_what_to_do_and_loses_nothing(
+    error, source, tmp_path, monkeypatch
+):
+    save = Checkpoints.save
+
+    def refuse(self, epoch, *arguments):
+        if epoch == 2:
+            raise error
+        save(self, epoch, *arguments)
+
+    config = tiny_run.tiny_config(source)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", refuse)
+        with pytest.raises(OSError, match=r"a checkpoint cannot be written .*Make room"):
+            run(config, tmp_path, "phase_one")
+    run(config, tmp_path, "phase_one")
+    assert phases.phase_is_finished(config.to_dict(), tmp_path, "phase_one")
+
+
+def test_a_full_disk_is_borne_if_the_config_says_so_but_never_in_silence(
+    source, tmp_path, monkeypatch, caplog
+):
+    save = Checkpoints.save
+
+    def refuse(self, epoch, *arguments):
+        if epoch == 2:
+            raise STORAGE
+        save(self, epoch, *arguments)
+
+    config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
+    monkeypatch.setattr(Checkpoints, "save", refuse)
+    with caplog.at_level(logging.ERROR, "imta_jax"):
+        run(config, tmp_path, "phase_one")
+    assert "a checkpoint cannot be written" in caplog.text and "going on without" in caplog.text
+    assert phases.phase_is_finished(config.to_dict(), tmp_path, "phase_one")
+
+
+def test_without_its_last_checkpoint_a_phase_is_not_done_whatever_the_policy(
+    source, tmp_path, monkeypatch
+):
+    def refuse(self, *arguments):
+        raise FULL
+
+    config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
+    monkeypatch.setattr(Checkpoints, "save", refuse)
+    with pytest.raises(OSError, match="a checkpoint cannot be written"):
+        run(config, tmp_path, "phase_one")
+
+
+def test_errors_of_other_kinds_are_not_taken_for_the_disks(tmp_path):
+    with (
+        pytest.raises(ValueError, match="a bug"),
+        WriteErrors("continue").writing("metrics", tmp_path),
+    ):
+        raise ValueError("a bug")
+    with pytest.raises(ValueError, match="valid, the closest first: continue, stop"):
+        WriteErrors("contineu")
