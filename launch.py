@@ -19,7 +19,7 @@ from imta_jax.errors import unknown_name
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or file.py:preset.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go; made if need be.")
-_MODE = flags.DEFINE_string("mode", "all", "data, phase_one, phase_two, evaluate, report, or all.")
+_MODE = flags.DEFINE_string("mode", "all", "One step, or doctor, data, all; see the README.")
 _CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/imta_jax", "Where compiled programs are kept; empty for nowhere."
 )

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from imta_jax.data import Dataset, load_dataset
 from imta_jax.data.preview import write_preview
+from imta_jax.doctor import examine
 from imta_jax.errors import unknown_name
 from imta_jax.evaluation import check_evaluation_config, evaluate, evaluation_is_finished
 from imta_jax.evaluation.run import write_json
@@ -28,7 +29,7 @@ from imta_jax.training import (
 
 _log = logging.getLogger(__name__)
 
-MODES = ("all", "data", "phase_one", "phase_two", "evaluate", "report")
+MODES = ("all", "doctor", "data", "phase_one", "phase_two", "evaluate", "report")
 
 
 def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str = "all") -> None:
@@ -38,8 +39,8 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
       config: a whole config (configs/common.py), as a ConfigDict or as nested mappings.
       workdir: the run's folder, made if need be.
       mode: "all", or one step of `MODES`. A finished step is not run twice; "report" is drawn
-        again when it is asked for by name. "data" trains nothing and is no step of a run: it draws
-        what training would see.
+        again when it is asked for by name. "doctor" and "data" train nothing and are no steps of a
+        run: they tell what it would be made of, and draw what training would see.
 
     Raises:
       ValueError: an unknown mode, a config that does not fit, or not the one the folder belongs to.
@@ -51,6 +52,9 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
         raise unknown_name("mode", mode, MODES)
     workdir = Path(workdir)
     config = config.to_dict() if isinstance(config, ConfigDict) else config
+    if mode == "doctor":
+        print(examine(config, _prepare(config), workdir))
+        return
     if mode == "data":
         _look_at_data(config, workdir)
         return

@@ -29,7 +29,8 @@ RANKS = {
     "evaluation": 4,
     "inference": 5,
     "report": 5,
-    "run": 6,
+    "doctor": 6,
+    "run": 7,
 }
 MOST_LINES_OF_A_FILE = 350
 MOST_LINES_OF_A_FUNCTION = 60

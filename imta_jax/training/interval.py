@@ -67,6 +67,11 @@ class IntervalLines:
         )
 
 
+def device_limit() -> int:
+    """Bytes of the first device of this process; 0 where it does not tell."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+
+
 def device_memory() -> int:
     """Bytes in use on the first device of this process, at their peak; 0 where it does not tell."""
     statistics = jax.local_devices()[0].memory_stats() or {}
