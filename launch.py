@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags
@@ -37,7 +38,8 @@ def _set_up() -> None:
 
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
 
-    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells every step of every save
+    # Orbax tells every step of every save, and of what fails, which reaches us as errors too.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     own = logging.getLogger("imta_jax")
@@ -61,6 +63,11 @@ def main(argv: list[str]) -> None:
     except Interrupted as stopped:
         logging.getLogger("imta_jax").warning("%s; the same command goes on", stopped)
         sys.exit(EXIT_CODE)
+    except OSError:
+        # At once, or what orbax's threads left undone would bury the message.
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
