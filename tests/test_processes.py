@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -89,6 +90,25 @@ def test_two_processes_train_as_one(ends, phase):
     for name, expected in one.items():
         scale = max(np.abs(expected).max(), 1e-3)
         np.testing.assert_allclose(two[name] / scale, expected / scale, atol=2e-4, err_msg=name)
+
+
+def test_a_run_goes_on_with_another_number_of_devices(ends, source, tmp_path):
+    one, two, _ = ends
+    moved = shutil.copytree(two, tmp_path / "moved")
+    for done in ("phase_one/2", "phase_two", "evaluation", "report"):
+        shutil.rmtree(moved / done)
+    (moved / "results.json").unlink()
+    (told,) = finish(start(source, moved, 2))
+    assert "phase_one epoch 1/2" not in told and "phase_one epoch 2/2" in told
+    for phase in ("phase_one", "phase_two"):
+        found = arrays(moved / phase)
+        for name, expected in arrays(one / phase).items():
+            scale = max(np.abs(expected).max(), 1e-3)
+            np.testing.assert_allclose(
+                found[name] / scale, expected / scale, atol=2e-4, err_msg=name
+            )
+    logits = [np.load(folder / "evaluation/logits_test.npz")["logits"] for folder in (one, moved)]
+    np.testing.assert_allclose(*logits, atol=2e-3)
 
 
 def test_every_image_is_evaluated_once(ends):
