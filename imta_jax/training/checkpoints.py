@@ -147,6 +147,11 @@ class Checkpoints:
         """The name of the newest checkpoint, 0 where there is none."""
         return self._manager.latest_step() or 0
 
+    def forget_after(self, epoch: int) -> None:
+        """Deletes later checkpoints: a manager saves nothing that is older than its newest."""
+        for later in [found for found in self._manager.all_steps() if found > epoch]:
+            self._manager.delete(later)
+
     def meta(self, epoch: int) -> dict[str, Any]:
         """The JSON `meta` of a checkpoint."""
         return _meta(self._manager, epoch)

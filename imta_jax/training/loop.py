@@ -91,11 +91,17 @@ class EpochLoop:
           NonFiniteLossError: names the step and the exits whose loss was not finite.
           Interrupted: the process was told to stop, and all is saved.
         """
+        with listening() as stop:  # outermost: until the last checkpoint is written
+            state = self._run(state, stop)
+            if stop.is_due(self.total_epochs * self.steps_per_epoch + 1):
+                raise Interrupted(f"{self.phase} stopped after its last epoch, saved")
+        return state
+
+    def _run(self, state: TrainState, stop: StopRequest) -> TrainState:
         with (
             Checkpoints(self.folder) as checkpoints,
             Checkpoints(self.folder / PARTIAL, keep_best=False) as partial,
             MetricsLog(self.folder, self.phase) as log,
-            listening() as stop,
         ):
             state, done = checkpoints.restore_latest(state)
             state, begun = self._restore_partial(partial, state, done)
@@ -125,6 +131,8 @@ class EpochLoop:
         self, partial: Checkpoints, state: TrainState, done: int
     ) -> tuple[TrainState, list[ExitMetrics]]:
         """The state within the epoch after `done`, if one was saved, and metrics of its steps."""
+        # Those of a later epoch, whose own start was lost, would keep this one's from being saved.
+        partial.forget_after((done + 1) * self.steps_per_epoch)
         if partial.newest() <= done * self.steps_per_epoch:  # of an epoch that was finished
             return state, []
         found, step = partial.restore_latest(state)
