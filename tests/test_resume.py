@@ -305,7 +305,7 @@ def test_sigterm_saves_within_the_epoch_and_the_same_call_goes_on_there(
 def test_checkpoints_within_an_epoch_are_what_a_killed_run_goes_on_from(
     config, dataset, whole, tmp_path, monkeypatch, caplog
 ):
-    often = {**config, "checkpoint": {"every_steps": 1}}
+    often = {**config, "checkpoint": {**config["checkpoint"], "every_steps": 1}}
     batches = feed.train_batches
 
     def until_killed(split, preprocessing, *, epoch, **settings):
