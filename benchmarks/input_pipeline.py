@@ -1,0 +1,348 @@
+"""Measures the input pipelines, as ratios of contenders that take turns in one run.
+
+Photographs (ImageNet's training pipeline): processor time per image of ours, of Pillow doing the
+same work, and of parts of the work alone. Small images (CIFAR): time per training step fed from the
+device, by tf.data and by NumPy, against a batch that never changes. Memory: the most that a process
+takes which does nothing but make ImageNet's batches (Linux tells it).
+
+    python benchmarks/input_pipeline.py --out=benchmarks/results/input_pipeline.json \
+        --images=ROOT --images-name="ImageNet JPEGs" --cifar=cifar10.npz --cifar-name=CIFAR-10
+
+Files are read again and again, so from memory: what a disk or a network takes is not in it.
+"""
+
+import argparse
+import functools
+import itertools
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import flax
+import jax
+import numpy as np
+import PIL
+from PIL import Image
+
+from benchmarks import environment
+from benchmarks.environment import Measurements, clocks, memory_gb, spread, take_turns
+from configs import cifar10, imagenet, quickstart
+from imta_jax.data import Dataset, HostPipeline, epoch_plan, load_dataset, train_batches
+from imta_jax.data.rows import Rows, train_rows
+from imta_jax.data.sources.tfds import import_tfds
+from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.data.tf_decoding import plain
+from imta_jax.parallel import data_mesh, place_batch
+from imta_jax.training import new_phase_one
+from imta_jax.training.feed import Feed, host_feed, steps_per_dispatch, training_feed
+from imta_jax.training.objectives import ALL_PARAMETERS
+from imta_jax.training.optimizer import sgd
+from imta_jax.training.phases import phase_one_objective
+from imta_jax.training.state import TrainState, create_state
+from imta_jax.training.step import on_batches, train_step
+
+SEED, CLASSES = 0, 4
+FULL = {"images": 960, "batch_size": 64, "rounds": 6, "step_rounds": 24, "block": 3}
+FULL |= {"memory_batch_size": 256, "memory_batches": 32}
+QUICK = FULL | {"images": 320, "rounds": 3, "step_rounds": 8, "memory_batches": 20}
+TARGETS = {
+    "imagenet_vs_pillow": "at least 2",
+    "imagenet_vs_bare_decode": "at least 0.9",
+    "device_resident_overhead": "below 0.03",
+    "tf_data_vs_device": "at most 1.10",
+    "memory_peak_gb": "at most 4",
+}
+Batches = Iterator[np.ndarray]
+
+
+def find_jpegs(root: Path) -> list[Path]:
+    """The JPEGs of ROOT/SPLIT/CLASS, of all splits."""
+    found = sorted(p for p in root.glob("*/*/*") if p.suffix.lower() in (".jpg", ".jpeg"))
+    if len(found) < CLASSES:
+        raise FileNotFoundError(f"{root}: {len(found)} JPEGs in SPLIT/CLASS, at least 4 are needed")
+    return found
+
+
+def make_jpegs(folder: Path, count: int = 160) -> list[Path]:
+    """JPEGs of ImageNet's usual size, enlarged from the small images in the package."""
+    small = load_dataset(quickstart.get_config().data).splits["train"].images[:count, ..., 0]
+    files = [folder / f"{i}.jpg" for i in range(len(small))]
+    for pixels, file in zip(small, files, strict=True):
+        picture = Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC)
+        picture.convert("RGB").save(file, quality=90)
+    return files
+
+
+def link_tree(files: Sequence[Path], root: Path, images: int) -> Path:
+    """ROOT/SPLIT/CLASS of links: the files in turn to train on, one a class to judge with."""
+    for split, count in {"train": images, "validation": CLASSES, "test": CLASSES}.items():
+        for i, file in zip(range(count), itertools.cycle(files), strict=False):
+            folder = root / split / f"class_{i % CLASSES}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{i}.jpg").symlink_to(file.resolve())
+    return root
+
+
+def load_photographs(root: Path | str, image_size: int = 224) -> Dataset:
+    """A folder as ImageNet's config treats one; its index is not kept."""
+    config = imagenet.get_config().data
+    config.update(source=str(root), validation_split="auto", test_split="auto", index_dir="")
+    config.image_size = image_size
+    return load_dataset(config)
+
+
+def drawn_rows(dataset: Dataset, batch_size: int, epoch: int) -> tuple[np.ndarray, Rows]:
+    """Path and row of each image of an epoch, the same for every contender."""
+    train = dataset.splits["train"]
+    plan = epoch_plan(dataset.preprocessing, train.sizes, seed=SEED, epoch=epoch)
+    rows = train_rows(plan, batch_size=batch_size, start_step=0, steps=len(train) // batch_size)
+    return train.images.files[train.images.file_id[rows.index]], rows
+
+
+def our_batches(dataset: Dataset, batch_size: int, epoch: int) -> Batches:
+    """The training batches of imta_jax."""
+    train, draw = dataset.splits["train"], {"batch_size": batch_size, "seed": SEED, "epoch": epoch}
+    return (b.images for b in train_batches(train, dataset.preprocessing, **draw))
+
+
+def pillow_batches(dataset: Dataset, batch_size: int, epoch: int) -> Batches:
+    """The same images by Pillow, as torchvision's RandomResizedCrop does it, in one thread."""
+    paths, rows = drawn_rows(dataset, batch_size, epoch)
+    size, made = (dataset.preprocessing.size,) * 2, []
+    for path, (top, left, height, width), flip in zip(paths, rows.window, rows.flip, strict=True):
+        with Image.open(os.fsdecode(path)) as file:
+            window = file.convert("RGB").crop((left, top, left + width, top + height))
+        image = window.resize(size, Image.Resampling.BILINEAR)
+        made.append(np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image))
+        if len(made) == batch_size:
+            yield np.stack(made)
+            made = []
+
+
+def _shapes(decode: Callable[..., Any], dataset: Dataset, batch_size: int, epoch: int) -> Batches:
+    """Reads and decodes the same files; of the pixels only the shape is kept."""
+    tf, (paths, rows) = import_tensorflow(), drawn_rows(dataset, batch_size, epoch)
+    windows = tf.data.Dataset.from_tensor_slices((paths, rows.window.astype(np.int32)))
+    shapes = windows.map(
+        plain(lambda path, window: tf.shape(decode(tf, tf.io.read_file(path), window))),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    return shapes.batch(batch_size).prefetch(2).as_numpy_iterator()
+
+
+def _window(tf: Any, file: Any, window: Any) -> Any:
+    return tf.io.decode_and_crop_jpeg(file, window, channels=3, dct_method="INTEGER_ACCURATE")
+
+
+def _eighth(tf: Any, file: Any, window: Any) -> Any:
+    return tf.io.decode_jpeg(file, channels=1, ratio=8)
+
+
+CONTENDERS = {
+    "ours": our_batches,
+    "pillow": pillow_batches,
+    "bare_decode": functools.partial(_shapes, _window),
+    # Of whole files, and little more than that.
+    "entropy_decode": functools.partial(_shapes, _eighth),
+}
+
+
+def time_photographs(dataset: Dataset, batch_size: int, rounds: int) -> Measurements:
+    """Seconds per image [rounds, 2]: on the clock, and of the processor, all threads together."""
+    images = len(dataset.splits["train"]) // batch_size * batch_size
+
+    def timed(batches: Callable[..., Batches], epoch: int) -> np.ndarray:
+        start = clocks()
+        for _ in batches(dataset, batch_size, epoch):
+            pass
+        return (clocks() - start) / images
+
+    return take_turns({n: functools.partial(timed, c) for n, c in CONTENDERS.items()}, rounds)
+
+
+def pillow_difference(dataset: Dataset, batch_size: int) -> float:
+    """Mean absolute difference, 0 to 255, of an epoch's pixels by Pillow and by us."""
+    both = zip(*(CONTENDERS[n](dataset, batch_size, 0) for n in ("ours", "pillow")), strict=True)
+    return float(np.mean([np.abs(a.astype(int) - b).mean() for a, b in both]))
+
+
+def training_feeds(config: Mapping[str, Any]) -> tuple[dict[str, Feed], TrainState]:
+    """The contenders of a training step, all on one pure step, and a state for them to share."""
+    mesh, dataset = data_mesh(), load_dataset(config["data"])
+    objective, classifier = phase_one_objective(config), new_phase_one(config, dataset)
+    objective.set_mode(classifier)
+    # A low rate: many steps on noise must not end in numbers that are not finite.
+    tx = sgd(lambda step: 1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    graphdef, state = create_state(classifier, ALL_PARAMETERS, tx, mesh)
+    pixels = {"mean": dataset.mean, "std": dataset.std}
+    step = train_step(graphdef, objective, ALL_PARAMETERS, tx, **pixels)
+
+    def feed_of(**changes: Any) -> Feed:
+        changed = {**config, "data": {**config["data"], **changes}}
+        return training_feed(changed, "phase_one", dataset, step, mesh, state)
+
+    compiled = on_batches(step, mesh, state)  # one program for all with batches from outside
+    from_host = {name: feed_of(pipeline=name).items for name in ("tf_data", "numpy")}
+    batch = place_batch(next(iter(from_host["numpy"](0, 0))), mesh)
+    always = Feed("constant", lambda epoch, step: itertools.repeat(batch), lambda b: 1, compiled)
+    feeds = {"constant": always, "device": feed_of(pipeline="device")}
+    feeds |= {name: host_feed(name, items, compiled, mesh) for name, items in from_host.items()}
+    if steps_per_dispatch(config, mesh) > 1:  # on accelerators, where "device" does many at once
+        feeds["device_single_steps"] = feed_of(pipeline="device", steps_per_dispatch=1)
+    return feeds, state
+
+
+def time_steps(config: Mapping[str, Any], rounds: int, block: int) -> Measurements:
+    """Seconds per training step [rounds, 2] by each feed, in blocks of steps that take turns.
+
+    Feeds go on where their last block ended, their buffers full: what a batch costs its host falls
+    into the block that takes it, as the place it leaves is filled at once. Second: the processor's.
+    """
+    feeds, state = training_feeds(config)
+    block = max(block, steps_per_dispatch(config, data_mesh()))
+
+    def blocks(feed: Feed) -> Iterator[np.ndarray]:
+        nonlocal state
+        items = itertools.chain.from_iterable(feed.items(e, 0) for e in itertools.count())
+        while True:
+            start, steps = clocks(), 0
+            while steps < block:
+                item = next(items)
+                state, _ = feed.advance(state, item)
+                steps += feed.steps_of(item)
+            jax.block_until_ready(state)
+            yield (clocks() - start) / steps
+
+    running = {name: blocks(feed) for name, feed in feeds.items()}
+    return take_turns({n: lambda r, timed=b: next(timed) for n, b in running.items()}, rounds)
+
+
+def peak_memory(root: str, batch_size: int) -> dict[str, Any]:
+    """Memory of this process, GB, as it makes an epoch of batches; to be run in one of its own."""
+    import_tensorflow()
+    import_tfds(root)
+    after_imports = memory_gb("VmRSS")
+    dataset, host = load_photographs(root), HostPipeline()
+    after_indexing, train = memory_gb("VmHWM"), dataset.splits["train"]
+    draw = {"batch_size": batch_size, "seed": SEED, "epoch": 0, "host": host}
+    for step, _ in enumerate(train_batches(train, dataset.preprocessing, **draw)):
+        if step % 8 == 0:  # as a slow step would, let it run ahead as far as it may
+            _wait_while_growing()
+    peak = memory_gb("VmHWM")
+    return {
+        "part": "memory",
+        "batch_size": batch_size,
+        "batches": step + 1,
+        "after_imports_gb": after_imports,
+        "peak_of_indexing_gb": after_indexing,
+        "peak_gb": peak,
+        "above_imports_gb": round(peak - after_imports, 3),
+        "limit_gb": host.memory_limit_gb,
+    }
+
+
+def _wait_while_growing() -> None:
+    before = 0.0
+    while (now := memory_gb("VmRSS")) > before + 0.001:
+        before = now
+        time.sleep(1)
+
+
+def rows_of(photographs: Measurements, steps: Measurements) -> list[dict[str, Any]]:
+    """What is reported of each contender."""
+    rows: list[dict[str, Any]] = [
+        {
+            "part": "imagenet",
+            "contender": name,
+            "cpu_ms_per_image": spread(1e3 * seconds[:, 1]),
+            "images_per_second_per_core": spread(1 / seconds[:, 1])["median"],
+            "images_per_second_on_clock": spread(1 / seconds[:, 0])["median"],
+        }
+        for name, seconds in photographs.items()
+    ]
+    for name, seconds in steps.items():
+        clock, cpu = (spread(1e3 * one) for one in seconds.T)
+        row = {"part": "cifar", "feed": name, "ms_per_step": clock, "cpu_ms_per_step": cpu}
+        rows.append(row | {"to_constant": spread((seconds / steps["constant"])[:, 0])})
+    return rows
+
+
+def measure(
+    files: Sequence[Path], config: Mapping[str, Any], folder: Path, size: Mapping[str, int]
+) -> dict[str, Any]:
+    """Rows and summary of all three parts; links to the files are made in `folder`."""
+    root = link_tree(files, folder / "memory", size["memory_batches"] * size["memory_batch_size"])
+    memory = environment.in_own_process(peak_memory, str(root), size["memory_batch_size"])
+    dataset = load_photographs(link_tree(files, folder / "timed", size["images"]))
+    photographs = time_photographs(dataset, size["batch_size"], size["rounds"])
+    steps = time_steps(config, size["step_rounds"], size["block"])
+    cpu = {name: seconds[:, 1] for name, seconds in (photographs | steps).items()}
+    clock = {name: seconds[:, 0] for name, seconds in steps.items()}
+    ratios = {
+        "imagenet_vs_pillow": cpu["pillow"] / cpu["ours"],
+        "imagenet_vs_bare_decode": cpu["bare_decode"] / cpu["ours"],
+        "device_resident_overhead": clock["device"] / clock["constant"] - 1,
+        "device_resident_overhead_cpu": cpu["device"] / cpu["constant"] - 1,
+        "tf_data_vs_device": clock["tf_data"] / clock["device"],
+        "numpy_vs_device": clock["numpy"] / clock["device"],
+    }
+    summary = environment.medians(ratios) | {"memory_peak_gb": memory["peak_gb"]}
+    summary["pillow_mean_difference"] = pillow_difference(dataset, size["batch_size"])
+    rows = [*rows_of(photographs, steps), memory]
+    return {"targets": TARGETS, "rows": rows, "summary": summary}
+
+
+def random_cifar(path: Path) -> Path:
+    """An .npz of noise of CIFAR-10's shape; how long a step takes does not depend on the images."""
+    draw, arrays = np.random.default_rng(SEED), {}
+    for split, count in {"train": 50_000, "test": 10_000}.items():
+        arrays[f"{split}_images"] = draw.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        arrays[f"{split}_labels"] = np.arange(count) % 10
+    np.savez(path, **arrays)
+    return path
+
+
+def _size_of(file: Path) -> tuple[int, int]:
+    with Image.open(file) as picture:
+        return picture.size
+
+
+def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The whole result; temporary files lie in `folder`."""
+    config, given = cifar10.get_config(), arguments.images
+    config.model.preset = "quickstart" if arguments.quick else "cifar_5_exits"
+    config.data.source = arguments.cifar or str(random_cifar(folder / "noise.npz"))
+    files = find_jpegs(Path(given)) if given else make_jpegs(folder)
+    name = arguments.images_name if given else "enlarged Fashion-MNIST images as JPEGs, smooth ones"
+    width, height = np.median([_size_of(file) for file in files], axis=0)
+    data = {
+        "imagenet": f"{len(files)} {name}, median {height:.0f} x {width:.0f} pixels",
+        "cifar": arguments.cifar_name if arguments.cifar else "noise of CIFAR-10's shape",
+    }
+    found = measure(files, config.to_dict(), folder, QUICK if arguments.quick else FULL)
+    return {"seeds": [SEED], "data": data, "network": config.model.preset} | found
+
+
+def main() -> None:
+    """Measures, prints the tables and writes the result."""
+    parser = environment.argument_parser(__doc__)
+    parser.add_argument("--images", help="folder of ROOT/SPLIT/CLASS/*.jpg; default, made ones")
+    parser.add_argument("--images-name", default="JPEGs", help="what the result calls them")
+    parser.add_argument("--cifar", help=".npz of train_images, train_labels, ...; default, noise")
+    parser.add_argument("--cifar-name", default="an .npz", help="what the result calls it")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = run(arguments, Path(folder))
+    modules = (jax, flax, import_tensorflow(), PIL, np)
+    environment.write_result(arguments.out, modules, result)
+
+
+if __name__ == "__main__":
+    main()
