@@ -42,8 +42,7 @@ from imta_jax.training import EXIT_CODE
 KILLS, QUICK_KILLS, SIGTERM_SHARE, SEED = 25, 5, 0.3, 0
 LIMIT = 300.0  # seconds; no small run takes as long
 HELD_OUT, STEPS, BATCH = 24, 5, 16
-# `published` trains the transfers and moves the statistics: more state that could get lost. A save
-# every 2 of 5 steps: told to stop during an epoch's second, a run stops at the epoch's last step.
+# `published` trains the transfers and moves the statistics: more state that could get lost.
 OPTIONS = f"""
     --config=configs/quickstart.py:published --config.checkpoint.every_steps=2
     --config.model.num_exits=2 --config.model.channels=4 --config.model.growth_rate=2
@@ -94,7 +93,7 @@ class Moment:
     delay: float  # seconds; the longest, until it is drawn
     line: str = ""
     path: str = ""
-    sent: signal.Signals = signal.SIGKILL
+    sent: signal.Signals | None = None  # until it is drawn
 
 
 def _of_phase(stage: int, phase: str, epochs: int) -> list[Moment]:
@@ -110,6 +109,8 @@ def _of_phase(stage: int, phase: str, epochs: int) -> list[Moment]:
 
 # How many of which moments a run gets.
 MOMENTS = (
+    # Told to stop while the last step but one is saved, a run stops after the epoch's last.
+    (1, [Moment(1, 0.05, path=f"phase_one/partial/*4{UNFINISHED[1:]}", sent=signal.SIGTERM)]),
     (2, _of_phase(1, "phase_one", epochs=3)),
     (1, [Moment(2, 1.0, line=r"phase_one epoch (\d+)/\1:")]),
     (2, _of_phase(3, "phase_two", epochs=2)),
@@ -127,7 +128,8 @@ def draw_moments(rng: np.random.Generator, most: int, run_seconds: float) -> lis
         drawn.insert(rng.integers(len(drawn) + 1), Moment(len(STAGES) - 1, longest))
     for i, moment in enumerate(drawn):
         sent = signal.SIGTERM if rng.random() < SIGTERM_SHARE else signal.SIGKILL
-        drawn[i] = dataclasses.replace(moment, delay=rng.uniform(0, moment.delay), sent=sent)
+        delay, sent = rng.uniform(0, moment.delay), moment.sent or sent
+        drawn[i] = dataclasses.replace(moment, delay=delay, sent=sent)
     return [drawn[i] for i in sorted(rng.permutation(len(drawn))[:most])]
 
 

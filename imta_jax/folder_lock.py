@@ -19,9 +19,18 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
     Raises:
       BlockingIOError: another process holds it; says which.
+      OSError: it cannot be made or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"--workdir={folder} is no folder that can be made and written ({error.strerror}); give"
+            " another",
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

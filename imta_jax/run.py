@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 
 MODES = ("all", "doctor", "data", "phase_one", "phase_two", "evaluate", "report")
 
+# Parts of a config that change no result, and may change when a run goes on.
+_FREE_PARTS = ("log", "checkpoint")
+
 
 def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str = "all") -> None:
     """Does the steps of a run that are not yet done; the same call goes on after an interruption.
@@ -102,8 +105,11 @@ def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:
     dataset = _prepare(config)
     # Only now: a run that was refused leaves no folder.
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
-        if is_first_process() and not _is_begun(config, workdir):
-            write_json(workdir / "config.json", _plain(config))
+        if is_first_process():
+            for part in workdir.rglob(".*.partial"):  # of a run that was killed while it wrote
+                part.unlink()
+            if not _is_begun(config, workdir):
+                write_json(workdir / "config.json", _plain(config))
         for step in due:
             step(config, dataset, workdir)
         wait_for_all("a run's steps are done")
@@ -119,11 +125,18 @@ def _prepare(config: Mapping[str, Any]) -> Dataset:
 
 
 def _is_begun(config: Mapping[str, Any], workdir: Path) -> bool:
-    """Whether the folder holds a config.json; a ValueError unless that is this config."""
+    """Whether the folder holds a config.json; a ValueError unless that is this config.
+
+    Only what changes no result may differ.
+    """
     path = workdir / "config.json"
     if not path.exists():
         return False
-    differences = _different_fields(json.loads(path.read_text()), _plain(config))
+    theirs, ours = (
+        {name: part for name, part in whole.items() if name not in _FREE_PARTS}
+        for whole in (json.loads(path.read_text()), _plain(config))
+    )
+    differences = _different_fields(theirs, ours)
     if differences:
         raise ValueError(
             f"{workdir} belongs to a run with another config; use another --workdir, or the same "

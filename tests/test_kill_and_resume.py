@@ -15,7 +15,14 @@ import pandas as pd
 import pytest
 
 from benchmarks import kill_and_resume
-from benchmarks.kill_and_resume import Moment, differences, draw_moments, run_killed, stage_of
+from benchmarks.kill_and_resume import (
+    UNFINISHED,
+    Moment,
+    differences,
+    draw_moments,
+    run_killed,
+    stage_of,
+)
 
 
 def save_arrays(folder, **arrays):
@@ -222,7 +229,7 @@ if (run / 'begun').exists(): sys.exit()
 
 def test_a_short_proof(tmp_path, monkeypatch):
     moments = [
-        Moment(1, 0.1, path=f"phase_one/partial/{kill_and_resume.UNFINISHED}"),
+        Moment(1, 0.1, path=f"phase_one/partial/{UNFINISHED}", sent=signal.SIGKILL),
         Moment(1, 0.0, line=r"phase_one epoch 1/", sent=signal.SIGTERM),
     ]
     shorter = kill_and_resume.OPTIONS.replace("two.total_epochs=2", "two.total_epochs=1")

@@ -334,3 +334,26 @@ def test_two_runs_in_one_folder_are_refused(config, tmp_path):
         run(config, tmp_path)
     with only_run_in(tmp_path):
         pass
+
+
+def test_a_run_stopped_after_an_epochs_last_step_goes_on_to_its_results(
+    config, whole, tmp_path, monkeypatch
+):
+    batches = feed.train_batches
+
+    def terminated(split, preprocessing, *, epoch, **settings):
+        for i, batch in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
+            if epoch == 0 and i == 2:  # of three
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feed, "train_batches", terminated)
+        with pytest.raises(Interrupted, match="phase_one stopped at step 3 of epoch 1, saved"):
+            run(config, tmp_path)
+    left = tmp_path / "evaluation" / ".logits_test.npz.1.partial"
+    left.parent.mkdir()
+    left.write_bytes(b"of a run that was killed while it wrote")
+    run(config, tmp_path)
+    assert_same_phase(tmp_path / "phase_one", whole / "phase_one", 3)
+    assert (tmp_path / "results.json").exists() and not left.exists()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+from imta_jax.data.sources import SourceRequest
 from imta_jax.parallel import data_mesh
 from imta_jax.run import run
 from imta_jax.training import phases
@@ -142,3 +143,23 @@ def test_errors_of_other_kinds_are_not_taken_for_the_disks(tmp_path):
         raise ValueError("a bug")
     with pytest.raises(ValueError, match="valid, the closest first: continue, stop"):
         WriteErrors("contineu")
+
+
+def test_what_changes_no_result_may_change_when_a_run_goes_on(source, tmp_path):
+    run(tiny_run.tiny_config(source), tmp_path, "phase_one")
+    looked_at = {"log__profile_steps": (1, 2), "checkpoint__on_write_error": "continue"}
+    run(tiny_run.tiny_config(source, **looked_at), tmp_path, "phase_one")
+    with pytest.raises(ValueError, match=r"config\.seed: the folder's 0, now 1"):
+        run(tiny_run.tiny_config(source, seed=1, **looked_at), tmp_path, "phase_one")
+
+
+def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"--workdir=.*file is no folder that can be made"):
+        run(tiny_run.tiny_config(source), tmp_path / "file", "phase_one")
+
+
+@pytest.mark.parametrize("share", [-0.1, 5])
+def test_a_share_of_undecodable_images_lies_in_0_to_1(share):
+    with pytest.raises(ValueError, match=r"max_undecodable is .*, expected a share, 0 to 1"):
+        SourceRequest("somewhere", max_undecodable=share)

@@ -267,7 +267,10 @@ def _describe_phases(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]
             described[name] = {
                 "epochs": trained[-1]["epoch"],
                 "steps": trained[-1]["step"],
-                "seconds": sum(images / row["images_per_second"] for row in trained),
+                # An epoch that was stopped after its last step went on without any: it has no pace.
+                "seconds": sum(
+                    images / row["images_per_second"] for row in trained if row["images_per_second"]
+                ),
                 "final_learning_rate": trained[-1]["learning_rate"],
                 "checkpoint_epoch": read_meta(workdir / name, config["evaluation"]["checkpoint"])[
                     "epoch"

@@ -39,6 +39,12 @@ class SourceRequest:
     index_dir: str = ""
     max_undecodable: float = 0.01
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_undecodable <= 1:
+            raise ValueError(
+                f"config.data.max_undecodable is {self.max_undecodable}, expected a share, 0 to 1"
+            )
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, encoded: bool) -> "SourceRequest":
         """Takes the fields of `config.data` that are there."""
