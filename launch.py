@@ -53,11 +53,12 @@ def _set_up() -> None:
 def main(argv: list[str]) -> None:
     """Runs the steps of a run that are not yet done, or the one that `--mode` names."""
     from imta_jax.run import run
-    from imta_jax.training import EXIT_CODE, Interrupted
+    from imta_jax.training import EXIT_CODE, Interrupted, exit_when_told
 
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     _set_up()
+    exit_when_told()
     try:
         run(_CONFIG.value, Path(_WORKDIR.value), _MODE.value)
     except Interrupted as stopped:

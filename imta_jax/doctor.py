@@ -122,9 +122,13 @@ def _memory(
     images = phase["batch_size"] // mesh.size // phase["accumulate_parts"]
     parameters = _bytes(nnx.state(classifier, nnx.Param)) // mesh.shape["parameters"]
     kept = activation_bytes(classifier, phase_one_objective(config), images)
+    train = dataset.splits["train"].images
+    here = training_pipeline(config["data"], dataset, mesh) == "device"
+    images_bytes = train.nbytes if here else 0
     yield "parameters, momentum, gradient", _size(3 * parameters)
+    yield "training images that live there", _size(images_bytes)
     yield f"activations kept for {images} images", _size(kept)
-    yield "together", _size(3 * parameters + kept)
+    yield "together", _size(3 * parameters + images_bytes + kept)
     yield "note", "before the compiler saves some of it; buffers of single operations come on top"
 
 

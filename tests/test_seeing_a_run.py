@@ -15,6 +15,7 @@ from imta_jax.parallel import data_mesh
 from imta_jax.run import run
 from imta_jax.training import phases
 from imta_jax.training.checkpoints import Checkpoints
+from imta_jax.training.interruption import StopRequest
 from imta_jax.training.interval import IntervalLines
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.profiling import StepProfiler
@@ -82,25 +83,32 @@ def test_steps_to_profile_that_are_not_in_order_are_refused(steps, tmp_path):
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 # As orbax's storage tells it.
-STORAGE = ValueError("RESOURCE_EXHAUSTED: Error writing local file: [os_error_code='28']")
+STORAGE = ValueError(f"RESOURCE_EXHAUSTED: Error writing {'a/' * 200} [os_error_code='28']")
+
+
+def refuse_saves(patch, error, names=None):
+    """Makes saving fail, for these names or for all."""
+    save = Checkpoints.save
+
+    def refuse(self, name, *arguments):
+        if names is None or name in names:
+            raise error
+        save(self, name, *arguments)
+
+    patch.setattr(Checkpoints, "save", refuse)
 
 
 @pytest.mark.parametrize("error", [FULL, STORAGE])
 def test_a_full_disk_stops_the_run_with_what_to_do_and_loses_nothing(
     error, source, tmp_path, monkeypatch
 ):
-    save = Checkpoints.save
-
-    def refuse(self, epoch, *arguments):
-        if epoch == 2:
-            raise error
-        save(self, epoch, *arguments)
-
     config = tiny_run.tiny_config(source)
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", refuse)
-        with pytest.raises(OSError, match=r"a checkpoint cannot be written .*Make room"):
+        refuse_saves(patch, error, names=[2])
+        message = r"a checkpoint cannot be written .*No space left on device\)\. Make room"
+        with pytest.raises(OSError, match=message) as told:
             run(config, tmp_path, "phase_one")
+        assert told.value.errno == errno.ENOSPC
     run(config, tmp_path, "phase_one")
     assert phases.phase_is_finished(config.to_dict(), tmp_path, "phase_one")
 
@@ -108,15 +116,8 @@ def test_a_full_disk_stops_the_run_with_what_to_do_and_loses_nothing(
 def test_a_full_disk_is_borne_if_the_config_says_so_but_never_in_silence(
     source, tmp_path, monkeypatch, caplog
 ):
-    save = Checkpoints.save
-
-    def refuse(self, epoch, *arguments):
-        if epoch == 2:
-            raise STORAGE
-        save(self, epoch, *arguments)
-
     config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
-    monkeypatch.setattr(Checkpoints, "save", refuse)
+    refuse_saves(monkeypatch, STORAGE, names=[2])
     with caplog.at_level(logging.ERROR, "imta_jax"):
         run(config, tmp_path, "phase_one")
     assert "a checkpoint cannot be written" in caplog.text and "going on without" in caplog.text
@@ -126,11 +127,34 @@ def test_a_full_disk_is_borne_if_the_config_says_so_but_never_in_silence(
 def test_without_its_last_checkpoint_a_phase_is_not_done_whatever_the_policy(
     source, tmp_path, monkeypatch
 ):
-    def refuse(self, *arguments):
-        raise FULL
+    config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
+    refuse_saves(monkeypatch, FULL)
+    with pytest.raises(OSError, match="a checkpoint cannot be written"):
+        run(config, tmp_path, "phase_one")
+
+
+def test_saving_that_fails_in_the_background_costs_no_other_checkpoint(
+    source, tmp_path, monkeypatch, caplog
+):
+    wait, failures = Checkpoints.wait, [STORAGE]
+
+    def fails_once(self):
+        wait(self)
+        if self.newest() == 1 and failures:
+            raise failures.pop()
 
     config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
-    monkeypatch.setattr(Checkpoints, "save", refuse)
+    monkeypatch.setattr(Checkpoints, "wait", fails_once)
+    with caplog.at_level(logging.ERROR, "imta_jax"):
+        run(config, tmp_path, "phase_one")
+    assert "going on without" in caplog.text
+    assert {path.name for path in (tmp_path / "phase_one").glob("[0-9]")} >= {"2", "3"}
+
+
+def test_what_was_not_saved_is_not_called_saved(source, tmp_path, monkeypatch):
+    config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
+    refuse_saves(monkeypatch, FULL)
+    monkeypatch.setattr(StopRequest, "is_due", lambda self, step: step == 2)
     with pytest.raises(OSError, match="a checkpoint cannot be written"):
         run(config, tmp_path, "phase_one")
 

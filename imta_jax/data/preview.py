@@ -45,24 +45,25 @@ def write_preview(
       seed: of the order and the augmentation.
       mesh: the devices.
     """
-    host = HostPipeline.from_config(settings)
-    arguments = {"batch_size": batch_size, "seed": seed, "host": host}
-    train = _first(_host_batches(dataset, settings, arguments))
+    host, count = HostPipeline.from_config(settings), len(dataset.splits["train"])
+    drawn = {"seed": seed, "host": host}
+    shown = {"batch_size": min(_SHOWN, count), **drawn}
+    train = next(_host_batches(dataset, settings, shown))
     split = dataset.splits["validation"]
-    validation = _first(eval_batches(split, dataset.preprocessing, _SHOWN, host=host))
+    validation = next(eval_batches(split, dataset.preprocessing, _SHOWN, host=host))
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(
         folder / "preview.npz",
-        train_images=train.images[:_SHOWN],
-        train_labels=train.labels[:_SHOWN],
+        train_images=train.images,
+        train_labels=train.labels,
         validation_images=validation.images[validation.mask],
         validation_labels=validation.labels[validation.mask],
     )
-    batches = (
-        _device_batches(dataset, batch_size, seed, mesh)
-        if pipeline == "device"
-        else _host_batches(dataset, settings, arguments)
-    )
+    batch_size = min(batch_size, count)  # there is no training to refuse here
+    if pipeline == "device":
+        batches = _device_batches(dataset, batch_size, seed, mesh)
+    else:
+        batches = _host_batches(dataset, settings, {"batch_size": batch_size, **drawn})
     summary = {
         **_describe(dataset, settings),
         "pipeline": {"name": pipeline, "batch_size": batch_size, **_measure(batches, batch_size)},
@@ -73,10 +74,6 @@ def write_preview(
         },
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-
-
-def _first(batches: Iterator[Batch]) -> Batch:
-    return next(iter(batches))
 
 
 def _host_batches(

@@ -7,7 +7,7 @@ from imta_jax.training.checkpoints import (
     restore_model,
 )
 from imta_jax.training.feed import training_pipeline
-from imta_jax.training.interruption import EXIT_CODE, Interrupted
+from imta_jax.training.interruption import EXIT_CODE, Interrupted, exit_when_told
 from imta_jax.training.loop import EpochLoop, NonFiniteLossError
 from imta_jax.training.objectives import PhaseOneObjective, PhaseTwoObjective
 from imta_jax.training.phases import (
@@ -37,6 +37,7 @@ __all__ = [
     "check_training_data",
     "check_which",
     "evaluation_batch_size",
+    "exit_when_told",
     "load_classifier",
     "mesh_of",
     "new_phase_one",

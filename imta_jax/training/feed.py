@@ -1,10 +1,8 @@
 """How the images of an epoch reach the compiled step: batch by batch, or from the device itself."""
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
 from imta_jax.data import (
@@ -27,7 +25,7 @@ from imta_jax.training.state import TrainState
 from imta_jax.training.step import TrainStep, on_batches, on_resident
 from imta_jax.types import Batch
 
-_log = logging.getLogger(__name__)
+PHASES = ("phase_one", "phase_two")
 
 
 class Feed(NamedTuple):
@@ -147,11 +145,10 @@ def training_pipeline(settings: Mapping[str, Any], dataset: Dataset, mesh: Mesh)
 
 def epoch_arguments(config: Mapping[str, Any], phase: str) -> dict[str, Any]:
     """What decides an epoch's batches besides its number: seed, batch size, share."""
-    phases = ("phase_one", "phase_two")
     return {
         "batch_size": config[phase]["batch_size"],
         # The phases see the images in different orders, each reproducible from the one seed.
-        "seed": 2 * config["seed"] + phases.index(phase),
+        "seed": 2 * config["seed"] + PHASES.index(phase),
         "share": Share(*process_share()),
     }
 
@@ -162,5 +159,5 @@ def steps_per_dispatch(config: Mapping[str, Any], mesh: Mesh) -> int:
     if wish < 0:
         raise ValueError(f"config.data.steps_per_dispatch is {wish}, expected 0 (auto) or more")
     # On a processor a dispatch costs nothing beside a step, and a bar that moves is worth more.
-    alone = jax.devices()[0].platform == "cpu"
-    return wish or (1 if alone else look)
+    on_processor = mesh.devices.flat[0].platform == "cpu"
+    return wish or (1 if on_processor else look)

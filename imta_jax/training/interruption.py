@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -14,6 +15,15 @@ EXIT_CODE = 75
 
 class Interrupted(Exception):
     """Training stopped as it was told to, after saving; the same command goes on."""
+
+
+def exit_when_told() -> None:
+    """Makes SIGTERM end the process with `EXIT_CODE` wherever nothing is being trained.
+
+    Of several processes JAX's runtime hears the signal itself, and keeps it.
+    """
+    if jax.process_count() == 1:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_CODE))
 
 
 class StopRequest:

@@ -111,21 +111,47 @@ class EpochLoop:
                 state = self._train_epoch(state, epoch, begun, partial, log, stop)
                 begun = []
                 top1 = self._validate_epoch(state, epoch, log)
-                self._save_epoch(checkpoints, state, epoch, top1)
+                self._save_epoch(checkpoints, partial, state, epoch, top1)
                 # The last epoch's pace: the first one also compiled.
                 left = (time.perf_counter() - start) * (self.total_epochs - epoch - 1)
                 log_epoch(self.phase, epoch + 1, self.total_epochs, top1, left)
         return state
 
     def _save_epoch(
-        self, checkpoints: Checkpoints, state: TrainState, epoch: int, top1: list[float]
+        self,
+        checkpoints: Checkpoints,
+        partial: Checkpoints,
+        state: TrainState,
+        epoch: int,
+        top1: list[float],
     ) -> None:
-        last = epoch + 1 == self.total_epochs
         meta = {**self.meta, "epoch": epoch + 1, "validation_top1": top1}
-        with self.write_errors.writing("a checkpoint", self.folder, needed=last):
-            checkpoints.save(epoch + 1, state, meta, float(np.mean(top1)))
-            if last:  # what the next step of the run is made of
-                checkpoints.wait()
+        self._settle(partial)
+        # The last one is what the next step of the run is made of.
+        last = epoch + 1 == self.total_epochs
+        self._save(checkpoints, epoch + 1, state, meta, float(np.mean(top1)), needed=last)
+
+    def _save(
+        self,
+        into: Checkpoints,
+        name: int,
+        state: TrainState,
+        meta: Mapping[str, Any],
+        top1: float,
+        *,
+        needed: bool,
+    ) -> None:
+        """Saves in the background or, what is needed, before it returns."""
+        self._settle(into)
+        with self.write_errors.writing("a checkpoint", into.folder, needed=needed):
+            into.save(name, state, meta, top1)
+            if needed:
+                into.wait()
+
+    def _settle(self, into: Checkpoints) -> None:
+        """Waits for what was saved before: its failure must not keep the next from being saved."""
+        with self.write_errors.writing("a checkpoint", into.folder):
+            into.wait()
 
     def _restore_partial(
         self, partial: Checkpoints, state: TrainState, done: int
@@ -167,7 +193,7 @@ class EpochLoop:
                 collected += fetched
                 self.lines.add(before + at, fetched, waiting.seconds)
             if told or due:
-                self._save_partial(partial, state, before + at, collected)
+                self._save_partial(partial, state, before + at, collected, needed=told)
             if told:
                 raise Interrupted(f"{self.phase} stopped at step {at} of epoch {epoch + 1}, saved")
         collected += self._fetch(state, pending)
@@ -200,11 +226,16 @@ class EpochLoop:
         return every > 0 and at < self.steps_per_epoch and at // every > (at - steps) // every
 
     def _save_partial(
-        self, partial: Checkpoints, state: TrainState, step: int, collected: list[ExitMetrics]
+        self,
+        partial: Checkpoints,
+        state: TrainState,
+        step: int,
+        collected: list[ExitMetrics],
+        *,
+        needed: bool,
     ) -> None:
         rows = {name: [np.asarray(getattr(m, name)).tolist() for m in collected] for name in _SAVED}
-        with self.write_errors.writing("a checkpoint", self.folder / PARTIAL):
-            partial.save(step, state, {**self.meta, **rows}, 0.0)
+        self._save(partial, step, state, {**self.meta, **rows}, 0.0, needed=needed)
 
     def _validate_epoch(self, state: TrainState, epoch: int, log: MetricsLog) -> list[float]:
         measured = self.validate(state)

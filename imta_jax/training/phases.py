@@ -23,7 +23,7 @@ from imta_jax.models import (
 from imta_jax.parallel import check_batch_size, data_mesh, place_batch, process_share
 from imta_jax.techniques import EQUILIBRIUM_REACHES
 from imta_jax.training.checkpoints import check_which, has_readable_epoch, restore_model
-from imta_jax.training.feed import check_feed, training_feed
+from imta_jax.training.feed import PHASES, check_feed, training_feed
 from imta_jax.training.interval import IntervalLines
 from imta_jax.training.loop import EpochLoop
 from imta_jax.training.objectives import (
@@ -40,8 +40,6 @@ from imta_jax.training.step import make_eval_step, train_step
 from imta_jax.training.write_errors import WriteErrors
 
 _log = logging.getLogger(__name__)
-
-PHASES = ("phase_one", "phase_two")
 
 
 def new_phase_one(config: Mapping[str, Any], dataset: Dataset) -> MultiExitClassifier:

@@ -10,7 +10,7 @@ _log = logging.getLogger(__name__)
 
 
 class StepProfiler:
-    """Traces from step A to step B of a phase, on the first process that asks.
+    """Traces from step A to step B of a phase, each process its own devices; ends with an epoch.
 
     Args:
       folder: the trace goes to its `profile`.

@@ -157,7 +157,10 @@ def _batch_of(split: ResidentSplit, rows: ResidentRows, i: jax.Array | int) -> B
 
 def _all_finite(tree: Any) -> jax.Array:
     # Not the norm: that of large but finite gradients overflows.
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+    flags = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
+    # Not flags.all(): XLA makes it a chain of ands and copies that into every array it guards, so
+    # that compiling takes time with the square of their number.
+    return flags[jnp.argmin(flags)]
 
 
 def _advance_if_finite(before: TrainState, after: TrainState, finite: jax.Array) -> TrainState:

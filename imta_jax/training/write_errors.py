@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import errno
 import logging
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,15 +50,26 @@ class WriteErrors:
         try:
             yield
         except (OSError, ValueError) as error:
-            told = str(error).partition("\n")[0][:300]
-            if not isinstance(error, OSError) and not any(mark in told for mark in _MARKS):
+            if not isinstance(error, OSError) and not any(mark in str(error) for mark in _MARKS):
                 raise
+            number, told = _cause(error)
             message = f"{what} cannot be written to {folder} ({told})"
             if self.policy == "continue" and not needed:
                 _log.error("%s; going on without it", message)
                 return
             raise OSError(
-                getattr(error, "errno", None) or errno.EIO,
+                number,
                 f"{message}. Make room, or make the folder writable, then start the same command:"
                 " it goes on from the last checkpoint that was written",
             ) from error
+
+
+def _cause(error: Exception) -> tuple[int, str]:
+    """The system's number of an error and what it means, out of orbax's long text too."""
+    number = getattr(error, "errno", None)
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    if number is None and found:
+        number = int(found[1])
+    if number is None:
+        return errno.EIO, str(error).partition("\n")[0][:300]
+    return number, os.strerror(number)
