@@ -16,6 +16,7 @@ RANKS = {
     "types": 0,
     "errors": 0,
     "folder_lock": 0,
+    "convolution": 0,
     "layers": 0,
     "pixels": 0,
     "progress_bar": 0,

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.extend import core
 
+from imta_jax.convolution import convolve
 from imta_jax.models import MultiExitClassifier
 
 
@@ -118,6 +119,10 @@ def _costs_at_exits(
 
 def _count(eqn: core.JaxprEqn, values: _Values, tally: _Tally) -> None:
     """Counts one equation, or those of the jaxpr that it calls."""
+    if eqn.params.get("name") == convolve.__name__:
+        tally.macs += _convolve_macs(eqn)
+        values.data.update(eqn.outvars)
+        return
     inner = _called(eqn.params)
     if inner is not None:
         _count_call(eqn, inner, values, tally)
@@ -181,6 +186,12 @@ def _count_operation(eqn: core.JaxprEqn, values: _Values, tally: _Tally) -> None
         tally.extra_ops += out.size * math.prod(eqn.params["window_dimensions"])
     elif name in ("reduce_sum", "reduce_max") and _is_global_pool(eqn):
         tally.extra_ops += eqn.invars[0].aval.size
+
+
+def _convolve_macs(eqn: core.JaxprEqn) -> int:
+    """Those of the convolution that was asked for, in whatever form it is computed."""
+    kernel = eqn.invars[1].aval
+    return eqn.outvars[0].aval.size * (kernel.size // kernel.shape[-1])
 
 
 def _conv_macs(eqn: core.JaxprEqn) -> int:

@@ -5,11 +5,13 @@ layers belong to the heads; gradient equilibrium belongs to the driver (`classif
 """
 
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from imta_jax.convolution import convolve
 from imta_jax.layers import ConvBNReLU, Initialization, initialization
 from imta_jax.models.plan import Branch, Layer, NetworkPlan
 
@@ -59,6 +61,19 @@ class Bottleneck(nnx.Module):
         return self.expand(self.reduce(x))
 
 
+def _reduced_together(x: jax.Array, bottlenecks: Sequence[Bottleneck]) -> list[jax.Array]:
+    """What each bottleneck makes of x [N, H, W, inputs] before its 3x3 convolution.
+
+    Their 1x1 convolutions are done as one of concatenated filters: x is read once, and the product
+    is wider than a processor's vectors, which one branch alone often is not.
+    """
+    widths = [bottleneck.reduce.norm.num_features for bottleneck in bottlenecks]
+    kernel = jnp.concatenate([b.reduce.conv.kernel[...] for b in bottlenecks], axis=-1)
+    maps = jnp.split(convolve(x, kernel), list(itertools.accumulate(widths))[:-1], axis=-1)
+    norms = (bottleneck.reduce.norm for bottleneck in bottlenecks)
+    return [jax.nn.relu(norm(y)) for norm, y in zip(norms, maps, strict=True)]
+
+
 class MultiScaleLayer(nnx.Module):
     """A dense layer at all live scales: input, strided and normal branch are concatenated."""
 
@@ -73,20 +88,33 @@ class MultiScaleLayer(nnx.Module):
 
     def __call__(self, state: State) -> State:
         """Maps the live maps, finest first, to those of the scales that stay alive."""
-        dropped = len(state) - len(self.normal)
-        # Where no scale is dropped the finest has no finer map to read: one strided branch less.
-        without_strided = len(self.normal) - len(self.strided)
+        strided, normal = self._branches(state)
         outputs = []
-        for scale, normal in enumerate(self.normal):
-            x = state[scale + dropped]
-            parts = [x, normal(x)]
-            if scale >= without_strided:
-                strided = self.strided[scale - without_strided]
-                parts.insert(1, strided(state[scale + dropped - 1]))
-            outputs.append(jnp.concatenate(parts, axis=-1))
+        for x, *parts in zip(state[-len(normal) :], strided, normal, strict=True):
+            outputs.append(jnp.concatenate([x, *(y for y in parts if y is not None)], axis=-1))
         if self.transition:
             outputs = [shrink(x) for shrink, x in zip(self.transition, outputs, strict=True)]
         return tuple(outputs)
+
+    def _branches(self, state: State) -> tuple[list[jax.Array | None], list[jax.Array | None]]:
+        """The strided and the normal branch's output per scale that stays alive.
+
+        A map is read by its own scale's normal branch and by the next coarser one's strided branch.
+        """
+        dropped = len(state) - len(self.normal)
+        # Where no scale is dropped the finest has no finer map to read: one strided branch less.
+        without_strided = len(self.normal) - len(self.strided)
+        strided, normal = ([None] * len(self.normal) for _ in range(2))
+        for scale, x in enumerate(state, start=-dropped):
+            readers = []
+            if scale >= 0:
+                readers.append((normal, scale, self.normal[scale]))
+            if without_strided <= scale + 1 < len(self.normal):
+                readers.append((strided, scale + 1, self.strided[scale + 1 - without_strided]))
+            reduced = _reduced_together(x, [bottleneck for _, _, bottleneck in readers])
+            for (outputs, at, bottleneck), y in zip(readers, reduced, strict=True):
+                outputs[at] = bottleneck.expand(y)
+        return strided, normal
 
 
 class ExitFeatures(nnx.Module):

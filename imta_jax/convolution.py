@@ -1,0 +1,134 @@
+"""How convolutions are computed: the same sums, in the form that compilers turn into fast code.
+
+Networks of many narrow convolutions, as MSDNet's, leave most of a processor idle when each is
+handed to XLA as it is. The forms here were chosen by measurement; `benchmarks/PROFILE.md` has the
+numbers. Every form is a sum of the same products, so costs do not depend on it:
+`imta_jax.evaluation.exit_costs` counts a call of `convolve` by its shapes, not by what is inside.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Below this many outputs XLA's processor code falls back to single numbers (a vector holds 8).
+_NARROW_OUTPUTS = 8
+# Maps of at most so many pixels are read as patches when they are strided.
+_FEW_PIXELS = 16
+
+
+@functools.partial(jax.jit, static_argnames="stride")
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Square convolution, padded by k // 2 zeros on every side ('SAME' differs at stride 2).
+
+    Args:
+      x: [N, H, W, I].
+      kernel: [k, k, I, O], k odd.
+      stride: 1 or 2.
+
+    Returns:
+      [N, ceil(H / stride), ceil(W / stride), O], in the wider type of the two.
+    """
+    dtype = jnp.promote_types(x.dtype, kernel.dtype)
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    size, outputs = kernel.shape[0], kernel.shape[3]
+    if size == 1 and stride == 1:
+        return _as_matrix_product(x, kernel)
+    if stride == 2 and x.shape[1] * x.shape[2] <= _FEW_PIXELS:
+        return _of_patches(x, kernel)
+    if size == 3 and stride == 1 and outputs < _NARROW_OUTPUTS and x.shape[2] % 2 == 0:
+        return _narrow(x, kernel)
+    return _plain(x, kernel, stride)
+
+
+def _plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    padding = [(kernel.shape[0] // 2,) * 2] * 2
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT
+    )
+
+
+def _as_matrix_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 1x1 convolution over rows of pixels: as a convolution it takes 2 to 4 times as long."""
+    rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return rows.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def _of_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One matrix product over patches, at stride 2.
+
+    XLA's input gradient of that convolution took 17 ms on a processor core where this takes 2 ms
+    (batch 64, 4x4x128 to 2x2x128).
+    """
+    k = kernel.shape[0]
+    rows, columns = (-(-side // 2) for side in x.shape[1:3])
+    padded = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
+    patches = [
+        padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
+        for i in range(k)
+        for j in range(k)
+    ]
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+@jax.custom_vjp
+def _narrow(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 3x3 convolution with few outputs: on processors two columns at a time."""
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=_of_column_pairs, default=functools.partial(_plain, stride=1)
+    )
+
+
+def _narrow_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _narrow(x, kernel), (x, kernel)
+
+
+def _narrow_backward(
+    inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    # Chosen per platform here too: what the branches keep for the gradient could not be shared.
+    def backward_of(form):
+        return lambda x, kernel, gradient: jax.vjp(form, x, kernel)[1](gradient)
+
+    return jax.lax.platform_dependent(
+        *inputs,
+        gradient,
+        cpu=backward_of(_of_column_pairs),
+        default=backward_of(functools.partial(_plain, stride=1)),
+    )
+
+
+_narrow.defvjp(_narrow_forward, _narrow_backward)
+
+
+def _of_column_pairs(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves 3x3 with two neighbouring columns as one of twice the channels.
+
+    A pair of output columns sees four input columns, so a third of the products are with zeros,
+    and still the time halves: [N, H, W/2, 4 I] with a 3x1 kernel to [N, H, W/2, 2 O].
+    """
+    n, height, width, inputs = x.shape
+    outputs = kernel.shape[3]
+    pairs = x.reshape(n, height, width // 2, 2 * inputs)
+    before = jnp.pad(pairs[:, :, :-1, inputs:], ((0, 0), (0, 0), (1, 0), (0, 0)))
+    after = jnp.pad(pairs[:, :, 1:, :inputs], ((0, 0), (0, 0), (0, 1), (0, 0)))
+    seen = jnp.concatenate([before, pairs, after], axis=-1)
+    # [3, 4 columns, I, 2 columns, O]: the second column sees one input column further.
+    shifted = jnp.stack(
+        [
+            jnp.pad(kernel, ((0, 0), (0, 1), (0, 0), (0, 0))),
+            jnp.pad(kernel, ((0, 0), (1, 0), (0, 0), (0, 0))),
+        ],
+        axis=3,
+    )
+    y = jax.lax.conv_general_dilated(
+        seen,
+        shifted.reshape(3, 1, 4 * inputs, 2 * outputs),
+        (1, 1),
+        ((1, 1), (0, 0)),
+        dimension_numbers=_LAYOUT,
+    )
+    return y.reshape(n, height, width, outputs)
