@@ -13,6 +13,8 @@ import pytest
 from test_report_record import write_run
 
 from imta_jax import report
+from imta_jax.evaluation.comparison_record import comparison_record
+from imta_jax.evaluation.predictions import checked_predictions
 from imta_jax.report.style import spread
 
 
@@ -168,3 +170,53 @@ def test_report_imports_neither_jax_nor_tensorflow():
     code = f"import sys, imta_jax.report; print(sorted({unwanted} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]", done.stdout
+
+
+def compared(results, seed=0):
+    """Results with a comparison of threshold methods, on made-up logits of as many exits."""
+    macs = [row["macs"] for row in results["exits"]]
+    budgets = [row["budget"] for row in results["reported_budgets"]]
+    generator, splits = np.random.default_rng(seed), []
+    for count in (200, 300):
+        labels = generator.integers(0, 5, count)
+        logits = generator.normal(size=(len(macs), count, 5))
+        logits[:, np.arange(count), labels] += np.linspace(1, 3, len(macs))[:, None]
+        splits.append(checked_predictions((logits, labels), "made up"))
+    record = comparison_record(*splits, macs, sorted({*budgets, 0.35, 0.8}))
+    return results | {"threshold_methods": json.loads(json.dumps(record))}
+
+
+def test_threshold_methods_are_drawn_and_listed_where_they_were_compared(tmp_path, results):
+    results = compared(results)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    page = report.write_report(tmp_path).read_text()
+    assert "Does it matter how thresholds are chosen?" in page
+    assert (tmp_path / "report" / "threshold_methods.png").exists()
+    table = report.methods_table(report.load_run(tmp_path))
+    points = results["threshold_methods"]["points"]
+    shown = [p for p in points if p.get("budget", 0.3) in (0.3, 0.5)]
+    assert table["top-1 (%)"].to_list() == [f"{p['top1']:.2f}" for p in shown]
+    assert set(table["asked for"]) >= {"budget 30%", "2 exits agree", "1 point, 95% sure"}
+    markdown = (tmp_path / "report" / "tables.md").read_text()
+    assert all(cell in markdown for cell in table.to_numpy().ravel())
+
+
+def test_threshold_methods_are_optional(folder, results):
+    assert "threshold_methods" not in results
+    run = report.load_run(folder)
+    assert report.methods_table(run).empty
+    with pytest.raises(ValueError, match="evaluate the run again"):
+        report.figure_threshold_methods(run)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "finding"),
+    [(-1, 1, "cannot be told apart"), (0.1, 1, "beat the sweep at 4"), (-1, -0.1, "lose to")],
+)
+def test_figure_of_methods_claims_what_the_intervals_allow(tmp_path, results, low, high, finding):
+    results = compared(results)
+    for point in results["threshold_methods"]["points"]:
+        point |= {"gain_low": low, "gain_high": high}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    figure = report.figure_threshold_methods(report.load_run(tmp_path))
+    assert finding in figure.get_suptitle()

@@ -113,6 +113,16 @@ def test_results_have_the_fields_of_the_design(results):
     assert results["dataset"]["examples"] == {"train": 48, "validation": 24, "test": 21}
 
 
+def test_threshold_methods_are_compared_at_the_reported_budgets(whole, results):
+    points = results["threshold_methods"]["points"]
+    for row in results["reported_budgets"]:
+        at_budget = {p["method"]: p for p in points if p.get("budget") == row["budget"]}
+        assert at_budget.keys() == {"sweep", "envelope", "temperature", "optimised"}
+        assert at_budget["envelope"]["validation_top1"] >= row["validation_top1"]
+        assert at_budget["optimised"]["validation_top1"] >= row["validation_top1"]
+    assert (whole / "report" / "threshold_methods.png").exists()
+
+
 def test_metrics_have_one_row_per_epoch_and_split(whole):
     for phase, epochs in (("phase_one", 3), ("phase_two", 2)):
         rows = metrics(whole / phase)

@@ -1,4 +1,11 @@
-"""Adaptive evaluation: costs, logits of a split, thresholds, budget curves, records, results."""
+"""Adaptive evaluation: costs, logits of a split, thresholds, budget curves, records, results.
+
+What works on logits needs NumPy and SciPy alone, so that those of other frameworks can be evaluated
+without starting JAX; what runs a network is imported when it is first asked for.
+"""
+
+import importlib
+from typing import Any
 
 from imta_jax.evaluation.adaptive import (
     BudgetCurve,
@@ -15,8 +22,16 @@ from imta_jax.evaluation.calibration import (
     expected_calibration_error,
     reliability,
 )
-from imta_jax.evaluation.collect import collect_predictions
-from imta_jax.evaluation.costs import ExitCosts, exit_costs
+from imta_jax.evaluation.comparison import MethodCurve, compare_methods
+from imta_jax.evaluation.comparison_record import (
+    comparison_record,
+    comparison_rows,
+    comparison_text,
+)
+from imta_jax.evaluation.envelope import monotone_envelope
+from imta_jax.evaluation.intervals import bootstrap_interval, wilson_interval
+from imta_jax.evaluation.optimised import optimised_thresholds
+from imta_jax.evaluation.patience import patience_exits
 from imta_jax.evaluation.predictions import (
     Predictions,
     anytime_accuracy,
@@ -26,38 +41,80 @@ from imta_jax.evaluation.predictions import (
     predicted,
     save_predictions,
 )
-from imta_jax.evaluation.records import read_samples, write_samples
-from imta_jax.evaluation.run import check_evaluation_config, evaluate, evaluation_is_finished
+from imta_jax.evaluation.risk_control import (
+    common_thresholds,
+    excess_errors,
+    risk_controlled_thresholds,
+)
+from imta_jax.evaluation.temperature import (
+    negative_log_likelihood,
+    scaled_confidence,
+    temperatures,
+)
 from imta_jax.evaluation.thresholds import exit_of, geometric_quota, thresholds_for_quota
+
+_BY_MODULE = {
+    "check_evaluation_config": "run",
+    "collect_predictions": "collect",
+    "evaluate": "run",
+    "evaluation_is_finished": "run",
+    "exit_costs": "costs",
+    "ExitCosts": "costs",
+    "read_samples": "records",
+    "write_samples": "records",
+}
 
 __all__ = [
     "BudgetCurve",
     "Decisions",
     "ExitCosts",
+    "MethodCurve",
     "Outcomes",
     "Predictions",
     "anytime_accuracy",
+    "bootstrap_interval",
     "budget_curve",
     "calibration_errors",
     "check_evaluation_config",
     "collect_predictions",
+    "common_thresholds",
+    "compare_methods",
+    "comparison_record",
+    "comparison_rows",
+    "comparison_text",
     "confidence",
     "correct_in_top",
     "curve_of_outcomes",
     "decisions",
     "evaluate",
     "evaluation_is_finished",
+    "excess_errors",
     "exit_costs",
     "exit_of",
     "expected_calibration_error",
     "geometric_quota",
     "load_predictions",
+    "monotone_envelope",
+    "negative_log_likelihood",
     "operating_point",
+    "optimised_thresholds",
     "outcomes",
+    "patience_exits",
     "predicted",
     "read_samples",
     "reliability",
+    "risk_controlled_thresholds",
     "save_predictions",
+    "scaled_confidence",
+    "temperatures",
     "thresholds_for_quota",
+    "wilson_interval",
     "write_samples",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs JAX or pandas (PEP 562)."""
+    if name not in _BY_MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_BY_MODULE[name]}"), name)

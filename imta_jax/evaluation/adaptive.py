@@ -127,7 +127,7 @@ def curve_of_outcomes(
       ValueError: splits or costs of different networks, confidences that are not finite, quotas
         that `geometric_quota` refuses.
     """
-    validation, test = (_checked_outcomes(*pair) for pair in (validation, test))
+    validation, test = (checked_outcomes(*pair) for pair in (validation, test))
     num_exits = len(validation.confidence)
     if len(test.confidence) != num_exits:
         raise ValueError(
@@ -228,7 +228,12 @@ def checked_costs(costs: object, num_exits: int) -> np.ndarray:
     return costs
 
 
-def _checked_outcomes(confidence: np.ndarray, correct: np.ndarray) -> Outcomes:
+def checked_outcomes(confidence: np.ndarray, correct: np.ndarray) -> Outcomes:
+    """Confidences [E, N] and booleans [E, N] as `Outcomes`.
+
+    Raises:
+      ValueError: shapes that disagree, no booleans, confidences that are not finite.
+    """
     confidence, correct = checked_confidence(confidence), np.asarray(correct)
     if correct.shape != confidence.shape or correct.dtype != bool:
         raise ValueError(

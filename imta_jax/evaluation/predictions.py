@@ -101,12 +101,12 @@ def confidence(logits: np.ndarray) -> np.ndarray:
     Returns:
       float32 [...], usually [E, N].
     """
-    return _by_rows(_highest_probability, logits, np.float32)
+    return by_rows(highest_probability, logits, np.float32)
 
 
 def predicted(logits: np.ndarray) -> np.ndarray:
     """The class of the highest logit, the lowest such class in a tie: [..., K] -> int32 [...]."""
-    return _by_rows(lambda rows: rows.argmax(axis=-1), logits, np.int32)
+    return by_rows(lambda rows: rows.argmax(axis=-1), logits, np.int32)
 
 
 def correct_in_top(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
@@ -165,10 +165,19 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _by_rows(
+def by_rows(
     function: Callable[[np.ndarray], np.ndarray], logits: np.ndarray, dtype: type
 ) -> np.ndarray:
-    """Applies `function` ([n, K] -> [n]) to pieces of the rows of [..., K], on all cores."""
+    """Applies `function` (float32 [n, K] -> [n]) to pieces of the rows, on all cores.
+
+    Args:
+      function: what becomes of each row; it must not write into what it is given.
+      logits: [..., K].
+      dtype: of the result.
+
+    Returns:
+      [...], one value per row.
+    """
     logits = np.asarray(logits)
     rows = logits.reshape(-1, logits.shape[-1])
     result = np.empty(len(rows), dtype)
@@ -183,7 +192,8 @@ def _by_rows(
     return result.reshape(logits.shape[:-1])
 
 
-def _highest_probability(rows: np.ndarray) -> np.ndarray:
+def highest_probability(rows: np.ndarray) -> np.ndarray:
+    """The highest softmax probability of each row: [n, K] -> [n]."""
     shifted = rows - rows.max(axis=-1, keepdims=True)
     return 1.0 / np.exp(shifted, out=shifted).sum(axis=-1)
 

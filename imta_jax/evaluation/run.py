@@ -26,6 +26,7 @@ from imta_jax.evaluation.adaptive import (
 )
 from imta_jax.evaluation.calibration import calibration_errors, reliability
 from imta_jax.evaluation.collect import collect_predictions
+from imta_jax.evaluation.comparison_record import comparison_record
 from imta_jax.evaluation.costs import ExitCosts, exit_costs
 from imta_jax.evaluation.predictions import (
     Predictions,
@@ -48,6 +49,9 @@ from imta_jax.training import (
 )
 
 _log = logging.getLogger(__name__)
+
+# Points per method in the report's figure of threshold methods, besides the reported budgets.
+_FIGURE_BUDGETS = 12
 
 
 def evaluation_is_finished(workdir: Path) -> bool:
@@ -105,6 +109,7 @@ def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict
         "exits": _exit_rows(validation, test, costs, settings["calibration_bins"]),
         "budget_curve": [_curve_row(curve, i) for i in range(len(curve.quota))],
         "reported_budgets": [{"budget": b, **_curve_row(curve, i)} for b, i in points.items()],
+        "threshold_methods": _compare(validation, test, costs, settings),
     }
     if is_first_process():
         chosen = _decide(test, costs, {b: curve.thresholds[i] for b, i in points.items()})
@@ -166,6 +171,16 @@ def _reported_points(
         except ValueError as error:
             _log.warning("budget %g is not reported: %s", budget, error)
     return points
+
+
+def _compare(
+    validation: Predictions, test: Predictions, costs: ExitCosts, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All ways to choose thresholds, at the reported budgets and at some between for a figure."""
+    share = costs.macs[0] / costs.macs[-1]
+    reported = [budget for budget in settings["reported_budgets"] if budget >= share]
+    budgets = sorted({*np.linspace(share, 1, _FIGURE_BUDGETS).tolist(), *reported})
+    return comparison_record(validation, test, costs, budgets, quotas=settings["quotas"])
 
 
 def _decide(

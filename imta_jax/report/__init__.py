@@ -17,6 +17,7 @@ from imta_jax.report.data_page import write_data_page
 from imta_jax.report.data_record import DataRecord, load_data_record
 from imta_jax.report.exits import figure_classes, figure_exits, figure_reliability
 from imta_jax.report.gallery import figure_gallery
+from imta_jax.report.methods import figure_threshold_methods, methods_table
 from imta_jax.report.page import write_report
 from imta_jax.report.progress import figure_training
 from imta_jax.report.run_record import RunRecord, load_run
@@ -38,9 +39,11 @@ __all__ = [
     "figure_exits",
     "figure_gallery",
     "figure_reliability",
+    "figure_threshold_methods",
     "figure_training",
     "load_data_record",
     "load_run",
+    "methods_table",
     "operating_point",
     "tables_markdown",
     "write_data_page",

@@ -6,6 +6,7 @@ from pathlib import Path
 from imta_jax.report.budget import figure_budget_curve, figure_exit_shares
 from imta_jax.report.exits import figure_classes, figure_exits, figure_reliability
 from imta_jax.report.gallery import figure_gallery
+from imta_jax.report.methods import figure_threshold_methods
 from imta_jax.report.progress import figure_training
 from imta_jax.report.rendering import (
     Section,
@@ -35,6 +36,16 @@ SECTIONS = (
         "Where do images leave?",
         "Read a vertical slice from bottom to top: at that mean cost, the height of a colour is "
         "the share of images that leave at its exit; early exits are light, late ones dark.",
+    ),
+    Section(
+        "threshold_methods",
+        figure_threshold_methods,
+        "Does it matter how thresholds are chosen?",
+        "All methods choose on the same validation images. Below, each is compared, image by "
+        "image, with the geometric sweep at the same cost: where a bar crosses zero, the test "
+        "images cannot tell the two apart. Guaranteed thresholds keep to a tolerance below the "
+        "full network rather than to a budget.",
+        needs="threshold_methods",
     ),
     Section(
         "gallery",

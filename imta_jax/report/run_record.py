@@ -34,6 +34,8 @@ class RunRecord:
         `validation_top1`, `top1`, `exit_fractions`.
       reported_budgets: the budgets chosen for tables, by rising `budget` (a fraction of the last
         exit's multiply-adds); may be empty.
+      threshold_methods: how several ways to choose thresholds compare: `points` (see
+        `evaluation.comparison_rows`) and the terms of their intervals; None in older results.
       metrics: one row per phase, split and epoch, or None if no phase left any.
       samples: one row per test image with its exit at each reported budget, or None; None
         also where no budget was reported.
@@ -49,6 +51,7 @@ class RunRecord:
     exits: pd.DataFrame
     budget_curve: pd.DataFrame
     reported_budgets: pd.DataFrame
+    threshold_methods: dict[str, Any] | None
     metrics: pd.DataFrame | None
     samples: pd.DataFrame | None
     gallery: dict[str, np.ndarray] | None
@@ -104,6 +107,7 @@ def load_run(workdir: str | Path) -> RunRecord:
         exits=_frame(results["exits"], by="macs"),
         budget_curve=_frame(results["budget_curve"], by="mean_macs"),
         reported_budgets=_frame(results.get("reported_budgets") or [], by="budget"),
+        threshold_methods=results.get("threshold_methods") or None,
         metrics=_read_metrics(workdir),
         samples=_read_samples(evaluation / "samples.parquet"),
         gallery=_read_arrays(evaluation / "gallery.npz"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from imta_jax.report.methods import methods_table
 from imta_jax.report.run_record import PHASES, RunRecord
 
 PHASE_NAMES = {"phase_one": "Phase I", "phase_two": "Phase II"}
@@ -61,6 +62,7 @@ def all_tables(run: RunRecord) -> dict[str, pd.DataFrame]:
     tables = {
         "Exits": exits_table(run),
         "Reported budgets": budgets_table(run),
+        "Threshold methods": methods_table(run),
         "The run": facts_table(run),
     }
     return {heading: table for heading, table in tables.items() if len(table)}

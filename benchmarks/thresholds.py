@@ -1,0 +1,133 @@
+"""Measures how long it takes to choose thresholds by every method, and how much memory.
+
+Logits as of 10,000 validation images (and as many test images), 7 exits, 1,000 classes, made up so
+that later exits know more; 40 budgets. Methods are timed one by one on what they need, and all of
+them as `compare_methods` does it, intervals included.
+
+    python benchmarks/thresholds.py --out=benchmarks/results/thresholds.json
+
+Each round of the whole comparison is a fresh process, whose peak memory is that of both splits'
+logits, as a user's would be, and of the work; making them up is not timed.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import scipy
+
+from benchmarks import environment
+from imta_jax.evaluation import comparison
+from imta_jax.evaluation.adaptive import curve_of_outcomes, outcomes
+from imta_jax.evaluation.envelope import monotone_envelope
+from imta_jax.evaluation.optimised import optimised_thresholds
+from imta_jax.evaluation.patience import patience_exits
+from imta_jax.evaluation.predictions import Predictions, confidence, predicted
+from imta_jax.evaluation.risk_control import GUARANTEES, risk_controlled_thresholds
+from imta_jax.evaluation.temperature import scaled_confidence, temperatures
+
+SEED, BUDGETS = 0, 40
+FULL = {"images": 10_000, "exits": 7, "classes": 1000, "rounds": 5}
+QUICK = FULL | {"rounds": 2}
+TARGETS = {"all_methods_seconds": "under 5 on 2 cores", "peak_memory_gb": "under 4"}
+NOTES = {
+    "all_methods_seconds": "compare_methods: confidences and temperatures of both splits, all"
+    " methods, bootstrap of every point",
+    "peak_memory_gb": "of a process that holds the logits of both splits (float32)",
+    "one_by_one": "from logits (confidence, temperature) or from confidences (all others)",
+}
+
+
+def made_up_logits(size: Mapping[str, int], seed: int) -> Predictions:
+    """Logits that favour the label more at later exits and for easier images."""
+    exits, images = size["exits"], size["images"]
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, size["classes"], images).astype(np.int32)
+    logits = generator.standard_normal((exits, images, size["classes"]), dtype=np.float32)
+    skill = np.linspace(3, 5, exits)[:, None] + 0.7 * generator.normal(size=(exits, images))
+    easy = 1.5 * generator.normal(size=images)
+    logits[:, np.arange(images), labels] += (skill + easy).astype(np.float32)
+    return Predictions(logits, labels)
+
+
+def costs_and_budgets(exits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cumulative costs whose stages grow, and budgets as fractions of the last."""
+    costs = 1e8 * np.cumsum(np.linspace(1, 2, exits))
+    return costs, np.linspace(1.05 * costs[0] / costs[-1], 0.95, BUDGETS)
+
+
+def all_methods(size: Mapping[str, int]) -> dict[str, float]:
+    """Seconds of the whole comparison in this process, and the most memory it ever had."""
+    splits = made_up_logits(size, SEED), made_up_logits(size, SEED + 1)
+    costs, budgets = costs_and_budgets(size["exits"])
+    held, start = environment.memory_gb("VmRSS"), environment.clocks()
+    comparison.compare_methods(*splits, costs, budgets)
+    seconds, processor = environment.clocks() - start
+    found = {"seconds": seconds, "processor_seconds": processor}
+    return found | {"held_before_gb": held, "peak_gb": environment.memory_gb("VmHWM")}
+
+
+def one_by_one(size: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Seconds of each method in this process, by round."""
+    logits, labels = validation = made_up_logits(size, SEED)
+    costs, budgets = costs_and_budgets(size["exits"])
+    seen, classes = outcomes(validation), predicted(logits)
+    heat, curve = temperatures(logits, labels), curve_of_outcomes(seen, seen, costs)
+    contenders = {
+        "confidence": lambda: confidence(logits),
+        "sweep": lambda: curve_of_outcomes(seen, seen, costs),
+        "envelope": lambda: monotone_envelope(curve),
+        "optimised": lambda: optimised_thresholds(*seen, costs, budgets * costs[-1]),
+        "temperature": lambda: temperatures(logits, labels),
+        "scaled_confidence": lambda: scaled_confidence(logits, heat),
+        "patience": lambda: [patience_exits(classes, p + 1) for p in range(len(classes))],
+    }
+    for name in GUARANTEES:
+        contenders[name] = lambda name=name: risk_controlled_thresholds(
+            *seen, comparison.DEFAULT_TOLERANCES, guarantee=name
+        )
+    timed = {name: lambda _, work=work: _seconds(work) for name, work in contenders.items()}
+    return environment.take_turns(timed, size["rounds"])
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def run(size: Mapping[str, int]) -> dict[str, Any]:
+    """Rows and summary."""
+    singly = environment.in_own_process(one_by_one, size)
+    rows = [
+        {"part": "one by one", "method": name, "seconds": environment.spread(seconds)}
+        for name, seconds in singly.items()
+    ]
+    whole = [environment.in_own_process(all_methods, size) for _ in range(size["rounds"])]
+    columns = {name: np.array([found[name] for found in whole]) for name in whole[0]}
+    together = {name: environment.spread(values) for name, values in columns.items()}
+    rows.append({"part": "all methods", "budgets": BUDGETS, **size, **together})
+    summary = {
+        "all_methods_seconds": together["seconds"]["median"],
+        "peak_memory_gb": together["peak_gb"]["most"],
+        "spread": {"all_methods_seconds": together["seconds"]},
+    }
+    return {"seeds": [SEED], "notes": NOTES, "targets": TARGETS, "rows": rows, "summary": summary}
+
+
+def main() -> None:
+    """Measures, prints the tables and writes the result."""
+    arguments = environment.argument_parser(__doc__).parse_args()
+    result = run(QUICK if arguments.quick else FULL)
+    environment.write_result(arguments.out, (np, scipy), result)
+
+
+if __name__ == "__main__":
+    main()

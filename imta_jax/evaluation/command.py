@@ -1,0 +1,63 @@
+"""Compares threshold methods on logits of any framework, from the command line.
+
+Needs neither JAX nor a network: two files of logits and the costs of the exits.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from imta_jax.evaluation.comparison import DEFAULT_BUDGETS
+from imta_jax.evaluation.comparison_record import comparison_record, comparison_text
+from imta_jax.evaluation.predictions import load_predictions, written_whole
+
+_FILES = "an .npz with `logits` [exits, images, classes] and `labels` [images]"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the comparison and, if asked to, writes it; what a user got wrong ends with code 2."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        validation, test = (load_predictions(p) for p in (arguments.validation, arguments.test))
+        costs = _numbers("--costs", arguments.costs)
+        record = comparison_record(validation, test, costs, _budgets(arguments.budgets, costs))
+        if arguments.out:
+            with written_whole(arguments.out) as temporary:
+                temporary.write_text(json.dumps(record, indent=1) + "\n")
+    except FileNotFoundError as error:
+        parser.error(f"no file {error.filename}; expected {_FILES}")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(comparison_text(record))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m imta_jax.evaluation",
+        description="Compares ways to choose early-exit thresholds, on logits of any framework.",
+    )
+    parser.add_argument("validation", help=f"images to choose thresholds on: {_FILES}")
+    parser.add_argument("test", help="images to measure on, likewise")
+    parser.add_argument(
+        "--costs", required=True, help="cumulative cost of each exit, in any unit, e.g. 1e6,2e6,4e6"
+    )
+    parser.add_argument(
+        "--budgets", help="mean costs allowed, as fractions of the last exit's, e.g. 0.3,0.5"
+    )
+    parser.add_argument("--out", help="JSON: the table with thresholds and exit fractions")
+    return parser
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}; expected numbers with commas between them") from error
+
+
+def _budgets(text: str | None, costs: Sequence[float]) -> list[float]:
+    """Those asked for, or every twentieth that the first exit leaves room for."""
+    if text is not None:
+        return _numbers("--budgets", text)
+    return [b for b in DEFAULT_BUDGETS if b * costs[-1] >= costs[0]] or [1.0]
