@@ -24,14 +24,13 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
     Args:
       x: [N, H, W, I].
-      kernel: [k, k, I, O], k odd.
+      kernel: [k, k, I, O], k odd; computed in the type of x.
       stride: 1 or 2.
 
     Returns:
-      [N, ceil(H / stride), ceil(W / stride), O], in the wider type of the two.
+      [N, ceil(H / stride), ceil(W / stride), O].
     """
-    dtype = jnp.promote_types(x.dtype, kernel.dtype)
-    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    kernel = kernel.astype(x.dtype)
     size, outputs = kernel.shape[0], kernel.shape[3]
     if size == 1 and stride == 1:
         return _as_matrix_product(x, kernel)

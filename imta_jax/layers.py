@@ -93,6 +93,7 @@ class BatchNorm(nnx.BatchNorm):
 
     The batch is normalised with its biased variance; the running variance moves towards the
     unbiased one, n/(n-1) larger (n = elements per channel), by 0.1 a step. Epsilon is 1e-5.
+    Computed in float32 whatever the type of the map, which the result has again.
     """
 
     def __init__(self, num_features: int, *, rngs: nnx.Rngs):
@@ -107,9 +108,9 @@ class BatchNorm(nnx.BatchNorm):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x [..., C]; in train mode the running statistics move."""
         if self.use_running_average:
-            return super().__call__(x)
+            return super().__call__(x).astype(x.dtype)
         before = self.var[...]
-        y = super().__call__(x)
+        y = super().__call__(x).astype(x.dtype)
         elements = x.size // x.shape[-1]
         kept = self.momentum * before
         self.var[...] = kept + (self.var[...] - kept) * (elements / max(elements - 1, 1))

@@ -56,7 +56,6 @@ def test_a_narrow_convolution_is_told_to_each_platform_in_its_form(platform):
     assert ("tensor<2x8x4x24xf32>" in text) == (platform == "cpu"), text
 
 
-@pytest.mark.parametrize("ours", [jnp.bfloat16, jnp.float32])
-def test_computes_in_the_wider_type(ours):
+def test_computes_in_the_type_of_the_maps():
     x = jnp.ones((1, 4, 4, 2), jnp.bfloat16)
-    assert convolve(x, jnp.ones((3, 3, 2, 3), ours)).dtype == ours
+    assert convolve(x, jnp.ones((3, 3, 2, 3), jnp.float32)).dtype == jnp.bfloat16

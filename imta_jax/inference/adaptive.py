@@ -1,20 +1,21 @@
 """Adaptive inference that really stops: images leave at their exit, the others go on without them.
 
-After each exit the images that stay are gathered into the smallest of a few static batch sizes, so
-that nothing is recompiled after the first batches and the saved multiply-adds are not computed.
+`AdaptiveClassifier` answers whole batches; `stream` keeps images coming. Both run the same engine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from imta_jax.evaluation import exit_costs
+from imta_jax.inference.engine import COMPILER_OPTIONS, Answers, Engine, Segment
+from imta_jax.inference.planning import BatchSizes, Plan, all_segments, best_plan, reach_of
+from imta_jax.inference.profile import StageProfile, assumed_profile, measured_profile
+from imta_jax.inference.staged import StagedNetwork, staged_classifier
 from imta_jax.models import MultiExitClassifier
-from imta_jax.pixels import normalize
 
 
 class AdaptivePredictions(NamedTuple):
@@ -24,7 +25,7 @@ class AdaptivePredictions(NamedTuple):
       labels: int32 [N], predicted class.
       exit: int32 [N], index from 0 of the exit that answered.
       confidence: float32 [N], highest softmax probability there.
-      macs: int64 [N], multiply-adds spent until then.
+      macs: int64 [N], multiply-adds until that exit.
     """
 
     labels: np.ndarray
@@ -34,47 +35,75 @@ class AdaptivePredictions(NamedTuple):
 
 
 class AdaptiveClassifier:
-    """Runs a trained multi-exit classifier stage by stage, on one device.
+    """Runs a multi-exit network and lets images leave where they are confident, on one device.
+
+    The first call compiles what it needs; `warm_up` compiles everything and measures what stages
+    cost, so that nothing is compiled later and exits at which stopping does not pay are passed.
 
     Args:
-      classifier: phase I or II; its weights are copied, later changes to it are not seen.
+      network: a trained classifier, phase I or II (its weights are copied), or a `StagedNetwork`
+        (which knows its pixels and its type: `mean`, `std` and `dtype` are not for it).
       thresholds: [E]; an image leaves at the first exit whose confidence (highest softmax
         probability) is at least the threshold; the last exit takes all that come.
       mean: of the pixels per channel, 0..1; with `std`, lets `predict` take uint8 images.
       std: likewise.
-      max_batch_size: larger batches are cut; batches run at powers of two up to it.
+      max_batch_size: images computed together; larger batches are cut.
+      batch_sizes: of the compiled programs; default, powers of two up to `max_batch_size`.
+      exit_fractions: [E], the share of images expected to leave at each exit (`results.json` has
+        them): they decide where stopping pays. Unknown by default.
+      dtype: in which the backbone computes, "float32" or "bfloat16".
+      profile_dir: where measured profiles are kept; default ~/.cache/imta_jax/profiles.
 
     Raises:
-      ValueError: thresholds of another number of exits or not numbers, a batch size below 1.
+      ValueError: thresholds or fractions of another number of exits or not numbers, a batch size
+        below 1.
     """
 
     def __init__(
         self,
-        classifier: MultiExitClassifier,
+        network: MultiExitClassifier | StagedNetwork,
         thresholds: Sequence[float] | np.ndarray,
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         max_batch_size: int = 256,
+        batch_sizes: Sequence[int] | None = None,
+        exit_fractions: Sequence[float] | np.ndarray | None = None,
+        dtype: Any = "float32",
+        profile_dir: str | Path | None = None,
     ):
-        self.thresholds = np.asarray(thresholds, np.float32)
-        if self.thresholds.shape != (classifier.num_exits,):
-            raise ValueError(
-                f"expected one threshold for each of the {classifier.num_exits} exits; found "
-                f"shape {self.thresholds.shape}: these thresholds are of another network"
-            )
-        if np.isnan(self.thresholds).any():
-            raise ValueError(f"thresholds must be numbers; found {self.thresholds}")
-        if max_batch_size < 1:
-            raise ValueError(f"max_batch_size must be at least 1; found {max_batch_size}")
-        self.macs = exit_costs(classifier).macs
-        self._image_shape = classifier.image_shape
-        self._pixels = None if mean is None or std is None else (tuple(mean), tuple(std))
-        self._sizes = _batch_sizes(max_batch_size)
-        self._graphdef, state = nnx.split(classifier)
-        self._weights = jax.tree.map(jnp.copy, state)
-        self._advance = jax.jit(self._run_stage, static_argnums=1)
-        self._gather = jax.jit(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree))
+        thresholds = _checked_per_exit("thresholds", thresholds, network.num_exits)
+        if exit_fractions is not None:
+            exit_fractions = _checked_per_exit("exit_fractions", exit_fractions, network.num_exits)
+        self._sizes = _checked_sizes(max_batch_size, batch_sizes)
+        if not isinstance(network, StagedNetwork):
+            network = staged_classifier(network, mean=mean, std=std, dtype=jnp.dtype(dtype))
+        self.network = network
+        self.thresholds, self.macs = thresholds, network.macs
+        self.engine = Engine(network, thresholds, max_batch_size)
+        self._reach = reach_of(exit_fractions, self.engine.listening)
+        self._profile_dir = profile_dir
+        self._pools = self.engine.new_pools()
+        self._whole = jax.jit(network.logits, compiler_options=COMPILER_OPTIONS)
+        self._use(assumed_profile(network, self._sizes))
+
+    @property
+    def max_batch_size(self) -> int:
+        """Images computed together."""
+        return self.engine.capacity
+
+    def warm_up(self) -> StageProfile:
+        """Measures, or reads, what stages cost here, and compiles all that `predict` can need.
+
+        Returns:
+          The profile in use from now on.
+        """
+        self._use(
+            measured_profile(self.network, self._sizes, self.max_batch_size, self._profile_dir)
+        )
+        segments = {segment for plan in self.plans.values() for segment in plan.segments}
+        self.engine.prepare((segment, size) for segment in segments for size in self._sizes)
+        return self.profile
 
     def predict(self, images: np.ndarray | jax.Array) -> AdaptivePredictions:
         """Classifies images, each by the first exit that is confident enough.
@@ -85,75 +114,89 @@ class AdaptiveClassifier:
         Raises:
           ValueError: images of another shape or type, or with pixels that are not finite.
         """
-        images = self._checked(images)
-        size = self._sizes[-1]
-        chunks = [self._predict(images[i : i + size]) for i in range(0, len(images), size)]
-        if not chunks:
-            empty = (np.zeros(0, dtype) for dtype in (np.int32, np.int32, np.float32, np.int64))
-            return AdaptivePredictions(*empty)
-        return AdaptivePredictions(
-            *(np.concatenate(column) for column in zip(*chunks, strict=True))
-        )
+        images = self.network.checked(images)
+        limit = self.max_batch_size
+        none = (np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
+        chunks = [self._predict(images[i : i + limit]) for i in range(0, len(images), limit)]
+        labels, exits, confidence = map(np.concatenate, zip(none, *chunks, strict=True))
+        return AdaptivePredictions(labels, exits, confidence, self.macs[exits])
 
-    def _checked(self, images: np.ndarray | jax.Array) -> np.ndarray:
-        images = np.asarray(images)
-        if images.ndim != 4 or images.shape[1:] != self._image_shape:
-            raise ValueError(
-                f"expected images [N, {', '.join(map(str, self._image_shape))}]; found "
-                f"{images.shape}"
-            )
-        if images.dtype == np.uint8 and self._pixels is None:
-            raise ValueError(
-                "uint8 images need mean and std at construction; or pass normalised floats"
-            )
-        if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images).all():
-            bad = np.argwhere(~np.isfinite(images))[0]
-            raise ValueError(f"image {bad[0]} has a pixel that is not finite, at {tuple(bad[1:])}")
-        if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-            raise ValueError(f"expected normalised floats or uint8 pixels; found {images.dtype}")
-        return images
+    def logits(self, images: np.ndarray | jax.Array) -> np.ndarray:
+        """Logits [E, N, K] float32 of all exits, in the type that `predict` computes in.
 
-    def _run_stage(
-        self, weights: nnx.State, i: int, state: Any, carry: Any
-    ) -> tuple[Any, Any, jax.Array, jax.Array]:
-        """Stage and exit i; the first also opens the images. Compiled once per batch size."""
-        network = nnx.merge(self._graphdef, weights, copy=True)
-        network.eval()
-        if i == 0:
-            pixels = state.dtype == jnp.uint8
-            state = network.stem(normalize(state, *self._pixels) if pixels else state)
-        state, logits, carry = network.advance(i, state, carry)
-        return state, carry, logits.argmax(axis=-1), jax.nn.softmax(logits).max(axis=-1)
+        What thresholds are to be chosen on, and what `predict` is to be compared with.
+        """
+        images, limit = self.network.checked(images), self.max_batch_size
+        chunks = [self._whole(images[i : i + limit]) for i in range(0, len(images), limit)]
+        return np.concatenate([np.asarray(chunk) for chunk in chunks], axis=1)
 
-    def _predict(self, images: np.ndarray) -> AdaptivePredictions:
-        """One batch of at most the largest size."""
+    def plan_for(self, count: int) -> Plan:
+        """How a batch of `count` images is run, 1 to `max_batch_size`."""
+        return self.plans[max(size for size in self._sizes if size <= max(count, self._sizes[0]))]
+
+    def _use(self, profile: StageProfile) -> None:
+        """Plans batches by a profile."""
+        self.profile = profile
+        self.batch_sizes: dict[Segment, BatchSizes] = {
+            segment: BatchSizes(self._sizes, profile.segment_ms(segment), self.max_batch_size)
+            for segment in all_segments(self.network.num_exits)
+        }
+        self.plans = {
+            size: best_plan(profile, size, self._reach, self.batch_sizes) for size in self._sizes
+        }
+
+    def _predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One batch of at most the largest size: labels, exits, confidences."""
         count = len(images)
         labels, exits = np.zeros(count, np.int32), np.zeros(count, np.int32)
         confidence = np.zeros(count, np.float32)
         waiting = np.arange(count)
-        state: Any = images[_padded(waiting, self._sizes)]
-        carry = None
-        for i, threshold in enumerate(self.thresholds):
-            state, carry, answer, sure = self._advance(self._weights, i, state, carry)
-            answer, sure = (np.asarray(x)[: len(waiting)] for x in (answer, sure))
-            # Everyone here is overwritten at the next exit, if they go on to it.
-            labels[waiting], confidence[waiting], exits[waiting] = answer, sure, i
-            staying = np.flatnonzero(sure < threshold)
-            if i == len(self.thresholds) - 1 or not len(staying):
-                break
-            if len(staying) < len(waiting):
-                state, carry = self._gather((state, carry), _padded(staying, self._sizes))
-                waiting = waiting[staying]
-        return AdaptivePredictions(labels, exits, confidence, self.macs[exits])
+        with self._pools.lock:
+            for segment in self.plan_for(count).segments:
+                staying = []
+                for rows, answers in self._run(segment, waiting, images):
+                    # Who stays is overwritten at the next exit.
+                    labels[rows], exits[rows], confidence[rows] = answers[:3]
+                    staying.append(rows[~answers.done])
+                waiting = np.concatenate(staying)
+                if not len(waiting):
+                    break
+        return labels, exits, confidence
+
+    def _run(
+        self, segment: Segment, waiting: np.ndarray, images: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, Answers]]:
+        """A segment on all that wait: rows and answers, program by program."""
+        started, at = [], 0
+        for size in self.batch_sizes[segment].pieces(len(waiting)):
+            rows = waiting[at : at + size]
+            opened = images[rows[0] : rows[-1] + 1] if segment.first == 0 else None
+            started.append((rows, self.engine.start(self._pools, segment, size, rows, opened)))
+            at += size
+        for rows, answers in started:
+            yield rows, self.engine.finish(answers, len(rows))
 
 
-def _batch_sizes(largest: int) -> tuple[int, ...]:
-    """Powers of two below `largest`, and `largest`."""
-    powers = [2**n for n in range(largest.bit_length())]
-    return (*(size for size in powers if size < largest), largest)
+def _checked_per_exit(name: str, values: Sequence[float] | np.ndarray, count: int) -> np.ndarray:
+    values = np.asarray(values, np.float32)
+    if values.shape != (count,):
+        raise ValueError(
+            f"{name}: expected one for each of the {count} exits; found shape {values.shape}: "
+            "are they of another network?"
+        )
+    if np.isnan(values).any():
+        raise ValueError(f"{name} must be numbers; found {values}")
+    return values
 
 
-def _padded(rows: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-    """`rows` up to the smallest size that holds them; the first row stands in for the rest."""
-    size = next(size for size in sizes if size >= len(rows))
-    return np.concatenate([rows, np.full(size - len(rows), rows[0])])
+def _checked_sizes(limit: int, sizes: Sequence[int] | None) -> tuple[int, ...]:
+    """Batch sizes, rising; by default powers of two below `limit`, and `limit`."""
+    if limit < 1:
+        raise ValueError(f"max_batch_size must be at least 1; found {limit}")
+    if sizes is None:
+        return (*(2**n for n in range((limit - 1).bit_length())), limit)
+    if not len(sizes) or min(sizes) < 1 or max(sizes) > limit:
+        raise ValueError(
+            f"batch_sizes must lie between 1 and max_batch_size, {limit}; found {tuple(sizes)}"
+        )
+    return tuple(sorted({int(size) for size in sizes}))

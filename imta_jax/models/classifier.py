@@ -55,6 +55,8 @@ class MultiExitClassifier(nnx.Module):
       phase_one_heads: independent heads that may teach (phase II), or None (phase I).
       num_exits, num_classes: k and K.
       image_shape: (H, W, C) the network was built for.
+      compute_dtype: of the backbone's maps, float32 unless set; weights, batch statistics, heads
+        and logits are float32 whatever it is.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class MultiExitClassifier(nnx.Module):
         self.num_exits = backbone.num_exits
         self.num_classes = num_classes
         self.image_shape = tuple(image_shape)
+        self.compute_dtype = jnp.float32
 
     def __call__(self, images: jax.Array, equilibrium: str = "off") -> jax.Array:
         """Logits of all exits.
@@ -123,7 +126,7 @@ class MultiExitClassifier(nnx.Module):
     def stem(self, images: jax.Array) -> State:
         """Checks and opens: normalised images [N, H, W, C] -> the state before the first stage."""
         _check_images(images, self.image_shape)
-        return self.backbone.stem(images)
+        return self.backbone.stem(images.astype(self.compute_dtype))
 
     def advance(self, i: int, state: State, carry: Any) -> tuple[State, jax.Array, Any]:
         """Runs stage i and exit i (from 0); what one step of adaptive inference computes.

@@ -1,0 +1,214 @@
+"""What each stage costs in time on this device, and what it costs to let images leave after it.
+
+Measured once per device, network and batch sizes, and kept as JSON; `StageProfile.table` shows it.
+What to make of it is decided in `planning`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from imta_jax.inference.compilation import CACHE
+from imta_jax.inference.engine import Engine, Segment, pool_shapes
+from imta_jax.inference.staged import Rows, StagedNetwork
+from imta_jax.progress_bar import with_progress
+
+_log = logging.getLogger(__name__)
+
+# An exit that listens, and lets nobody go: all rows are handed on, which is what takes longest.
+_HEARD_BY_NOBODY = 1.0 + 5e-6
+_LEAST_RUNS, _LEAST_SECONDS = 5, 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class StageProfile:
+    """Milliseconds per program, the least of several runs, words with the host included.
+
+    Attributes:
+      network: name of the `StagedNetwork`.
+      device: on which it was measured; "assumed" for a profile that was not.
+      versions: of jax and jaxlib.
+      sizes: batch sizes [S], rising.
+      stage_ms: float64 [E, S], stage and exit, gathering and scattering included.
+      hand_over_ms: float64 [E - 1, S], gathering and scattering alone, after that stage.
+    """
+
+    network: str
+    device: str
+    versions: dict[str, str]
+    sizes: tuple[int, ...]
+    stage_ms: np.ndarray
+    hand_over_ms: np.ndarray
+
+    def segment_ms(self, segment: Segment) -> np.ndarray:
+        """Milliseconds [S] of stages compiled together: what is handed over in between is saved."""
+        first, last = segment
+        whole = self.stage_ms[first : last + 1].sum(axis=0)
+        return np.maximum(whole - self.hand_over_ms[first:last].sum(axis=0), 0.05 * whole)
+
+    def table(self) -> str:
+        """One row per stage and batch size, as text: milliseconds, and microseconds per image."""
+        rows = [
+            {
+                "stage": i + 1,
+                "batch size": size,
+                "ms": self.stage_ms[i, s],
+                "of it handing over (ms)": self.hand_over_ms[i, s]
+                if i < len(self.hand_over_ms)
+                else 0.0,
+                "us per image": 1e3 * self.stage_ms[i, s] / size,
+            }
+            for i in range(len(self.stage_ms))
+            for s, size in enumerate(self.sizes)
+        ]
+        title = f"{self.device} ({', '.join(f'{k} {v}' for k, v in self.versions.items())})"
+        return (
+            title + "\n" + pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format)
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes it as JSON; a reader sees the old file or the new one."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plain = dataclasses.asdict(self)
+        plain |= {name: plain[name].tolist() for name in ("stage_ms", "hand_over_ms")}
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(plain, indent=1) + "\n")
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "StageProfile":
+        """Reads what `save` wrote.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: it holds something else.
+        """
+        try:
+            plain = json.loads(Path(path).read_text())
+            plain |= {name: np.asarray(plain[name], float) for name in ("stage_ms", "hand_over_ms")}
+            return cls(**plain | {"sizes": tuple(plain["sizes"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: not a profile ({error}); delete it, it is made anew"
+            ) from error
+
+
+def assumed_profile(network: StagedNetwork, sizes: Sequence[int]) -> StageProfile:
+    """A stand-in until something was measured: time as multiply-adds, and a word with the host."""
+    share = np.diff(network.macs, prepend=0) / network.macs[-1]
+    stage_ms = 0.1 + share[:, None] * np.asarray(sizes, float)
+    hand_over_ms = np.full((network.num_exits - 1, len(sizes)), 0.1)
+    return StageProfile(network.name, "assumed", {}, tuple(sizes), stage_ms, hand_over_ms)
+
+
+def measured_profile(
+    network: StagedNetwork, sizes: Sequence[int], capacity: int, folder: str | Path | None = None
+) -> StageProfile:
+    """The profile of this device: read if it was measured before, else measured and kept.
+
+    Args:
+      network: see `StagedNetwork`.
+      sizes: batch sizes, rising.
+      capacity: of the pools.
+      folder: where profiles are kept; default ~/.cache/imta_jax/profiles.
+    """
+    path = (
+        Path(folder or CACHE / "profiles").expanduser() / f"{_key(network, sizes, capacity)}.json"
+    )
+    if path.exists():
+        try:
+            return StageProfile.load(path)
+        except ValueError as error:
+            _log.warning("%s", error)
+    found = _measure(network, tuple(sizes), capacity)
+    try:
+        found.save(path)
+    except OSError as error:
+        _log.warning("the profile is not kept, it will be measured again: %s", error)
+    return found
+
+
+def _key(network: StagedNetwork, sizes: Sequence[int], capacity: int) -> str:
+    """What a profile holds for: other programs, another device or another jax make another one."""
+    parts = (network.name, _device(), _versions(), os.cpu_count(), tuple(sizes), capacity)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _device() -> str:
+    return str(jax.devices()[0].device_kind)
+
+
+def _versions() -> dict[str, str]:
+    return {"jax": jax.__version__, "jaxlib": jax.lib.__version__}
+
+
+def _measure(network: StagedNetwork, sizes: tuple[int, ...], capacity: int) -> StageProfile:
+    engine = Engine(network, np.full(network.num_exits, _HEARD_BY_NOBODY), capacity)
+    stages = [Segment(i, i) for i in range(network.num_exits)]
+    engine.prepare((stage, size) for stage in stages for size in sizes)
+    work = [
+        *(_stage_run(engine, stage, size) for stage in stages for size in sizes),
+        *(
+            _hand_over_run(shapes, size)
+            for shapes in pool_shapes(network, capacity).values()
+            for size in sizes
+        ),
+    ]
+    found = [
+        _least_milliseconds(run)
+        for run in with_progress(work, total=len(work), description="profile", log=_log)
+    ]
+    table = np.asarray(found).reshape(-1, len(sizes))
+    count = network.num_exits
+    return StageProfile(network.name, _device(), _versions(), sizes, table[:count], table[count:])
+
+
+def _stage_run(engine: Engine, stage: Segment, size: int) -> Callable[[], None]:
+    pools, rows = engine.new_pools(), np.arange(size)
+    network = engine.network
+    images = np.zeros((size, *network.image_shape), network.image_dtype)
+    return lambda: engine.finish(
+        engine.start(pools, stage, size, rows, images if stage.first == 0 else None), size
+    )
+
+
+def _hand_over_run(shapes: Rows, size: int) -> Callable[[], None]:
+    """Rows of one pool to those of another, and a word with the host."""
+
+    def hand_over(source: Rows, target: Rows, rows: jax.Array) -> tuple[jax.Array, Rows]:
+        waiting = (x.at[rows].get(mode="clip") for x in source)
+        target = tuple(x.at[rows].set(y, mode="drop") for x, y in zip(target, waiting, strict=True))
+        return rows + 1, target
+
+    program = jax.jit(hand_over, donate_argnums=1)
+    source, target = (tuple(jnp.zeros(s.shape, s.dtype) for s in shapes) for _ in range(2))
+    rows = np.arange(size, dtype=np.int32)
+
+    def run() -> None:
+        nonlocal target
+        answer, target = program(source, target, rows)
+        np.asarray(answer)
+
+    return run
+
+
+def _least_milliseconds(run: Callable[[], object]) -> float:
+    """The least time of several runs, after one that is not counted."""
+    run()
+    least, runs, start = np.inf, 0, time.perf_counter()
+    while runs < _LEAST_RUNS or time.perf_counter() - start < _LEAST_SECONDS:
+        before = time.perf_counter()
+        run()
+        least, runs = min(least, time.perf_counter() - before), runs + 1
+    return 1e3 * least
