@@ -73,25 +73,27 @@ def test_normalised_floats_and_pixels_get_the_same_answer(classifier, images, th
 
 
 def test_later_stages_are_not_computed_when_everyone_leaves(classifier, images, monkeypatch):
-    adaptive = AdaptiveClassifier(classifier, [0.0, 0.0, 0.0], mean=MEAN, std=STD)
+    adaptive = AdaptiveClassifier(classifier, [0.0, 0.0, 0.0], mean=MEAN, std=STD, lanes=1)
     ran = []
-    advance = adaptive._advance
+    start = adaptive.engine.start
     monkeypatch.setattr(
-        adaptive, "_advance", lambda w, i, s, c: ran.append(i) or advance(w, i, s, c)
+        adaptive.engine,
+        "start",
+        lambda p, segment, *a: ran.append(segment) or start(p, segment, *a),
     )
     assert set(adaptive.predict(images).exit) == {0}
-    assert ran == [0]
+    assert set(ran) == {(0, 0)}
 
 
-def test_nothing_is_compiled_again_for_new_batch_sizes(classifier, images, thresholds):
-    adaptive = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD, max_batch_size=8)
-    for count in range(1, 20):
+def test_nothing_is_compiled_after_warm_up(classifier, images, thresholds, tmp_path):
+    adaptive = AdaptiveClassifier(
+        classifier, thresholds, mean=MEAN, std=STD, max_batch_size=9, profile_dir=tmp_path
+    )
+    adaptive.warm_up()
+    compiled = adaptive.engine.num_compiled
+    for count in (37, *range(20), 5):
         adaptive.predict(images[:count])
-    compiled = adaptive._advance._cache_size()
-    for count in (37, 23, 5, 11):
-        adaptive.predict(images[:count])
-    assert compiled <= 3 * 4
-    assert adaptive._advance._cache_size() == compiled
+    assert adaptive.engine.num_compiled == compiled
 
 
 def test_no_images_are_an_empty_answer(classifier, thresholds):

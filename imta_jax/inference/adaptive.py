@@ -3,7 +3,10 @@
 `AdaptiveClassifier` answers whole batches; `stream` keeps images coming. Both run the same engine.
 """
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imta_jax.inference.engine import COMPILER_OPTIONS, Answers, Engine, Segment
+from imta_jax.inference.engine import COMPILER_OPTIONS, Answers, Engine, Pools, Segment
 from imta_jax.inference.planning import BatchSizes, Plan, all_segments, best_plan, reach_of
 from imta_jax.inference.profile import StageProfile, assumed_profile, measured_profile
 from imta_jax.inference.staged import StagedNetwork, staged_classifier
 from imta_jax.models import MultiExitClassifier
+
+# Images below which a batch is not split into lanes.
+_LEAST_PER_LANE = 8
 
 
 class AdaptivePredictions(NamedTuple):
@@ -48,7 +54,10 @@ class AdaptiveClassifier:
       mean: of the pixels per channel, 0..1; with `std`, lets `predict` take uint8 images.
       std: likewise.
       max_batch_size: images computed together; larger batches are cut.
-      batch_sizes: of the compiled programs; default, powers of two up to `max_batch_size`.
+      batch_sizes: of the compiled programs; default, powers of two up to a lane's share of
+        `max_batch_size`.
+      lanes: parts of a batch that are computed at a time, each on its own; default, two on a
+        processor of several cores, which one program alone does not keep busy, else one.
       exit_fractions: [E], the share of images expected to leave at each exit (`results.json` has
         them): they decide where stopping pays. Unknown by default.
       dtype: in which the backbone computes, "float32" or "bfloat16".
@@ -68,6 +77,7 @@ class AdaptiveClassifier:
         std: Sequence[float] | None = None,
         max_batch_size: int = 256,
         batch_sizes: Sequence[int] | None = None,
+        lanes: int | None = None,
         exit_fractions: Sequence[float] | np.ndarray | None = None,
         dtype: Any = "float32",
         profile_dir: str | Path | None = None,
@@ -75,22 +85,21 @@ class AdaptiveClassifier:
         thresholds = _checked_per_exit("thresholds", thresholds, network.num_exits)
         if exit_fractions is not None:
             exit_fractions = _checked_per_exit("exit_fractions", exit_fractions, network.num_exits)
-        self._sizes = _checked_sizes(max_batch_size, batch_sizes)
+        self.lanes = _checked_lanes(lanes, max_batch_size)
+        capacity = -(-max_batch_size // self.lanes)
+        self._sizes = _checked_sizes(capacity, batch_sizes)
         if not isinstance(network, StagedNetwork):
             network = staged_classifier(network, mean=mean, std=std, dtype=jnp.dtype(dtype))
-        self.network = network
+        self.network, self.max_batch_size = network, max_batch_size
         self.thresholds, self.macs = thresholds, network.macs
-        self.engine = Engine(network, thresholds, max_batch_size)
+        self.engine = Engine(network, thresholds, capacity)
         self._reach = reach_of(exit_fractions, self.engine.listening)
         self._profile_dir = profile_dir
-        self._pools = self.engine.new_pools()
+        self._pools = [self.engine.new_pools() for _ in range(self.lanes)]
+        self._threads = ThreadPoolExecutor(self.lanes, "imta_jax lane")
+        self._busy = threading.Lock()
         self._whole = jax.jit(network.logits, compiler_options=COMPILER_OPTIONS)
         self._use(assumed_profile(network, self._sizes))
-
-    @property
-    def max_batch_size(self) -> int:
-        """Images computed together."""
-        return self.engine.capacity
 
     def warm_up(self) -> StageProfile:
         """Measures, or reads, what stages cost here, and compiles all that `predict` can need.
@@ -99,7 +108,9 @@ class AdaptiveClassifier:
           The profile in use from now on.
         """
         self._use(
-            measured_profile(self.network, self._sizes, self.max_batch_size, self._profile_dir)
+            measured_profile(
+                self.network, self._sizes, self.engine.capacity, self.lanes, self._profile_dir
+            )
         )
         segments = {segment for plan in self.plans.values() for segment in plan.segments}
         self.engine.prepare((segment, size) for segment in segments for size in self._sizes)
@@ -131,47 +142,56 @@ class AdaptiveClassifier:
         return np.concatenate([np.asarray(chunk) for chunk in chunks], axis=1)
 
     def plan_for(self, count: int) -> Plan:
-        """How a batch of `count` images is run, 1 to `max_batch_size`."""
+        """How a lane runs `count` images."""
         return self.plans[max(size for size in self._sizes if size <= max(count, self._sizes[0]))]
 
     def _use(self, profile: StageProfile) -> None:
         """Plans batches by a profile."""
         self.profile = profile
         self.batch_sizes: dict[Segment, BatchSizes] = {
-            segment: BatchSizes(self._sizes, profile.segment_ms(segment), self.max_batch_size)
+            segment: BatchSizes(self._sizes, profile.segment_ms(segment), self.engine.capacity)
             for segment in all_segments(self.network.num_exits)
         }
         self.plans = {
             size: best_plan(profile, size, self._reach, self.batch_sizes) for size in self._sizes
         }
 
-    def _predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One batch of at most the largest size: labels, exits, confidences."""
+    def _predict(self, images: np.ndarray) -> list[np.ndarray]:
+        """One batch of at most the largest size, its parts in lanes: labels, exits, confidences."""
+        needed = -(-len(images) // self.engine.capacity)
+        lanes = max(needed, min(self.lanes, len(images) // _LEAST_PER_LANE))
+        with self._busy:
+            if lanes == 1:
+                return self._predict_in_lane(self._pools[0], images)
+            parts = np.array_split(images, lanes)
+            answered = list(self._threads.map(self._predict_in_lane, self._pools, parts))
+        return [np.concatenate(column) for column in zip(*answered, strict=True)]
+
+    def _predict_in_lane(self, pools: Pools, images: np.ndarray) -> list[np.ndarray]:
         count = len(images)
         labels, exits = np.zeros(count, np.int32), np.zeros(count, np.int32)
         confidence = np.zeros(count, np.float32)
         waiting = np.arange(count)
-        with self._pools.lock:
-            for segment in self.plan_for(count).segments:
-                staying = []
-                for rows, answers in self._run(segment, waiting, images):
-                    # Who stays is overwritten at the next exit.
-                    labels[rows], exits[rows], confidence[rows] = answers[:3]
-                    staying.append(rows[~answers.done])
-                waiting = np.concatenate(staying)
-                if not len(waiting):
-                    break
-        return labels, exits, confidence
+        for segment in self.plan_for(count).segments:
+            staying = []
+            for rows, answers in self._run(pools, segment, waiting, images):
+                # Who stays is overwritten at the next exit.
+                labels[rows], exits[rows], confidence[rows] = answers[:3]
+                staying.append(rows[~answers.done])
+            waiting = np.concatenate(staying)
+            if not len(waiting):
+                break
+        return [labels, exits, confidence]
 
     def _run(
-        self, segment: Segment, waiting: np.ndarray, images: np.ndarray
+        self, pools: Pools, segment: Segment, waiting: np.ndarray, images: np.ndarray
     ) -> Iterator[tuple[np.ndarray, Answers]]:
         """A segment on all that wait: rows and answers, program by program."""
         started, at = [], 0
         for size in self.batch_sizes[segment].pieces(len(waiting)):
             rows = waiting[at : at + size]
             opened = images[rows[0] : rows[-1] + 1] if segment.first == 0 else None
-            started.append((rows, self.engine.start(self._pools, segment, size, rows, opened)))
+            started.append((rows, self.engine.start(pools, segment, size, rows, opened)))
             at += size
         for rows, answers in started:
             yield rows, self.engine.finish(answers, len(rows))
@@ -189,14 +209,24 @@ def _checked_per_exit(name: str, values: Sequence[float] | np.ndarray, count: in
     return values
 
 
+def _checked_lanes(lanes: int | None, max_batch_size: int) -> int:
+    if max_batch_size < 1:
+        raise ValueError(f"max_batch_size must be at least 1; found {max_batch_size}")
+    if lanes is None:
+        several = jax.default_backend() == "cpu" and (os.cpu_count() or 1) > 1
+        return 2 if several and max_batch_size >= 2 * _LEAST_PER_LANE else 1
+    if not 1 <= lanes <= max_batch_size:
+        raise ValueError(f"lanes must be from 1 to max_batch_size, {max_batch_size}; found {lanes}")
+    return lanes
+
+
 def _checked_sizes(limit: int, sizes: Sequence[int] | None) -> tuple[int, ...]:
     """Batch sizes, rising; by default powers of two below `limit`, and `limit`."""
-    if limit < 1:
-        raise ValueError(f"max_batch_size must be at least 1; found {limit}")
     if sizes is None:
         return (*(2**n for n in range((limit - 1).bit_length())), limit)
     if not len(sizes) or min(sizes) < 1 or max(sizes) > limit:
         raise ValueError(
-            f"batch_sizes must lie between 1 and max_batch_size, {limit}; found {tuple(sizes)}"
+            f"batch_sizes must lie between 1 and {limit}, a lane's share of max_batch_size; "
+            f"found {tuple(sizes)}"
         )
     return tuple(sorted({int(size) for size in sizes}))

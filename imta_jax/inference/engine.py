@@ -59,7 +59,6 @@ class Pools:
     """
 
     def __init__(self, network: StagedNetwork, capacity: int):
-        self.lock = threading.Lock()
         self._shapes = pool_shapes(network, capacity)
         self._arrays: dict[int, Rows] = {}
 
@@ -95,6 +94,7 @@ class Engine:
         self.thresholds[-1] = -np.inf
         self.listening = self.thresholds <= _REACHABLE
         self.num_compiled = 0
+        self._compiling = threading.Lock()  # lanes may ask for the same program at a time
         self._pool_shapes = pool_shapes(network, capacity)
         self._programs: dict[tuple[Segment, int, np.dtype], jax.stages.Compiled] = {}
 
@@ -113,12 +113,13 @@ class Engine:
         """
         dtype = np.dtype(dtype or self.network.image_dtype)
         keys = [(segment, size, dtype) for segment, size in dict.fromkeys(programs)]
-        missing = [key for key in keys if key not in self._programs]
-        if not missing:
+        if all(key in self._programs for key in keys):
             return
-        compiled = compile_all([self._lowered(*key) for key in missing])
-        self._programs.update(zip(missing, compiled, strict=True))
-        self.num_compiled += len(missing)
+        with self._compiling:
+            missing = [key for key in keys if key not in self._programs]
+            compiled = compile_all([self._lowered(*key) for key in missing])
+            self._programs.update(zip(missing, compiled, strict=True))
+            self.num_compiled += len(missing)
 
     def start(
         self,

@@ -5,12 +5,14 @@ What to make of it is decided in `planning`.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from imta_jax.inference.compilation import CACHE
+from imta_jax.inference import compilation
 from imta_jax.inference.engine import Engine, Segment, pool_shapes
 from imta_jax.inference.staged import Rows, StagedNetwork
 from imta_jax.progress_bar import with_progress
@@ -27,17 +29,21 @@ _log = logging.getLogger(__name__)
 
 # An exit that listens, and lets nobody go: all rows are handed on, which is what takes longest.
 _HEARD_BY_NOBODY = 1.0 + 5e-6
-_LEAST_RUNS, _LEAST_SECONDS = 5, 0.05
+_BLOCKS, _BLOCK_SECONDS = 4, 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class StageProfile:
     """Milliseconds per program, the least of several runs, words with the host included.
 
+    Where several lanes compute at a time they do so while this is measured, and the time of all is
+    divided by their number: what a program adds to the time of a large batch.
+
     Attributes:
       network: name of the `StagedNetwork`.
       device: on which it was measured; "assumed" for a profile that was not.
       versions: of jax and jaxlib.
+      lanes: programs that ran at a time.
       sizes: batch sizes [S], rising.
       stage_ms: float64 [E, S], stage and exit, gathering and scattering included.
       hand_over_ms: float64 [E - 1, S], gathering and scattering alone, after that stage.
@@ -46,6 +52,7 @@ class StageProfile:
     network: str
     device: str
     versions: dict[str, str]
+    lanes: int
     sizes: tuple[int, ...]
     stage_ms: np.ndarray
     hand_over_ms: np.ndarray
@@ -71,7 +78,8 @@ class StageProfile:
             for i in range(len(self.stage_ms))
             for s, size in enumerate(self.sizes)
         ]
-        title = f"{self.device} ({', '.join(f'{k} {v}' for k, v in self.versions.items())})"
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        title = f"{self.device}, {self.lanes} at a time ({versions})"
         return (
             title + "\n" + pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format)
         )
@@ -109,11 +117,15 @@ def assumed_profile(network: StagedNetwork, sizes: Sequence[int]) -> StageProfil
     share = np.diff(network.macs, prepend=0) / network.macs[-1]
     stage_ms = 0.1 + share[:, None] * np.asarray(sizes, float)
     hand_over_ms = np.full((network.num_exits - 1, len(sizes)), 0.1)
-    return StageProfile(network.name, "assumed", {}, tuple(sizes), stage_ms, hand_over_ms)
+    return StageProfile(network.name, "assumed", {}, 1, tuple(sizes), stage_ms, hand_over_ms)
 
 
 def measured_profile(
-    network: StagedNetwork, sizes: Sequence[int], capacity: int, folder: str | Path | None = None
+    network: StagedNetwork,
+    sizes: Sequence[int],
+    capacity: int,
+    lanes: int = 1,
+    folder: str | Path | None = None,
 ) -> StageProfile:
     """The profile of this device: read if it was measured before, else measured and kept.
 
@@ -121,17 +133,19 @@ def measured_profile(
       network: see `StagedNetwork`.
       sizes: batch sizes, rising.
       capacity: of the pools.
+      lanes: how many programs run at a time.
       folder: where profiles are kept; default ~/.cache/imta_jax/profiles.
     """
     path = (
-        Path(folder or CACHE / "profiles").expanduser() / f"{_key(network, sizes, capacity)}.json"
+        Path(folder or compilation.CACHE / "profiles").expanduser()
+        / f"{_key(network, sizes, capacity, lanes)}.json"
     )
     if path.exists():
         try:
             return StageProfile.load(path)
         except ValueError as error:
             _log.warning("%s", error)
-    found = _measure(network, tuple(sizes), capacity)
+    found = _measure(network, tuple(sizes), capacity, lanes)
     try:
         found.save(path)
     except OSError as error:
@@ -139,9 +153,9 @@ def measured_profile(
     return found
 
 
-def _key(network: StagedNetwork, sizes: Sequence[int], capacity: int) -> str:
+def _key(network: StagedNetwork, sizes: Sequence[int], capacity: int, lanes: int) -> str:
     """What a profile holds for: other programs, another device or another jax make another one."""
-    parts = (network.name, _device(), _versions(), os.cpu_count(), tuple(sizes), capacity)
+    parts = (network.name, _device(), _versions(), os.cpu_count(), tuple(sizes), capacity, lanes)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
@@ -153,25 +167,27 @@ def _versions() -> dict[str, str]:
     return {"jax": jax.__version__, "jaxlib": jax.lib.__version__}
 
 
-def _measure(network: StagedNetwork, sizes: tuple[int, ...], capacity: int) -> StageProfile:
+def _measure(
+    network: StagedNetwork, sizes: tuple[int, ...], capacity: int, lanes: int
+) -> StageProfile:
     engine = Engine(network, np.full(network.num_exits, _HEARD_BY_NOBODY), capacity)
     stages = [Segment(i, i) for i in range(network.num_exits)]
     engine.prepare((stage, size) for stage in stages for size in sizes)
-    work = [
-        *(_stage_run(engine, stage, size) for stage in stages for size in sizes),
+    makers = [
+        *(functools.partial(_stage_run, engine, stage, size) for stage in stages for size in sizes),
         *(
-            _hand_over_run(shapes, size)
+            functools.partial(_hand_over_run, shapes, size)
             for shapes in pool_shapes(network, capacity).values()
             for size in sizes
         ),
     ]
-    found = [
-        _least_milliseconds(run)
-        for run in with_progress(work, total=len(work), description="profile", log=_log)
-    ]
-    table = np.asarray(found).reshape(-1, len(sizes))
-    count = network.num_exits
-    return StageProfile(network.name, _device(), _versions(), sizes, table[:count], table[count:])
+    work = with_progress(makers, total=len(makers), description="profile", log=_log)
+    with ThreadPoolExecutor(lanes) as threads:
+        found = [_least_milliseconds([make() for _ in range(lanes)], threads) for make in work]
+    table, count = np.asarray(found).reshape(-1, len(sizes)), network.num_exits
+    return StageProfile(
+        network.name, _device(), _versions(), lanes, sizes, table[:count], table[count:]
+    )
 
 
 def _stage_run(engine: Engine, stage: Segment, size: int) -> Callable[[], None]:
@@ -203,12 +219,16 @@ def _hand_over_run(shapes: Rows, size: int) -> Callable[[], None]:
     return run
 
 
-def _least_milliseconds(run: Callable[[], object]) -> float:
-    """The least time of several runs, after one that is not counted."""
-    run()
-    least, runs, start = np.inf, 0, time.perf_counter()
-    while runs < _LEAST_RUNS or time.perf_counter() - start < _LEAST_SECONDS:
-        before = time.perf_counter()
-        run()
-        least, runs = min(least, time.perf_counter() - before), runs + 1
-    return 1e3 * least
+def _least_milliseconds(runs: Sequence[Callable[[], object]], threads: ThreadPoolExecutor) -> float:
+    """The least time of doing all `runs` at once, divided by how many they are."""
+
+    def block() -> float:
+        start = time.perf_counter()
+        list(threads.map(lambda run: [run() for _ in range(repeats)], runs))
+        return (time.perf_counter() - start) / repeats
+
+    repeats = 1
+    block()
+    # So many that starting threads does not count.
+    repeats = max(1, int(_BLOCK_SECONDS / block()))
+    return 1e3 * min(block() for _ in range(_BLOCKS)) / len(runs)
