@@ -29,8 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import flax
 import jax
+import jax.numpy as jnp
 import jaxlib
 import numpy as np
+from flax import nnx
 from matplotlib.figure import Figure
 
 from benchmarks import environment
@@ -39,6 +41,7 @@ from imta_jax.data import load_dataset
 from imta_jax.evaluation import load_predictions, outcomes
 from imta_jax.evaluation.adaptive import curve_of_outcomes
 from imta_jax.inference import AdaptiveClassifier, AdaptiveStream
+from imta_jax.pixels import normalize
 from imta_jax.report.style import new_figure, tidy
 from imta_jax.training import load_classifier
 
@@ -74,6 +77,9 @@ class Contest:
         folder = run / ("phase_two" if (run / "phase_two").exists() else "phase_one")
         self.classifier, self.meta = load_classifier(folder)
         self.images = load_dataset(config["data"]).splits["test"].images
+        self.classifier.eval()
+        self.classifier.compute_dtype = jnp.dtype(dtype)
+        self.graphdef, self.state = nnx.split(self.classifier)
         self.settings = {"mean": self.meta["mean"], "std": self.meta["std"], "dtype": dtype}
         self.settings["max_batch_size"] = largest
         last_only = np.full(self.classifier.num_exits, 2.0)
@@ -95,11 +101,9 @@ class Contest:
             return self.full
         cost = self.curve.validation_cost / self.macs[-1]
         point = int(np.argmax(np.where(cost <= budget, cost, -1)))
-        found = AdaptiveClassifier(
-            self.network,
+        found = self.full.with_thresholds(
             self.curve.thresholds[point],
             exit_fractions=self.curve.validation_exit_fractions[point],
-            max_batch_size=self.settings["max_batch_size"],
         )
         found.warm_up()
         return found
@@ -107,14 +111,15 @@ class Contest:
     def cut_at(self, last: int) -> Callable[[np.ndarray], jax.Array]:
         """The network up to an exit in one program: images -> labels and confidences."""
 
-        def answer(weights: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            rows = (images,)
-            for stage, read in zip(self.network.stages[: last + 1], weights, strict=True):
-                rows, logits = stage(read, rows)
+        def answer(state: nnx.State, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            network, carry = nnx.merge(self.graphdef, state, copy=True), None
+            maps = network.stem(normalize(images, self.meta["mean"], self.meta["std"]))
+            for i in range(last + 1):
+                maps, logits, carry = network.advance(i, maps, carry)
             return logits.argmax(axis=-1), jax.nn.softmax(logits).max(axis=-1)
 
-        program, weights = jax.jit(answer), self.network.weights[: last + 1]
-        return lambda images: jax.device_get(program(weights, images))
+        program = jax.jit(answer)
+        return lambda images: jax.device_get(program(self.state, images))
 
     def in_slices(self, last: int, batch_size: int) -> dict[str, Callable[[np.ndarray], Any]]:
         """Ways to run the cut network on one batch: slices of a size, one or two at a time."""

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from imta_jax.evaluation import confidence, exit_costs, exit_of, predicted, thresholds_for_quota
-from imta_jax.inference import AdaptiveClassifier
+from imta_jax.inference import AdaptiveClassifier, profile
 from imta_jax.models import build_classifier, with_collaborative_heads
 from imta_jax.pixels import normalize
 
@@ -90,10 +90,10 @@ def test_nothing_is_compiled_after_warm_up(classifier, images, thresholds, tmp_p
         classifier, thresholds, mean=MEAN, std=STD, max_batch_size=9, profile_dir=tmp_path
     )
     adaptive.warm_up()
-    compiled = adaptive.engine.num_compiled
+    compiled = adaptive.programs.num_compiled
     for count in (37, *range(20), 5):
         adaptive.predict(images[:count])
-    assert adaptive.engine.num_compiled == compiled
+    assert adaptive.programs.num_compiled == compiled
 
 
 def test_no_images_are_an_empty_answer(classifier, thresholds):
@@ -124,3 +124,86 @@ def test_the_classifier_is_left_as_it_was(classifier, images, thresholds):
     before = jax.tree.map(np.array, nnx.state(classifier))
     AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
     jax.tree.map(np.testing.assert_array_equal, before, nnx.state(classifier))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"prune": "min", "reduction": 0.5, "base": 3, "step": 2, "step_mode": "even"},
+        {"base": 1, "step": 1, "step_mode": "even"},
+    ],
+)
+def test_what_an_exit_leaves_for_later_makes_up_the_stage(more):
+    network = build_classifier(
+        TINY | more, num_classes=5, image_shape=(16, 16, 1), rngs=nnx.Rngs(0)
+    )
+    network.eval()
+
+    @nnx.jit
+    def both(network, images):
+        backbone = network.backbone
+        state, pairs = network.stem(images), []
+        for i in range(network.num_exits):
+            whole = backbone.stage(i, state)
+            for_exit, pending = backbone.stage_until_exit(i, state)
+            pairs.append((whole, backbone.rest_of_stage(i, pending)))
+            pairs.append((backbone.exit_features(i, whole), backbone.exit_features(i, for_exit)))
+            # Something is left out wherever there is more than one scale.
+            assert len(whole) == 1 or None in for_exit
+            state = whole
+        return pairs
+
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 1)).astype(np.float32)
+    for expected, found in both(network, images):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), expected, found)
+
+
+def test_a_backbone_that_leaves_nothing_for_later_will_do(
+    classifier, images, thresholds, monkeypatch
+):
+    expected = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
+    monkeypatch.delattr(type(classifier.backbone), "stage_until_exit")
+    found = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
+    np.testing.assert_array_equal(found.exit, expected.exit)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_bfloat16_decides_by_its_own_logits(classifier, images):
+    settings = {"mean": MEAN, "std": STD, "dtype": "bfloat16", "max_batch_size": 16}
+    logits = AdaptiveClassifier(classifier, [2.0, 2.0, 2.0], **settings).logits(images)
+    sure = confidence(logits)
+    thresholds = np.median(sure, axis=1)
+    found = AdaptiveClassifier(classifier, thresholds, **settings).predict(images)
+    expected = exit_of(sure, thresholds)
+    near = (np.abs(sure - thresholds[:, None]) < 1e-5).any(axis=0)
+    np.testing.assert_array_equal(found.exit[~near], expected[~near])
+    rows = np.arange(len(images))
+    np.testing.assert_allclose(found.confidence, sure[found.exit, rows], atol=1e-5)
+    assert near.sum() < 5 and len(np.unique(found.exit)) == 3
+
+
+def test_other_thresholds_share_what_was_compiled(classifier, images, thresholds, tmp_path):
+    settings = {"mean": MEAN, "std": STD, "max_batch_size": 8, "batch_sizes": (4, 8)}
+    first = AdaptiveClassifier(classifier, thresholds, **settings, profile_dir=tmp_path)
+    first.predict(images)
+    compiled = first.programs.num_compiled
+    second = first.with_thresholds(thresholds * 0.99)
+    assert second.predict(images).exit.mean() <= first.predict(images).exit.mean()
+    assert second.programs.num_compiled == compiled
+    with pytest.raises(ValueError, match="3 exits"):
+        first.with_thresholds([0.5])
+
+
+def test_a_profile_is_measured_once_and_read_again(classifier, thresholds, tmp_path, monkeypatch):
+    settings = {"max_batch_size": 4, "batch_sizes": (2, 4), "profile_dir": tmp_path, "lanes": 1}
+    measured = AdaptiveClassifier(classifier, thresholds, **settings).warm_up()
+    assert measured.stage_ms.shape == (3, 2) and measured.hand_over_ms.shape == (2, 2)
+    assert (measured.stage_ms > 0).all() and "us per image" in measured.table()
+    monkeypatch.setattr(profile, "_measure", lambda *_: pytest.fail("measured again"))
+    again = AdaptiveClassifier(classifier, thresholds, **settings).warm_up()
+    np.testing.assert_array_equal(again.stage_ms, measured.stage_ms)
+    (kept,) = tmp_path.glob("*.json")
+    kept.write_text("{}")
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        AdaptiveClassifier(classifier, thresholds, **settings).warm_up()

@@ -3,6 +3,7 @@
 `AdaptiveClassifier` answers whole batches; `stream` keeps images coming. Both run the same engine.
 """
 
+import copy
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imta_jax.inference.engine import COMPILER_OPTIONS, Answers, Engine, Pools, Segment
+from imta_jax.inference.engine import COMPILER_OPTIONS, Answers, Engine, Pools, Programs, Segment
 from imta_jax.inference.planning import BatchSizes, Plan, all_segments, best_plan, reach_of
 from imta_jax.inference.profile import StageProfile, assumed_profile, measured_profile
 from imta_jax.inference.staged import StagedNetwork, staged_classifier
@@ -82,24 +83,38 @@ class AdaptiveClassifier:
         dtype: Any = "float32",
         profile_dir: str | Path | None = None,
     ):
-        thresholds = _checked_per_exit("thresholds", thresholds, network.num_exits)
-        if exit_fractions is not None:
-            exit_fractions = _checked_per_exit("exit_fractions", exit_fractions, network.num_exits)
+        self._given = _checked_decisions(thresholds, exit_fractions, network.num_exits)
         self.lanes = _checked_lanes(lanes, max_batch_size)
         capacity = -(-max_batch_size // self.lanes)
         self._sizes = _checked_sizes(capacity, batch_sizes)
         if not isinstance(network, StagedNetwork):
             network = staged_classifier(network, mean=mean, std=std, dtype=jnp.dtype(dtype))
         self.network, self.max_batch_size = network, max_batch_size
-        self.thresholds, self.macs = thresholds, network.macs
-        self.engine = Engine(network, thresholds, capacity)
-        self._reach = reach_of(exit_fractions, self.engine.listening)
+        self.macs = network.macs
+        self.programs = Programs(network, capacity)
         self._profile_dir = profile_dir
-        self._pools = [self.engine.new_pools() for _ in range(self.lanes)]
+        self._pools = [Pools(network, capacity) for _ in range(self.lanes)]
         self._threads = ThreadPoolExecutor(self.lanes, "imta_jax lane")
         self._busy = threading.Lock()
         self._whole = jax.jit(network.logits, compiler_options=COMPILER_OPTIONS)
-        self._use(assumed_profile(network, self._sizes))
+        self.profile = assumed_profile(network, self._sizes)
+        self._plan()
+
+    def with_thresholds(
+        self,
+        thresholds: Sequence[float] | np.ndarray,
+        *,
+        exit_fractions: Sequence[float] | np.ndarray | None = None,
+    ) -> "AdaptiveClassifier":
+        """The same network with other thresholds: for another budget, without another copy.
+
+        Weights, compiled programs and the profile are shared; what else its plan needs is compiled
+        at first use, or by `warm_up`.
+        """
+        other = copy.copy(self)
+        other._given = _checked_decisions(thresholds, exit_fractions, self.network.num_exits)
+        other._plan()
+        return other
 
     def warm_up(self) -> StageProfile:
         """Measures, or reads, what stages cost here, and compiles all that `predict` can need.
@@ -107,13 +122,12 @@ class AdaptiveClassifier:
         Returns:
           The profile in use from now on.
         """
-        self._use(
-            measured_profile(
-                self.network, self._sizes, self.engine.capacity, self.lanes, self._profile_dir
-            )
-        )
+        self.profile = measured_profile(self.programs, self._sizes, self.lanes, self._profile_dir)
+        self._plan()
         segments = {segment for plan in self.plans.values() for segment in plan.segments}
-        self.engine.prepare((segment, size) for segment in segments for size in self._sizes)
+        self.engine.prepare(
+            (segment, size) for segment in segments for size in self.batch_sizes[segment].used
+        )
         return self.profile
 
     def predict(self, images: np.ndarray | jax.Array) -> AdaptivePredictions:
@@ -145,15 +159,17 @@ class AdaptiveClassifier:
         """How a lane runs `count` images."""
         return self.plans[max(size for size in self._sizes if size <= max(count, self._sizes[0]))]
 
-    def _use(self, profile: StageProfile) -> None:
-        """Plans batches by a profile."""
-        self.profile = profile
+    def _plan(self) -> None:
+        """Decides by the profile how batches of every size are run."""
+        self.thresholds, exit_fractions = self._given
+        self.engine = Engine(self.programs, self.thresholds)
+        reach = reach_of(exit_fractions, self.engine.listening)
         self.batch_sizes: dict[Segment, BatchSizes] = {
-            segment: BatchSizes(self._sizes, profile.segment_ms(segment), self.engine.capacity)
+            segment: BatchSizes(self._sizes, self.profile.segment_ms(segment), self.engine.capacity)
             for segment in all_segments(self.network.num_exits)
         }
         self.plans = {
-            size: best_plan(profile, size, self._reach, self.batch_sizes) for size in self._sizes
+            size: best_plan(self.profile, size, reach, self.batch_sizes) for size in self._sizes
         }
 
     def _predict(self, images: np.ndarray) -> list[np.ndarray]:
@@ -195,6 +211,16 @@ class AdaptiveClassifier:
             at += size
         for rows, answers in started:
             yield rows, self.engine.finish(answers, len(rows))
+
+
+def _checked_decisions(
+    thresholds: Any, exit_fractions: Any, count: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Thresholds and, where they are known, the shares of images that leave at each exit."""
+    thresholds = _checked_per_exit("thresholds", thresholds, count)
+    if exit_fractions is not None:
+        exit_fractions = _checked_per_exit("exit_fractions", exit_fractions, count)
+    return thresholds, exit_fractions
 
 
 def _checked_per_exit(name: str, values: Sequence[float] | np.ndarray, count: int) -> np.ndarray:

@@ -8,7 +8,7 @@ recompiled for it, and nothing copied that goes no further.
 
 import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -32,6 +32,22 @@ class Segment(NamedTuple):
 
     first: int
     last: int
+
+
+class ProgramKey(NamedTuple):
+    """What a program is compiled for.
+
+    Attributes:
+      segment: the stages.
+      heard: for each but the last, whether images can be confident there.
+      size: images at a time.
+      dtype: of the images, at the first segment.
+    """
+
+    segment: Segment
+    heard: tuple[bool, ...]
+    size: int
+    dtype: np.dtype
 
 
 class Answers(NamedTuple):
@@ -74,52 +90,73 @@ class Pools:
         self._arrays[stage] = arrays
 
 
-class Engine:
-    """Runs segments of a network on pools; compiles each (segment, batch size) once.
+class Programs:
+    """A network's compiled segments, each (segment, batch size) once, whatever the thresholds.
 
     Args:
       network: see `StagedNetwork`.
-      thresholds: float [E]; the last exit's is not looked at.
       capacity: of the pools.
 
     Attributes:
-      listening: bool [E], exits where an image can leave.
       num_compiled: programs compiled so far.
     """
 
-    def __init__(self, network: StagedNetwork, thresholds: np.ndarray, capacity: int):
-        self.network = network
-        self.capacity = capacity
-        self.thresholds = np.asarray(thresholds, np.float32).copy()
-        self.thresholds[-1] = -np.inf
-        self.listening = self.thresholds <= _REACHABLE
+    def __init__(self, network: StagedNetwork, capacity: int):
+        self.network, self.capacity = network, capacity
         self.num_compiled = 0
         self._compiling = threading.Lock()  # lanes may ask for the same program at a time
         self._pool_shapes = pool_shapes(network, capacity)
-        self._programs: dict[tuple[Segment, int, np.dtype], jax.stages.Compiled] = {}
+        self._compiled: dict[ProgramKey, jax.stages.Compiled] = {}
+
+    def get(self, keys: Sequence[ProgramKey]) -> list[jax.stages.Compiled]:
+        """The programs, those that are not there yet compiled several at a time."""
+        if not all(key in self._compiled for key in keys):
+            with self._compiling:
+                missing = [key for key in dict.fromkeys(keys) if key not in self._compiled]
+                compiled = compile_all([self._lowered(key) for key in missing])
+                self._compiled.update(zip(missing, compiled, strict=True))
+                self.num_compiled += len(missing)
+        return [self._compiled[key] for key in keys]
+
+    def _lowered(self, key: ProgramKey) -> jax.stages.Lowered:
+        """A program, ready to be compiled."""
+        first, following = key.segment.first, key.segment.last + 1
+        images = (jax.ShapeDtypeStruct((key.size, *self.network.image_shape), key.dtype),)
+        run = functools.partial(_run, self.network.stages, key.segment, key.heard)
+        return jax.jit(run, donate_argnums=3, compiler_options=COMPILER_OPTIONS).lower(
+            self.network.weights[first:following],
+            jax.ShapeDtypeStruct((self.network.num_exits,), np.float32),
+            self._pool_shapes.get(first, images),
+            self._pool_shapes.get(following, ()),
+            jax.ShapeDtypeStruct((key.size,), np.int32),
+        )
+
+
+class Engine:
+    """Runs segments of a network on pools, with thresholds.
+
+    Args:
+      programs: see `Programs`.
+      thresholds: float [E]; the last exit's is not looked at.
+
+    Attributes:
+      listening: bool [E], exits where an image can leave.
+    """
+
+    def __init__(self, programs: Programs, thresholds: np.ndarray):
+        self.programs = programs
+        self.network, self.capacity = programs.network, programs.capacity
+        self.thresholds = np.asarray(thresholds, np.float32).copy()
+        self.thresholds[-1] = -np.inf
+        self.listening = self.thresholds <= _REACHABLE
 
     def new_pools(self) -> Pools:
         """Pools for the engine's programs."""
         return Pools(self.network, self.capacity)
 
-    def prepare(
-        self, programs: Iterable[tuple[Segment, int]], dtype: np.dtype | None = None
-    ) -> None:
-        """Compiles (segment, batch size) programs that are not yet there, several at a time.
-
-        Args:
-          programs: what will be started.
-          dtype: of the images; default, the network's.
-        """
-        dtype = np.dtype(dtype or self.network.image_dtype)
-        keys = [(segment, size, dtype) for segment, size in dict.fromkeys(programs)]
-        if all(key in self._programs for key in keys):
-            return
-        with self._compiling:
-            missing = [key for key in keys if key not in self._programs]
-            compiled = compile_all([self._lowered(*key) for key in missing])
-            self._programs.update(zip(missing, compiled, strict=True))
-            self.num_compiled += len(missing)
+    def prepare(self, wanted: Iterable[tuple[Segment, int]]) -> None:
+        """Compiles (segment, batch size) programs for images of the network's type."""
+        self.programs.get([self._key(*one, self.network.image_dtype) for one in wanted])
 
     def start(
         self,
@@ -143,16 +180,15 @@ class Engine:
           A value on the device, for `finish`.
         """
         dtype = self.network.image_dtype if images is None else images.dtype
-        self.prepare([(segment, size)], dtype)
+        (program,) = self.programs.get([self._key(segment, size, dtype)])
         # Rows beyond the pool are read as its last one, and written nowhere.
         padded = np.full(size, self.capacity, np.int32)
         padded[: len(rows)] = rows
         source = pools.take(segment.first) if images is None else (_padded(images, size),)
         following = segment.last + 1
         target = pools.take(following) if following < self.network.num_exits else ()
-        answers, target = self._programs[segment, size, dtype](
-            self.network.weights[segment.first : following], self.thresholds, source, target, padded
-        )
+        weights = self.network.weights[segment.first : following]
+        answers, target = program(weights, self.thresholds, source, target, padded)
         pools.put(following, target)
         return answers
 
@@ -161,18 +197,10 @@ class Engine:
         labels, exits, confidence = np.asarray(started)[:, :count]
         return Answers(labels, exits & ~_STAYS, confidence.view(np.float32), exits < _STAYS)
 
-    def _lowered(self, segment: Segment, size: int, dtype: np.dtype) -> jax.stages.Lowered:
-        """A segment at a batch size and a type of images, ready to be compiled."""
-        following = segment.last + 1
-        images = (jax.ShapeDtypeStruct((size, *self.network.image_shape), dtype),)
-        run = functools.partial(_run, self.network.stages, segment, tuple(self.listening))
-        return jax.jit(run, donate_argnums=3, compiler_options=COMPILER_OPTIONS).lower(
-            self.network.weights[segment.first : following],
-            jax.ShapeDtypeStruct(self.thresholds.shape, np.float32),
-            self._pool_shapes.get(segment.first, images),
-            self._pool_shapes.get(following, ()),
-            jax.ShapeDtypeStruct((size,), np.int32),
-        )
+    def _key(self, segment: Segment, size: int, dtype: np.dtype) -> ProgramKey:
+        # The end of a segment is always heard: single stages serve all thresholds.
+        heard = tuple(bool(h) for h in self.listening[segment.first : segment.last])
+        return ProgramKey(segment, heard, size, np.dtype(dtype))
 
 
 def pool_shapes(
@@ -190,7 +218,7 @@ def pool_shapes(
 def _run(
     stages: tuple[Callable[[Weights, Rows], tuple[Rows, jax.Array]], ...],
     segment: Segment,
-    listening: tuple[bool, ...],
+    heard: tuple[bool, ...],
     weights: tuple[Weights, ...],
     thresholds: jax.Array,
     source: Rows,
@@ -203,9 +231,10 @@ def _run(
     labels, exits, confidence = (
         jnp.zeros(rows.shape, t) for t in (jnp.int32, jnp.int32, jnp.float32)
     )
-    for i in range(segment.first, segment.last + 1):
+    for i, hears in enumerate((*heard, True), start=segment.first):
         waiting, logits = stages[i](weights[i - segment.first], waiting)
-        if listening[i] or i == segment.last:
+        # An exit that nobody can take is not computed, unless a later one reads it.
+        if hears:
             probability = jax.nn.softmax(logits).max(axis=-1)
             labels = jnp.where(done, labels, logits.argmax(axis=-1).astype(jnp.int32))
             confidence = jnp.where(done, confidence, probability)

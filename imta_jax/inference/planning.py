@@ -55,6 +55,11 @@ class BatchSizes:
         part = count - below
         return float((1 - part) * self._least[below] + part * self._least[above])
 
+    @property
+    def used(self) -> list[int]:
+        """The sizes that some number of images asks for; the others need no program."""
+        return sorted({int(size) for size in self._size[1:]})
+
     def pieces(self, count: int) -> Iterator[int]:
         """Batch sizes, one program each, that hold `count` images together."""
         while count > 0:

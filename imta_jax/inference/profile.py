@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from imta_jax.inference import compilation
-from imta_jax.inference.engine import Engine, Segment, pool_shapes
+from imta_jax.inference.engine import Engine, Programs, Segment, pool_shapes
 from imta_jax.inference.staged import Rows, StagedNetwork
 from imta_jax.progress_bar import with_progress
 
@@ -121,31 +121,29 @@ def assumed_profile(network: StagedNetwork, sizes: Sequence[int]) -> StageProfil
 
 
 def measured_profile(
-    network: StagedNetwork,
+    programs: Programs,
     sizes: Sequence[int],
-    capacity: int,
     lanes: int = 1,
     folder: str | Path | None = None,
 ) -> StageProfile:
     """The profile of this device: read if it was measured before, else measured and kept.
 
     Args:
-      network: see `StagedNetwork`.
+      programs: see `Programs`.
       sizes: batch sizes, rising.
-      capacity: of the pools.
       lanes: how many programs run at a time.
       folder: where profiles are kept; default ~/.cache/imta_jax/profiles.
     """
     path = (
         Path(folder or compilation.CACHE / "profiles").expanduser()
-        / f"{_key(network, sizes, capacity, lanes)}.json"
+        / f"{_key(programs, sizes, lanes)}.json"
     )
     if path.exists():
         try:
             return StageProfile.load(path)
         except ValueError as error:
             _log.warning("%s", error)
-    found = _measure(network, tuple(sizes), capacity, lanes)
+    found = _measure(programs, tuple(sizes), lanes)
     try:
         found.save(path)
     except OSError as error:
@@ -153,9 +151,10 @@ def measured_profile(
     return found
 
 
-def _key(network: StagedNetwork, sizes: Sequence[int], capacity: int, lanes: int) -> str:
+def _key(programs: Programs, sizes: Sequence[int], lanes: int) -> str:
     """What a profile holds for: other programs, another device or another jax make another one."""
-    parts = (network.name, _device(), _versions(), os.cpu_count(), tuple(sizes), capacity, lanes)
+    where = (_device(), _versions(), os.cpu_count())
+    parts = (programs.network.name, where, tuple(sizes), programs.capacity, lanes)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
@@ -167,17 +166,16 @@ def _versions() -> dict[str, str]:
     return {"jax": jax.__version__, "jaxlib": jax.lib.__version__}
 
 
-def _measure(
-    network: StagedNetwork, sizes: tuple[int, ...], capacity: int, lanes: int
-) -> StageProfile:
-    engine = Engine(network, np.full(network.num_exits, _HEARD_BY_NOBODY), capacity)
+def _measure(programs: Programs, sizes: tuple[int, ...], lanes: int) -> StageProfile:
+    network = programs.network
+    engine = Engine(programs, np.full(network.num_exits, _HEARD_BY_NOBODY))
     stages = [Segment(i, i) for i in range(network.num_exits)]
     engine.prepare((stage, size) for stage in stages for size in sizes)
     makers = [
         *(functools.partial(_stage_run, engine, stage, size) for stage in stages for size in sizes),
         *(
             functools.partial(_hand_over_run, shapes, size)
-            for shapes in pool_shapes(network, capacity).values()
+            for shapes in pool_shapes(network, programs.capacity).values()
             for size in sizes
         ),
     ]

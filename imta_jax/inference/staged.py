@@ -151,7 +151,7 @@ def _run_stage(
         state, carry = network.stem(images), None
     else:
         state, carry = jax.tree.unflatten(folded, rows)
-    state, logits, carry = network.advance(i, state, carry)
+    state, logits, carry = network.advance_lazily(i, state, carry)
     return ((state, carry) if i < network.num_exits - 1 else ()), logits
 
 

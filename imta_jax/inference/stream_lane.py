@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from imta_jax.inference.adaptive import AdaptiveClassifier
-from imta_jax.inference.engine import Engine, Segment
+from imta_jax.inference.engine import Engine, Programs, Segment
 from imta_jax.inference.planning import BatchSizes
 from imta_jax.inference.requests import Entrance, Request
 
@@ -41,11 +41,14 @@ class LaneSettings:
         full = int(np.flatnonzero(per_image <= (1 + _WORTH) * per_image.min())[0])
         sizes, limit = sizes[: full + 1], sizes[full]
         # Room for a queue that is nearly full before every segment, and a batch to enter.
-        engine = Engine(
-            classifier.network, classifier.engine.thresholds, limit * (len(segments) + 1)
+        programs = Programs(classifier.network, limit * (len(segments) + 1))
+        engine = Engine(programs, classifier.thresholds)
+        batch_sizes = [BatchSizes(sizes, ms[: full + 1], limit) for ms in milliseconds]
+        engine.prepare(
+            (segment, size)
+            for segment, of_segment in zip(segments, batch_sizes, strict=True)
+            for size in of_segment.used
         )
-        engine.prepare((segment, size) for segment in segments for size in sizes)
-        batch_sizes = (BatchSizes(sizes, ms[: full + 1], limit) for ms in milliseconds)
         return cls(engine, segments, tuple(batch_sizes), limit)
 
 

@@ -19,6 +19,10 @@ State = tuple[jax.Array, ...]
 class Backbone(Protocol):
     """What a network has to offer to become a multi-exit classifier.
 
+    Two methods more may be offered for early exit, where an exit does not need all that its stage
+    hands on: `stage_until_exit(i, state) -> (state, pending)` and `rest_of_stage(i, pending) ->
+    state`, which together are `stage`.
+
     Attributes:
       num_exits: k.
       feature_widths: channels of the pooled features, one per exit.
@@ -142,6 +146,24 @@ class MultiExitClassifier(nnx.Module):
         state = self.backbone.stage(i, state)
         logits, carry = self.heads(i, self.backbone.exit_features(i, state), carry)
         return state, logits.astype(jnp.float32), carry
+
+    def advance_lazily(self, i: int, pending: Any, carry: Any) -> tuple[Any, jax.Array, Any]:
+        """As `advance`, but leaves to the next call what the exit does not read.
+
+        Args:
+          i: the exit.
+          pending: from `stem` or the previous `advance_lazily`.
+          carry: from the previous `advance_lazily`; None at the first.
+
+        Returns:
+          (pending, logits [N, K] float32, carry).
+        """
+        if not hasattr(self.backbone, "stage_until_exit"):
+            return self.advance(i, pending, carry)
+        state = self.backbone.rest_of_stage(i - 1, pending) if i else pending
+        state, pending = self.backbone.stage_until_exit(i, state)
+        logits, carry = self.heads(i, self.backbone.exit_features(i, state), carry)
+        return pending, logits.astype(jnp.float32), carry
 
 
 def _check_images(images: jax.Array, image_shape: tuple[int, int, int]) -> None:

@@ -5,7 +5,7 @@ layers belong to the heads; gradient equilibrium belongs to the driver (`classif
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from imta_jax.layers import ConvBNReLU, Initialization, initialization
 from imta_jax.models.plan import Branch, Layer, NetworkPlan
 
 State = tuple[jax.Array, ...]
+Pending = tuple[tuple[jax.Array | None, ...], ...]
 
 
 class Stem(nnx.Module):
@@ -85,32 +86,52 @@ class MultiScaleLayer(nnx.Module):
         self.transition = nnx.List(
             [ConvBNReLU(i, o, 1, init=init, rngs=rngs) for i, o in layer.transition or ()]
         )
+        self.dropped = len(layer.inputs) - len(layer.normal)
+        # Where no scale is dropped the finest has no finer map to read: one strided branch less.
+        self.unstrided = len(self.normal) - len(self.strided)
 
-    def __call__(self, state: State) -> State:
-        """Maps the live maps, finest first, to those of the scales that stay alive."""
-        strided, normal = self._branches(state)
-        outputs = []
-        for x, *parts in zip(state[-len(normal) :], strided, normal, strict=True):
-            outputs.append(jnp.concatenate([x, *(y for y in parts if y is not None)], axis=-1))
-        if self.transition:
-            outputs = [shrink(x) for shrink, x in zip(self.transition, outputs, strict=True)]
+    def __call__(self, state: State, wanted: Set[int] | None = None) -> State:
+        """Maps the live maps, finest first, to those of the scales that stay alive.
+
+        Args:
+          state: maps [N, H, W, C], finest first; those that no wanted scale reads may be None.
+          wanted: scales to compute, 0 being the finest that stays alive; default, all.
+
+        Returns:
+          A map per scale that stays alive, None for those not wanted.
+        """
+        wanted = set(range(len(self.normal))) if wanted is None else wanted
+        strided, normal = self._branches(state, wanted)
+        outputs: list[jax.Array | None] = [None] * len(self.normal)
+        for scale in wanted:
+            parts = (state[scale + self.dropped], strided.get(scale), normal[scale])
+            outputs[scale] = jnp.concatenate([y for y in parts if y is not None], axis=-1)
+            if self.transition:
+                outputs[scale] = self.transition[scale](outputs[scale])
         return tuple(outputs)
 
-    def _branches(self, state: State) -> tuple[list[jax.Array | None], list[jax.Array | None]]:
-        """The strided and the normal branch's output per scale that stays alive.
+    def reads(self, wanted: Set[int]) -> set[int]:
+        """Indices in the state of the maps that the wanted scales are computed from."""
+        own = {scale + self.dropped for scale in wanted}
+        return own | {scale + self.dropped - 1 for scale in wanted if scale >= self.unstrided}
+
+    def _branches(
+        self, state: State, wanted: Set[int]
+    ) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
+        """The strided and the normal branches' outputs by scale.
 
         A map is read by its own scale's normal branch and by the next coarser one's strided branch.
         """
-        dropped = len(state) - len(self.normal)
-        # Where no scale is dropped the finest has no finer map to read: one strided branch less.
-        without_strided = len(self.normal) - len(self.strided)
-        strided, normal = ([None] * len(self.normal) for _ in range(2))
-        for scale, x in enumerate(state, start=-dropped):
+        strided: dict[int, jax.Array] = {}
+        normal: dict[int, jax.Array] = {}
+        for scale, x in enumerate(state, start=-self.dropped):
             readers = []
-            if scale >= 0:
+            if scale in wanted:
                 readers.append((normal, scale, self.normal[scale]))
-            if without_strided <= scale + 1 < len(self.normal):
-                readers.append((strided, scale + 1, self.strided[scale + 1 - without_strided]))
+            if scale + 1 in wanted and scale + 1 >= self.unstrided:
+                readers.append((strided, scale + 1, self.strided[scale + 1 - self.unstrided]))
+            if not readers:
+                continue
             reduced = _reduced_together(x, [bottleneck for _, _, bottleneck in readers])
             for (outputs, at, bottleneck), y in zip(readers, reduced, strict=True):
                 outputs[at] = bottleneck.expand(y)
@@ -170,6 +191,53 @@ class MSDNet(nnx.Module):
             state = layer(state)
         return state
 
+    def stage_until_exit(self, i: int, state: State) -> tuple[State, Pending]:
+        """Runs of stage i what its exit reads: the finer maps of the last layers can wait.
+
+        An image that leaves never needs them, one that stays gets them from `rest_of_stage`.
+
+        Args:
+          i: the stage, from 0.
+          state: as for `stage`.
+
+        Returns:
+          (state for `exit_features`, what `rest_of_stage` goes on from).
+        """
+        layers, states = self.stages[i], [state]
+        for layer, wanted in zip(layers, _needed_by_exit(layers), strict=True):
+            states.append(layer(states[-1], wanted))
+        return states[-1], _kept(layers, states)
+
+    def rest_of_stage(self, i: int, pending: Pending) -> State:
+        """The state after stage i, from what `stage_until_exit` left."""
+        layers, state = self.stages[i], pending[0]
+        for layer, wanted, known in zip(layers, _needed_by_exit(layers), pending[1:], strict=True):
+            rest = layer(state, set(range(len(layer.normal))) - wanted)
+            state = tuple(k if r is None else r for k, r in zip(known, rest, strict=True))
+        return state
+
     def exit_features(self, i: int, state: State) -> jax.Array:
         """Pooled features [N, feature_widths[i]] of exit i, from the coarsest map."""
         return self.exits[i](state[-1])
+
+
+def _needed_by_exit(layers: Sequence[MultiScaleLayer]) -> list[set[int]]:
+    """The scales of each layer's output that the exit after the last one depends on.
+
+    Of the last layer the coarsest, of the one before the two coarsest, and so on.
+    """
+    scales = [len(layer.normal) for layer in layers]
+    return [
+        set(range(max(0, count - back), count))
+        for count, back in zip(scales, range(len(layers), 0, -1), strict=True)
+    ]
+
+
+def _kept(layers: Sequence[MultiScaleLayer], states: Sequence[State]) -> Pending:
+    """Of the states before, between and after the layers the maps that the rest is made of."""
+    needed = _needed_by_exit(layers)
+    kept = []
+    for j, layer in enumerate(layers):
+        read = layer.reads(set(range(len(layer.normal))) - needed[j])
+        kept.append(tuple(x if n in read else None for n, x in enumerate(states[j])))
+    return (*kept, states[-1])
