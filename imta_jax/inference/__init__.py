@@ -1,5 +1,39 @@
-"""Early exit for real: a classifier that computes only the stages its images need."""
+"""Early exit for real: a classifier that computes only the stages its images need; export.
 
-from imta_jax.inference.adaptive import AdaptiveClassifier, AdaptivePredictions
+Names are imported when they are first asked for: what runs an exported network needs neither Flax
+nor the code of models and training.
+"""
 
-__all__ = ["AdaptiveClassifier", "AdaptivePredictions"]
+import importlib
+from typing import Any
+
+_BY_MODULE = {
+    "AdaptiveClassifier": "adaptive",
+    "AdaptivePredictions": "adaptive",
+    "ExportedClassifier": "exported",
+    "OperatingPoint": "operating_points",
+    "StagedNetwork": "staged",
+    "export_classifier": "export",
+    "export_run": "export",
+    "load_exported": "exported",
+    "staged_classifier": "classifier_stages",
+}
+
+__all__ = [
+    "AdaptiveClassifier",
+    "AdaptivePredictions",
+    "ExportedClassifier",
+    "OperatingPoint",
+    "StagedNetwork",
+    "export_classifier",
+    "export_run",
+    "load_exported",
+    "staged_classifier",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the module that has the name (PEP 562)."""
+    if name not in _BY_MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_BY_MODULE[name]}"), name)
