@@ -159,7 +159,7 @@ def _programs(network: StagedNetwork, platforms: Sequence[str]) -> list[jax.expo
 
 
 def _named_weights(network: StagedNetwork) -> tuple[dict[str, np.ndarray], list[list[str]]]:
-    """All arrays by name, and per stage the names of those it reads; one read twice is kept once."""
+    """All arrays by name, each once, and per stage the names of those it reads."""
     names: dict[int, str] = {}
     arrays: dict[str, np.ndarray] = {}
     for of_stage in network.weights:
@@ -298,7 +298,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("workdir", help="of a run that was trained and evaluated")
     parser.add_argument("folder", help="to write")
-    parser.add_argument("--platforms", default=",".join(DEFAULT_PLATFORMS), help="default: %(default)s")
+    parser.add_argument(
+        "--platforms", default=",".join(DEFAULT_PLATFORMS), help="default: %(default)s"
+    )
     parser.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     given = parser.parse_args(argv)

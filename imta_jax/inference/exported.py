@@ -91,6 +91,10 @@ def platform_here() -> str:
 
 def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
     programs = [_program(folder, stage) for stage in range(len(manifest["stages"]))]
+    if len(manifest["exits"]) != len(programs):
+        raise ValueError(
+            f"{folder}: {len(programs)} stages and {len(manifest['exits'])} exits; export it again"
+        )
     pixels = manifest["preprocessing"]
     mean, std = tuple(pixels["mean"]), tuple(pixels["std"])
     network = StagedNetwork(
@@ -107,15 +111,13 @@ def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
     return ExportedClassifier(
         network,
         tuple(manifest["class_names"]),
-        tuple(OperatingPoint(**point) for point in manifest["operating_points"]),
+        tuple(OperatingPoint.from_json(point) for point in manifest["operating_points"]),
         pixels["resize"],
         manifest,
     )
 
 
-def _run(
-    program: jax.export.Exported, weights: Weights, rows: Rows
-) -> tuple[Rows, jax.Array]:
+def _run(program: jax.export.Exported, weights: Weights, rows: Rows) -> tuple[Rows, jax.Array]:
     return program.call(list(weights), tuple(rows))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,12 @@ class OperatingPoint:
     exit_fractions: tuple[float, ...]
     validation_top1: float
     top1: float
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "OperatingPoint":
+        """Out of its fields as JSON has them; a missing or unknown one is a TypeError."""
+        per_exit = ("thresholds", "exit_fractions")
+        return cls(**{k: tuple(v) if k in per_exit else v for k, v in fields.items()})
 
 
 def worthwhile(points: Sequence[OperatingPoint]) -> tuple[OperatingPoint, ...]:

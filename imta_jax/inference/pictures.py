@@ -40,7 +40,9 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
             if not inside:
-                raise ValueError(f"{path}: no picture in this folder; expected {' '.join(SUFFIXES)}")
+                raise ValueError(
+                    f"{path}: no picture in this folder; expected {' '.join(SUFFIXES)}"
+                )
             found += inside
         elif path.exists():
             found.append(path)
