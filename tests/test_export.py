@@ -33,7 +33,7 @@ from imta_jax.inference.pictures import find_pictures, read_picture
 from imta_jax.models import build_classifier, with_collaborative_heads
 from imta_jax.run import run
 
-TINY = {"preset": "quickstart", "num_exits": 3, "channels": 4, "growth_rate": 2}
+TINY = {**tiny_run.NETWORK, "num_exits": 3}
 SHAPE, CLASSES = (16, 16, 1), ("ant", "bee", "cow", "dog", "eel")
 PIXELS = {"mean": (0.4,), "std": (0.3,)}
 CHEAP = OperatingPoint(0.4, (0.3, 0.3, -1e8), (0.9, 0.1, 0.0), 70.0, 69.0)
@@ -131,9 +131,9 @@ def test_programs_are_made_for_the_platforms_asked_for(classifier, sound, tmp_pa
     assert all(program.platforms == ("cpu",) for program in only_cpu)
     everywhere = programs(sound)
     assert len(everywhere) == 3 and all(program.platforms == PLATFORMS for program in everywhere)
-    # Each keeps its own form of a narrow convolution, and chooses where it runs.
-    assert "stablehlo.case" in everywhere[0].mlir_module()
-    assert "stablehlo.case" not in only_cpu[0].mlir_module()
+    # Each platform's form of a narrow convolution is kept.
+    several, one = (of[0].mlir_module().count("convolution") for of in (everywhere, only_cpu))
+    assert several > one > 0
 
 
 def test_the_folder_says_what_it_holds(classifier, sound):
@@ -397,7 +397,7 @@ def test_folders_are_searched_and_files_taken_as_named(pngs, tmp_path):
 def test_the_runner_prints_what_the_network_says(sound, pngs, images, capsys):
     expected = load_exported(sound).adaptive(0.8).predict(images[:5])
     assert main([str(sound), str(pngs), "--budget=0.8"]) == 0
-    heading, *rows, summary = capsys.readouterr().out.splitlines()
+    heading, *rows, summary, _ = capsys.readouterr().out.splitlines()
     assert heading.split() == ["file", "label", "confidence", "exit", "multiply-adds", "ms"]
     assert len({len(row) for row in [heading, *rows]}) == 1
     for i, row in enumerate(rows):
@@ -430,7 +430,7 @@ def test_what_does_not_decode_is_named_and_skipped(sound, pngs, capsys):
     Image.new("RGB", (20, 30)).save(pngs / "3.png")
     assert main([str(sound), str(pngs)]) == 1
     found = capsys.readouterr()
-    assert len(found.out.splitlines()) == 5
+    assert len(found.out.splitlines()) == 6
     for named in ("1.png: not decoded", "2.png: not decoded (no picture)", "2 of 5 pictures"):
         assert named in found.err
     assert "1 of 3 pictures were not of 16 x 16" in found.err and "20 x 30" in found.err
@@ -466,11 +466,11 @@ def test_the_runner_needs_neither_flax_nor_the_training_code(sound, pngs, tmp_pa
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
     }
     done = subprocess.run(
-        [sys.executable, "-c", script, sound, pngs, "--thresholds=0,0,0"],
+        [sys.executable, "-c", script, sound, "--thresholds=0,0,0", pngs],
         cwd=Path(__file__).parent.parent,
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 7 and not done.stderr
+    assert len(done.stdout.splitlines()) == 8 and not done.stderr

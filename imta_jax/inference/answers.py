@@ -120,13 +120,11 @@ def summary(
     full = int(exported.network.macs[-1])
     share = np.mean([answer.macs for answer in answers]) / full
     pace = 1e3 / np.mean([answer.milliseconds for answer in answers])
-    timed = (
-        "each by itself" if batch_size == 1 else f"of up to {batch_size} at a time, shared equally"
-    )
+    timed = "each image's own" if batch_size == 1 else f"its batch's, of up to {batch_size}, shared"
     return (
-        f"{len(answers)} images, {share:.1%} of the full {full:,} multiply-adds on average; "
-        f"{pace:.1f} images/s (ms: {timed}, without decoding and compiling; "
-        f"{seconds:.1f} s with both); {chosen}"
+        f"{len(answers)} images, on average {share:.1%} of the full {full:,} multiply-adds "
+        f"({chosen})\n{pace:.1f} images/s without decoding and compiling, {seconds:.1f} s in all "
+        f"with both; ms: {timed}"
     )
 
 
@@ -140,7 +138,8 @@ def description(exported: ExportedClassifier, folder: str) -> str:
     lines = [
         f"{folder}: {network.num_exits} exits, {len(names)} classes ({some})",
         f"images {width} x {height}, {channels} channels. {shown}",
-        f"computes in {manifest['dtype']}, for {', '.join(manifest['platforms'])}",
+        f"computes in {manifest['dtype']}, for {', '.join(manifest['platforms'])}; "
+        f"accuracies and thresholds from {manifest['evaluated_dtype']}",
         "",
         f"{'exit':>4}  {'multiply-adds':>15}  {'parameters':>12}  {'test top-1':>10}",
     ]

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       0; 1 if a picture did not decode; 2 if what was asked for cannot be done.
     """
-    given = _parser().parse_args(argv)
+    given = _parser().parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         return _run(given)

@@ -118,6 +118,7 @@ def export_classifier(
     """
     _check_choices(platforms, dtype)
     _check_fit(classifier, points, class_names, mean, std)
+    costs = _describe_exits(exit_costs(classifier), accuracy)
     network = staged_classifier(classifier, dtype=jnp.dtype(dtype))
     arrays, names = _named_weights(network)
     with export_folder.written_folder(folder, overwrite=overwrite) as partial:
@@ -130,10 +131,11 @@ def export_classifier(
             "format_version": export_folder.VERSION,
             "name": network.name,
             "dtype": dtype,
+            "evaluated_dtype": "float32",
             "image_shape": list(network.image_shape),
             "class_names": [str(name) for name in class_names],
             "preprocessing": _describe_preprocessing(preprocessing, mean, std),
-            "exits": _describe_exits(exit_costs(classifier), accuracy),
+            "exits": costs,
             "operating_points": [vars(point) for point in worthwhile(points)],
             "platforms": list(platforms),
             "calling_convention_version": programs[0].calling_convention_version,

@@ -52,6 +52,8 @@ def written_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[P
             folder.rename(former)
         partial.rename(folder)
     finally:
+        if former.exists() and not folder.exists():
+            former.rename(folder)
         for left_over in (partial, former):
             shutil.rmtree(left_over, ignore_errors=True)
 
