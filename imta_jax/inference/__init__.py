@@ -13,7 +13,7 @@ _BY_MODULE = {
     "ExportedClassifier": "exported",
     "OperatingPoint": "operating_points",
     "StagedNetwork": "staged",
-    "export_classifier": "export",
+    "export_classifier": "classifier_export",
     "export_run": "export",
     "load_exported": "exported",
     "staged_classifier": "classifier_stages",
