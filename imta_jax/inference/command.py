@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from imta_jax.inference.adaptive import AdaptiveClassifier, AdaptivePredictions
 from imta_jax.inference.answers import Answer, JsonLines, Table, description, summary
@@ -216,4 +217,4 @@ def _note_sizes(exported: ExportedClassifier, answers: Sequence[Answer]) -> None
 
 
 def _say(text: str) -> None:
-    print(f"{_PROGRAM}: {text}", file=sys.stderr)
+    tqdm.write(f"{_PROGRAM}: {text}", file=sys.stderr)  # above the progress bar, if there is one
