@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,10 @@ import numpy as np
 from imta_jax.inference.engine import COMPILER_OPTIONS, Answers, Engine, Pools, Programs, Segment
 from imta_jax.inference.planning import BatchSizes, Plan, all_segments, best_plan, reach_of
 from imta_jax.inference.profile import StageProfile, assumed_profile, measured_profile
-from imta_jax.inference.staged import StagedNetwork, staged_classifier
-from imta_jax.models import MultiExitClassifier
+from imta_jax.inference.staged import StagedNetwork
+
+if TYPE_CHECKING:
+    from imta_jax.models import MultiExitClassifier
 
 # Images below which a batch is not split into lanes.
 _LEAST_PER_LANE = 8
@@ -71,7 +73,7 @@ class AdaptiveClassifier:
 
     def __init__(
         self,
-        network: MultiExitClassifier | StagedNetwork,
+        network: "MultiExitClassifier | StagedNetwork",
         thresholds: Sequence[float] | np.ndarray,
         *,
         mean: Sequence[float] | None = None,
@@ -88,6 +90,9 @@ class AdaptiveClassifier:
         capacity = -(-max_batch_size // self.lanes)
         self._sizes = _checked_sizes(capacity, batch_sizes)
         if not isinstance(network, StagedNetwork):
+            # Needs Flax and the model code, which an exported network does without.
+            from imta_jax.inference.classifier_stages import staged_classifier
+
             network = staged_classifier(network, mean=mean, std=std, dtype=jnp.dtype(dtype))
         self.network, self.max_batch_size = network, max_batch_size
         self.macs = network.macs
@@ -128,6 +133,9 @@ class AdaptiveClassifier:
         self.engine.prepare(
             (segment, size) for segment in segments for size in self.batch_sizes[segment].used
         )
+        for pools in self._pools:
+            for segment in segments - {Segment(0, segment.last) for segment in segments}:
+                pools.take(segment.first)
         return self.profile
 
     def predict(self, images: np.ndarray | jax.Array) -> AdaptivePredictions:
