@@ -17,7 +17,7 @@ import numpy as np
 
 from imta_jax.inference.engine import COMPILER_OPTIONS, Answers, Engine, Pools, Programs, Segment
 from imta_jax.inference.planning import BatchSizes, Plan, all_segments, best_plan, reach_of
-from imta_jax.inference.profile import StageProfile, assumed_profile, measured_profile
+from imta_jax.inference.profile import StageProfile, assumed_profile, kept_profile, measured_profile
 from imta_jax.inference.staged import StagedNetwork
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class AdaptiveClassifier:
 
     The first call compiles what it needs; `warm_up` compiles everything and measures what stages
     cost, so that nothing is compiled later and exits at which stopping does not pay are passed.
+    What was measured on this device before is used without being asked for.
 
     Args:
       network: a trained classifier, phase I or II (its weights are copied), or a `StagedNetwork`
@@ -102,7 +103,8 @@ class AdaptiveClassifier:
         self._threads = ThreadPoolExecutor(self.lanes, "imta_jax lane")
         self._busy = threading.Lock()
         self._whole = jax.jit(network.logits, compiler_options=COMPILER_OPTIONS)
-        self.profile = assumed_profile(network, self._sizes)
+        kept = kept_profile(self.programs, self._sizes, self.lanes, profile_dir)
+        self.profile = kept or assumed_profile(network, self._sizes)
         self._plan()
 
     def with_thresholds(
@@ -133,9 +135,9 @@ class AdaptiveClassifier:
         self.engine.prepare(
             (segment, size) for segment in segments for size in self.batch_sizes[segment].used
         )
-        for pools in self._pools:
-            for segment in segments - {Segment(0, segment.last) for segment in segments}:
-                pools.take(segment.first)
+        for stage in {segment.first for segment in segments} - {0}:
+            for pools in self._pools:
+                pools.take(stage)
         return self.profile
 
     def predict(self, images: np.ndarray | jax.Array) -> AdaptivePredictions:

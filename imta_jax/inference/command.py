@@ -197,10 +197,10 @@ def _answers(
 def _timed(adaptive: AdaptiveClassifier, images: np.ndarray) -> tuple[AdaptivePredictions, float]:
     """Answers, and milliseconds per image; done again if a program was compiled meanwhile."""
     while True:
-        compiled, start = adaptive.engine.num_compiled, time.perf_counter()
+        compiled, start = adaptive.programs.num_compiled, time.perf_counter()
         found = adaptive.predict(images)
         seconds = time.perf_counter() - start
-        if adaptive.engine.num_compiled == compiled:
+        if adaptive.programs.num_compiled == compiled:
             return found, 1e3 * seconds / len(images)
 
 

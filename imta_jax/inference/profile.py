@@ -134,21 +134,33 @@ def measured_profile(
       lanes: how many programs run at a time.
       folder: where profiles are kept; default ~/.cache/imta_jax/profiles.
     """
-    path = (
-        Path(folder or compilation.CACHE / "profiles").expanduser()
-        / f"{_key(programs, sizes, lanes)}.json"
-    )
-    if path.exists():
-        try:
-            return StageProfile.load(path)
-        except ValueError as error:
-            _log.warning("%s", error)
+    kept = kept_profile(programs, sizes, lanes, folder)
+    if kept is not None:
+        return kept
     found = _measure(programs, tuple(sizes), lanes)
     try:
-        found.save(path)
+        found.save(_path(programs, sizes, lanes, folder))
     except OSError as error:
         _log.warning("the profile is not kept, it will be measured again: %s", error)
     return found
+
+
+def kept_profile(
+    programs: Programs, sizes: Sequence[int], lanes: int, folder: str | Path | None = None
+) -> StageProfile | None:
+    """The profile of this device if it was measured before; arguments as `measured_profile`."""
+    try:
+        return StageProfile.load(_path(programs, sizes, lanes, folder))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        _log.warning("%s", error)
+        return None
+
+
+def _path(programs: Programs, sizes: Sequence[int], lanes: int, folder: str | Path | None) -> Path:
+    root = Path(folder or compilation.CACHE / "profiles").expanduser()
+    return root / f"{_key(programs, sizes, lanes)}.json"
 
 
 def _key(programs: Programs, sizes: Sequence[int], lanes: int) -> str:
