@@ -16,6 +16,7 @@ from imta_jax.errors import unknown_name
 from imta_jax.evaluation import check_evaluation_config, evaluate, evaluation_is_finished
 from imta_jax.evaluation.run import write_json
 from imta_jax.folder_lock import only_run_in
+from imta_jax.inference.timing import time_run
 from imta_jax.parallel import data_mesh, first_process_first, is_first_process, wait_for_all
 from imta_jax.report import write_data_page, write_report
 from imta_jax.training import (
@@ -29,7 +30,7 @@ from imta_jax.training import (
 
 _log = logging.getLogger(__name__)
 
-MODES = ("all", "doctor", "data", "phase_one", "phase_two", "evaluate", "report")
+MODES = ("all", "doctor", "data", "phase_one", "phase_two", "evaluate", "time", "report")
 
 # Parts of a config that change no result, and may change when a run goes on.
 _FREE_PARTS = ("log", "checkpoint")
@@ -42,8 +43,10 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
       config: a whole config (configs/common.py), as a ConfigDict or as nested mappings.
       workdir: the run's folder, made if need be.
       mode: "all", or one step of `MODES`. A finished step is not run twice; "report" is drawn
-        again when it is asked for by name. "doctor" and "data" train nothing and are no steps of a
-        run: they tell what it would be made of, and draw what training would see.
+        again when it is asked for by name; "time" measures what the exits of an evaluated run cost
+        in milliseconds on this device, and adds it to the report. "doctor" and "data" train nothing
+        and are no steps of a run: they tell what it would be made of, and draw what training would
+        see.
 
     Raises:
       ValueError: an unknown mode, a config that does not fit, or not the one the folder belongs to.
@@ -61,14 +64,16 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
     if mode == "data":
         _look_at_data(config, workdir)
         return
-    if mode != "report":
+    if mode == "time":
+        time_run(workdir)
+    elif mode != "report":
         _compute(config, workdir, mode)
     page = workdir / "report" / "index.html"
     if not is_first_process():
         return
-    if mode == "report" or (mode == "all" and not page.exists()):
+    if mode in ("report", "time") or (mode == "all" and not page.exists()):
         write_report(workdir)
-    if mode in ("all", "report"):
+    if mode in ("all", "report", "time"):
         _log.info("report: %s", page)
 
 

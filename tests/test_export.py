@@ -28,7 +28,7 @@ from imta_jax.inference import (
 from imta_jax.inference import export as export_module
 from imta_jax.inference.command import main
 from imta_jax.inference.export_folder import CHECKSUMS, MANIFEST, WEIGHTS
-from imta_jax.inference.operating_points import point_for, worthwhile
+from imta_jax.inference.operating_points import point_for, point_within_ms, worthwhile
 from imta_jax.inference.pictures import find_pictures, read_picture
 from imta_jax.models import build_classifier, with_collaborative_heads
 from imta_jax.run import run
@@ -408,6 +408,22 @@ def test_the_runner_prints_what_the_network_says(sound, pngs, images, capsys):
     assert "5 images" in summary and "budget 0.8" in summary
 
 
+def test_a_budget_in_time_takes_the_best_thresholds_that_fit():
+    points = [
+        OperatingPoint(0.3, (0.1, 0.0), (0.9, 0.1), 80.0, 80.0),
+        OperatingPoint(0.6, (0.5, 0.0), (0.5, 0.5), 85.0, 85.0),
+    ]
+    assert point_within_ms(points, [1.0, 3.0], 2.0) is points[1]
+    assert point_within_ms(points, [1.0, 3.0], 1.9) is points[0]
+    with pytest.raises(ValueError, match=r"takes 1 ms.*shortest takes 1.2 ms"):
+        point_within_ms(points, [1.0, 3.0], 1.0)
+
+
+def test_the_runner_takes_a_budget_in_time(sound, pngs, capsys):
+    assert main([str(sound), str(pngs), "--budget-ms=1e6", "--batch-size=4"]) == 0
+    assert "budget 1e+06 ms" in capsys.readouterr().out
+
+
 def test_lines_of_json_are_one_per_image(sound, pngs, capsys):
     options = ["--json", "--batch-size=2", "--thresholds=0,0,0"]
     assert main([str(sound), str(pngs), *options]) == 0
@@ -441,6 +457,8 @@ def test_what_does_not_decode_is_named_and_skipped(sound, pngs, capsys):
     [
         (["--budget=0.1"], "there are: 0.400, 0.800"),
         (["--budget=0.5", "--thresholds=0,0,0"], "exclude each other"),
+        (["--budget-ms=5", "--budget=0.5"], "exclude each other"),
+        (["--budget-ms=0.000001", "--batch-size=4"], "no operating point takes 1e-06 ms"),
         (["--thresholds=0,0"], "3 exits"),
         (["--thresholds=0,x,0"], "expected numbers"),
         (["--batch-size=0"], "at least 1"),

@@ -123,6 +123,26 @@ def test_threshold_methods_are_compared_at_the_reported_budgets(whole, results):
     assert (whole / "report" / "threshold_methods.png").exists()
 
 
+def test_budgets_in_time_are_measured_and_drawn(config, whole, results, tmp_path):
+    timed = shutil.copytree(whole, tmp_path / "timed")
+    run(config, timed, mode="time")
+    found = json.loads((timed / "evaluation" / "time.json").read_text())
+    assert len(found["exit_ms"]) == 2 and 0 < found["exit_ms"][0] < found["exit_ms"][1]
+    for row, of_macs in zip(found["budget_curve"], results["budget_curve"], strict=True):
+        # The sweep's thresholds do not depend on costs: the same images leave at the same exits.
+        assert row["thresholds"] == of_macs["thresholds"] and row["top1"] == of_macs["top1"]
+        assert row["mean_ms"] == pytest.approx(np.dot(row["exit_fractions"], found["exit_ms"]))
+    profile = json.loads((timed / "evaluation" / "stage_profile.json").read_text())
+    assert np.shape(profile["stage_ms"]) == (2, len(profile["sizes"]))
+    assert (timed / "report" / "time.png").exists()
+    assert "milliseconds per image" in (timed / "report" / "index.html").read_text()
+
+
+def test_time_needs_an_evaluated_run(config, tmp_path):
+    with pytest.raises(FileNotFoundError, match="--mode=evaluate"):
+        run(config, tmp_path / "nothing", mode="time")
+
+
 def test_metrics_have_one_row_per_epoch_and_split(whole):
     for phase, epochs in (("phase_one", 3), ("phase_two", 2)):
         rows = metrics(whole / phase)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from imta_jax.inference.adaptive import AdaptiveClassifier, AdaptivePredictions
 from imta_jax.inference.answers import Answer, JsonLines, Table, description, summary
 from imta_jax.inference.exported import ExportedClassifier, load_exported, platform_here
+from imta_jax.inference.operating_points import point_within_ms
 from imta_jax.inference.pictures import Picture, find_pictures, read_picture
 from imta_jax.progress_bar import with_progress
 
@@ -60,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
         help="mean multiply-adds per image, as a share of the whole network's, e.g. 0.5; the best "
         "exported thresholds that cost no more are used (default: 1)",
     )
+    parser.add_argument(
+        "--budget-ms",
+        type=float,
+        help="mean milliseconds per image instead, by stages measured once per device",
+    )
     parser.add_argument("--thresholds", help="one for each exit instead, e.g. 0.9,0.8,0")
     parser.add_argument(
         "--batch-size", type=int, default=_BATCH_SIZE, help="images at a time (%(default)s)"
@@ -97,20 +103,36 @@ def _adaptive(
         )
     if given.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1; found {given.batch_size}")
+    if sum(asked is not None for asked in (given.budget, given.budget_ms, given.thresholds)) > 1:
+        raise ValueError("--budget, --budget-ms and --thresholds exclude each other; give one")
     options = _options(given.batch_size)
+    if given.budget_ms is not None:
+        return _adaptive_in_time(exported, given.budget_ms, options)
     if given.thresholds is None:
         budget = 1.0 if given.budget is None else given.budget
         point = exported.point_for(budget)
         chosen = f"budget {budget:g}, thresholds exported for {point.budget:.3f}"
         return exported.adaptive(budget, **options), chosen
-    if given.budget is not None:
-        raise ValueError("--budget and --thresholds exclude each other; give one")
     try:
         thresholds = [float(part) for part in given.thresholds.split(",")]
     except ValueError as error:
         raise ValueError(f"--thresholds: {error}; expected numbers with commas") from error
     chosen = f"thresholds {given.thresholds}"
     return AdaptiveClassifier(exported.network, thresholds, **options), chosen
+
+
+def _adaptive_in_time(
+    exported: ExportedClassifier, budget_ms: float, options: dict[str, object]
+) -> tuple[AdaptiveClassifier, str]:
+    """The classifier for a budget in milliseconds, which asks for a measured profile."""
+    adaptive = exported.adaptive(1.0, **options)
+    exit_ms = adaptive.warm_up().exit_ms()
+    point = point_within_ms(exported.points, exit_ms, budget_ms)
+    chosen = f"budget {budget_ms:g} ms, thresholds exported for {point.budget:.3f}"
+    return (
+        adaptive.with_thresholds(point.thresholds, exit_fractions=point.exit_fractions),
+        chosen,
+    )
 
 
 def _options(batch_size: int) -> dict[str, object]:

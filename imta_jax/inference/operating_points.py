@@ -62,3 +62,29 @@ def point_for(points: Sequence[OperatingPoint], budget: float) -> OperatingPoint
             f"there are: {found}"
         )
     return affordable[-1]
+
+
+def point_within_ms(
+    points: Sequence[OperatingPoint], exit_ms: Sequence[float], budget_ms: float
+) -> OperatingPoint:
+    """The best by validation accuracy of those that take no longer, in the mean over images.
+
+    Args:
+      points: see `worthwhile`.
+      exit_ms: [E], milliseconds per image until each exit (`StageProfile.exit_ms`).
+      budget_ms: milliseconds per image.
+
+    Raises:
+      ValueError: all points take longer; tells the shortest.
+    """
+    expected = [
+        sum(share * ms for share, ms in zip(point.exit_fractions, exit_ms, strict=True))
+        for point in points
+    ]
+    affordable = [p for p, ms in zip(points, expected, strict=True) if ms <= budget_ms]
+    if not affordable:
+        raise ValueError(
+            f"no operating point takes {budget_ms:g} ms per image or less here; the shortest "
+            f"takes {min(expected):.3g} ms"
+        )
+    return max(affordable, key=lambda point: point.validation_top1)

@@ -63,6 +63,25 @@ class StageProfile:
         whole = self.stage_ms[first : last + 1].sum(axis=0)
         return np.maximum(whole - self.hand_over_ms[first:last].sum(axis=0), 0.05 * whole)
 
+    def exit_ms(self, batch_size: int | None = None) -> np.ndarray:
+        """What leaving at each exit costs in time: a budget's unit in place of multiply-adds.
+
+        Args:
+          batch_size: one of `sizes`; default, the one that is fastest per image.
+
+        Returns:
+          float64 [E], milliseconds per image, cumulative.
+
+        Raises:
+          ValueError: a batch size that was not measured.
+        """
+        per_image = self.stage_ms / np.asarray(self.sizes)
+        if batch_size is None:
+            return np.cumsum(per_image[:, per_image.sum(axis=0).argmin()])
+        if batch_size not in self.sizes:
+            raise ValueError(f"batch size {batch_size} was not measured; found {self.sizes}")
+        return np.cumsum(per_image[:, self.sizes.index(batch_size)])
+
     def table(self) -> str:
         """One row per stage and batch size, as text: milliseconds, and microseconds per image."""
         rows = [

@@ -19,6 +19,7 @@ from imta_jax.report.run_record import RunRecord, load_run
 from imta_jax.report.style import short_count, signed
 from imta_jax.report.summary import TOLERANCE_POINTS, operating_point
 from imta_jax.report.tables import all_tables, tables_markdown
+from imta_jax.report.time_budget import figure_time
 
 SECTIONS = (
     Section(
@@ -29,6 +30,15 @@ SECTIONS = (
         "as an exit is confident enough, the numbered circles send all images to the same exit, "
         "and the ring is the cheapest budget within "
         f"{TOLERANCE_POINTS} points of the full network on validation images.",
+    ),
+    Section(
+        "time",
+        figure_time,
+        "And what does it buy in time?",
+        "The same network, with milliseconds per image on one device in place of multiply-adds: "
+        "thresholds were chosen on validation images for budgets in time, the circles are its "
+        "exits.",
+        needs="time",
     ),
     Section(
         "exit_shares",

@@ -41,6 +41,7 @@ class RunRecord:
         also where no budget was reported.
       gallery: arrays of easy and hard images, or None.
       calibration: `confidence`, `accuracy`, `count`, each [E, bins], or None.
+      time: what exits cost in milliseconds where it was measured (`inference.timing`), or None.
     """
 
     workdir: Path
@@ -56,6 +57,7 @@ class RunRecord:
     samples: pd.DataFrame | None
     gallery: dict[str, np.ndarray] | None
     calibration: dict[str, np.ndarray] | None
+    time: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"RunRecord({str(self.workdir)!r}: {self.dataset['name']}, {self.num_exits} exits)"
@@ -112,6 +114,7 @@ def load_run(workdir: str | Path) -> RunRecord:
         samples=_read_samples(evaluation / "samples.parquet"),
         gallery=_read_arrays(evaluation / "gallery.npz"),
         calibration=_read_arrays(evaluation / "calibration.npz"),
+        time=_read_json(evaluation / "time.json"),
     )
 
 
@@ -172,6 +175,10 @@ def _read_samples(path: Path) -> pd.DataFrame | None:
     samples = pd.read_parquet(path)
     # Where no budget could be reported, nothing is known of how each image fared.
     return samples if any(name.startswith("budget_") for name in samples.columns) else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:

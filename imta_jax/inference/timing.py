@@ -1,0 +1,85 @@
+"""Budgets in time: what a run's exits cost in milliseconds here, and the curve over them."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imta_jax.evaluation import Predictions, budget_curve, load_predictions
+from imta_jax.evaluation.run import write_json
+from imta_jax.inference.adaptive import AdaptiveClassifier
+from imta_jax.inference.profile import StageProfile
+from imta_jax.training import load_classifier
+
+_log = logging.getLogger(__name__)
+
+
+def time_run(workdir: str | Path, *, profile_dir: str | Path | None = None) -> dict[str, Any]:
+    """Measures a finished run's stages on this device, and draws budgets in that unit.
+
+    Writes `evaluation/stage_profile.json` and `evaluation/time.json`, which the report shows: per
+    exit the milliseconds per image, and for each budget of the geometric sweep thresholds, accuracy
+    and time as in `results.json`, chosen as there on validation images.
+
+    Args:
+      workdir: folder of a run that was evaluated.
+      profile_dir: where profiles are kept; default ~/.cache/imta_jax/profiles.
+
+    Returns:
+      What `time.json` holds.
+
+    Raises:
+      FileNotFoundError: the run was not evaluated.
+    """
+    workdir = Path(workdir)
+    folder = workdir / "evaluation"
+    validation, test = (_predictions(folder, split) for split in ("validation", "test"))
+    config = json.loads((workdir / "config.json").read_text())
+    phase = "phase_two" if config["phase_two"]["total_epochs"] else "phase_one"
+    classifier, meta = load_classifier(workdir / phase, config["evaluation"]["checkpoint"])
+    anywhere = np.zeros(classifier.num_exits)  # thresholds play no part in what stages cost
+    adaptive = AdaptiveClassifier(
+        classifier, anywhere, mean=meta["mean"], std=meta["std"], profile_dir=profile_dir
+    )
+    _log.info("time: measuring %d stages on this device", classifier.num_exits)
+    profile = adaptive.warm_up()
+    profile.save(folder / "stage_profile.json")
+    found = _in_time(profile, validation, test, config["evaluation"]["quotas"])
+    write_json(folder / "time.json", found)
+    return found
+
+
+def _predictions(folder: Path, split: str) -> Predictions:
+    path = folder / f"logits_{split}.npz"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is not there: the run was not evaluated; do so first with --mode=evaluate"
+        )
+    return load_predictions(path)
+
+
+def _in_time(
+    profile: StageProfile, validation: Predictions, test: Predictions, quotas: list[float]
+) -> dict[str, Any]:
+    """The curve against milliseconds per image at the fastest batch size."""
+    exit_ms = profile.exit_ms()
+    curve = budget_curve(validation, test, exit_ms, quotas=quotas)
+    return {
+        "device": profile.device,
+        "versions": profile.versions,
+        "lanes": profile.lanes,
+        "exit_ms": exit_ms.tolist(),
+        "budget_curve": [
+            {
+                "quota": float(curve.quota[i]),
+                "thresholds": curve.thresholds[i].tolist(),
+                "mean_ms": float(curve.mean_cost[i]),
+                "validation_top1": float(curve.validation_accuracy[i]),
+                "top1": float(curve.accuracy[i]),
+                "exit_fractions": curve.exit_fractions[i].tolist(),
+            }
+            for i in range(len(curve.quota))
+        ],
+    }
