@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -117,6 +119,32 @@ def test_every_image_is_evaluated_once(ends):
         assert one["logits"].shape == two["logits"].shape and two["logits"].shape[1] == count
         np.testing.assert_array_equal(one["labels"], two["labels"])
         np.testing.assert_allclose(one["logits"], two["logits"], atol=2e-3)
+
+
+def test_told_to_stop_all_processes_save_and_go_on_later(source, tmp_path):
+    """SIGTERM reaches one of two processes: both stop at the same step, with the same code."""
+    folder, longer = tmp_path / "stopped", "--config.phase_one.total_epochs=30"
+
+    def both():
+        address = f"--coordinator_address=localhost:{free_port()}"
+        return [
+            start(source, folder, 4, longer, address, "--num_processes=2", f"--process_id={i}")
+            for i in range(2)
+        ]
+
+    processes = both()
+    metrics, begun = folder / "phase_one" / "metrics.jsonl", time.monotonic()
+    while not metrics.exists() and time.monotonic() < begun + 240:
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    told = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], told
+    done = len(metrics.read_text().splitlines()) // 2
+    assert 1 <= done < 30
+    told = finish(*both())
+    assert "phase_one epoch 1/30" not in told[0] and "phase_one epoch 30/30" in told[0]
+    epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
+    assert epochs == [epoch for epoch in range(1, 31) for _ in range(2)]
 
 
 def test_what_is_written_once_is_written_once(ends):
