@@ -7,13 +7,16 @@ numbers. Every form is a sum of the same products, so costs do not depend on it:
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+Form = Callable[[jax.Array, jax.Array], jax.Array]
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Below this many outputs XLA's processor code falls back to single numbers (a vector holds 8).
-_NARROW_OUTPUTS = 8
+# Numbers that a processor computes at a time: with fewer channels most of it idles.
+_VECTOR = 8
 # Maps of at most so many pixels are read as patches when they are strided.
 _FEW_PIXELS = 16
 
@@ -31,13 +34,14 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
       [N, ceil(H / stride), ceil(W / stride), O].
     """
     kernel = kernel.astype(x.dtype)
-    size, outputs = kernel.shape[0], kernel.shape[3]
+    size, _, inputs, outputs = kernel.shape
     if size == 1 and stride == 1:
         return _as_matrix_product(x, kernel)
     if stride == 2 and x.shape[1] * x.shape[2] <= _FEW_PIXELS:
         return _of_patches(x, kernel)
-    if size == 3 and stride == 1 and outputs < _NARROW_OUTPUTS and x.shape[2] % 2 == 0:
-        return _narrow(x, kernel)
+    narrow = inputs < _VECTOR or (stride == 1 and outputs < _VECTOR)
+    if size == 3 and narrow and x.shape[2] % 2 == 0:
+        return _narrow(x, kernel, stride)
     return _plain(x, kernel, stride)
 
 
@@ -71,36 +75,39 @@ def _of_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-@jax.custom_vjp
-def _narrow(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 3x3 convolution with few outputs: on processors two columns at a time."""
-    return jax.lax.platform_dependent(
-        x, kernel, cpu=_of_column_pairs, default=functools.partial(_plain, stride=1)
-    )
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _narrow(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """A 3x3 convolution of few channels: on processors in another form."""
+    on_processors, elsewhere = _narrow_forms(stride)
+    return jax.lax.platform_dependent(x, kernel, cpu=on_processors, default=elsewhere)
 
 
 def _narrow_forward(
-    x: jax.Array, kernel: jax.Array
+    x: jax.Array, kernel: jax.Array, stride: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _narrow(x, kernel), (x, kernel)
+    return _narrow(x, kernel, stride), (x, kernel)
 
 
 def _narrow_backward(
-    inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
+    stride: int, inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     # Chosen per platform here too: what the branches keep for the gradient could not be shared.
-    def backward_of(form):
+    def backward_of(form: Form) -> Callable[..., tuple[jax.Array, jax.Array]]:
         return lambda x, kernel, gradient: jax.vjp(form, x, kernel)[1](gradient)
 
-    return jax.lax.platform_dependent(
-        *inputs,
-        gradient,
-        cpu=backward_of(_of_column_pairs),
-        default=backward_of(functools.partial(_plain, stride=1)),
-    )
+    on_processors, elsewhere = map(backward_of, _narrow_forms(stride))
+    return jax.lax.platform_dependent(*inputs, gradient, cpu=on_processors, default=elsewhere)
 
 
 _narrow.defvjp(_narrow_forward, _narrow_backward)
+
+
+def _narrow_forms(stride: int) -> tuple[Form, Form]:
+    """For processors, and for everything else."""
+    return (
+        _of_column_pairs if stride == 1 else _of_patches,
+        functools.partial(_plain, stride=stride),
+    )
 
 
 def _of_column_pairs(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from imta_jax.inference.adaptive import AdaptiveClassifier
@@ -81,6 +83,8 @@ class Lane:
         self._arrival, self._deadline = np.zeros((2, engine.capacity))
         self._label, self._exit = np.zeros((2, engine.capacity), np.int32)
         self._confidence = np.zeros(engine.capacity, np.float32)
+        # Started and not yet finished: segment, rows, what the engine returned.
+        self._running: deque[tuple[int, np.ndarray, jax.Array]] = deque()
         self.programs = self.computed = 0
 
     @property
@@ -89,19 +93,22 @@ class Lane:
         return len(self._free) < len(self._request)
 
     def step(self) -> bool:
-        """Runs one program, or lets images leave whose time is up; False if there was nothing."""
-        if self._leave_before_deadline():
-            return True
+        """Starts what is to run next, then takes in what ran before; False if nothing is left.
+
+        The device computes one program while the host sorts the answers of another.
+        """
+        left = self._leave_before_deadline()
+        running, self._running = self._running, deque()
         with self._entrance.changed:
             segment = self._next()
             taken = self._entrance.take(self._room()) if segment == 0 else []
-        if segment is None:
-            return False
-        if segment:
-            self._run(segment, self._from_queue(segment), None)
-        elif taken:
-            self._run(0, *self._admitted(taken))
-        return True
+        if taken:
+            self._start(0, *self._admitted(taken))
+        elif segment:
+            self._start(segment, self._from_queue(segment), None)
+        for program in running:
+            self._finish(*program)
+        return bool(left or running or self._running)
 
     def _room(self) -> int:
         return min(len(self._free), self._settings.full)
@@ -150,21 +157,25 @@ class Lane:
         self._queues[segment] = waiting[size:]
         return waiting[:size]
 
-    def _run(self, segment: int, rows: np.ndarray, images: np.ndarray | None) -> None:
-        """One segment on as many programs as its images need (one, but for few at the entrance)."""
+    def _start(self, segment: int, rows: np.ndarray, images: np.ndarray | None) -> None:
+        """A segment, as so many programs as its images need: one, but for few at the entrance."""
         engine, begin = self._settings.engine, 0
         for size in self._settings.batch_sizes[segment].pieces(len(rows)):
             own = rows[begin : begin + size]
             part = None if images is None else images[begin : begin + size]
             started = engine.start(self._pools, self._settings.segments[segment], size, own, part)
-            answers = engine.finish(started, len(own))
-            self.programs, self.computed = self.programs + 1, self.computed + len(own)
-            self._label[own], self._exit[own], self._confidence[own] = answers[:3]
-            self._leave(own[answers.done])
-            if not answers.done.all():
-                queue = self._queues[segment + 1]
-                self._queues[segment + 1] = np.concatenate([queue, own[~answers.done]])
+            self._running.append((segment, own, started))
             begin += size
+
+    def _finish(self, segment: int, rows: np.ndarray, started: jax.Array) -> None:
+        """Waits for a program; lets the confident images leave and queues the others."""
+        answers = self._settings.engine.finish(started, len(rows))
+        self.programs, self.computed = self.programs + 1, self.computed + len(rows)
+        self._label[rows], self._exit[rows], self._confidence[rows] = answers[:3]
+        self._leave(rows[answers.done])
+        if not answers.done.all():
+            queue = self._queues[segment + 1]
+            self._queues[segment + 1] = np.concatenate([queue, rows[~answers.done]])
 
     def _leave_before_deadline(self) -> bool:
         """Answers the images that the next segment would answer too late."""
