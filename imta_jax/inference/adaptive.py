@@ -162,7 +162,8 @@ class AdaptiveClassifier:
         What thresholds are to be chosen on, and what `predict` is to be compared with.
         """
         images, limit = self.network.checked(images), self.max_batch_size
-        chunks = [self._whole(images[i : i + limit]) for i in range(0, len(images), limit)]
+        starts = range(0, max(len(images), 1), limit)
+        chunks = [self._whole(images[i : i + limit]) for i in starts]
         return np.concatenate([np.asarray(chunk) for chunk in chunks], axis=1)
 
     def plan_for(self, count: int) -> Plan:

@@ -85,8 +85,13 @@ class Pools:
             self._arrays[stage] = tuple(jnp.zeros(shape.shape, shape.dtype) for shape in shapes)
         return self._arrays[stage]
 
+    def remove(self, stage: int) -> Rows:
+        """As `take`, to be given away and replaced by `put`; if that fails they are made anew."""
+        self.take(stage)
+        return self._arrays.pop(stage)
+
     def put(self, stage: int, arrays: Rows) -> None:
-        """Replaces what the stage reads; the former arrays were donated."""
+        """What the stage reads from now on."""
         self._arrays[stage] = arrays
 
 
@@ -186,7 +191,7 @@ class Engine:
         padded[: len(rows)] = rows
         source = pools.take(segment.first) if images is None else (_padded(images, size),)
         following = segment.last + 1
-        target = pools.take(following) if following < self.network.num_exits else ()
+        target = pools.remove(following) if following < self.network.num_exits else ()
         weights = self.network.weights[segment.first : following]
         answers, target = program(weights, self.thresholds, source, target, padded)
         pools.put(following, target)
