@@ -116,6 +116,10 @@ def test_bad_input_is_refused_with_what_was_found(classifier, images, thresholds
     broken[2, 1] = np.nan
     with pytest.raises(ValueError, match="image 2 has a pixel that is not finite"):
         adaptive.predict(broken)
+    with pytest.raises(ValueError, match="image 0 has a pixel that is not finite"):
+        adaptive.predict(np.full((1, 16, 16, 1), 1e300))
+    with pytest.raises(ValueError, match="exit_fractions must be shares"):
+        AdaptiveClassifier(classifier, thresholds, exit_fractions=[-1, 1, 1])
     with pytest.raises(ValueError, match="int32"):
         adaptive.predict(images.astype(np.int32))
 
@@ -207,3 +211,33 @@ def test_a_profile_is_measured_once_and_read_again(classifier, thresholds, tmp_p
     kept.write_text("{}")
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         AdaptiveClassifier(classifier, thresholds, **settings).warm_up()
+
+
+def test_what_overflows_leaves_at_once_and_says_so(classifier):
+    adaptive = AdaptiveClassifier(classifier, [2.0, 2.0, 2.0], max_batch_size=4)
+    images = np.zeros((3, 16, 16, 1), np.float32)
+    images[1] = 3e38
+    found = adaptive.predict(images)
+    assert list(np.isfinite(found.confidence)) == [True, False, True]
+    np.testing.assert_array_equal(found.labels[[0, 2]], adaptive.predict(images[[0, 2]]).labels)
+
+
+def test_an_interrupted_batch_leaves_the_next_one_right(
+    classifier, images, thresholds, monkeypatch
+):
+    adaptive = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD, lanes=2)
+    expected = adaptive.predict(images)
+    predict, calls = adaptive._predict_in_lane, []
+
+    def interrupted(pools, part):
+        calls.append(pools)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return predict(pools, part)
+
+    monkeypatch.setattr(adaptive, "_predict_in_lane", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        adaptive.predict(images)
+    found = adaptive.predict(images)
+    np.testing.assert_array_equal(found.exit, expected.exit)
+    np.testing.assert_array_equal(found.labels, expected.labels)

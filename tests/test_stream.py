@@ -152,10 +152,32 @@ def test_a_failure_reaches_everyone_who_waits(classifier, monkeypatch):
             stream.submit(images()[:3])
 
 
+def test_the_callers_buffer_may_be_used_again(classifier):
+    buffer = images()[:20].copy()
+    with AdaptiveStream(classifier) as stream:
+        future = stream.submit(buffer)
+        buffer[:] = 0
+        assert_as_a_batch(classifier, future.result(), np.arange(20))
+
+
+def test_a_second_stream_compiles_nothing(classifier):
+    with AdaptiveStream(classifier) as stream:
+        stream.submit(images()).result()
+    (programs,) = [
+        p for p in classifier._programs_by_capacity.values() if p is not classifier.programs
+    ]
+    compiled = programs.num_compiled
+    with AdaptiveStream(classifier) as stream:
+        stream.submit(images()).result()
+    assert programs.num_compiled == compiled
+
+
 def test_bad_submissions_are_refused(classifier):
     with AdaptiveStream(classifier, max_waiting=4) as stream:
         with pytest.raises(ValueError, match=r"1 to 4 images.*found 5"):
             stream.submit(images()[:5])
+        with pytest.raises(ValueError, match="deadline_ms must be a number from 0; found nan"):
+            stream.submit(images()[:1], deadline_ms=float("nan"))
         with pytest.raises(ValueError, match="found 0"):
             stream.submit(images()[:0])
         with pytest.raises(ValueError, match=r"expected images \[N, 16, 16, 1\]"):

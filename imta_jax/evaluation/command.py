@@ -22,14 +22,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         validation, test = (load_predictions(p) for p in (arguments.validation, arguments.test))
         costs = _numbers("--costs", arguments.costs)
         record = comparison_record(validation, test, costs, _budgets(arguments.budgets, costs))
-        if arguments.out:
-            with written_whole(arguments.out) as temporary:
-                temporary.write_text(json.dumps(record, indent=1) + "\n")
     except FileNotFoundError as error:
         parser.error(f"no file {error.filename}; expected {_FILES}")
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print(comparison_text(record))
+    if arguments.out:
+        try:
+            with written_whole(arguments.out) as temporary:
+                temporary.write_text(json.dumps(record, indent=1) + "\n")
+        except OSError as error:
+            parser.error(f"--out={arguments.out} could not be written: {error.strerror}")
 
 
 def _parser() -> argparse.ArgumentParser:

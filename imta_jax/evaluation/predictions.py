@@ -8,6 +8,7 @@ network to get the logits is left to `collect`, thresholds to `thresholds`, the 
 
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -51,6 +52,8 @@ def checked_predictions(predictions: tuple[np.ndarray, np.ndarray], source: str)
         )
     if logits.size == 0:
         raise ValueError(f"{source}: empty, logits have shape {logits.shape}; collect them again")
+    if not (np.issubdtype(logits.dtype, np.floating) or np.issubdtype(logits.dtype, np.integer)):
+        raise ValueError(f"{source}: logits are {logits.dtype}, expected real numbers")
     _check_labels(labels, logits.shape[2], source)
     logits = logits.astype(np.float32, copy=False)
     _check_finite(logits, source)
@@ -81,7 +84,7 @@ def load_predictions(path: str | Path) -> Predictions:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             pair = arrays["logits"], arrays["labels"]
     # An .npy instead of an .npz gives a plain array, which is no context manager: TypeError.
-    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path}: expected an .npz with the arrays logits and labels ({error}); "
             "write it with save_predictions or numpy.savez"

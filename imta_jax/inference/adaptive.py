@@ -7,7 +7,7 @@ import copy
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -99,6 +99,7 @@ class AdaptiveClassifier:
         self.macs = network.macs
         self.programs = Programs(network, capacity)
         self._profile_dir = profile_dir
+        self._programs_by_capacity = {capacity: self.programs}
         self._pools = [Pools(network, capacity) for _ in range(self.lanes)]
         self._threads = ThreadPoolExecutor(self.lanes, "imta_jax lane")
         self._busy = threading.Lock()
@@ -163,8 +164,14 @@ class AdaptiveClassifier:
         """
         images, limit = self.network.checked(images), self.max_batch_size
         starts = range(0, max(len(images), 1), limit)
-        chunks = [self._whole(images[i : i + limit]) for i in starts]
+        chunks = [self._whole(self.network.weights, images[i : i + limit]) for i in starts]
         return np.concatenate([np.asarray(chunk) for chunk in chunks], axis=1)
+
+    def programs_for(self, capacity: int) -> Programs:
+        """Programs for pools of another size, as streams have them; made once."""
+        if capacity not in self._programs_by_capacity:
+            self._programs_by_capacity[capacity] = Programs(self.network, capacity)
+        return self._programs_by_capacity[capacity]
 
     def plan_for(self, count: int) -> Plan:
         """How a lane runs `count` images."""
@@ -191,7 +198,14 @@ class AdaptiveClassifier:
             if lanes == 1:
                 return self._predict_in_lane(self._pools[0], images)
             parts = np.array_split(images, lanes)
-            answered = list(self._threads.map(self._predict_in_lane, self._pools, parts))
+            working = [
+                self._threads.submit(self._predict_in_lane, pools, part)
+                for pools, part in zip(self._pools, parts, strict=False)
+            ]
+            try:
+                answered = [lane.result() for lane in working]
+            finally:
+                wait(working)  # interrupted or not: the pools are free when the lock is
         return [np.concatenate(column) for column in zip(*answered, strict=True)]
 
     def _predict_in_lane(self, pools: Pools, images: np.ndarray) -> list[np.ndarray]:
@@ -231,6 +245,10 @@ def _checked_decisions(
     thresholds = _checked_per_exit("thresholds", thresholds, count)
     if exit_fractions is not None:
         exit_fractions = _checked_per_exit("exit_fractions", exit_fractions, count)
+        if (exit_fractions < 0).any() or exit_fractions.sum() > 1.001:
+            raise ValueError(
+                f"exit_fractions must be shares from 0 that sum to 1; found {exit_fractions}"
+            )
     return thresholds, exit_fractions
 
 

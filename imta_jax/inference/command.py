@@ -82,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(given: argparse.Namespace) -> int:
     exported = load_exported(given.folder)
     paths = find_pictures(given.pictures)
+    # Memory is taken for a whole batch: no larger than what there is to do, or than usual.
+    given.batch_size = min(given.batch_size, max(len(paths), _BATCH_SIZE))
     adaptive, chosen = _adaptive(exported, given)
     if given.profile:
         print(adaptive.warm_up().table(), file=sys.stderr if given.json else sys.stdout)

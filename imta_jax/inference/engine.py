@@ -244,7 +244,8 @@ def _run(
             labels = jnp.where(done, labels, logits.argmax(axis=-1).astype(jnp.int32))
             confidence = jnp.where(done, confidence, probability)
             exits = jnp.where(done, exits, i)
-            done |= probability >= thresholds[i]
+            # Not `>=`: what is not a number leaves at once, for no exit would make one of it.
+            done |= ~(probability < thresholds[i])
     capacity = target[0].shape[0] if target else 0
     staying = jnp.where(done, capacity, rows)
     target = tuple(

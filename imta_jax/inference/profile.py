@@ -124,7 +124,13 @@ class StageProfile:
         try:
             plain = json.loads(Path(path).read_text())
             plain |= {name: np.asarray(plain[name], float) for name in ("stage_ms", "hand_over_ms")}
-            return cls(**plain | {"sizes": tuple(plain["sizes"])})
+            found = cls(**plain | {"sizes": tuple(plain["sizes"])})
+            exits, sizes = found.stage_ms.shape
+            if sizes != len(found.sizes) or found.hand_over_ms.shape != (exits - 1, sizes):
+                raise ValueError(f"{found.stage_ms.shape} times for {len(found.sizes)} sizes")
+            if not (found.stage_ms > 0).all():
+                raise ValueError("times that are not above 0")
+            return found
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a profile ({error}); delete it, it is made anew"
@@ -172,7 +178,7 @@ def kept_profile(
         return StageProfile.load(_path(programs, sizes, lanes, folder))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         _log.warning("%s", error)
         return None
 

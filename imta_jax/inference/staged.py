@@ -68,15 +68,21 @@ class StagedNetwork:
             return images
         if not np.issubdtype(images.dtype, np.floating):
             raise ValueError(f"expected normalised floats or uint8 pixels; found {images.dtype}")
+        with np.errstate(over="ignore"):  # too large for float32 is infinite there, and refused
+            images = images.astype(np.float32, copy=False)
         if not np.isfinite(images).all():
-            bad = np.argwhere(~np.isfinite(images))[0]
+            bad = np.argwhere(~np.isfinite(images))[0].tolist()
             raise ValueError(f"image {bad[0]} has a pixel that is not finite, at {tuple(bad[1:])}")
-        return images.astype(np.float32, copy=False)
+        return images
 
-    def logits(self, images: jax.Array) -> jax.Array:
-        """Logits [E, N, K] of all exits for images [N, H, W, C]; to be called under `jax.jit`."""
+    def logits(self, weights: Sequence[Weights], images: jax.Array) -> jax.Array:
+        """Logits [E, N, K] of all exits for images [N, H, W, C]; to be called under `jax.jit`.
+
+        The weights are given, as the engine gives them: as constants they would be folded into one
+        another, and in bfloat16 that rounds differently.
+        """
         rows, collected = (images,), []
-        for stage, weights in zip(self.stages, self.weights, strict=True):
-            rows, logits = stage(weights, rows)
+        for stage, read in zip(self.stages, weights, strict=True):
+            rows, logits = stage(read, rows)
             collected.append(logits)
         return jnp.stack(collected)

@@ -45,7 +45,8 @@ class AdaptiveStream:
     """Classifies images as they come; to be used in a `with` block, which answers all at its end.
 
     Args:
-      classifier: whose network, thresholds and profile are used; call its `warm_up` before.
+      classifier: whose network, thresholds and profile are used; call its `warm_up` before. The
+        first stream of a classifier compiles programs of its own, before it takes images.
       max_waiting: images that may be unanswered at a time; then `submit` waits (back-pressure).
 
     Raises:
@@ -98,6 +99,8 @@ class AdaptiveStream:
             image is answered by some exit, the first if need be, if it comes to that late.
           timeout_s: how long to wait while the stream is full; None for as long as it takes.
 
+        A future's callbacks run in a lane: they must not submit, or the lane may wait for itself.
+
         Raises:
           ValueError: images that the network cannot take, none, or more than `max_waiting`.
           queue.Full: the stream was full all that time; nothing was accepted.
@@ -110,6 +113,8 @@ class AdaptiveStream:
                 f"expected 1 to {self.max_waiting} images (max_waiting) at a time; "
                 f"found {len(images)}"
             )
+        if deadline_ms is not None and not deadline_ms >= 0:
+            raise ValueError(f"deadline_ms must be a number from 0; found {deadline_ms}")
         deadline = np.inf if deadline_ms is None else time.perf_counter() + deadline_ms / 1e3
         with self._entrance.changed:
             if not self._entrance.changed.wait_for(lambda: self._takes(len(images)), timeout_s):
@@ -118,7 +123,7 @@ class AdaptiveStream:
                     "submit more slowly, or give a longer timeout_s"
                 )
             self._check_open()
-            request = Request(images, deadline)
+            request = Request(images.copy(), deadline)  # the caller may use the buffer again
             self._requests.add(request)
             self._unanswered += len(images)
             self._entrance.add(request)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from imta_jax.inference.adaptive import AdaptiveClassifier
-from imta_jax.inference.engine import Engine, Programs, Segment
+from imta_jax.inference.engine import Engine, Segment
 from imta_jax.inference.planning import BatchSizes
 from imta_jax.inference.requests import Entrance, Request
 
@@ -26,12 +26,14 @@ class LaneSettings:
       segments: in order.
       batch_sizes: per segment.
       full: images that are worth waiting for before a segment runs.
+      lanes: that compute at a time, so that each takes so many times longer.
     """
 
     engine: Engine
     segments: tuple[Segment, ...]
     batch_sizes: tuple[BatchSizes, ...]
     full: int
+    lanes: int
 
     @classmethod
     def of(cls, classifier: AdaptiveClassifier) -> "LaneSettings":
@@ -43,7 +45,7 @@ class LaneSettings:
         full = int(np.flatnonzero(per_image <= (1 + _WORTH) * per_image.min())[0])
         sizes, limit = sizes[: full + 1], sizes[full]
         # Room for a queue that is nearly full before every segment, and a batch to enter.
-        programs = Programs(classifier.network, limit * (len(segments) + 1))
+        programs = classifier.programs_for(limit * (len(segments) + 1))
         engine = Engine(programs, classifier.thresholds)
         batch_sizes = [BatchSizes(sizes, ms[: full + 1], limit) for ms in milliseconds]
         engine.prepare(
@@ -51,7 +53,7 @@ class LaneSettings:
             for segment, of_segment in zip(segments, batch_sizes, strict=True)
             for size in of_segment.used
         )
-        return cls(engine, segments, tuple(batch_sizes), limit)
+        return cls(engine, segments, tuple(batch_sizes), limit, classifier.lanes)
 
 
 class Lane:
@@ -75,6 +77,8 @@ class Lane:
         self._settings, self._entrance, self._answered = settings, entrance, answered
         engine = settings.engine
         self._pools = engine.new_pools()
+        for segment in settings.segments[1:]:
+            self._pools.take(segment.first)  # now, and not while the first image waits
         self._free = np.arange(engine.capacity)
         self._queues = [np.zeros(0, np.int64) for _ in settings.segments]  # the first stays empty
         # Per row of the pools, of the image that is there:
@@ -131,10 +135,14 @@ class Lane:
         return min(heads, key=heads.__getitem__) if heads else None
 
     def _seconds(self, segment: int) -> float:
-        """What the next program of a segment is expected to take."""
+        """When the next program of a segment would answer: after the one that is running."""
         waiting = len(self._queues[segment]) if segment else self._entrance.waiting
         count = min(waiting, self._settings.full)
-        return self._settings.batch_sizes[segment].milliseconds(count) / 1e3
+        ms = self._settings.batch_sizes[segment].milliseconds(count)
+        running = (
+            self._settings.batch_sizes[s].milliseconds(len(rows)) for s, rows, _ in self._running
+        )
+        return self._settings.lanes * (ms + sum(running)) / 1e3
 
     def _admitted(self, taken: list[tuple[Request, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         """Gives rows to images from the entrance: the rows, and the images."""
