@@ -115,10 +115,10 @@ def test_an_exported_network_answers_as_the_original(
 def test_one_program_serves_any_number_of_images_of_either_type(classifier, sound, images):
     original, network = staged_classifier(classifier, **PIXELS), load_exported(sound).network
     floats = ((images / np.float32(255) - 0.4) / 0.3).astype(np.float32)
-    expected = np.asarray(jax.jit(original.logits)(images[:7]))
+    expected = np.asarray(jax.jit(original.logits)(original.weights, images[:7]))
     for count in (1, 3, 7):
         for given in (images[:count], floats[:count]):
-            found = jax.jit(network.logits)(given)
+            found = jax.jit(network.logits)(network.weights, given)
             np.testing.assert_allclose(found, expected[:, :count], atol=1e-5)
 
 
