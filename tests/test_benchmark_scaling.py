@@ -122,8 +122,8 @@ def test_a_step_sends_gradients_and_statistics_of_batches(result):
     # Two sums per channel forwards and one backwards (those of scale and shift are gradients), and
     # a loss and an accuracy per exit.
     beyond = 4 * (3 * one["normalised_channels"] + 2 * SMALLEST["num_exits"])
-    # On processors the gradients of the narrow 3x3 kernels, 1 to 4 channels and 2 to 2, are those of
-    # column pairs (`imta_jax.convolution`): 24 numbers where there are 9.
+    # On processors the gradients of the narrow 3x3 kernels, 1 to 4 and 2 to 2 channels, are those
+    # of column pairs (`imta_jax.convolution`): 24 numbers where there are 9.
     beyond += 4 * (24 - 9) * (1 * 4 + 2 * 2)
     assert one["all_reduce_bytes"] == one["gradient_bytes"] + beyond
     assert {name: one[name] for name in derived} == derived | {
