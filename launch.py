@@ -20,7 +20,7 @@ from imta_jax.errors import unknown_name
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or file.py:preset.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go; made if need be.")
-_MODE = flags.DEFINE_string("mode", "all", "One step, or doctor, data, all; see the README.")
+_MODE = flags.DEFINE_string("mode", "all", "One step, or doctor, data, study, all; see README.")
 _CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/imta_jax", "Where compiled programs are kept; empty for nowhere."
 )
@@ -53,6 +53,7 @@ def _set_up() -> None:
 def main(argv: list[str]) -> None:
     """Runs the steps of a run that are not yet done, or the one that `--mode` names."""
     from imta_jax.run import run
+    from imta_jax.study import run_study
     from imta_jax.training import EXIT_CODE, Interrupted, exit_when_told
 
     if len(argv) > 1:
@@ -60,7 +61,10 @@ def main(argv: list[str]) -> None:
     _set_up()
     exit_when_told()
     try:
-        run(_CONFIG.value, Path(_WORKDIR.value), _MODE.value)
+        if _MODE.value == "study":
+            run_study(_CONFIG.value, Path(_WORKDIR.value))
+        else:
+            run(_CONFIG.value, Path(_WORKDIR.value), _MODE.value)
     except Interrupted as stopped:
         logging.getLogger("imta_jax").warning("%s; the same command goes on", stopped)
         sys.exit(EXIT_CODE)

@@ -105,6 +105,8 @@ def _optimization(total_epochs, batch_size, learning_rate_drops):
     phase.batch_size = batch_size
     # Parts that a batch is split into, one after the other, where memory is short.
     phase.accumulate_parts = 1
+    # Of the backbone's maps, "float32" or "bfloat16"; weights, statistics and heads are float32.
+    phase.compute_dtype = "float32"
     # Learning rate at the start.
     phase.learning_rate = 0.1
     # Shares of the phase (0 to 1) after which it is multiplied by drop_factor.
@@ -125,6 +127,11 @@ def phase_one(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     phase = _optimization(total_epochs, batch_size, learning_rate_drops)
     # How far gradient equilibrium reaches: "off", "coarsest" (map) or "all" (maps, Eq. 5 exact).
     phase.equilibrium = "all"
+    # How the exits' losses become one: their "sum" (Eq. 1) or their "mean" (Sec. 3.1: too small).
+    phase.exit_losses = "sum"
+    # Whether the backward pass computes each stage's maps again instead of keeping them: about a
+    # third more time, for large images where memory is short.
+    phase.rematerialize = False
     return phase
 
 

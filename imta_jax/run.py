@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from imta_jax.config_record import FREE_PARTS, different_fields, plain
 from imta_jax.data import Dataset, load_dataset
 from imta_jax.data.preview import write_preview
 from imta_jax.doctor import examine
@@ -32,9 +33,6 @@ _log = logging.getLogger(__name__)
 
 MODES = ("all", "doctor", "data", "phase_one", "phase_two", "evaluate", "time", "report")
 
-# Parts of a config that change no result, and may change when a run goes on.
-_FREE_PARTS = ("log", "checkpoint")
-
 
 def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str = "all") -> None:
     """Does the steps of a run that are not yet done; the same call goes on after an interruption.
@@ -55,9 +53,11 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
       Interrupted: the process was told to stop, and what was trained is saved.
     """
     if mode not in MODES:
-        raise unknown_name("mode", mode, MODES)
+        raise unknown_name("mode", mode, (*MODES, "study"))
     workdir = Path(workdir)
     config = config.to_dict() if isinstance(config, ConfigDict) else config
+    if "arms" in config:
+        raise ValueError("this is the config of a study: add --mode=study")
     if mode == "doctor":
         print(examine(config, _prepare(config), workdir))
         return
@@ -114,7 +114,7 @@ def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:
             for part in workdir.rglob(".*.partial"):  # of a run that was killed while it wrote
                 part.unlink()
             if not _is_begun(config, workdir):
-                write_json(workdir / "config.json", _plain(config))
+                write_json(workdir / "config.json", plain(config))
         for step in due:
             step(config, dataset, workdir)
         wait_for_all("a run's steps are done")
@@ -138,32 +138,13 @@ def _is_begun(config: Mapping[str, Any], workdir: Path) -> bool:
     if not path.exists():
         return False
     theirs, ours = (
-        {name: part for name, part in whole.items() if name not in _FREE_PARTS}
-        for whole in (json.loads(path.read_text()), _plain(config))
+        {name: part for name, part in whole.items() if name not in FREE_PARTS}
+        for whole in (json.loads(path.read_text()), plain(config))
     )
-    differences = _different_fields(theirs, ours)
+    differences = different_fields(theirs, ours)
     if differences:
         raise ValueError(
             f"{workdir} belongs to a run with another config; use another --workdir, or the same "
             "values:\n  " + "\n  ".join(differences)
         )
     return True
-
-
-def _plain(config: Any) -> Any:
-    """A config as JSON holds it: mappings become dicts, tuples become lists."""
-    if isinstance(config, Mapping):
-        return {name: _plain(config[name]) for name in config}
-    return [_plain(entry) for entry in config] if isinstance(config, tuple | list) else config
-
-
-def _different_fields(theirs: Any, ours: Any, name: str = "config") -> list[str]:
-    """One line per field in which two plain configs differ."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        fields = sorted(theirs.keys() | ours.keys())
-        return [
-            line
-            for field in fields
-            for line in _different_fields(theirs.get(field), ours.get(field), f"{name}.{field}")
-        ]
-    return [] if theirs == ours else [f"{name}: the folder's {theirs!r}, now {ours!r}"]

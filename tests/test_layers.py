@@ -15,6 +15,7 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 RANKS = {
     "types": 0,
     "errors": 0,
+    "config_record": 0,
     "folder_lock": 0,
     "convolution": 0,
     "layers": 0,
@@ -32,6 +33,7 @@ RANKS = {
     "report": 5,
     "doctor": 6,
     "run": 7,
+    "study": 7,
 }
 MOST_LINES_OF_A_FILE = 350
 MOST_LINES_OF_A_FUNCTION = 60

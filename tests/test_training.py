@@ -409,3 +409,53 @@ def test_a_step_refuses_images_that_are_not_bytes(phase_one, mesh):
     floats = BATCHES[0]._replace(images=BATCHES[0].images.astype(np.float32))
     with pytest.raises(ValueError, match="expected uint8 pixels"):
         step(phase_one.start(), floats)
+
+
+# ----- fields of a phase
+
+
+def test_rematerialised_stages_give_the_same_step(mesh, phase_one):
+    again = tiny_run.make_phase("phase_one", mesh, phase_one__rematerialize=True)
+    _, expected = after_steps(phase_one, BATCHES[:1])
+    _, found = after_steps(again, BATCHES[:1])
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_rematerialised_stages_keep_less(phase_one):
+    from imta_jax.doctor import activation_bytes
+
+    less = dataclasses.replace(phase_one.objective, rematerialize=True)
+    kept, kept_again = (
+        activation_bytes(phase_one.classifier, objective, 4)
+        for objective in (phase_one.objective, less)
+    )
+    assert kept_again < 0.75 * kept  # what is between stages, and in the exits, is kept
+
+
+def test_the_mean_of_the_losses_is_the_sum_by_their_number(mesh, phase_one):
+    averaged = dataclasses.replace(phase_one.objective, exit_losses="mean")
+    images = normalize(BATCHES[0].images, **tiny_run.PIXELS)
+    whole, part = (
+        objective(nnx.clone(phase_one.classifier), images, BATCHES[0].labels)[0]
+        for objective in (phase_one.objective, averaged)
+    )
+    assert part * phase_one.classifier.num_exits == pytest.approx(whole, rel=1e-6)
+
+
+def test_bfloat16_maps_leave_weights_and_statistics_in_float32(mesh):
+    source = tiny_run.make_phase("phase_one", mesh)
+    source.classifier.compute_dtype = jax.numpy.dtype("bfloat16")
+    graphdef, state = create_state(source.classifier, ALL_PARAMETERS, source.tx, mesh)
+    step = on_batches(
+        train_step(graphdef, source.objective, ALL_PARAMETERS, source.tx, **tiny_run.PIXELS), mesh
+    )
+    _, expected = after_steps(source, BATCHES[:1])
+    state, metrics = step(state, place_batch(BATCHES[0], mesh))
+    arrays = named_arrays(state.trainable) | named_arrays(state.rest)
+    assert all(x.dtype == np.float32 for x in arrays.values() if x.dtype.kind == "f")
+    assert np.isfinite(metrics.loss).all()
+    # Eight bits of mantissa: near the float32 step, and not equal to it.
+    found = tiny_run.to_host(arrays)
+    differences = [np.abs(found[n] - expected[n]).max() for n in expected]
+    assert 0 < max(differences) < 0.1

@@ -103,12 +103,12 @@ def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict
     curve = budget_curve(validation, test, costs.macs, quotas=np.asarray(settings["quotas"]))
     points = _reported_points(curve, costs, settings["reported_budgets"])
     results = {
-        "dataset": _describe_data(dataset),
+        "dataset": describe_data(dataset),
         "phases": _describe_phases(config, workdir),
         "environment": _describe_environment(config, phase),
-        "exits": _exit_rows(validation, test, costs, settings["calibration_bins"]),
-        "budget_curve": [_curve_row(curve, i) for i in range(len(curve.quota))],
-        "reported_budgets": [{"budget": b, **_curve_row(curve, i)} for b, i in points.items()],
+        "exits": exit_rows(validation, test, costs, settings["calibration_bins"]),
+        "budget_curve": [curve_row(curve, i) for i in range(len(curve.quota))],
+        "reported_budgets": [{"budget": b, **curve_row(curve, i)} for b, i in points.items()],
         "threshold_methods": _compare(validation, test, costs, settings),
     }
     if is_first_process():
@@ -190,9 +190,17 @@ def _decide(
     return {b: decisions(sure, classes, costs.macs, t) for b, t in thresholds.items()}
 
 
-def _exit_rows(
+def exit_rows(
     validation: Predictions, test: Predictions, costs: ExitCosts, bins: int
 ) -> list[dict[str, Any]]:
+    """What `results.json` says of each exit by itself: costs, accuracies in percent, calibration.
+
+    Args:
+      validation: logits and labels of the validation images.
+      test: of the test images.
+      costs: of the network.
+      bins: of the calibration error.
+    """
     columns = {
         "macs": costs.macs,
         "published_ops": costs.published_ops,
@@ -210,7 +218,7 @@ def _exit_rows(
     ]
 
 
-def _curve_row(curve: BudgetCurve, i: int) -> dict[str, Any]:
+def curve_row(curve: BudgetCurve, i: int) -> dict[str, Any]:
     return {
         "quota": float(curve.quota[i]),
         "thresholds": [float(t) for t in curve.thresholds[i]],
@@ -255,7 +263,8 @@ def _write_calibration(folder: Path, test: Predictions, bins: int) -> None:
     )
 
 
-def _describe_data(dataset: Dataset) -> dict[str, Any]:
+def describe_data(dataset: Dataset) -> dict[str, Any]:
+    """What `results.json` says of the data."""
     return {
         "name": dataset.name,
         "class_names": list(dataset.class_names),

@@ -96,14 +96,28 @@ class MultiExitClassifier(nnx.Module):
         """
         return self.logits(self.features(images, equilibrium))
 
-    def features(self, images: jax.Array, equilibrium: str = "off") -> tuple[jax.Array, ...]:
-        """Pooled features of all exits, [N, feature_widths[i]] each; arguments as in a call."""
+    def features(
+        self, images: jax.Array, equilibrium: str = "off", *, rematerialize: bool = False
+    ) -> tuple[jax.Array, ...]:
+        """Pooled features of all exits, [N, feature_widths[i]] each.
+
+        Args:
+          images: as in a call.
+          equilibrium: likewise.
+          rematerialize: whether the backward pass computes the maps within each stage again, from
+            what the stage read, instead of keeping them: less memory, more time, equal values.
+        """
         state, collected = self.stem(images), []
         for i in range(self.num_exits):
-            state = self.backbone.stage(i, state)
+            state = self._stage(i, state, rematerialize)
             for_exit, state = split_gradient(state, i, self.num_exits, equilibrium)
             collected.append(self.backbone.exit_features(i, for_exit))
         return tuple(collected)
+
+    def _stage(self, i: int, state: State, rematerialize: bool) -> State:
+        if not rematerialize:
+            return self.backbone.stage(i, state)
+        return nnx.remat(lambda backbone, state: backbone.stage(i, state))(self.backbone, state)
 
     def logits(self, features: tuple[jax.Array, ...]) -> jax.Array:
         """Logits [E, N, K] in float32 from the features of all exits."""

@@ -12,8 +12,17 @@ from flax import nnx
 
 from imta_jax.errors import unknown_name
 from imta_jax.models import MultiExitClassifier
-from imta_jax.techniques import LAST_EXIT_LOSSES, REDUCTIONS, cross_entropy, one_for_all_loss
+from imta_jax.techniques import (
+    EQUILIBRIUM_REACHES,
+    LAST_EXIT_LOSSES,
+    REDUCTIONS,
+    cross_entropy,
+    one_for_all_loss,
+)
 
+# What phase I makes of the exits' losses: their sum (Eq. 1) or their mean, which keeps gradients
+# bounded too but makes them small (Sec. 3.1).
+EXIT_LOSSES = ("sum", "mean")
 # Who teaches in phase II: the network's own last exit (Eq. 8), or the phase-I one (reference code).
 TEACHERS = ("own_last_exit", "phase_one_last_exit")
 # Batch normalisation of the frozen backbone in phase II: running statistics that stay as they are,
@@ -53,13 +62,26 @@ def exit_metrics(logits: jax.Array, labels: jax.Array) -> ExitMetrics:
 
 @dataclasses.dataclass(frozen=True)
 class PhaseOneObjective:
-    """Summed cross-entropy of all exits (Eq. 1, weights 1) with gradient equilibrium.
+    """Cross-entropy of all exits (Eq. 1 with weights 1), under gradient equilibrium.
 
     Attributes:
-      equilibrium: a name in `techniques.EQUILIBRIUM_REACHES`.
+      equilibrium: one of `techniques.EQUILIBRIUM_REACHES`.
+      exit_losses: one of `EXIT_LOSSES`.
+      rematerialize: see `MultiExitClassifier.features`.
+
+    Raises:
+      ValueError: an unknown name.
     """
 
     equilibrium: str
+    exit_losses: str = "sum"
+    rematerialize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.equilibrium not in EQUILIBRIUM_REACHES:
+            raise unknown_name("equilibrium", self.equilibrium, EQUILIBRIUM_REACHES)
+        if self.exit_losses not in EXIT_LOSSES:
+            raise unknown_name("exit_losses", self.exit_losses, EXIT_LOSSES)
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
         """Everything trains."""
@@ -69,9 +91,10 @@ class PhaseOneObjective:
         self, classifier: MultiExitClassifier, images: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, ExitMetrics]:
         """See `Objective`."""
-        logits = classifier(images, self.equilibrium)
-        metrics = exit_metrics(logits, labels)
-        return metrics.loss.sum(), metrics
+        features = classifier.features(images, self.equilibrium, rematerialize=self.rematerialize)
+        metrics = exit_metrics(classifier.logits(features), labels)
+        loss = metrics.loss.sum() if self.exit_losses == "sum" else metrics.loss.mean()
+        return loss, metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,17 +149,39 @@ class PhaseTwoObjective:
             teacher = logits[-1]
         else:
             teacher = classifier.phase_one_logits(features)
-        loss = one_for_all_loss(
+        loss = self.loss(logits, labels, teacher, self.alpha, self.temperature)
+        return loss, exit_metrics(logits, labels)
+
+    def loss(
+        self,
+        logits: jax.Array,
+        labels: jax.Array,
+        teacher: jax.Array,
+        alpha: float | jax.Array,
+        temperature: float | jax.Array,
+    ) -> jax.Array:
+        """The loss (Eq. 7) by this objective's conventions, at a weight and temperature given.
+
+        Args:
+          logits: [E, N, K].
+          labels: [N].
+          teacher: its logits, [N, K].
+          alpha: as the attribute, or a traced scalar.
+          temperature: likewise.
+
+        Returns:
+          A scalar in nats.
+        """
+        return one_for_all_loss(
             logits,
             labels,
             teacher,
-            alpha=self.alpha,
-            temperature=self.temperature,
+            alpha=alpha,
+            temperature=temperature,
             reduction=self.reduction,
             temperature_squared=self.temperature_squared,
             last_exit=self.last_exit,
         )
-        return loss, exit_metrics(logits, labels)
 
 
 # What a phase trains; everything else is frozen, and a test shows it bit-identical.

@@ -4,9 +4,10 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -21,7 +22,6 @@ from imta_jax.models import (
     with_collaborative_heads,
 )
 from imta_jax.parallel import check_batch_size, data_mesh, place_batch, process_share
-from imta_jax.techniques import EQUILIBRIUM_REACHES
 from imta_jax.training.checkpoints import check_which, has_readable_epoch, restore_model
 from imta_jax.training.feed import PHASES, check_feed, training_feed
 from imta_jax.training.interval import IntervalLines
@@ -40,6 +40,10 @@ from imta_jax.training.step import make_eval_step, train_step
 from imta_jax.training.write_errors import WriteErrors
 
 _log = logging.getLogger(__name__)
+
+Chosen = TypeVar("Chosen", PhaseOneObjective, PhaseTwoObjective)
+# Types of the backbone's maps while a phase trains.
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 def new_phase_one(config: Mapping[str, Any], dataset: Dataset) -> MultiExitClassifier:
@@ -68,17 +72,18 @@ def new_phase_two(
 
 
 def phase_one_objective(config: Mapping[str, Any]) -> PhaseOneObjective:
-    """Reads `config.phase_one`; an unknown `equilibrium` is a ValueError."""
-    reach = config["phase_one"]["equilibrium"]
-    if reach not in EQUILIBRIUM_REACHES:
-        raise unknown_name("config.phase_one.equilibrium", reach, EQUILIBRIUM_REACHES)
-    return PhaseOneObjective(reach)
+    """Reads `config.phase_one`."""
+    return _objective(PhaseOneObjective, config["phase_one"])
 
 
 def phase_two_objective(config: Mapping[str, Any]) -> PhaseTwoObjective:
     """Reads `config.phase_two`."""
-    names = [field.name for field in dataclasses.fields(PhaseTwoObjective)]
-    return PhaseTwoObjective(**{name: config["phase_two"][name] for name in names})
+    return _objective(PhaseTwoObjective, config["phase_two"])
+
+
+def _objective(kind: type[Chosen], phase: Mapping[str, Any]) -> Chosen:
+    """An objective of the phase's fields that bear the names of its attributes."""
+    return kind(**{field.name: phase[field.name] for field in dataclasses.fields(kind)})
 
 
 def train_phase_one(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> None:
@@ -95,23 +100,44 @@ def train_phase_one(config: Mapping[str, Any], dataset: Dataset, workdir: Path) 
     """
     objective = phase_one_objective(config)
     classifier = new_phase_one(config, dataset)
-    _train("phase_one", config, dataset, workdir, classifier, objective, ALL_PARAMETERS)
+    folder = workdir / "phase_one"
+    train_phase("phase_one", config, dataset, folder, classifier, objective, ALL_PARAMETERS)
 
 
-def train_phase_two(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> None:
+def train_phase_two(
+    config: Mapping[str, Any], dataset: Dataset, workdir: Path, folder: Path | None = None
+) -> None:
     """Phase II: the heads alone train, with collaboration and distillation, on phase I's network.
 
-    Args and errors as in `train_phase_one`; a FileNotFoundError where phase I has not run.
+    Args and errors as in `train_phase_one`; a FileNotFoundError where phase I has not run. A
+    `folder` takes the checkpoints and metrics elsewhere than to the `phase_two` of `workdir`.
     """
     objective = phase_two_objective(config)
+    classifier = new_phase_two(config, trained_phase_one(config, dataset, workdir))
+    folder = folder or workdir / "phase_two"
+    train_phase("phase_two", config, dataset, folder, classifier, objective, HEAD_PARAMETERS)
+
+
+def trained_phase_one(
+    config: Mapping[str, Any], dataset: Dataset, workdir: Path
+) -> MultiExitClassifier:
+    """The classifier that phase II starts from, `config.phase_two.from_checkpoint` of phase I.
+
+    Raises:
+      FileNotFoundError: phase I has not run.
+    """
     classifier = new_phase_one(config, dataset)
     restore_model(classifier, workdir / "phase_one", config["phase_two"]["from_checkpoint"])
-    classifier = new_phase_two(config, classifier)
-    _train("phase_two", config, dataset, workdir, classifier, objective, HEAD_PARAMETERS)
+    return classifier
 
 
-def check_training_config(config: Mapping[str, Any]) -> None:
+def check_training_config(config: Mapping[str, Any], *, build: bool = True) -> None:
     """Checks all that two phases and the evaluation will ask of a config; computes nothing.
+
+    Args:
+      config: a whole config.
+      build: whether the network is built, the surest way to find what would be refused of it; of
+        many configs of one network the first will do.
 
     Raises:
       ValueError: names the field, what it holds and what fits.
@@ -136,10 +162,14 @@ def check_training_config(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"config.{name}.total_epochs must be {least}; found {phase['total_epochs']}"
             )
+        if phase["compute_dtype"] not in COMPUTE_DTYPES:
+            found = phase["compute_dtype"]
+            raise unknown_name(f"config.{name}.compute_dtype", found, COMPUTE_DTYPES)
         check_batch(config, name)
         _optimizer(phase, _schedule(phase, steps=1))
     evaluation_batch_size(config, mesh_of(config))
-    new_phase_two(config, _stand_in(config))
+    if build:
+        new_phase_two(config, _stand_in(config))
 
 
 def check_training_data(config: Mapping[str, Any], dataset: Dataset) -> None:
@@ -162,21 +192,42 @@ def _stand_in(config: Mapping[str, Any]) -> MultiExitClassifier:
 
 def phase_is_finished(config: Mapping[str, Any], workdir: Path, phase: str) -> bool:
     """Whether the phase's last epoch has its checkpoint (a phase of no epochs is finished)."""
+    return folder_is_finished(config, phase, workdir / phase)
+
+
+def folder_is_finished(config: Mapping[str, Any], phase: str, folder: Path) -> bool:
+    """As `phase_is_finished`, for the folder of a phase."""
     epochs = config[phase]["total_epochs"]
-    return epochs == 0 or has_readable_epoch(workdir / phase, epochs)
+    return epochs == 0 or has_readable_epoch(folder, epochs)
 
 
-def _train(
+def train_phase(
     name: str,
     config: Mapping[str, Any],
     dataset: Dataset,
-    workdir: Path,
+    folder: Path,
     classifier: MultiExitClassifier,
     objective: Objective,
     trainable: Any,
+    meta: Mapping[str, Any] | None = None,
 ) -> None:
-    """Puts state, step and loop together and runs them."""
+    """Puts state, step and loop together and runs them; goes on where it was interrupted.
+
+    Args:
+      name: "phase_one" or "phase_two", the part of the config that says how long and how fast.
+      config: a whole config.
+      dataset: to train on and validate with.
+      folder: checkpoints and metrics go there.
+      classifier: to start from.
+      objective: what is minimised.
+      trainable: an NNX filter; everything else is frozen.
+      meta: more than `network_meta` for the checkpoints to say.
+
+    Raises:
+      NonFiniteLossError: training diverged.
+    """
     phase, mesh, train = config[name], mesh_of(config), dataset.splits["train"]
+    classifier.compute_dtype = jnp.dtype(phase["compute_dtype"])
     steps = steps_per_epoch(len(train), phase["batch_size"])
     schedule = _schedule(phase, steps * phase["total_epochs"])
     tx = _optimizer(phase, schedule)
@@ -189,20 +240,20 @@ def _train(
     _log.info("%s: %d epochs of %d steps, input: %s", name, epochs, steps, feed.name)
     EpochLoop(
         phase=name,
-        folder=workdir / name,
+        folder=folder,
         total_epochs=phase["total_epochs"],
         steps_per_epoch=steps,
         batch_size=phase["batch_size"],
         feed=feed,
         validate=_validation(config, dataset, graphdef, mesh),
         learning_rate=schedule,
-        meta=network_meta(config, dataset, name),
+        meta={**network_meta(config, dataset, name), **(meta or {})},
         check_every_steps=config["log"]["check_every_steps"],
         save_every_steps=config["checkpoint"]["every_steps"],
         lines=IntervalLines(
             name, steps, epochs, phase["batch_size"], config["log"]["line_every_seconds"]
         ),
-        profiler=StepProfiler(workdir / name, config["log"]["profile_steps"]),
+        profiler=StepProfiler(folder, config["log"]["profile_steps"]),
         write_errors=WriteErrors(config["checkpoint"]["on_write_error"]),
     ).run(state)
 
