@@ -19,12 +19,10 @@ def arm(label, techniques, network="cifar_5_exits", **overrides):
     }
 
 
-def made_up_row(
-    name, seed, *, exits=5, gain=0.0, phase_two=True, scale=1.0, first=0, measured=False
-):
+def made_up_row(name, seed, *, exits=5, gain=0.0, phase_two=True, first=0, measured=False):
     """A row that is done, every number of it drawn from a generator seeded by arm and seed."""
     rng = np.random.default_rng([seed, *map(ord, name)])
-    costs = scale * np.array(COSTS[first : first + exits])
+    costs = np.array(COSTS[first : first + exits])
     top1 = 65 + 8 * np.log10(costs / COSTS[0]) + gain + rng.normal(0, 0.25, exits)
     points = np.linspace(costs[0], costs[-1], 40)
     curve = 1.2 + np.interp(points, costs, top1) + rng.normal(0, 0.05, 40)
@@ -171,7 +169,7 @@ def distillation(*, seeds=3, **where):
             for temperature in (1.0, 3.0, 10.0):
                 name = f"{teacher}_{alpha:g}_{temperature:g}"
                 arms[name] = arm(
-                    f"{teacher} α {alpha:g} T {temperature:g}",
+                    f"{teacher}, alpha {alpha:g}, T {temperature:g}",
                     TECHNIQUES["all"],
                     phase_two__alpha=alpha,
                     phase_two__temperature=temperature,

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from imta_jax.report import paper_numbers as paper
+from imta_jax.report.study_curves import curve_at
 from imta_jax.report.study_record import Arm, StudyRecord, mean_and_std
 from imta_jax.report.study_tables import (
     EMPTY,
@@ -28,29 +29,6 @@ SETTINGS = {
     "phase_two.alpha": "alpha",
     "phase_two.temperature": "temperature",
 }
-
-
-def curve_at(row: dict, costs: np.ndarray, key: str = "top1") -> np.ndarray:
-    """A run's budget curve at given mean costs, between its points by straight lines.
-
-    Budgets between two points are met by treating some images by the one's thresholds and the
-    rest by the other's, so the line is within reach.
-
-    Args:
-      row: a row that is done.
-      costs: [n] mean multiply-adds per test image.
-      key: "top1" or "validation_top1".
-
-    Returns:
-      [n], percent; NaN outside of the curve's costs.
-    """
-    points = {point["mean_macs"]: point[key] for point in row["budget_curve"]}
-    known = sorted(points)
-    accuracy = np.interp(costs, known, [points[cost] for cost in known])
-    # Rounding of a cost must not cost the curve its ends.
-    slack = 1e-9 * known[-1]
-    inside = (np.asarray(costs) >= known[0] - slack) & (np.asarray(costs) <= known[-1] + slack)
-    return np.where(inside, accuracy, np.nan)
 
 
 def budget_table(study: StudyRecord) -> StudyTable:
@@ -196,11 +174,12 @@ def _setting_row(study: StudyRecord, rank: int | None, arm: Arm) -> list[str]:
         mean_over_exits(study.differences(arm)),
     )
     texts = [mean_text(*mean_and_std(v), difference=i == 2) for i, v in enumerate(values)]
-    settings = [_setting(arm.overrides.get(name)) for name in SETTINGS]
+    settings = [setting_text(arm.overrides.get(name)) for name in SETTINGS]
     return [str(rank or EMPTY), arm.label, *settings, study.state(arm), *texts]
 
 
-def _setting(value: object) -> str:
+def setting_text(value: object) -> str:
+    """A config value as a reader writes it; nothing of None."""
     if value is None:
         return EMPTY
     if isinstance(value, bool):

@@ -18,6 +18,7 @@ from imta_jax.report.paper_numbers import TECHNIQUES, dataset_title, known_datas
 from imta_jax.report.style import counted
 
 STUDIES = ("ablation", "exits", "budget", "equilibrium", "distillation")
+SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 REQUIRED = ("study", "preset", "environment", "arms", "seeds", "rows")
 REQUIRED_OF_A_RUN = ("schedule", "exits", "budget_curve", "validation_curve")
 
@@ -86,12 +87,17 @@ class StudyRecord:
     @property
     def dataset_title(self) -> str:
         """The dataset's name as it is written."""
-        return dataset_title((self.dataset or {}).get("name"))
+        return dataset_title(self._dataset_name)
 
     @property
     def known_dataset(self) -> str | None:
         """The paper's dataset it was run on, or None for any other."""
-        return known_dataset((self.dataset or {}).get("name"))
+        return known_dataset(self._dataset_name)
+
+    @property
+    def _dataset_name(self) -> str | None:
+        """The dataset's name; before any run a preset named for one of the paper's says it too."""
+        return (self.dataset or {}).get("name") or known_dataset(self.preset.split(",")[0])
 
     def done(self, arm: Arm) -> dict[int, Mapping[str, Any]]:
         """The rows of an arm's runs that are done, by seed."""
@@ -156,13 +162,7 @@ class StudyRecord:
     def _data(self) -> str:
         examples = (self.dataset or {}).get("examples") or {}
         counts = [
-            f"{examples[split]:,} {name}"
-            for split, name in (
-                ("train", "training"),
-                ("validation", "validation"),
-                ("test", "test"),
-            )
-            if split in examples
+            f"{examples[split]:,} {name}" for split, name in SPLITS.items() if split in examples
         ]
         return self.dataset_title + (f" ({', '.join(counts)} images)" if counts else "")
 
