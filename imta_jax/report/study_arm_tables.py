@@ -1,7 +1,5 @@
 """Tables of the studies that the paper has none of: budgets, equilibrium and distillation."""
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import pandas as pd
 
@@ -185,10 +183,3 @@ def setting_text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, int | float) else str(value)
-
-
-TABLES: dict[str, Sequence[Callable[[StudyRecord], StudyTable]]] = {
-    "budget": (budget_table,),
-    "equilibrium": (equilibrium_table,),
-    "distillation": (distillation_table,),
-}

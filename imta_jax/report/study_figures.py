@@ -115,7 +115,8 @@ def _draw_family(axes: Axes, study: StudyRecord, family: str, arms: list[Arm], c
     deviations = np.nan_to_num([float(deviation) for _, deviation in last])[order]
     style = {"marker": FAMILY_MARKERS.get(family, "o"), "markersize": 6, "linewidth": 1.2}
     x = np.array(costs)[order]
-    axes.errorbar(x, means, deviations, color=colour, capsize=2.5, label=family, zorder=4, **style)
+    axes.plot(x, means, color=colour, label=family, zorder=4, **style)
+    axes.errorbar(x, means, deviations, color=colour, capsize=2.5, linestyle="", zorder=4)
 
 
 def _draw_readings(axes: Axes, dataset: str) -> None:
@@ -150,7 +151,7 @@ def _budget_finding(study: StudyRecord) -> str:
     if not len(means):
         return f"Accuracy against cost on {study.dataset_title}"
     lead = signed(float(means.mean()), 2)
-    return f"{study.dataset_title}: {lead} points to MSDNet, averaged over budgets"
+    return f"{study.dataset_title}: ours minus MSDNet {lead} points, averaged over budgets"
 
 
 def figure_ablation(study: StudyRecord) -> Figure:

@@ -158,7 +158,7 @@ def figure_gradient_variance(study: StudyRecord) -> Figure:
             name_absent(axes, study, arm, colours[arm.name])
             continue
         # Side by side, since crosses and bars of several arms may coincide.
-        x = np.arange(1, total.shape[1] + 1) + 0.04 * (place - (len(study.arms) - 1) / 2)
+        x = np.arange(1, total.shape[1] + 1) + 0.11 * (place - (len(study.arms) - 1) / 2)
         _draw_variance(axes, x, total, losses, colours[arm.name], arm.label)
         most = max(most, total.shape[1])
     axes.set_xticks(range(1, most + 1))
@@ -174,10 +174,11 @@ def _draw_variance(
     """Values of 0, which a logarithm has no place for, are left out."""
     mean, deviation = mean_and_std(np.where(total > 0, total, np.nan))
     bars = np.nan_to_num(np.minimum(deviation, 0.999 * mean))
-    axes.errorbar(x, mean, bars, color=colour, marker="o", markersize=6, capsize=2, label=label)
+    axes.plot(x, mean, "o-", color=colour, markersize=5.5, linewidth=1.2, label=label)
+    axes.errorbar(x, mean, bars, color=colour, capsize=2, linestyle="")
     own = mean_and_std(np.where(losses > 0, losses, np.nan))[0]
-    style = {"color": colour, "markersize": 9, "markeredgewidth": 1.8, "zorder": 4}
-    axes.plot(x, own, "x", label=f"{label}: losses apart", **style)
+    style = {"color": colour, "markersize": 6.5, "markeredgewidth": 1.6, "zorder": 4}
+    axes.plot(x + 0.045, own, "x", label=f"{label}: losses apart", **style)
 
 
 def _variance_finding(study: StudyRecord) -> str:
@@ -188,4 +189,4 @@ def _variance_finding(study: StudyRecord) -> str:
     if len(both) < 2 or not all(values.size for values in both):
         return f"Variance of the gradient at each stage on {study.dataset_title}"
     ratio = both[0][:, 0].mean() / both[1][:, 0].mean()
-    return f"Without GE, stage 1's gradient varies {ratio:.1f} times as much as with it"
+    return f"Stage 1's gradient varies {ratio:.1f} times as much without GE as with it"

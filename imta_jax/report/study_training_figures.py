@@ -69,7 +69,8 @@ def _draw_network(column: np.ndarray, study: StudyRecord, plain: Arm, using: lis
         epochs, top1 = validation_curves(study, arm)
         if not len(epochs):
             continue
-        label = ("without GE: " if arm.is_plain else "with GE: ") + arm.label
+        word = "without GE: " if arm.is_plain else "with GE: "
+        label = arm.label if "GE" in arm.label else word + arm.label
         draw_band(above, epochs, top1.mean(axis=2), colour, label)
         draw_band(below, epochs, top1[:, :, -1], colour, label)
     for axes in column:
@@ -78,7 +79,7 @@ def _draw_network(column: np.ndarray, study: StudyRecord, plain: Arm, using: lis
 
 
 def _validation_finding(study: StudyRecord, pairs: list[tuple[Arm, list[Arm]]]) -> str:
-    """How far phase I ends above the plain arm's, mean over exits, networks and common seeds."""
+    """How far phase I ends above the plain arm's, mean over exits, networks and seeds."""
     gains = []
     for plain, using in pairs:
         last = [validation_curves(study, arm)[1] for arm in (plain, using[-1])]
@@ -86,7 +87,9 @@ def _validation_finding(study: StudyRecord, pairs: list[tuple[Arm, list[Arm]]]) 
             gains.append(last[1][:, -1].mean() - last[0][:, -1].mean())
     if not gains:
         return f"Validation accuracy with and without GE on {study.dataset_title}"
-    return f"GE ends phase I {signed(float(np.mean(gains)), 2)} points from the plain network"
+    name = pairs[0][1][-1].label if len(pairs) == 1 else "With GE"
+    points = signed(float(np.mean(gains)), 2)
+    return f"{name}: {points} points to the plain network, when phase I ends"
 
 
 def figure_ranks(study: StudyRecord) -> Figure:
@@ -103,7 +106,7 @@ def figure_ranks(study: StudyRecord) -> Figure:
         say_nothing_drawn(grid[0], NO_PAIR)
     for axes, (plain, using) in zip(grid, pairs, strict=False):
         _draw_ranks(axes, study, plain, using[0])
-    more = "Points are of one seed; correlations are Spearman's, mean ± standard deviation over seeds."
+    more = "Points are of one seed; Spearman's correlation: mean ± standard deviation over seeds."
     mark_figure(figure, study, more)
     return figure
 
