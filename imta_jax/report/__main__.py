@@ -1,6 +1,8 @@
 """Draws the paper's tables and figures from studies.
 
-python -m imta_jax.report runs/ablation/study.json runs/exits/study.json --out=evidence
+    python -m imta_jax.report runs/ablation/study.json runs/exits/study.json --out=evidence
+
+Without any study every table and figure is there, empty, with the command that fills it.
 """
 
 import argparse

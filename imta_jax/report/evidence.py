@@ -6,11 +6,13 @@ What has not been run stays on the page, empty, with the command that runs it.
 """
 
 import base64
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from imta_jax.report import paper_numbers as paper
@@ -100,9 +102,19 @@ def write_evidence(studies: Sequence[Mapping[str, Any]], folder: str | Path) -> 
         if exhibit.image:
             write_atomically(figures / f"{exhibit.name}.png", exhibit.image)
     write_atomically(folder / "tables.md", evidence_markdown(exhibits).encode())
-    page = render("evidence.html.jinja", (), {}, lead=LEAD, paper=paper.TITLE, exhibits=exhibits)
-    write_atomically(folder / "index.html", page.encode())
+    write_atomically(folder / "index.html", render_evidence(exhibits).encode())
     return folder / "index.html"
+
+
+def render_evidence(exhibits: Sequence[Exhibit]) -> str:
+    """The page as HTML that embeds its figures and refers to nothing."""
+    values = {"lead": LEAD, "paper": paper.TITLE, "exhibits": exhibits, "with_code": with_code}
+    return render("evidence.html.jinja", (), {}, **values)
+
+
+def with_code(text: str) -> Markup:
+    """The text escaped for HTML, what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def evidence_markdown(exhibits: Sequence[Exhibit]) -> str:

@@ -17,7 +17,7 @@ from imta_jax.report.study_style import (
     name_absent,
     quiet_legend,
 )
-from imta_jax.report.style import INK, MILLION, MUTED, halo, new_figure, signed, tidy
+from imta_jax.report.style import MILLION, MUTED, new_figure, signed, tidy
 
 FAMILY_COLOURS = {"ResNet": "#4d6b8a", "DenseNet": "#7b4fa3", "Hydra-Res": "#8a8d3c"}
 FAMILY_MARKERS = {"ResNet": "s", "DenseNet": "D", "Hydra-Res": "^"}
@@ -64,30 +64,31 @@ def _draw_adaptive_arms(axes: Axes, study: StudyRecord) -> None:
             shown = f"_{label}" if label in named else label
             line = draw_band(axes, costs / MILLION, top1, colours[arm.name], shown)
             named.add(label)
-            _name_end(axes, study, arm, line.get_xdata()[-1], line.get_ydata()[-1])
+            end = line.get_xdata()[-1], line.get_ydata()[-1]
+            _name_end(axes, study.top1(arm).shape[1], *end, colours[arm.name])
         elif arm.techniques is not None and not study.done(arm):
             name_absent(axes, study, arm, colours[arm.name])
 
 
 def _curve_label(arm: Arm) -> str:
-    """One name for all networks of a colour; the number of exits stands at each curve's end."""
+    """One name for all networks of a colour; the number of exits stands at a curve's end."""
     if arm.is_plain:
-        return "MSDNet (at its end: number of exits)"
+        return "MSDNet (in the circle: its exits)"
     return "ours: MSDNet with GE, ISC, OFA" if arm.is_full else arm.label
 
 
-def _name_end(axes: Axes, study: StudyRecord, arm: Arm, cost: float, height: float) -> None:
-    """The number of exits at the end of a curve: curves of several networks share a colour."""
-    above = not arm.is_plain
+def _name_end(axes: Axes, exits: int, cost: float, height: float, colour: str) -> None:
+    """A circle at a curve's end with its number of exits: several networks share a colour."""
+    axes.plot(cost, height, "o", color=colour, markersize=10, markeredgecolor="white", zorder=5)
     axes.annotate(
-        str(study.top1(arm).shape[1]),
+        str(exits),
         (cost, height),
-        xytext=(3, 3 if above else -3),
-        textcoords="offset points",
-        va="bottom" if above else "top",
-        fontsize=8,
-        color=INK,
-        path_effects=halo(),
+        ha="center",
+        va="center_baseline",
+        fontsize=7,
+        fontweight="bold",
+        color="white",
+        zorder=6,
     )
 
 
