@@ -148,7 +148,8 @@ def collect_exhibits(studies: Sequence[StudyRecord]) -> list[Exhibit]:
 def command(study: str, preset: str = "") -> str:
     """The command that runs a study."""
     config = f"configs/studies/{study}.py" + (f":{preset}" if preset else "")
-    return f"python launch.py --mode=study --config={config} --workdir=runs/{study}"
+    workdir = f"runs/{study}" + (f"_{preset}" if preset else "")
+    return f"python launch.py --mode=study --config={config} --workdir={workdir}"
 
 
 def not_run(study: str, dataset: str = "") -> str:
