@@ -14,7 +14,7 @@ from imta_jax import report
 from imta_jax.report import paper_numbers as paper
 from imta_jax.report.__main__ import main
 from imta_jax.report.evidence import collect_exhibits, evidence_markdown, with_code
-from imta_jax.report.study_arm_tables import nearly_best, ranked_settings
+from imta_jax.report.study_arm_tables import gains_at, nearly_best, ranked_settings
 from imta_jax.report.study_curves import arm_curves, curve_at, curve_gains
 from imta_jax.report.study_record import study_from
 from imta_jax.report.study_style import BASELINE, FULL
@@ -153,6 +153,22 @@ def test_table_one_has_every_printed_row_and_ours_beside_it():
     assert frame.loc["Hydra-Res-d9", "ours: seeds done"] == "not run"
 
 
+def test_table_one_says_where_our_network_has_fewer_exits():
+    study = samples.exits()
+    study["rows"] = [samples.made_up_row(name, 0, exits=5) for name in ("plain", "all")]
+    frame = report.classifiers_table(record(study)).frame.set_index("model")
+    assert frame.loc["MSDNet-Exit5", "ours: seeds done"] == "1 of 3"
+    assert frame.loc["MSDNet-Exit6", "ours: seeds done"] == "no such exit"
+
+
+def test_variants_of_one_technique_are_told_apart():
+    study = samples.ablation()
+    study["arms"]["coarse"] = samples.arm("GE, coarsest map", ["GE"])
+    sources = report.ablation_table(record(study)).frame["source"].to_list()
+    assert "ours, fashion_mnist_small (GE, coarsest map)" in sources
+    assert "ours, fashion_mnist_small (GE)" in sources
+
+
 def test_an_arm_that_the_paper_lacks_gets_its_own_rows_in_table_one():
     study = samples.exits()
     study["arms"]["GE"] = samples.arm("only GE", ["GE"], "cifar_7_exits")
@@ -223,6 +239,18 @@ def test_gains_over_the_baseline_are_paired_at_equal_cost():
     np.testing.assert_allclose(costs, own[0])
     np.testing.assert_allclose(gains, own[1] - plain[1])
     assert not len(curve_gains(study, arm_of(study, "none"))[0])
+
+
+def test_a_gain_at_a_cost_is_that_of_the_seeds_curves_there():
+    study = samples.budget()
+    rows = {name: [r for r in study["rows"] if r["arm"] == name] for name in ("all_8", "plain_8")}
+    there = [[curve_at(r, np.array([1e8]))[0] for r in rows[name]] for name in rows]
+    gains = gains_at(record(study), arm_of(record(study), "all_8"), 1e8)
+    # Between points of the common grid both curves are drawn straight.
+    np.testing.assert_allclose(gains, np.subtract(*there), atol=0.1)
+    frame = report.budget_table(record(study)).frame.set_index("arm")
+    assert frame.loc["Ours, 8 exits", "gain at 100 M"].startswith(signed(gains.mean(), 2))
+    assert frame.loc["Ours, 4 exits", "gain at 100 M"] == ""
 
 
 # Figures

@@ -16,6 +16,7 @@ from imta_jax.report.study_style import (
     mark_figure,
     name_absent,
     quiet_legend,
+    say_empty,
 )
 from imta_jax.report.style import MILLION, MUTED, new_figure, signed, tidy
 
@@ -134,8 +135,13 @@ def _draw_readings(axes: Axes, dataset: str) -> None:
             markersize=6,
             markeredgewidth=0.8,
             zorder=1,
-            label=f"{reading.series}, read off (±{reading.uncertainty:g})\n{reading.source}",
+            label=f"{_series(reading)}, read off (±{reading.uncertainty:g})\n{reading.source}",
         )
+
+
+def _series(reading: paper.Reading) -> str:
+    """What the paper calls "ours" is not ours here."""
+    return "the paper's method" if reading.series == paper.OURS else reading.series
 
 
 def paper_colour(reading: paper.Reading) -> str:
@@ -170,6 +176,8 @@ def figure_ablation(study: StudyRecord) -> Figure:
     colours = arm_colours(study)
     for arm in study.arms:
         _draw_ablation_arm(above, below, study, arm, colours[arm.name])
+    if len(below.lines) == 1:
+        say_empty(below, "no arm shares a seed with the baseline yet", keep_x=True)
     quiet_legend(above, loc="lower right")
     mark_figure(figure, study)
     return figure

@@ -89,7 +89,11 @@ def name_absent(axes: Axes, study: StudyRecord, arm: Arm, colour: str) -> None:
     axes.plot([], [], color=colour, linestyle=(0, (1, 2)), linewidth=1.4, label=label)
 
 
-def say_nothing_drawn(axes: Axes, text: str) -> None:
-    """Says in the middle of empty axes why they are empty."""
-    axes.set(xticks=[], yticks=[])
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
+def say_empty(axes: Axes, reason: str, *, keep_x: bool = False) -> None:
+    """Says in the middle of empty axes why they are empty; their ticks would mean nothing.
+
+    With `keep_x` the ticks below stay: they belong to other axes too.
+    """
+    axes.tick_params(labelleft=False, labelbottom=keep_x)
+    axes.grid(False)
+    axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color=MUTED)

@@ -10,6 +10,7 @@ from imta_jax.report.study_arm_tables import (
     SETTINGS,
     gradient_variances,
     mean_over_exits,
+    nearly_best,
     setting_text,
 )
 from imta_jax.report.study_record import Arm, StudyRecord, mean_and_std
@@ -18,7 +19,7 @@ from imta_jax.report.study_style import (
     mark_figure,
     name_absent,
     quiet_legend,
-    say_nothing_drawn,
+    say_empty,
 )
 from imta_jax.report.style import INK, MUTED, new_figure, text_colour_on, tidy
 
@@ -48,8 +49,8 @@ def figure_distillation(study: StudyRecord) -> Figure:
         bar.set_label("validation top-1 (%), mean over exits", fontsize=9, color=INK)
         bar.outline.set_visible(False)
     else:
-        say_nothing_drawn(grid[0], "no arm sets alpha and temperature")
-    mark_figure(figure, study, _other_arms(study, panels))
+        say_empty(grid[0], "no arm sets alpha and temperature")
+    mark_figure(figure, study, f"{_other_arms(study, panels)} {nearly_best(study)}".strip())
     return figure
 
 

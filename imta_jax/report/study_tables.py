@@ -64,7 +64,10 @@ def ablation_table(study: StudyRecord) -> StudyTable:
         marks = _check_marks(arm.techniques)
         if arm.techniques in printed.top1:
             rows.append([*marks, source, EMPTY, *_printed(printed, arm.techniques, exits)])
-        rows += [[*marks, *row] for row in accuracy_rows(study, arm, exits, ours)]
+        # Check marks do not tell two variants of a technique apart.
+        twins = sum(other.techniques == arm.techniques for other in study.arms) > 1
+        source_of_arm = f"{ours} ({arm.label})" if twins or arm.techniques is None else ours
+        rows += [[*marks, *row] for row in accuracy_rows(study, arm, exits, source_of_arm)]
     columns = [*paper.TECHNIQUES, "source", "seeds done", *exit_columns(exits)]
     return StudyTable(
         heading=f"Table {printed.number}: accuracy at different exits ({study.title})",
@@ -233,6 +236,9 @@ def _own_rows(study: StudyRecord, printed: dict[tuple[str, int], list[str]]) -> 
             if key not in printed or key in rows:
                 key = (f"{arm.label}-Exit{index + 1}", index + 1)
             rows[key] = texts
+        if cells and model in (paper.MSDNET, paper.OURS):
+            deeper = [key for key in printed if key[0] == model and key[1] > len(cells)]
+            rows |= {key: ["no such exit", *[EMPTY] * 5] for key in deeper if key not in rows}
         if not cells and (model, 1) in printed and model != paper.HYDRA:
             continued = [key for key in printed if key[0] == model and key not in rows]
             rows |= {key: [study.state(arm), *[EMPTY] * 5] for key in continued}

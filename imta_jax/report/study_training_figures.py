@@ -13,7 +13,7 @@ from imta_jax.report.study_style import (
     draw_band,
     mark_figure,
     quiet_legend,
-    say_nothing_drawn,
+    say_empty,
 )
 from imta_jax.report.style import MUTED, new_figure, signed, tidy
 
@@ -50,7 +50,7 @@ def figure_validation(study: StudyRecord) -> Figure:
     grid = figure.subplots(2, max(1, len(pairs)), squeeze=False, sharex="col")
     if not pairs:
         for axes in grid.ravel():
-            say_nothing_drawn(axes, NO_PAIR)
+            say_empty(axes, NO_PAIR)
     for column, (plain, using) in enumerate(pairs):
         _draw_network(grid[:, column], study, plain, using)
         if column:
@@ -103,7 +103,7 @@ def figure_ranks(study: StudyRecord) -> Figure:
     figure = new_figure(max(6.4, 1.0 + 4.6 * panels), 6.6, _rank_finding(study, pairs))
     grid = figure.subplots(1, panels, squeeze=False)[0]
     if not pairs:
-        say_nothing_drawn(grid[0], NO_PAIR)
+        say_empty(grid[0], NO_PAIR)
     for axes, (plain, using) in zip(grid, pairs, strict=False):
         _draw_ranks(axes, study, plain, using[0])
     more = "Points are of one seed; Spearman's correlation: mean ± standard deviation over seeds."
