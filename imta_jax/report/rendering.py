@@ -36,7 +36,7 @@ class Section:
 def draw_figures(record: Any, sections: Sequence[Section]) -> dict[str, bytes]:
     """Every figure the record has data for, by name, as PNG."""
     return {
-        section.name: _png(section.draw(record))
+        section.name: figure_png(section.draw(record))
         for section in sections
         if not section.needs or getattr(record, section.needs) is not None
     }
@@ -82,7 +82,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-def _png(figure: Figure) -> bytes:
+def figure_png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
