@@ -18,6 +18,7 @@ RANKS = {
     "folder_lock": 0,
     "convolution": 0,
     "layers": 0,
+    "lazy_names": 0,
     "pixels": 0,
     "progress_bar": 0,
     "techniques": 1,

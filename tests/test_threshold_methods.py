@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 
-from imta_jax import evaluation
 from imta_jax.evaluation import command, risk_control
 from imta_jax.evaluation.adaptive import Outcomes, curve_of_outcomes
 from imta_jax.evaluation.comparison import MethodCurve, compare_methods
@@ -493,10 +492,3 @@ def test_what_a_user_gets_wrong_is_told_without_a_traceback(files, capsys, first
         command.main([first or files[0], files[1], *options])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_every_name_of_the_room_can_be_imported():
-    for name in evaluation.__all__:
-        assert getattr(evaluation, name).__module__.startswith("imta_jax.evaluation")
-    with pytest.raises(AttributeError, match="no attribute 'thresholds_by_magic'"):
-        _ = evaluation.thresholds_by_magic
