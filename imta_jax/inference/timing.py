@@ -11,7 +11,7 @@ from imta_jax.evaluation import Predictions, budget_curve, load_predictions
 from imta_jax.evaluation.run import write_json
 from imta_jax.inference.adaptive import AdaptiveClassifier
 from imta_jax.inference.profile import StageProfile
-from imta_jax.training import load_classifier
+from imta_jax.training import last_phase, load_classifier
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ def time_run(workdir: str | Path, *, profile_dir: str | Path | None = None) -> d
     folder = workdir / "evaluation"
     validation, test = (_predictions(folder, split) for split in ("validation", "test"))
     config = json.loads((workdir / "config.json").read_text())
-    phase = "phase_two" if config["phase_two"]["total_epochs"] else "phase_one"
-    classifier, meta = load_classifier(workdir / phase, config["evaluation"]["checkpoint"])
+    which = config["evaluation"]["checkpoint"]
+    classifier, meta = load_classifier(workdir / last_phase(config), which)
     anywhere = np.zeros(classifier.num_exits)  # thresholds play no part in what stages cost
     adaptive = AdaptiveClassifier(
         classifier, anywhere, mean=meta["mean"], std=meta["std"], profile_dir=profile_dir
@@ -71,15 +71,5 @@ def _in_time(
         "versions": profile.versions,
         "lanes": profile.lanes,
         "exit_ms": exit_ms.tolist(),
-        "budget_curve": [
-            {
-                "quota": float(curve.quota[i]),
-                "thresholds": curve.thresholds[i].tolist(),
-                "mean_ms": float(curve.mean_cost[i]),
-                "validation_top1": float(curve.validation_accuracy[i]),
-                "top1": float(curve.accuracy[i]),
-                "exit_fractions": curve.exit_fractions[i].tolist(),
-            }
-            for i in range(len(curve.quota))
-        ],
+        "budget_curve": curve.rows("mean_ms"),
     }
