@@ -124,14 +124,22 @@ class AdaptiveClassifier:
         other._plan()
         return other
 
-    def warm_up(self) -> StageProfile:
-        """Measures, or reads, what stages cost here, and compiles all that `predict` can need.
+    def measure(self) -> StageProfile:
+        """Measures what stages cost here, or reads what was measured before.
 
         Returns:
           The profile in use from now on.
         """
         self.profile = measured_profile(self.programs, self._sizes, self.lanes, self._profile_dir)
         self._plan()
+        return self.profile
+
+    def warm_up(self) -> StageProfile:
+        """As `measure`, and compiles all that `predict` can need for images of the network's type.
+
+        Where that is uint8, normalised floats compile other programs at their first call.
+        """
+        self.measure()
         segments = {segment for plan in self.plans.values() for segment in plan.segments}
         self.engine.prepare(
             (segment, size) for segment in segments for size in self.batch_sizes[segment].used
@@ -145,7 +153,9 @@ class AdaptiveClassifier:
         """Classifies images, each by the first exit that is confident enough.
 
         Args:
-          images: [N, H, W, C], normalised floats, or uint8 where `mean` and `std` were given.
+          images: [N, H, W, C], normalised floats, or uint8 where `mean` and `std` were given. There
+            floats are taken too, but not by the same programs: the first of them compile theirs,
+            after `warm_up` as before.
 
         Raises:
           ValueError: images of another shape or type, or with pixels that are not finite.
