@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from imta_jax.inference.engine import COMPILER_OPTIONS, Answers, Engine, Pools, Programs, Segment
@@ -69,7 +68,7 @@ class AdaptiveClassifier:
 
     Raises:
       ValueError: thresholds or fractions of another number of exits or not numbers, a batch size
-        below 1.
+        below 1, an unknown `dtype`.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class AdaptiveClassifier:
             # Needs Flax and the model code, which an exported network does without.
             from imta_jax.inference.classifier_stages import staged_classifier
 
-            network = staged_classifier(network, mean=mean, std=std, dtype=jnp.dtype(dtype))
+            network = staged_classifier(network, mean=mean, std=std, dtype=dtype)
         self.network, self.max_batch_size = network, max_batch_size
         self.macs = network.macs
         self.programs = Programs(network, capacity)
