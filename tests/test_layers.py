@@ -14,6 +14,7 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 
 RANKS = {
     "types": 0,
+    "command_line": 0,
     "errors": 0,
     "folder_lock": 0,
     "convolution": 0,
