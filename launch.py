@@ -7,16 +7,14 @@ python launch.py --config=configs/cifar100.py:published --workdir=runs/cifar100 
 
 import logging
 import os
-import re
 import sys
-import traceback
 from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from imta_jax.errors import unknown_name
+from imta_jax.command_line import end_with, parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or file.py:preset.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go; made if need be.")
@@ -24,6 +22,7 @@ _MODE = flags.DEFINE_string("mode", "all", "One step, or doctor, data, study, al
 _CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/imta_jax", "Where compiled programs are kept; empty for nowhere."
 )
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Tell where an error comes from, too.")
 # Several processes: found in the surroundings (Cloud TPU, Slurm, Kubernetes, Open MPI), or given.
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes compute together.")
@@ -58,9 +57,9 @@ def main(argv: list[str]) -> None:
 
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    _set_up()
-    exit_when_told()
     try:
+        _set_up()
+        exit_when_told()
         if _MODE.value == "study":
             run_study(_CONFIG.value, Path(_WORKDIR.value))
         else:
@@ -68,35 +67,10 @@ def main(argv: list[str]) -> None:
     except Interrupted as stopped:
         logging.getLogger("imta_jax").warning("%s; the same command goes on", stopped)
         sys.exit(EXIT_CODE)
-    except OSError:
-        # At once, or what orbax's threads left undone would bury the message.
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    """As absl does it, but an unknown config field is told with the valid ones."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError):  # of the locked config, which does not list its fields
-        _refuse_unknown_field(argv)
-        raise
-
-
-def _refuse_unknown_field(argv: list[str]) -> None:
-    """Exits with the first override in argv whose field the config file does not have."""
-    names = [argument.lstrip("-").partition("=") for argument in argv]
-    files = [value or argv[i + 1] for i, (name, _, value) in enumerate(names) if name == "config"]
-    for override in (re.fullmatch(r"(?:no)?config\.(.+)", name) for name, _, _ in names):
-        node, path = flags.FLAGS["config"].parser.parse(files[-1]), "config"
-        for field in override[1].split(".") if override else ():
-            if not isinstance(node, ConfigDict) or field not in node:
-                valid = node if isinstance(node, ConfigDict) else ()
-                sys.exit(f"{override[0]}: {unknown_name(f'field of {path}', field, valid)}")
-            node, path = node[field], f"{path}.{field}"
+    except Exception as error:
+        end_with(error, whole=_TRACEBACK.value)
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse_flags)

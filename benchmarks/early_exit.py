@@ -43,7 +43,7 @@ from imta_jax.evaluation.adaptive import curve_of_outcomes
 from imta_jax.inference import AdaptiveClassifier, AdaptiveStream
 from imta_jax.pixels import normalize
 from imta_jax.report.style import new_figure, tidy
-from imta_jax.training import load_classifier
+from imta_jax.training import last_phase, load_classifier
 
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 FULL = {"budgets": BUDGETS, "rounds": 7, "calls_of_one": 64, "streamed": 1536}
@@ -74,8 +74,8 @@ class Contest:
 
     def __init__(self, run: Path, dtype: str, largest: int):
         config = json.loads((run / "config.json").read_text())
-        folder = run / ("phase_two" if (run / "phase_two").exists() else "phase_one")
-        self.classifier, self.meta = load_classifier(folder)
+        which = config["evaluation"]["checkpoint"]
+        self.classifier, self.meta = load_classifier(run / last_phase(config), which)
         self.images = load_dataset(config["data"]).splits["test"].images
         self.classifier.eval()
         self.classifier.compute_dtype = jnp.dtype(dtype)

@@ -167,6 +167,29 @@ def test_impossible_splits_are_refused(tmp_path, change, message):
 # What is no picture
 
 
+def test_files_of_other_endings_are_counted_and_told(tmp_path, caplog):
+    root = folder(tmp_path, each=2)
+    read(root)
+    assert not caplog.records
+    write(root, {f"train/cat/{i}.webp": b"" for i in range(3)})
+    write(root, {"train/dog/1.GIF": b"", "train/dog/README": b"", "train/dog/.DS_Store": b""})
+    found = read(root)
+    assert len(found.splits["train"].labels) == 6
+    (told,) = caplog.messages
+    assert f"5 files or folders in the class folders of {root}/train" in told
+    assert "(3 .webp, 1 .gif, 1 no ending): only .jpg, .jpeg, .png are read" in told
+
+
+def test_a_folder_named_like_a_dataset_is_read_and_told(tmp_path, caplog, monkeypatch):
+    os.rename(folder(tmp_path, each=2), tmp_path / "cifar10")
+    monkeypatch.chdir(tmp_path)
+    read("./cifar10")
+    assert not caplog.records
+    assert read("cifar10").class_names == NAMES
+    (told,) = caplog.messages
+    assert f"'cifar10' is read as the folder {tmp_path}/cifar10" in told and "./cifar10" in told
+
+
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=rf"no folder {tmp_path}/nowhere; expected ROOT/SPL"

@@ -190,6 +190,14 @@ def test_a_truncated_or_changed_or_missing_file_is_refused(sound, tmp_path):
                 load_exported(folder)
 
 
+def test_of_a_changed_checksum_both_files_are_suspected(folder):
+    path = folder / CHECKSUMS
+    digest = path.read_text()[0]
+    path.write_text(("1" if digest == "0" else "0") + path.read_text()[1:])
+    with pytest.raises(ValueError, match=rf"{MANIFEST} is damaged or .*{CHECKSUMS} \(unless that"):
+        load_exported(folder)
+
+
 def test_a_changed_manifest_is_refused(folder):
     path = folder / MANIFEST
     path.write_text(path.read_text().replace("0.99", "0.98"))
@@ -204,7 +212,16 @@ def test_a_changed_manifest_is_refused(folder):
         ({"format": "other"}, "not of an export"),
         ({"platforms": ["tpu"]}, "exported for tpu, and this is cpu; .*--platforms=tpu,cpu"),
         ({"calling_convention_version": 99}, "calling convention 99"),
-        ({"exits": []}, "3 stages and 0 exits"),
+        ({"stages": []}, "no version or no stages"),
+        ({"exits": []}, f"{MANIFEST}: the number of exits is 0, and the programs are for 3"),
+        ({"image_shape": []}, r"image_shape is \[\], and the programs are for \[16, 16, 1\]"),
+        ({"class_names": []}, "class_names is 0, and the programs are for 5"),
+        ({"class_names": [*CLASSES, "fox"]}, "class_names is 6, and the programs are for 5"),
+        ({"operating_points": []}, "operating_points is empty"),
+        ({"operating_points": [{**vars(DEAR), "thresholds": [1]}]}, "expected 3 numbers"),
+        ({"operating_points": [{**vars(DEAR), "budget": None}]}, r"budget is \[None\]"),
+        ({"preprocessing": {"mean": ["x"], "std": [1]}}, r"mean is \['x'\]; expected 1 numbers"),
+        ({"preprocessing": {"mean": [0.5], "std": [0]}}, r"std is \[0\]; .*, none below"),
         ({"class_names": None}, "not of a form"),
     ],
 )

@@ -105,6 +105,9 @@ def test_no_images_are_an_empty_answer(classifier, thresholds):
 def test_bad_input_is_refused_with_what_was_found(classifier, images, thresholds):
     with pytest.raises(ValueError, match=r"3 exits.*\(2,\)"):
         AdaptiveClassifier(classifier, [0.5, 0.5])
+    for dtype in ("bfloat61", "float64", None):
+        with pytest.raises(ValueError, match=r"unknown dtype .*; valid, .*: .*float"):
+            AdaptiveClassifier(classifier, thresholds, dtype=dtype)
     adaptive = AdaptiveClassifier(classifier, thresholds)
     with pytest.raises(ValueError, match="mean and std"):
         adaptive.predict(images)

@@ -14,11 +14,13 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 
 RANKS = {
     "types": 0,
+    "command_line": 0,
     "errors": 0,
     "config_record": 0,
     "folder_lock": 0,
     "convolution": 0,
     "layers": 0,
+    "lazy_names": 0,
     "pixels": 0,
     "progress_bar": 0,
     "techniques": 1,

@@ -1,12 +1,10 @@
 """Two processes of four devices end as one process of eight: trained, evaluated, written once."""
 
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -24,32 +22,10 @@ def source(tmp_path_factory):
 
 
 def start(source, workdir, devices, *more):
-    network = [f"--config.model.{name}={value}" for name, value in tiny_run.NETWORK.items()]
-    arguments = [
-        sys.executable,
-        "launch.py",
-        "--config=configs/quickstart.py",
-        f"--workdir={workdir}",
-        f"--compilation_cache={source.parent}/cache_{devices}",
-        *(argument.replace(" ", "") for argument in network),
-        f"--config.data.source={source}",
-        "--config.data.validation_examples=24",
-        "--config.phase_one.total_epochs=2",
-        "--config.phase_one.batch_size=16",
-        "--config.phase_one.learning_rate=0.001",
-        "--config.phase_two.total_epochs=1",
-        "--config.phase_two.batch_size=16",
-        "--config.phase_two.learning_rate=0.001",
-        "--config.evaluation.batch_size=16",
-        *more,
-    ]
-    surroundings = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen(arguments, cwd=tiny_run.ROOT, env=surroundings, text=True, **pipes)
+    slowly = [f"--config.{phase}.learning_rate=0.001" for phase in ("phase_one", "phase_two")]
+    cache = source.parent / f"cache_{devices}"
+    command = tiny_run.launch_command(source, workdir, cache, *slowly, *more, devices=devices)
+    return subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finish(*processes):
@@ -65,18 +41,21 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def start_two(source, workdir, *more):
+    """Two processes of four devices each."""
+    address = f"--coordinator_address=localhost:{free_port()}"
+    return [
+        start(source, workdir, 4, address, "--num_processes=2", f"--process_id={i}", *more)
+        for i in range(2)
+    ]
+
+
 @pytest.fixture(scope="module")
 def ends(source, tmp_path_factory):
     """The folders of the run in one process and of that in two, and what the two told."""
     folder = tmp_path_factory.mktemp("runs")
     finish(start(source, folder / "one", 8))
-    address = f"--coordinator_address=localhost:{free_port()}"
-    told = finish(
-        *(
-            start(source, folder / "two", 4, address, "--num_processes=2", f"--process_id={i}")
-            for i in range(2)
-        )
-    )
+    told = finish(*start_two(source, folder / "two"))
     return folder / "one", folder / "two", told
 
 
@@ -124,15 +103,7 @@ def test_every_image_is_evaluated_once(ends):
 def test_told_to_stop_all_processes_save_and_go_on_later(source, tmp_path):
     """SIGTERM reaches one of two processes: both stop at the same step, with the same code."""
     folder, longer = tmp_path / "stopped", "--config.phase_one.total_epochs=30"
-
-    def both():
-        address = f"--coordinator_address=localhost:{free_port()}"
-        return [
-            start(source, folder, 4, longer, address, "--num_processes=2", f"--process_id={i}")
-            for i in range(2)
-        ]
-
-    processes = both()
+    processes = start_two(source, folder, longer)
     metrics, begun = folder / "phase_one" / "metrics.jsonl", time.monotonic()
     while not metrics.exists() and time.monotonic() < begun + 240:
         time.sleep(0.05)
@@ -141,10 +112,17 @@ def test_told_to_stop_all_processes_save_and_go_on_later(source, tmp_path):
     assert [process.returncode for process in processes] == [75, 75], told
     done = len(metrics.read_text().splitlines()) // 2
     assert 1 <= done < 30
-    told = finish(*both())
+    told = finish(*start_two(source, folder, longer))
     assert "phase_one epoch 1/30" not in told[0] and "phase_one epoch 30/30" in told[0]
     epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
     assert epochs == [epoch for epoch in range(1, 31) for _ in range(2)]
+
+
+def test_stages_are_timed_by_one_process(ends, source, tmp_path):
+    timed = shutil.copytree(ends[1], tmp_path / "timed")
+    told = finish(*start_two(source, timed, "--mode=time"))
+    assert "time: measuring 2 stages" in told[0] and "time: measuring" not in told[1]
+    assert (timed / "evaluation" / "time.json").exists()
 
 
 def test_what_is_written_once_is_written_once(ends):

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 
 import jax
 import orbax.checkpoint as ocp
@@ -214,27 +213,9 @@ def test_another_networks_checkpoint_is_refused_with_the_differing_names(source,
 
 
 def command(source, workdir, cache):
-    """`python launch.py ...` for the tiny run, 5 epochs, and the surroundings it runs in."""
-    network = [f"--config.model.{name}={value}" for name, value in tiny_run.NETWORK.items()]
-    arguments = [
-        sys.executable,
-        "launch.py",
-        "--config=configs/quickstart.py",
-        f"--workdir={workdir}",
-        f"--compilation_cache={cache}",
-        *(argument.replace(" ", "") for argument in network),
-        f"--config.data.source={source}",
-        "--config.data.pipeline=numpy",
-        "--config.data.validation_examples=24",
-        "--config.phase_one.total_epochs=5",
-        "--config.phase_one.batch_size=16",
-        "--config.phase_two.total_epochs=1",
-        "--config.phase_two.batch_size=16",
-        "--config.evaluation.batch_size=16",
-    ]
-    surroundings = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    surroundings["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    return {"args": arguments, "cwd": tiny_run.ROOT, "env": surroundings, "text": True}
+    """The tiny run by the launcher, 5 epochs in phase I."""
+    more = ("--config.data.pipeline=numpy", "--config.phase_one.total_epochs=5")
+    return tiny_run.launch_command(source, workdir, cache, *more)
 
 
 def test_after_kill_9_the_same_command_ends_with_the_same_results(source, tmp_path):

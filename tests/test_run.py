@@ -10,6 +10,8 @@ import tiny_run
 
 from imta_jax.evaluation import exit_of, load_predictions, read_samples
 from imta_jax.evaluation.predictions import confidence
+from imta_jax.folder_lock import only_run_in
+from imta_jax.inference import timing
 from imta_jax.run import MODES, run
 
 
@@ -141,6 +143,18 @@ def test_budgets_in_time_are_measured_and_drawn(config, whole, results, tmp_path
 def test_time_needs_an_evaluated_run(config, tmp_path):
     with pytest.raises(FileNotFoundError, match="--mode=evaluate"):
         run(config, tmp_path / "nothing", mode="time")
+
+
+def test_time_is_measured_by_the_first_process_and_in_a_folder_it_has_to_itself(
+    config, whole, tmp_path, monkeypatch
+):
+    timed = shutil.copytree(whole, tmp_path / "timed")
+    with only_run_in(timed), pytest.raises(BlockingIOError, match="another run is at work"):
+        run(config, timed, mode="time")
+    with monkeypatch.context() as patch:
+        patch.setattr(timing, "is_first_process", lambda: False)
+        timing.time_run(timed)
+    assert not (timed / "evaluation" / "time.json").exists()
 
 
 def test_metrics_have_one_row_per_epoch_and_split(whole):

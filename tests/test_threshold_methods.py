@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 
-from imta_jax import evaluation
 from imta_jax.evaluation import command, risk_control
 from imta_jax.evaluation.adaptive import Outcomes, curve_of_outcomes
 from imta_jax.evaluation.comparison import MethodCurve, compare_methods
@@ -478,13 +477,37 @@ def test_the_command_finds_budgets_by_itself(files, capsys):
     assert "budget 15%" in (text := capsys.readouterr().out) and "budget 10%" not in text
 
 
+def test_too_few_validation_images_are_refused_where_nothing_could_be_certified(
+    files, tmp_path, capsys
+):
+    """The least number is the least at which a split without errors certifies anything."""
+    for number in (58, 59):
+        right = np.ones((2, number), bool)
+        found = risk_control.risk_controlled_thresholds(
+            np.full((2, number), 0.9, np.float32), right, [5.0], guarantee="clipped"
+        )
+        certified = found[0, 0] < 0.9
+        assert certified == (number == 59)
+        logits, labels = split(0, number)
+        np.savez(tmp_path / "few.npz", logits=logits, labels=labels)
+        arguments = [f"{tmp_path}/few.npz", files[1], "--costs=1,2,3,4", "--budgets=0.5"]
+        if certified:
+            command.main(arguments)
+            continue
+        with pytest.raises(SystemExit):
+            command.main(arguments)
+        assert "58 validation images; expected at least 59" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("first", "options", "message"),
     [
         ("nowhere.npz", ["--costs=1,2,3,4"], "no file nowhere.npz; expected an .npz"),
         (None, ["--costs=1,2,three,4"], "--costs: could not convert string to float: 'three'"),
         (None, ["--costs=1,2,3"], "do both belong to the same network?"),
-        (None, ["--costs=4,3,2,1"], "cumulative cost"),
+        (None, ["--costs=4,3,2,1"], "--costs: 4, 3, 2, 1 do not increase strictly"),
+        (None, ["--costs=5,5,5,5"], "--costs: 5, 5, 5, 5 do not increase strictly"),
+        (None, ["--costs=0,1,2,nan"], "0, 1, 2, nan do not increase strictly from above 0"),
         (None, ["--costs=1,2,3,4", "--budgets=50"], "fractions of the last exit's cost"),
     ],
 )
@@ -493,10 +516,3 @@ def test_what_a_user_gets_wrong_is_told_without_a_traceback(files, capsys, first
         command.main([first or files[0], files[1], *options])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_every_name_of_the_room_can_be_imported():
-    for name in evaluation.__all__:
-        assert getattr(evaluation, name).__module__.startswith("imta_jax.evaluation")
-    with pytest.raises(AttributeError, match="no attribute 'thresholds_by_magic'"):
-        _ = evaluation.thresholds_by_magic

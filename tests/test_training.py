@@ -435,9 +435,10 @@ def test_rematerialised_stages_keep_less(phase_one):
 
 def test_the_mean_of_the_losses_is_the_sum_by_their_number(mesh, phase_one):
     averaged = dataclasses.replace(phase_one.objective, exit_losses="mean")
-    images = normalize(BATCHES[0].images, **tiny_run.PIXELS)
+    images = normalize(jax.numpy.asarray(BATCHES[0].images), **tiny_run.PIXELS)
+    labels = jax.numpy.asarray(BATCHES[0].labels)
     whole, part = (
-        objective(nnx.clone(phase_one.classifier), images, BATCHES[0].labels)[0]
+        float(objective(nnx.clone(phase_one.classifier), images, labels)[0])
         for objective in (phase_one.objective, averaged)
     )
     assert part * phase_one.classifier.num_exits == pytest.approx(whole, rel=1e-6)

@@ -1,6 +1,8 @@
 """A dataset and a config small enough to train whole runs in tests, and the steps for it."""
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +60,42 @@ def write_dataset(path: Path) -> Path:
         test_labels=test[1],
     )
     return path
+
+
+def launch_command(
+    source: Path, workdir: Path, cache: Path, *more: str, devices: int | None = None
+) -> dict[str, Any]:
+    """Arguments for `subprocess`: launch.py runs the tiny network, 2 + 1 epochs unless `more` says.
+
+    Args:
+      source: from `write_dataset`.
+      workdir: the run's.
+      cache: where compiled programs are kept.
+      more: flags, of which the last of a name counts.
+      devices: how many the processor counts as; one by default.
+    """
+    network = [f"--config.model.{name}={value}" for name, value in NETWORK.items()]
+    arguments = [
+        sys.executable,
+        "launch.py",
+        "--config=configs/quickstart.py",
+        f"--workdir={workdir}",
+        f"--compilation_cache={cache}",
+        *(argument.replace(" ", "") for argument in network),
+        f"--config.data.source={source}",
+        "--config.data.validation_examples=24",
+        "--config.phase_one.total_epochs=2",
+        "--config.phase_one.batch_size=16",
+        "--config.phase_two.total_epochs=1",
+        "--config.phase_two.batch_size=16",
+        "--config.evaluation.batch_size=16",
+        *more,
+    ]
+    surroundings = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    surroundings["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    if devices is not None:
+        surroundings["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    return {"args": arguments, "cwd": ROOT, "env": surroundings, "text": True}
 
 
 def tiny_config(source: Path | str, preset: str = "paper", **changes: Any) -> ConfigDict:

@@ -14,6 +14,7 @@ ADAPTIVE = {
     "cifar100": ("cifar_4_exits", "cifar_5_exits", "cifar_6_exits", "cifar_8_exits"),
     "imagenet": ("imagenet_step_4", "imagenet_step_6", "imagenet_step_7"),
 }
+STATIC = {"quickstart": (), "cifar10": (), "cifar100": (), "imagenet": ()}
 
 
 def get_config(preset="cifar100"):

@@ -26,6 +26,8 @@ def get_config(preset="cifar100"):
     base = shared.base(preset)
     dataset = preset.partition(",")[0]
     base.model.preset = NETWORKS.get(dataset, base.model.preset)
+    # What a setting is chosen by are the exits; a few points are enough of its curve.
+    base.evaluation.quotas = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
     config = shared.study("distillation", preset, base, baseline="off")
     shared.add_technique_arm(config, "off", ("GE", "ISC"), "no distillation")
     grid = itertools.product(TEACHERS, CONVENTIONS, ALPHAS, TEMPERATURES)

@@ -4,9 +4,6 @@ What works on logits needs NumPy and SciPy alone, so that those of other framewo
 without starting JAX; what runs a network is imported when it is first asked for.
 """
 
-import importlib
-from typing import Any
-
 from imta_jax.evaluation.adaptive import (
     BudgetCurve,
     Decisions,
@@ -52,7 +49,9 @@ from imta_jax.evaluation.temperature import (
     temperatures,
 )
 from imta_jax.evaluation.thresholds import exit_of, geometric_quota, thresholds_for_quota
+from imta_jax.lazy_names import lazy_names
 
+# What needs JAX or pandas.
 _BY_MODULE = {
     "check_evaluation_config": "run",
     "collect_predictions": "collect",
@@ -67,7 +66,6 @@ _BY_MODULE = {
 __all__ = [
     "BudgetCurve",
     "Decisions",
-    "ExitCosts",
     "MethodCurve",
     "Outcomes",
     "Predictions",
@@ -75,8 +73,6 @@ __all__ = [
     "bootstrap_interval",
     "budget_curve",
     "calibration_errors",
-    "check_evaluation_config",
-    "collect_predictions",
     "common_thresholds",
     "compare_methods",
     "comparison_record",
@@ -86,10 +82,7 @@ __all__ = [
     "correct_in_top",
     "curve_of_outcomes",
     "decisions",
-    "evaluate",
-    "evaluation_is_finished",
     "excess_errors",
-    "exit_costs",
     "exit_of",
     "expected_calibration_error",
     "geometric_quota",
@@ -101,7 +94,6 @@ __all__ = [
     "outcomes",
     "patience_exits",
     "predicted",
-    "read_samples",
     "reliability",
     "risk_controlled_thresholds",
     "save_predictions",
@@ -109,12 +101,7 @@ __all__ = [
     "temperatures",
     "thresholds_for_quota",
     "wilson_interval",
-    "write_samples",
+    *_BY_MODULE,
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Imports what needs JAX or pandas (PEP 562)."""
-    if name not in _BY_MODULE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_BY_MODULE[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _BY_MODULE)

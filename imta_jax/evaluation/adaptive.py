@@ -8,7 +8,7 @@ The thresholds themselves are in `thresholds`, costs per exit in `costs`, per-im
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,6 +75,20 @@ class BudgetCurve:
     accuracy: np.ndarray
     mean_cost: np.ndarray
     exit_fractions: np.ndarray
+
+    def rows(self, cost_name: str) -> list[dict[str, Any]]:
+        """The points as JSON keeps them; `cost_name` tells the unit of the mean cost."""
+        return [
+            {
+                "quota": self.quota[i].item(),
+                "thresholds": self.thresholds[i].tolist(),
+                cost_name: self.mean_cost[i].item(),
+                "validation_top1": self.validation_accuracy[i].item(),
+                "top1": self.accuracy[i].item(),
+                "exit_fractions": self.exit_fractions[i].tolist(),
+            }
+            for i in range(len(self.quota))
+        ]
 
 
 def budget_curve(

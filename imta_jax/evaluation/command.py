@@ -4,12 +4,18 @@ Needs neither JAX nor a network: two files of logits and the costs of the exits.
 """
 
 import argparse
+import itertools
 import json
+import math
 from collections.abc import Sequence
 
-from imta_jax.evaluation.comparison import DEFAULT_BUDGETS
-from imta_jax.evaluation.comparison_record import comparison_record, comparison_text
-from imta_jax.evaluation.predictions import load_predictions, written_whole
+from imta_jax.evaluation.comparison import DEFAULT_BUDGETS, DEFAULT_TOLERANCES
+from imta_jax.evaluation.comparison_record import (
+    CONFIDENCE_LEVEL,
+    comparison_record,
+    comparison_text,
+)
+from imta_jax.evaluation.predictions import Predictions, load_predictions, written_whole
 
 _FILES = "an .npz with `logits` [exits, images, classes] and `labels` [images]"
 
@@ -21,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         validation, test = (load_predictions(p) for p in (arguments.validation, arguments.test))
         costs = _numbers("--costs", arguments.costs)
+        _check_costs(costs)
+        _check_enough(validation, arguments.validation)
         record = comparison_record(validation, test, costs, _budgets(arguments.budgets, costs))
     except FileNotFoundError as error:
         parser.error(f"no file {error.filename}; expected {_FILES}")
@@ -57,6 +65,32 @@ def _numbers(option: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"{option}: {error}; expected numbers with commas between them") from error
+
+
+def _check_costs(costs: Sequence[float]) -> None:
+    """Refuses exits that cost no more than the one before: there would be nothing to trade."""
+    if not all(before < after for before, after in itertools.pairwise([0, *costs])):
+        raise ValueError(
+            f"--costs: {', '.join(f'{cost:g}' for cost in costs)} do not increase strictly from "
+            "above 0; expected the cumulative cost of each exit, what all before it cost included"
+        )
+
+
+def _check_enough(validation: Predictions, path: str) -> None:
+    """Refuses validation images too few for any guarantee, or for a share of them per exit.
+
+    Without a single excess error among n images the upper bound is 1 - (1 - level)^(1/n), Clopper
+    and Pearson's: with fewer images than this it is above every tolerance that is asked for.
+    """
+    level, loosest = CONFIDENCE_LEVEL, max(DEFAULT_TOLERANCES) / 100
+    certifying = math.ceil(math.log(1 - level) / math.log(1 - loosest))
+    least = max(certifying, len(validation.logits))
+    if len(validation.labels) < least:
+        raise ValueError(
+            f"{path}: {len(validation.labels)} validation images; expected at least {least}, one "
+            f"per exit and {certifying} to be {level:.0%} sure of even {100 * loosest:g} points: "
+            "collect more"
+        )
 
 
 def _budgets(text: str | None, costs: Sequence[float]) -> list[float]:

@@ -9,6 +9,9 @@ from imta_jax.evaluation.adaptive import DEFAULT_QUOTAS
 from imta_jax.evaluation.comparison import MethodCurve, compare_methods
 from imta_jax.evaluation.predictions import Predictions
 
+# Of the guarantees and of the intervals.
+CONFIDENCE_LEVEL = 0.95
+
 
 def comparison_record(
     validation: Predictions,
@@ -34,7 +37,7 @@ def comparison_record(
     Raises:
       ValueError: as `compare_methods`.
     """
-    terms = {"confidence_level": 0.95, "resamples": 1000, "seed": 0}
+    terms = {"confidence_level": CONFIDENCE_LEVEL, "resamples": 1000, "seed": 0}
     curves = compare_methods(validation, test, costs, budgets, quotas=quotas, **terms)
     return {
         **terms,

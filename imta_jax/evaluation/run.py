@@ -44,6 +44,7 @@ from imta_jax.parallel import data_mesh, is_first_process
 from imta_jax.training import (
     check_which,
     evaluation_batch_size,
+    last_phase,
     load_classifier,
     read_meta,
 )
@@ -94,21 +95,22 @@ def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict
       What `results.json` holds. Of several processes the first one writes.
     """
     settings, folder = config["evaluation"], workdir / "evaluation"
-    phase = "phase_two" if config["phase_two"]["total_epochs"] > 0 else "phase_one"
+    phase = last_phase(config)
     classifier, _ = load_classifier(workdir / phase, settings["checkpoint"])
     costs = exit_costs(classifier)
     validation, test = (
         _predictions(config, dataset, classifier, split, folder) for split in ("validation", "test")
     )
     curve = budget_curve(validation, test, costs.macs, quotas=np.asarray(settings["quotas"]))
+    rows = curve.rows("mean_macs")
     points = _reported_points(curve, costs, settings["reported_budgets"])
     results = {
         "dataset": describe_data(dataset),
         "phases": _describe_phases(config, workdir),
         "environment": _describe_environment(config, phase),
         "exits": exit_rows(validation, test, costs, settings["calibration_bins"]),
-        "budget_curve": [curve_row(curve, i) for i in range(len(curve.quota))],
-        "reported_budgets": [{"budget": b, **curve_row(curve, i)} for b, i in points.items()],
+        "budget_curve": rows,
+        "reported_budgets": [{"budget": b, **rows[i]} for b, i in points.items()],
         "threshold_methods": _compare(validation, test, costs, settings),
     }
     if is_first_process():
@@ -216,17 +218,6 @@ def exit_rows(
         {"exit": i + 1, **{name: column[i].item() for name, column in columns.items()}}
         for i in range(len(costs.macs))
     ]
-
-
-def curve_row(curve: BudgetCurve, i: int) -> dict[str, Any]:
-    return {
-        "quota": float(curve.quota[i]),
-        "thresholds": [float(t) for t in curve.thresholds[i]],
-        "mean_macs": float(curve.mean_cost[i]),
-        "validation_top1": float(curve.validation_accuracy[i]),
-        "top1": float(curve.accuracy[i]),
-        "exit_fractions": [float(f) for f in curve.exit_fractions[i]],
-    }
 
 
 def _write_gallery(

@@ -4,8 +4,7 @@ Names are imported when they are first asked for: what runs an exported network 
 nor the code of models and training.
 """
 
-import importlib
-from typing import Any
+from imta_jax.lazy_names import lazy_names
 
 _BY_MODULE = {
     "AdaptiveClassifier": "adaptive",
@@ -23,25 +22,6 @@ _BY_MODULE = {
     "staged_classifier": "classifier_stages",
 }
 
-__all__ = [
-    "AdaptiveClassifier",
-    "AdaptivePredictions",
-    "AdaptiveStream",
-    "ExportedClassifier",
-    "OperatingPoint",
-    "StageProfile",
-    "StagedNetwork",
-    "StreamAnswers",
-    "StreamStatistics",
-    "export_classifier",
-    "export_run",
-    "load_exported",
-    "staged_classifier",
-]
+__all__ = [*_BY_MODULE]
 
-
-def __getattr__(name: str) -> Any:
-    """Imports the module that has the name (PEP 562)."""
-    if name not in _BY_MODULE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_BY_MODULE[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _BY_MODULE)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from imta_jax.inference.engine import COMPILER_OPTIONS, Answers, Engine, Pools, Programs, Segment
@@ -69,7 +68,7 @@ class AdaptiveClassifier:
 
     Raises:
       ValueError: thresholds or fractions of another number of exits or not numbers, a batch size
-        below 1.
+        below 1, an unknown `dtype`.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class AdaptiveClassifier:
             # Needs Flax and the model code, which an exported network does without.
             from imta_jax.inference.classifier_stages import staged_classifier
 
-            network = staged_classifier(network, mean=mean, std=std, dtype=jnp.dtype(dtype))
+            network = staged_classifier(network, mean=mean, std=std, dtype=dtype)
         self.network, self.max_batch_size = network, max_batch_size
         self.macs = network.macs
         self.programs = Programs(network, capacity)
@@ -124,14 +123,22 @@ class AdaptiveClassifier:
         other._plan()
         return other
 
-    def warm_up(self) -> StageProfile:
-        """Measures, or reads, what stages cost here, and compiles all that `predict` can need.
+    def measure(self) -> StageProfile:
+        """Measures what stages cost here, or reads what was measured before.
 
         Returns:
           The profile in use from now on.
         """
         self.profile = measured_profile(self.programs, self._sizes, self.lanes, self._profile_dir)
         self._plan()
+        return self.profile
+
+    def warm_up(self) -> StageProfile:
+        """As `measure`, and compiles all that `predict` can need for images of the network's type.
+
+        Where that is uint8, normalised floats compile other programs at their first call.
+        """
+        self.measure()
         segments = {segment for plan in self.plans.values() for segment in plan.segments}
         self.engine.prepare(
             (segment, size) for segment in segments for size in self.batch_sizes[segment].used
@@ -145,7 +152,9 @@ class AdaptiveClassifier:
         """Classifies images, each by the first exit that is confident enough.
 
         Args:
-          images: [N, H, W, C], normalised floats, or uint8 where `mean` and `std` were given.
+          images: [N, H, W, C], normalised floats, or uint8 where `mean` and `std` were given. There
+            floats are taken too, but not by the same programs: the first of them compile theirs,
+            after `warm_up` as before.
 
         Raises:
           ValueError: images of another shape or type, or with pixels that are not finite.

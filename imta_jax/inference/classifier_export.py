@@ -18,14 +18,13 @@ from imta_jax.data import Preprocessing, RandomAreaCrop
 from imta_jax.errors import unknown_name
 from imta_jax.evaluation import ExitCosts, exit_costs
 from imta_jax.inference import export_folder
-from imta_jax.inference.classifier_stages import staged_classifier
+from imta_jax.inference.classifier_stages import DTYPES, staged_classifier
 from imta_jax.inference.operating_points import OperatingPoint, worthwhile
 from imta_jax.inference.staged import StagedNetwork
 from imta_jax.models import MultiExitClassifier
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
-_DTYPES = ("float32", "bfloat16")
 
 
 def export_classifier(
@@ -66,7 +65,7 @@ def export_classifier(
     export_folder.check_replaceable(folder, overwrite)
     check_choices(platforms, dtype)
     _check_fit(classifier, points, class_names, mean, std)
-    network = staged_classifier(classifier, dtype=jnp.dtype(dtype))
+    network = staged_classifier(classifier, dtype=dtype)
     arrays, names = _named_weights(network)
     programs = _programs(network, platforms)
     manifest = {
@@ -95,8 +94,8 @@ def check_choices(platforms: Sequence[str], dtype: str) -> None:
             raise unknown_name("platform", platform, PLATFORMS)
     if not platforms:
         raise ValueError(f"no platform to export for; expected some of {', '.join(PLATFORMS)}")
-    if dtype not in _DTYPES:
-        raise unknown_name("dtype", dtype, _DTYPES)
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
 
 
 def _programs(network: StagedNetwork, platforms: Sequence[str]) -> list[jax.export.Exported]:

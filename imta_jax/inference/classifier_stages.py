@@ -10,10 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from imta_jax.errors import unknown_name
 from imta_jax.evaluation import exit_costs
 from imta_jax.inference.staged import Rows, StagedNetwork, Weights
 from imta_jax.models import MultiExitClassifier
 from imta_jax.pixels import normalize
+
+# In which a backbone may compute.
+DTYPES = ("float32", "bfloat16")
 
 
 def staged_classifier(
@@ -29,9 +33,13 @@ def staged_classifier(
       classifier: phase I or II.
       mean: of the pixels per channel, 0..1; with `std`, images are uint8.
       std: likewise.
-      dtype: in which the backbone computes, float32 or bfloat16. Batch statistics, heads and
-        confidences stay float32.
+      dtype: in which the backbone computes, one of `DTYPES`, as a name or a type. Batch statistics,
+        heads and confidences stay float32.
+
+    Raises:
+      ValueError: another type.
     """
+    dtype = _checked_dtype(dtype)
     classifier = nnx.clone(classifier)
     classifier.eval()
     classifier.compute_dtype = dtype
@@ -59,6 +67,16 @@ def staged_classifier(
         macs=macs,
         name=_name(macs, read_weights),
     )
+
+
+def _checked_dtype(dtype: Any) -> jnp.dtype:
+    try:
+        found = jnp.dtype(dtype).name
+    except TypeError:  # NumPy knows no type of that name
+        found = dtype
+    if found not in DTYPES:
+        raise unknown_name("dtype", found, DTYPES)
+    return jnp.dtype(found)
 
 
 def _run_stage(

@@ -128,7 +128,7 @@ def _adaptive_in_time(
 ) -> tuple[AdaptiveClassifier, str]:
     """The classifier for a budget in milliseconds, which asks for a measured profile."""
     adaptive = exported.adaptive(1.0, **options)
-    exit_ms = adaptive.warm_up().exit_ms()
+    exit_ms = adaptive.measure().exit_ms()
     point = point_within_ms(exported.points, exit_ms, budget_ms)
     chosen = f"budget {budget_ms:g} ms, thresholds exported for {point.budget:.3f}"
     return (

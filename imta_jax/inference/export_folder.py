@@ -112,7 +112,8 @@ def _parsed_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: no JSON ({error}); {_AGAIN}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: not of an export; expected its format to be {FORMAT!r}")
-    if "format_version" not in manifest or not isinstance(manifest.get("stages"), list):
+    stages = manifest.get("stages")
+    if "format_version" not in manifest or not isinstance(stages, list) or not stages:
         raise ValueError(f"{path} is damaged: no version or no stages; {_AGAIN}")
     return manifest
 
@@ -144,7 +145,8 @@ def _check_files(folder: Path, needed: list[str]) -> None:
         if found != sealed[name]:
             raise ValueError(
                 f"{path} is damaged or was changed ({path.stat().st_size} bytes): its SHA-256 "
-                f"begins with {found[:12]}, expected {sealed[name][:12]}; {_AGAIN}"
+                f"begins with {found[:12]}, and {CHECKSUMS} (unless that is what was damaged) says "
+                f"{sealed[name][:12]}; {_AGAIN}"
             )
 
 

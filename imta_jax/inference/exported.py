@@ -14,6 +14,7 @@ import numpy as np
 
 from imta_jax.inference import export_folder
 from imta_jax.inference.adaptive import AdaptiveClassifier
+from imta_jax.inference.manifest_fit import check_fit
 from imta_jax.inference.operating_points import OperatingPoint, point_for
 from imta_jax.inference.staged import Rows, StagedNetwork, Weights
 from imta_jax.pixels import normalize
@@ -91,10 +92,13 @@ def platform_here() -> str:
 
 def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
     programs = [_program(folder, stage) for stage in range(len(manifest["stages"]))]
-    if len(manifest["exits"]) != len(programs):
+    try:
+        check_fit(manifest, programs)
+    except ValueError as error:
         raise ValueError(
-            f"{folder}: {len(programs)} stages and {len(manifest['exits'])} exits; export it again"
-        )
+            f"{folder / export_folder.MANIFEST}: {error}; it was changed by hand, or sealed wrong: "
+            "export it again"
+        ) from error
     pixels = manifest["preprocessing"]
     mean, std = tuple(pixels["mean"]), tuple(pixels["std"])
     network = StagedNetwork(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,46 +10,58 @@ import numpy as np
 
 from imta_jax.evaluation import Predictions, budget_curve, load_predictions
 from imta_jax.evaluation.run import write_json
+from imta_jax.folder_lock import only_run_in
 from imta_jax.inference.adaptive import AdaptiveClassifier
 from imta_jax.inference.profile import StageProfile
-from imta_jax.training import load_classifier
+from imta_jax.models import MultiExitClassifier
+from imta_jax.parallel import is_first_process, wait_for_all
+from imta_jax.training import last_phase, load_classifier
 
 _log = logging.getLogger(__name__)
 
 
-def time_run(workdir: str | Path, *, profile_dir: str | Path | None = None) -> dict[str, Any]:
+def time_run(workdir: str | Path, *, profile_dir: str | Path | None = None) -> None:
     """Measures a finished run's stages on this device, and draws budgets in that unit.
 
     Writes `evaluation/stage_profile.json` and `evaluation/time.json`, which the report shows: per
     exit the milliseconds per image, and for each budget of the geometric sweep thresholds, accuracy
     and time as in `results.json`, chosen as there on validation images.
 
+    Of several processes the first one measures, and the others wait.
+
     Args:
       workdir: folder of a run that was evaluated.
       profile_dir: where profiles are kept; default ~/.cache/imta_jax/profiles.
 
-    Returns:
-      What `time.json` holds.
-
     Raises:
       FileNotFoundError: the run was not evaluated.
+      BlockingIOError: another run is at work in the folder.
     """
     workdir = Path(workdir)
     folder = workdir / "evaluation"
     validation, test = (_predictions(folder, split) for split in ("validation", "test"))
     config = json.loads((workdir / "config.json").read_text())
-    phase = "phase_two" if config["phase_two"]["total_epochs"] else "phase_one"
-    classifier, meta = load_classifier(workdir / phase, config["evaluation"]["checkpoint"])
+    which = config["evaluation"]["checkpoint"]
+    classifier, meta = load_classifier(workdir / last_phase(config), which)
+    if is_first_process():
+        with only_run_in(workdir):
+            profile = _measured(classifier, meta, profile_dir)
+            profile.save(folder / "stage_profile.json")
+            found = _in_time(profile, validation, test, config["evaluation"]["quotas"])
+            write_json(folder / "time.json", found)
+    wait_for_all("a run's stages are measured")
+
+
+def _measured(
+    classifier: MultiExitClassifier, meta: Mapping[str, Any], profile_dir: str | Path | None
+) -> StageProfile:
+    """Of the network as it is run by default."""
+    _log.info("time: measuring %d stages on this device", classifier.num_exits)
     anywhere = np.zeros(classifier.num_exits)  # thresholds play no part in what stages cost
     adaptive = AdaptiveClassifier(
         classifier, anywhere, mean=meta["mean"], std=meta["std"], profile_dir=profile_dir
     )
-    _log.info("time: measuring %d stages on this device", classifier.num_exits)
-    profile = adaptive.warm_up()
-    profile.save(folder / "stage_profile.json")
-    found = _in_time(profile, validation, test, config["evaluation"]["quotas"])
-    write_json(folder / "time.json", found)
-    return found
+    return adaptive.measure()
 
 
 def _predictions(folder: Path, split: str) -> Predictions:
@@ -71,15 +84,5 @@ def _in_time(
         "versions": profile.versions,
         "lanes": profile.lanes,
         "exit_ms": exit_ms.tolist(),
-        "budget_curve": [
-            {
-                "quota": float(curve.quota[i]),
-                "thresholds": curve.thresholds[i].tolist(),
-                "mean_ms": float(curve.mean_cost[i]),
-                "validation_top1": float(curve.validation_accuracy[i]),
-                "top1": float(curve.accuracy[i]),
-                "exit_fractions": curve.exit_fractions[i].tolist(),
-            }
-            for i in range(len(curve.quota))
-        ],
+        "budget_curve": curve.rows("mean_ms"),
     }

@@ -158,8 +158,7 @@ class MultiExitClassifier(nnx.Module):
           (state, logits [N, K] float32, carry).
         """
         state = self.backbone.stage(i, state)
-        logits, carry = self.heads(i, self.backbone.exit_features(i, state), carry)
-        return state, logits.astype(jnp.float32), carry
+        return state, *self._exit(i, state, carry)
 
     def advance_lazily(self, i: int, pending: Any, carry: Any) -> tuple[Any, jax.Array, Any]:
         """As `advance`, but leaves to the next call what the exit does not read.
@@ -176,8 +175,12 @@ class MultiExitClassifier(nnx.Module):
             return self.advance(i, pending, carry)
         state = self.backbone.rest_of_stage(i - 1, pending) if i else pending
         state, pending = self.backbone.stage_until_exit(i, state)
+        return pending, *self._exit(i, state, carry)
+
+    def _exit(self, i: int, state: State, carry: Any) -> tuple[jax.Array, Any]:
+        """Logits [N, K] float32 of exit i from what it reads, and what it hands on."""
         logits, carry = self.heads(i, self.backbone.exit_features(i, state), carry)
-        return pending, logits.astype(jnp.float32), carry
+        return logits.astype(jnp.float32), carry
 
 
 def _check_images(images: jax.Array, image_shape: tuple[int, int, int]) -> None:

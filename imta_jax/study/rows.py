@@ -21,6 +21,8 @@ from imta_jax.training import evaluation_batch_size
 from imta_jax.training.gradient_variance import gradient_variance
 from imta_jax.training.phases import phase_one_objective
 
+# What a row keeps of each point of its budget curve.
+_OF_A_POINT = ("quota", "mean_macs", "top1", "validation_top1")
 # Validation images whose confidence ranks are kept for Figure 7.
 _RANKED_IMAGES = 400
 # Images per batch in which gradients are measured: the paper's batch on CIFAR.
@@ -68,18 +70,12 @@ def measured(
     """
     settings = config["evaluation"]
     curve = budget_curve(validation, test, costs.macs, quotas=settings["quotas"])
-    columns = {
-        "quota": curve.quota,
-        "mean_macs": curve.mean_cost,
-        "top1": curve.accuracy,
-        "validation_top1": curve.validation_accuracy,
-    }
-    points = zip(*(column.tolist() for column in columns.values()), strict=True)
+    points = [{name: point[name] for name in _OF_A_POINT} for point in curve.rows("mean_macs")]
     sure = confidence(validation.logits)
     several = len(sure) > 1
     return {
         "exits": exit_rows(validation, test, costs, settings["calibration_bins"]),
-        "budget_curve": [dict(zip(columns, point, strict=True)) for point in points],
+        "budget_curve": points,
         "rank_correlation": float(spearmanr(sure[0], sure[1]).statistic) if several else None,
         "confidence_ranks": _ranks(sure) if several and keep_ranks else None,
     }

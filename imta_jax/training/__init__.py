@@ -22,7 +22,7 @@ from imta_jax.training.phases import (
     train_phase_one,
     train_phase_two,
 )
-from imta_jax.training.trained import load_classifier
+from imta_jax.training.trained import last_phase, load_classifier
 
 __all__ = [
     "EXIT_CODE",
@@ -38,6 +38,7 @@ __all__ = [
     "check_which",
     "evaluation_batch_size",
     "exit_when_told",
+    "last_phase",
     "load_classifier",
     "mesh_of",
     "new_phase_one",

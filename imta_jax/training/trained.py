@@ -1,5 +1,6 @@
 """A trained classifier from its checkpoint alone: no config and no dataset are needed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,11 @@ from flax import nnx
 
 from imta_jax.models import MultiExitClassifier, build_classifier, with_collaborative_heads
 from imta_jax.training.checkpoints import read_meta, restore_model
+
+
+def last_phase(config: Mapping[str, Any]) -> str:
+    """The phase whose network a run is judged by: "phase_two", unless that is left out."""
+    return "phase_two" if config["phase_two"]["total_epochs"] > 0 else "phase_one"
 
 
 def load_classifier(

@@ -1,6 +1,8 @@
 """A folder of pictures, root/split/class/*.jpg, with the classes that TFDS's ImageFolder finds."""
 
+import collections
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 
@@ -12,8 +14,10 @@ from imta_jax.data.raw import RawData
 from imta_jax.data.sources.raw_split import as_raw_split
 from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.data.sources.storage import absolute, changed, is_path, opening
-from imta_jax.data.sources.tfds import import_tfds
+from imta_jax.data.sources.tfds import tell_of_namesake
 from imta_jax.data.tensorflow_import import import_tensorflow
+
+_log = logging.getLogger(__name__)
 
 # What ImageFolder takes for a picture.
 _ENDINGS = (".jpg", ".jpeg", ".png")
@@ -27,7 +31,7 @@ def accepts(source: str) -> bool:
 
 def read(request: SourceRequest) -> RawData:
     """See `sources.load_source`."""
-    import_tfds(request.source)
+    tell_of_namesake(request.source)
     root = absolute(request.source)
     with opening(root), _naming(root):
         _check_there(root)
@@ -110,8 +114,25 @@ def _folders(*path: str) -> list[str]:
 def _pictures(root: str, split: str, classes: list[str]) -> dict[str, list[str]]:
     """Names of the pictures by the path of their class's folder."""
     paths = [f"{root}/{split}/{name}" for name in classes]
-    listdir = import_tensorflow().io.gfile.listdir
-    return {
-        path: sorted(name for name in listdir(path) if name.lower().endswith(_ENDINGS))
-        for path in paths
-    }
+    listed = {path: import_tensorflow().io.gfile.listdir(path) for path in paths}
+    _tell_of_others([name for names in listed.values() for name in names], f"{root}/{split}")
+    return {path: sorted(filter(_is_picture, names)) for path, names in listed.items()}
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(_ENDINGS)
+
+
+def _tell_of_others(names: list[str], where: str) -> None:
+    """Warns of what lies in folders of classes and is not read; hidden files are nobody's."""
+    others = [name for name in names if not _is_picture(name) and not name.startswith(".")]
+    if others:
+        endings = (os.path.splitext(name)[1].lower() or "no ending" for name in others)
+        counts = collections.Counter(endings).most_common()
+        _log.warning(
+            "%d files or folders in the class folders of %s are passed over (%s): only %s are read",
+            len(others),
+            where,
+            ", ".join(f"{count} {ending}" for ending, count in counts),
+            ", ".join(_ENDINGS),
+        )

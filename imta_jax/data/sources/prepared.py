@@ -7,7 +7,7 @@ from imta_jax.data.raw import RawData
 from imta_jax.data.sources.builder import read_builder
 from imta_jax.data.sources.request import SourceRequest
 from imta_jax.data.sources.storage import absolute, is_path, opening
-from imta_jax.data.sources.tfds import import_tfds
+from imta_jax.data.sources.tfds import import_tfds, tell_of_namesake
 from imta_jax.data.tensorflow_import import has_tensorflow, import_tensorflow
 
 
@@ -22,6 +22,7 @@ def accepts(source: str) -> bool:
 def read(request: SourceRequest) -> RawData:
     """See `sources.load_source`."""
     tfds = import_tfds(request.source)
+    tell_of_namesake(request.source)
     path = absolute(request.source)
     with opening(path):
         builder = tfds.builder_from_directory(path)

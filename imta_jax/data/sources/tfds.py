@@ -67,9 +67,25 @@ def import_tfds(source: str) -> Any:
     return tfds
 
 
-def _check_name(tfds: Any, source: str) -> None:
+def tell_of_namesake(source: str) -> None:
+    """Warns that a folder is read where TFDS has a dataset of the same name."""
+    if _is_known(import_tfds(source), source):
+        _log.warning(
+            "config.data.source %r is read as the folder %s, though TFDS has a dataset of that"
+            " name: for the dataset start elsewhere; for the folder write ./%s",
+            source,
+            absolute(source),
+            source,
+        )
+
+
+def _is_known(tfds: Any, source: str) -> bool:
     name = re.split("[/:]", source, maxsplit=1)[0]  # without configuration and version
-    if name not in tfds.list_builders(with_community_datasets=False):
+    return name in tfds.list_builders(with_community_datasets=False)
+
+
+def _check_name(tfds: Any, source: str) -> None:
+    if not _is_known(tfds, source):
         error = unknown_name("dataset", source, [*embedded.NAMES, *USUAL_NAMES])
         raise ValueError(
             f"{error}; or another name TFDS knows, the path of a folder (one that is there, or"

@@ -1,0 +1,76 @@
+"""What the launcher tells who started it: fields that are not there, and errors in one line."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from imta_jax.errors import unknown_name
+
+# What our checks raise, and the system, where something that was given does not fit.
+_TOLD_PLAINLY = (ValueError, OSError, FloatingPointError, ImportError)
+_PACKAGE = Path(__file__).parent
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """As absl does it, but an unknown field of `--config` is told with the valid ones."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError):  # of the locked config, which does not list its fields
+        _refuse_unknown_field(argv)
+        raise
+
+
+def plain_message(error: Exception) -> str | None:
+    """An error without its traceback, if it was raised on purpose; else None.
+
+    On purpose means by a `raise` in this package, of a type that is for users. The same types out
+    of a library, or out of an expression of ours, are a bug that only the traceback tells.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or not isinstance(error, _TOLD_PLAINLY):
+        return None
+    last = frames[-1]
+    ours = _PACKAGE in Path(last.filename).parents and (last.line or "").startswith("raise")
+    return f"error: {error}" if ours else None
+
+
+def end_with(error: Exception, *, whole: bool) -> NoReturn:
+    """Ends the process with status 1, by a plain message where there is one.
+
+    Args:
+      error: what stopped the program; raised again if it has no plain message.
+      whole: asks for the traceback in any case.
+    """
+    message = None if whole else plain_message(error)
+    if message is None and not isinstance(error, OSError):
+        raise error
+    if message is None:
+        traceback.print_exception(error)
+    else:
+        program = Path(sys.argv[0]).name
+        print(f"{program}: {message}\n(--traceback tells where from)", file=sys.stderr)
+    if isinstance(error, OSError):
+        # At once, or what orbax's threads left undone would bury the message.
+        sys.stderr.flush()
+        os._exit(1)
+    sys.exit(1)
+
+
+def _refuse_unknown_field(argv: Sequence[str]) -> None:
+    """Exits with the first override in argv whose field the config file does not have."""
+    names = [argument.lstrip("-").partition("=") for argument in argv]
+    files = [value or argv[i + 1] for i, (name, _, value) in enumerate(names) if name == "config"]
+    for override in (re.fullmatch(r"(?:no)?config\.(.+)", name) for name, _, _ in names):
+        node, path = flags.FLAGS["config"].parser.parse(files[-1]), "config"
+        for field in override[1].split(".") if override else ():
+            if not isinstance(node, ConfigDict) or field not in node:
+                valid = node if isinstance(node, ConfigDict) else ()
+                sys.exit(f"{override[0]}: {unknown_name(f'field of {path}', field, valid)}")
+            node, path = node[field], f"{path}.{field}"

@@ -1,0 +1,60 @@
+"""Whether the manifest of an export fits its programs, which are what they are."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.export
+
+
+def check_fit(manifest: Mapping[str, Any], programs: Sequence[jax.export.Exported]) -> None:
+    """Refuses a manifest that was changed, or written, so that the programs cannot be used by it.
+
+    Args:
+      manifest: see `export_folder`.
+      programs: of the stages.
+
+    Raises:
+      ValueError: names the first field that does not fit, what it holds and what was expected.
+      KeyError, TypeError: a field is missing, or no list.
+    """
+    shape, classes = _image_shape(programs[0]), _num_classes(programs[-1])
+    exits, channels = len(programs), shape[-1]
+    for field, found, expected in [
+        ("image_shape", manifest["image_shape"], shape),
+        ("the number of exits", len(manifest["exits"]), exits),
+        ("the number of class_names", len(manifest["class_names"]), classes),
+    ]:
+        if found != expected:
+            raise ValueError(f"{field} is {found}, and the programs are for {expected}")
+    if not manifest["operating_points"]:
+        raise ValueError("operating_points is empty; expected thresholds for at least one budget")
+    above_zero = sys.float_info.min
+    pixels, points = manifest["preprocessing"], manifest["operating_points"]
+    _check_numbers("preprocessing.mean", pixels["mean"], channels, least=0)
+    _check_numbers("preprocessing.std", pixels["std"], channels, least=above_zero)
+    _check_numbers("exits.macs", [row["macs"] for row in manifest["exits"]], exits, least=1)
+    for point in points:
+        _check_numbers("operating_points.budget", [point["budget"]], 1, least=above_zero)
+        _check_numbers("operating_points.thresholds", point["thresholds"], exits)
+        _check_numbers("operating_points.exit_fractions", point["exit_fractions"], exits, least=0)
+
+
+def _image_shape(first: jax.export.Exported) -> list[int]:
+    """[H, W, C] of the images that the first program takes."""
+    (_, (images,)), _ = jax.tree.unflatten(first.in_tree, first.in_avals)
+    return list(images.shape[1:])
+
+
+def _num_classes(last: jax.export.Exported) -> int:
+    _, logits = jax.tree.unflatten(last.out_tree, last.out_avals)
+    return logits.shape[-1]
+
+
+def _check_numbers(field: str, found: Any, count: int, *, least: float = -float("inf")) -> None:
+    """Refuses what is no list of so many numbers from `least` on."""
+    numbers = isinstance(found, list) and all(isinstance(value, int | float) for value in found)
+    if not numbers or len(found) != count or not all(value >= least for value in found):
+        from_ = "" if least == -float("inf") else f", none below {least:g}"
+        raise ValueError(f"{field} is {found}; expected {count} numbers{from_}")

@@ -1,0 +1,28 @@
+"""Names that packages import when they are first asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+from imta_jax import evaluation, inference
+
+
+@pytest.mark.parametrize("package", [evaluation, inference], ids=["evaluation", "inference"])
+def test_every_name_is_listed_and_can_be_imported(package):
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert getattr(package, name).__module__.startswith(package.__name__)
+    with pytest.raises(AttributeError, match=f"'{package.__name__}' has no attribute 'by_magic'"):
+        _ = package.by_magic
+
+
+def test_listing_the_names_imports_nothing():
+    program = (
+        "import sys; from imta_jax import inference; found = dir(inference);"
+        "assert 'AdaptiveStream' in found and '__doc__' in found, found;"
+        "assert not [name for name in sys.modules if name.startswith('imta_jax.inference.')];"
+        "assert 'jax' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
