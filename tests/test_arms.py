@@ -73,7 +73,7 @@ def test_logits_of_all_arms_are_those_of_each_in_order(trained):
 
 
 def test_arms_differ_and_the_backbone_stays(trained):
-    configs, dataset, folder, arms = trained
+    *_, folder, arms = trained
     before, _ = load_classifier(folder / "phase_one")
     tiny_run.assert_same(nnx.state(arms.backbone), nnx.state(before.backbone))
     first, second = (nnx.state(arms.arm(index).heads) for index in (1, 3))
