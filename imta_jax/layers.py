@@ -94,6 +94,12 @@ class BatchNorm(nnx.BatchNorm):
     The batch is normalised with its biased variance; the running variance moves towards the
     unbiased one, n/(n-1) larger (n = elements per channel), by 0.1 a step. Epsilon is 1e-5.
     Computed in float32 whatever the type of the map, which the result has again.
+
+    Attributes:
+      folds: whether, in inference mode, the convolution before it takes it over (`ConvBNReLU`): one
+        pass over the map less, and in bfloat16 one rounding. It is done anew in every call, which a
+        large batch does not notice and a single image does. False unless set, as phase II does for
+        its frozen backbone.
     """
 
     def __init__(self, num_features: int, *, rngs: nnx.Rngs):
@@ -104,6 +110,17 @@ class BatchNorm(nnx.BatchNorm):
             bias_init=constant(0.0),
             rngs=rngs,
         )
+        self.folds = False
+
+    def taken_over(self, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The kernel [..., C] and bias [C] of a convolution without bias that does both in one."""
+        factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+        return kernel * factor[None, None, None], self.bias[...] - self.mean[...] * factor
+
+    @property
+    def is_taken_over(self) -> bool:
+        """Whether the convolution before it is to do its work."""
+        return self.folds and self.use_running_average
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x [..., C]; in train mode the running statistics move."""
@@ -181,4 +198,8 @@ class ConvBNReLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [N, H, W, inputs] to [N, ceil(H/stride), ceil(W/stride), outputs]."""
-        return jax.nn.relu(self.norm(self.conv(x)))
+        if not self.norm.is_taken_over or self.conv.bias is not None:
+            return jax.nn.relu(self.norm(self.conv(x)))
+        kernel, bias = self.norm.taken_over(self.conv.kernel[...])
+        y = convolve(x, kernel, self.conv.strides)
+        return jax.nn.relu(y + bias.astype(y.dtype)[None, None, None])

@@ -68,11 +68,16 @@ def _reduced_together(x: jax.Array, bottlenecks: Sequence[Bottleneck]) -> list[j
     Their 1x1 convolutions are done as one of concatenated filters: x is read once, and the product
     is wider than a processor's vectors, which one branch alone often is not.
     """
-    widths = [bottleneck.reduce.norm.num_features for bottleneck in bottlenecks]
-    kernel = jnp.concatenate([b.reduce.conv.kernel[...] for b in bottlenecks], axis=-1)
-    maps = jnp.split(convolve(x, kernel), list(itertools.accumulate(widths))[:-1], axis=-1)
-    norms = (bottleneck.reduce.norm for bottleneck in bottlenecks)
-    return [jax.nn.relu(norm(y)) for norm, y in zip(norms, maps, strict=True)]
+    norms = [bottleneck.reduce.norm for bottleneck in bottlenecks]
+    kernels = [bottleneck.reduce.conv.kernel[...] for bottleneck in bottlenecks]
+    ends = list(itertools.accumulate(norm.num_features for norm in norms))[:-1]
+    if not all(norm.is_taken_over for norm in norms):
+        maps = jnp.split(convolve(x, jnp.concatenate(kernels, axis=-1)), ends, axis=-1)
+        return [jax.nn.relu(norm(y)) for norm, y in zip(norms, maps, strict=True)]
+    folded = (norm.taken_over(kernel) for norm, kernel in zip(norms, kernels, strict=True))
+    kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(*folded, strict=True))
+    y = convolve(x, kernel) + bias.astype(x.dtype)[None, None, None]
+    return jnp.split(jax.nn.relu(y), ends, axis=-1)
 
 
 class MultiScaleLayer(nnx.Module):

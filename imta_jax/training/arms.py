@@ -24,6 +24,7 @@ from imta_jax.training.objectives import (
     ExitMetrics,
     PhaseTwoObjective,
     exit_metrics,
+    freeze_backbone,
 )
 from imta_jax.training.phases import (
     new_phase_two,
@@ -194,7 +195,7 @@ class ArmsObjective:
     def set_mode(self, classifier: ArmsClassifier) -> None:
         """The heads train; the backbone is frozen."""
         classifier.train()
-        classifier.backbone.eval()
+        freeze_backbone(classifier)
 
     def __call__(
         self, classifier: ArmsClassifier, images: jax.Array, labels: jax.Array

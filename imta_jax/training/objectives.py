@@ -97,6 +97,12 @@ class PhaseOneObjective:
         return loss, metrics
 
 
+def freeze_backbone(classifier: MultiExitClassifier) -> None:
+    """Puts the backbone in inference form: running statistics, folded into the convolutions."""
+    classifier.backbone.eval()
+    classifier.backbone.set_attributes(folds=True, raise_if_not_found=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class PhaseTwoObjective:
     """One-for-all distillation (Eq. 7-8) on collaborative heads over a backbone that stays fixed.
@@ -137,7 +143,7 @@ class PhaseTwoObjective:
         """The heads train; the backbone's normalisation is frozen or, as published, moves on."""
         classifier.train()
         if self.backbone_statistics == "frozen":
-            classifier.backbone.eval()
+            freeze_backbone(classifier)
 
     def __call__(
         self, classifier: MultiExitClassifier, images: jax.Array, labels: jax.Array
