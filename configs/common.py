@@ -14,30 +14,44 @@ def network(preset):
     model = ConfigDict()
     # Name of a network; `python -m imta_jax.models --help` lists them. "" for none: set all fields.
     model.preset = preset
-    # "msdnet".
+    # "msdnet", "resnet", "densenet", "googlenet" or "hydranet"; each has some of the fields below.
     model.backbone = config_dict.placeholder(str)
     # First layers: "cifar" (3x3) or "imagenet" (7x7 stride 2, max-pool).
     model.stem = config_dict.placeholder(str)
-    # Number of classifiers, the last one included.
+    # MSDNet: number of classifiers, the last one included.
     model.num_exits = config_dict.placeholder(int)
-    # Layers before the first exit.
+    # MSDNet: layers before the first exit.
     model.base = config_dict.placeholder(int)
-    # Layers between exits ("even"), or their growth from exit to exit ("lin_grow").
+    # MSDNet: layers between exits ("even"), or their growth from exit to exit ("lin_grow").
     model.step = config_dict.placeholder(int)
-    # "even" or "lin_grow".
+    # MSDNet: "even" or "lin_grow".
     model.step_mode = config_dict.placeholder(str)
-    # Channels of the stem at the finest scale.
+    # Channels of the stem (MSDNet: at the finest scale).
     model.channels = config_dict.placeholder(int)
-    # Channels that a layer adds at the finest scale.
+    # Channels that a layer adds (MSDNet: at the finest scale).
     model.growth_rate = config_dict.placeholder(int)
-    # Multiplier of channels and growth per scale, finest first; as many as there are scales.
+    # MSDNet: multiplier of channels and growth, one per scale, the finest first.
     model.growth_factors = config_dict.placeholder(tuple)
-    # Width of the 1x1 convolutions over a branch's outputs, per scale that is read.
+    # MSDNet: width of the 1x1 convolutions over a branch's outputs, per scale that is read.
     model.bottleneck_factors = config_dict.placeholder(tuple)
-    # When scales are dropped: "max" (every third of the depth, with 3 scales) or "min" (late).
+    # MSDNet: scales are dropped every third of the depth (with 3 scales), "max", or late, "min".
     model.prune = config_dict.placeholder(str)
-    # Share of channels that a transition keeps, 0 to 1; 0 for no transitions.
+    # Share of channels that a transition keeps, 0 to 1; 0 for no transitions (MSDNet only).
     model.reduction = config_dict.placeholder(float)
+    # Others: blocks per resolution, (3, 3, 3) for ResNet-20; DenseNet: layers per dense block.
+    model.depths = config_dict.placeholder(tuple)
+    # Whether blocks have 1x1 convolutions around (ResNet) or before (DenseNet) their 3x3 one.
+    model.bottleneck = config_dict.placeholder(bool)
+    # ResNet, DenseNet: blocks, from 1, after which an exit sits, besides the last; () for none.
+    model.exits = config_dict.placeholder(tuple)
+    # HydraNet: branches that are stored.
+    model.branches = config_dict.placeholder(int)
+    # HydraNet: branches that run for an image.
+    model.active_branches = config_dict.placeholder(int)
+    # HydraNet: weight of the gate's own loss in phase I, 0 or more; 0 for none.
+    model.gate_weight = config_dict.placeholder(float)
+    # HydraNet: the branch, from 0, for each class; () for runs of neighbouring classes.
+    model.class_clusters = config_dict.placeholder(tuple)
     # Starting values: "he_normal" or "pytorch" (uniform).
     model.initialization = "he_normal"
     return model

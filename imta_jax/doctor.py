@@ -17,8 +17,7 @@ from tabulate import tabulate
 
 from imta_jax.data import Dataset
 from imta_jax.models import MultiExitClassifier, resolve_model_config
-from imta_jax.models.plan import plan_network, spec_from_config
-from imta_jax.models.plan_table import rows
+from imta_jax.models.plan_table import network_rows
 from imta_jax.training import mesh_of, new_phase_one, training_pipeline
 from imta_jax.training.interval import device_limit
 from imta_jax.training.phases import phase_one_objective
@@ -54,7 +53,7 @@ def examine(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> str:
         "config, after overrides": _table(
             _flat({**config, "model": resolve_model_config(config["model"])})
         ),
-        "network, per image, independent heads": _network(config, dataset),
+        "network, per image, independent heads": _network(classifier),
         "memory of a device in phase I, predicted": _table(_memory(config, dataset, classifier)),
     }
     return "\n\n".join(f"== {title}\n{text}" for title, text in parts.items())
@@ -108,11 +107,8 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", textwrap.shorten(str(value), _MOST_CHARACTERS)
 
 
-def _network(config: Mapping[str, Any], dataset: Dataset) -> str:
-    fields = {k: v for k, v in resolve_model_config(config["model"]).items() if k != "backbone"}
-    known = {k: v for k, v in fields.items() if k != "initialization"}
-    table = rows(plan_network(spec_from_config(known)), dataset.image_shape, dataset.num_classes)
-    return tabulate(list(table), headers="keys", intfmt=",")
+def _network(classifier: MultiExitClassifier) -> str:
+    return tabulate(list(network_rows(classifier)), headers="keys", intfmt=",")
 
 
 def _memory(

@@ -165,9 +165,12 @@ def _predictions(
 def _reported_points(
     curve: BudgetCurve, costs: ExitCosts, budgets: tuple[float, ...]
 ) -> dict[float, int]:
-    """The curve point for each reported budget; one that no point fits is left out, with a word."""
+    """The curve point for each reported budget; one that no point fits is left out, with a word.
+
+    With one exit there is nothing to choose.
+    """
     points = {}
-    for budget in budgets:
+    for budget in budgets if len(costs.macs) > 1 else ():
         try:
             points[budget] = operating_point(curve, budget * costs.macs[-1])
         except ValueError as error:
@@ -177,8 +180,13 @@ def _reported_points(
 
 def _compare(
     validation: Predictions, test: Predictions, costs: ExitCosts, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """All ways to choose thresholds, at the reported budgets and at some between for a figure."""
+) -> dict[str, Any] | None:
+    """All ways to choose thresholds, at the reported budgets and at some between for a figure.
+
+    None with one exit, where all ways are one.
+    """
+    if len(costs.macs) == 1:
+        return None
     share = costs.macs[0] / costs.macs[-1]
     reported = [budget for budget in settings["reported_budgets"] if budget >= share]
     budgets = sorted({*np.linspace(share, 1, _FIGURE_BUDGETS).tolist(), *reported})

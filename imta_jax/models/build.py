@@ -1,6 +1,6 @@
 """From a config's `model` and `heads` parts to classifiers. A new backbone is one entry here."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import nnx
@@ -8,13 +8,20 @@ from flax import nnx
 from imta_jax.errors import unknown_name
 from imta_jax.layers import initialization
 from imta_jax.models.classifier import Backbone, MultiExitClassifier
+from imta_jax.models.densenet import DenseNetSpec, densenet
+from imta_jax.models.fields import read_fields
+from imta_jax.models.googlenet import GoogLeNetSpec, googlenet
+from imta_jax.models.hydranet import HydraNet, HydraNetSpec
 from imta_jax.models.msdnet import MSDNet
 from imta_jax.models.plan import plan_network, spec_from_config
 from imta_jax.models.presets import NETWORK_PRESETS
+from imta_jax.models.resnet import ResNetSpec, resnet
 from imta_jax.techniques import TRANSFERS, IndependentHeads, ResidualHeads, TransferHeads
 
 # What phase-II linear layers start from: phase I's ("fine-tune", Sec. 4) or new draws (reference).
 HEAD_STARTS = ("phase_one", "fresh")
+
+Builder = Callable[[Mapping[str, Any], tuple[int, int, int], nnx.Rngs], Backbone]
 
 
 def _build_msdnet(
@@ -23,15 +30,32 @@ def _build_msdnet(
     return MSDNet(plan_network(spec_from_config(fields)), image_shape[2], rngs=rngs)
 
 
-BACKBONES = {"msdnet": _build_msdnet}
+def _with_fields(name: str, kind: type, make: Callable[..., Backbone]) -> Builder:
+    """A builder of a backbone made of a dataclass of fields and the images' channels."""
+
+    def build(
+        fields: Mapping[str, Any], image_shape: tuple[int, int, int], rngs: nnx.Rngs
+    ) -> Backbone:
+        return make(read_fields(kind, fields, name), image_shape[2], rngs=rngs)
+
+    return build
+
+
+BACKBONES: Mapping[str, Builder] = {
+    "msdnet": _build_msdnet,
+    "resnet": _with_fields("resnet", ResNetSpec, resnet),
+    "densenet": _with_fields("densenet", DenseNetSpec, densenet),
+    "googlenet": _with_fields("googlenet", GoogLeNetSpec, googlenet),
+    "hydranet": _with_fields("hydranet", HydraNetSpec, HydraNet),
+}
 
 
 def resolve_model_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
     """Puts a `model` config on top of its preset; fields that are None count as not given.
 
     Args:
-      model_config: the fields of `plan.NetworkSpec`, `backbone`, and `preset` (a name in
-        `presets.NETWORK_PRESETS`, optional).
+      model_config: `backbone`, the fields that it has (`plan.NetworkSpec` for an MSDNet), and
+        `preset` (a name in `presets.NETWORK_PRESETS`, optional).
 
     Returns:
       All fields, `preset` left out.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imta_jax.errors import unknown_name
-from imta_jax.models.presets import NETWORK_PRESETS
+from imta_jax.models.fields import refuse_missing
 
 STEMS = ("cifar", "imagenet")
 STEP_MODES = ("even", "lin_grow")
@@ -126,12 +126,7 @@ def spec_from_config(config: Mapping[str, Any]) -> NetworkSpec:
         if name not in fields:
             raise unknown_name("field of config.model", name, fields)
     optional = {n for n, f in fields.items() if f.default is not dataclasses.MISSING}
-    missing = sorted(set(fields) - optional - set(config))
-    if missing:
-        raise ValueError(
-            f"config.model lacks {', '.join(missing)}; set them, or name a network with "
-            f"config.model.preset ({', '.join(NETWORK_PRESETS)})"
-        )
+    refuse_missing(sorted(set(fields) - optional - set(config)))
     sequences = {"growth_factors", "bottleneck_factors"}
     return NetworkSpec(**{n: tuple(v) if n in sequences else v for n, v in config.items()})
 

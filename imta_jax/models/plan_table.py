@@ -1,6 +1,7 @@
-"""A planned network as a table a person can read: stage, layer, scales, channels, cost, parameters.
+"""A network as a table a person can read: stage, layer, scales, channels, cost, parameters.
 
-The multiply-adds and parameters are computed here from the plan's integers, independently of
+Of an MSDNet, which has a plan; other backbones are traced block by block (`traced_table.py`). The
+multiply-adds and parameters are computed here from the plan's integers, independently of
 `evaluation.exit_costs`, which traces the real network; a test holds the two together.
 """
 
@@ -8,11 +9,18 @@ import argparse
 import math
 from collections.abc import Iterator
 
+from flax import nnx
 from tabulate import tabulate
 
 from imta_jax.errors import unknown_name
-from imta_jax.models.plan import Layer, NetworkPlan, plan_network, spec_from_config
+from imta_jax.models.build import build_classifier
+from imta_jax.models.classifier import MultiExitClassifier
+from imta_jax.models.plan import Layer, NetworkPlan
 from imta_jax.models.presets import NETWORK_PRESETS
+from imta_jax.models.traced_table import traced_rows
+
+# Of backbones whose opening is no choice.
+_STEMS = {"googlenet": "imagenet"}
 
 # (multiply-adds, parameters) of a part of the network.
 Cost = tuple[int, int]
@@ -107,6 +115,14 @@ def rows(
         )
 
 
+def network_rows(classifier: MultiExitClassifier) -> Iterator[dict[str, object]]:
+    """Rows of a phase-I classifier: layer by layer where it has a plan, else traced by blocks."""
+    plan = getattr(classifier.backbone, "plan", None)
+    if plan is None:
+        return traced_rows(classifier)
+    return rows(plan, classifier.image_shape, classifier.num_classes)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Prints the table of a network preset; `--help` lists the arguments."""
     parser = argparse.ArgumentParser(prog="python -m imta_jax.models", description=__doc__)
@@ -116,11 +132,14 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.preset not in NETWORK_PRESETS:
         parser.error(str(unknown_name("network preset", arguments.preset, NETWORK_PRESETS)))
-    fields = {k: v for k, v in NETWORK_PRESETS[arguments.preset].items() if k != "backbone"}
-    plan = plan_network(spec_from_config(fields))
-    imagenet = plan.spec.stem == "imagenet"
+    fields = NETWORK_PRESETS[arguments.preset]
+    imagenet = "imagenet" in (fields.get("stem"), _STEMS.get(fields["backbone"]))
     image = arguments.image or ("224x224x3" if imagenet else "32x32x3")
-    shape = tuple(int(side) for side in image.split("x"))
-    table = rows(plan, shape, arguments.classes or (1000 if imagenet else 10))
+    classifier = build_classifier(
+        fields,
+        num_classes=arguments.classes or (1000 if imagenet else 10),
+        image_shape=tuple(int(side) for side in image.split("x")),
+        rngs=nnx.Rngs(0),
+    )
     print(f"{arguments.preset} on images of {image}; per image, independent heads")
-    print(tabulate(list(table), headers="keys", intfmt=","))
+    print(tabulate(list(network_rows(classifier)), headers="keys", intfmt=","))

@@ -24,6 +24,7 @@ from imta_jax.models import (
 from imta_jax.parallel import check_batch_size, data_mesh, place_batch, process_share
 from imta_jax.training.checkpoints import check_which, has_readable_epoch, restore_model
 from imta_jax.training.feed import PHASES, check_feed, training_feed
+from imta_jax.training.gate_objective import GateSupervisedObjective
 from imta_jax.training.interval import IntervalLines
 from imta_jax.training.loop import EpochLoop
 from imta_jax.training.objectives import (
@@ -41,7 +42,7 @@ from imta_jax.training.write_errors import WriteErrors
 
 _log = logging.getLogger(__name__)
 
-Chosen = TypeVar("Chosen", PhaseOneObjective, PhaseTwoObjective)
+Chosen = TypeVar("Chosen", bound=PhaseOneObjective | PhaseTwoObjective)
 # Types of the backbone's maps while a phase trains.
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -72,7 +73,10 @@ def new_phase_two(
 
 
 def phase_one_objective(config: Mapping[str, Any]) -> PhaseOneObjective:
-    """Reads `config.phase_one`."""
+    """Reads `config.phase_one`, and from `config.model` whether a gate is supervised."""
+    weight = resolve_model_config(config["model"]).get("gate_weight", 0.0)
+    if weight:
+        return _objective(GateSupervisedObjective, config["phase_one"], gate_weight=weight)
     return _objective(PhaseOneObjective, config["phase_one"])
 
 
@@ -81,9 +85,10 @@ def phase_two_objective(config: Mapping[str, Any]) -> PhaseTwoObjective:
     return _objective(PhaseTwoObjective, config["phase_two"])
 
 
-def _objective(kind: type[Chosen], phase: Mapping[str, Any]) -> Chosen:
-    """An objective of the phase's fields that bear the names of its attributes."""
-    return kind(**{field.name: phase[field.name] for field in dataclasses.fields(kind)})
+def _objective(kind: type[Chosen], phase: Mapping[str, Any], **given: float) -> Chosen:
+    """An objective of what is given and of the phase's fields with its other attributes' names."""
+    names = {field.name for field in dataclasses.fields(kind)} - given.keys()
+    return kind(**given, **{name: phase[name] for name in names})
 
 
 def train_phase_one(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> None:
