@@ -30,6 +30,7 @@ RANKS = {
     "models": 2,
     "training": 3,
     "interop": 3,
+    "pretrained": 4,
     "evaluation": 4,
     "inference": 5,
     "report": 5,

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import checkpoint_managers
@@ -279,6 +280,22 @@ def read_meta(folder: Path, which: str = "last") -> dict[str, Any]:
 
 def _meta(manager: ocp.CheckpointManager, epoch: int) -> dict[str, Any]:
     return dict(manager.restore(epoch, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
+
+
+def fill_named(classifier: nnx.Module, arrays: Mapping[str, Any]) -> None:
+    """Fills a classifier in place from named arrays, those of `state.named_arrays`.
+
+    Raises:
+      AnotherNetworkError: the names or shapes differ; the message lists them.
+    """
+    variables = nnx.state(classifier, nnx.Any(nnx.Param, nnx.BatchStat))
+    lines = _differences(named_arrays(variables), arrays)
+    if lines:
+        raise AnotherNetworkError(
+            f"these arrays are of another network ({len(lines)} differences):\n  "
+            + "\n  ".join(lines[:20])
+        )
+    nnx.update(classifier, _refill(variables, {n: jnp.asarray(a) for n, a in arrays.items()}))
 
 
 def restore_model(classifier: nnx.Module, folder: Path, which: str = "last") -> int:

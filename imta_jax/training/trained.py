@@ -33,6 +33,14 @@ def load_classifier(
     """
     folder = Path(folder)
     meta = read_meta(folder, which)
+    classifier = empty_classifier(meta)
+    restore_model(classifier, folder, which)
+    classifier.eval()
+    return classifier, meta
+
+
+def empty_classifier(meta: Mapping[str, Any]) -> MultiExitClassifier:
+    """The network that a checkpoint's `meta` describes, with starting values."""
     classes = len(meta["class_names"])
     classifier = build_classifier(
         meta["model"],
@@ -44,6 +52,4 @@ def load_classifier(
         classifier = with_collaborative_heads(
             classifier, meta["heads"], num_classes=classes, rngs=nnx.Rngs(0)
         )
-    restore_model(classifier, folder, which)
-    classifier.eval()
-    return classifier, meta
+    return classifier
