@@ -189,13 +189,16 @@ def _split_gradient(
     return _Rescale.apply(state[-1], 1 / remaining), onward
 
 
+def in_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A phase-I classifier's `named_arrays` by PyTorch name, in PyTorch's layout."""
+    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+    return {torch_name(name): a.transpose(axes[a.ndim]) for name, a in arrays.items()}
+
+
 def torch_arrays(classifier: flax_nnx.Module) -> dict[str, np.ndarray]:
-    """A phase-I classifier's arrays by PyTorch name, in PyTorch's layout."""
-    found = {}
-    for name, array in named_arrays(flax_nnx.state(classifier)).items():
-        axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[array.ndim]
-        found[torch_name(name)] = np.array(array).transpose(axes)
-    return found
+    """The same from a classifier."""
+    named = named_arrays(flax_nnx.state(classifier))
+    return in_torch({name: np.array(array) for name, array in named.items()})
 
 
 def torch_name(name: str) -> str:
@@ -222,7 +225,7 @@ def new_network(
         raise ValueError(f"names differ: {sorted(own.keys() ^ arrays.keys())[:10]}")
     with torch.no_grad():
         for name, tensor in own.items():
-            # Not load_state_dict, which would broadcast nothing but asks for the counters too.
+            # Not load_state_dict, which asks for the counters of batches too.
             tensor.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])).reshape(tensor.shape))
     return network
 
@@ -245,7 +248,9 @@ def prove() -> dict[str, float]:
     recorded, classifier = golden.arrays(GOLDEN), golden.phase_one_network(GOLDEN)
     arguments = golden.facts(GOLDEN)["args"]
     variables = {id(v): ".".join(map(str, p)) for p, v in flax_nnx.iter_graph(classifier)}
-    names = {n: torch_name(variables[id(s.variable)]) for n, s in published_slots(classifier).items()}
+    names = {
+        n: torch_name(variables[id(s.variable)]) for n, s in published_slots(classifier).items()
+    }
     images, labels = torch.tensor(recorded["x"]), torch.tensor(recorded["labels"]).long()
 
     def fresh() -> TorchMSDNet:
