@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks import environment, step_contenders
 from benchmarks.environment import Measurements, spread
-from benchmarks.step_contenders import KINDS, PRECISIONS, SEED, TORCH_MODES, Case
+from benchmarks.step_contenders import CLOCKS, KINDS, PRECISIONS, SEED, TORCH_MODES, Case
 
 Contender = tuple[str, str]  # framework and mode
 Found = dict[tuple[str, Contender], np.ndarray]  # by kind and contender: seconds a step [rounds]
@@ -56,6 +56,7 @@ NOTES = {
     "ratios": "above 1: ours takes less time; PyTorch's mode and ours are those of least median",
     "least": "the ratio of the least times over all rounds: what else runs on a shared machine"
     " disturbs it less than the median, OpenMP's barriers more than XLA's threads",
+    "clock": "processor: seconds of computing, all threads together, for a machine that others use",
     "whole_runs": "hours of steps alone, extrapolated; no validation, no checkpoints",
     "first_step": "launch.py from its start to the line that tells of the first step, the program"
     " compiled (cold) or found in the cache that the first launch left (warm)",
@@ -75,7 +76,7 @@ def cases(arguments: Any, networks: Sequence[str], threads: int) -> list[Case]:
 
 
 def measure(
-    case: Case, contenders: Sequence[Contender], rounds: int, steps: int
+    case: Case, contenders: Sequence[Contender], rounds: int, steps: int, clock: str = "wall"
 ) -> tuple[Found, dict[str, Any]]:
     """Runs all contenders of a case in turns.
 
@@ -90,26 +91,27 @@ def measure(
     with contextlib.ExitStack() as stack:
         calls, weights, apart, first = {}, None, {}, {}
         for framework, mode in contenders:
+            print(f"{case.name}: {framework}, {mode}", flush=True)  # compiling takes minutes
             call = calls[framework, mode] = stack.enter_context(step_contenders.own_process())
             weights = call(step_contenders.begin, case, framework, mode, weights) or weights
             # Before anything has been trained: the logits of the weights that all start from.
             for kind in ("forward", "phase_one"):
-                _, values = call(step_contenders.work, kind, 1)
+                _, values = call(step_contenders.work, kind, 1, clock)
                 first.setdefault(kind, values)
                 apart[f"{framework}: {mode}, {kind}"] = _apart(values, first[kind])
         _check_agreement(case, apart)
         for kind in KINDS:
             able = [c for c in calls if kind != "phase_two" or c[0] == "ours"]
-            turns = {f"{c}": _turn(calls[c], kind, steps) for c in able}
+            turns = {f"{c}": _turn(calls[c], kind, steps, clock) for c in able}
             timed: Measurements = environment.take_turns(turns, rounds)
             found |= {(kind, c): timed[f"{c}"] for c in able}
     return found, apart
 
 
-def _turn(call: Callable[..., Any], kind: str, steps: int) -> Callable[[int], float]:
+def _turn(call: Callable[..., Any], kind: str, steps: int, clock: str) -> Callable[[int], float]:
     def turn(_: int) -> float:
         time.sleep(0.05)  # threads of the one before spin for a while before they sleep
-        return call(step_contenders.work, kind, steps)[0]
+        return call(step_contenders.work, kind, steps, clock)[0]
 
     return turn
 
@@ -218,7 +220,9 @@ def run(arguments: Any) -> dict[str, Any]:
 
         proven = environment.in_own_process(prove)
     for case in cases(arguments, size["networks"], arguments.threads or cores):
-        found, apart[case.name] = measure(case, contenders, size["rounds"], size["steps"])
+        found, apart[case.name] = measure(
+            case, contenders, size["rounds"], size["steps"], arguments.clock
+        )
         measured[case] = found
         rows += step_rows(case, found)
     rows += [row for case, found in measured.items() for row in whole_run_rows(case, found)]
@@ -231,6 +235,7 @@ def run(arguments: Any) -> dict[str, Any]:
         for when in ("cold", "warm"):
             summary[f"launch_to_first_step_{when}_s"] = found[0][f"{when}_s"]
     about = {"seeds": [SEED], "notes": NOTES, "targets": TARGETS, "apart_from_ours": apart}
+    about |= {"clock": arguments.clock, "threads": arguments.threads or cores}
     about |= {"same_as_recorded": proven, "torch": _torch_version(arguments.without_torch)}
     return about | {"rows": rows, "summary": summary}
 
@@ -249,6 +254,7 @@ def main() -> None:
     parser.add_argument("--precision", action="append", choices=PRECISIONS)
     parser.add_argument("--torch-mode", action="append", default=[], choices=list(TORCH_MODES))
     parser.add_argument("--without-torch", action="store_true")
+    parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument(
         "--compile-times",
