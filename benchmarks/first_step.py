@@ -24,7 +24,7 @@ def first_step_rows(networks: Sequence[str], device: str) -> list[dict[str, Any]
 
 
 def _row(network: str, device: str, folder: Path) -> dict[str, Any]:
-    family = network.partition("_")[0]
+    family = "imagenet" if network.startswith("imagenet") else "cifar"
     *_, count, batch_size = DATA[family]
     folder.mkdir()
     data = write_images(folder / "images.npz", family)
