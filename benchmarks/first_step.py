@@ -1,0 +1,91 @@
+"""How long a run takes from its launch to its first step, for `train_step.py`."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+# By family: pixels per side, classes, images of the dataset that is made up, images per step.
+DATA = {"cifar": (32, 10, 50_000, 64), "imagenet": (224, 1000, 64, 16)}
+LINE = "phase_one step 1/"
+
+
+def first_step_rows(networks: Sequence[str], device: str) -> list[dict[str, Any]]:
+    """A row per network: seconds of the first launch and of one that finds its programs."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [_row(network, device, Path(folder) / network) for network in networks]
+
+
+def _row(network: str, device: str, folder: Path) -> dict[str, Any]:
+    family = "imagenet" if network.startswith("imagenet") else "cifar"
+    *_, count, batch_size = DATA[family]
+    folder.mkdir()
+    data = write_images(folder / "images.npz", family)
+    row = {"part": "first_step", "network": network, "batch_size": batch_size, "images": count}
+    for when in ("cold", "warm"):
+        command = launch_command(network, family, data, folder, when)
+        seconds = seconds_to_line(command, LINE, device)
+        row[f"{when}_s"] = float(f"{seconds:.4g}")
+    return row
+
+
+def write_images(path: Path, family: str) -> Path:
+    """Noise of a family's shape and number, as an .npz that `config.data.source` may name."""
+    side, classes, count, _ = DATA[family]
+    generator, arrays = np.random.default_rng(0), {}
+    for split, size in (("train", count), ("test", max(count // 50, 1))):
+        arrays[f"{split}_images"] = generator.integers(0, 256, (size, side, side, 3), np.uint8)
+        arrays[f"{split}_labels"] = np.arange(size) % classes
+    np.savez(path, **arrays)
+    return path
+
+
+def launch_command(network: str, family: str, data: Path, folder: Path, when: str) -> list[str]:
+    """Of a run as a user starts it, told to speak up after every step."""
+    _, _, count, batch_size = DATA[family]
+    config = "imagenet" if family == "imagenet" else "cifar10"
+    settings = {
+        "model.preset": network,
+        "data.source": data,
+        "data.preprocessing": "padded_crop",
+        "data.validation_split": "carve",
+        "data.validation_examples": count // 10,
+        "data.test_split": "test",
+        "phase_one.batch_size": batch_size,
+        "evaluation.batch_size": batch_size,
+        "log.check_every_steps": 1,
+        "log.line_every_seconds": 1e-9,
+    }
+    return [
+        *(sys.executable, str(ROOT / "launch.py"), f"--config={ROOT}/configs/{config}.py"),
+        *(f"--workdir={folder / when}", "--mode=phase_one", f"--compilation_cache={folder}/cache"),
+        *(f"--config.{name}={value}" for name, value in settings.items()),
+    ]
+
+
+def seconds_to_line(command: Sequence[str], line: str, device: str) -> float:
+    """From a command's start until it writes a line that contains `line`; it is ended then.
+
+    Raises:
+      RuntimeError: it ended before that; with the last that it wrote.
+    """
+    environment = os.environ | {"JAX_PLATFORMS": device, "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONPATH"] = str(ROOT)
+    said: list[str] = []
+    start = time.perf_counter()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        for written in process.stdout:
+            said.append(written)
+            if line in written:
+                seconds = time.perf_counter() - start
+                process.kill()
+                return seconds
+    raise RuntimeError(f"ended before {line!r}: {''.join(said[-20:])}")

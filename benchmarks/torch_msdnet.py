@@ -1,0 +1,304 @@
+"""MSDNet in PyTorch, ours, for comparison only: from the same plan, with the same weights.
+
+Written from `imta_jax.models.plan` as one writes PyTorch: a module per convolution, NCHW, autograd.
+Modules carry the names of ours, so that weights and gradients are matched by name. `prove` holds it
+to the recorded numbers of the published network before anything is timed.
+
+    python -m benchmarks.torch_msdnet
+"""
+
+import itertools
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from flax import nnx as flax_nnx
+from torch import nn
+
+from imta_jax.interop import published_slots
+from imta_jax.models.plan import Branch, Layer, NetworkPlan, plan_network, spec_from_config
+from imta_jax.training.state import named_arrays
+from tests import golden
+
+State = list[torch.Tensor]
+# A name's last part, of ours, in PyTorch.
+LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+GOLDEN = "msdnet_cifar_small"
+RECORDED = {"off": "grad_plain/", "coarsest": "grad_ge/", "all": "grad_ge_allscales/"}
+
+
+class _Rescale(torch.autograd.Function):
+    """The identity, with `scale` times the gradient on the way back (paper Eq. 4)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: float) -> torch.Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient * ctx.scale, None
+
+
+class Unit(nn.Module):
+    """Convolution, batch normalisation, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps x [N, inputs, H, W] to [N, outputs, ceil(H/stride), ceil(W/stride)]."""
+        return nn.functional.relu(self.norm(self.conv(x)), inplace=True)
+
+
+class Stem(nn.Module):
+    """The first map of every scale."""
+
+    def __init__(self, plan: NetworkPlan, image_channels: int):
+        super().__init__()
+        channels = plan.stem_channels
+        self.pools = plan.spec.stem == "imagenet"
+        kernel, stride = (7, 2) if self.pools else (3, 1)
+        self.first = Unit(image_channels, channels[0], kernel, stride, bias=self.pools)
+        self.coarser = nn.ModuleList(Unit(i, o, 3, 2) for i, o in itertools.pairwise(channels))
+
+    def forward(self, images: torch.Tensor) -> State:
+        """Maps images [N, C, H, W] to one map per scale, finest first."""
+        x = self.first(images)
+        state = [nn.functional.max_pool2d(x, 3, 2, 1) if self.pools else x]
+        for unit in self.coarser:
+            state.append(unit(state[-1]))
+        return state
+
+
+class Bottleneck(nn.Module):
+    """1x1 convolution, then 3x3, possibly strided."""
+
+    def __init__(self, branch: Branch):
+        super().__init__()
+        self.reduce = Unit(branch.inputs, branch.width, 1)
+        self.expand = Unit(branch.width, branch.outputs, 3, branch.stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps [N, inputs, H, W] to [N, outputs, H/stride, W/stride]."""
+        return self.expand(self.reduce(x))
+
+
+class MultiScaleLayer(nn.Module):
+    """A dense layer at all live scales: input, strided and normal branch are concatenated."""
+
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.strided = nn.ModuleList(Bottleneck(b) for b in layer.strided if b is not None)
+        self.normal = nn.ModuleList(Bottleneck(b) for b in layer.normal)
+        self.transition = nn.ModuleList(Unit(i, o, 1) for i, o in layer.transition or ())
+        self.dropped = len(layer.inputs) - len(layer.normal)
+        self.unstrided = len(layer.normal) - len(self.strided)
+
+    def forward(self, state: State) -> State:
+        """Maps the live maps, finest first, to those of the scales that stay alive."""
+        outputs = []
+        for scale, normal in enumerate(self.normal):
+            at = scale + self.dropped
+            parts = [state[at]]
+            if scale >= self.unstrided:
+                parts.append(self.strided[scale - self.unstrided](state[at - 1]))
+            joined = torch.cat([*parts, normal(state[at])], dim=1)
+            outputs.append(self.transition[scale](joined) if self.transition else joined)
+        return outputs
+
+
+class ExitFeatures(nn.Module):
+    """What an exit computes from the coarsest map: two strided convolutions and pooling."""
+
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.convolutions = nn.ModuleList(Unit(i, width, 3, 2) for i in (inputs, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps [N, inputs, H, W] to [N, width]."""
+        for unit in self.convolutions:
+            x = unit(x)
+        return x.mean(dim=(2, 3))
+
+
+class Backbone(nn.Module):
+    """Stem, stages and what the exits compute before their linear layers."""
+
+    def __init__(self, plan: NetworkPlan, image_channels: int):
+        super().__init__()
+        self.first = Stem(plan, image_channels)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(MultiScaleLayer(layer) for layer in stage) for stage in plan.stages
+        )
+        widths = zip(plan.head_inputs, plan.head_widths, strict=True)
+        self.exits = nn.ModuleList(ExitFeatures(i, w) for i, w in widths)
+
+
+class Heads(nn.Module):
+    """One linear layer per exit: those of phase I."""
+
+    def __init__(self, plan: NetworkPlan, num_classes: int):
+        super().__init__()
+        self.linears = nn.ModuleList(nn.Linear(w, num_classes) for w in plan.head_widths)
+
+
+class TorchMSDNet(nn.Module):
+    """The phase-I classifier.
+
+    Args:
+      plan: its topology.
+      num_classes: K.
+      image_channels: C.
+    """
+
+    def __init__(self, plan: NetworkPlan, num_classes: int, image_channels: int = 3):
+        super().__init__()
+        self.backbone = Backbone(plan, image_channels)
+        self.heads = Heads(plan, num_classes)
+
+    def forward(self, images: torch.Tensor, equilibrium: str = "off") -> torch.Tensor:
+        """Logits [E, N, K] of normalised images [N, C, H, W], as `MultiExitClassifier` has them."""
+        state, logits = self.backbone.first(images), []
+        stages = len(self.backbone.stages)
+        for i, stage in enumerate(self.backbone.stages):
+            for layer in stage:
+                state = layer(state)
+            for_exit, state = _split_gradient(state, i, stages, equilibrium)
+            logits.append(self.heads.linears[i](self.backbone.exits[i](for_exit)))
+        return torch.stack(logits).float()
+
+
+def _split_gradient(
+    state: State, exit_index: int, num_exits: int, reach: str
+) -> tuple[torch.Tensor, State]:
+    """The coarsest map for the exit, and all for the next stage; see `techniques`."""
+    if reach == "off":
+        return state[-1], state
+    remaining = num_exits - exit_index
+    kept = len(state) - 1 if reach == "coarsest" else 0
+    scale = (remaining - 1) / remaining
+    onward = state[:kept] + [_Rescale.apply(x, scale) for x in state[kept:]]
+    return _Rescale.apply(state[-1], 1 / remaining), onward
+
+
+def in_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A phase-I classifier's `named_arrays` by PyTorch name, in PyTorch's layout."""
+    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+    return {torch_name(name): a.transpose(axes[a.ndim]) for name, a in arrays.items()}
+
+
+def torch_arrays(classifier: flax_nnx.Module) -> dict[str, np.ndarray]:
+    """The same from a classifier."""
+    named = named_arrays(flax_nnx.state(classifier))
+    return in_torch({name: np.array(array) for name, array in named.items()})
+
+
+def torch_name(name: str) -> str:
+    """Of the parameter or buffer that is called `name` in our network."""
+    owner, _, leaf = name.rpartition(".")
+    return f"{owner}.{LEAVES.get(leaf, leaf)}"
+
+
+def new_network(
+    fields: Mapping[str, Any], num_classes: int, arrays: Mapping[str, np.ndarray]
+) -> TorchMSDNet:
+    """A network with given weights.
+
+    Args:
+      fields: of a config's `model` part, a preset's included.
+      num_classes: K.
+      arrays: from `torch_arrays`; every parameter and statistic has to be there, and nothing else.
+    """
+    fields = {name: value for name, value in fields.items() if name != "backbone"}
+    channels = arrays["backbone.first.first.conv.weight"].shape[1]
+    network = TorchMSDNet(plan_network(spec_from_config(fields)), num_classes, channels)
+    own = {n: x for n, x in network.state_dict().items() if not n.endswith("batches_tracked")}
+    if own.keys() != arrays.keys():
+        raise ValueError(f"names differ: {sorted(own.keys() ^ arrays.keys())[:10]}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            # Not load_state_dict, which asks for the counters of batches too.
+            tensor.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])).reshape(tensor.shape))
+    return network
+
+
+def exit_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy [E] of logits [E, N, K] against labels [N]."""
+    return torch.stack([nn.functional.cross_entropy(one, labels) for one in logits])
+
+
+def prove() -> dict[str, float]:
+    """Holds the network to the recorded numbers of the published one.
+
+    Returns:
+      By name the largest deviation, as a share of what is tolerated (1e-4 of the value and 1e-5
+      besides for logits; 1e-5 for the loss; 1e-4 of a gradient's largest number).
+
+    Raises:
+      ValueError: a deviation beyond that.
+    """
+    recorded, classifier = golden.arrays(GOLDEN), golden.phase_one_network(GOLDEN)
+    arguments = golden.facts(GOLDEN)["args"]
+    variables = {id(v): ".".join(map(str, p)) for p, v in flax_nnx.iter_graph(classifier)}
+    names = {
+        n: torch_name(variables[id(s.variable)]) for n, s in published_slots(classifier).items()
+    }
+    images, labels = torch.tensor(recorded["x"]), torch.tensor(recorded["labels"]).long()
+
+    def fresh() -> TorchMSDNet:
+        fields, weights = golden.model_fields(arguments), torch_arrays(classifier)
+        return new_network(fields, arguments["num_classes"], weights)
+
+    with torch.no_grad():
+        found = {"eval/logits": _share(fresh().eval()(images), recorded["eval/logits"])}
+    for reach, prefix in RECORDED.items():
+        network = fresh().train()
+        logits = network(images, reach)
+        loss = exit_losses(logits, labels).sum()
+        loss.backward()
+        found["train/logits"] = _share(logits.detach(), recorded["train/logits"])
+        found["train/loss"] = _share(loss.detach(), recorded["train/loss"], 1e-5, 0)
+        expected = golden.below(GOLDEN, "grad_plain/") | golden.below(GOLDEN, prefix)
+        found[prefix + "*"] = _gradients_share(network, names, expected)
+        after = {n: x for n, x in network.state_dict().items() if "running" in n}
+        moved = golden.below(GOLDEN, "bn_after/")
+        found["bn_after/*"] = max(_share(after[names[n]], moved[n]) for n in moved)
+    beyond = {name: share for name, share in found.items() if not share <= 1}
+    if beyond:
+        raise ValueError(f"the PyTorch network is not the recorded one: {beyond} times tolerance")
+    return {name: float(f"{share:.2g}") for name, share in found.items()}
+
+
+def _share(
+    values: torch.Tensor, expected: np.ndarray, relative: float = 1e-4, absolute: float = 1e-5
+) -> float:
+    difference = np.abs(values.numpy() - expected)
+    return float((difference / (absolute + relative * np.abs(expected))).max())
+
+
+def _gradients_share(
+    network: TorchMSDNet, names: Mapping[str, str], expected: Mapping[str, np.ndarray]
+) -> float:
+    """The worst parameter's; what feeds nothing has no gradient, recorded as zeros."""
+    by_name = dict(network.named_parameters())
+    if {names[n] for n in expected} != by_name.keys():
+        raise ValueError("not every parameter has a recorded gradient")
+    worst = 0.0
+    for published, values in expected.items():
+        gradient = by_name[names[published]].grad
+        own = np.zeros_like(values) if gradient is None else gradient.numpy()
+        largest = np.abs(values).max()
+        worst = max(worst, np.abs(own - values).max() / (1e-4 * largest if largest else 1e-12))
+    return float(worst)
+
+
+if __name__ == "__main__":
+    print(prove())

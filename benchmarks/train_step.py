@@ -1,0 +1,275 @@
+"""Times a training step and a forward pass against PyTorch's, run in its best way on the device.
+
+Both start from the same weights, see the same bytes and compute the same losses, which is checked.
+Contenders take turns, each in a process of its own that sleeps while another computes. What a
+paper's whole training would take is extrapolated from the steps.
+
+    python benchmarks/train_step.py --out=benchmarks/results/train_step.json --compile-times
+    python benchmarks/train_step.py --out=result.json --device=cuda
+
+PyTorch is an extra: pip install "imta_jax[benchmark]". Its network is ours (`torch_msdnet.py`) and
+held to the recorded numbers of the published one before anything is timed.
+"""
+
+import contextlib
+import importlib.metadata
+import itertools
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import flax
+import jax
+import numpy as np
+
+from benchmarks import environment, step_contenders
+from benchmarks.environment import Measurements, spread
+from benchmarks.step_contenders import CLOCKS, KINDS, PRECISIONS, SEED, TORCH_MODES, Case
+
+Contender = tuple[str, str]  # framework and mode
+Found = dict[tuple[str, Contender], np.ndarray]  # by kind and contender: seconds a step [rounds]
+
+CIFAR, IMAGENET = ("cifar_5_exits", "cifar_7_exits"), "imagenet_step_4_published"
+FULL = {"networks": CIFAR, "rounds": 9, "steps": 6}
+QUICK = {"networks": CIFAR[:1], "rounds": 3, "steps": 2}
+TARGETS = {
+    "phase_one_vs_torch": "at least 1",
+    "forward_vs_torch": "at least 1",
+    "phase_two_vs_phase_one": "at most 0.5",
+}
+# How far first losses and logits may lie apart, of the largest: both computed the same.
+AGREEMENT = {"float32": 1e-3, "tensorfloat32": 0.05, "bfloat16": 0.1}
+# The paper's: training images, epochs of each phase.
+SCHEDULES = {"cifar": (45_000, 300, 180), "imagenet": (1_231_167, 90, 90)}
+NOTES = {
+    "phase_one": "normalisation, forward in training mode, summed cross-entropy with gradient"
+    " equilibrium on all maps, accuracies, backward, SGD with Nesterov momentum and weight decay",
+    "forward": "normalisation and the logits of all exits in evaluation mode",
+    "phase_two": "ours only: collaborative heads on the frozen network",
+    "ratios": "above 1: ours takes less time; PyTorch's mode and ours are those of least median",
+    "least": "the ratio of the least times over all rounds: what else runs on a shared machine"
+    " disturbs it less than the median, OpenMP's barriers more than XLA's threads",
+    "clock": "processor: seconds of computing, all threads together, for a machine that others use",
+    "whole_runs": "hours of steps alone, extrapolated; no validation, no checkpoints",
+    "first_step": "launch.py from its start to the line that tells of the first step, the program"
+    " compiled (cold) or found in the cache that the first launch left (warm)",
+}
+
+
+def cases(arguments: Any, networks: Sequence[str], threads: int) -> list[Case]:
+    """What is measured on a device, unless the arguments name networks, batches or precisions."""
+    cuda = arguments.device == "cuda"
+    precisions = arguments.precision or (PRECISIONS if cuda else PRECISIONS[:1])
+    if arguments.network:
+        pairs = list(itertools.product(arguments.network, arguments.batch or [64]))
+    else:
+        pairs = list(itertools.product(networks, arguments.batch or ([64, 256] if cuda else [64])))
+        pairs += [(IMAGENET, 256)] if cuda else []
+    return [Case(n, b, p, arguments.device, threads) for n, b in pairs for p in precisions]
+
+
+def measure(
+    case: Case, contenders: Sequence[Contender], rounds: int, steps: int, clock: str = "wall"
+) -> tuple[Found, dict[str, Any]]:
+    """Runs all contenders of a case in turns.
+
+    Returns:
+      Seconds per step, and per contender the largest difference of its first logits and first
+      losses from ours, as a share of the largest.
+
+    Raises:
+      ValueError: a contender that does not compute what ours does.
+    """
+    found: Found = {}
+    with contextlib.ExitStack() as stack:
+        calls, weights, apart, first = {}, None, {}, {}
+        for framework, mode in contenders:
+            print(f"{case.name}: {framework}, {mode}", flush=True)  # compiling takes minutes
+            call = calls[framework, mode] = stack.enter_context(step_contenders.own_process())
+            weights = call(step_contenders.begin, case, framework, mode, weights) or weights
+            # Before anything has been trained: the logits of the weights that all start from.
+            for kind in ("forward", "phase_one"):
+                _, values = call(step_contenders.work, kind, 1, clock)
+                first.setdefault(kind, values)
+                apart[f"{framework}: {mode}, {kind}"] = _apart(values, first[kind])
+        _check_agreement(case, apart)
+        for kind in KINDS:
+            able = [c for c in calls if kind != "phase_two" or c[0] == "ours"]
+            turns = {f"{c}": _turn(calls[c], kind, steps, clock) for c in able}
+            timed: Measurements = environment.take_turns(turns, rounds)
+            found |= {(kind, c): timed[f"{c}"] for c in able}
+    return found, apart
+
+
+def _turn(call: Callable[..., Any], kind: str, steps: int, clock: str) -> Callable[[int], float]:
+    def turn(_: int) -> float:
+        time.sleep(0.05)  # threads of the one before spin for a while before they sleep
+        return call(step_contenders.work, kind, steps, clock)[0]
+
+    return turn
+
+
+def _apart(values: Sequence[float], ours: Sequence[float]) -> float:
+    difference = np.abs(np.subtract(values, ours)).max() / np.abs(ours).max()
+    return float(f"{difference:.2g}")
+
+
+def _check_agreement(case: Case, apart: Mapping[str, float]) -> None:
+    beyond = {
+        name: share for name, share in apart.items() if not share <= AGREEMENT[case.precision]
+    }
+    if beyond:
+        raise ValueError(f"{case.name}: not the same numbers as ours, apart by {beyond}")
+
+
+def step_rows(case: Case, found: Found) -> list[dict[str, Any]]:
+    """A row per kind and contender."""
+    about = {"network": case.network, "batch_size": case.batch_size, "precision": case.precision}
+    return [
+        {"part": "steps", "kind": kind, **about, "framework": framework, "mode": mode}
+        | {"ms": spread(1e3 * seconds)}
+        | {"images_per_second": spread(case.batch_size / seconds)["median"]}
+        for (kind, (framework, mode)), seconds in found.items()
+    ]
+
+
+def best(found: Found, kind: str, framework: str) -> np.ndarray:
+    """Seconds per step [rounds] of a framework in the mode that took least in the median."""
+    own = [s for (k, (name, _)), s in found.items() if (k, name) == (kind, framework)]
+    return min(own, key=np.median)
+
+
+def ratios(found: Found) -> dict[str, np.ndarray]:
+    """By headline name, round by round; those against PyTorch only where it took part."""
+    ours = {kind: best(found, kind, "ours") for kind in KINDS}
+    result = {"phase_two_vs_phase_one": ours["phase_two"] / ours["phase_one"]}
+    if any(framework == "pytorch" for _, (framework, _) in found):
+        for kind in ("phase_one", "forward"):
+            result[f"{kind}_vs_torch"] = best(found, kind, "pytorch") / ours[kind]
+    return dict(sorted(result.items()))
+
+
+def least_ratios(found: Found) -> dict[str, float]:
+    """`ratios` of the least times that any round found, any mode."""
+    least: dict[tuple[str, str], float] = {}
+    for (kind, (framework, _)), seconds in found.items():
+        least[kind, framework] = min(least.get((kind, framework), math.inf), seconds.min())
+    kinds = [kind for kind, framework in least if framework == "pytorch"]
+    result = {f"{k}_vs_torch": least[k, "pytorch"] / least[k, "ours"] for k in kinds}
+    result["phase_two_vs_phase_one"] = least["phase_two", "ours"] / least["phase_one", "ours"]
+    return {name: float(f"{value:.4g}") for name, value in result.items()}
+
+
+def summarise(measured: Mapping[Case, Found]) -> dict[str, Any]:
+    """The worst case of each headline, and each case's own."""
+    by_case = {case.name: environment.medians(ratios(found)) for case, found in measured.items()}
+    summary: dict[str, Any] = {}
+    for name in sorted({name for own in by_case.values() for name in own} - {"spread"}):
+        values = [own[name] for own in by_case.values()]
+        summary[name] = max(values) if name == "phase_two_vs_phase_one" else min(values)
+    for case, own in by_case.items():
+        summary |= {f"{name} ({case})": value for name, value in own.items() if name != "spread"}
+    summary["spread"] = {case: own["spread"] for case, own in by_case.items()}
+    summary["spread"] |= {
+        f"{case.name}, least": least_ratios(found) for case, found in measured.items()
+    }
+    return summary
+
+
+def whole_run_rows(case: Case, found: Found) -> list[dict[str, Any]]:
+    """Hours of the paper's two phases at the measured pace; PyTorch has no second phase here."""
+    family = "imagenet" if case.network.startswith("imagenet") else "cifar"
+    images, *epochs = SCHEDULES[family]
+    steps = images // case.batch_size
+    rows = []
+    for framework in dict.fromkeys(framework for _, (framework, _) in found):
+        row = {"part": "whole_runs", "network": case.network, "batch_size": case.batch_size}
+        row |= {"precision": case.precision, "framework": framework}
+        for kind, count in zip(("phase_one", "phase_two"), epochs, strict=True):
+            if framework == "pytorch" and kind == "phase_two":
+                continue
+            seconds = float(np.median(best(found, kind, framework)))
+            row[f"{kind}_images_per_second"] = float(f"{case.batch_size / seconds:.4g}")
+            row[f"{kind}_hours"] = float(f"{hours(seconds, steps * count):.4g}")
+        rows.append(row)
+    return rows
+
+
+def hours(seconds_per_step: float, steps: int) -> float:
+    """Of so many steps."""
+    return seconds_per_step * steps / 3600
+
+
+def run(arguments: Any) -> dict[str, Any]:
+    """Rows, summary and what was proven."""
+    size, rows, measured, apart = QUICK if arguments.quick else FULL, [], {}, {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    contenders = step_contenders.modes_for(arguments.device, arguments.torch_mode)
+    if arguments.without_torch:
+        contenders = [c for c in contenders if c[0] == "ours"]
+        proven: Any = "PyTorch was left out"
+    else:
+        from benchmarks.torch_msdnet import prove
+
+        proven = environment.in_own_process(prove)
+    for case in cases(arguments, size["networks"], arguments.threads or cores):
+        found, apart[case.name] = measure(
+            case, contenders, size["rounds"], size["steps"], arguments.clock
+        )
+        measured[case] = found
+        rows += step_rows(case, found)
+    rows += [row for case, found in measured.items() for row in whole_run_rows(case, found)]
+    summary = summarise(measured)
+    if arguments.compile_times:
+        from benchmarks.first_step import first_step_rows
+
+        found = first_step_rows(arguments.compile_times, arguments.device)
+        rows += found
+        for when in ("cold", "warm"):
+            summary[f"launch_to_first_step_{when}_s"] = found[0][f"{when}_s"]
+    about = {"seeds": [SEED], "notes": NOTES, "targets": TARGETS, "apart_from_ours": apart}
+    about |= {"clock": arguments.clock, "threads": arguments.threads or cores}
+    about |= {"same_as_recorded": proven, "torch": _torch_version(arguments.without_torch)}
+    return about | {"rows": rows, "summary": summary}
+
+
+def _torch_version(left_out: bool) -> str:
+    """Without importing it into this process."""
+    return "left out" if left_out else importlib.metadata.version("torch")
+
+
+def main() -> None:
+    """Measures, prints the tables and writes the result."""
+    parser = environment.argument_parser(__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--network", action="append", help="a preset (may be repeated)")
+    parser.add_argument("--batch", action="append", type=int, help="images (may be repeated)")
+    parser.add_argument("--precision", action="append", choices=PRECISIONS)
+    parser.add_argument("--torch-mode", action="append", default=[], choices=list(TORCH_MODES))
+    parser.add_argument("--without-torch", action="store_true")
+    parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument(
+        "--compile-times",
+        nargs="*",
+        metavar="NETWORK",
+        help="launch to first step; cifar_7_exits unless networks are named",
+    )
+    arguments = parser.parse_args()
+    if arguments.compile_times == []:
+        arguments.compile_times = [CIFAR[1]]
+    with tempfile.TemporaryDirectory() as folder:
+        step_contenders.caches(Path(folder))
+        result = run(arguments)
+    environment.write_result(arguments.out, (jax, flax, np), result)
+
+
+if __name__ == "__main__":
+    main()
