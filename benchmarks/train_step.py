@@ -41,8 +41,8 @@ FULL = {"networks": CIFAR, "rounds": 9, "steps": 6}
 QUICK = {"networks": CIFAR[:1], "rounds": 3, "steps": 2}
 TARGETS = {
     "phase_one_vs_torch": "at least 1",
-    "forward_vs_torch": "at least 1",
-    "phase_two_vs_phase_one": "at most 0.5",
+    "forward_vs_torch": "at least 1.3",
+    "phase_two_vs_phase_one": "at most 0.4",
 }
 # How far first losses and logits may lie apart, of the largest: both computed the same.
 AGREEMENT = {"float32": 1e-3, "tensorfloat32": 0.05, "bfloat16": 0.1}
