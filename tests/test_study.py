@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 
 from configs.studies import shared
-from imta_jax.data import load_dataset
+from imta_jax.data import data_facts, load_dataset
 from imta_jax.evaluation import anytime_accuracy
 from imta_jax.report.study_record import load_study
 from imta_jax.run import run
@@ -152,6 +152,19 @@ def test_without_seeds_the_costs_alone_are_recorded(source, tmp_path):
     record = run_study(tiny_study(source, seeds=()), tmp_path)
     assert record["rows"] == [] and not (tmp_path / "networks").exists()
     assert all(arm["costs"] for arm in record["arms"].values())
+
+
+def test_costs_of_a_dataset_that_tfds_describes_need_no_images(tmp_path):
+    config = importlib.import_module("configs.studies.exits").get_config("cifar100")
+    config.seeds, config.chosen = (), ("none",)
+    record = run_study(config, tmp_path)
+    assert record["dataset"] == {"name": "cifar100"}
+    published = [exit_["published_ops"] for exit_ in record["arms"]["none"]["costs"]]
+    assert [round(ops / 1e6, 2) for ops in published] == [
+        6.86, 14.35, 27.29, 48.45, 76.43, 108.85, 137.28
+    ]  # fmt: skip
+    photographs = importlib.import_module("configs.studies.ablation").get_config("imagenet")
+    assert data_facts(photographs.base.data.to_dict()) == ("imagenet2012", 1000, (224, 224, 3))
 
 
 def test_a_summary_is_means_and_paired_differences():

@@ -10,6 +10,7 @@ from imta_jax.data.batches import (
 )
 from imta_jax.data.dataset import Dataset, Split, load_dataset
 from imta_jax.data.encoded import EncodedImages
+from imta_jax.data.facts import DataFacts, data_facts
 from imta_jax.data.preprocessing import (
     AS_THEY_ARE,
     PaddedCrop,
@@ -23,6 +24,7 @@ from imta_jax.data.tf_pipeline import HostPipeline
 
 __all__ = [
     "AS_THEY_ARE",
+    "DataFacts",
     "Dataset",
     "EncodedImages",
     "EpochPlan",
@@ -33,6 +35,7 @@ __all__ = [
     "Share",
     "Split",
     "crop",
+    "data_facts",
     "epoch_plan",
     "eval_batches",
     "host_pipeline",

@@ -33,6 +33,7 @@ class Arm:
       network: which network was trained.
       techniques: those of GE, ISC, OFA it uses; None for other networks than MSDNet.
       overrides: which config fields it sets.
+      costs: per exit `macs`, `published_ops` and `params`, known before anything is run; maybe ().
     """
 
     name: str
@@ -40,6 +41,7 @@ class Arm:
     network: str
     techniques: frozenset[str] | None
     overrides: Mapping[str, Any]
+    costs: tuple[Mapping[str, int], ...] = ()
 
     @property
     def is_plain(self) -> bool:
@@ -146,9 +148,9 @@ class StudyRecord:
         hardware = (
             f"{environment.get('devices', 1)} x {environment.get('device', 'unknown device')}"
         )
-        seeds = ", ".join(map(str, self.seeds))
+        seeds = f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
         parts = [f"{self.name}:{self.preset}", self._data(), self.schedule()]
-        return " · ".join([*parts, f"seed{'s' * (len(self.seeds) > 1)} {seeds}", hardware])
+        return " · ".join([*parts, *([seeds] if self.seeds else []), hardware])
 
     def schedule(self) -> str:
         """Epochs and batch size of both phases, over all runs that are done."""
@@ -271,6 +273,7 @@ def _arm(name: str, arm: Mapping[str, Any]) -> Arm:
         network=str(arm.get("network") or ""),
         techniques=None if techniques is None else frozenset(techniques),
         overrides=arm.get("overrides") or {},
+        costs=tuple(arm.get("costs") or ()),
     )
 
 

@@ -59,10 +59,11 @@ def ablation_table(study: StudyRecord) -> StudyTable:
     source = f"paper, {paper.DATASET_NAMES[printed.dataset]}"
     ours = f"ours, {study.dataset_title}"
     exits = max([len(printed.top1[frozenset()]), *(study.top1(a).shape[1] for a in study.arms)])
-    rows = []
+    rows, told = [], set()
     for arm in study.arms:
         marks = _check_marks(arm.techniques)
-        if arm.techniques in printed.top1:
+        if arm.techniques in printed.top1.keys() - told:
+            told.add(arm.techniques)
             rows.append([*marks, source, EMPTY, *_printed(printed, arm.techniques, exits)])
         # Check marks do not tell two variants of a technique apart.
         twins = sum(other.techniques == arm.techniques for other in study.arms) > 1
@@ -250,10 +251,8 @@ def _own_rows(study: StudyRecord, printed: dict[tuple[str, int], list[str]]) -> 
 
 def _classifier_cells(study: StudyRecord, arm: Arm) -> list[list[str]]:
     rows = study.done(arm)
-    if not rows:
-        return []
-    exits = next(iter(rows.values()))["exits"]
-    accuracy = mean_texts(study.top1(arm))
+    exits = next(iter(rows.values()))["exits"] if rows else arm.costs
+    accuracy = padded(mean_texts(study.top1(arm)), len(exits))
     differences = padded(mean_texts(study.differences(arm), difference=True), len(exits))
     return [
         [

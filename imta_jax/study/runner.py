@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from imta_jax.config_record import FREE_PARTS, different_fields, plain
-from imta_jax.data import Dataset, load_dataset
+from imta_jax.data import DataFacts, Dataset, data_facts, load_dataset
 from imta_jax.evaluation import ExitCosts, exit_costs
 from imta_jax.evaluation.run import describe_data, write_json
 from imta_jax.folder_lock import only_run_in
@@ -62,12 +62,14 @@ def run_study(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> di
       ValueError: no study, an arm that does not fit, or a folder whose arms had other configs.
       BlockingIOError: another run is at work in the folder.
       Interrupted: the process was told to stop, and what was trained is saved.
+      FileNotFoundError, ...: as `load_dataset`; a study without seeds needs no images.
     """
     config = config.to_dict() if isinstance(config, ConfigDict) else config
     arms = study_arms(config)
     workdir = Path(workdir)
     folder = workdir / config["study"]
-    datasets = {key: _dataset(members[0]) for key, members in _by(arms, _data_key).items()}
+    needed = _dataset if config["seeds"] else _facts
+    datasets = {key: needed(members[0]) for key, members in _by(arms, _data_key).items()}
     _refuse_other_arms(arms, folder)
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
         if is_first_process():
@@ -99,6 +101,11 @@ def _dataset(arm: Arm) -> Dataset:
     return dataset
 
 
+def _facts(arm: Arm) -> DataFacts:
+    """Enough to tell costs by, where nothing is to be trained."""
+    return data_facts(arm.config["data"])
+
+
 def _read_arms(folder: Path) -> dict[str, Any]:
     path = folder / "arms.json"
     return json.loads(path.read_text()) if path.exists() else {}
@@ -122,7 +129,9 @@ def _refuse_other_arms(arms: Sequence[Arm], folder: Path) -> None:
         )
 
 
-def _costs(arms: Sequence[Arm], datasets: Mapping[str, Dataset]) -> dict[str, ExitCosts]:
+def _costs(
+    arms: Sequence[Arm], datasets: Mapping[str, Dataset | DataFacts]
+) -> dict[str, ExitCosts]:
     """Costs per arm; traced once for arms of the same network and heads."""
     found: dict[str, ExitCosts] = {}
     traced: dict[str, ExitCosts] = {}
@@ -146,7 +155,7 @@ class _Study:
         config: Mapping[str, Any],
         folder: Path,
         arms: Sequence[Arm],
-        datasets: Mapping[str, Dataset],
+        datasets: Mapping[str, Dataset | DataFacts],
     ):
         self._config, self._folder, self._arms = config, folder, arms
         self._datasets, self._costs = datasets, _costs(arms, datasets)
@@ -256,7 +265,8 @@ class _Study:
         if not is_first_process():
             return {}
         costs = {name: cost_rows(found) for name, found in self._costs.items()}
-        described = describe_data(next(iter(self._datasets.values())))
+        data = next(iter(self._datasets.values()))
+        described = describe_data(data) if isinstance(data, Dataset) else {"name": data.name}
         return write_record(self._folder, self._config, self._arms, costs, described)
 
 

@@ -9,7 +9,7 @@ from imta_jax.data.raw import RawData
 from imta_jax.data.sources import embedded, folder, npz, prepared, tfds
 from imta_jax.data.sources.request import SourceRequest
 
-__all__ = ["SourceRequest", "load_source"]
+__all__ = ["SourceRequest", "described_by_tfds", "load_source"]
 
 # Asked in this order; the last accepts every name.
 _KINDS = (embedded, npz, prepared, folder, tfds)
@@ -27,3 +27,16 @@ def load_source(request: SourceRequest) -> RawData:
     """
     kind = next(kind for kind in _KINDS if kind.accepts(request.source))
     return kind.read(request)
+
+
+def described_by_tfds(source: str) -> tuple[str, int, tuple[int, ...]] | None:
+    """Name, number of classes and image shape of a dataset that TFDS knows, without its images.
+
+    None for a source of another kind; a side that differs from image to image is None in the shape.
+
+    Raises:
+      ValueError: an unknown name, or no images with one class label each.
+      ModuleNotFoundError: TFDS or TensorFlow is not installed.
+    """
+    kind = next(kind for kind in _KINDS if kind.accepts(source))
+    return tfds.describe(source) if kind is tfds else None

@@ -35,7 +35,7 @@ def read_builder(
       ValueError: no images with class labels, no such split, images of many sizes that are to be
         arrays, or records that cannot be read at random.
     """
-    keys = _feature_keys(builder)
+    keys = feature_keys(builder)
     splits = list(builder.info.splits) or _wished(request)
     parts = choose_splits(request, splits, f"TFDS dataset {builder.name}")
     _check_format(builder)
@@ -54,7 +54,12 @@ def _wished(request: SourceRequest) -> list[str]:
     return ["train", "test", *sorted(named - {"train", "test", "auto", "carve"})]
 
 
-def _feature_keys(builder: Any) -> tuple[str, str]:
+def feature_keys(builder: Any) -> tuple[str, str]:
+    """The names of a dataset's image and label features.
+
+    Raises:
+      ValueError: no images with one class label each.
+    """
     import tensorflow_datasets as tfds
 
     features, keys = builder.info.features, builder.info.supervised_keys

@@ -14,7 +14,7 @@ from typing import Any
 
 from imta_jax.data.raw import RawData
 from imta_jax.data.sources import embedded
-from imta_jax.data.sources.builder import read_builder
+from imta_jax.data.sources.builder import feature_keys, read_builder
 from imta_jax.data.sources.request import SourceRequest
 from imta_jax.data.sources.storage import absolute, opening
 from imta_jax.data.tensorflow_import import import_tensorflow
@@ -47,6 +47,21 @@ def read(request: SourceRequest) -> RawData:
         if request.download:
             _prepare(tfds, builder, request)
         return read_builder(builder, request, lambda why: _not_there(builder, request, why))
+
+
+def describe(source: str) -> tuple[str, int, tuple[int, ...]]:
+    """Name, number of classes and image shape of a dataset, from its description alone.
+
+    Raises:
+      ValueError: an unknown name, or no images with one class label each.
+      ModuleNotFoundError: TFDS or TensorFlow is not installed.
+    """
+    tfds = import_tfds(source)
+    _check_name(tfds, source)
+    builder = tfds.builder(source)
+    image, label = feature_keys(builder)
+    features = builder.info.features
+    return builder.name, features[label].num_classes, features[image].shape
 
 
 def import_tfds(source: str) -> Any:

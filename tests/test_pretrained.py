@@ -1,0 +1,109 @@
+"""Networks that ship with the package are what they say they are."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import tiny_run
+from flax import nnx
+
+import imta_jax.pretrained as pretrained
+from imta_jax.data import load_dataset
+from imta_jax.evaluation import anytime_accuracy, collect_predictions
+from imta_jax.models import build_classifier
+from imta_jax.training.checkpoints import AnotherNetworkError, fill_named
+from imta_jax.training.state import named_arrays
+
+MOST_BYTES = 10_000_000
+
+
+def test_they_are_small_enough_to_ship():
+    files = list(pretrained._FOLDER.glob("*.npz"))
+    assert files and sum(path.stat().st_size for path in files) < MOST_BYTES
+
+
+@pytest.mark.parametrize("name", pretrained.pretrained_names())
+def test_each_says_what_it_is_and_where_its_images_are_from(name):
+    found = pretrained.load_pretrained(name)
+    exits = found.results["exits"]
+    assert len(exits) == found.classifier.num_exits
+    assert found.classifier.num_classes == len(found.meta["class_names"])
+    assert found.meta["note"] and found.results["dataset"]["examples"]["test"] >= 2000
+    assert all(len(point["thresholds"]) == len(exits) for point in found.results["budget_curve"])
+
+
+def test_the_quickstarts_network_reaches_what_it_recorded():
+    found = pretrained.load_pretrained("quickstart")
+    from configs import quickstart
+
+    dataset = load_dataset(quickstart.get_config().data.to_dict())
+    pixels = {name: found.meta[name] for name in ("mean", "std")}
+    test = collect_predictions(found.classifier, dataset.splits["test"], batch_size=400, **pixels)
+    recorded = [exit_["top1"] for exit_ in found.results["exits"]]
+    # Another machine rounds otherwise: one image of 2,000 may change sides.
+    np.testing.assert_allclose(anytime_accuracy(test), recorded, atol=0.11)
+
+
+def test_an_unknown_name_is_refused_with_the_valid_ones():
+    with pytest.raises(ValueError, match=r"unknown pretrained network 'quickstat'.*quickstart"):
+        pretrained.load_pretrained("quickstat")
+
+
+def write_rewritten(path, to, change):
+    """A copy of an .npz in which `change` has had its way with the arrays."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    change(arrays)
+    np.savez(to, **arrays)
+    return to
+
+
+def test_a_damaged_or_foreign_file_is_refused(tmp_path):
+    path = pretrained._FOLDER / "quickstart.npz"
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises((ValueError, zipfile.BadZipFile)):
+        pretrained.read_pretrained(cut)
+    lacking = write_rewritten(path, tmp_path / "less.npz", lambda a: a.pop(next(iter(a))))
+    with pytest.raises(ValueError, match="not in the checkpoint"):
+        pretrained.read_pretrained(lacking)
+    other = tmp_path / "other.npz"
+    np.savez(other, logits=np.zeros(3))
+    with pytest.raises(ValueError, match="expected an .npz that write_pretrained wrote"):
+        pretrained.read_pretrained(other)
+    with pytest.raises(FileNotFoundError):
+        pretrained.read_pretrained(tmp_path / "none.npz")
+
+
+def test_named_arrays_fill_a_network_of_their_shape_alone():
+    one, other = (
+        build_classifier(
+            tiny_run.NETWORK, num_classes=3, image_shape=(16, 16, 1), rngs=nnx.Rngs(seed)
+        )
+        for seed in (0, 1)
+    )
+    arrays = named_arrays(nnx.state(one))
+    fill_named(other, arrays)
+    tiny_run.assert_same(nnx.state(other), nnx.state(one))
+    wider = tiny_run.NETWORK | {"channels": 8}
+    third = build_classifier(wider, num_classes=3, image_shape=(16, 16, 1), rngs=nnx.Rngs(0))
+    with pytest.raises(AnotherNetworkError, match="this network"):
+        fill_named(third, arrays)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [("float32", 0), ("float16", 5e-4)])
+def test_what_is_written_is_read_again(tmp_path, dtype, close):
+    source = pretrained.load_pretrained("quickstart")
+    workdir, path = tmp_path / "run", tmp_path / "again.npz"
+    workdir.mkdir()
+    results = source.results | {"threshold_methods": None}
+    (workdir / "results.json").write_text(json.dumps(results))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "load_classifier", lambda folder: source[:2])
+        pretrained.write_pretrained(workdir, path, dtype=dtype, note="mine")
+    found = pretrained.read_pretrained(path)
+    assert found.meta == source.meta | {"note": "mine"} and found.results == source.results
+    for name, array in named_arrays(nnx.state(source.classifier, nnx.Param)).items():
+        again = named_arrays(nnx.state(found.classifier, nnx.Param))[name]
+        np.testing.assert_allclose(again, array, atol=close, rtol=1e-3 if close else 0)
