@@ -52,7 +52,6 @@ def _set_up() -> None:
 def main(argv: list[str]) -> None:
     """Runs the steps of a run that are not yet done, or the one that `--mode` names."""
     from imta_jax.run import run
-    from imta_jax.study import run_study
     from imta_jax.training import EXIT_CODE, Interrupted, exit_when_told
 
     if len(argv) > 1:
@@ -61,6 +60,8 @@ def main(argv: list[str]) -> None:
         _set_up()
         exit_when_told()
         if _MODE.value == "study":
+            from imta_jax.study import run_study
+
             run_study(_CONFIG.value, Path(_WORKDIR.value))
         else:
             run(_CONFIG.value, Path(_WORKDIR.value), _MODE.value)

@@ -1,4 +1,8 @@
-"""A run and its folder: which steps it has, which are done, and that its config stays the same."""
+"""A run and its folder: which steps it has, which are done, and that its config stays the same.
+
+What a training does not need before its first step (drawing, timing, looking) is imported when it
+is due: it takes seconds.
+"""
 
 import contextlib
 import json
@@ -11,15 +15,11 @@ from ml_collections import ConfigDict
 
 from imta_jax.config_record import FREE_PARTS, different_fields, plain
 from imta_jax.data import Dataset, load_dataset
-from imta_jax.data.preview import write_preview
-from imta_jax.doctor import examine
 from imta_jax.errors import unknown_name
 from imta_jax.evaluation import check_evaluation_config, evaluate, evaluation_is_finished
 from imta_jax.evaluation.run import write_json
 from imta_jax.folder_lock import only_run_in
-from imta_jax.inference.timing import time_run
 from imta_jax.parallel import data_mesh, first_process_first, is_first_process, wait_for_all
-from imta_jax.report import write_data_page, write_report
 from imta_jax.training import (
     check_training_config,
     check_training_data,
@@ -59,12 +59,16 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
     if "arms" in config:
         raise ValueError("this is the config of a study: add --mode=study")
     if mode == "doctor":
+        from imta_jax.doctor import examine
+
         print(examine(config, _prepare(config), workdir))
         return
     if mode == "data":
         _look_at_data(config, workdir)
         return
     if mode == "time":
+        from imta_jax.inference.timing import time_run
+
         time_run(workdir)
     elif mode != "report":
         _compute(config, workdir, mode)
@@ -72,6 +76,8 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
     if not is_first_process():
         return
     if mode in ("report", "time") or (mode == "all" and not page.exists()):
+        from imta_jax.report import write_report
+
         write_report(workdir)
     if mode in ("all", "report", "time"):
         _log.info("report: %s", page)
@@ -79,6 +85,9 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
 
 def _look_at_data(config: Mapping[str, Any], workdir: Path) -> None:
     """Draws batches, class balance and pace into the folder's `data`."""
+    from imta_jax.data.preview import write_preview
+    from imta_jax.report import write_data_page
+
     dataset, mesh, folder = load_dataset(config["data"]), data_mesh(), workdir / "data"
     write_preview(
         config["data"],

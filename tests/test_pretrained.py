@@ -1,7 +1,6 @@
 """Networks that ship with the package are what they say they are."""
 
 import json
-import zipfile
 
 import numpy as np
 import pytest
@@ -63,14 +62,14 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path):
     path = pretrained._FOLDER / "quickstart.npz"
     cut = tmp_path / "cut.npz"
     cut.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises((ValueError, zipfile.BadZipFile)):
+    with pytest.raises(ValueError, match=r"expected an .npz that write_pretrained wrote"):
         pretrained.read_pretrained(cut)
     lacking = write_rewritten(path, tmp_path / "less.npz", lambda a: a.pop(next(iter(a))))
     with pytest.raises(ValueError, match="not in the checkpoint"):
         pretrained.read_pretrained(lacking)
     other = tmp_path / "other.npz"
     np.savez(other, logits=np.zeros(3))
-    with pytest.raises(ValueError, match="expected an .npz that write_pretrained wrote"):
+    with pytest.raises(ValueError, match=r"expected an .npz that write_pretrained wrote"):
         pretrained.read_pretrained(other)
     with pytest.raises(FileNotFoundError):
         pretrained.read_pretrained(tmp_path / "none.npz")

@@ -7,12 +7,15 @@ Which thresholds belong to a budget is decided elsewhere (`adaptive`).
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from imta_jax.evaluation.adaptive import Decisions
 from imta_jax.evaluation.predictions import written_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def budget_prefix(budget: float) -> str:
@@ -58,7 +61,7 @@ def write_samples(
 
 def samples_table(
     index: np.ndarray, labels: np.ndarray, decisions_by_budget: Mapping[float, Decisions]
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """The table that `write_samples` writes, [N] rows; arguments and errors as there."""
     index, labels = np.asarray(index), np.asarray(labels)
     _check_index(index)
@@ -71,16 +74,20 @@ def samples_table(
                 f"column {name} has shape {values.shape}, the index {index.shape}; "
                 "expected one value per image: are both of the same split?"
             )
+    import pandas as pd  # not before it is needed: it takes a second
+
     return pd.DataFrame(columns)
 
 
-def read_samples(path: str | Path) -> pd.DataFrame:
+def read_samples(path: str | Path) -> "pd.DataFrame":
     """Reads the table written by `write_samples`, one row per test image.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is not Parquet or has no columns `index` and `label`.
     """
+    import pandas as pd
+
     try:
         table = pd.read_parquet(path)
     except ValueError as error:

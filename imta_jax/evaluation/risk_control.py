@@ -29,7 +29,6 @@ row, the full network, is the answer, and its excess is zero.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import betaincinv
 
 from imta_jax.errors import unknown_name
 from imta_jax.evaluation.adaptive import checked_outcomes
@@ -126,6 +125,8 @@ def binomial_upper_bound(count: np.ndarray, number: int, error: float) -> np.nda
       The share's upper confidence bound, 0..1, of the shape of `count`.
     """
     count = np.asarray(count)
+    from scipy.special import betaincinv  # not before it is needed: it takes a while
+
     most = betaincinv(count + 1, np.maximum(number - count, 1), 1 - error)
     return np.where(count >= number, 1.0, most)
 

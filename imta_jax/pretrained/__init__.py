@@ -6,6 +6,8 @@ that reading one runs no code.
 """
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +72,8 @@ def read_pretrained(path: str | Path) -> Pretrained:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         about = json.loads(bytes(arrays.pop(_ABOUT)).decode())
-    except (KeyError, ValueError) as error:
+    # An .npy gives a plain array, which is no context manager: TypeError.
+    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path}: expected an .npz that write_pretrained wrote ({error})"
         ) from error
