@@ -69,8 +69,9 @@ def read_pretrained(path: str | Path) -> Pretrained:
       ValueError: not such a file, or one whose arrays do not fit the network it says it is.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+        # Opened here, as NumPy leaves a file open that it then cannot read.
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
         about = json.loads(bytes(arrays.pop(_ABOUT)).decode())
     # An .npy gives a plain array, which is no context manager: TypeError.
     except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
