@@ -164,7 +164,9 @@ def load_progress(workdir: str | Path) -> RunRecord:
     exits = pd.DataFrame({"exit": range(1, 1 + len(metrics["top1_per_exit"].iloc[0]))})
     empty = pd.DataFrame()
     dataset = {"name": "still training"}
-    return RunRecord(workdir, {}, dataset, {}, {}, exits, empty, empty, None, metrics, None, None, None)
+    return RunRecord(
+        workdir, {}, dataset, {}, {}, exits, empty, empty, None, metrics, None, None, None
+    )
 
 
 def read_metrics(workdir: str | Path) -> pd.DataFrame | None:
