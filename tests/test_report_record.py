@@ -204,3 +204,17 @@ def test_metrics_of_a_killed_and_resumed_run_count_each_epoch_once(tmp_path):
     path.write_text("\n".join([*lines[:4], lines[4][:20], *lines[2:]]) + "\n")
     metrics = report.load_run(folder).metrics
     assert metrics[metrics["split"] == "train"]["epoch"].to_list() == [1, 2, 3]
+
+
+def test_a_run_that_still_trains_has_a_log_and_nothing_else(tmp_path):
+    workdir = write_run(tmp_path)
+    (workdir / "results.json").unlink()
+    found = report.load_progress(workdir)
+    assert found.num_exits == 4 and len(found.metrics) == 2 * (30 + 18)
+    assert "still training" in repr(found)
+
+
+def test_a_run_without_an_epoch_has_no_progress(tmp_path):
+    assert report.read_metrics(tmp_path) is None
+    with pytest.raises(FileNotFoundError, match="first epoch"):
+        report.load_progress(tmp_path)

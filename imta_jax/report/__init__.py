@@ -27,7 +27,7 @@ from imta_jax.report.gallery import figure_gallery
 from imta_jax.report.methods import figure_threshold_methods, methods_table
 from imta_jax.report.page import write_report
 from imta_jax.report.progress import figure_training
-from imta_jax.report.run_record import RunRecord, load_run
+from imta_jax.report.run_record import RunRecord, load_progress, load_run, read_metrics
 from imta_jax.report.study_arm_tables import budget_table, distillation_table, equilibrium_table
 from imta_jax.report.study_figures import figure_ablation, figure_study_budget
 from imta_jax.report.study_record import StudyRecord, load_study, study_from
@@ -67,10 +67,12 @@ __all__ = [
     "figure_training",
     "figure_validation",
     "load_data_record",
+    "load_progress",
     "load_run",
     "load_study",
     "methods_table",
     "operating_point",
+    "read_metrics",
     "study_from",
     "tables_markdown",
     "write_data_page",

@@ -110,7 +110,7 @@ def load_run(workdir: str | Path) -> RunRecord:
         budget_curve=_frame(results["budget_curve"], by="mean_macs"),
         reported_budgets=_frame(results.get("reported_budgets") or [], by="budget"),
         threshold_methods=results.get("threshold_methods") or None,
-        metrics=_read_metrics(workdir),
+        metrics=read_metrics(workdir),
         samples=_read_samples(evaluation / "samples.parquet"),
         gallery=_read_arrays(evaluation / "gallery.npz"),
         calibration=_read_arrays(evaluation / "calibration.npz"),
@@ -142,9 +142,42 @@ def _frame(rows: list[dict[str, Any]], by: str) -> pd.DataFrame:
     return frame.sort_values(by, kind="stable", ignore_index=True) if len(frame) else frame
 
 
-def _read_metrics(workdir: Path) -> pd.DataFrame | None:
-    """Rows of both phases; `phase` is the folder's name, whatever the rows say."""
-    paths = {phase: workdir / phase / "metrics.jsonl" for phase in PHASES}
+def load_progress(workdir: str | Path) -> RunRecord:
+    """Reads a run that is still being trained: enough for `figure_training`, and no more.
+
+    Args:
+      workdir: the folder given to `launch.py --workdir`.
+
+    Returns:
+      A record whose `metrics` are those logged so far, and whose other parts are empty or None.
+
+    Raises:
+      FileNotFoundError: no epoch was logged yet.
+    """
+    workdir = Path(workdir)
+    metrics = read_metrics(workdir)
+    if metrics is None:
+        raise FileNotFoundError(
+            f"{workdir} has no metrics.jsonl of any phase yet; wait for the first epoch's end, or "
+            "is it another folder?"
+        )
+    exits = pd.DataFrame({"exit": range(1, 1 + len(metrics["top1_per_exit"].iloc[0]))})
+    empty = pd.DataFrame()
+    dataset = {"name": "still training"}
+    return RunRecord(
+        workdir, {}, dataset, {}, {}, exits, empty, empty, None, metrics, None, None, None
+    )
+
+
+def read_metrics(workdir: str | Path) -> pd.DataFrame | None:
+    """What both phases logged, one row per phase, split and epoch; None before the first.
+
+    `phase` is the folder's name, whatever the rows say. May be called while the run is training.
+
+    Args:
+      workdir: the folder given to `launch.py --workdir`.
+    """
+    paths = {phase: Path(workdir) / phase / "metrics.jsonl" for phase in PHASES}
     rows = [
         {**row, "phase": phase}
         for phase, path in paths.items()
