@@ -162,7 +162,9 @@ def _budget_finding(study: StudyRecord) -> str:
 
 
 def figure_ablation(study: StudyRecord) -> Figure:
-    """Figure 4: budget curves of all arms of an ablation, below them the gains over the baseline.
+    """Figure 4: budget curves of an ablation's arms, below them the gains over the baseline.
+
+    Of many arms only those that the paper has too are drawn: the first of each set of techniques.
 
     Gains are paired by seed at equal mean cost; bands are one standard deviation over seeds.
     """
@@ -174,13 +176,20 @@ def figure_ablation(study: StudyRecord) -> Figure:
     below.set_ylabel("points")
     below.axhline(0, color=MUTED, linewidth=1)
     colours = arm_colours(study)
-    for arm in study.arms:
+    for arm in _arms_of_the_paper(study):
         _draw_ablation_arm(above, below, study, arm, colours[arm.name])
     if len(below.lines) == 1:
         say_empty(below, "no arm shares a seed with the baseline yet", keep_x=True)
-    quiet_legend(above, loc="lower right")
+    quiet_legend(above, loc="lower left", bbox_to_anchor=(0, 1.08), ncols=5)
     mark_figure(figure, study)
     return figure
+
+
+def _arms_of_the_paper(study: StudyRecord) -> list[Arm]:
+    first = {arm.techniques: arm for arm in reversed(study.arms)}
+    known = paper.paper_ablation(study.known_dataset or "").top1
+    chosen = [arm for arm in study.arms if arm.techniques in known and first[arm.techniques] == arm]
+    return chosen or list(study.arms)
 
 
 def _draw_ablation_arm(above: Axes, below: Axes, study: StudyRecord, arm: Arm, colour: str) -> None:

@@ -23,13 +23,14 @@ NO_PAIR = "no pair of arms with and without it that is done"
 
 
 def pairs_of(study: StudyRecord, technique: str) -> list[tuple[Arm, list[Arm]]]:
-    """Per network the plain arm, and those that have the technique; both with runs done.
+    """Per network its first plain arm, and those that have the technique; both with runs done.
 
     Arms with the technique alone come before arms that have others too: of those, only the first
     is taken, and only where there is none of the former.
     """
     pairs = []
-    for plain in (arm for arm in study.arms if arm.is_plain and study.done(arm)):
+    plains = [arm for arm in study.arms if arm.is_plain and study.done(arm)]
+    for plain in {arm.network: arm for arm in reversed(plains)}.values():
         same = [a for a in study.arms if a.network == plain.network and study.done(a)]
         using = [a for a in same if technique in (a.techniques or ())]
         alone = [arm for arm in using if arm.techniques == {technique}]
@@ -44,7 +45,7 @@ def figure_validation(study: StudyRecord) -> Figure:
     One column per network; above the mean over exits, below the last exit; bands are one standard
     deviation over seeds.
     """
-    pairs = pairs_of(study, "GE")
+    pairs = [(plain, _trained_apart(study, plain, u)) for plain, u in pairs_of(study, "GE")]
     width = max(8.4, 1.2 + 3.4 * len(pairs))
     figure = new_figure(width, 6.2, _validation_finding(study, pairs))
     grid = figure.subplots(2, max(1, len(pairs)), squeeze=False, sharex="col")
@@ -58,6 +59,21 @@ def figure_validation(study: StudyRecord) -> Figure:
             grid[1, column].set_ylabel("")
     mark_figure(figure, study, "Phase I, before heads are trained with ISC and OFA.")
     return figure
+
+
+def _trained_apart(study: StudyRecord, plain: Arm, using: list[Arm]) -> list[Arm]:
+    """Of the arms on a network those with a phase I of their own: others would hide the first.
+
+    Other plain arms (another phase I without GE) come along.
+    """
+    plains = [a for a in study.arms if a.is_plain and a.network == plain.network and study.done(a)]
+    seen, apart = [validation_curves(study, plain)[1]], []
+    for arm in (*using, *plains):
+        curve = validation_curves(study, arm)[1]
+        if not any(np.array_equal(curve, earlier) for earlier in seen):
+            seen.append(curve)
+            apart.append(arm)
+    return apart
 
 
 def _draw_network(column: np.ndarray, study: StudyRecord, plain: Arm, using: list[Arm]) -> None:
@@ -81,13 +97,13 @@ def _draw_network(column: np.ndarray, study: StudyRecord, plain: Arm, using: lis
 def _validation_finding(study: StudyRecord, pairs: list[tuple[Arm, list[Arm]]]) -> str:
     """How far phase I ends above the plain arm's, mean over exits, networks and seeds."""
     gains = []
-    for plain, using in pairs:
-        last = [validation_curves(study, arm)[1] for arm in (plain, using[-1])]
+    for plain, using in ((plain, using) for plain, using in pairs if using):
+        last = [validation_curves(study, arm)[1] for arm in (plain, using[0])]
         if all(top1.size for top1 in last):
             gains.append(last[1][:, -1].mean() - last[0][:, -1].mean())
     if not gains:
         return f"Validation accuracy with and without GE on {study.dataset_title}"
-    name = pairs[0][1][-1].label if len(pairs) == 1 else "With GE"
+    name = pairs[0][1][0].label if len(pairs) == 1 else "With GE"
     points = signed(float(np.mean(gains)), 2)
     return f"{name}: {points} points to the plain network, when phase I ends"
 
@@ -150,4 +166,4 @@ def _rank_finding(study: StudyRecord, pairs: list[tuple[Arm, list[Arm]]]) -> str
     if not all(len(values) for values in both) or not both:
         return f"Confidence ranks without and with ISC on {study.dataset_title}"
     without, using = (float(values.mean()) for values in both)
-    return f"Exits 1 and 2 correlate at {without:.2f} without ISC, {using:.2f} with it"
+    return f"Exits 1 and 2 correlate at {without:.3f} without ISC, {using:.3f} with it"

@@ -10,6 +10,7 @@ import numpy as np
 
 from imta_jax.progress_bar import duration, write_line
 from imta_jax.training.objectives import ExitMetrics
+from imta_jax.training.progress import per_exit
 
 _log = logging.getLogger(__name__)
 
@@ -55,12 +56,12 @@ class IntervalLines:
     def _line(self, step: int, seconds: float, waited: float) -> str:
         total, done = self.steps_per_epoch * self.total_epochs, len(self._metrics)
         loss, top1 = (
-            " ".join(f"{value:.{digits}f}" for value in np.mean([m[i] for m in self._metrics], 0))
+            per_exit(np.mean([m[i] for m in self._metrics], 0), digits)
             for i, digits in ((0, 3), (1, 1))
         )
         memory = device_memory()
         return (
-            f"{self.phase} step {step}/{total}: loss per exit {loss}; top-1 {top1};"
+            f"{self.phase} step {step}/{total}: loss {loss}; top-1 {top1};"
             f" {done * self.batch_size / seconds:,.0f} images/s; {waited / seconds:.0%} waiting for"
             f" input;{f' {memory / 1e9:.2f} GB on the device;' if memory else ''}"
             f" about {duration((total - step) * seconds / done)} left in this phase"

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +13,9 @@ from imta_jax.parallel import is_first_process
 from imta_jax.progress_bar import duration, write_line
 
 _log = logging.getLogger(__name__)
+
+# More exits than a network has: those of several arms that are trained together.
+_SHOWN_EXITS = 16
 
 
 class MetricsLog:
@@ -83,9 +86,15 @@ def log_epoch(
     phase: str, epoch: int, total: int, validation_top1: list[float], seconds_left: float
 ) -> None:
     """One plain line per epoch, on a terminal above the bar and in a log."""
-    accuracies = " ".join(f"{value:.1f}" for value in validation_top1)
     message = (
-        f"{phase} epoch {epoch}/{total}: validation top-1 per exit {accuracies}; "
+        f"{phase} epoch {epoch}/{total}: validation top-1 {per_exit(validation_top1, 1)}; "
         f"about {duration(seconds_left)} left in this phase"
     )
     write_line(_log, message)
+
+
+def per_exit(values: Sequence[float], digits: int) -> str:
+    """Values as a line shows them: each or, of the exits of many arms, their span."""
+    if len(values) <= _SHOWN_EXITS:
+        return "per exit " + " ".join(f"{value:.{digits}f}" for value in values)
+    return f"of {len(values)} exits {min(values):.{digits}f} to {max(values):.{digits}f}"
