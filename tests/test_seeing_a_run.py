@@ -48,8 +48,8 @@ def test_a_line_tells_of_loss_accuracy_pace_input_and_time_left(caplog):
     with caplog.at_level(logging.INFO, "imta_jax"):
         lines.add(20, metrics(20), waited=0.0)
     assert re.fullmatch(
-        r"phase_one step 20/200: loss per exit 0\.500 0\.250; top-1 per exit 50\.0 75\.0; [\d,]+ images/s;"
-        r" 0% waiting for input; about .* left in this phase",
+        r"phase_one step 20/200: loss per exit 0\.500 0\.250; top-1 per exit 50\.0 75\.0;"
+        r" [\d,]+ images/s; 0% waiting for input; about .* left in this phase",
         caplog.messages[0],
     )
 
