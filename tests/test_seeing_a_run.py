@@ -19,6 +19,7 @@ from imta_jax.training.interruption import StopRequest
 from imta_jax.training.interval import IntervalLines
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.profiling import StepProfiler
+from imta_jax.training.progress import per_exit
 from imta_jax.training.write_errors import WriteErrors
 
 
@@ -187,3 +188,9 @@ def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
 def test_a_share_of_undecodable_images_lies_in_0_to_1(share):
     with pytest.raises(ValueError, match=r"max_undecodable is .*, expected a share, 0 to 1"):
         SourceRequest("somewhere", max_undecodable=share)
+
+
+def test_a_line_stays_short_when_many_arms_train_together():
+    assert per_exit([88.01, 90.0], 1) == "per exit 88.0 90.0"
+    many = per_exit([float(value) for value in range(348)], 1)
+    assert many == "of 348 exits 0.0 to 347.0"

@@ -60,14 +60,24 @@ def sweep_panels(study: StudyRecord) -> dict[str, dict[tuple[float, float], Arm]
     for arm in study.arms:
         if ALPHA in arm.overrides and TEMPERATURE in arm.overrides:
             others = {k: v for k, v in arm.overrides.items() if k not in (ALPHA, TEMPERATURE)}
-            key = ", ".join(f"{_short(k)} {setting_text(v)}" for k, v in others.items())
+            key = ", ".join(filter(None, (_said(k, v) for k, v in others.items())))
             cell = float(arm.overrides[ALPHA]), float(arm.overrides[TEMPERATURE])
             panels.setdefault(key or "alpha and temperature", {})[cell] = arm
     return panels
 
 
-def _short(field: str) -> str:
-    return SETTINGS.get(field, field.split(".")[-1].replace("_", " "))
+def _said(field: str, value: object) -> str:
+    """A setting in a panel's title; nothing of a T² that is not there."""
+    known = {
+        ("phase_two.reduction", "batch"): "KL summed",
+        ("phase_two.reduction", "elements"): "KL averaged",
+        ("phase_two.teacher", "own_last_exit"): "own last exit",
+        ("phase_two.teacher", "phase_one_last_exit"): "phase-I last exit",
+        ("phase_two.temperature_squared", True): "times T²",
+        ("phase_two.temperature_squared", False): "",
+    }
+    name = SETTINGS.get(field, field.split(".")[-1].replace("_", " "))
+    return known.get((field, value), f"{name} {setting_text(value)}")
 
 
 def _validation(study: StudyRecord, arm: Arm) -> float:

@@ -10,7 +10,7 @@ import flax
 import jax
 
 import imta_jax
-from imta_jax.evaluation.run import write_json
+from imta_jax.evaluation.predictions import written_whole
 from imta_jax.study.arms import Arm
 
 
@@ -53,8 +53,20 @@ def write_record(
         "rows": rows,
         "summary": summarise(rows, {arm.name: arm.against for arm in arms}),
     }
-    write_json(folder / "study.json", record)
+    with written_whole(folder / "study.json") as temporary:
+        temporary.write_text(_text(record))
     return record
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    """The record as JSON with a line per row: of many arms it stays readable, and not too long."""
+    lists = {name: record[name] for name in ("rows", "summary")}
+    head = json.dumps({name: record[name] for name in record if name not in lists}, indent=1)
+    parts = [
+        f' "{name}": [\n' + ",\n".join(json.dumps(entry) for entry in entries) + "\n ]"
+        for name, entries in lists.items()
+    ]
+    return ",\n".join([head.removesuffix("\n}"), *parts]) + "\n}\n"
 
 
 def _describe(arm: Arm, costs: list[dict[str, int]] | None) -> dict[str, Any]:
