@@ -166,7 +166,7 @@ def phase_two(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     # Weight of the cross-entropy against the divergence from the teacher, 0 to 1. The paper gives
     # neither this nor the temperature: best validation accuracy, mean over exits, of the study
     # configs/studies/distillation.py:quickstart (Fashion-MNIST, 3 seeds). All of its 81 settings
-    # lie within 0.17 points, less than the seeds' spread; little cross-entropy was better throughout.
+    # lie within 0.17 points, less than the seeds' spread; little cross-entropy was mostly better.
     phase.alpha = 0.1
     # Of both softmaxes in the divergence, above 0.
     phase.temperature = 4.0
