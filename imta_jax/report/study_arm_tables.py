@@ -106,7 +106,7 @@ def equilibrium_table(study: StudyRecord) -> StudyTable:
         frame=pd.DataFrame(rows, columns=columns),
         notes=(
             SPREAD_NOTE,
-            "Gradient variance: over batches, of the summed loss's gradient with respect to what "
+            "Gradient variance: over images, of the summed loss's gradient with respect to what "
             "a stage hands on (left side of Eq. 3), below it the sum of the losses' own variances "
             "(right side); means over seeds.",
             *failures(study),

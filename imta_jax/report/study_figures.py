@@ -211,4 +211,4 @@ def _ablation_finding(study: StudyRecord) -> str:
     if not means:
         return f"Budget curves of each arm on {study.dataset_title}"
     best = max(means, key=means.get)
-    return f"{best}: {signed(means[best], 2)} points to the baseline, averaged over budgets"
+    return f"The best arm, {best}: {signed(means[best], 2)} points to the baseline over all budgets"

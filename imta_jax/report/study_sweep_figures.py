@@ -155,12 +155,12 @@ def _other_arms(study: StudyRecord, panels: dict[str, dict[tuple[float, float], 
 def figure_gradient_variance(study: StudyRecord) -> Figure:
     """Both sides of Eq. 3 at each stage's output, on a logarithmic scale, per arm.
 
-    Lines with circles: the variance over batches of the summed loss's gradient; crosses: the sum
+    Lines with circles: the variance over images of the summed loss's gradient; crosses: the sum
     of the losses' own variances, which it equals where their gradients are uncorrelated.
     """
     figure = new_figure(8.4, 5.2, _variance_finding(study))
     axes = figure.subplots()
-    tidy(axes, x="output of stage", y="variance of the gradient over batches")
+    tidy(axes, x="output of stage", y="variance of the gradient over images")
     axes.set_yscale("log")
     colours, most = arm_colours(study), 1
     for place, arm in enumerate(study.arms):
@@ -196,8 +196,8 @@ def _variance_finding(study: StudyRecord) -> str:
     """Stage 1's variance without GE, as a multiple of that with it."""
     plain = [arm for arm in study.arms if arm.is_plain]
     using = [arm for arm in study.arms if "GE" in (arm.techniques or ())]
-    both = [gradient_variances(study, arms[-1])[0] for arms in (plain, using) if arms]
+    both = [gradient_variances(study, arms[0])[0] for arms in (plain, using) if arms]
     if len(both) < 2 or not all(values.size for values in both):
         return f"Variance of the gradient at each stage on {study.dataset_title}"
     ratio = both[0][:, 0].mean() / both[1][:, 0].mean()
-    return f"Stage 1's gradient varies {ratio:.1f} times as much without GE as with it"
+    return f"The variance of stage 1's gradient: {ratio:.1f} times as large without GE as with it"
