@@ -130,12 +130,33 @@ def test_an_arm_that_is_added_is_all_that_is_trained(studied, source, monkeypatc
     assert again["rows"] == found["rows"]
 
 
+def test_choosing_less_later_takes_nothing_away(studied, source):
+    folder, _ = studied
+    before = json.loads((folder / "ablation" / "study.json").read_text())
+    fewer = run_study(tiny_study(source, chosen=("isc",), seeds=()), folder)
+    by_arm = {row["arm"]: row for row in fewer["rows"]}
+    assert by_arm == {row["arm"]: row for row in before["rows"] if row["arm"] in by_arm}
+    assert {"none", "isc", "ofa", "ge"} <= by_arm.keys() and fewer["seeds"] == [0]
+    assert fewer["dataset"] == before["dataset"]
+    assert all(fewer["arms"][name]["costs"] for name in by_arm)
+
+
+@pytest.mark.parametrize("seeds", [(0, 0), (-1,), (0.5,)])
+def test_seeds_that_are_none_are_refused(source, tmp_path, seeds):
+    with pytest.raises(ValueError, match=r"config.seeds must be different integers.*found"):
+        run_study(tiny_study(source, seeds=seeds), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_an_arm_that_changes_is_refused(studied, source):
     folder, _ = studied
     other = tiny_study(source)
     other.base.phase_one.learning_rate = 0.3
     with pytest.raises(ValueError, match=r"other arms.*\n.*phase_one.learning_rate"):
         run_study(other, folder)
+    measured = tiny_study(source, gradient_variance_images=16)
+    with pytest.raises(ValueError, match=r"other arms.*\n.*gradient_variance_images"):
+        run_study(measured, folder)
 
 
 def test_an_arm_that_diverges_fails_alone(source, tmp_path):

@@ -39,7 +39,7 @@ CAPTIONS = {
     "images; networks of one exit are points. Faint points are read by eye off published figures "
     "of the same dataset; their costs count slightly more than multiply-adds.",
     "ablation": "Above the budget curves, below how far each lies over the baseline at the same "
-    "mean cost, seed by seed: where a band crosses zero, the seeds disagree about the sign.",
+    "mean cost, seed by seed; bands are one sample standard deviation over seeds.",
     "validation": "The paper claims that accuracy is higher with gradient equilibrium (GE) "
     "throughout training, and steadier.",
     "ranks": "Each point is a validation image, by how sure two exits are of it. The paper claims "

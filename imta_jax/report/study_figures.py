@@ -179,7 +179,7 @@ def figure_ablation(study: StudyRecord) -> Figure:
     for arm in _arms_of_the_paper(study):
         _draw_ablation_arm(above, below, study, arm, colours[arm.name])
     if len(below.lines) == 1:
-        say_empty(below, "no arm shares a seed with the baseline yet", keep_x=True)
+        say_empty(below, "no other arm has a seed in common with the baseline yet", keep_x=True)
     quiet_legend(above, loc="lower left", bbox_to_anchor=(0, 1.08), ncols=5)
     mark_figure(figure, study)
     return figure
@@ -205,10 +205,12 @@ def _draw_ablation_arm(above: Axes, below: Axes, study: StudyRecord, arm: Arm, c
 
 
 def _ablation_finding(study: StudyRecord) -> str:
-    """The arm with the largest mean gain."""
-    gains = {arm.label: curve_gains(study, arm)[1] for arm in study.arms}
-    means = {label: float(gain.mean()) for label, gain in gains.items() if gain.size}
+    """The gain of the whole method or, where it has not been run, the largest; mean of budgets."""
+    arms = _arms_of_the_paper(study)
+    gains = [(arm.label, curve_gains(study, arm)[1]) for arm in arms]
+    means = {label: float(gain.mean()) for label, gain in gains if gain.size}
     if not means:
         return f"Budget curves of each arm on {study.dataset_title}"
-    best = max(means, key=means.get)
-    return f"The best arm, {best}: {signed(means[best], 2)} points to the baseline over all budgets"
+    whole = [arm.label for arm in arms if arm.is_full and arm.label in means]
+    shown, word = (whole[0], "") if whole else (max(means, key=means.get), "The best arm, ")
+    return f"{word}{shown}: {signed(means[shown], 2)} points to the baseline over all budgets"

@@ -253,7 +253,7 @@ def read_json(path: str | Path) -> object:
         found = "a folder" if path.is_dir() else "nothing"
         raise FileNotFoundError(
             f"expected a study.json at {path}, found {found}; "
-            "`python launch.py --mode=study --workdir=DIR ...` writes DIR/study.json"
+            "`python launch.py --mode=study --workdir=DIR ...` writes DIR/STUDY/study.json"
         )
     try:
         return json.loads(path.read_text(encoding="utf-8"))

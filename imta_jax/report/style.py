@@ -97,7 +97,8 @@ def short_count(count: float) -> str:
 
 
 def signed(points: float, digits: int = 1) -> str:
-    """A change with its sign, e.g. "+0.4", "−1.2"."""
+    """A change with its sign, e.g. "+0.4", "−1.2"; what rounds to nothing is "+0.0"."""
+    points = round(points, digits) + 0.0  # adding zero takes the sign off a negative one
     return f"{points:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 

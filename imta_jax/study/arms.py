@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from imta_jax.errors import unknown_name
@@ -64,18 +64,21 @@ def study_arms(config: Mapping[str, Any]) -> list[Arm]:
       config: a study's config (configs/studies/shared.py) as nested mappings.
 
     Raises:
-      ValueError: not a study, an arm that changes a field the base does not have or compares itself
-        with an unknown arm, or a config that does not fit, with the arm's name.
+      ValueError: not a study, seeds that are not different integers, an arm that changes a field
+        the base does not have or compares itself with an unknown arm, or a config that does not
+        fit, with the arm's name.
     """
     if not is_study(config):
         raise ValueError(
             "--mode=study wants the config of a study, e.g. configs/studies/ablation.py:quickstart;"
             " this one has no arms: leave --mode away to run it"
         )
-    names = list(config["arms"])
+    names, seeds = list(config["arms"]), tuple(config["seeds"])
     for name in config["chosen"]:
         if name not in names:
             raise unknown_name("arm in config.chosen", name, names)
+    if len(set(seeds)) < len(seeds) or any(not isinstance(s, int) or s < 0 for s in seeds):
+        raise ValueError(f"config.seeds must be different integers, 0 or more; found {seeds}")
     arms = [_arm(config, name) for name in config["chosen"]]
     built: set[str] = set()
     for arm in arms:
@@ -90,6 +93,12 @@ def study_arms(config: Mapping[str, Any]) -> list[Arm]:
             raise ValueError(f"arm {arm.name}: {error}") from error
         built.add(network)
     return arms
+
+
+def other_arms(config: Mapping[str, Any], names: Iterable[str]) -> list[Arm]:
+    """Of the arms that are not chosen this time those with one of the names, unchecked."""
+    wanted = set(names) - set(config["chosen"])
+    return [_arm(config, name) for name in config["arms"] if name in wanted]
 
 
 def _arm(config: Mapping[str, Any], name: str) -> Arm:

@@ -11,7 +11,7 @@ import jax
 
 import imta_jax
 from imta_jax.evaluation.predictions import written_whole
-from imta_jax.study.arms import Arm
+from imta_jax.study.arms import Arm, other_arms
 
 
 def row_path(folder: Path, arm: str, seed: int) -> Path:
@@ -19,10 +19,12 @@ def row_path(folder: Path, arm: str, seed: int) -> Path:
     return folder / "rows" / f"{arm}-{seed}.json"
 
 
-def read_rows(folder: Path, arms: Iterable[Arm], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The rows there are, arm after arm."""
-    paths = [row_path(folder, arm.name, seed) for arm in arms for seed in seeds]
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
+def read_rows(folder: Path, arms: Iterable[Arm]) -> list[dict[str, Any]]:
+    """All rows there are of some arms, arm after arm, by rising seed."""
+    found = [json.loads(path.read_text()) for path in (folder / "rows").glob("*.json")]
+    place = {arm.name: number for number, arm in enumerate(arms)}
+    mine = [row for row in found if row["arm"] in place]
+    return sorted(mine, key=lambda row: (place[row["arm"]], row["seed"]))
 
 
 def write_record(
@@ -34,14 +36,22 @@ def write_record(
 ) -> dict[str, Any]:
     """Writes `study.json` from the rows there are, and returns what it holds.
 
+    What an earlier call had left there of other arms and seeds stays in it.
+
     Args:
       folder: of the study.
       config: of the study.
-      arms: all of them.
+      arms: those chosen, in order.
       costs: per arm, what each exit costs.
       dataset: as in a run's `results.json`.
     """
-    rows = read_rows(folder, arms, config["seeds"])
+    path = folder / "study.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    arms = [*arms, *other_arms(config, earlier.get("arms", ()))]
+    costs = {name: arm["costs"] for name, arm in earlier.get("arms", {}).items()} | dict(costs)
+    rows = read_rows(folder, arms)
+    # Where nothing is trained, less is known of the data.
+    dataset = max((dataset, earlier.get("dataset")), key=lambda known: len(known or ()))
     record = {
         "study": config["study"],
         "preset": config["preset"],
@@ -49,11 +59,11 @@ def write_record(
         "dataset": dataset,
         "baseline": config["baseline"],
         "arms": {arm.name: _describe(arm, costs.get(arm.name)) for arm in arms},
-        "seeds": list(config["seeds"]),
+        "seeds": sorted({*config["seeds"], *(row["seed"] for row in rows)}),
         "rows": rows,
         "summary": summarise(rows, {arm.name: arm.against for arm in arms}),
     }
-    with written_whole(folder / "study.json") as temporary:
+    with written_whole(path) as temporary:
         temporary.write_text(_text(record))
     return record
 

@@ -70,10 +70,10 @@ def run_study(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> di
     folder = workdir / config["study"]
     needed = _dataset if config["seeds"] else _facts
     datasets = {key: needed(members[0]) for key, members in _by(arms, _data_key).items()}
-    _refuse_other_arms(arms, folder)
+    known = {arm.name: _of_a_row(arm, config) for arm in arms}
+    _refuse_other_arms(known, folder)
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
         if is_first_process():
-            known = {arm.name: plain(arm.config) for arm in arms}
             folder.mkdir(exist_ok=True)
             write_json(folder / "arms.json", _read_arms(folder) | known)
         record = _Study(config, folder, arms, datasets).run()
@@ -111,16 +111,21 @@ def _read_arms(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _refuse_other_arms(arms: Sequence[Arm], folder: Path) -> None:
+def _of_a_row(arm: Arm, config: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides what an arm's rows hold, besides the seed."""
+    images = config["gradient_variance_images"]
+    return plain(arm.config) | {"gradient_variance_images": images}
+
+
+def _refuse_other_arms(arms: Mapping[str, Any], folder: Path) -> None:
     """Raises a ValueError if an arm of this name was run with another config."""
     earlier, lines = _read_arms(folder), []
-    for arm in arms:
-        if arm.name in earlier:
-            theirs, ours = (
-                {name: part for name, part in whole.items() if name not in FREE_PARTS}
-                for whole in (earlier[arm.name], plain(arm.config))
-            )
-            lines += different_fields(theirs, ours, f"arms.{arm.name}")
+    for arm in arms.keys() & earlier.keys():
+        theirs, ours = (
+            {name: part for name, part in whole[arm].items() if name not in FREE_PARTS}
+            for whole in (earlier, arms)
+        )
+        lines += different_fields(theirs, ours, f"arms.{arm}")
     if lines:
         shown = lines[:20] + ([f"... and {len(lines) - 20} more"] if len(lines) > 20 else [])
         raise ValueError(
