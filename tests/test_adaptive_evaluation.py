@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from imta_jax.evaluation import adaptive, predictions, records
@@ -310,6 +311,6 @@ def test_file_that_is_not_a_sample_table_is_named(tmp_path):
     path.write_bytes(b"not parquet at all")
     with pytest.raises(ValueError, match=r"samples\.parquet: not a Parquet file"):
         records.read_samples(path)
-    records.pd.DataFrame({"index": [1]}).to_parquet(path)
+    pd.DataFrame({"index": [1]}).to_parquet(path)
     with pytest.raises(ValueError, match=r"samples\.parquet: no column label"):
         records.read_samples(path)
