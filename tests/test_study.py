@@ -10,12 +10,12 @@ import tiny_run
 from configs.studies import shared
 from imta_jax.data import data_facts, load_dataset
 from imta_jax.evaluation import anytime_accuracy
+from imta_jax.evaluation.run import split_predictions
 from imta_jax.report.study_record import load_study
 from imta_jax.run import run
 from imta_jax.study import run_study, study_arms
 from imta_jax.study import runner as study_runner
 from imta_jax.study.record import row_path, summarise
-from imta_jax.study.rows import split_predictions
 from imta_jax.training import load_classifier
 
 STUDIES = ("ablation", "budget", "distillation", "equilibrium", "exits")
@@ -77,7 +77,7 @@ def test_a_row_is_what_the_trained_network_says(studied, source):
     dataset = load_dataset(config["data"])
     without = next(n for n in folder.glob("networks/*/seed_0") if not [*n.glob("phase_two-*")])
     classifier, _ = load_classifier(without / "phase_one")
-    _, test = split_predictions(config, dataset, classifier)
+    test = split_predictions(config, dataset, classifier, "test")
     row = next(row for row in record["rows"] if row["arm"] == "ge")
     assert [e["top1"] for e in row["exits"]] == pytest.approx(anytime_accuracy(test))
 

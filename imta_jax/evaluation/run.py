@@ -143,8 +143,30 @@ def _predictions(
     folder: Path,
 ) -> Predictions:
     """Logits of a split, saved on the way."""
+    predictions = split_predictions(config, dataset, classifier, split)
+    if is_first_process():
+        save_predictions(folder / f"logits_{split}.npz", predictions)
+    top1 = " ".join(f"{value:.1f}" for value in anytime_accuracy(predictions))
+    _log.info("evaluation: %s top-1 per exit %s", split, top1)
+    return predictions
+
+
+def split_predictions(
+    config: Mapping[str, Any], dataset: Dataset, classifier: MultiExitClassifier, split: str
+) -> Predictions:
+    """Logits [E, N, K] and labels [N] of a split, on all devices, as a run's config wants it.
+
+    Args:
+      config: a whole config.
+      dataset: its data.
+      classifier: any multi-exit classifier.
+      split: "train", "validation" or "test".
+
+    Raises:
+      ValueError: a batch size that the devices do not divide.
+    """
     mesh, settings = data_mesh(), config["data"]
-    predictions = collect_predictions(
+    return collect_predictions(
         classifier,
         dataset.splits[split],
         mean=dataset.mean,
@@ -155,11 +177,6 @@ def _predictions(
         pipeline=settings["pipeline"],
         host=HostPipeline.from_config(settings),
     )
-    if is_first_process():
-        save_predictions(folder / f"logits_{split}.npz", predictions)
-    top1 = " ".join(f"{value:.1f}" for value in anytime_accuracy(predictions))
-    _log.info("evaluation: %s top-1 per exit %s", split, top1)
-    return predictions
 
 
 def _reported_points(

@@ -7,7 +7,7 @@ from imta_jax.models.build import (
     resolve_model_config,
     with_collaborative_heads,
 )
-from imta_jax.models.classifier import Backbone, Heads, MultiExitClassifier
+from imta_jax.models.classifier import Backbone, Heads, MultiExitClassifier, run_heads
 from imta_jax.models.presets import NETWORK_PRESETS
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "MultiExitClassifier",
     "build_classifier",
     "resolve_model_config",
+    "run_heads",
     "with_collaborative_heads",
 ]

@@ -5,6 +5,7 @@ backbone knows of it. Training and evaluation call the classifier for all exits 
 calls `stem` and `advance`, and may stop after any exit.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -48,6 +49,15 @@ class Heads(Protocol):
         self, i: int, features: jax.Array, carry: Any
     ) -> tuple[jax.Array, Any]:  # pragma: no cover - a protocol
         """Maps features [N, width] and the previous exit's carry to logits [N, K] and a carry."""
+
+
+def run_heads(heads: Heads, features: Sequence[jax.Array]) -> jax.Array:
+    """Logits [E, N, K] of heads from the features of all exits, [N, width] each, one by one."""
+    carry, collected = None, []
+    for i, pooled in enumerate(features):
+        logits, carry = heads(i, pooled, carry)
+        collected.append(logits)
+    return jnp.stack(collected)
 
 
 class MultiExitClassifier(nnx.Module):
@@ -121,11 +131,7 @@ class MultiExitClassifier(nnx.Module):
 
     def logits(self, features: tuple[jax.Array, ...]) -> jax.Array:
         """Logits [E, N, K] in float32 from the features of all exits."""
-        carry, collected = None, []
-        for i, pooled in enumerate(features):
-            logits, carry = self.heads(i, pooled, carry)
-            collected.append(logits)
-        return jnp.stack(collected).astype(jnp.float32)
+        return run_heads(self.heads, features).astype(jnp.float32)
 
     def phase_one_logits(self, features: tuple[jax.Array, ...]) -> jax.Array:
         """Logits [N, K] of the phase-I last exit, the reference code's teacher.

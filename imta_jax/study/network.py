@@ -4,16 +4,17 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from imta_jax.data import Dataset
 from imta_jax.evaluation import Predictions
+from imta_jax.evaluation.run import split_predictions
+from imta_jax.models import MultiExitClassifier
 from imta_jax.study.arms import Arm
-from imta_jax.study.rows import split_predictions
 from imta_jax.training import NonFiniteLossError, load_classifier, train_phase_one, train_phase_two
 from imta_jax.training.arms import (
     ArmsClassifier,
@@ -104,7 +105,7 @@ class SharedNetwork:
         config = arm.seeded(self.seed)
         which = config["evaluation"]["checkpoint"]
         classifier, _ = load_classifier(self.folder / "phase_one", which)
-        predictions = split_predictions(config, self.dataset, classifier)
+        predictions = self._predictions(config, classifier)
         return arm, Judged(*predictions, None, slice(None))
 
     def _alone(self, arm: Arm) -> Outcome:
@@ -116,7 +117,7 @@ class SharedNetwork:
         except NonFiniteLossError as error:
             return arm, error
         classifier, _ = load_classifier(folder, config["evaluation"]["checkpoint"])
-        predictions = split_predictions(config, self.dataset, classifier)
+        predictions = self._predictions(config, classifier)
         return arm, Judged(*predictions, folder, slice(None))
 
     def _sharing(self, arms: Sequence[Arm]) -> list[Outcome]:
@@ -143,11 +144,21 @@ class SharedNetwork:
         for first in range(0, len(arms), most):
             part = range(first, min(first + most, len(arms)))
             several = ArmsClassifier([trained.arm(index) for index in part])
-            pair = split_predictions(configs[0], self.dataset, several)
+            pair = self._predictions(configs[0], several)
             for place, index in enumerate(part):
                 own = (_of_arm(predictions, place, exits) for predictions in pair)
                 in_metrics = slice(index * exits, (index + 1) * exits)
                 yield arms[index], Judged(*own, folder, in_metrics)
+
+    def _predictions(
+        self, config: Mapping[str, Any], classifier: MultiExitClassifier
+    ) -> tuple[Predictions, Predictions]:
+        """Of the validation and of the test images."""
+        validation, test = (
+            split_predictions(config, self.dataset, classifier, split)
+            for split in ("validation", "test")
+        )
+        return validation, test
 
     def _phase_two(self, arms: Sequence[Arm]) -> Path:
         parts = [(arm.config["phase_two"], arm.config["evaluation"]["checkpoint"]) for arm in arms]

@@ -11,13 +11,11 @@ import numpy as np
 from scipy.stats import rankdata, spearmanr
 
 from imta_jax.data import Dataset, HostPipeline, Split, eval_batches
-from imta_jax.evaluation import ExitCosts, Predictions, budget_curve, collect_predictions
+from imta_jax.evaluation import ExitCosts, Predictions, budget_curve
 from imta_jax.evaluation.predictions import confidence
 from imta_jax.evaluation.run import exit_rows
 from imta_jax.models import MultiExitClassifier
-from imta_jax.parallel import data_mesh
 from imta_jax.pixels import normalize
-from imta_jax.training import evaluation_batch_size
 from imta_jax.training.gradient_variance import gradient_variance
 from imta_jax.training.phases import phase_one_objective
 
@@ -27,28 +25,6 @@ _OF_A_POINT = ("quota", "mean_macs", "top1", "validation_top1")
 _RANKED_IMAGES = 400
 # Images per batch in which gradients are measured: the paper's batch on CIFAR.
 _GRADIENT_BATCH = 64
-
-
-def split_predictions(
-    config: Mapping[str, Any], dataset: Dataset, classifier: MultiExitClassifier
-) -> tuple[Predictions, Predictions]:
-    """Logits [E, N, K] and labels of the validation and of the test images."""
-    mesh, settings = data_mesh(), config["data"]
-    validation, test = (
-        collect_predictions(
-            classifier,
-            dataset.splits[split],
-            mean=dataset.mean,
-            std=dataset.std,
-            batch_size=evaluation_batch_size(config, mesh),
-            mesh=mesh,
-            preprocessing=dataset.preprocessing,
-            pipeline=settings["pipeline"],
-            host=HostPipeline.from_config(settings),
-        )
-        for split in ("validation", "test")
-    )
-    return validation, test
 
 
 def measured(

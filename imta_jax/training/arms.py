@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from imta_jax.data import Dataset
-from imta_jax.models import Heads, MultiExitClassifier
+from imta_jax.models import Heads, MultiExitClassifier, run_heads
 from imta_jax.training.checkpoints import restore_model
 from imta_jax.training.objectives import (
     HEAD_PARAMETERS,
@@ -105,9 +105,8 @@ class StackedHeads(nnx.Module):
     """Heads of A arms as one module whose variables have a leading axis [A]."""
 
     def __init__(self, heads: Sequence[Heads]):
-        graphdef, *states = [nnx.split(heads[0])[0], *(nnx.state(h) for h in heads)]
-        self.count = len(states)
-        self.heads = nnx.merge(graphdef, jax.tree.map(lambda *x: jnp.stack(x), *states))
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.state(h) for h in heads))
+        self.heads = nnx.merge(nnx.graphdef(heads[0]), stacked)
 
     def __call__(self, features: Sequence[jax.Array]) -> jax.Array:
         """Logits [A, E, N, K] from the features of all exits, [N, width] each."""
@@ -115,11 +114,7 @@ class StackedHeads(nnx.Module):
 
         def one(state: nnx.State) -> tuple[jax.Array, nnx.State]:
             heads = nnx.merge(graphdef, state, copy=True)
-            carry, collected = None, []
-            for i, pooled in enumerate(features):
-                logits, carry = heads(i, pooled, carry)
-                collected.append(logits)
-            return jnp.stack(collected), nnx.state(heads)
+            return run_heads(heads, features), nnx.state(heads)
 
         logits, state = jax.vmap(one)(state)
         nnx.update(self.heads, state)  # statistics of batch normalisation, in train mode
@@ -138,16 +133,12 @@ class ArmsClassifier(MultiExitClassifier):
         first = arms[0]
         groups: dict[Any, list[int]] = {}
         for index, arm in enumerate(arms):
-            groups.setdefault(nnx.split(arm.heads)[0], []).append(index)
-        self.places = tuple(
-            (g, groups[key].index(a))
-            for a in range(len(arms))
-            for g, key in enumerate(groups)
-            if a in groups[key]
-        )
-        # By place, group after group, where an arm's logits stand among the stacked ones.
-        order = [a for members in groups.values() for a in members]
+            groups.setdefault(nnx.graphdef(arm.heads), []).append(index)
+        # Of the stacked logits, group after group: the group, the place in it, and the arm.
+        stacked_as = [(g, i, a) for g, m in enumerate(groups.values()) for i, a in enumerate(m)]
+        order = [arm for _, _, arm in stacked_as]
         self.order = tuple(order.index(a) for a in range(len(arms)))
+        self.places = tuple(stacked_as[at][:2] for at in self.order)
         stacked = nnx.List(
             [StackedHeads([arms[a].heads for a in members]) for members in groups.values()]
         )
@@ -158,11 +149,6 @@ class ArmsClassifier(MultiExitClassifier):
             image_shape=first.image_shape,
             phase_one_heads=first.phase_one_heads,
         )
-
-    @property
-    def num_arms(self) -> int:
-        """A."""
-        return len(self.order)
 
     def logits(self, features: tuple[jax.Array, ...]) -> jax.Array:
         """Logits [A * E, N, K] float32 from the features of all exits."""
