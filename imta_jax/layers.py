@@ -96,7 +96,7 @@ class BatchNorm(nnx.BatchNorm):
     Computed in float32 whatever the type of the map, which the result has again.
 
     Attributes:
-      folds: whether, in inference mode, the convolution before it takes it over (`ConvBNReLU`): one
+      folds: whether, in inference mode, the convolution before it takes it over (`ConvNorm`): one
         pass over the map less, and in bfloat16 one rounding. It is done anew in every call, which a
         large batch does not notice and a single image does. False unless set, as phase II does for
         its frozen backbone.
@@ -179,8 +179,8 @@ def linear(inputs: int, outputs: int, *, init: Initialization, rngs: nnx.Rngs) -
     )
 
 
-class ConvBNReLU(nnx.Module):
-    """Convolution, batch normalisation, ReLU: the unit MSDNet is built from."""
+class ConvNorm(nnx.Module):
+    """Convolution and batch normalisation, in one where the latter is taken over."""
 
     def __init__(
         self,
@@ -199,7 +199,15 @@ class ConvBNReLU(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [N, H, W, inputs] to [N, ceil(H/stride), ceil(W/stride), outputs]."""
         if not self.norm.is_taken_over or self.conv.bias is not None:
-            return jax.nn.relu(self.norm(self.conv(x)))
+            return self.norm(self.conv(x))
         kernel, bias = self.norm.taken_over(self.conv.kernel[...])
         y = convolve(x, kernel, self.conv.strides)
-        return jax.nn.relu(y + bias.astype(y.dtype)[None, None, None])
+        return y + bias.astype(y.dtype)[None, None, None]
+
+
+class ConvBNReLU(ConvNorm):
+    """Convolution, batch normalisation, ReLU: the unit MSDNet is built from."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [N, H, W, inputs] to [N, ceil(H/stride), ceil(W/stride), outputs]."""
+        return jax.nn.relu(super().__call__(x))

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imta_jax.layers import BatchNorm, ConvBNReLU, Initialization, conv, initialization
+from imta_jax.layers import ConvBNReLU, ConvNorm, Initialization, initialization
 from imta_jax.models.fields import check_depths, check_exits, check_one_of, check_positive
 from imta_jax.models.plan import STEMS
 from imta_jax.models.single_scale import ImageNetOpening, SingleScaleBackbone
@@ -46,27 +46,6 @@ class ResNetSpec:
     bottleneck: bool = False
     exits: tuple[int, ...] = ()
     initialization: str = "he_normal"
-
-
-class ConvNorm(nnx.Module):
-    """Convolution and batch normalisation, without ReLU: what is added in a residual block."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        stride: int = 1,
-        *,
-        init: Initialization,
-        rngs: nnx.Rngs,
-    ):
-        self.conv = conv(inputs, outputs, kernel, stride, init=init, rngs=rngs)
-        self.norm = BatchNorm(outputs, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, H, W, inputs] to [N, ceil(H/stride), ceil(W/stride), outputs]."""
-        return self.norm(self.conv(x))
 
 
 class ResidualBlock(nnx.Module):

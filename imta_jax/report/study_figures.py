@@ -47,8 +47,8 @@ def figure_study_budget(study: StudyRecord) -> Figure:
 def network_family(arm: Arm) -> str:
     """The family of a network that is no MSDNet, e.g. "ResNet" of "resnet_20"."""
     known = {"resnet": "ResNet", "densenet": "DenseNet", "hydra": "Hydra-Res"}
-    plain = arm.network.lower() or arm.name.lower()
-    # "hydra_resnet" is a Hydra, "wide_resnet" no ResNet.
+    plain = (arm.network.lower() or arm.name.lower()).removeprefix("quickstart_")
+    # "hydra_resnet" is a Hydra, "wide_resnet" no ResNet; the quickstart has one of each.
     matches = [name for name in ("hydra", "densenet", "resnet") if name in plain]
     if matches and (matches[0] == "hydra" or plain.startswith(matches[0])):
         return known[matches[0]]
@@ -73,9 +73,11 @@ def _draw_adaptive_arms(axes: Axes, study: StudyRecord) -> None:
 
 def _curve_label(arm: Arm) -> str:
     """One name for all networks of a colour; the number of exits stands at a curve's end."""
+    family = network_family(arm)
+    kind = family if family in FAMILY_COLOURS else "MSDNet"
     if arm.is_plain:
-        return "MSDNet (in the circle: its exits)"
-    return "ours: MSDNet with GE, ISC, OFA" if arm.is_full else arm.label
+        return f"{kind} (in the circle: its exits)"
+    return f"ours: {kind} with GE, ISC, OFA" if arm.is_full else arm.label
 
 
 def _name_end(axes: Axes, exits: int, cost: float, height: float, colour: str) -> None:
@@ -158,7 +160,9 @@ def _budget_finding(study: StudyRecord) -> str:
     if not len(means):
         return f"Accuracy against cost on {study.dataset_title}"
     lead = signed(float(means.mean()), 2)
-    return f"{study.dataset_title}: ours minus MSDNet {lead} points, averaged over budgets"
+    return (
+        f"{study.dataset_title}: ours minus the plain networks {lead} points, averaged over budgets"
+    )
 
 
 def figure_ablation(study: StudyRecord) -> Figure:
