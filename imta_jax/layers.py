@@ -1,11 +1,13 @@
 """The few layers that backbones and heads are made of, and how their parameters start.
 
 PyTorch's conventions where the published weights need them: symmetric padding k // 2 and a running
-variance that is updated with the unbiased batch variance. Initial values are drawn with NumPy,
-because Flax's initialisers compile once per shape, which takes longer than training's first steps.
+variance that is updated with the unbiased batch variance. Initial values are drawn with NumPy and
+put on the device as they are: Flax's initialisers, and `jnp.asarray`, compile once per shape, which
+takes longer than training's first steps.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,6 +18,7 @@ from flax import nnx
 
 from imta_jax.convolution import convolve
 from imta_jax.errors import unknown_name
+from imta_jax.normalization import batch_normalize, normalize
 
 Initializer = Callable[..., jax.Array]
 
@@ -27,7 +30,7 @@ def _from_numpy(draw: Callable[[np.random.Generator, Sequence[int]], np.ndarray]
         if isinstance(key, jax.core.Tracer):  # abstract construction: only shape and type matter
             return jnp.zeros(shape, dtype)
         generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-        return jnp.asarray(draw(generator, shape), dtype)
+        return jax.device_put(draw(generator, shape).astype(dtype))
 
     return init
 
@@ -122,16 +125,48 @@ class BatchNorm(nnx.BatchNorm):
         """Whether the convolution before it is to do its work."""
         return self.folds and self.use_running_average
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises x [..., C]; in train mode the running statistics move."""
-        if self.use_running_average:
-            return super().__call__(x).astype(x.dtype)
-        before = self.var[...]
-        y = super().__call__(x).astype(x.dtype)
-        elements = x.size // x.shape[-1]
-        kept = self.momentum * before
-        self.var[...] = kept + (self.var[...] - kept) * (elements / max(elements - 1, 1))
-        return y
+    def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
+        """Normalises x [..., C], then max(., 0) if asked for; in train mode the statistics move."""
+        return normalize_together([self], x, relu=relu)[0]
+
+    def follow(self, mean: jax.Array, variance: jax.Array) -> None:
+        """Moves the running statistics towards those of a batch, [C] each."""
+        for running, found in ((self.mean, mean), (self.var, variance)):
+            moved = self.momentum * running[...] + (1 - self.momentum) * found
+            # Not running[...] = moved: Flax then asks for the sharding of what is being traced, for
+            # whose absence JAX writes a text that takes longer the more was traced before, so that
+            # tracing takes time with the square of the network's depth.
+            running.set_value(moved)
+
+
+def normalize_together(
+    norms: Sequence[BatchNorm], x: jax.Array, *, relu: bool = False
+) -> list[jax.Array]:
+    """What each of several normalisations makes of its channels of one map, in one pass over it.
+
+    Args:
+      norms: all in one mode; in train mode their running statistics move.
+      x: [..., C], their channels one after the other.
+      relu: whether max(., 0) follows.
+
+    Returns:
+      [..., channels] for each.
+    """
+    ends = list(itertools.accumulate(norm.num_features for norm in norms))[:-1]
+
+    def joined(name: str) -> jax.Array:
+        return jnp.concatenate([getattr(norm, name)[...] for norm in norms])
+
+    affine = (joined("scale"), joined("bias"), norms[0].epsilon)
+    if norms[0].use_running_average:
+        y = normalize(x, (joined("mean"), joined("var")), *affine)
+        return jnp.split(jax.nn.relu(y) if relu else y, ends, axis=-1)
+    y, *moments = batch_normalize(x, *affine, relu)
+    elements = x.size // x.shape[-1]
+    moments[1] *= elements / max(elements - 1, 1)
+    for norm, mean, variance in zip(norms, *(jnp.split(v, ends) for v in moments), strict=True):
+        norm.follow(mean, variance)
+    return jnp.split(y, ends, axis=-1)
 
 
 class Conv(nnx.Conv):
@@ -180,7 +215,13 @@ def linear(inputs: int, outputs: int, *, init: Initialization, rngs: nnx.Rngs) -
 
 
 class ConvNorm(nnx.Module):
-    """Convolution and batch normalisation, in one where the latter is taken over."""
+    """Convolution and batch normalisation, in one where the latter is taken over.
+
+    Attributes:
+      relu: whether max(., 0) follows.
+    """
+
+    relu = False
 
     def __init__(
         self,
@@ -199,15 +240,14 @@ class ConvNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [N, H, W, inputs] to [N, ceil(H/stride), ceil(W/stride), outputs]."""
         if not self.norm.is_taken_over or self.conv.bias is not None:
-            return self.norm(self.conv(x))
+            return self.norm(self.conv(x), relu=self.relu)
         kernel, bias = self.norm.taken_over(self.conv.kernel[...])
         y = convolve(x, kernel, self.conv.strides)
-        return y + bias.astype(y.dtype)[None, None, None]
+        y = y + bias.astype(y.dtype)[None, None, None]
+        return jax.nn.relu(y) if self.relu else y
 
 
 class ConvBNReLU(ConvNorm):
     """Convolution, batch normalisation, ReLU: the unit MSDNet is built from."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [N, H, W, inputs] to [N, ceil(H/stride), ceil(W/stride), outputs]."""
-        return jax.nn.relu(super().__call__(x))
+    relu = True

@@ -19,6 +19,7 @@ RANKS = {
     "config_record": 0,
     "folder_lock": 0,
     "convolution": 0,
+    "normalization": 0,
     "layers": 0,
     "lazy_names": 0,
     "pixels": 0,

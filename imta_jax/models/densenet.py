@@ -58,7 +58,7 @@ class NormReLUConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [N, H, W, inputs] to [N, H, W, outputs]."""
-        return self.conv(jax.nn.relu(self.norm(x)))
+        return self.conv(self.norm(x, relu=True))
 
 
 class DenseLayer(nnx.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from imta_jax.convolution import convolve
-from imta_jax.layers import ConvBNReLU, Initialization, initialization
+from imta_jax.layers import ConvBNReLU, Initialization, initialization, normalize_together
 from imta_jax.models.plan import Branch, Layer, NetworkPlan
 
 State = tuple[jax.Array, ...]
@@ -66,14 +66,15 @@ def _reduced_together(x: jax.Array, bottlenecks: Sequence[Bottleneck]) -> list[j
     """What each bottleneck makes of x [N, H, W, inputs] before its 3x3 convolution.
 
     Their 1x1 convolutions are done as one of concatenated filters: x is read once, and the product
-    is wider than a processor's vectors, which one branch alone often is not.
+    is wider than a processor's vectors, which one branch alone often is not. So are the
+    normalisations.
     """
     norms = [bottleneck.reduce.norm for bottleneck in bottlenecks]
     kernels = [bottleneck.reduce.conv.kernel[...] for bottleneck in bottlenecks]
     ends = list(itertools.accumulate(norm.num_features for norm in norms))[:-1]
     if not all(norm.is_taken_over for norm in norms):
-        maps = jnp.split(convolve(x, jnp.concatenate(kernels, axis=-1)), ends, axis=-1)
-        return [jax.nn.relu(norm(y)) for norm, y in zip(norms, maps, strict=True)]
+        y = convolve(x, jnp.concatenate(kernels, axis=-1))
+        return normalize_together(norms, y, relu=True)
     folded = (norm.taken_over(kernel) for norm, kernel in zip(norms, kernels, strict=True))
     kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(*folded, strict=True))
     y = convolve(x, kernel) + bias.astype(x.dtype)[None, None, None]

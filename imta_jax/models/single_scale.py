@@ -42,7 +42,7 @@ class NormReLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [N, H, W, width] to the same shape."""
-        return jax.nn.relu(self.norm(x))
+        return self.norm(x, relu=True)
 
 
 class SingleScaleBackbone(nnx.Module):

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -25,11 +27,11 @@ def step_schedule(
         raise ValueError(f"drop_factor must be above 0 and at most 1; found {drop_factor}")
     if any(not 0 <= drop <= 1 for drop in drops):
         raise ValueError(f"learning_rate_drops are shares of the training, 0 to 1; found {drops}")
-    boundaries: dict[int, float] = {}
-    for drop in drops:  # in a very short training two drops may fall on one step
-        step = round(drop * total_steps)
-        boundaries[step] = boundaries.get(step, 1.0) * drop_factor
-    return optax.piecewise_constant_schedule(learning_rate, boundaries)
+    starts = np.array([0, *(round(drop * total_steps) for drop in drops)])
+    factors = np.array([learning_rate, *(drop_factor for _ in drops)], np.float32)
+    # A product over an array, unlike a chain of scalars, is not worked out by XLA's processor
+    # backend anew for every parameter.
+    return lambda step: jnp.prod(jnp.where(step >= starts, factors, 1))
 
 
 def sgd(

@@ -51,7 +51,8 @@ def create_state(
     graphdef, params, rest = nnx.split(classifier, trainable, ...)
     params, rest = place_parameters((params, rest), mesh)
     zero, never = place_replicated((np.int32(0), np.int32(-1)), mesh)
-    opt_state = place_parameters(tx.init(params), mesh)
+    # In one program: alone, every shape of a moment would have a program of its own.
+    opt_state = place_parameters(jax.jit(tx.init)(params), mesh)
     return graphdef, TrainState(zero, params, rest, opt_state, never)
 
 

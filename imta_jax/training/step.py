@@ -67,7 +67,7 @@ def train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         params = optax.apply_updates(state.trainable, updates)
         advanced = TrainState(state.step + 1, params, rest, opt_state, state.halted_at)
-        return _advance_if_finite(state, advanced, _all_finite((loss, grads))), metrics
+        return _advance_if_finite(state, advanced, (loss, grads)), metrics
 
     return step
 
@@ -136,10 +136,11 @@ def on_resident(step: TrainStep, mesh: Mesh, state: TrainState | None = None) ->
             state, found = step(state, _batch_of(split, rows, i))
             return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, found)
 
+        if len(rows.index) == 1:  # no loop: compilers do less within one
+            state, found = step(state, _batch_of(split, rows, 0))
+            return state, jax.tree.map(lambda one: one[None], found)
         one = jax.eval_shape(lambda s: step(s, _batch_of(split, rows, 0))[1], state)
         none = jax.tree.map(lambda x: jnp.zeros((len(rows.index), *x.shape), x.dtype), one)
-        if len(rows.index) == 1:  # no loop: compilers do less within one
-            return advance(jnp.int32(0), (state, none))
         return jax.lax.fori_loop(0, rows.steps, advance, (state, none))
 
     whole, split, places = replicated(mesh), split_batches(mesh), _places(state, mesh)
@@ -155,20 +156,18 @@ def _batch_of(split: ResidentSplit, rows: ResidentRows, i: jax.Array | int) -> B
     return resident_batch(split, rows.index[i], rows.corner[i], rows.flip[i])
 
 
-def _all_finite(tree: Any) -> jax.Array:
-    # Not the norm: that of large but finite gradients overflows.
-    flags = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
-    # Not flags.all(): XLA makes it a chain of ands and copies that into every array it guards, so
-    # that compiling takes time with the square of their number.
-    return flags[jnp.argmin(flags)]
-
-
-def _advance_if_finite(before: TrainState, after: TrainState, finite: jax.Array) -> TrainState:
-    """`after`, or `before` marked as halted, or `before` if it was halted already."""
+def _advance_if_finite(before: TrainState, after: TrainState, found: Any) -> TrainState:
+    """`after`; `before`, marked as halted, if `found` is not finite; `before` if it was halted."""
     running = before.halted_at < 0
-    halted_at = jnp.where(running & ~finite, before.step, before.halted_at)
+    # Not the norm: that of large but finite gradients overflows.
+    flags = [running, *(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found))]
+    # The first that is false, behind the last. Not flags.all(): XLA makes it a chain of ands and
+    # copies that into every array it guards, so that compiling takes time with the square of their
+    # number.
+    advances = jnp.argmin(jnp.stack([*flags, jnp.array(False)])) == len(flags)
+    halted_at = jnp.where(running & ~advances, before.step, before.halted_at)
     marked = TrainState(before.step, before.trainable, before.rest, before.opt_state, halted_at)
-    return jax.tree.map(lambda new, old: jnp.where(running & finite, new, old), after, marked)
+    return jax.tree.map(lambda new, old: jnp.where(advances, new, old), after, marked)
 
 
 def make_eval_step(
