@@ -16,6 +16,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from imta_jax.command_line import end_with, parse_flags
+from imta_jax.huge_pages import start_with_huge_pages
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or file.py:preset.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go; made if need be.")
@@ -46,8 +47,8 @@ def _set_up() -> None:
     own.addHandler(handler)
     own.setLevel(logging.INFO if is_first_process() else logging.WARNING)
     own.propagate = False
-    # Tracing a deep network makes millions of objects that stay; to look through them for garbage as
-    # often as Python does by default takes a third of the time.
+    # Tracing a deep network makes millions of objects that stay: looking through them for garbage
+    # as often as Python does by default takes a third of the time.
     gc.set_threshold(100_000, 50, 50)
     if _CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
@@ -77,5 +78,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    start_with_huge_pages()
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=parse_flags)

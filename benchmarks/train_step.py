@@ -32,6 +32,7 @@ import numpy as np
 from benchmarks import environment, step_contenders
 from benchmarks.environment import Measurements, spread
 from benchmarks.step_contenders import CLOCKS, KINDS, PRECISIONS, SEED, TORCH_MODES, Case
+from imta_jax.huge_pages import start_with_huge_pages
 
 Contender = tuple[str, str]  # framework and mode
 Found = dict[tuple[str, Contender], np.ndarray]  # by kind and contender: seconds a step [rounds]
@@ -56,6 +57,7 @@ NOTES = {
     "ratios": "above 1: ours takes less time; PyTorch's mode and ours are those of least median",
     "least": "the ratio of the least times over all rounds: what else runs on a shared machine"
     " disturbs it less than the median, OpenMP's barriers more than XLA's threads",
+    "memory": "in transparent huge pages for all contenders, as launch.py sets them",
     "clock": "processor: seconds of computing, all threads together, for a machine that others use",
     "whole_runs": "hours of steps alone, extrapolated; no validation, no checkpoints",
     "first_step": "launch.py from its start to the line that tells of the first step, the program"
@@ -272,4 +274,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    start_with_huge_pages()  # as launch.py does; PyTorch's processes inherit it
     main()

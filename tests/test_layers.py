@@ -20,6 +20,7 @@ RANKS = {
     "folder_lock": 0,
     "convolution": 0,
     "normalization": 0,
+    "huge_pages": 0,
     "layers": 0,
     "lazy_names": 0,
     "pixels": 0,
