@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ _PACKAGE = Path(__file__).parent
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """As absl does it, but an unknown field of `--config` is told with the valid ones."""
+    """As absl does it, but a config that is not there, or a field of it, is told in one line."""
+    _refuse_bad_config(argv)
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError):  # of the locked config, which does not list its fields
@@ -63,12 +65,40 @@ def end_with(error: Exception, *, whole: bool) -> NoReturn:
     sys.exit(1)
 
 
+def _config_of(argv: Sequence[str]) -> str | None:
+    """The last value of --config, in either way of writing it."""
+    names = [argument.lstrip("-").partition("=") for argument in argv]
+    values = [
+        value if equals else argv[i + 1]
+        for i, (name, equals, value) in enumerate(names)
+        if name == "config" and (equals or i + 1 < len(argv))
+    ]
+    return values[-1] if values else None
+
+
+def _refuse_bad_config(argv: Sequence[str]) -> None:
+    """Exits if the config's file is not there or does not know the preset behind the colon."""
+    file, _, preset = (_config_of(argv) or "").partition(":")
+    if not file:
+        return
+    if not Path(file).is_file():
+        found = ", ".join(map(str, sorted(Path(file).parent.glob("*.py")))) or "none"
+        sys.exit(f"--config={file}: no such file; config files in that folder: {found}")
+    if not preset:
+        return
+    try:
+        runpy.run_path(file)["get_config"](preset)
+    except ValueError as error:
+        sys.exit(f"--config={file}:{preset}: {error}")
+    except Exception:
+        return  # whatever else is wrong with it, absl tells with its traceback
+
+
 def _refuse_unknown_field(argv: Sequence[str]) -> None:
     """Exits with the first override in argv whose field the config file does not have."""
-    names = [argument.lstrip("-").partition("=") for argument in argv]
-    files = [value or argv[i + 1] for i, (name, _, value) in enumerate(names) if name == "config"]
-    for override in (re.fullmatch(r"(?:no)?config\.(.+)", name) for name, _, _ in names):
-        node, path = flags.FLAGS["config"].parser.parse(files[-1]), "config"
+    names = [argument.lstrip("-").partition("=")[0] for argument in argv]
+    for override in (re.fullmatch(r"(?:no)?config\.(.+)", name) for name in names):
+        node, path = flags.FLAGS["config"].parser.parse(_config_of(argv)), "config"
         for field in override[1].split(".") if override else ():
             if not isinstance(node, ConfigDict) or field not in node:
                 valid = node if isinstance(node, ConfigDict) else ()

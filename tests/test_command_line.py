@@ -72,3 +72,20 @@ def test_the_launcher_ends_with_status_1_and_tells_where_if_asked_to(whole, tmp_
     assert ("Traceback" in done.stderr) == whole and "unknown mode 'evalute'" in done.stderr
     if not whole:
         assert done.stderr.startswith("launch.py: error: unknown mode 'evalute'; valid, ")
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ("configs/quickstart.py:nope", "unknown preset 'nope'; valid, the closest first: paper"),
+        ("configs/studies/ablation.py:nope", "unknown preset 'nope'; valid: quickstart"),
+        ("configs/nofile.py", "no such file; config files in that folder: configs/cifar10.py"),
+    ],
+)
+def test_a_config_that_is_not_there_is_told_in_one_line(config, told, monkeypatch):
+    monkeypatch.chdir(tiny_run.ROOT)
+    for argv in (["launch.py", f"--config={config}"], ["launch.py", "--config", config]):
+        with pytest.raises(SystemExit) as ended:
+            command_line.parse_flags(argv)
+        assert told in ended.value.code
+        assert "\n" not in ended.value.code

@@ -13,6 +13,7 @@ from imta_jax.report.style import (
     exit_colours,
     halo,
     new_figure,
+    numbered_circle,
     percentage_ticks,
     short_count,
     text_colour_on,
@@ -86,23 +87,9 @@ def _draw_anytime(axes: Axes, run: RunRecord) -> None:
     for exit_, cost, height, colour in zip(
         run.exits["exit"], costs, top1, exit_colours(run.num_exits), strict=True
     ):
-        _draw_exit(axes, int(exit_), cost, max(height, low + 0.035 * (high - low)), colour)
+        numbered_circle(axes, int(exit_), cost, max(height, low + 0.035 * (high - low)), colour)
         if height < low:
             _note_below_range(axes, cost, low + 0.035 * (high - low), height)
-
-
-def _draw_exit(axes: Axes, number: int, cost: float, height: float, colour: str) -> None:
-    axes.plot(cost, height, "o", color=colour, markersize=14, markeredgecolor="white", zorder=5)
-    axes.annotate(
-        str(number),
-        (cost, height),
-        ha="center",
-        va="center_baseline",
-        fontsize=8.5,
-        fontweight="bold",
-        color=text_colour_on(colour),
-        zorder=6,
-    )
 
 
 def _note_below_range(axes: Axes, cost: float, height: float, top1: float) -> None:

@@ -18,7 +18,7 @@ from imta_jax.report.study_style import (
     quiet_legend,
     say_empty,
 )
-from imta_jax.report.style import MILLION, MUTED, new_figure, signed, tidy
+from imta_jax.report.style import MILLION, MUTED, new_figure, numbered_circle, signed, tidy
 
 FAMILY_COLOURS = {"ResNet": "#4d6b8a", "DenseNet": "#7b4fa3", "Hydra-Res": "#8a8d3c"}
 FAMILY_MARKERS = {"ResNet": "s", "DenseNet": "D", "Hydra-Res": "^"}
@@ -66,7 +66,8 @@ def _draw_adaptive_arms(axes: Axes, study: StudyRecord) -> None:
             line = draw_band(axes, costs / MILLION, top1, colours[arm.name], shown)
             named.add(label)
             end = line.get_xdata()[-1], line.get_ydata()[-1]
-            _name_end(axes, study.top1(arm).shape[1], *end, colours[arm.name])
+            exits = study.top1(arm).shape[1]
+            numbered_circle(axes, exits, *end, colours[arm.name], size=10)
         elif arm.techniques is not None and not study.done(arm):
             name_absent(axes, study, arm, colours[arm.name])
 
@@ -78,21 +79,6 @@ def _curve_label(arm: Arm) -> str:
     if arm.is_plain:
         return f"{kind} (in the circle: its exits)"
     return f"ours: {kind} with GE, ISC, OFA" if arm.is_full else arm.label
-
-
-def _name_end(axes: Axes, exits: int, cost: float, height: float, colour: str) -> None:
-    """A circle at a curve's end with its number of exits: several networks share a colour."""
-    axes.plot(cost, height, "o", color=colour, markersize=10, markeredgecolor="white", zorder=5)
-    axes.annotate(
-        str(exits),
-        (cost, height),
-        ha="center",
-        va="center_baseline",
-        fontsize=7,
-        fontweight="bold",
-        color="white",
-        zorder=6,
-    )
 
 
 def _draw_families(axes: Axes, study: StudyRecord) -> None:

@@ -37,6 +37,23 @@ def text_colour_on(colour: str) -> str:
     return INK if np.array(matplotlib.colors.to_rgb(colour)) @ LUMA > 0.55 else "white"
 
 
+def numbered_circle(
+    axes: Axes, number: int, x: float, y: float, colour: str, size: float = 14
+) -> None:
+    """A circle with a number in it, `size` points wide, at (x, y) of the data."""
+    axes.plot(x, y, "o", color=colour, markersize=size, markeredgecolor="white", zorder=5)
+    axes.annotate(
+        str(number),
+        (x, y),
+        ha="center",
+        va="center_baseline",
+        fontsize=0.6 * size + 0.5,
+        fontweight="bold",
+        color=text_colour_on(colour),
+        zorder=6,
+    )
+
+
 def readable(colour: str) -> str:
     """The colour, darkened where it is too light to be that of a text on white."""
     rgb = np.array(matplotlib.colors.to_rgb(colour))
