@@ -13,9 +13,8 @@ from benchmarks import step_contenders
 from benchmarks.step_contenders import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Arrays, Case
 from configs import cifar10, imagenet
 from imta_jax.data.resident import ResidentRows, ResidentSplit
-from imta_jax.models import resolve_model_config
+from imta_jax.models import inference_logits, resolve_model_config
 from imta_jax.parallel import data_mesh, place_batch, place_once, place_rows
-from imta_jax.pixels import normalize
 from imta_jax.training import phases
 from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS
 from imta_jax.training.optimizer import sgd
@@ -135,7 +134,6 @@ class OurSteps:
 
     def _new_forward(self) -> Any:
         network = nnx.clone(self.classifier)
-        network.eval()
         graphdef, state = nnx.split(network)
         state = place_once(state, self.mesh)
         pixels = step_contenders.pixel_statistics(self.case)
@@ -143,6 +141,6 @@ class OurSteps:
         @jax.jit
         def logits(state: nnx.State, images: jax.Array) -> jax.Array:
             classifier = nnx.merge(graphdef, state, copy=True)
-            return classifier(normalize(images, **pixels))
+            return inference_logits(classifier, images, **pixels, mesh=self.mesh)
 
         return lambda images: logits(state, images)

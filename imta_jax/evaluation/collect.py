@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from imta_jax.data import AS_THEY_ARE, HostPipeline, Preprocessing, Share, Split, eval_batches
 from imta_jax.evaluation.predictions import Predictions
-from imta_jax.models import MultiExitClassifier
+from imta_jax.models import MultiExitClassifier, inference_logits
 from imta_jax.parallel import (
     data_mesh,
     gather,
@@ -20,7 +20,6 @@ from imta_jax.parallel import (
     replicated,
     split_over_batch,
 )
-from imta_jax.pixels import normalize
 from imta_jax.progress_bar import with_progress
 from imta_jax.types import Batch
 
@@ -58,8 +57,8 @@ def collect_predictions(
 
     def logits_of(state: nnx.State, batch: Batch) -> jax.Array:
         network = nnx.merge(graphdef, state, copy=True)
-        network.eval()
-        return jnp.swapaxes(network(normalize(batch.images, mean, std)), 0, 1)
+        logits = inference_logits(network, batch.images, mean=mean, std=std, mesh=mesh)
+        return jnp.swapaxes(logits, 0, 1)
 
     whole, by_row = replicated(mesh), split_over_batch(mesh)
     step = jax.jit(logits_of, in_shardings=(whole, by_row), out_shardings=by_row)

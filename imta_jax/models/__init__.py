@@ -8,6 +8,7 @@ from imta_jax.models.build import (
     with_collaborative_heads,
 )
 from imta_jax.models.classifier import Backbone, Heads, MultiExitClassifier, run_heads
+from imta_jax.models.inference import inference_logits
 from imta_jax.models.presets import NETWORK_PRESETS
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Heads",
     "MultiExitClassifier",
     "build_classifier",
+    "inference_logits",
     "resolve_model_config",
     "run_heads",
     "with_collaborative_heads",
