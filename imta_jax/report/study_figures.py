@@ -21,6 +21,8 @@ from imta_jax.report.study_style import (
 from imta_jax.report.style import MILLION, MUTED, new_figure, numbered_circle, signed, tidy
 
 FAMILY_COLOURS = {"ResNet": "#4d6b8a", "DenseNet": "#7b4fa3", "Hydra-Res": "#8a8d3c"}
+# Of multi-exit networks; an MSDNet's line is solid.
+FAMILY_LINES = {"ResNet": (0, (5, 1.5)), "DenseNet": (0, (1.2, 1.2))}
 FAMILY_MARKERS = {"ResNet": "s", "DenseNet": "D", "Hydra-Res": "^"}
 READING_MARKERS = {"ResNet": "s", "DenseNet": "D", "DenseNet*": "d", paper.OURS: "x"}
 
@@ -63,11 +65,13 @@ def _draw_adaptive_arms(axes: Axes, study: StudyRecord) -> None:
             label = _curve_label(arm)
             # matplotlib leaves labels with an underscore out of the legend.
             shown = f"_{label}" if label in named else label
-            line = draw_band(axes, costs / MILLION, top1, colours[arm.name], shown)
+            style = FAMILY_LINES.get(network_family(arm), "solid")
+            colour = colours[arm.name]
+            line = draw_band(axes, costs / MILLION, top1, colour, shown, linestyle=style)
             named.add(label)
             end = line.get_xdata()[-1], line.get_ydata()[-1]
             exits = study.top1(arm).shape[1]
-            numbered_circle(axes, exits, *end, colours[arm.name], size=10)
+            numbered_circle(axes, exits, *end, colour, size=10)
         elif arm.techniques is not None and not study.done(arm):
             name_absent(axes, study, arm, colours[arm.name])
 
