@@ -148,6 +148,14 @@ def test_seeds_that_are_none_are_refused(source, tmp_path, seeds):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_baseline_that_is_no_arm_is_refused(source, tmp_path):
+    config = tiny_study(source)
+    config.baseline = "zzz"
+    with pytest.raises(ValueError, match=r"arm in config.baseline 'zzz'.*none"):
+        run_study(config, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_an_arm_that_changes_is_refused(studied, source):
     folder, _ = studied
     other = tiny_study(source)

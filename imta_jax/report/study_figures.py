@@ -201,10 +201,13 @@ def _draw_ablation_arm(above: Axes, below: Axes, study: StudyRecord, arm: Arm, c
 def _ablation_finding(study: StudyRecord) -> str:
     """The gain of the whole method or, where it has not been run, the largest; mean of budgets."""
     arms = _arms_of_the_paper(study)
-    gains = [(arm.label, curve_gains(study, arm)[1]) for arm in arms]
-    means = {label: float(gain.mean()) for label, gain in gains if gain.size}
+    found = {arm.label: curve_gains(study, arm)[1] for arm in arms}
+    gains = {label: gain.mean(axis=1) for label, gain in found.items() if gain.size}
+    means = {label: float(gain.mean()) for label, gain in gains.items()}
     if not means:
         return f"Budget curves of each arm on {study.dataset_title}"
     whole = [arm.label for arm in arms if arm.is_full and arm.label in means]
     shown, word = (whole[0], "") if whole else (max(means, key=means.get), "The best arm, ")
-    return f"{word}{shown}: {signed(means[shown], 2)} points to the baseline over all budgets"
+    spread = float(mean_and_std(gains[shown])[1])
+    lead = signed(means[shown], 2) + (f" ± {spread:.2f}" if np.isfinite(spread) else "")
+    return f"{word}{shown}: {lead} points to the baseline over all budgets"

@@ -145,9 +145,10 @@ class StudyRecord:
     def mark(self) -> str:
         """Where every number comes from: study, dataset, schedule, seeds, hardware; one line."""
         environment = self.environment
-        hardware = (
-            f"{environment.get('devices', 1)} x {environment.get('device', 'unknown device')}"
-        )
+        device, cores = environment.get("device", "unknown device"), environment.get("cores")
+        hardware = f"{environment.get('devices', 1)} x {device}"
+        if device == "cpu" and cores:
+            hardware += f" of {cores} cores"
         seeds = f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
         parts = [f"{self.name}:{self.preset}", self._data(), self.schedule()]
         return " · ".join([*parts, *([seeds] if self.seeds else []), hardware])

@@ -162,9 +162,10 @@ def figure_gradient_variance(study: StudyRecord) -> Figure:
     axes = figure.subplots()
     tidy(axes, x="output of stage", y="variance of the gradient over images")
     axes.set_yscale("log")
-    colours, most = arm_colours(study), 1
+    colours, most, seeds = arm_colours(study), 1, 1
     for place, arm in enumerate(study.arms):
         total, losses = gradient_variances(study, arm)
+        seeds = max(seeds, len(total))
         if not total.size:
             name_absent(axes, study, arm, colours[arm.name])
             continue
@@ -174,7 +175,8 @@ def figure_gradient_variance(study: StudyRecord) -> Figure:
         most = max(most, total.shape[1])
     axes.set_xticks(range(1, most + 1))
     quiet_legend(axes, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    more = "Circles: the summed loss's gradient, bars one standard deviation over seeds."
+    bars = ", bars one standard deviation over seeds" if seeds > 1 else ""
+    more = f"Circles: the summed loss's gradient{bars}."
     mark_figure(figure, study, f"{more} Crosses: sum of the losses' own variances (Eq. 3).")
     return figure
 

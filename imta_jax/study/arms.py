@@ -64,9 +64,9 @@ def study_arms(config: Mapping[str, Any]) -> list[Arm]:
       config: a study's config (configs/studies/shared.py) as nested mappings.
 
     Raises:
-      ValueError: not a study, seeds that are not different integers, an arm that changes a field
-        the base does not have or compares itself with an unknown arm, or a config that does not
-        fit, with the arm's name.
+      ValueError: not a study, seeds that are not different integers, an unknown baseline, an arm
+        that changes a field the base does not have or compares itself with an unknown arm, or a
+        config that does not fit, with the arm's name.
     """
     if not is_study(config):
         raise ValueError(
@@ -77,6 +77,8 @@ def study_arms(config: Mapping[str, Any]) -> list[Arm]:
     for name in config["chosen"]:
         if name not in names:
             raise unknown_name("arm in config.chosen", name, names)
+    if config["baseline"] not in names:
+        raise unknown_name("arm in config.baseline", config["baseline"], names)
     if len(set(seeds)) < len(seeds) or any(not isinstance(s, int) or s < 0 for s in seeds):
         raise ValueError(f"config.seeds must be different integers, 0 or more; found {seeds}")
     arms = [_arm(config, name) for name in config["chosen"]]

@@ -1,6 +1,7 @@
 """`study.json`: what a study's rows say together. Each row is a file, written when it is done."""
 
 import json
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -96,6 +97,7 @@ def _environment() -> dict[str, Any]:
     return {
         "device": devices[0].device_kind,
         "devices": len(devices),
+        "cores": os.cpu_count(),
         "versions": versions,
     }
 
