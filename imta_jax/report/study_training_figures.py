@@ -105,7 +105,7 @@ def _validation_finding(study: StudyRecord, pairs: list[tuple[Arm, list[Arm]]]) 
         return f"Validation accuracy with and without GE on {study.dataset_title}"
     name = pairs[0][1][0].label if len(pairs) == 1 else "With GE"
     points = signed(float(np.mean(gains)), 2)
-    return f"{name}: {points} points to the plain network on validation images, when phase I ends"
+    return f"{name}: {points} points on validation images, when phase I ends"
 
 
 def figure_ranks(study: StudyRecord) -> Figure:
