@@ -60,6 +60,7 @@ def launch_command(network: str, family: str, data: Path, folder: Path, when: st
         "data.validation_examples": count // 10,
         "data.test_split": "test",
         "phase_one.batch_size": batch_size,
+        "phase_two.batch_size": batch_size,
         "evaluation.batch_size": batch_size,
         "log.check_every_steps": 1,
         "log.line_every_seconds": 1e-9,
