@@ -7,6 +7,9 @@ import tiny_run
 from flax import nnx
 
 from imta_jax.data import load_dataset
+from imta_jax.models import inference_logits
+from imta_jax.parallel import data_mesh
+from imta_jax.pixels import normalize
 from imta_jax.training import load_classifier, train_phase_one, train_phase_two
 from imta_jax.training.arms import (
     ArmsClassifier,
@@ -70,6 +73,21 @@ def test_logits_of_all_arms_are_those_of_each_in_order(trained):
     np.testing.assert_allclose(
         chosen(images), np.concatenate([each[3], each[0]]), rtol=1e-5, atol=1e-5
     )
+
+
+def test_arms_are_judged_in_slices_as_at_once(trained):
+    """One processor validates 64 images and more in slices, within a loop of XLA's."""
+    *_, arms = trained
+    graphdef, state = nnx.split(arms)
+    images = tiny_run.draw_images(70, 3)[0]
+
+    def logits(images):
+        mesh = data_mesh(jax.devices()[:1])
+        judged = nnx.merge(graphdef, state, copy=True)
+        return inference_logits(judged, images, **tiny_run.PIXELS, mesh=mesh)
+
+    expected = arms(normalize(images, **tiny_run.PIXELS))
+    np.testing.assert_allclose(jax.jit(logits)(images), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_arms_differ_and_the_backbone_stays(trained):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from imta_jax.models.classifier import MultiExitClassifier
@@ -36,9 +37,11 @@ def inference_logits(
       [E, N, K] float32.
     """
     classifier.eval()
+    graphdef, state = nnx.split(classifier)
 
     def logits_of(images: jax.Array) -> jax.Array:
-        return classifier(normalize(images, mean, std))
+        # A copy made where it is used: a classifier may change its own variables while it computes.
+        return nnx.merge(graphdef, state, copy=True)(normalize(images, mean, std))
 
     at_a_time = _LANES * _SLICE
     on_one_processor = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
