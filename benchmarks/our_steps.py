@@ -133,14 +133,12 @@ class OurSteps:
         return np.asarray(jax.block_until_ready(last))[:, 0, 0].tolist()
 
     def _new_forward(self) -> Any:
-        network = nnx.clone(self.classifier)
-        graphdef, state = nnx.split(network)
+        graphdef, state = nnx.split(self.classifier)
         state = place_once(state, self.mesh)
         pixels = step_contenders.pixel_statistics(self.case)
 
         @jax.jit
         def logits(state: nnx.State, images: jax.Array) -> jax.Array:
-            classifier = nnx.merge(graphdef, state, copy=True)
-            return inference_logits(classifier, images, **pixels, mesh=self.mesh)
+            return inference_logits(graphdef, [state], images, **pixels, mesh=self.mesh)
 
         return lambda images: logits(state, images)

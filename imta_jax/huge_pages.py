@@ -11,8 +11,8 @@ def start_with_huge_pages() -> None:
 
     XLA's processor backend takes the memory of a step from malloc as one block and hands it back
     afterwards; the system then finds and clears it in pages of 4 KB, every step anew. For a step of
-    `cifar_5_exits` these are 90,000 pages and a quarter of the processors' time; in huge pages it
-    is a tenth of that (`benchmarks/PROFILE.md`). The variable is read when a process starts.
+    `cifar_5_exits` these are 90,000 pages and a quarter of the processors' time, in huge pages less
+    than a tenth (`benchmarks/PROFILE.md`). The variable is read when a process starts.
 
     Does nothing on other systems, or where the variable is set already.
     """

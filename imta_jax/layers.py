@@ -18,7 +18,7 @@ from flax import nnx
 
 from imta_jax.convolution import convolve
 from imta_jax.errors import unknown_name
-from imta_jax.normalization import batch_normalize, normalize
+from imta_jax.normalization import batch_normalize, normalize_by
 
 Initializer = Callable[..., jax.Array]
 
@@ -159,7 +159,7 @@ def normalize_together(
 
     affine = (joined("scale"), joined("bias"), norms[0].epsilon)
     if norms[0].use_running_average:
-        y = normalize(x, (joined("mean"), joined("var")), *affine)
+        y = normalize_by(x, (joined("mean"), joined("var")), *affine)
         return jnp.split(jax.nn.relu(y) if relu else y, ends, axis=-1)
     y, *moments = batch_normalize(x, *affine, relu)
     elements = x.size // x.shape[-1]

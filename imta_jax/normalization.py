@@ -35,7 +35,7 @@ def batch_normalize(
     return _forward(x, scale, bias, epsilon, relu)[0]
 
 
-def normalize(
+def normalize_by(
     x: jax.Array, moments: Moments, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> jax.Array:
     """(x - mean) / sqrt(variance + epsilon) * scale + bias, x [..., C], the rest [C]."""
@@ -51,7 +51,7 @@ def _forward(
     wide, axes = _wide(x), range(x.ndim - 1)
     mean, square = jnp.mean(wide, axes), jnp.mean(wide * wide, axes)
     variance = jnp.maximum(square - mean * mean, 0)  # rounding may take it below
-    y = normalize(x, (mean, variance), scale, bias, epsilon)
+    y = normalize_by(x, (mean, variance), scale, bias, epsilon)
     y = jax.nn.relu(y) if relu else y
     return (y, mean, variance), (x, y if relu else None, mean, variance, scale)
 

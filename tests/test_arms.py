@@ -83,8 +83,7 @@ def test_arms_are_judged_in_slices_as_at_once(trained):
 
     def logits(images):
         mesh = data_mesh(jax.devices()[:1])
-        judged = nnx.merge(graphdef, state, copy=True)
-        return inference_logits(judged, images, **tiny_run.PIXELS, mesh=mesh)
+        return inference_logits(graphdef, [state], images, **tiny_run.PIXELS, mesh=mesh)
 
     expected = arms(normalize(images, **tiny_run.PIXELS))
     np.testing.assert_allclose(jax.jit(logits)(images), expected, rtol=1e-4, atol=1e-4)

@@ -25,13 +25,12 @@ def on(mesh: Mesh, network: tuple[nnx.GraphDef, nnx.State]):
     graphdef, state = network
 
     def logits(images: jax.Array) -> jax.Array:
-        classifier = nnx.merge(graphdef, state, copy=True)
-        return inference_logits(classifier, images, **PIXELS, mesh=mesh)
+        return inference_logits(graphdef, [state], images, **PIXELS, mesh=mesh)
 
     return logits
 
 
-@pytest.mark.parametrize("count", [5, SLICED, SLICED + 7, 3 * SLICED])
+@pytest.mark.parametrize("count", [5, SLICED, SLICED + 1, SLICED + 31])
 def test_slices_are_the_whole(network: tuple[nnx.GraphDef, nnx.State], count: int) -> None:
     images = jnp.asarray(draw_images(count, 0)[0])
     one, all_of_them = (data_mesh(jax.devices()[:n]) for n in (1, 8))
@@ -43,10 +42,12 @@ def test_slices_are_the_whole(network: tuple[nnx.GraphDef, nnx.State], count: in
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_the_classifier_is_put_in_inference_mode(network: tuple[nnx.GraphDef, nnx.State]) -> None:
+def test_it_is_inference_whatever_mode_the_classifier_is_in(
+    network: tuple[nnx.GraphDef, nnx.State],
+) -> None:
     classifier = nnx.merge(*network, copy=True)
     classifier.train()
     images = jnp.asarray(draw_images(SLICED, 0)[0])
-    mesh = data_mesh(jax.devices()[:1])
-    found = inference_logits(classifier, images, **PIXELS, mesh=mesh)
+    found = on(data_mesh(jax.devices()[:1]), nnx.split(classifier))(images)
+    classifier.eval()
     np.testing.assert_allclose(found, classifier(normalize(images, **PIXELS)), atol=1e-5)

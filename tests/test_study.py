@@ -148,6 +148,12 @@ def test_seeds_that_are_none_are_refused(source, tmp_path, seeds):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_baseline_set_later_is_what_arms_are_compared_with(source):
+    config = tiny_study(source)
+    config.baseline = "ge"
+    assert {arm.against for arm in study_arms(config.to_dict())} == {"ge"}
+
+
 def test_a_baseline_that_is_no_arm_is_refused(source, tmp_path):
     config = tiny_study(source)
     config.baseline = "zzz"

@@ -72,7 +72,8 @@ def add_arm(config, name, label, techniques, changes, against=None):
       against: the arm it is compared with; default, the study's baseline.
     """
     arm = ConfigDict()
-    arm.against = config.baseline if against is None else against
+    # Empty for whatever baseline the study has in the end: it may be set on the command line.
+    arm.against = against or ""
     arm.label = label
     arm.techniques = config_dict.placeholder(tuple) if techniques is None else tuple(techniques)
     arm.changes = ConfigDict()

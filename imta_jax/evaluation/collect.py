@@ -56,8 +56,7 @@ def collect_predictions(
     graphdef, state = nnx.split(classifier)
 
     def logits_of(state: nnx.State, batch: Batch) -> jax.Array:
-        network = nnx.merge(graphdef, state, copy=True)
-        logits = inference_logits(network, batch.images, mean=mean, std=std, mesh=mesh)
+        logits = inference_logits(graphdef, [state], batch.images, mean=mean, std=std, mesh=mesh)
         return jnp.swapaxes(logits, 0, 1)
 
     whole, by_row = replicated(mesh), split_over_batch(mesh)

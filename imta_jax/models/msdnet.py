@@ -71,10 +71,10 @@ def _reduced_together(x: jax.Array, bottlenecks: Sequence[Bottleneck]) -> list[j
     """
     norms = [bottleneck.reduce.norm for bottleneck in bottlenecks]
     kernels = [bottleneck.reduce.conv.kernel[...] for bottleneck in bottlenecks]
-    ends = list(itertools.accumulate(norm.num_features for norm in norms))[:-1]
     if not all(norm.is_taken_over for norm in norms):
         y = convolve(x, jnp.concatenate(kernels, axis=-1))
         return normalize_together(norms, y, relu=True)
+    ends = list(itertools.accumulate(norm.num_features for norm in norms))[:-1]
     folded = (norm.taken_over(kernel) for norm, kernel in zip(norms, kernels, strict=True))
     kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(*folded, strict=True))
     y = convolve(x, kernel) + bias.astype(x.dtype)[None, None, None]

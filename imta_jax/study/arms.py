@@ -119,7 +119,7 @@ def _arm(config: Mapping[str, Any], name: str) -> Arm:
         name=name,
         label=arm["label"],
         techniques=None if techniques is None else tuple(techniques),
-        against=arm["against"],
+        against=arm["against"] or config["baseline"],
         overrides=overrides,
         config=whole,
     )

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from imta_jax.data.resident import ResidentRows, ResidentSplit, resident_batch
-from imta_jax.models import MultiExitClassifier, inference_logits
+from imta_jax.models import inference_logits
 from imta_jax.parallel import replicated, split_batches, split_over_batch
 from imta_jax.pixels import normalize
 from imta_jax.training.objectives import ExitMetrics, Objective, masked_sums
@@ -183,8 +183,7 @@ def make_eval_step(
     """
 
     def step(states: tuple[nnx.State, ...], batch: Batch) -> dict[str, jax.Array]:
-        classifier: MultiExitClassifier = nnx.merge(graphdef, *states, copy=True)
-        logits = inference_logits(classifier, batch.images, mean=mean, std=std, mesh=mesh)
+        logits = inference_logits(graphdef, states, batch.images, mean=mean, std=std, mesh=mesh)
         return masked_sums(logits, batch.labels, batch.mask)
 
     # The states stay where they are.
