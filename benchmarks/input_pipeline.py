@@ -182,7 +182,7 @@ def training_feeds(config: Mapping[str, Any]) -> tuple[dict[str, Feed], TrainSta
     tx = sgd(lambda step: 1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
     graphdef, state = create_state(classifier, ALL_PARAMETERS, tx, mesh)
     pixels = {"mean": dataset.mean, "std": dataset.std}
-    step = train_step(graphdef, objective, ALL_PARAMETERS, tx, **pixels)
+    step = train_step(graphdef, objective, ALL_PARAMETERS, tx, **pixels, mesh=mesh)
 
     def feed_of(**changes: Any) -> Feed:
         changed = {**config, "data": {**config["data"], **changes}}

@@ -89,7 +89,7 @@ class OurSteps:
             tx = sgd(rate, momentum=MOMENTUM, nesterov=nesterov, weight_decay=WEIGHT_DECAY)
             graphdef, state = create_state(classifier, trainable, tx, self.mesh)
             pixels = step_contenders.pixel_statistics(self.case)
-            step = train_step(graphdef, objective, trainable, tx, **pixels)
+            step = train_step(graphdef, objective, trainable, tx, **pixels, mesh=self.mesh)
             compiled = (on_resident if self.resident else on_batches)(step, self.mesh)
             self.phases[name] = SimpleNamespace(step=compiled, state=state)
         return self.phases[name]

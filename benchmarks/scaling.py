@@ -101,7 +101,7 @@ def new_step(config: Mapping[str, Any], facts: Any, phase: str) -> tuple[Any, Tr
     mesh, channels = data_mesh(), facts.image_shape[-1]
     graphdef, state = create_state(classifier, trainable, tx, mesh)
     pixels = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
-    step = on_batches(train_step(graphdef, objective, trainable, tx, **pixels), mesh)
+    step = on_batches(train_step(graphdef, objective, trainable, tx, **pixels, mesh=mesh), mesh)
     index = np.arange(BATCH, dtype=np.int32)
     images = np.random.default_rng(SEED).integers(0, 256, (BATCH, *facts.image_shape), np.uint8)
     batch = Batch(images, index % facts.num_classes, np.ones(BATCH, bool), index)

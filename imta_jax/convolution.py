@@ -12,6 +12,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from imta_jax.channels_first import convolve_channels_first
+from imta_jax.layout import Layout
+
 Form = Callable[[jax.Array, jax.Array], jax.Array]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -21,19 +24,24 @@ _VECTOR = 8
 _FEW_PIXELS = 16
 
 
-@functools.partial(jax.jit, static_argnames="stride")
-def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("stride", "layout"))
+def convolve(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, layout: Layout = Layout.IMAGES_FIRST
+) -> jax.Array:
     """Square convolution, padded by k // 2 zeros on every side ('SAME' differs at stride 2).
 
     Args:
-      x: [N, H, W, I].
+      x: [N, H, W, I], or [I, H, W, N] channels first.
       kernel: [k, k, I, O], k odd; computed in the type of x.
       stride: 1 or 2.
+      layout: of x and of the result.
 
     Returns:
-      [N, ceil(H / stride), ceil(W / stride), O].
+      [N, ceil(H / stride), ceil(W / stride), O], or its channels first.
     """
     kernel = kernel.astype(x.dtype)
+    if layout is Layout.CHANNELS_FIRST:
+        return convolve_channels_first(x, kernel, stride)
     size, _, inputs, outputs = kernel.shape
     if size == 1 and stride == 1:
         return _as_matrix_product(x, kernel)

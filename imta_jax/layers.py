@@ -18,6 +18,7 @@ from flax import nnx
 
 from imta_jax.convolution import convolve
 from imta_jax.errors import unknown_name
+from imta_jax.layout import Layout
 from imta_jax.normalization import batch_normalize, normalize_by
 
 Initializer = Callable[..., jax.Array]
@@ -92,7 +93,7 @@ def initialization(name: str) -> Initialization:
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Batch normalisation over all axes but the last, with PyTorch's statistics.
+    """Batch normalisation over all axes but that of channels, with PyTorch's statistics.
 
     The batch is normalised with its biased variance; the running variance moves towards the
     unbiased one, n/(n-1) larger (n = elements per channel), by 0.1 a step. Epsilon is 1e-5.
@@ -103,7 +104,10 @@ class BatchNorm(nnx.BatchNorm):
         pass over the map less, and in bfloat16 one rounding. It is done anew in every call, which a
         large batch does not notice and a single image does. False unless set, as phase II does for
         its frozen backbone.
+      layout: of the maps; in any other array channels are last.
     """
+
+    layout = Layout.IMAGES_FIRST
 
     def __init__(self, num_features: int, *, rngs: nnx.Rngs):
         super().__init__(
@@ -126,7 +130,7 @@ class BatchNorm(nnx.BatchNorm):
         return self.folds and self.use_running_average
 
     def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
-        """Normalises x [..., C], then max(., 0) if asked for; in train mode the statistics move."""
+        """Normalises x [..., C] or a map, then max(., 0) if asked for; training moves moments."""
         return normalize_together([self], x, relu=relu)[0]
 
     def follow(self, mean: jax.Array, variance: jax.Array) -> None:
@@ -146,12 +150,13 @@ def normalize_together(
 
     Args:
       norms: all in one mode; in train mode their running statistics move.
-      x: [..., C], their channels one after the other.
+      x: [..., C] or a map in their layout, their channels one after the other.
       relu: whether max(., 0) follows.
 
     Returns:
-      [..., channels] for each.
+      For each the same shape with its own channels.
     """
+    channels = norms[0].layout.channels
     ends = list(itertools.accumulate(norm.num_features for norm in norms))[:-1]
 
     def joined(name: str) -> jax.Array:
@@ -159,23 +164,33 @@ def normalize_together(
 
     affine = (joined("scale"), joined("bias"), norms[0].epsilon)
     if norms[0].use_running_average:
-        y = normalize_by(x, (joined("mean"), joined("var")), *affine)
-        return jnp.split(jax.nn.relu(y) if relu else y, ends, axis=-1)
-    y, *moments = batch_normalize(x, *affine, relu)
-    elements = x.size // x.shape[-1]
+        y = normalize_by(x, (joined("mean"), joined("var")), *affine, channels)
+        return jnp.split(jax.nn.relu(y) if relu else y, ends, axis=channels)
+    y, *moments = batch_normalize(x, *affine, relu, channels)
+    elements = x.size // x.shape[channels]
     moments[1] *= elements / max(elements - 1, 1)
     for norm, mean, variance in zip(norms, *(jnp.split(v, ends) for v in moments), strict=True):
         norm.follow(mean, variance)
-    return jnp.split(y, ends, axis=-1)
+    return jnp.split(y, ends, axis=channels)
 
 
 class Conv(nnx.Conv):
-    """A square convolution padded k // 2 on every side; see `imta_jax.convolution`."""
+    """A square convolution padded k // 2 on every side; see `imta_jax.convolution`.
+
+    Attributes:
+      layout: of the maps.
+    """
+
+    layout = Layout.IMAGES_FIRST
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [N, H, W, inputs] to [N, ceil(H/stride), ceil(W/stride), outputs]."""
-        y = convolve(x, self.kernel[...], self.strides)
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)[None, None, None]
+        return self.with_kernel(x, self.kernel[...], None if self.bias is None else self.bias[...])
+
+    def with_kernel(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        """Itself with another kernel [k, k, inputs, outputs] and bias [outputs]."""
+        y = convolve(x, kernel, self.strides, self.layout)
+        return y if bias is None else y + self.layout.per_channel(bias.astype(y.dtype))
 
 
 def conv(
@@ -241,9 +256,7 @@ class ConvNorm(nnx.Module):
         """Maps x [N, H, W, inputs] to [N, ceil(H/stride), ceil(W/stride), outputs]."""
         if not self.norm.is_taken_over or self.conv.bias is not None:
             return self.norm(self.conv(x), relu=self.relu)
-        kernel, bias = self.norm.taken_over(self.conv.kernel[...])
-        y = convolve(x, kernel, self.conv.strides)
-        y = y + bias.astype(y.dtype)[None, None, None]
+        y = self.conv.with_kernel(x, *self.norm.taken_over(self.conv.kernel[...]))
         return jax.nn.relu(y) if self.relu else y
 
 

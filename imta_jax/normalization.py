@@ -6,6 +6,7 @@ keeps anyway. A phase-I step takes 10-13% less time with it (`benchmarks/PROFILE
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,56 +14,73 @@ import jax.numpy as jnp
 Moments = tuple[jax.Array, jax.Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def batch_normalize(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool = False
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    relu: bool = False,
+    channels: int = -1,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises a map over all axes but the last with its own moments.
+    """Normalises a map over all axes but that of channels with its own moments.
 
     Computed in float32 at the least, whatever the type of the map. No gradient flows through the
     moments that it returns.
 
     Args:
-      x: [..., C].
+      x: of any shape.
       scale: [C].
       bias: [C].
       epsilon: added to the variance.
       relu: whether max(., 0) follows.
+      channels: the axis of the C channels.
 
     Returns:
-      (y [..., C] in the type of x, mean [C], biased variance [C]).
+      (y of the shape of x, in the type of x, mean [C], biased variance [C]).
     """
-    return _forward(x, scale, bias, epsilon, relu)[0]
+    return _forward(x, scale, bias, epsilon, relu, channels)[0]
 
 
 def normalize_by(
-    x: jax.Array, moments: Moments, scale: jax.Array, bias: jax.Array, epsilon: float
+    x: jax.Array,
+    moments: Moments,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    channels: int = -1,
 ) -> jax.Array:
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias, x [..., C], the rest [C]."""
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, all [C] but x, along its channels."""
     mean, variance = moments
     factor = scale * jax.lax.rsqrt(variance + epsilon)
-    y = _wide(x) * _last(factor, x) + _last(bias - mean * factor, x)
+    spread = _spread_along(channels, x.ndim)
+    y = _wide(x) * spread(factor) + spread(bias - mean * factor)
     return y.astype(x.dtype)
 
 
 def _forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool, channels: int
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]]:
-    wide, axes = _wide(x), range(x.ndim - 1)
+    wide, axes = _wide(x), _others(channels, x.ndim)
     mean, square = jnp.mean(wide, axes), jnp.mean(wide * wide, axes)
     variance = jnp.maximum(square - mean * mean, 0)  # rounding may take it below
-    y = normalize_by(x, (mean, variance), scale, bias, epsilon)
+    y = normalize_by(x, (mean, variance), scale, bias, epsilon, channels)
     y = jax.nn.relu(y) if relu else y
     return (y, mean, variance), (x, y if relu else None, mean, variance, scale)
 
 
 def _backward(
-    epsilon: float, relu: bool, kept: tuple[jax.Array | None, ...], gradients: tuple[jax.Array, ...]
+    epsilon: float,
+    relu: bool,
+    channels: int,
+    kept: tuple[jax.Array | None, ...],
+    gradients: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, y, mean, variance, scale = kept
     wide, gradient = _wide(x), _wide(gradients[0])
     gradient = jnp.where(y > 0, gradient, 0) if relu else gradient
-    axes, count = range(x.ndim - 1), x.size // x.shape[-1]
+    axes, count = _others(channels, x.ndim), x.size // x.shape[channels]
+    spread = _spread_along(channels, x.ndim)
     inverse = jax.lax.rsqrt(variance + epsilon)
     to_bias = jnp.sum(gradient, axes)
     to_scale = inverse * (jnp.sum(gradient * wide, axes) - mean * to_bias)
@@ -70,7 +88,7 @@ def _backward(
     a = scale * inverse
     b = -a * inverse * to_scale / count
     c = -a * to_bias / count - b * mean
-    to_x = _last(a, x) * gradient + _last(b, x) * wide + _last(c, x)
+    to_x = spread(a) * gradient + spread(b) * wide + spread(c)
     return to_x.astype(x.dtype), to_scale, to_bias
 
 
@@ -81,5 +99,11 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _last(per_channel: jax.Array, x: jax.Array) -> jax.Array:
-    return per_channel.reshape((1,) * (x.ndim - 1) + (-1,))
+def _others(channels: int, ndim: int) -> tuple[int, ...]:
+    return tuple(axis for axis in range(ndim) if axis != channels % ndim)
+
+
+def _spread_along(channels: int, ndim: int) -> Callable[[jax.Array], jax.Array]:
+    """Brings values [C] into a shape that broadcasts over a map."""
+    shape = [-1 if axis == channels % ndim else 1 for axis in range(ndim)]
+    return lambda values: values.reshape(shape)

@@ -101,6 +101,11 @@ def data_mesh(devices: Sequence[jax.Device] | None = None, *, parameter_shards: 
     return jax.make_mesh(shape, _BOTH_AXES, (AxisType.Auto, AxisType.Auto), devices=devices)
 
 
+def is_one_processor(mesh: Mesh) -> bool:
+    """Whether a program for the mesh is run by the cores of one host and nothing else."""
+    return mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of metrics and of all that is small: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

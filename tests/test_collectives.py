@@ -66,7 +66,8 @@ def test_no_batch_is_gathered_from_images_on_the_device(mesh):
     phase = tiny_run.make_phase("phase_one", mesh)
     images, labels = tiny_run.draw_images(64, 0)
     split = Split(images, labels.astype(np.int32), np.arange(64))
-    step = train_step(phase.graphdef, phase.objective, phase.trainable, phase.tx, **tiny_run.PIXELS)
+    arguments = (phase.graphdef, phase.objective, phase.trainable, phase.tx)
+    step = train_step(*arguments, **tiny_run.PIXELS, mesh=mesh)
     draw = {"batch_size": 16, "seed": 0, "epoch": 0, "steps_per_dispatch": 1}
     rows = place_rows(next(resident_rows(split, PaddedCrop(2, True), **draw)), mesh)
     arguments = (phase.start(), make_resident(split, mesh), rows)
@@ -82,11 +83,8 @@ def test_split_parameters_train_as_whole_ones(name, mesh):
     _, state = create_state(whole.classifier, whole.trainable, whole.tx, four)
     shards = [x for x in jax.tree.leaves(state.opt_state) if not x.sharding.is_fully_replicated]
     assert nbytes([x.addressable_shards[0].data for x in shards]) * 4 == nbytes(shards) > 0
-    step = on_batches(
-        train_step(whole.graphdef, whole.objective, whole.trainable, whole.tx, **tiny_run.PIXELS),
-        four,
-        state,
-    )
+    arguments = (whole.graphdef, whole.objective, whole.trainable, whole.tx)
+    step = on_batches(train_step(*arguments, **tiny_run.PIXELS, mesh=four), four, state)
     expected = whole.start()
     for i in range(5):
         batch = tiny_run.draw_batch(16, seed=i)
@@ -123,7 +121,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(mesh):
     batch = place_batch(tiny_run.draw_batch(32, seed=0), mesh)
     ends = []
     for parts in (1, 2, 4):
-        step = on_batches(train_step(*arguments, **tiny_run.PIXELS, parts=parts), mesh)
+        step = on_batches(train_step(*arguments, **tiny_run.PIXELS, mesh=mesh, parts=parts), mesh)
         state, metrics = step(phase.start(), batch)
         assert int(state.step) == 1
         ends.append(named_arrays(state.trainable) | {"loss": metrics.loss, "top1": metrics.top1})
@@ -136,7 +134,7 @@ def test_parts_move_batch_statistics_one_after_the_other(mesh):
     phase = tiny_run.make_phase("phase_one", mesh)
     arguments = (phase.graphdef, phase.objective, phase.trainable, phase.tx)
     batch = place_batch(tiny_run.draw_batch(32, seed=0), mesh)
-    step = on_batches(train_step(*arguments, **tiny_run.PIXELS, parts=2), mesh)
+    step = on_batches(train_step(*arguments, **tiny_run.PIXELS, mesh=mesh, parts=2), mesh)
     state, metrics = step(phase.start(), batch)
     assert np.isfinite(metrics.loss).all() and int(state.halted_at) == -1
     sent = collective_bytes(step.lower(phase.start(), batch).compile().as_text())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from imta_jax.convolution import convolve
+from imta_jax.layout import Layout
 
 # [H, W, inputs, outputs, kernel, stride]: each form, and the shapes just beside it.
 SHAPES = [
@@ -25,6 +26,7 @@ SHAPES = [
     (8, 8, 9, 6, 3, 2),
     (9, 9, 3, 4, 7, 2),
 ]
+LAYOUTS = list(Layout)
 
 
 def direct(x, kernel, stride):
@@ -40,13 +42,18 @@ def direct(x, kernel, stride):
     )
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("height, width, inputs, outputs, size, stride", SHAPES)
-def test_every_form_is_the_convolution(height, width, inputs, outputs, size, stride):
+def test_every_form_is_the_convolution(height, width, inputs, outputs, size, stride, layout):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(3, height, width, inputs)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(size, size, inputs, outputs)), jnp.float32)
     expected, transposed = jax.vjp(lambda *a: direct(*a, stride), x, kernel)
-    found, found_transposed = jax.vjp(lambda *a: convolve(*a, stride), x, kernel)
+
+    def in_layout(x, kernel):
+        return layout.turned(convolve(layout.turned(x), kernel, stride, layout))
+
+    found, found_transposed = jax.vjp(in_layout, x, kernel)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     gradient = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
     for ours, theirs in zip(found_transposed(gradient), transposed(gradient), strict=True):
@@ -60,6 +67,11 @@ def test_a_narrow_convolution_is_told_to_each_platform_in_its_form(platform):
     assert ("tensor<2x8x4x24xf32>" in text) == (platform == "cpu"), text
 
 
-def test_computes_in_the_type_of_the_maps():
-    x = jnp.ones((1, 4, 4, 2), jnp.bfloat16)
-    assert convolve(x, jnp.ones((3, 3, 2, 3), jnp.float32)).dtype == jnp.bfloat16
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size, stride", [(1, 1), (3, 1), (3, 2), (7, 2)])
+def test_computes_in_the_type_of_the_maps(layout, size, stride):
+    x = layout.turned(jnp.ones((1, 4, 4, 2), jnp.bfloat16))
+    kernel = jnp.ones((size, size, 2, 3), jnp.float32)
+    y, transposed = jax.vjp(lambda *a: convolve(*a, stride, layout), x, kernel)
+    assert y.dtype == jnp.bfloat16
+    assert [gradient.dtype for gradient in transposed(y)] == [jnp.bfloat16, jnp.float32]

@@ -18,6 +18,8 @@ RANKS = {
     "errors": 0,
     "config_record": 0,
     "folder_lock": 0,
+    "layout": 0,
+    "channels_first": 0,
     "convolution": 0,
     "normalization": 0,
     "huge_pages": 0,

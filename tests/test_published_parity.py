@@ -19,6 +19,7 @@ import pytest
 from flax import nnx
 
 from imta_jax.interop import load_published_weights, published_slots, read_weights
+from imta_jax.layout import Layout, lay_out
 from imta_jax.models import Backbone, MultiExitClassifier, with_collaborative_heads
 from imta_jax.techniques import cross_entropy, one_for_all_loss, teacher_divergence
 
@@ -71,7 +72,9 @@ def evaluation_of(name: str) -> Arrays:
     return everything(network, golden.images(name))
 
 
-def gradients_of(name: str, equilibrium: str) -> tuple[Arrays, Arrays]:
+def gradients_of(
+    name: str, equilibrium: str, layout: Layout = Layout.IMAGES_FIRST
+) -> tuple[Arrays, Arrays]:
     """(results of a training step's forward pass, gradients by published name)."""
     network, images = golden.phase_one_network(name), golden.images(name)
     labels = jnp.asarray(golden.arrays(name)["labels"])
@@ -83,6 +86,7 @@ def gradients_of(name: str, equilibrium: str) -> tuple[Arrays, Arrays]:
     def step(parameters: nnx.State, rest: nnx.State) -> tuple:
         def loss(parameters: nnx.State) -> tuple[jax.Array, tuple[jax.Array, nnx.State]]:
             copy = nnx.merge(graphdef, parameters, rest, copy=True)
+            lay_out(copy.backbone, layout)
             logits = copy(images, equilibrium)
             return cross_entropy(logits, labels).sum(), (logits, nnx.state(copy, nnx.BatchStat))
 
@@ -103,8 +107,8 @@ def recomputed_phase_one(name: str) -> Arrays:
     found = evaluation_of(name)
     if "train/loss" not in golden.arrays(name):
         return found
-    results, plain = gradients_of(name, "off")
-    _, coarsest = gradients_of(name, "coarsest")
+    _, plain = gradients_of(name, "off")
+    results, coarsest = gradients_of(name, "coarsest", Layout.CHANNELS_FIRST)
     _, everywhere = gradients_of(name, "all")
     found |= results | renamed(plain, "grad_plain/")
     for prefix, gradients in (("grad_ge/", coarsest), ("grad_ge_allscales/", everywhere)):

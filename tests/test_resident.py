@@ -72,7 +72,8 @@ def test_shares_of_processes_put_side_by_side_are_the_rows_of_one(split):
 @pytest.mark.parametrize("phase_name", ["phase_one", "phase_two"])
 def test_many_steps_in_one_dispatch_train_as_batch_by_batch(phase_name, split, mesh):
     phase = tiny_run.make_phase(phase_name, mesh)
-    step = train_step(phase.graphdef, phase.objective, phase.trainable, phase.tx, **tiny_run.PIXELS)
+    arguments = (phase.graphdef, phase.objective, phase.trainable, phase.tx)
+    step = train_step(*arguments, **tiny_run.PIXELS, mesh=mesh)
     preprocessing, state, losses = PaddedCrop(2, True), phase.start(), []
     one_by_one = host_feed("numpy", lambda epoch, start_step: (), on_batches(step, mesh), mesh)
     for batch in train_batches(split, preprocessing, pipeline="numpy", **DRAW):

@@ -181,9 +181,11 @@ def count(jaxpr, primitive):
 
 
 def convolutions(phase):
-    """Convolutions in a training step, and in a forward pass."""
+    """Convolutions in a training step of several devices, and in a forward pass."""
     state = phase.start()
-    step = jax.make_jaxpr(phase.step)(state, BATCHES[0])
+    arguments = (phase.graphdef, phase.objective, phase.trainable, phase.tx)
+    step = train_step(*arguments, **tiny_run.PIXELS, mesh=data_mesh())
+    step = jax.make_jaxpr(step)(state, BATCHES[0])
 
     def forward(images):
         return nnx.merge(phase.graphdef, state.trainable, state.rest, copy=True)(images)
@@ -405,7 +407,7 @@ def test_filters_say_what_a_phase_trains(paper):
 def test_a_step_refuses_images_that_are_not_bytes(phase_one, mesh):
     graphdef, _ = create_state(phase_one.classifier, ALL_PARAMETERS, phase_one.tx, mesh)
     arguments = (graphdef, phase_one.objective, ALL_PARAMETERS, phase_one.tx)
-    step = on_batches(train_step(*arguments, **tiny_run.PIXELS), mesh)
+    step = on_batches(train_step(*arguments, **tiny_run.PIXELS, mesh=mesh), mesh)
     floats = BATCHES[0]._replace(images=BATCHES[0].images.astype(np.float32))
     with pytest.raises(ValueError, match="expected uint8 pixels"):
         step(phase_one.start(), floats)
@@ -448,9 +450,8 @@ def test_bfloat16_maps_leave_weights_and_statistics_in_float32(mesh):
     source = tiny_run.make_phase("phase_one", mesh)
     source.classifier.compute_dtype = jax.numpy.dtype("bfloat16")
     graphdef, state = create_state(source.classifier, ALL_PARAMETERS, source.tx, mesh)
-    step = on_batches(
-        train_step(graphdef, source.objective, ALL_PARAMETERS, source.tx, **tiny_run.PIXELS), mesh
-    )
+    arguments = (graphdef, source.objective, ALL_PARAMETERS, source.tx)
+    step = on_batches(train_step(*arguments, **tiny_run.PIXELS, mesh=mesh), mesh)
     _, expected = after_steps(source, BATCHES[:1])
     state, metrics = step(state, place_batch(BATCHES[0], mesh))
     arrays = named_arrays(state.trainable) | named_arrays(state.rest)

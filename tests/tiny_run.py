@@ -153,7 +153,7 @@ def make_phase(name: str, mesh: Mesh, preset: str = "paper", **changes: Any) -> 
     )
     objective.set_mode(classifier)
     graphdef, _ = create_state(classifier, trainable, tx, mesh)
-    step = on_batches(train_step(graphdef, objective, trainable, tx, **PIXELS), mesh)
+    step = on_batches(train_step(graphdef, objective, trainable, tx, **PIXELS, mesh=mesh), mesh)
     return Phase(classifier, objective, trainable, tx, graphdef, step, mesh)
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from imta_jax.models.classifier import MultiExitClassifier
+from imta_jax.parallel import is_one_processor
 from imta_jax.pixels import normalize
 
 # On one processor about so many images are computed at a time, and two such slices side by side:
@@ -46,8 +47,7 @@ def inference_logits(
         return classifier(normalize(images, mean, std))
 
     rounds = len(images) // (_LANES * _SLICE)
-    on_one_processor = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-    if not on_one_processor or rounds < 2:
+    if not is_one_processor(mesh) or rounds < 2:
         return logits_of(images)
     # A little more in each slice rather than one that is nearly empty.
     size = -(-len(images) // (rounds * _LANES))

@@ -13,6 +13,7 @@ from flax import nnx
 
 from imta_jax.convolution import convolve
 from imta_jax.layers import ConvBNReLU, Initialization, initialization, normalize_together
+from imta_jax.layout import Layout
 from imta_jax.models.plan import Branch, Layer, NetworkPlan
 
 State = tuple[jax.Array, ...]
@@ -21,6 +22,8 @@ Pending = tuple[tuple[jax.Array | None, ...], ...]
 
 class Stem(nnx.Module):
     """The first map of every scale: each coarser one by a strided convolution of the finer."""
+
+    layout = Layout.IMAGES_FIRST
 
     def __init__(self, plan: NetworkPlan, image_channels: int, *, rngs: nnx.Rngs):
         init = initialization(plan.spec.initialization)
@@ -38,8 +41,8 @@ class Stem(nnx.Module):
         )
 
     def __call__(self, images: jax.Array) -> State:
-        """Maps images [N, H, W, C] to one map per scale, finest first."""
-        x = self.first(images)
+        """Maps images [N, H, W, C] to one map per scale in the layout, finest first."""
+        x = self.first(self.layout.turned(images))
         if self.pools:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         state = [x]
@@ -70,19 +73,22 @@ def _reduced_together(x: jax.Array, bottlenecks: Sequence[Bottleneck]) -> list[j
     normalisations.
     """
     norms = [bottleneck.reduce.norm for bottleneck in bottlenecks]
+    layout = norms[0].layout
     kernels = [bottleneck.reduce.conv.kernel[...] for bottleneck in bottlenecks]
     if not all(norm.is_taken_over for norm in norms):
-        y = convolve(x, jnp.concatenate(kernels, axis=-1))
+        y = convolve(x, jnp.concatenate(kernels, axis=-1), layout=layout)
         return normalize_together(norms, y, relu=True)
     ends = list(itertools.accumulate(norm.num_features for norm in norms))[:-1]
     folded = (norm.taken_over(kernel) for norm, kernel in zip(norms, kernels, strict=True))
     kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(*folded, strict=True))
-    y = convolve(x, kernel) + bias.astype(x.dtype)[None, None, None]
-    return jnp.split(jax.nn.relu(y), ends, axis=-1)
+    y = convolve(x, kernel, layout=layout) + layout.per_channel(bias.astype(x.dtype))
+    return jnp.split(jax.nn.relu(y), ends, axis=layout.channels)
 
 
 class MultiScaleLayer(nnx.Module):
     """A dense layer at all live scales: input, strided and normal branch are concatenated."""
+
+    layout = Layout.IMAGES_FIRST
 
     def __init__(self, layer: Layer, *, init: Initialization, rngs: nnx.Rngs):
         self.strided = nnx.List(
@@ -111,7 +117,8 @@ class MultiScaleLayer(nnx.Module):
         outputs: list[jax.Array | None] = [None] * len(self.normal)
         for scale in wanted:
             parts = (state[scale + self.dropped], strided.get(scale), normal[scale])
-            outputs[scale] = jnp.concatenate([y for y in parts if y is not None], axis=-1)
+            parts = [y for y in parts if y is not None]
+            outputs[scale] = jnp.concatenate(parts, axis=self.layout.channels)
             if self.transition:
                 outputs[scale] = self.transition[scale](outputs[scale])
         return tuple(outputs)
@@ -147,6 +154,8 @@ class MultiScaleLayer(nnx.Module):
 class ExitFeatures(nnx.Module):
     """What an exit computes from the coarsest map: two strided convolutions and pooling."""
 
+    layout = Layout.IMAGES_FIRST
+
     def __init__(self, inputs: int, width: int, *, init: Initialization, rngs: nnx.Rngs):
         self.convolutions = nnx.List(
             [ConvBNReLU(i, width, 3, 2, init=init, rngs=rngs) for i in (inputs, width)]
@@ -160,7 +169,8 @@ class ExitFeatures(nnx.Module):
         """
         for convolution in self.convolutions:
             x = convolution(x)
-        return x.mean(axis=(1, 2))
+        pooled = x.mean(axis=(1, 2))
+        return pooled.T if self.layout is Layout.CHANNELS_FIRST else pooled
 
 
 class MSDNet(nnx.Module):
@@ -170,7 +180,10 @@ class MSDNet(nnx.Module):
       plan: the topology it was built from.
       num_exits: k.
       feature_widths: channels of the pooled features of each exit.
+      layout: of the maps in a state, of this and of every module in it; see `imta_jax.layout`.
     """
+
+    layout = Layout.IMAGES_FIRST
 
     def __init__(self, plan: NetworkPlan, image_channels: int, *, rngs: nnx.Rngs):
         init = initialization(plan.spec.initialization)

@@ -239,7 +239,7 @@ def train_phase(
     objective.set_mode(classifier)
     graphdef, state = create_state(classifier, trainable, tx, mesh)
     pixels, parts = {"mean": dataset.mean, "std": dataset.std}, phase["accumulate_parts"]
-    step = train_step(graphdef, objective, trainable, tx, **pixels, parts=parts)
+    step = train_step(graphdef, objective, trainable, tx, **pixels, mesh=mesh, parts=parts)
     feed = training_feed(config, name, dataset, step, mesh, state)
     epochs = phase["total_epochs"]
     _log.info("%s: %d epochs of %d steps, input: %s", name, epochs, steps, feed.name)

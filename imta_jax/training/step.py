@@ -10,8 +10,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from imta_jax.data.resident import ResidentRows, ResidentSplit, resident_batch
+from imta_jax.layout import Layout, lay_out
 from imta_jax.models import inference_logits
-from imta_jax.parallel import replicated, split_batches, split_over_batch
+from imta_jax.parallel import is_one_processor, replicated, split_batches, split_over_batch
 from imta_jax.pixels import normalize
 from imta_jax.training.objectives import ExitMetrics, Objective, masked_sums
 from imta_jax.training.state import TrainState
@@ -29,6 +30,7 @@ def train_step(
     *,
     mean: Sequence[float],
     std: Sequence[float],
+    mesh: Mesh,
     parts: int = 1,
 ) -> TrainStep:
     """One step of training, a pure function to be compiled; nothing in it waits for the host.
@@ -40,6 +42,7 @@ def train_step(
       tx: the optimiser.
       mean: of the pixels per channel, 0..1.
       std: likewise.
+      mesh: the devices that will run it.
       parts: that the batch is split into, one after the other, to need less memory. Gradients are
         their mean; batch normalisation sees one part at a time.
 
@@ -51,6 +54,8 @@ def train_step(
         params: nnx.State, rest: nnx.State, images: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, tuple[ExitMetrics, nnx.State]]:
         classifier = nnx.merge(graphdef, params, rest, copy=True)
+        if is_one_processor(mesh):
+            lay_out(classifier.backbone, Layout.CHANNELS_FIRST)
         loss, metrics = objective(classifier, normalize(images, mean, std), labels)
         _, _, rest = nnx.split(classifier, trainable, ...)
         return loss, (metrics, rest)
