@@ -100,22 +100,37 @@ def test_every_image_is_evaluated_once(ends):
         np.testing.assert_allclose(one["logits"], two["logits"], atol=2e-3)
 
 
-def test_told_to_stop_all_processes_save_and_go_on_later(source, tmp_path):
-    """SIGTERM reaches one of two processes: both stop at the same step, with the same code."""
-    folder, longer = tmp_path / "stopped", "--config.phase_one.total_epochs=30"
-    processes = start_two(source, folder, longer)
-    metrics, begun = folder / "phase_one" / "metrics.jsonl", time.monotonic()
-    while not metrics.exists() and time.monotonic() < begun + 240:
+def lines_of(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def stop_after(processes, which, metrics, lines):
+    """Tells one process to stop once so many lines of metrics stand; what both have told."""
+    begun = time.monotonic()
+    while len(lines_of(metrics)) < lines and time.monotonic() < begun + 240:
+        assert [process.poll() for process in processes] == [None, None]
         time.sleep(0.05)
-    processes[1].send_signal(signal.SIGTERM)
+    processes[which].send_signal(signal.SIGTERM)
     told = [process.communicate(timeout=240)[1] for process in processes]
     assert [process.returncode for process in processes] == [75, 75], told
-    done = len(metrics.read_text().splitlines()) // 2
-    assert 1 <= done < 30
-    told = finish(*start_two(source, folder, longer))
-    assert "phase_one epoch 1/30" not in told[0] and "phase_one epoch 30/30" in told[0]
-    epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
-    assert epochs == [epoch for epoch in range(1, 31) for _ in range(2)]
+    return told
+
+
+def test_told_to_stop_all_processes_save_and_go_on_later(source, tmp_path):
+    """SIGTERM reaches one of two processes: both stop at the same step, with the same code.
+
+    There are more epochs than any machine trains before the processes have agreed on a step.
+    """
+    folder, longer = tmp_path / "stopped", "--config.phase_one.total_epochs=9000"
+    metrics = folder / "phase_one" / "metrics.jsonl"
+    stop_after(start_two(source, folder, longer), 1, metrics, 1)
+    done = len(lines_of(metrics)) // 2
+    assert done >= 1
+    told = stop_after(start_two(source, folder, longer), 0, metrics, 2 * done + 4)
+    assert "phase_one epoch 1/9000" not in told[0]
+    assert f"phase_one epoch {done + 1}/9000" in told[0]
+    epochs = [json.loads(line)["epoch"] for line in lines_of(metrics)]
+    assert epochs == [epoch for epoch in range(1, len(epochs) // 2 + 1) for _ in range(2)]
 
 
 def test_stages_are_timed_by_one_process(ends, source, tmp_path):
