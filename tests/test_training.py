@@ -20,6 +20,7 @@ from imta_jax.training.interval import IntervalLines
 from imta_jax.training.loop import EpochLoop
 from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS
 from imta_jax.training.optimizer import sgd, step_schedule
+from imta_jax.training.packing import packed_like, unpacked
 from imta_jax.training.profiling import StepProfiler
 from imta_jax.training.state import create_state, named_arrays
 from imta_jax.training.step import on_batches, train_step
@@ -188,7 +189,8 @@ def convolutions(phase):
     step = jax.make_jaxpr(step)(state, BATCHES[0])
 
     def forward(images):
-        return nnx.merge(phase.graphdef, state.trainable, state.rest, copy=True)(images)
+        params, rest = unpacked((state.trainable, state.rest))
+        return nnx.merge(phase.graphdef, params, rest, copy=True)(images)
 
     images = normalize(BATCHES[0].images, **tiny_run.PIXELS)
     name = "conv_general_dilated"
@@ -206,10 +208,14 @@ def test_phase_two_computes_no_backbone_gradient(phase_one, paper, published):
 # ----- objectives
 
 
+def classifier_of(phase):
+    state = jax.tree.map(jax.numpy.asarray, unpacked(phase.start()))
+    return nnx.merge(phase.graphdef, state.trainable, state.rest, copy=True)
+
+
 def logits_of(phase, batch):
     """Logits of a phase's classifier in the modes it trains in."""
-    state = phase.start()
-    classifier = nnx.merge(phase.graphdef, state.trainable, state.rest, copy=True)
+    classifier = classifier_of(phase)
     features = classifier.features(normalize(batch.images, **tiny_run.PIXELS))
     return classifier, features, np.asarray(classifier.logits(features))
 
@@ -220,8 +226,7 @@ def mean_cross_entropy(logits, labels):
 
 
 def loss_of(phase, batch):
-    state = phase.start()
-    classifier = nnx.merge(phase.graphdef, state.trainable, state.rest, copy=True)
+    classifier = classifier_of(phase)
     images = normalize(batch.images, **tiny_run.PIXELS)
     return phase.objective(classifier, images, batch.labels)
 
@@ -379,9 +384,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(phas
 def with_last_bias(state, values):
     """Sets the bias of the last exit's linear layer."""
     names = list(named_arrays(state.trainable))
-    leaves, structure = jax.tree.flatten(state.trainable)
-    leaves[names.index("heads.linears.1.bias")] = jax.numpy.asarray(values, "float32")
-    return dataclasses.replace(state, trainable=structure.unflatten(leaves))
+    leaves, structure = jax.tree.flatten(unpacked(state.trainable))
+    leaves[names.index("heads.linears.1.bias")] = np.asarray(values, "float32")
+    trainable = packed_like(structure.unflatten(leaves), state.trainable)
+    return dataclasses.replace(state, trainable=trainable)
 
 
 def test_a_halted_state_stands_still(phase_one):

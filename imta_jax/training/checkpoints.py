@@ -21,6 +21,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from imta_jax.errors import unknown_name
 from imta_jax.parallel import is_first_process, wait_for_all
+from imta_jax.training.packing import packed_like, unpacked
 from imta_jax.training.state import TrainState, named_arrays
 
 _log = logging.getLogger(__name__)
@@ -62,14 +63,17 @@ def _arrays(state: TrainState) -> dict[str, dict[str, jax.Array]]:
 
 def _refill(tree: Any, arrays: Mapping[str, jax.Array]) -> Any:
     """Puts named arrays back into the pytree that they were flattened from."""
-    return jax.tree.unflatten(
-        jax.tree.structure(tree), [arrays[name] for name in named_arrays(tree)]
-    )
+    leaves = [arrays[name] for name in named_arrays(tree)]
+    whole = jax.tree.unflatten(jax.tree.structure(unpacked(tree)), leaves)
+    return packed_like(whole, tree)
 
 
-def _abstract(arrays: Mapping[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
+def _abstract(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be read: onto the devices where it lies there, else, of what is packed, NumPy."""
     return {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        if isinstance(x, jax.Array)
+        else x
         for name, x in arrays.items()
     }
 

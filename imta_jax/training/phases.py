@@ -296,7 +296,7 @@ def _validation(
             pipeline=pipeline,
             host=host,
         )
-        sums = [step((state.trainable, state.rest), place_batch(b, mesh)) for b in batches]
+        sums = [step(state.trainable, state.rest, place_batch(b, mesh)) for b in batches]
         total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *jax.device_get(sums))
         return {
             "loss": total["loss"] / total["count"],

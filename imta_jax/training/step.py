@@ -15,6 +15,7 @@ from imta_jax.models import inference_logits
 from imta_jax.parallel import is_one_processor, replicated, split_batches, split_over_batch
 from imta_jax.pixels import normalize
 from imta_jax.training.objectives import ExitMetrics, Objective, masked_sums
+from imta_jax.training.packing import Packed
 from imta_jax.training.state import TrainState
 from imta_jax.types import Batch
 
@@ -63,12 +64,14 @@ def train_step(
     value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, ExitMetrics]:
+        params = state.trainable.unpack()
         (loss, (metrics, rest)), grads = _in_parts(
-            lambda rest, *part: value_and_grad(state.trainable, rest, *part),
+            lambda rest, *part: value_and_grad(params, rest, *part),
             state.rest,
             (batch.images, batch.labels),
             parts,
         )
+        grads = state.trainable.packing.pack(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         params = optax.apply_updates(state.trainable, updates)
         advanced = TrainState(state.step + 1, params, rest, opt_state, state.halted_at)
@@ -177,8 +180,8 @@ def _advance_if_finite(before: TrainState, after: TrainState, found: Any) -> Tra
 
 def make_eval_step(
     graphdef: nnx.GraphDef, *, mean: Sequence[float], std: Sequence[float], mesh: Mesh
-) -> Callable[[tuple[nnx.State, ...], Batch], dict[str, jax.Array]]:
-    """Compiles validation of one batch: (states, batch) -> sums over its real examples.
+) -> Callable[[Packed, nnx.State, Batch], dict[str, jax.Array]]:
+    """Compiles validation of one batch: (trainable, rest, batch) -> sums over its real examples.
 
     Args:
       graphdef: the classifier's structure; it is put in inference mode.
@@ -187,10 +190,14 @@ def make_eval_step(
       mesh: batches are split over it.
     """
 
-    def step(states: tuple[nnx.State, ...], batch: Batch) -> dict[str, jax.Array]:
+    def step(trainable: Packed, rest: nnx.State, batch: Batch) -> dict[str, jax.Array]:
+        states = (trainable.unpack(), rest)
         logits = inference_logits(graphdef, states, batch.images, mean=mean, std=std, mesh=mesh)
         return masked_sums(logits, batch.labels, batch.mask)
 
     # The states stay where they are.
-    shardings = {"in_shardings": (None, split_over_batch(mesh)), "out_shardings": replicated(mesh)}
+    shardings = {
+        "in_shardings": (None, None, split_over_batch(mesh)),
+        "out_shardings": replicated(mesh),
+    }
     return jax.jit(step, **shardings)
