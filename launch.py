@@ -52,6 +52,8 @@ def _set_up() -> None:
     gc.set_threshold(100_000, 50, 50)
     if _CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
+        # By default what compiles within a second is not kept, and there are some of those.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def main(argv: list[str]) -> None:
