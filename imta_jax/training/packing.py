@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Above this many numbers, copying costs more than an operation of its own.
+# Most arrays of a network have no more numbers, and together hold a twentieth of them.
 MOST_NUMBERS = 4096
 
 
