@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Parts of a config that change no result, and may change when a run goes on.
-FREE_PARTS = ("log", "checkpoint")
+# Parts of a config that change no result beyond rounding, and may change when a run goes on: the
+# machine that it goes on with may have fewer devices.
+FREE_PARTS = ("log", "checkpoint", "mesh")
 
 
 def plain(config: Any) -> Any:

@@ -141,7 +141,7 @@ def _prepare(config: Mapping[str, Any]) -> Dataset:
 def _is_begun(config: Mapping[str, Any], workdir: Path) -> bool:
     """Whether the folder holds a config.json; a ValueError unless that is this config.
 
-    Only what changes no result may differ.
+    Only what changes no result beyond rounding may differ.
     """
     path = workdir / "config.json"
     if not path.exists():

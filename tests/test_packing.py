@@ -99,6 +99,26 @@ def test_split_parameters_are_not_joined():
         assert state.trainable.vector.sharding.is_fully_replicated
 
 
+@pytest.mark.parametrize("shards", [(1, 4), (4, 1)])
+def test_a_checkpoint_fills_a_state_that_is_split_and_packed_otherwise(shards, tmp_path):
+    states = []
+    for count in shards:
+        mesh = data_mesh(parameter_shards=count)
+        phase = tiny_run.make_phase("phase_one", mesh, seed=count)
+        states.append(create_state(phase.classifier, phase.trainable, phase.tx, mesh)[1])
+    saved, other = states
+    assert saved.trainable.packing != other.trainable.packing
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, saved, {}, 0.0)
+        checkpoints.wait()
+        found, _ = checkpoints.restore_latest(other)
+    places = [jax.tree.map(lambda x: x.sharding, state) for state in (found, other)]
+    assert places[0] == places[1]
+    for part in ("trainable", "rest", "opt_state"):
+        found_part, saved_part = (named_arrays(getattr(x, part)) for x in (found, saved))
+        tiny_run.assert_same(found_part, saved_part)
+
+
 def test_a_step_moves_each_parameter_as_the_optimiser_alone_would():
     phase = tiny_run.make_phase("phase_one", data_mesh(jax.devices()[:1]))
     state = phase.start()

@@ -269,6 +269,14 @@ def test_without_a_second_phase_the_first_is_evaluated(source, trained):
     assert (trained / "report" / "index.html").exists()
 
 
+def test_a_run_goes_on_where_memory_is_shared_otherwise(source, whole, trained, results):
+    shutil.copy(whole / "config.json", trained)
+    run(tiny_run.tiny_config(source, mesh__parameter_shards=4), trained, "evaluate")
+    assert (trained / "config.json").read_bytes() == (whole / "config.json").read_bytes()
+    found = json.loads((trained / "results.json").read_text())
+    assert [e["top1"] for e in found["exits"]] == [e["top1"] for e in results["exits"]]
+
+
 # ----- what is refused
 
 
