@@ -16,6 +16,10 @@ from imta_jax.training.packing import MOST_NUMBERS, Packing, packed_like, unpack
 from imta_jax.training.state import create_state, named_arrays
 
 
+def anything(leaf):
+    return True
+
+
 def draw_tree():
     generator = np.random.default_rng(0)
 
@@ -33,14 +37,10 @@ def draw_tree():
     }
 
 
-def packing_of(tree, may_join=lambda x: True):
-    return Packing.of(tree, may_join)
-
-
-@pytest.mark.parametrize("may_join", [lambda x: True, lambda x: False, lambda x: x.ndim == 4])
+@pytest.mark.parametrize("may_join", [anything, lambda x: False, lambda x: x.ndim == 4])
 def test_what_is_packed_comes_out_the_same(may_join):
     tree = draw_tree()
-    packing = packing_of(tree, may_join)
+    packing = Packing.of(tree, may_join)
     tiny_run.assert_same(packing.pack(tree).unpack(), tree)
     there_and_back = jax.jit(lambda x: packing.pack(x).unpack())
     tiny_run.assert_same(there_and_back(jax.tree.map(jnp.asarray, tree)), tree)
@@ -48,7 +48,7 @@ def test_what_is_packed_comes_out_the_same(may_join):
 
 def test_small_float32_leaves_alone_are_joined():
     tree = draw_tree()
-    packed = packing_of(tree).pack(tree)
+    packed = Packing.of(tree, anything).pack(tree)
     small = ("just", "kernel", "none", "scalar")  # in the order of their names
     expected = np.concatenate([tree[name].ravel() for name in small])
     np.testing.assert_array_equal(packed.vector, expected)
@@ -56,7 +56,7 @@ def test_small_float32_leaves_alone_are_joined():
 
 
 def test_unpacking_copies_so_that_a_step_may_donate():
-    packed = jax.tree.map(jnp.asarray, packing_of(draw_tree()).pack(draw_tree()))
+    packed = jax.tree.map(jnp.asarray, Packing.of(draw_tree(), anything).pack(draw_tree()))
     whole = packed.unpack()
     jax.jit(lambda x: jax.tree.map(jnp.zeros_like, x), donate_argnums=0)(packed.vector)
     np.testing.assert_array_equal(whole["just"], draw_tree()["just"])
@@ -64,7 +64,7 @@ def test_unpacking_copies_so_that_a_step_may_donate():
 
 def test_packed_trees_within_others_are_found():
     tree = draw_tree()
-    packed = jax.tree.map(jnp.asarray, packing_of(tree).pack(tree))
+    packed = jax.tree.map(jnp.asarray, Packing.of(tree, anything).pack(tree))
     tiny_run.assert_same(unpacked({"a": packed, "b": 1}), {"a": packed.unpack(), "b": 1})
     again = packed_like(unpacked({"a": packed, "b": 1}), {"a": packed, "b": 0})
     tiny_run.assert_same(again, {"a": packed, "b": 1})
@@ -76,7 +76,7 @@ def test_most_parameters_of_a_network_are_joined_and_few_of_its_numbers():
         {"preset": "cifar_7_exits"}, num_classes=100, image_shape=(32, 32, 3), rngs=nnx.Rngs(0)
     )
     params = nnx.state(classifier, nnx.Param)
-    packed = packing_of(params).pack(params)
+    packed = Packing.of(params, anything).pack(params)
     assert len(jax.tree.leaves(params)) == 614
     assert len(packed.large) == 84
     assert packed.vector.size == 197_520 < 0.05 * sum(x.size for x in jax.tree.leaves(params))
