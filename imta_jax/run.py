@@ -21,9 +21,12 @@ from imta_jax.evaluation.run import write_json
 from imta_jax.folder_lock import only_run_in
 from imta_jax.parallel import data_mesh, first_process_first, is_first_process, wait_for_all
 from imta_jax.training import (
+    PHASES,
     check_training_config,
     check_training_data,
     phase_is_finished,
+    read_ahead,
+    step_label,
     train_phase_one,
     train_phase_two,
     training_pipeline,
@@ -113,9 +116,11 @@ def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:
     for name, (finished, _) in chosen.items():
         if finished:
             _log.info("%s: already done in %s", name, workdir)
-    due = [step for finished, step in chosen.values() if not finished]
+    due = {name: step for name, (finished, step) in chosen.items() if not finished}
     if begun and not due:
         return
+    for phase in [name for name in due if name in PHASES][:1]:
+        read_ahead(step_label(config, phase))
     dataset = _prepare(config)
     # Only now: a run that was refused leaves no folder.
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
@@ -124,7 +129,7 @@ def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:
                 part.unlink()
             if not _is_begun(config, workdir):
                 write_json(workdir / "config.json", plain(config))
-        for step in due:
+        for step in due.values():
             step(config, dataset, workdir)
         wait_for_all("a run's steps are done")
 

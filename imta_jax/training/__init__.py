@@ -8,6 +8,7 @@ from imta_jax.training.checkpoints import (
 )
 from imta_jax.training.feed import training_pipeline
 from imta_jax.training.interruption import EXIT_CODE, Interrupted, exit_when_told
+from imta_jax.training.kept_steps import read_ahead, step_label
 from imta_jax.training.loop import EpochLoop, NonFiniteLossError
 from imta_jax.training.objectives import PhaseOneObjective, PhaseTwoObjective
 from imta_jax.training.phases import (
@@ -44,8 +45,10 @@ __all__ = [
     "new_phase_one",
     "new_phase_two",
     "phase_is_finished",
+    "read_ahead",
     "read_meta",
     "restore_model",
+    "step_label",
     "train_phase_one",
     "train_phase_two",
     "training_pipeline",

@@ -20,6 +20,7 @@ from imta_jax.data.resident import (
     resident_rows,
 )
 from imta_jax.parallel import place_batch, place_rows, process_share
+from imta_jax.training.kept_steps import KeptStep, step_label
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.state import TrainState
 from imta_jax.training.step import TrainStep, on_batches, on_resident
@@ -91,9 +92,11 @@ def training_feed(
                 **draw,
             )
 
-        return host_feed(pipeline, batches, on_batches(step, mesh, state), mesh)
+        kept = KeptStep(on_batches(step, mesh, state), step_label(config, name), mesh)
+        return host_feed(pipeline, batches, kept, mesh)
     several = steps_per_dispatch(config, mesh)
-    images, advance = make_resident(train, mesh), on_resident(step, mesh, state)
+    images = make_resident(train, mesh)
+    advance = KeptStep(on_resident(step, mesh, state), step_label(config, name), mesh)
     return Feed(
         pipeline,
         lambda epoch, start_step: resident_rows(
