@@ -7,6 +7,7 @@ takes longer than training's first steps.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -92,14 +93,19 @@ def initialization(name: str) -> Initialization:
     return INITIALIZATIONS[name]
 
 
-class BatchNorm(nnx.BatchNorm):
+class BatchNorm(nnx.Module):
     """Batch normalisation over all axes but that of channels, with PyTorch's statistics.
 
     The batch is normalised with its biased variance; the running variance moves towards the
     unbiased one, n/(n-1) larger (n = elements per channel), by 0.1 a step. Epsilon is 1e-5.
-    Computed in float32 whatever the type of the map, which the result has again.
+    Computed in float32 whatever the type of the map, which the result has again. Not Flax's own
+    class, which has a program compiled for every number of channels (`benchmarks/PROFILE.md`).
 
     Attributes:
+      num_features: C, channels.
+      scale, bias: [C], parameters.
+      mean, var: [C], the running statistics.
+      use_running_average: whether they, and not a batch's, normalise: `eval()` and `train()`.
       folds: whether, in inference mode, the convolution before it takes it over (`ConvNorm`): one
         pass over the map less, and in bfloat16 one rounding. It is done anew in every call, which a
         large batch does not notice and a single image does. False unless set, as phase II does for
@@ -108,16 +114,15 @@ class BatchNorm(nnx.BatchNorm):
     """
 
     layout = Layout.IMAGES_FIRST
+    momentum, epsilon = 0.9, 1e-5
 
     def __init__(self, num_features: int, *, rngs: nnx.Rngs):
-        super().__init__(
-            num_features,
-            momentum=0.9,
-            scale_init=constant(1.0),
-            bias_init=constant(0.0),
-            rngs=rngs,
-        )
-        self.folds = False
+        self.num_features, self.use_running_average, self.folds = num_features, False, False
+        shape, ones, zeros = (num_features,), constant(1.0), constant(0.0)
+        key = rngs.params()
+        self.scale, self.var = nnx.Param(ones(key, shape)), nnx.BatchStat(ones(key, shape))
+        key = rngs.params()
+        self.bias, self.mean = nnx.Param(zeros(key, shape)), nnx.BatchStat(zeros(key, shape))
 
     def taken_over(self, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The kernel [..., C] and bias [C] of a convolution without bias that does both in one."""
@@ -136,11 +141,16 @@ class BatchNorm(nnx.BatchNorm):
     def follow(self, mean: jax.Array, variance: jax.Array) -> None:
         """Moves the running statistics towards those of a batch, [C] each."""
         for running, found in ((self.mean, mean), (self.var, variance)):
-            moved = self.momentum * running[...] + (1 - self.momentum) * found
+            moved = _moved(running[...], found, self.momentum)
             # Not running[...] = moved: Flax then asks for the sharding of what is being traced, for
             # whose absence JAX writes a text that takes longer the more was traced before, so that
             # tracing takes time with the square of the network's depth.
             running.set_value(moved)
+
+
+@functools.partial(jax.jit, static_argnums=2, inline=True)  # traced once per shape
+def _moved(running: jax.Array, found: jax.Array, momentum: float) -> jax.Array:
+    return momentum * running + (1 - momentum) * found
 
 
 def normalize_together(

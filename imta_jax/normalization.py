@@ -58,6 +58,8 @@ def normalize_by(
     return y.astype(x.dtype)
 
 
+# Traced once for all layers of one shape, not in each anew.
+@functools.partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
 def _forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool, channels: int
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]]:
@@ -69,6 +71,7 @@ def _forward(
     return (y, mean, variance), (x, y if relu else None, mean, variance, scale)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _backward(
     epsilon: float,
     relu: bool,

@@ -12,6 +12,7 @@ from flax import nnx
 from imta_jax.data import load_dataset
 from imta_jax.doctor import examine
 from imta_jax.evaluation.costs import ExitCosts, exit_costs
+from imta_jax.layers import BatchNorm
 from imta_jax.models import (
     NETWORK_PRESETS,
     MultiExitClassifier,
@@ -104,7 +105,7 @@ def tiny(backbone: str, **changes) -> MultiExitClassifier:
     # Statistics that are not those of a fresh network, so that normalisation is seen, and that let
     # the small values of a narrow network through every ReLU.
     for _, norm in nnx.iter_graph(classifier):
-        if isinstance(norm, nnx.BatchNorm):
+        if isinstance(norm, BatchNorm):
             norm.mean[...] = norm.mean[...] - 0.1
             norm.var[...] = norm.var[...] * 1.5
     classifier.eval()

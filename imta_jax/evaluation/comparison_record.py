@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 from imta_jax.evaluation.adaptive import DEFAULT_QUOTAS
 from imta_jax.evaluation.comparison import MethodCurve, compare_methods
 from imta_jax.evaluation.predictions import Predictions
@@ -61,6 +59,8 @@ def comparison_rows(curves: Mapping[str, MethodCurve]) -> list[dict[str, Any]]:
 
 def comparison_text(record: Mapping[str, Any]) -> str:
     """The points as a table to print; costs as shares of the last exit's."""
+    from tabulate import tabulate  # a launch does without it
+
     shown = [
         {
             "method": row["method"],

@@ -4,6 +4,8 @@ from imta_jax.models.build import (
     BACKBONES,
     HEAD_STARTS,
     build_classifier,
+    check_heads,
+    check_model,
     resolve_model_config,
     with_collaborative_heads,
 )
@@ -19,6 +21,8 @@ __all__ = [
     "Heads",
     "MultiExitClassifier",
     "build_classifier",
+    "check_heads",
+    "check_model",
     "inference_logits",
     "resolve_model_config",
     "run_heads",

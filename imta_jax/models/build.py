@@ -1,12 +1,12 @@
 """From a config's `model` and `heads` parts to classifiers. A new backbone is one entry here."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 
 from imta_jax.errors import unknown_name
-from imta_jax.layers import initialization
+from imta_jax.layers import Initialization, initialization
 from imta_jax.models.classifier import Backbone, MultiExitClassifier
 from imta_jax.models.densenet import DenseNetSpec, densenet
 from imta_jax.models.fields import read_fields
@@ -21,32 +21,30 @@ from imta_jax.techniques import TRANSFERS, IndependentHeads, ResidualHeads, Tran
 # What phase-II linear layers start from: phase I's ("fine-tune", Sec. 4) or new draws (reference).
 HEAD_STARTS = ("phase_one", "fresh")
 
-Builder = Callable[[Mapping[str, Any], tuple[int, int, int], nnx.Rngs], Backbone]
+
+class _Kind(NamedTuple):
+    """How a backbone is made.
+
+    Attributes:
+      read: the fields of `config.model` -> what describes the network; refuses what does not fit.
+      make: (that, the images' channels, rngs=) -> the network; refuses nothing.
+    """
+
+    read: Callable[[Mapping[str, Any]], Any]
+    make: Callable[..., Backbone]
 
 
-def _build_msdnet(
-    fields: Mapping[str, Any], image_shape: tuple[int, int, int], rngs: nnx.Rngs
-) -> Backbone:
-    return MSDNet(plan_network(spec_from_config(fields)), image_shape[2], rngs=rngs)
+def _of_fields(name: str, kind: type, make: Callable[..., Backbone]) -> _Kind:
+    """A backbone that a dataclass of its fields describes."""
+    return _Kind(lambda fields: read_fields(kind, fields, name), make)
 
 
-def _with_fields(name: str, kind: type, make: Callable[..., Backbone]) -> Builder:
-    """A builder of a backbone made of a dataclass of fields and the images' channels."""
-
-    def build(
-        fields: Mapping[str, Any], image_shape: tuple[int, int, int], rngs: nnx.Rngs
-    ) -> Backbone:
-        return make(read_fields(kind, fields, name), image_shape[2], rngs=rngs)
-
-    return build
-
-
-BACKBONES: Mapping[str, Builder] = {
-    "msdnet": _build_msdnet,
-    "resnet": _with_fields("resnet", ResNetSpec, resnet),
-    "densenet": _with_fields("densenet", DenseNetSpec, densenet),
-    "googlenet": _with_fields("googlenet", GoogLeNetSpec, googlenet),
-    "hydranet": _with_fields("hydranet", HydraNetSpec, HydraNet),
+BACKBONES: Mapping[str, _Kind] = {
+    "msdnet": _Kind(lambda fields: plan_network(spec_from_config(fields)), MSDNet),
+    "resnet": _of_fields("resnet", ResNetSpec, resnet),
+    "densenet": _of_fields("densenet", DenseNetSpec, densenet),
+    "googlenet": _of_fields("googlenet", GoogLeNetSpec, googlenet),
+    "hydranet": _of_fields("hydranet", HydraNetSpec, HydraNet),
 }
 
 
@@ -94,14 +92,24 @@ def build_classifier(
         raise ValueError(f"image_shape must be (H, W, C), all above 0; found {image_shape}")
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2; found {num_classes}")
+    kind, fields, init = _read(model_config)
+    backbone = kind.make(kind.read(fields), image_shape[2], rngs=rngs)
+    heads = IndependentHeads(backbone.feature_widths, num_classes, init=init, rngs=rngs)
+    return MultiExitClassifier(backbone, heads, num_classes=num_classes, image_shape=image_shape)
+
+
+def check_model(model_config: Mapping[str, Any]) -> None:
+    """Refuses what `build_classifier` would refuse of a config's `model` part; builds nothing."""
+    kind, fields, _ = _read(model_config)
+    kind.read(fields)
+
+
+def _read(model_config: Mapping[str, Any]) -> tuple[_Kind, dict[str, Any], Initialization]:
     fields = resolve_model_config(model_config)
     name = fields.pop("backbone", "msdnet")
     if name not in BACKBONES:
         raise unknown_name("config.model.backbone", name, BACKBONES)
-    backbone = BACKBONES[name](fields, tuple(image_shape), rngs)
-    init = initialization(fields.get("initialization", "he_normal"))
-    heads = IndependentHeads(backbone.feature_widths, num_classes, init=init, rngs=rngs)
-    return MultiExitClassifier(backbone, heads, num_classes=num_classes, image_shape=image_shape)
+    return BACKBONES[name], fields, initialization(fields.get("initialization", "he_normal"))
 
 
 def with_collaborative_heads(
@@ -124,11 +132,7 @@ def with_collaborative_heads(
     Raises:
       ValueError: unknown names, another number of classes, a classifier that is phase II already.
     """
-    fields = dict(heads_config)
-    known = ("transfer", "stop_gradient", "start", "initialization")
-    for name in fields:
-        if name not in known:
-            raise unknown_name("field of the heads' config", name, known)
+    check_heads(heads_config)
     if classifier.phase_one_heads is not None:
         raise ValueError("this classifier has collaborative heads already; pass the phase-I one")
     if num_classes != classifier.num_classes:
@@ -136,11 +140,8 @@ def with_collaborative_heads(
             f"phase II keeps phase I's classes: expected {classifier.num_classes}, "
             f"found num_classes={num_classes}"
         )
-    heads = _phase_two_heads(classifier, fields, rngs)
-    start = fields.get("start", "phase_one")
-    if start not in HEAD_STARTS:
-        raise unknown_name("start of the phase-II heads", start, HEAD_STARTS)
-    if start == "phase_one":
+    heads = _phase_two_heads(classifier, heads_config, rngs)
+    if heads_config.get("start", "phase_one") == "phase_one":
         heads.start_from(classifier.heads)
     return MultiExitClassifier(
         classifier.backbone,
@@ -151,12 +152,25 @@ def with_collaborative_heads(
     )
 
 
+def check_heads(heads_config: Mapping[str, Any]) -> None:
+    """Refuses what `with_collaborative_heads` would refuse of the heads' config; builds nothing."""
+    known = ("transfer", "stop_gradient", "start", "initialization")
+    for name in heads_config:
+        if name not in known:
+            raise unknown_name("field of the heads' config", name, known)
+    transfer = heads_config.get("transfer", "identity")
+    start = heads_config.get("start", "phase_one")
+    if transfer not in TRANSFERS:
+        raise unknown_name("transfer", transfer, TRANSFERS)
+    if start not in HEAD_STARTS:
+        raise unknown_name("start of the phase-II heads", start, HEAD_STARTS)
+    initialization(heads_config.get("initialization", "he_normal"))
+
+
 def _phase_two_heads(
     classifier: MultiExitClassifier, fields: Mapping[str, Any], rngs: nnx.Rngs
 ) -> IndependentHeads | TransferHeads:
     transfer = fields.get("transfer", "identity")
-    if transfer not in TRANSFERS:
-        raise unknown_name("transfer", transfer, TRANSFERS)
     common = {"init": initialization(fields.get("initialization", "he_normal")), "rngs": rngs}
     sizes = (classifier.backbone.feature_widths, classifier.num_classes)
     if transfer == "none":

@@ -24,7 +24,7 @@ _BOTTLENECK_FACTOR = 4
 
 @dataclasses.dataclass(frozen=True)
 class DenseNetSpec:
-    """The fields of `config.model` that a DenseNet has (checked by `densenet`).
+    """The fields of `config.model` that a DenseNet has and what fits each.
 
     Attributes:
       stem: "cifar" (3x3) or "imagenet" (7x7 stride 2, max-pool).
@@ -45,6 +45,17 @@ class DenseNetSpec:
     reduction: float
     exits: tuple[int, ...] = ()
     initialization: str = "he_normal"
+
+    def __post_init__(self):
+        check_one_of(self, "stem", STEMS)
+        check_positive(self, "channels", "growth_rate")
+        check_depths(self)
+        check_exits(self)
+        if not 0 < self.reduction <= 1 or self.reduction * self.channels < 1:
+            raise ValueError(
+                "config.model.reduction must lie above 0 and be at most 1, and leave a channel of "
+                f"those that the stem has; found {self.reduction}"
+            )
 
 
 class NormReLUConv(nnx.Module):
@@ -105,12 +116,7 @@ class Transition(nnx.Module):
 
 
 def densenet(spec: DenseNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> SingleScaleBackbone:
-    """Builds the network that `spec` describes.
-
-    Raises:
-      ValueError: a field outside its range; the message names the field and what fits.
-    """
-    _check(spec)
+    """Builds the network that `spec` describes."""
     init = initialization(spec.initialization)
     small = spec.stem == "cifar"
     # The first layer normalises what it reads, so that on small images nothing follows the stem.
@@ -151,16 +157,3 @@ def _layers(
             channels += spec.growth_rate
             widths.append(channels)
     return layers, widths
-
-
-def _check(spec: DenseNetSpec) -> None:
-    """Raises a ValueError for the first field outside its range."""
-    check_one_of(spec, "stem", STEMS)
-    check_positive(spec, "channels", "growth_rate")
-    check_depths(spec)
-    check_exits(spec)
-    if not 0 < spec.reduction <= 1 or spec.reduction * spec.channels < 1:
-        raise ValueError(
-            "config.model.reduction must lie above 0 and be at most 1, and leave a channel of "
-            f"those that the stem has; found {spec.reduction}"
-        )

@@ -77,7 +77,7 @@ class Inception(nnx.Module):
 
 
 def googlenet(spec: GoogLeNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> SingleScaleBackbone:
-    """Builds the network; an unknown initialisation is a ValueError."""
+    """Builds the network."""
     init = initialization(spec.initialization)
     opening = nnx.Sequential(
         ImageNetOpening(image_channels, 64, init=init, rngs=rngs),

@@ -48,7 +48,7 @@ _GROUPS = 3
 
 @dataclasses.dataclass(frozen=True)
 class HydraNetSpec:
-    """The fields of `config.model` that a Hydra-Res has (checked by `HydraNet`).
+    """The fields of `config.model` that a Hydra-Res has and what fits each.
 
     Attributes:
       channels: of the first group; the second has twice as many, the branches four times.
@@ -67,6 +67,18 @@ class HydraNetSpec:
     gate_weight: float = 0.0
     class_clusters: tuple[int, ...] = ()
     initialization: str = "he_normal"
+
+    def __post_init__(self):
+        check_positive(self, "channels", "branches", "active_branches")
+        check_depths(self, _GROUPS)
+        if not self.gate_weight >= 0:
+            found = self.gate_weight
+            raise ValueError(f"config.model.gate_weight must not be negative; found {found}")
+        if self.active_branches > self.branches:
+            raise ValueError(
+                f"config.model.active_branches must be at most branches={self.branches}; found "
+                f"{self.active_branches}"
+            )
 
 
 class Branch(nnx.Module):
@@ -142,12 +154,6 @@ class HydraNet(nnx.Module):
     """
 
     def __init__(self, spec: HydraNetSpec, image_channels: int, *, rngs: nnx.Rngs):
-        """Builds the network.
-
-        Raises:
-          ValueError: a field outside its range; the message names the field and what fits.
-        """
-        _check(spec)
         init = initialization(spec.initialization)
         group = functools.partial(basic_group, init=init, rngs=rngs)
         first, second, third = (spec.channels * 2**n for n in range(_GROUPS))
@@ -225,16 +231,3 @@ class HydraNet(nnx.Module):
             chosen = jax.tree.map(lambda leaf, n=n: leaf[indices[n]], stacked)
             features.append(nnx.merge(graphdef, chosen)(x))
         return jnp.concatenate(features)
-
-
-def _check(spec: HydraNetSpec) -> None:
-    """Raises a ValueError for the first field outside its range."""
-    check_positive(spec, "channels", "branches", "active_branches")
-    check_depths(spec, _GROUPS)
-    if not spec.gate_weight >= 0:
-        raise ValueError(f"config.model.gate_weight must not be negative; found {spec.gate_weight}")
-    if spec.active_branches > spec.branches:
-        raise ValueError(
-            f"config.model.active_branches must be at most branches={spec.branches}; found "
-            f"{spec.active_branches}"
-        )

@@ -29,7 +29,7 @@ _BOTTLENECK_FACTOR = 4
 
 @dataclasses.dataclass(frozen=True)
 class ResNetSpec:
-    """The fields of `config.model` that a ResNet has (checked by `resnet`).
+    """The fields of `config.model` that a ResNet has and what fits each.
 
     Attributes:
       stem: "cifar" (3x3) or "imagenet" (7x7 stride 2, max-pool).
@@ -46,6 +46,12 @@ class ResNetSpec:
     bottleneck: bool = False
     exits: tuple[int, ...] = ()
     initialization: str = "he_normal"
+
+    def __post_init__(self):
+        check_one_of(self, "stem", STEMS)
+        check_positive(self, "channels")
+        check_depths(self)
+        check_exits(self)
 
 
 class ResidualBlock(nnx.Module):
@@ -100,15 +106,7 @@ def basic_group(
 
 
 def resnet(spec: ResNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> SingleScaleBackbone:
-    """Builds the network that `spec` describes.
-
-    Raises:
-      ValueError: a field outside its range; the message names the field and what fits.
-    """
-    check_one_of(spec, "stem", STEMS)
-    check_positive(spec, "channels")
-    check_depths(spec)
-    check_exits(spec)
+    """Builds the network that `spec` describes."""
     init = initialization(spec.initialization)
     small = spec.stem == "cifar"
     if small:

@@ -82,18 +82,14 @@ def study_arms(config: Mapping[str, Any]) -> list[Arm]:
     if len(set(seeds)) < len(seeds) or any(not isinstance(s, int) or s < 0 for s in seeds):
         raise ValueError(f"config.seeds must be different integers, 0 or more; found {seeds}")
     arms = [_arm(config, name) for name in config["chosen"]]
-    built: set[str] = set()
     for arm in arms:
         if arm.against not in names:
             raise unknown_name(f"arm that {arm.name} is compared with,", arm.against, names)
-        two = arm.config["phase_two"]
-        network = str((arm.config["model"], two["transfer"], two["stop_gradient"], two["start"]))
         try:
-            check_training_config(arm.config, build=network not in built)
+            check_training_config(arm.config)
             check_evaluation_config(arm.config)
         except ValueError as error:
             raise ValueError(f"arm {arm.name}: {error}") from error
-        built.add(network)
     return arms
 
 

@@ -175,7 +175,7 @@ def _advance_if_finite(before: TrainState, after: TrainState, found: Any) -> Tra
     advances = jnp.argmin(jnp.stack([*flags, jnp.array(False)])) == len(flags)
     halted_at = jnp.where(running & ~advances, before.step, before.halted_at)
     marked = TrainState(before.step, before.trainable, before.rest, before.opt_state, halted_at)
-    return jax.tree.map(lambda new, old: jnp.where(advances, new, old), after, marked)
+    return jax.tree.map(lambda new, old: jax.lax.select(advances, new, old), after, marked)
 
 
 def make_eval_step(
