@@ -1,0 +1,214 @@
+"""What each stage of a step costs, against two floors: its multiply-adds and its bytes.
+
+Every stage with its exit is compiled and timed alone, as training computes it: in phase I forward
+and backward, in phase II forward in inference form. The floors are what the device needs for as
+many multiply-adds in a large matrix product, and to read and write what the convolutions must. A
+step of the whole phase is timed beside them: what the stages do not add up to is the optimiser, the
+checks and the loss.
+
+    python benchmarks/stage_floors.py --out=benchmarks/results/stage_floors.json
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks import environment, our_steps
+from benchmarks.step_contenders import SEED, Case
+from imta_jax.convolution import convolve
+from imta_jax.huge_pages import start_with_huge_pages
+from imta_jax.layout import Layout, lay_out
+from imta_jax.models import MultiExitClassifier
+from imta_jax.parallel import is_one_processor
+from imta_jax.training import phases
+
+FULL = {"networks": ("cifar_5_exits", "cifar_7_exits"), "batch_size": 64, "rounds": 15}
+QUICK = {"networks": ("cifar_5_exits",), "batch_size": 64, "rounds": 3}
+KINDS = ("phase_one", "phase_two")
+# Of the matrices whose product is timed, and numbers of the array that is read and written.
+MATRIX, ARRAY = 2048, 2**26
+NOTES = {
+    "ms": "of one stage and exit alone, compiled by itself: maps come in and leave through memory",
+    "macs": "of convolutions and linear layers, forward",
+    "floors": "phase I: multiply-adds three times; convolutions read their input three times and"
+    " write or read their output's size twice. Phase II: once each",
+    "whole": "one step of the phase, with loss, checks and optimiser",
+}
+
+
+class Stage:
+    """One stage with its exit (from 0; the first with the stem), as a phase computes it.
+
+    Args:
+      classifier: in the phase's mode.
+      i: which.
+      state: what it reads: the images for the first.
+      layout: of the maps between stages.
+    """
+
+    def __init__(self, classifier: MultiExitClassifier, i: int, state: Any, layout: Layout):
+        def is_own(path: tuple[Any, ...], value: Any) -> bool:
+            mine = path[0] == "backbone" and (path[2] == i or (i == 0 and path[1] == "first"))
+            return mine and isinstance(value, nnx.Param)
+
+        self.i, self.state, self.layout = i, state, layout
+        self.graphdef, self.params, self.rest = nnx.split(classifier, is_own, ...)
+
+    def forward(self, params: nnx.State, rest: nnx.State, state: Any) -> tuple[Any, jax.Array]:
+        """(the state after it, the features that its exit's classifier reads)."""
+        classifier = nnx.merge(self.graphdef, params, rest, copy=True)
+        lay_out(classifier.backbone, self.layout)
+        state = state if self.i else classifier.stem(state)
+        state = classifier.backbone.stage(self.i, state)
+        return state, classifier.backbone.exit_features(self.i, state)
+
+    def both(self, params: nnx.State, rest: nnx.State, state: Any, gradient: Any) -> Any:
+        """Forward, and the gradients to parameters and, but for images, to what was read."""
+        if self.i == 0:
+            run = jax.vjp(lambda params: self.forward(params, rest, state), params)
+        else:
+            run = jax.vjp(lambda params, read: self.forward(params, rest, read), params, state)
+        return run[1](gradient)
+
+    def counts(self) -> tuple[int, int, int]:
+        """Multiply-adds, and bytes that convolutions read and write, of the batch, forward."""
+        jaxpr = jax.make_jaxpr(self.forward)(self.params, self.rest, self.state).jaxpr
+        found = [_count(eqn) for eqn in _convolutions(jaxpr)]
+        return tuple(int(total) for total in np.sum(found, axis=0))
+
+
+def _convolutions(jaxpr: Any) -> Iterator[Any]:
+    """The calls of `convolve` in a jaxpr and all that it calls."""
+    for eqn in jaxpr.eqns:
+        if eqn.params.get("name") == convolve.__name__:
+            yield eqn
+            continue
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _convolutions(inner)
+
+
+def _count(eqn: Any) -> tuple[int, int, int]:
+    read, kernel = (variable.aval for variable in eqn.invars)
+    written = eqn.outvars[0].aval
+    macs = written.size * (kernel.size // kernel.shape[-1])
+    return macs, read.size * read.dtype.itemsize, written.size * written.dtype.itemsize
+
+
+def least_seconds(run: Callable[[], Any], rounds: int) -> float:
+    """The least of some rounds, after one more in which programs are compiled."""
+    found = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        found.append(time.perf_counter() - start)
+    return min(found[1:])
+
+
+def rates(rounds: int) -> dict[str, float]:
+    """Multiply-adds and bytes per second of the device, of large arrays, float32."""
+    a = jnp.ones((MATRIX, MATRIX))
+    product = jax.jit(jnp.matmul)
+    x = [jnp.ones(ARRAY)]
+    scaled = jax.jit(lambda x: x * 1.0001, donate_argnums=0)  # in place: no new memory
+
+    def move() -> jax.Array:
+        x[0] = scaled(x[0])
+        return x[0]
+
+    return {
+        "macs": MATRIX**3 / least_seconds(lambda: product(a, a), rounds),
+        "bytes": 2 * x[0].nbytes / least_seconds(move, rounds),
+    }
+
+
+def network_rows(case: Case, rounds: int, found: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A row per phase and stage, and one for the phase's whole step."""
+    ours, rows = our_steps.OurSteps(case, resident=False), []
+    layout = Layout.CHANNELS_FIRST if is_one_processor(ours.mesh) else Layout.IMAGES_FIRST
+    for kind in KINDS:
+        classifier = phases.new_phase_one(ours.config, case.facts)
+        if kind == "phase_two":
+            classifier = phases.new_phase_two(ours.config, classifier)
+        getattr(phases, f"{kind}_objective")(ours.config).set_mode(classifier)
+        shape = (case.batch_size, *case.facts.image_shape)
+        state: Any = jax.random.normal(jax.random.key(SEED), shape)
+        about = {"part": "stages", "kind": kind, "network": case.network}
+        own = []
+        for i in range(classifier.num_exits):
+            stage = Stage(classifier, i, state, layout)
+            seconds, state = _time_stage(stage, kind, rounds)
+            own.append({**about, "stage": i + 1, **_against_floors(stage, kind, seconds, found)})
+        whole = least_seconds(lambda kind=kind: getattr(ours, kind)(1), rounds)
+        sums = {name: sum(row[name] for row in own) for name in ("ms", "macs_ms", "bytes_ms")}
+        rows += [_rounded(row) for row in own]
+        rows.append(_rounded({**about, "stage": "all", **sums, "whole_ms": 1e3 * whole}))
+    return rows
+
+
+def _time_stage(stage: Stage, kind: str, rounds: int) -> tuple[float, Any]:
+    """Seconds, and the state that the next stage reads."""
+    given = (stage.params, stage.rest, stage.state)
+    forward = jax.jit(stage.forward)
+    result = forward(*given)
+    if kind == "phase_two":
+        return least_seconds(lambda: forward(*given), rounds), result[0]
+    gradient, both = jax.tree.map(jnp.ones_like, result), jax.jit(stage.both)
+    return least_seconds(lambda: both(*given, gradient), rounds), result[0]
+
+
+def _against_floors(
+    stage: Stage, kind: str, seconds: float, found: Mapping[str, float]
+) -> dict[str, Any]:
+    macs, read, written = stage.counts()
+    times = (3, 3, 2) if kind == "phase_one" else (1, 1, 1)
+    moved = times[1] * read + times[2] * written
+    return {
+        "ms": 1e3 * seconds,
+        "macs": macs,
+        "macs_ms": 1e3 * times[0] * macs / found["macs"],
+        "bytes_ms": 1e3 * moved / found["bytes"],
+    }
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
+
+
+def run(size: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows and summary."""
+    found = rates(size["rounds"])
+    rows = [_rounded({"part": "rates", "batch_size": size["batch_size"], **found})]
+    for network in size["networks"]:
+        rows += network_rows(Case(network, size["batch_size"]), size["rounds"], found)
+    summary = {
+        f"{row['network']}, {row['kind']}, over the higher floor": float(
+            f"{row['whole_ms'] / max(row['macs_ms'], row['bytes_ms']):.3g}"
+        )
+        for row in rows
+        if row.get("stage") == "all"
+    }
+    return {"seeds": [SEED], "notes": NOTES, "targets": {}, "rows": rows, "summary": summary}
+
+
+def main() -> None:
+    """Measures, prints the tables and writes the result."""
+    arguments = environment.argument_parser(__doc__).parse_args()
+    result = run(QUICK if arguments.quick else FULL)
+    environment.write_result(arguments.out, (jax, flax, np), result)
+
+
+if __name__ == "__main__":
+    start_with_huge_pages()
+    main()
