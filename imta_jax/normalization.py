@@ -14,7 +14,7 @@ import jax.numpy as jnp
 Moments = tuple[jax.Array, jax.Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))  # traced once for all layers of one shape
 def batch_normalize(
     x: jax.Array,
     scale: jax.Array,
@@ -39,6 +39,13 @@ def batch_normalize(
     Returns:
       (y of the shape of x, in the type of x, mean [C], biased variance [C]).
     """
+    return _normalize(x, scale, bias, epsilon, relu, channels)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool, channels: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     return _forward(x, scale, bias, epsilon, relu, channels)[0]
 
 
@@ -58,8 +65,6 @@ def normalize_by(
     return y.astype(x.dtype)
 
 
-# Traced once for all layers of one shape, not in each anew.
-@functools.partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
 def _forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool, channels: int
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]]:
@@ -71,7 +76,6 @@ def _forward(
     return (y, mean, variance), (x, y if relu else None, mean, variance, scale)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _backward(
     epsilon: float,
     relu: bool,
@@ -95,7 +99,7 @@ def _backward(
     return to_x.astype(x.dtype), to_scale, to_bias
 
 
-batch_normalize.defvjp(_forward, _backward)
+_normalize.defvjp(_forward, _backward)
 
 
 def _wide(x: jax.Array) -> jax.Array:

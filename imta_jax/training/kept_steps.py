@@ -122,7 +122,8 @@ def _key(lowered: jax.stages.Lowered, devices: Sequence[int]) -> str:
     flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     versions = jax.__version__, jaxlib.__version__, client.platform_version
     kinds = [device.device_kind for device in jax.devices()]
-    for part in (versions, kinds, devices, flags, sorted(jax.config.values.items()), _processor()):
+    settings = sorted(item for item in jax.config.values.items() if "_cache_" not in item[0])
+    for part in (versions, kinds, devices, flags, settings, _processor()):
         digest.update(repr(part).encode())
     return digest.hexdigest()
 
