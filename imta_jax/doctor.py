@@ -29,6 +29,7 @@ _PACKAGES = (
     "optax",
     "orbax-checkpoint",
     "numpy",
+    "opencv-python-headless",
     "tensorflow-cpu",
     "tensorflow",
 )

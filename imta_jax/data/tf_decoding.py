@@ -1,16 +1,16 @@
-"""One image, from where it lies to the pixels of a batch, as TensorFlow operations.
+"""Images, from where they lie to the pixels of a window, as TensorFlow operations.
 
 A window is cut out while the JPEG is decoded, so that only the needed part is, and a window of many
 times the wanted pixels is decoded into a half, a quarter or an eighth of them.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from imta_jax.data.encoded import EncodedImages
-from imta_jax.data.rows import PADDING_INDEX, Rows
+from imta_jax.data.rows import Rows
 from imta_jax.data.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
@@ -21,50 +21,111 @@ _RATIOS = (1, 2, 4, 8)
 # As every other decoder does it; TensorFlow's default is off by up to some levels, and no faster.
 _DCT = "INTEGER_ACCURATE"
 
-Read = Callable[..., "tf.Tensor"]
+Read = Callable[["tf.Tensor"], "list[tf.Tensor]"]
 
 
-def one_image(
-    images: np.ndarray | EncodedImages, rows: Rows, size: int, exact: bool
-) -> Callable[["tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]:
-    """Maps a row's number to its image, uint8 [size, size, C], and index; see `resized_batches`."""
+class Decoding(NamedTuple):
+    """What is decoded of each of R rows.
+
+    Attributes:
+      index: int64 [R], the example; 0 for padding.
+      window: float32 [R, 4], what is shown, in pixels of the image.
+      cut: int32 [R, 4], the part that is decoded, in pixels of what the image is decoded into.
+      kind: int32 [R], how: 0 whole, or 1 + the place of the ratio in `_RATIOS`.
+    """
+
+    index: np.ndarray
+    window: np.ndarray
+    cut: np.ndarray
+    kind: np.ndarray
+
+
+def decoding_of(images: np.ndarray | EncodedImages, rows: Rows, size: int, exact: bool) -> Decoding:
+    """Plans how rows are decoded; for the arguments see `tf_pipeline.resized_batches`."""
+    index, encoded = np.maximum(rows.index, 0), isinstance(images, EncodedImages)
+    sizes = images.sizes[index] if encoded else np.array([images.shape[1:3]])
+    sizes = np.broadcast_to(sizes, (len(index), 2))
+    part = _whole_pixels(rows.window, sizes, size, exact)
+    kind = np.zeros(len(index), np.int32)
+    if encoded:
+        # The smallest picture that has no fewer pixels than what is asked for.
+        fewest = part[:, 2:].min(axis=1, initial=1 << 30)
+        ratio = np.zeros(len(fewest)) if exact else np.log2(np.maximum(fewest / size, 1))
+        as_jpeg = 1 + np.minimum(np.floor(ratio), len(_RATIOS) - 1).astype(np.int32)
+        kind = np.where(images.is_jpeg[index], as_jpeg, kind)
+    # Both edges to the nearest pixel of the smaller picture.
+    ratio = np.array([1, *_RATIOS], np.int32)[kind][:, None]
+    first = (part[:, :2] + ratio // 2) // ratio
+    last = (part[:, :2] + part[:, 2:] + ratio // 2) // ratio
+    cut = np.concatenate([first, np.maximum(last - first, 1)], axis=1)
+    return Decoding(index, rows.window, cut, kind)
+
+
+def pictures(
+    images: np.ndarray | EncodedImages,
+    decoding: Decoding,
+    places: np.ndarray,
+    size: int,
+    exact: bool,
+) -> Callable[["tf.Tensor"], tuple["tf.Tensor", ...]]:
+    """Maps the number of a group to it and to the pictures of its rows, uint8 [h, w, C] each.
+
+    Several at once, since a dataset's element costs as much as a tenth of decoding an image does.
+
+    Args:
+      images: encoded, or an array.
+      decoding: of the rows.
+      places: int64 [K, G], the rows of each group, see `assembly.groups_of`.
+      size: pixels per side that are wanted.
+      exact: see `tf_pipeline.resized_batches`; if so, pictures are of that size. Otherwise windows
+        of JPEGs are not resized yet.
+    """
     tf = import_tensorflow()
-    encoded = isinstance(images, EncodedImages)
-    sizes = images.sizes[np.maximum(rows.index, 0)] if encoded else np.array([images.shape[1:3]])
-    part = _whole_pixels(rows.window, np.broadcast_to(sizes, (len(rows.index), 2)), size, exact)
-    kinds = _kinds(images, rows, part, size, exact)
-    window_of, kind_of = _lookup(rows.window), _lookup(kinds)
-    part_of, index_of, flip_of = _lookup(part), _lookup(rows.index), _lookup(rows.flip)
-    pixels_of = _decoder(images) if encoded else _slicer(images)
+    opened, kinds = _opener(images), decoding.kind[places]
+    tables = [_lookup(values[places]) for values in decoding]
+    mixed = 1 + len(_RATIOS)
+    alike = (kinds == kinds[:, :1]).all(axis=1)
+    kind_of_group = np.where(alike, kinds[:, 0], mixed).astype(np.int32)
+    group_kind, occurring = _lookup(kind_of_group), np.unique(kinds).tolist()
 
-    def resized(row: "tf.Tensor", pixels: "tf.Tensor", part: "tf.Tensor") -> "tf.Tensor":
-        def filtered() -> "tf.Tensor":
-            return _resize(pixels, window_of(row), part, size)
-
-        if exact or not kinds.any():
-            return filtered()
-        if kinds.all():
-            return _stretch(pixels, size)
+    def picture(kind: int, source: "tf.Tensor", window: Any, cut: Any) -> "tf.Tensor":
+        pixels = _pixels(images, kind, source, cut)
+        if kind and not exact:
+            return pixels
         # What is no JPEG was not decoded into fewer pixels, and may be many times too large.
-        return tf.cond(kind_of(row) == 0, filtered, lambda: _stretch(pixels, size))
+        # To the nearest: none is below 0 or above 255.
+        return tf.cast(_resize(pixels, window, cut, size) + 0.5, tf.uint8)
 
-    def shown(row: "tf.Tensor", index: "tf.Tensor") -> "tf.Tensor":
-        part = part_of(row)
-        pixels = resized(row, pixels_of(index, part, kind_of(row)), part)
-        image = tf.cast(pixels + 0.5, tf.uint8)  # to the nearest: none is below 0 or above 255
-        return tf.raw_ops.Reverse(tensor=image, dims=tf.stack([False, flip_of(row), False]))
+    def group(number: "tf.Tensor") -> tuple["tf.Tensor", ...]:
+        index, *others, kind = (table(number) for table in tables)
+        members = list(zip(opened(index), *map(tf.unstack, others), strict=True))
 
-    def one(row: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
-        index = index_of(row)
-        shape = [size, size, 3 if encoded else images.shape[-1]]
-        if (rows.index != PADDING_INDEX).all():
-            image = shown(row, index)
-        else:
-            black = tf.zeros(shape, tf.uint8)
-            image = tf.cond(index == PADDING_INDEX, lambda: black, lambda: shown(row, index))
-        return tf.ensure_shape(image, shape), index
+        def as_one(kind: int) -> list["tf.Tensor"]:
+            return [picture(kind, *member) for member in members]
 
-    return one
+        def one_by_one() -> list["tf.Tensor"]:
+            return [
+                _choice(occurring, of, lambda k, member=member: picture(k, *member))
+                for of, member in zip(tf.unstack(kind), members, strict=True)
+            ]
+
+        found = _choice(
+            np.unique(kind_of_group).tolist(),
+            group_kind(number),
+            lambda k: one_by_one() if k == mixed else as_one(k),
+        )
+        return number, *found
+
+    return group
+
+
+def _choice(occurring: list[int], chosen: "tf.Tensor", made: Callable[[int], Any]) -> Any:
+    """What `made` makes of the chosen number; only those that occur take room in the graph."""
+    if len(occurring) < 2:
+        return made(sum(occurring))  # of no images any will do
+    tf = import_tensorflow()
+    position = tf.searchsorted(occurring, chosen[None])[0]
+    return tf.switch_case(position, [lambda k=k: made(k) for k in occurring])
 
 
 def _lookup(values: np.ndarray) -> Callable[["tf.Tensor"], "tf.Tensor"]:
@@ -83,71 +144,55 @@ def _whole_pixels(window: np.ndarray, sizes: np.ndarray, size: int, exact: bool)
     return np.concatenate([first, last - first], axis=1).astype(np.int32)
 
 
-def _kinds(
-    images: np.ndarray | EncodedImages, rows: Rows, part: np.ndarray, size: int, exact: bool
-) -> np.ndarray:
-    """How each row is decoded, int32 [R]: 0 whole, or 1 + the place of the ratio in `_RATIOS`."""
-    if not isinstance(images, EncodedImages):
-        return np.zeros(len(rows.index), np.int32)
-    # The smallest picture that has no fewer pixels than what is asked for.
-    fewest = part[:, 2:].min(axis=1, initial=1 << 30)
-    ratio = np.zeros(len(fewest)) if exact else np.log2(np.maximum(fewest / size, 1))
-    kind = 1 + np.minimum(np.floor(ratio), len(_RATIOS) - 1)
-    return np.where(images.is_jpeg[np.maximum(rows.index, 0)], kind, 0).astype(np.int32)
-
-
 def reader(images: EncodedImages) -> Read:
-    """Maps an index to the bytes of its file or of the image in its record."""
+    """Maps indices [G] to the bytes of their files, or of the images in their records, a list."""
     tf = import_tensorflow()
     path_of, file_of, offset_of = map(_lookup, (images.files, images.file_id, images.offset))
+
+    def paths(index: "tf.Tensor") -> list["tf.Tensor"]:
+        return tf.unstack(path_of(file_of(index)))
+
     if not images.feature:
-        return lambda index: tf.io.read_file(path_of(file_of(index)))
+        return lambda index: [tf.io.read_file(path) for path in paths(index)]
     wanted = {images.feature: tf.io.FixedLenFeature([], tf.string)}
 
-    def record(index: "tf.Tensor") -> "tf.Tensor":
+    def record(path: "tf.Tensor", offset: "tf.Tensor") -> "tf.Tensor":
         # One record, wherever it lies: the only operation of TensorFlow that starts at an offset.
         at = tf.raw_ops.TFRecordDatasetV2(
-            filenames=[path_of(file_of(index))],
-            compression_type="",
-            buffer_size=0,
-            byte_offsets=[offset_of(index)],
+            filenames=[path], compression_type="", buffer_size=0, byte_offsets=[offset]
         )
         records = tf.data.experimental.from_variant(at, tf.TensorSpec([], tf.string))
         found = records.take(1).get_single_element()
         return tf.io.parse_single_example(found, wanted)[images.feature]
 
-    return record
+    return lambda index: list(map(record, paths(index), tf.unstack(offset_of(index))))
 
 
-def _decoder(images: EncodedImages) -> Read:
-    """Maps (index, part, kind) to the pixels of that part, at the kind's ratio."""
+def _opener(images: np.ndarray | EncodedImages) -> Read:
+    """Maps indices [G] to what `_pixels` takes: compressed images, or whole ones of an array."""
+    if isinstance(images, EncodedImages):
+        return reader(images)
+    tf, image_of = import_tensorflow(), _lookup(images)
+    return lambda index: [image_of(one) for one in tf.unstack(index)]
+
+
+def _pixels(
+    images: np.ndarray | EncodedImages, kind: int, source: "tf.Tensor", cut: "tf.Tensor"
+) -> "tf.Tensor":
+    """The part of one image that is to be decoded; for kinds see `Decoding`."""
     tf = import_tensorflow()
-    contents_of = reader(images)
-
-    def decode(index: "tf.Tensor", part: "tf.Tensor", kind: "tf.Tensor") -> "tf.Tensor":
-        contents = contents_of(index)
-
-        def of_other() -> "tf.Tensor":
-            whole = tf.io.decode_image(contents, channels=3, expand_animations=False)
-            return whole[part[0] : part[0] + part[2], part[1] : part[1] + part[3]]
-
-        def of_jpeg(ratio: int) -> "tf.Tensor":
-            # Both edges to the nearest pixel of the smaller picture.
-            first = (part[:2] + ratio // 2) // ratio
-            last = (part[:2] + part[2:] + ratio // 2) // ratio
-            scaled = tf.concat([first, tf.maximum(last - first, 1)], axis=0)
-            return tf.raw_ops.DecodeAndCropJpeg(
-                contents=contents,
-                crop_window=scaled,
-                channels=3,
-                ratio=ratio,
-                dct_method=_DCT,
-            )
-
-        branches = [of_other, *(lambda r=r: of_jpeg(r) for r in _RATIOS)]
-        return tf.switch_case(kind, branches)
-
-    return decode
+    if kind:
+        return tf.raw_ops.DecodeAndCropJpeg(
+            contents=source,
+            crop_window=cut,
+            channels=3,
+            ratio=_RATIOS[kind - 1],
+            dct_method=_DCT,
+        )
+    whole = source
+    if isinstance(images, EncodedImages):
+        whole = tf.io.decode_image(source, channels=3, expand_animations=False)
+    return whole[cut[0] : cut[0] + cut[2], cut[1] : cut[1] + cut[3]]
 
 
 def whole_image(contents: "tf.Tensor") -> "tf.Tensor":
@@ -168,14 +213,6 @@ def _slicer(images: np.ndarray) -> Read:
         return image_of(index)[part[0] : part[0] + part[2], part[1] : part[1] + part[3]]
 
     return cut
-
-
-def _stretch(pixels: "tf.Tensor", size: int) -> "tf.Tensor":
-    tf = import_tensorflow()
-    resized = tf.raw_ops.ResizeBilinear(
-        images=pixels[None], size=[size, size], half_pixel_centers=True
-    )
-    return resized[0]
 
 
 def _resize(pixels: "tf.Tensor", window: "tf.Tensor", part: "tf.Tensor", size: int) -> "tf.Tensor":

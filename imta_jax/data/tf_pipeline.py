@@ -1,11 +1,13 @@
-"""The tf.data execution: reads, decodes and resizes on all cores, ahead of the step.
+"""The tf.data execution: reads and decodes on all cores, ahead of the step.
 
-Everything random is settled before (`augmentation.py`); each element is a pure function of its row.
-An image's window is cut out while its JPEG is decoded, so that only the needed part is. All of it
-is TensorFlow's graph, without Python, so that a tf.data service can run it on other machines.
+Everything random is settled before (`augmentation.py`); each element is a pure function of its
+rows. An image's window is cut out while its JPEG is decoded, so that only the needed part is. That
+is TensorFlow's graph, without Python, so that a tf.data service can run it on other machines; what
+comes out becomes batches in `assembly.py`.
 """
 
 import contextlib
+import math
 import re
 import socket
 import urllib.parse
@@ -15,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from imta_jax.data.assembly import assembled, groups_of, read_ahead
 from imta_jax.data.encoded import EncodedImages
 from imta_jax.data.rows import PADDING_INDEX, Rows
 from imta_jax.data.tensorflow_import import import_tensorflow
-from imta_jax.data.tf_decoding import one_image, plain, reader, whole_image
+from imta_jax.data.tf_decoding import decoding_of, pictures, plain, reader, whole_image
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 _DECODED_AT_ONCE = 1024
 _MOST_BATCHES_AHEAD = 16
 _CONNECT_SECONDS = 10
-_STEPS_AT_ONCE = 2  # batches a service's worker makes side by side
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,12 @@ class HostPipeline:
         """Reads `config.data`."""
         return cls(settings["memory_limit_gb"], settings["service"])
 
+    def batches_ahead(self, bytes_per_batch: int) -> int:
+        """How many finished batches may wait, at least 1."""
+        # Besides those that wait: one that is being filled, what it is made of, the step's own.
+        ahead = self.memory_limit_gb * 1e9 / 2 // bytes_per_batch - 4
+        return int(np.clip(ahead, 1, _MOST_BATCHES_AHEAD))
+
 
 def array_batches(
     images: np.ndarray, rows: Rows, batch_size: int, host: HostPipeline
@@ -78,7 +86,7 @@ def array_batches(
 
     dataset = tf.data.Dataset.from_tensor_slices(tuple(rows)).batch(batch_size)
     dataset = dataset.map(plain(read), num_parallel_calls=tf.data.AUTOTUNE)
-    return _as_numpy(dataset, images[0].nbytes * batch_size, host)
+    return _as_numpy(dataset, host.batches_ahead(images[0].nbytes * batch_size), host)
 
 
 def resized_batches(
@@ -103,23 +111,19 @@ def resized_batches(
         fast (training).
     """
     tf = import_tensorflow()
-    one = plain(one_image(images, rows, size, exact))
-    count, steps = len(rows.index), len(rows.index) // batch_size
-    bytes_per_batch = batch_size * size * size * 3
-    if not host.service:
-        dataset = tf.data.Dataset.range(count).map(one, num_parallel_calls=tf.data.AUTOTUNE)
-        dataset = dataset.batch(batch_size)
-        return _as_numpy(dataset, bytes_per_batch, host)
-
-    def batch_of(step: "tf.Tensor") -> "tf.data.Dataset":
-        images = tf.data.Dataset.range(step * batch_size, (step + 1) * batch_size)
-        batch = images.map(one, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
-        return batch.map(lambda *parts: (step, *parts))
-
-    dataset = tf.data.Dataset.range(steps).interleave(
-        batch_of, cycle_length=_STEPS_AT_ONCE, num_parallel_calls=_STEPS_AT_ONCE
-    )
-    return _from_service(dataset, steps, host)
+    decoding = decoding_of(images, rows, size, exact)
+    places = groups_of(rows.index, decoding.kind, batch_size)
+    group = pictures(images, decoding, places, size, exact)
+    dataset = tf.data.Dataset.range(len(places))
+    dataset = dataset.map(plain(group), num_parallel_calls=tf.data.AUTOTUNE)
+    channels = 3 if isinstance(images, EncodedImages) else images.shape[-1]
+    shape = (batch_size, size, size, channels)
+    if host.service:
+        found = _from_service(dataset, len(places), host)
+    else:
+        # About as many as a batch; one is twice a batch's image on average.
+        found = _as_numpy(dataset, -(-batch_size // places.shape[1]), host)
+    return read_ahead(assembled(found, places, rows, shape), host.batches_ahead(math.prod(shape)))
 
 
 def decode_all(images: EncodedImages) -> np.ndarray:
@@ -129,7 +133,7 @@ def decode_all(images: EncodedImages) -> np.ndarray:
     height, width = images.sizes[0].tolist()
 
     def decode(i: "tf.Tensor") -> "tf.Tensor":
-        image = whole_image(contents_of(i))
+        image = whole_image(contents_of(i[None])[0])
         return tf.ensure_shape(image, [height, width, 3])
 
     dataset = tf.data.Dataset.range(len(images))
@@ -156,42 +160,36 @@ def _crop(images: "tf.Tensor", window: "tf.Tensor", flip: "tf.Tensor") -> "tf.Te
 
 
 def _as_numpy(
-    dataset: "tf.data.Dataset", bytes_per_batch: int, host: HostPipeline
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Runs a dataset of batches within the bound on memory."""
+    dataset: "tf.data.Dataset", ahead: int, host: HostPipeline
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Runs a dataset on this host, some elements ahead, within the bound on memory."""
     tf = import_tensorflow()
-    limit = host.memory_limit_gb * 1e9
     options = tf.data.Options()
     options.deterministic = True
-    options.autotune.ram_budget = int(limit / 2)
-    # A batch that is being filled and one that the step holds, besides those that wait.
-    ahead = int(np.clip(limit / 2 // bytes_per_batch - 2, 1, _MOST_BATCHES_AHEAD))
+    options.autotune.ram_budget = int(host.memory_limit_gb * 1e9 / 2)
     dataset = dataset.prefetch(ahead).with_options(options)
     with _reading():
         yield from dataset.as_numpy_iterator()
 
 
 def _from_service(
-    dataset: "tf.data.Dataset", steps: int, host: HostPipeline
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches that workers make in any order, each once, put back into theirs."""
+    dataset: "tf.data.Dataset", elements: int, host: HostPipeline
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Runs a dataset on other machines: its elements in any order, each once."""
     _check_reachable(host.service)
     service = import_tensorflow().data.experimental.service
     shared = dataset.apply(
         service.distribute(processing_mode=service.ShardingPolicy.DYNAMIC, service=host.service)
     )
-    waiting: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    due = 0
+    found = 0
     with _reading(f"the tf.data service {host.service}"):
-        for step, *batch in shared.as_numpy_iterator():
-            waiting[int(step)] = tuple(batch)
-            while due in waiting:
-                yield waiting.pop(due)
-                due += 1
-    if due < steps:
+        for element in shared.as_numpy_iterator():
+            found += 1
+            yield element
+    if found < elements:
         raise OSError(
-            f"the tf.data service {host.service} lost batch {due} of {steps}: a worker went away?"
-            " Start it again, then the same command"
+            f"the tf.data service {host.service} lost {elements - found} of {elements} groups of"
+            " images: a worker went away? Start it again, then the same command"
         )
 
 
