@@ -40,6 +40,11 @@ def groups_of(index: np.ndarray, kind: np.ndarray, batch_size: int) -> np.ndarra
     return np.where(shown, places, places[:, :1])[shown.any(axis=1)]
 
 
+def kinds_of_groups(kind: np.ndarray) -> np.ndarray:
+    """The kind that all rows of a group have, int [K], or -1 where they differ; of int [K, G]."""
+    return np.where((kind == kind[:, :1]).all(axis=1), kind[:, 0], -1)
+
+
 def assembled(
     found: Iterator[Sequence[np.ndarray]],
     places: np.ndarray,

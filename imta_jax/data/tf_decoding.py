@@ -75,18 +75,15 @@ def pictures(
     Args:
       images: encoded, or an array.
       decoding: of the rows.
-      places: int64 [K, G], the rows of each group, see `assembly.groups_of`.
+      places: int64 [K, G], the rows of each group, see `assembly.groups_of`; where all are of one
+        kind, the graph need not choose, which costs another tenth.
       size: pixels per side that are wanted.
       exact: see `tf_pipeline.resized_batches`; if so, pictures are of that size. Otherwise windows
         of JPEGs are not resized yet.
     """
     tf = import_tensorflow()
-    opened, kinds = _opener(images), decoding.kind[places]
+    opened, kinds = _opener(images), np.unique(decoding.kind[places]).tolist()
     tables = [_lookup(values[places]) for values in decoding]
-    mixed = 1 + len(_RATIOS)
-    alike = (kinds == kinds[:, :1]).all(axis=1)
-    kind_of_group = np.where(alike, kinds[:, 0], mixed).astype(np.int32)
-    group_kind, occurring = _lookup(kind_of_group), np.unique(kinds).tolist()
 
     def picture(kind: int, source: "tf.Tensor", window: Any, cut: Any) -> "tf.Tensor":
         pixels = _pixels(images, kind, source, cut)
@@ -96,36 +93,18 @@ def pictures(
         # To the nearest: none is below 0 or above 255.
         return tf.cast(_resize(pixels, window, cut, size) + 0.5, tf.uint8)
 
+    def chosen(kind: "tf.Tensor", *member: "tf.Tensor") -> "tf.Tensor":
+        if len(kinds) == 1:
+            return picture(kinds[0], *member)
+        branches = [lambda k=k: picture(k, *member) for k in kinds]
+        return tf.switch_case(tf.searchsorted(kinds, kind[None])[0], branches)
+
     def group(number: "tf.Tensor") -> tuple["tf.Tensor", ...]:
         index, *others, kind = (table(number) for table in tables)
-        members = list(zip(opened(index), *map(tf.unstack, others), strict=True))
-
-        def as_one(kind: int) -> list["tf.Tensor"]:
-            return [picture(kind, *member) for member in members]
-
-        def one_by_one() -> list["tf.Tensor"]:
-            return [
-                _choice(occurring, of, lambda k, member=member: picture(k, *member))
-                for of, member in zip(tf.unstack(kind), members, strict=True)
-            ]
-
-        found = _choice(
-            np.unique(kind_of_group).tolist(),
-            group_kind(number),
-            lambda k: one_by_one() if k == mixed else as_one(k),
-        )
-        return number, *found
+        members = zip(tf.unstack(kind), opened(index), *map(tf.unstack, others), strict=True)
+        return number, *(chosen(*member) for member in members)
 
     return group
-
-
-def _choice(occurring: list[int], chosen: "tf.Tensor", made: Callable[[int], Any]) -> Any:
-    """What `made` makes of the chosen number; only those that occur take room in the graph."""
-    if len(occurring) < 2:
-        return made(sum(occurring))  # of no images any will do
-    tf = import_tensorflow()
-    position = tf.searchsorted(occurring, chosen[None])[0]
-    return tf.switch_case(position, [lambda k=k: made(k) for k in occurring])
 
 
 def _lookup(values: np.ndarray) -> Callable[["tf.Tensor"], "tf.Tensor"]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imta_jax.data.assembly import assembled, groups_of, read_ahead
+from imta_jax.data.assembly import assembled, groups_of, kinds_of_groups, read_ahead
 from imta_jax.data.encoded import EncodedImages
 from imta_jax.data.rows import PADDING_INDEX, Rows
 from imta_jax.data.tensorflow_import import import_tensorflow
@@ -113,16 +113,27 @@ def resized_batches(
     tf = import_tensorflow()
     decoding = decoding_of(images, rows, size, exact)
     places = groups_of(rows.index, decoding.kind, batch_size)
-    group = pictures(images, decoding, places, size, exact)
-    dataset = tf.data.Dataset.range(len(places))
-    dataset = dataset.map(plain(group), num_parallel_calls=tf.data.AUTOTUNE)
+    kinds = kinds_of_groups(decoding.kind[places])
+
+    def run(kind: int) -> Iterator[tuple[np.ndarray, ...]]:
+        """The groups of one kind, each with its place among all groups."""
+        numbers = np.flatnonzero(kinds == kind)
+        group = plain(pictures(images, decoding, places[numbers], size, exact))
+        dataset = tf.data.Dataset.range(len(numbers))
+        dataset = dataset.map(group, num_parallel_calls=tf.data.AUTOTUNE)
+        if host.service:
+            made = _from_service(dataset, len(numbers), host)
+        else:
+            # About as many as a batch has; one is twice a batch's image on average.
+            share = len(numbers) / len(places)
+            ahead = math.ceil(share * batch_size / places.shape[1])
+            made = _as_numpy(dataset, ahead, host, share)
+        return ((numbers[number], *found) for number, *found in made)
+
+    running = {kind: run(kind) for kind in np.unique(kinds).tolist()}
+    found = (next(running[kind]) for kind in kinds.tolist())
     channels = 3 if isinstance(images, EncodedImages) else images.shape[-1]
     shape = (batch_size, size, size, channels)
-    if host.service:
-        found = _from_service(dataset, len(places), host)
-    else:
-        # About as many as a batch; one is twice a batch's image on average.
-        found = _as_numpy(dataset, -(-batch_size // places.shape[1]), host)
     return read_ahead(assembled(found, places, rows, shape), host.batches_ahead(math.prod(shape)))
 
 
@@ -160,13 +171,13 @@ def _crop(images: "tf.Tensor", window: "tf.Tensor", flip: "tf.Tensor") -> "tf.Te
 
 
 def _as_numpy(
-    dataset: "tf.data.Dataset", ahead: int, host: HostPipeline
+    dataset: "tf.data.Dataset", ahead: int, host: HostPipeline, share: float = 1.0
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Runs a dataset on this host, some elements ahead, within the bound on memory."""
+    """Runs a dataset on this host, some elements ahead, within a share of the bound on memory."""
     tf = import_tensorflow()
     options = tf.data.Options()
     options.deterministic = True
-    options.autotune.ram_budget = int(host.memory_limit_gb * 1e9 / 2)
+    options.autotune.ram_budget = max(int(share * host.memory_limit_gb * 1e9 / 2), 1)
     dataset = dataset.prefetch(ahead).with_options(options)
     with _reading():
         yield from dataset.as_numpy_iterator()
