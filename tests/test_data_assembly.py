@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from imta_jax.data.assembly import assembled, groups_of, kinds_of_groups, read_ahead
+from imta_jax.data.assembly import assembled, groups_of, order_of, read_ahead
 from imta_jax.data.rows import PADDING_INDEX, Rows
 
 
@@ -17,24 +17,33 @@ def drawn_rows(batches, batch_size, padding, seed=0):
     return Rows(index, np.zeros((count, 4), np.float32), rng.random(count) < 0.5)
 
 
-@pytest.mark.parametrize(("batch_size", "together"), [(1, 1), (5, 5), (8, 8), (50, 5), (96, 8)])
+@pytest.mark.parametrize("batch_size", [1, 5, 8, 50, 96])
 @pytest.mark.parametrize("padding", [0, 1, 40])
-def test_groups_hold_every_image_and_are_within_a_batch(batch_size, together, padding):
+def test_groups_hold_every_image_once_and_are_of_one_kind_and_batch(batch_size, padding):
     index = drawn_rows(6, batch_size, min(padding, 6 * batch_size)).index
-    kind = np.random.default_rng(3).integers(0, 3, len(index))
-    places = groups_of(index, kind, batch_size)
-    assert places.shape[1] == together
-    np.testing.assert_array_equal(np.unique(places), np.flatnonzero(index != PADDING_INDEX))
-    batch = places // batch_size
-    assert (batch == batch[:, :1]).all()
-    # Nothing is decoded twice but in place of padding.
-    shown = (index != PADDING_INDEX).sum()
-    assert places.size - shown < together
-    # Of three kinds, at most two groups of a batch are mixed.
-    mixed = kinds_of_groups(kind[places]) == -1
-    alike = kind[places[~mixed]]
-    np.testing.assert_array_equal(alike.min(axis=1), alike.max(axis=1))
-    assert np.bincount(batch[mixed, 0], minlength=1).max() <= 2
+    kind = np.random.default_rng(3).choice(3, len(index), p=(0.9, 0.08, 0.02))
+    groups = groups_of(index, kind, batch_size)
+    every = np.concatenate([np.zeros(0, int), *(g.places.ravel() for g in groups)])
+    np.testing.assert_array_equal(np.sort(every), np.flatnonzero(index != PADDING_INDEX))
+    for one in groups:
+        batch = one.places // batch_size
+        assert (batch == batch[:, :1]).all()
+        assert (np.diff(batch[:, 0]) >= 0).all()
+        assert (kind[one.places] == one.kind).all()
+        assert one.places.shape[1] in (1, 8)
+        if one.places.shape[1] == 1:  # what is left of a batch and a kind, less than another eight
+            assert np.bincount(batch[:, 0]).max() < 8
+
+
+@pytest.mark.parametrize("batch_size", [5, 96])
+def test_batches_are_made_in_their_order(batch_size):
+    index = drawn_rows(6, batch_size, padding=3).index
+    kind = np.random.default_rng(4).choice(3, len(index), p=(0.7, 0.2, 0.1))
+    groups = groups_of(index, kind, batch_size)
+    running = [iter(g.places[:, 0] // batch_size) for g in groups]
+    batches = [next(running[turn]) for turn in order_of(groups, batch_size)]
+    assert batches == sorted(batches)
+    assert len(batches) == sum(len(g.places) for g in groups)
 
 
 def bilinear(picture, size):
@@ -53,10 +62,11 @@ def bilinear(picture, size):
 def test_pictures_reach_their_places_from_any_order(channels):
     rng = np.random.default_rng(1)
     rows, shape = drawn_rows(5, 6, padding=8), (6, 16, 16, channels)
-    places = groups_of(rows.index, np.zeros(30, int), 6)
     pictures = rng.integers(0, 256, (30, 16, 16, channels), np.uint8)
-    found = [(k, *pictures[places[k]]) for k in rng.permutation(len(places))]
-    batches = list(assembled(iter(found), places, rows, shape))
+    shown = [np.flatnonzero(rows.index[i : i + 6] != PADDING_INDEX) + i for i in range(0, 30, 6)]
+    groups = [part for batch in shown for part in np.array_split(batch, 2) if len(part)]
+    found = [(groups[k], pictures[groups[k]]) for k in rng.permutation(len(groups))]
+    batches = list(assembled(iter(found), rows, shape))
     assert len(batches) == 5
     images, index = (np.concatenate(values) for values in zip(*batches, strict=True))
     np.testing.assert_array_equal(index, rows.index)
@@ -70,8 +80,7 @@ def test_pictures_of_other_sizes_are_interpolated():
     sizes = [(16, 16), (1, 1), (9, 40), (64, 3), (50, 50), (31, 17), (200, 150), (16, 15)]
     pictures = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
     rows = Rows(np.arange(8), np.zeros((8, 4), np.float32), np.arange(8) % 3 == 0)
-    places = groups_of(rows.index, np.zeros(8, int), 8)
-    ((images, _),) = assembled(iter([(0, *pictures)]), places, rows, (8, 16, 16, 3))
+    ((images, _),) = assembled(iter([(np.arange(8), pictures)]), rows, (8, 16, 16, 3))
     for picture, image, flip in zip(pictures, images, rows.flip, strict=True):
         expected = bilinear(picture.astype(float), 16)
         expected = expected[:, ::-1] if flip else expected

@@ -9,53 +9,76 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from imta_jax.data.rows import PADDING_INDEX, Rows
 
-_MOST_TOGETHER = 8
-_MOST_THREADS = 8  # which keep up with some eighty that decode
+_TOGETHER = 8
+_DECODING_PER_THREAD = 8  # as many threads decode what one resizes in the same time
 
 T = TypeVar("T")
 
 
-def groups_of(index: np.ndarray, kind: np.ndarray, batch_size: int) -> np.ndarray:
-    """The rows that are decoded together, int64 [K, G]: no group is part of two batches.
+class Groups(NamedTuple):
+    """Rows that are decoded in the same way.
+
+    Attributes:
+      kind: how.
+      places: int64 [K, G], places among all rows; each line is decoded at once.
+    """
+
+    kind: int
+    places: np.ndarray
+
+
+def groups_of(index: np.ndarray, kind: np.ndarray, batch_size: int) -> list[Groups]:
+    """Which rows are decoded together: eight of one kind and one batch, the others one by one.
+
+    Eight, since an element of tf.data costs as much as a twentieth of decoding an image; of one
+    kind, since to choose in TensorFlow's graph costs a tenth.
 
     Args:
-      index: of the rows, int64 [R], -1 for padding; as `Rows.index`.
-      kind: int [R]; rows of one kind come together, as far as they can.
-      batch_size: rows per batch; G is the largest number up to 8 that divides it.
+      index: of the rows, int64 [R], -1 for padding, which is in no group; as `Rows.index`.
+      kind: int [R], see `tf_decoding.Decoding`.
+      batch_size: rows per batch.
 
     Returns:
-      Places among the R rows. Padding is decoded nowhere: groups of it alone are left out, and
-      among others a row of the same group takes its place once more.
+      Of each kind those of eight and those of one, in the order of their batches.
     """
-    together = max(n for n in range(1, _MOST_TOGETHER + 1) if batch_size % n == 0)
-    padding, batch = index == PADDING_INDEX, np.arange(len(index)) // batch_size
-    places = np.lexsort((kind, padding, batch)).reshape(-1, together)
-    shown = ~padding[places]  # from the first on, if any
-    return np.where(shown, places, places[:, :1])[shown.any(axis=1)]
+    shown = np.flatnonzero(index != PADDING_INDEX)
+    batch = shown // batch_size
+    places = shown[np.lexsort((kind[shown], batch))]
+    # The rows of a batch and a kind lie side by side: of each such run, its start and its end.
+    run = np.stack([places // batch_size, kind[places]])
+    starts = np.flatnonzero(np.diff(run, axis=1, prepend=-1).any(axis=0))
+    length = np.diff(starts, append=len(places))
+    rank = np.arange(len(places)) - np.repeat(starts, length)
+    together = np.where(rank < np.repeat(length // _TOGETHER * _TOGETHER, length), _TOGETHER, 1)
+    found = np.unique(np.stack([kind[places], together]), axis=1).T.tolist()
+    return [
+        Groups(k, places[(kind[places] == k) & (together == n)].reshape(-1, n)) for k, n in found
+    ]
 
 
-def kinds_of_groups(kind: np.ndarray) -> np.ndarray:
-    """The kind that all rows of a group have, int [K], or -1 where they differ; of int [K, G]."""
-    return np.where((kind == kind[:, :1]).all(axis=1), kind[:, 0], -1)
+def order_of(groups: Sequence[Groups], batch_size: int) -> np.ndarray:
+    """Whose turn it is, int [all K]: numbers of `groups`, so that batches are made in order."""
+    batch = np.concatenate([g.places[:, 0] // batch_size for g in groups])
+    whose = np.repeat(np.arange(len(groups)), [len(g.places) for g in groups])
+    return whose[np.argsort(batch, kind="stable")]
 
 
 def assembled(
-    found: Iterator[Sequence[np.ndarray]],
-    places: np.ndarray,
+    found: Iterator[tuple[np.ndarray, Sequence[np.ndarray]]],
     rows: Rows,
     shape: tuple[int, int, int, int],
 ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
     """Batches in their order, out of groups of pictures in any order.
 
     Args:
-      found: the number of a group and its pictures, uint8 [h, w, C] each; every group once.
-      places: int64 [K, G], see `groups_of`.
+      found: places of rows, int64 [G], and their pictures, uint8 [h, w, C] each; every row that is
+        no padding once, places of one batch at a time.
       rows: R rows; of them, `flip` is done here.
       shape: of a batch, [B, H, W, C]; what has another height or width is resized, bilinearly.
 
@@ -64,7 +87,8 @@ def assembled(
     """
     batch_size = shape[0]
     batches = len(rows.index) // batch_size
-    left = np.bincount(places[:, 0] // batch_size, minlength=batches)  # groups still to come
+    shown = (rows.index != PADDING_INDEX).reshape(batches, batch_size)
+    left = shown.sum(axis=1)  # images still to come
     filling: dict[int, tuple[np.ndarray, list[Future[None]]]] = {}
 
     def begun(batch: int) -> tuple[np.ndarray, list[Future[None]]]:
@@ -72,15 +96,16 @@ def assembled(
             filling[batch] = np.zeros(shape, np.uint8), []
         return filling[batch]
 
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS), "imta_jax batch") as threads:
+    # No more threads than needed: handing Python's lock to each other costs them time.
+    count = max((os.cpu_count() or 1) // _DECODING_PER_THREAD, 1)
+    with ThreadPoolExecutor(count, "imta_jax batch") as threads:
         for batch in range(batches):
             while left[batch]:
-                group, *pictures = next(found)
-                place = places[group]
+                place, pictures = next(found)
                 images, jobs = begun(of := place[0] // batch_size)
                 inside, flip = place % batch_size, rows.flip[place]
                 jobs.append(threads.submit(_fill, images, pictures, inside, flip))
-                left[of] -= 1
+                left[of] -= len(place)
             images, jobs = begun(batch)
             for job in jobs:
                 job.result()

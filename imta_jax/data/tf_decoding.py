@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from imta_jax.data.assembly import Groups
 from imta_jax.data.encoded import EncodedImages
 from imta_jax.data.rows import Rows
 from imta_jax.data.tensorflow_import import import_tensorflow
@@ -61,48 +62,48 @@ def decoding_of(images: np.ndarray | EncodedImages, rows: Rows, size: int, exact
     return Decoding(index, rows.window, cut, kind)
 
 
+def most_bytes(images: np.ndarray | EncodedImages, decoding: Decoding, groups: Groups) -> int:
+    """The most memory that the pixels of a group take, before they are resized."""
+    if isinstance(images, np.ndarray):
+        return int(images[0].nbytes * groups.places.shape[1])
+    whole = images.sizes[decoding.index]  # what is no JPEG is decoded whole
+    decoded = (decoding.cut[:, 2:] if groups.kind else whole).astype(np.int64)
+    return int(3 * decoded[groups.places].prod(axis=-1).sum(axis=1).max())
+
+
 def pictures(
     images: np.ndarray | EncodedImages,
     decoding: Decoding,
-    places: np.ndarray,
+    groups: Groups,
     size: int,
     exact: bool,
 ) -> Callable[["tf.Tensor"], tuple["tf.Tensor", ...]]:
     """Maps the number of a group to it and to the pictures of its rows, uint8 [h, w, C] each.
 
-    Several at once, since a dataset's element costs as much as a tenth of decoding an image does.
-
     Args:
       images: encoded, or an array.
       decoding: of the rows.
-      places: int64 [K, G], the rows of each group, see `assembly.groups_of`; where all are of one
-        kind, the graph need not choose, which costs another tenth.
+      groups: of rows of one kind.
       size: pixels per side that are wanted.
       exact: see `tf_pipeline.resized_batches`; if so, pictures are of that size. Otherwise windows
         of JPEGs are not resized yet.
     """
     tf = import_tensorflow()
-    opened, kinds = _opener(images), np.unique(decoding.kind[places]).tolist()
-    tables = [_lookup(values[places]) for values in decoding]
+    opened = _opener(images)
+    tables = [_lookup(values[groups.places]) for values in decoding[:3]]
 
-    def picture(kind: int, source: "tf.Tensor", window: Any, cut: Any) -> "tf.Tensor":
-        pixels = _pixels(images, kind, source, cut)
-        if kind and not exact:
+    def picture(source: "tf.Tensor", window: Any, cut: Any) -> "tf.Tensor":
+        pixels = _pixels(images, groups.kind, source, cut)
+        if groups.kind and not exact:
             return pixels
         # What is no JPEG was not decoded into fewer pixels, and may be many times too large.
         # To the nearest: none is below 0 or above 255.
         return tf.cast(_resize(pixels, window, cut, size) + 0.5, tf.uint8)
 
-    def chosen(kind: "tf.Tensor", *member: "tf.Tensor") -> "tf.Tensor":
-        if len(kinds) == 1:
-            return picture(kinds[0], *member)
-        branches = [lambda k=k: picture(k, *member) for k in kinds]
-        return tf.switch_case(tf.searchsorted(kinds, kind[None])[0], branches)
-
     def group(number: "tf.Tensor") -> tuple["tf.Tensor", ...]:
-        index, *others, kind = (table(number) for table in tables)
-        members = zip(tf.unstack(kind), opened(index), *map(tf.unstack, others), strict=True)
-        return number, *(chosen(*member) for member in members)
+        index, *others = (table(number) for table in tables)
+        members = zip(opened(index), *map(tf.unstack, others), strict=True)
+        return number, *(picture(*member) for member in members)
 
     return group
 
@@ -182,16 +183,6 @@ def whole_image(contents: "tf.Tensor") -> "tf.Tensor":
         lambda: tf.io.decode_jpeg(contents, channels=3, dct_method=_DCT),
         lambda: tf.io.decode_image(contents, channels=3, expand_animations=False),
     )
-
-
-def _slicer(images: np.ndarray) -> Read:
-    """As `_decoder`, out of an array; there is nothing to decode."""
-    image_of = _lookup(images)
-
-    def cut(index: "tf.Tensor", part: "tf.Tensor", kind: "tf.Tensor") -> "tf.Tensor":
-        return image_of(index)[part[0] : part[0] + part[2], part[1] : part[1] + part[3]]
-
-    return cut
 
 
 def _resize(pixels: "tf.Tensor", window: "tf.Tensor", part: "tf.Tensor", size: int) -> "tf.Tensor":
