@@ -64,8 +64,9 @@ def groups_of(index: np.ndarray, kind: np.ndarray, batch_size: int) -> list[Grou
 
 def order_of(groups: Sequence[Groups], batch_size: int) -> np.ndarray:
     """Whose turn it is, int [all K]: numbers of `groups`, so that batches are made in order."""
-    batch = np.concatenate([g.places[:, 0] // batch_size for g in groups])
-    whose = np.repeat(np.arange(len(groups)), [len(g.places) for g in groups])
+    first = [g.places[:, 0] for g in groups]
+    batch = np.concatenate([np.zeros(0, np.int64), *first]) // batch_size
+    whose = np.repeat(np.arange(len(groups)), list(map(len, first)))
     return whose[np.argsort(batch, kind="stable")]
 
 
@@ -97,14 +98,17 @@ def assembled(
         return filling[batch]
 
     # No more threads than needed: handing Python's lock to each other costs them time.
-    count = max((os.cpu_count() or 1) // _DECODING_PER_THREAD, 1)
-    with ThreadPoolExecutor(count, "imta_jax batch") as threads:
+    helpers = (os.cpu_count() or 1) // _DECODING_PER_THREAD
+    with ThreadPoolExecutor(max(helpers, 1), "imta_jax batch") as threads:
         for batch in range(batches):
             while left[batch]:
                 place, pictures = next(found)
                 images, jobs = begun(of := place[0] // batch_size)
                 inside, flip = place % batch_size, rows.flip[place]
-                jobs.append(threads.submit(_fill, images, pictures, inside, flip))
+                if helpers:
+                    jobs.append(threads.submit(_fill, images, pictures, inside, flip))
+                else:
+                    _fill(images, pictures, inside, flip)
                 left[of] -= len(place)
             images, jobs = begun(batch)
             for job in jobs:
