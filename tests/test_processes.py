@@ -119,14 +119,16 @@ def stop_after(processes, which, metrics, lines):
 def test_told_to_stop_all_processes_save_and_go_on_later(source, tmp_path):
     """SIGTERM reaches one of two processes: both stop at the same step, with the same code.
 
-    There are more epochs than any machine trains before the processes have agreed on a step.
+    There are more epochs than any machine trains before the processes have agreed on a step. Of an
+    epoch's three steps two are one dispatch, so that there is a step which nobody can stop at.
     """
-    folder, longer = tmp_path / "stopped", "--config.phase_one.total_epochs=9000"
+    folder = tmp_path / "stopped"
+    longer = ("--config.phase_one.total_epochs=9000", "--config.data.steps_per_dispatch=2")
     metrics = folder / "phase_one" / "metrics.jsonl"
-    stop_after(start_two(source, folder, longer), 1, metrics, 1)
+    stop_after(start_two(source, folder, *longer), 1, metrics, 1)
     done = len(lines_of(metrics)) // 2
     assert done >= 1
-    told = stop_after(start_two(source, folder, longer), 0, metrics, 2 * done + 4)
+    told = stop_after(start_two(source, folder, *longer), 0, metrics, 2 * done + 4)
     assert "phase_one epoch 1/9000" not in told[0]
     assert f"phase_one epoch {done + 1}/9000" in told[0]
     epochs = [json.loads(line)["epoch"] for line in lines_of(metrics)]

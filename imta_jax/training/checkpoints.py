@@ -35,6 +35,18 @@ class AnotherNetworkError(ValueError):
     """A checkpoint whose arrays are not those of the network it was to fill."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which does not ask whether to stop.
+
+    It would ask by the names of checkpoints, epochs among them; of processes that had last asked
+    for epoch 2, when one was told, all agreed to stop at step 3, which was over.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never: the loop asks, and says what to save."""
+        return False
+
+
 def _manager(folder: Path, keep_best: bool = True) -> ocp.CheckpointManager:
     """Keeps the newest checkpoints and, if asked to, the best by validation."""
     # A keep-best option alone would delete the newest, and going on would start from the best.
@@ -52,7 +64,7 @@ def _manager(folder: Path, keep_best: bool = True) -> ocp.CheckpointManager:
         "progress": ocp.StandardCheckpointHandler(),
         "meta": ocp.JsonCheckpointHandler(),
     }
-    return ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers)
+    return _Manager(folder.resolve(), options=options, item_handlers=handlers)
 
 
 def _arrays(state: TrainState) -> dict[str, dict[str, jax.Array]]:

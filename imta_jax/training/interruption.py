@@ -1,6 +1,7 @@
 """Being told to stop: SIGTERM, as schedulers send it before they take a machine away."""
 
 import contextlib
+import itertools
 import signal
 import sys
 import threading
@@ -11,6 +12,10 @@ from jax.experimental import multihost_utils
 
 # Of sysexits.h, "try again": a scheduler that restarts what failed restarts this.
 EXIT_CODE = 75
+
+# Processes agree to stop at the question after the last that any of them has asked, by its number:
+# so numbers leave none out, whatever a dispatch does of an epoch, and go on from phase to phase.
+_questions = itertools.count(1)
 
 
 class Interrupted(Exception):
@@ -36,14 +41,13 @@ class StopRequest:
         """Notes the request; a signal handler."""
         self._told = True
 
-    def is_due(self, step: int) -> bool:
-        """Whether to stop before this step: in all processes at the same one.
+    def is_due(self) -> bool:
+        """Whether to stop now: in all processes at the same question.
 
-        Args:
-          step: global, the same in every process that asks.
+        All must ask equally often, and nobody else may ask JAX's runtime.
         """
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(next(_questions))
         return self._told
 
 

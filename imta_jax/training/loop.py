@@ -93,7 +93,7 @@ class EpochLoop:
         """
         with listening() as stop:  # outermost: until the last checkpoint is written
             state = self._run(state, stop)
-            if stop.is_due(self.total_epochs * self.steps_per_epoch + 1):
+            if stop.is_due():
                 raise Interrupted(f"{self.phase} stopped after its last epoch, saved")
         return state
 
@@ -187,7 +187,7 @@ class EpochLoop:
             state, metrics = self.feed.advance(state, item)
             pending.append((metrics, self.feed.steps_of(item)))
             at = len(collected) + _steps(pending)
-            told, due = stop.is_due(before + at), self._save_is_due(at, self.feed.steps_of(item))
+            told, due = stop.is_due(), self._save_is_due(at, self.feed.steps_of(item))
             if told or due or at - len(collected) >= self.check_every_steps:
                 fetched, pending = self._fetch(state, pending), []
                 collected += fetched
