@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import multiprocessing
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 from tabulate import tabulate
 
+from imta_jax.cores import usable_cores
 from imta_jax.evaluation.run import write_json
 
 Measurements = dict[str, np.ndarray]  # by contender, what each round found
@@ -63,9 +63,13 @@ def memory_gb(field: str) -> float:
 
 def hardware() -> dict[str, Any]:
     """The processor, the cores this process may use, and what JAX computes on; no host's name."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     device = jax.devices()[0].device_kind
-    return {"cpu": _processor(), "cores": cores, "device": device, "devices": jax.device_count()}
+    return {
+        "cpu": _processor(),
+        "cores": usable_cores(),
+        "device": device,
+        "devices": jax.device_count(),
+    }
 
 
 def _processor() -> str:

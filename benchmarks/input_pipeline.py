@@ -1,9 +1,11 @@
 """Measures the input pipelines, as ratios of contenders that take turns in one run.
 
 Photographs (ImageNet's training pipeline): processor time per image of ours, of Pillow doing the
-same work, and of parts of the work alone. Small images (CIFAR): time per training step fed from the
-device, by tf.data and by NumPy, against a batch that never changes. Memory: the most that a process
-takes which does nothing but make ImageNet's batches (Linux tells it).
+same work, and of parts of the work alone; on one core and on all. On one, nobody's neighbour takes
+from what a core can do: cores often share their insides, and Pillow works in one thread. Small
+images (CIFAR): time per training step fed from the device, by tf.data and by NumPy, against a batch
+that never changes. Memory: the most that a process takes which does nothing but make ImageNet's
+batches (Linux tells it).
 
     python benchmarks/input_pipeline.py --out=benchmarks/results/input_pipeline.json \
         --images=ROOT --images-name="ImageNet JPEGs" --cifar=cifar10.npz --cifar-name=CIFAR-10
@@ -12,13 +14,12 @@ Files are read again and again, so from memory: what a disk or a network takes i
 """
 
 import argparse
-import functools
 import itertools
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,13 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from benchmarks import environment
+from benchmarks import environment, photographs
 from benchmarks.environment import Measurements, clocks, memory_gb, spread, take_turns
-from configs import cifar10, imagenet, quickstart
-from imta_jax.data import Dataset, HostPipeline, epoch_plan, load_dataset, train_batches
-from imta_jax.data.rows import Rows, train_rows
+from configs import cifar10
+from imta_jax.cores import usable_cores
+from imta_jax.data import HostPipeline, load_dataset, train_batches
 from imta_jax.data.sources.tfds import import_tfds
 from imta_jax.data.tensorflow_import import import_tensorflow
-from imta_jax.data.tf_decoding import plain
 from imta_jax.parallel import data_mesh, place_batch
 from imta_jax.training import new_phase_one
 from imta_jax.training.feed import Feed, host_feed, steps_per_dispatch, training_feed
@@ -48,7 +48,6 @@ from imta_jax.training.phases import phase_one_objective
 from imta_jax.training.state import TrainState, create_state
 from imta_jax.training.step import on_batches, train_step
 
-SEED, CLASSES = 0, 4
 FULL = {"images": 4800, "batch_size": 64, "rounds": 6, "step_rounds": 24, "block": 3}
 FULL |= {"memory_batch_size": 256, "memory_batches": 32}
 QUICK = FULL | {"images": 320, "rounds": 3, "step_rounds": 8, "memory_batches": 20}
@@ -59,118 +58,6 @@ TARGETS = {
     "tf_data_vs_device": "at most 1.10",
     "memory_peak_gb": "at most 4",
 }
-Batches = Iterator[np.ndarray]
-
-
-def find_jpegs(root: Path) -> list[Path]:
-    """The JPEGs of ROOT/SPLIT/CLASS, of all splits."""
-    found = sorted(p for p in root.glob("*/*/*") if p.suffix.lower() in (".jpg", ".jpeg"))
-    if len(found) < CLASSES:
-        raise FileNotFoundError(f"{root}: {len(found)} JPEGs in SPLIT/CLASS, at least 4 are needed")
-    return found
-
-
-def make_jpegs(folder: Path, count: int = 160) -> list[Path]:
-    """JPEGs of ImageNet's usual size, enlarged from the small images in the package."""
-    small = load_dataset(quickstart.get_config().data).splits["train"].images[:count, ..., 0]
-    files = [folder / f"{i}.jpg" for i in range(len(small))]
-    for pixels, file in zip(small, files, strict=True):
-        picture = Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC)
-        picture.convert("RGB").save(file, quality=90)
-    return files
-
-
-def link_tree(files: Sequence[Path], root: Path, images: int) -> Path:
-    """ROOT/SPLIT/CLASS of links: the files in turn to train on, one a class to judge with."""
-    for split, count in {"train": images, "validation": CLASSES, "test": CLASSES}.items():
-        for i, file in zip(range(count), itertools.cycle(files), strict=False):
-            folder = root / split / f"class_{i % CLASSES}"
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{i}.jpg").symlink_to(file.resolve())
-    return root
-
-
-def load_photographs(root: Path | str, image_size: int = 224) -> Dataset:
-    """A folder as ImageNet's config treats one; its index is not kept."""
-    config = imagenet.get_config().data
-    config.update(source=str(root), validation_split="auto", test_split="auto", index_dir="")
-    config.image_size = image_size
-    return load_dataset(config)
-
-
-def drawn_rows(dataset: Dataset, batch_size: int, epoch: int) -> tuple[np.ndarray, Rows]:
-    """Path and row of each image of an epoch, the same for every contender."""
-    train = dataset.splits["train"]
-    plan = epoch_plan(dataset.preprocessing, train.sizes, seed=SEED, epoch=epoch)
-    rows = train_rows(plan, batch_size=batch_size, start_step=0, steps=len(train) // batch_size)
-    return train.images.files[train.images.file_id[rows.index]], rows
-
-
-def our_batches(dataset: Dataset, batch_size: int, epoch: int) -> Batches:
-    """The training batches of imta_jax."""
-    train, draw = dataset.splits["train"], {"batch_size": batch_size, "seed": SEED, "epoch": epoch}
-    return (b.images for b in train_batches(train, dataset.preprocessing, **draw))
-
-
-def pillow_batches(dataset: Dataset, batch_size: int, epoch: int) -> Batches:
-    """The same images by Pillow, as torchvision's RandomResizedCrop does it, in one thread."""
-    paths, rows = drawn_rows(dataset, batch_size, epoch)
-    size, made = (dataset.preprocessing.size,) * 2, []
-    for path, (top, left, height, width), flip in zip(paths, rows.window, rows.flip, strict=True):
-        with Image.open(os.fsdecode(path)) as file:
-            window = file.convert("RGB").crop((left, top, left + width, top + height))
-        image = window.resize(size, Image.Resampling.BILINEAR)
-        made.append(np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image))
-        if len(made) == batch_size:
-            yield np.stack(made)
-            made = []
-
-
-def _shapes(decode: Callable[..., Any], dataset: Dataset, batch_size: int, epoch: int) -> Batches:
-    """Reads and decodes the same files; of the pixels only the shape is kept."""
-    tf, (paths, rows) = import_tensorflow(), drawn_rows(dataset, batch_size, epoch)
-    windows = tf.data.Dataset.from_tensor_slices((paths, rows.window.astype(np.int32)))
-    shapes = windows.map(
-        plain(lambda path, window: tf.shape(decode(tf, tf.io.read_file(path), window))),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
-    return shapes.batch(batch_size).prefetch(2).as_numpy_iterator()
-
-
-def _window(tf: Any, file: Any, window: Any) -> Any:
-    return tf.io.decode_and_crop_jpeg(file, window, channels=3, dct_method="INTEGER_ACCURATE")
-
-
-def _eighth(tf: Any, file: Any, window: Any) -> Any:
-    return tf.io.decode_jpeg(file, channels=1, ratio=8)
-
-
-CONTENDERS = {
-    "ours": our_batches,
-    "pillow": pillow_batches,
-    "bare_decode": functools.partial(_shapes, _window),
-    # Of whole files, and little more than that.
-    "entropy_decode": functools.partial(_shapes, _eighth),
-}
-
-
-def time_photographs(dataset: Dataset, batch_size: int, rounds: int) -> Measurements:
-    """Seconds per image [rounds, 2]: on the clock, and of the processor, all threads together."""
-    images = len(dataset.splits["train"]) // batch_size * batch_size
-
-    def timed(batches: Callable[..., Batches], epoch: int) -> np.ndarray:
-        start = clocks()
-        for _ in batches(dataset, batch_size, epoch):
-            pass
-        return (clocks() - start) / images
-
-    return take_turns({n: functools.partial(timed, c) for n, c in CONTENDERS.items()}, rounds)
-
-
-def pillow_difference(dataset: Dataset, batch_size: int) -> float:
-    """Mean absolute difference, 0 to 255, of an epoch's pixels by Pillow and by us."""
-    both = zip(*(CONTENDERS[n](dataset, batch_size, 0) for n in ("ours", "pillow")), strict=True)
-    return float(np.mean([np.abs(a.astype(int) - b).mean() for a, b in both]))
 
 
 def training_feeds(config: Mapping[str, Any]) -> tuple[dict[str, Feed], TrainState]:
@@ -229,9 +116,9 @@ def peak_memory(root: str, batch_size: int) -> dict[str, Any]:
     import_tensorflow()
     import_tfds(root)
     after_imports = memory_gb("VmRSS")
-    dataset, host = load_photographs(root), HostPipeline()
+    dataset, host = photographs.load_photographs(root), HostPipeline()
     after_indexing, train = memory_gb("VmHWM"), dataset.splits["train"]
-    draw = {"batch_size": batch_size, "seed": SEED, "epoch": 0, "host": host}
+    draw = {"batch_size": batch_size, "seed": photographs.SEED, "epoch": 0, "host": host}
     for step, _ in enumerate(train_batches(train, dataset.preprocessing, **draw)):
         if step % 8 == 0:  # as a slow step would, let it run ahead as far as it may
             _wait_while_growing()
@@ -255,18 +142,9 @@ def _wait_while_growing() -> None:
         time.sleep(1)
 
 
-def rows_of(photographs: Measurements, steps: Measurements) -> list[dict[str, Any]]:
-    """What is reported of each contender."""
-    rows: list[dict[str, Any]] = [
-        {
-            "part": "imagenet",
-            "contender": name,
-            "cpu_ms_per_image": spread(1e3 * seconds[:, 1]),
-            "images_per_second_per_core": spread(1 / seconds[:, 1])["median"],
-            "images_per_second_on_clock": spread(1 / seconds[:, 0])["median"],
-        }
-        for name, seconds in photographs.items()
-    ]
+def step_rows(steps: Measurements) -> list[dict[str, Any]]:
+    """What is reported of each feed."""
+    rows = []
     for name, seconds in steps.items():
         clock, cpu = (spread(1e3 * one) for one in seconds.T)
         row = {"part": "cifar", "feed": name, "ms_per_step": clock, "cpu_ms_per_step": cpu}
@@ -274,34 +152,46 @@ def rows_of(photographs: Measurements, steps: Measurements) -> list[dict[str, An
     return rows
 
 
-def measure(
-    files: Sequence[Path], config: Mapping[str, Any], folder: Path, size: Mapping[str, int]
-) -> dict[str, Any]:
-    """Rows and summary of all three parts; links to the files are made in `folder`."""
-    root = link_tree(files, folder / "memory", size["memory_batches"] * size["memory_batch_size"])
-    memory = environment.in_own_process(peak_memory, str(root), size["memory_batch_size"])
-    dataset = load_photographs(link_tree(files, folder / "timed", size["images"]))
-    photographs = time_photographs(dataset, size["batch_size"], size["rounds"])
-    steps = time_steps(config, size["step_rounds"], size["block"])
-    cpu = {name: seconds[:, 1] for name, seconds in (photographs | steps).items()}
-    clock = {name: seconds[:, 0] for name, seconds in steps.items()}
-    ratios = {
-        "imagenet_vs_pillow": cpu["pillow"] / cpu["ours"],
-        "imagenet_vs_bare_decode": cpu["bare_decode"] / cpu["ours"],
+def step_ratios(steps: Measurements) -> Measurements:
+    """What waiting for images costs a step, on the clock."""
+    clock, cpu = ({name: seconds[:, i] for name, seconds in steps.items()} for i in (0, 1))
+    return {
         "device_resident_overhead": clock["device"] / clock["constant"] - 1,
         "device_resident_overhead_cpu": cpu["device"] / cpu["constant"] - 1,
         "tf_data_vs_device": clock["tf_data"] / clock["device"],
         "numpy_vs_device": clock["numpy"] / clock["device"],
     }
-    summary = environment.medians(ratios) | {"memory_peak_gb": memory["peak_gb"]}
-    summary["pillow_mean_difference"] = pillow_difference(dataset, size["batch_size"])
-    rows = [*rows_of(photographs, steps), memory]
+
+
+def measure(
+    files: Sequence[Path], config: Mapping[str, Any], folder: Path, size: Mapping[str, int]
+) -> dict[str, Any]:
+    """Rows and summary of all three parts; links to the files are made in `folder`."""
+    root = photographs.link_tree(
+        files, folder / "memory", size["memory_batches"] * size["memory_batch_size"]
+    )
+    memory = environment.in_own_process(peak_memory, str(root), size["memory_batch_size"])
+    root = photographs.link_tree(files, folder / "timed", size["images"])
+    rows, ratios = [], {}
+    for cores in sorted({1, usable_cores()}):
+        asked = (str(root), size["batch_size"], size["rounds"], cores)
+        found = environment.in_own_process(photographs.time_photographs, *asked)
+        rows += photographs.photograph_rows(found, cores)
+        ratios |= photographs.photograph_ratios(found, "_all_cores" if cores > 1 else "")
+    steps = time_steps(config, size["step_rounds"], size["block"])
+    summary = environment.medians(ratios | step_ratios(steps))
+    summary["memory_peak_gb"] = memory["peak_gb"]
+    difference = photographs.pillow_difference(
+        photographs.load_photographs(root), size["batch_size"]
+    )
+    summary["pillow_mean_difference"] = difference
+    rows += [*step_rows(steps), memory]
     return {"targets": TARGETS, "rows": rows, "summary": summary}
 
 
 def random_cifar(path: Path) -> Path:
     """An .npz of noise of CIFAR-10's shape; how long a step takes does not depend on the images."""
-    draw, arrays = np.random.default_rng(SEED), {}
+    draw, arrays = np.random.default_rng(photographs.SEED), {}
     for split, count in {"train": 50_000, "test": 10_000}.items():
         arrays[f"{split}_images"] = draw.integers(0, 256, (count, 32, 32, 3), np.uint8)
         arrays[f"{split}_labels"] = np.arange(count) % 10
@@ -319,7 +209,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     config, given = cifar10.get_config(), arguments.images
     config.model.preset = "quickstart" if arguments.quick else "cifar_5_exits"
     config.data.source = arguments.cifar or str(random_cifar(folder / "noise.npz"))
-    files = find_jpegs(Path(given)) if given else make_jpegs(folder)
+    files = photographs.find_jpegs(Path(given)) if given else photographs.make_jpegs(folder)
     name = arguments.images_name if given else "enlarged Fashion-MNIST images as JPEGs, smooth ones"
     width, height = np.median([_size_of(file) for file in files], axis=0)
     data = {
@@ -327,7 +217,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "cifar": arguments.cifar_name if arguments.cifar else "noise of CIFAR-10's shape",
     }
     found = measure(files, config.to_dict(), folder, QUICK if arguments.quick else FULL)
-    return {"seeds": [SEED], "data": data, "network": config.model.preset} | found
+    return {"seeds": [photographs.SEED], "data": data, "network": config.model.preset} | found
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ import contextlib
 import importlib.metadata
 import itertools
 import math
-import os
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ import numpy as np
 from benchmarks import environment, step_contenders
 from benchmarks.environment import Measurements, spread
 from benchmarks.step_contenders import CLOCKS, KINDS, PRECISIONS, SEED, TORCH_MODES, Case
+from imta_jax.cores import usable_cores
 from imta_jax.huge_pages import start_with_huge_pages
 
 Contender = tuple[str, str]  # framework and mode
@@ -212,7 +212,7 @@ def hours(seconds_per_step: float, steps: int) -> float:
 def run(arguments: Any) -> dict[str, Any]:
     """Rows, summary and what was proven."""
     size, rows, measured, apart = QUICK if arguments.quick else FULL, [], {}, {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     contenders = step_contenders.modes_for(arguments.device, arguments.torch_mode)
     if arguments.without_torch:
         contenders = [c for c in contenders if c[0] == "ours"]

@@ -1,6 +1,5 @@
 """What a run would be made of, told before anything is spent: `--mode=doctor`."""
 
-import os
 import platform
 import shutil
 import textwrap
@@ -15,6 +14,7 @@ import numpy as np
 from flax import nnx
 from tabulate import tabulate
 
+from imta_jax.cores import usable_cores
 from imta_jax.data import Dataset
 from imta_jax.models import MultiExitClassifier, resolve_model_config
 from imta_jax.models.plan_table import network_rows
@@ -70,7 +70,7 @@ def _devices(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "processes", f"{jax.process_count()}, this is number {jax.process_index()}"
     yield "mesh", ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     yield "memory of a device", _size(device_limit()) if device_limit() else "not told"
-    yield "host", f"{platform.node()}, {os.cpu_count()} cores, {platform.platform()}"
+    yield "host", f"{platform.node()}, {usable_cores()} cores, {platform.platform()}"
 
 
 def _versions() -> Iterator[tuple[str, Any]]:

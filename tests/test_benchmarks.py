@@ -9,6 +9,8 @@ import pytest
 from tiny_run import tiny_config, write_dataset
 
 from benchmarks import environment, input_pipeline
+from benchmarks import photographs as jpegs
+from imta_jax.cores import usable_cores
 
 TINY = {"images": 10, "batch_size": 4, "rounds": 1, "step_rounds": 1, "block": 1}
 TINY |= {"memory_batch_size": 4, "memory_batches": 2}
@@ -16,18 +18,18 @@ TINY |= {"memory_batch_size": 4, "memory_batches": 2}
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return input_pipeline.make_jpegs(tmp_path_factory.mktemp("jpegs"), count=10)
+    return jpegs.make_jpegs(tmp_path_factory.mktemp("jpegs"), count=10)
 
 
 @pytest.fixture(scope="module")
 def photographs(files, tmp_path_factory):
-    root = input_pipeline.link_tree(files, tmp_path_factory.mktemp("linked"), images=10)
-    return input_pipeline.load_photographs(root)
+    root = jpegs.link_tree(files, tmp_path_factory.mktemp("linked"), images=10)
+    return jpegs.load_photographs(root)
 
 
 def test_pillow_shows_what_our_pipeline_shows(photographs):
     ours, pillow = (
-        np.concatenate(list(input_pipeline.CONTENDERS[name](photographs, 4, epoch=3)))
+        np.concatenate(list(jpegs.CONTENDERS[name](photographs, 4, epoch=3)))
         for name in ("ours", "pillow")
     )
     assert ours.shape == pillow.shape == (8, 224, 224, 3)
@@ -39,16 +41,14 @@ def test_pillow_shows_what_our_pipeline_shows(photographs):
 
 
 def test_bare_decode_decodes_the_same_windows(photographs):
-    shapes = np.concatenate(list(input_pipeline.CONTENDERS["bare_decode"](photographs, 4, epoch=3)))
-    _, rows = input_pipeline.drawn_rows(photographs, 4, epoch=3)
+    shapes = np.concatenate(list(jpegs.CONTENDERS["bare_decode"](photographs, 4, epoch=3)))
+    _, rows = jpegs.drawn_rows(photographs, 4, epoch=3)
     np.testing.assert_array_equal(shapes[:, :2], rows.window[:, 2:])
     assert (shapes[:, 2] == 3).all()
 
 
 def test_entropy_decode_leaves_an_eighth_of_every_file(photographs):
-    shapes = np.concatenate(
-        list(input_pipeline.CONTENDERS["entropy_decode"](photographs, 4, epoch=3))
-    )
+    shapes = np.concatenate(list(jpegs.CONTENDERS["entropy_decode"](photographs, 4, epoch=3)))
     assert shapes.tolist() == [[47, 63, 1]] * 8
 
 
@@ -82,8 +82,10 @@ def test_script_writes_its_result(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(input_pipeline, "QUICK", TINY)
     # A fresh process takes half of this test's time, to import everything again.
     monkeypatch.setattr(environment, "in_own_process", lambda function, *args: function(*args))
+    bound = []  # and this one keeps its cores
+    monkeypatch.setattr(jpegs.os, "sched_setaffinity", lambda process, cores: bound.append(cores))
     folder, out = tmp_path / "given", tmp_path / "result.json"
-    input_pipeline.link_tree(files, folder, images=8)
+    jpegs.link_tree(files, folder, images=8)
     flags = {"out": out, "images": folder, "images-name": "pictures", "cifar": data}
     monkeypatch.setattr(sys, "argv", ["", "--quick", *(f"--{k}={v}" for k, v in flags.items())])
     input_pipeline.main()
@@ -93,8 +95,12 @@ def test_script_writes_its_result(files, tmp_path, monkeypatch, capsys):
         "imagenet": "16 pictures, median 375 x 500 pixels",
         "cifar": "an .npz",
     }
-    assert [row["part"] for row in result["rows"]] == ["imagenet"] * 4 + ["cifar"] * 4 + ["memory"]
-    assert {row["contender"] for row in result["rows"][:4]} == set(input_pipeline.CONTENDERS)
+    every = usable_cores()
+    parts = [f"imagenet, cores: {cores}" for cores in sorted({1, every}) for _ in range(4)]
+    parts += ["cifar"] * 4 + ["memory"]
+    assert [row["part"] for row in result["rows"]] == parts
+    assert [len(cores) for cores in bound] == sorted({1, every})
+    assert {row["contender"] for row in result["rows"][:4]} == set(jpegs.CONTENDERS)
     summary = result["summary"]
     assert result["targets"].keys() < summary.keys()
     for name, spread in summary["spread"].items():

@@ -5,7 +5,6 @@ others meanwhile. It works here even where a tf.data service decodes: that runs 
 operations only, and resizing is a twelfth of the work.
 """
 
-import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from imta_jax.cores import usable_cores
 from imta_jax.data.rows import PADDING_INDEX, Rows
 
 _TOGETHER = 8
@@ -98,7 +98,7 @@ def assembled(
         return filling[batch]
 
     # No more threads than needed: handing Python's lock to each other costs them time.
-    helpers = (os.cpu_count() or 1) // _DECODING_PER_THREAD
+    helpers = usable_cores() // _DECODING_PER_THREAD
     with ThreadPoolExecutor(max(helpers, 1), "imta_jax batch") as threads:
         for batch in range(batches):
             while left[batch]:

@@ -4,7 +4,6 @@ Only computed and written here (`preview.npz`, `summary.json`); `report` draws i
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from imta_jax.cores import usable_cores
 from imta_jax.data.batches import eval_batches, train_batches
 from imta_jax.data.dataset import Dataset
 from imta_jax.data.resident import make_resident, resident_batch, resident_rows
@@ -70,7 +70,7 @@ def write_preview(
         "environment": {
             "device": mesh.devices.flat[0].device_kind,
             "devices": mesh.size,
-            "cores": os.cpu_count(),
+            "cores": usable_cores(),
         },
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -8,7 +8,6 @@ comes out becomes batches in `assembly.py`.
 
 import contextlib
 import math
-import os
 import re
 import socket
 import urllib.parse
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from imta_jax.cores import usable_cores
 from imta_jax.data.assembly import Groups, assembled, groups_of, order_of, read_ahead
 from imta_jax.data.encoded import EncodedImages
 from imta_jax.data.rows import PADDING_INDEX, Rows
@@ -75,7 +75,7 @@ class HostPipeline:
     def groups_at_once(self, most_bytes: int) -> int:
         """How many groups of images are decoded at the same time, at least 1."""
         # As many more wait to be resized, and batches have the other half of the bound.
-        return int(np.clip(self.memory_limit_gb * 1e9 / 4 // most_bytes, 1, os.cpu_count() or 1))
+        return int(np.clip(self.memory_limit_gb * 1e9 / 4 // most_bytes, 1, usable_cores()))
 
 
 def array_batches(
@@ -98,7 +98,7 @@ def array_batches(
         return tf.where(padding, tf.zeros_like(cut), cut), index
 
     dataset = tf.data.Dataset.from_tensor_slices(tuple(rows)).batch(batch_size)
-    dataset = dataset.map(plain(read), num_parallel_calls=os.cpu_count() or 1)
+    dataset = dataset.map(plain(read), num_parallel_calls=usable_cores())
     return _as_numpy(dataset, host.batches_ahead(images[0].nbytes * batch_size))
 
 

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imta_jax.cores import usable_cores
+
 # Values in one piece of work: 1 MiB of float32, so that its temporaries stay in a core's cache.
 _CHUNK_VALUES = 2**18
 
@@ -190,7 +192,7 @@ def by_rows(
         piece = rows[start : start + step].astype(np.float32, copy=False)
         result[start : start + step] = function(piece)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy releases the interpreter's lock
+    with ThreadPoolExecutor(usable_cores()) as pool:  # NumPy releases the interpreter's lock
         list(pool.map(work, range(0, len(rows), step)))
     return result.reshape(logits.shape[:-1])
 

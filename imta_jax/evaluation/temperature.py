@@ -6,11 +6,11 @@ logit stays the same at every T > 0; how images rank by confidence, and so who l
 little, as T weighs the other classes. Thresholds are then chosen on scaled confidences.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from imta_jax.cores import usable_cores
 from imta_jax.evaluation.predictions import (
     Predictions,
     by_rows,
@@ -116,7 +116,7 @@ def _derivatives(predictions: Predictions, inverse: np.ndarray) -> tuple[np.ndar
         return _sums(rows, labels[start : start + size], np.float32(inverse[exit_index]))
 
     jobs = [(e, start) for e in range(num_exits) for start in range(0, num_images, size)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy releases the interpreter's lock
+    with ThreadPoolExecutor(usable_cores()) as pool:  # NumPy releases the interpreter's lock
         sums = np.array(list(pool.map(work, jobs)))
     slope, curvature = sums.reshape(num_exits, -1, 2).sum(axis=1).T / num_images
     return slope, curvature

@@ -4,7 +4,6 @@
 """
 
 import copy
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
+from imta_jax.cores import usable_cores
 from imta_jax.inference.engine import COMPILER_OPTIONS, Answers, Engine, Pools, Programs, Segment
 from imta_jax.inference.planning import BatchSizes, Plan, all_segments, best_plan, reach_of
 from imta_jax.inference.profile import StageProfile, assumed_profile, kept_profile, measured_profile
@@ -277,7 +277,7 @@ def _checked_lanes(lanes: int | None, max_batch_size: int) -> int:
     if max_batch_size < 1:
         raise ValueError(f"max_batch_size must be at least 1; found {max_batch_size}")
     if lanes is None:
-        several = jax.default_backend() == "cpu" and (os.cpu_count() or 1) > 1
+        several = jax.default_backend() == "cpu" and usable_cores() > 1
         return 2 if several and max_batch_size >= 2 * _LEAST_PER_LANE else 1
     if not 1 <= lanes <= max_batch_size:
         raise ValueError(f"lanes must be from 1 to max_batch_size, {max_batch_size}; found {lanes}")

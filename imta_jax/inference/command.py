@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from imta_jax.cores import usable_cores
 from imta_jax.inference.adaptive import AdaptiveClassifier, AdaptivePredictions
 from imta_jax.inference.answers import Answer, JsonLines, Table, description, summary
 from imta_jax.inference.exported import ExportedClassifier, load_exported, platform_here
@@ -194,7 +195,7 @@ def _read_ahead(
         except ValueError as error:
             return path, error
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         ahead: list[Future] = [threads.submit(read, path) for path in chunks[0]]
         for following in [*chunks[1:], ()]:
             current, ahead = ahead, [threads.submit(read, path) for path in following]

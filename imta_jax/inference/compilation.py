@@ -1,19 +1,20 @@
 """Compiling many small programs: several at a time, and kept on disk from the first one on."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 
+from imta_jax.cores import usable_cores
+
 CACHE = Path("~/.cache/imta_jax")
 
 
 def compile_all(lowered: Sequence[jax.stages.Lowered]) -> list[jax.stages.Compiled]:
     """Compiles, or reads from JAX's compilation cache, one program for each, in their order."""
-    with _every_program_kept(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with _every_program_kept(), ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(lambda one: one.compile(), lowered))
 
 

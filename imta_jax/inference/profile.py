@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from imta_jax.cores import usable_cores
 from imta_jax.inference import compilation
 from imta_jax.inference.engine import Engine, Programs, Segment, pool_shapes
 from imta_jax.inference.staged import Rows, StagedNetwork
@@ -190,7 +191,7 @@ def _path(programs: Programs, sizes: Sequence[int], lanes: int, folder: str | Pa
 
 def _key(programs: Programs, sizes: Sequence[int], lanes: int) -> str:
     """What a profile holds for: other programs, another device or another jax make another one."""
-    where = (_device(), _versions(), os.cpu_count())
+    where = (_device(), _versions(), usable_cores())
     parts = (programs.network.name, where, tuple(sizes), programs.capacity, lanes)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 

@@ -1,7 +1,6 @@
 """`study.json`: what a study's rows say together. Each row is a file, written when it is done."""
 
 import json
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import flax
 import jax
 
 import imta_jax
+from imta_jax.cores import usable_cores
 from imta_jax.evaluation.predictions import written_whole
 from imta_jax.study.arms import Arm, other_arms
 
@@ -97,7 +97,7 @@ def _environment() -> dict[str, Any]:
     return {
         "device": devices[0].device_kind,
         "devices": len(devices),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "versions": versions,
     }
 

@@ -1,0 +1,161 @@
+"""ImageNet's training pipeline and what it is compared with: contenders of `input_pipeline.py`.
+
+All make the same windows of the same files, or do parts of that work alone.
+"""
+
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.environment import Measurements, clocks, spread, take_turns
+from configs import imagenet, quickstart
+from imta_jax.data import Dataset, epoch_plan, load_dataset, train_batches
+from imta_jax.data.rows import Rows, train_rows
+from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.data.tf_decoding import plain
+
+SEED, CLASSES = 0, 4
+Batches = Iterator[np.ndarray]
+
+
+def find_jpegs(root: Path) -> list[Path]:
+    """The JPEGs of ROOT/SPLIT/CLASS, of all splits."""
+    found = sorted(p for p in root.glob("*/*/*") if p.suffix.lower() in (".jpg", ".jpeg"))
+    if len(found) < CLASSES:
+        raise FileNotFoundError(f"{root}: {len(found)} JPEGs in SPLIT/CLASS, at least 4 are needed")
+    return found
+
+
+def make_jpegs(folder: Path, count: int = 160) -> list[Path]:
+    """JPEGs of ImageNet's usual size, enlarged from the small images in the package."""
+    small = load_dataset(quickstart.get_config().data).splits["train"].images[:count, ..., 0]
+    files = [folder / f"{i}.jpg" for i in range(len(small))]
+    for pixels, file in zip(small, files, strict=True):
+        picture = Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC)
+        picture.convert("RGB").save(file, quality=90)
+    return files
+
+
+def link_tree(files: Sequence[Path], root: Path, images: int) -> Path:
+    """ROOT/SPLIT/CLASS of links: the files in turn to train on, one a class to judge with."""
+    for split, count in {"train": images, "validation": CLASSES, "test": CLASSES}.items():
+        for i, file in zip(range(count), itertools.cycle(files), strict=False):
+            folder = root / split / f"class_{i % CLASSES}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{i}.jpg").symlink_to(file.resolve())
+    return root
+
+
+def load_photographs(root: Path | str, image_size: int = 224) -> Dataset:
+    """A folder as ImageNet's config treats one; its index is not kept."""
+    config = imagenet.get_config().data
+    config.update(source=str(root), validation_split="auto", test_split="auto", index_dir="")
+    config.image_size = image_size
+    return load_dataset(config)
+
+
+def drawn_rows(dataset: Dataset, batch_size: int, epoch: int) -> tuple[np.ndarray, Rows]:
+    """Path and row of each image of an epoch, the same for every contender."""
+    train = dataset.splits["train"]
+    plan = epoch_plan(dataset.preprocessing, train.sizes, seed=SEED, epoch=epoch)
+    rows = train_rows(plan, batch_size=batch_size, start_step=0, steps=len(train) // batch_size)
+    return train.images.files[train.images.file_id[rows.index]], rows
+
+
+def our_batches(dataset: Dataset, batch_size: int, epoch: int) -> Batches:
+    """The training batches of imta_jax."""
+    train, draw = dataset.splits["train"], {"batch_size": batch_size, "seed": SEED, "epoch": epoch}
+    return (b.images for b in train_batches(train, dataset.preprocessing, **draw))
+
+
+def pillow_batches(dataset: Dataset, batch_size: int, epoch: int) -> Batches:
+    """The same images by Pillow, as torchvision's RandomResizedCrop does it, in one thread."""
+    paths, rows = drawn_rows(dataset, batch_size, epoch)
+    size, made = (dataset.preprocessing.size,) * 2, []
+    for path, (top, left, height, width), flip in zip(paths, rows.window, rows.flip, strict=True):
+        with Image.open(os.fsdecode(path)) as file:
+            window = file.convert("RGB").crop((left, top, left + width, top + height))
+        image = window.resize(size, Image.Resampling.BILINEAR)
+        made.append(np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image))
+        if len(made) == batch_size:
+            yield np.stack(made)
+            made = []
+
+
+def _shapes(decode: Callable[..., Any], dataset: Dataset, batch_size: int, epoch: int) -> Batches:
+    """Reads and decodes the same files; of the pixels only the shape is kept."""
+    tf, (paths, rows) = import_tensorflow(), drawn_rows(dataset, batch_size, epoch)
+    windows = tf.data.Dataset.from_tensor_slices((paths, rows.window.astype(np.int32)))
+    shapes = windows.map(
+        plain(lambda path, window: tf.shape(decode(tf, tf.io.read_file(path), window))),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    return shapes.batch(batch_size).prefetch(2).as_numpy_iterator()
+
+
+def _window(tf: Any, file: Any, window: Any) -> Any:
+    return tf.io.decode_and_crop_jpeg(file, window, channels=3, dct_method="INTEGER_ACCURATE")
+
+
+def _eighth(tf: Any, file: Any, window: Any) -> Any:
+    return tf.io.decode_jpeg(file, channels=1, ratio=8)
+
+
+CONTENDERS = {
+    "ours": our_batches,
+    "pillow": pillow_batches,
+    "bare_decode": functools.partial(_shapes, _window),
+    # Of whole files, and little more than that.
+    "entropy_decode": functools.partial(_shapes, _eighth),
+}
+
+
+def time_photographs(root: str, batch_size: int, rounds: int, cores: int) -> Measurements:
+    """Seconds per image [rounds, 2]: on the clock, and of the processor, all threads together.
+
+    To be run in a process of its own: it and its threads stay on so many cores from then on.
+    """
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    dataset = load_photographs(root)
+    images = len(dataset.splits["train"]) // batch_size * batch_size
+
+    def timed(batches: Callable[..., Batches], epoch: int) -> np.ndarray:
+        start = clocks()
+        for _ in batches(dataset, batch_size, epoch):
+            pass
+        return (clocks() - start) / images
+
+    return take_turns({n: functools.partial(timed, c) for n, c in CONTENDERS.items()}, rounds)
+
+
+def pillow_difference(dataset: Dataset, batch_size: int) -> float:
+    """Mean absolute difference, 0 to 255, of an epoch's pixels by Pillow and by us."""
+    both = zip(*(CONTENDERS[n](dataset, batch_size, 0) for n in ("ours", "pillow")), strict=True)
+    return float(np.mean([np.abs(a.astype(int) - b).mean() for a, b in both]))
+
+
+def photograph_rows(photographs: Measurements, cores: int) -> list[dict[str, Any]]:
+    """What is reported of each contender on so many cores."""
+    return [
+        {
+            "part": f"imagenet, cores: {cores}",
+            "contender": name,
+            "cpu_ms_per_image": spread(1e3 * seconds[:, 1]),
+            "images_per_second_per_core": spread(1 / seconds[:, 1])["median"],
+            "images_per_second_on_clock": spread(1 / seconds[:, 0])["median"],
+        }
+        for name, seconds in photographs.items()
+    ]
+
+
+def photograph_ratios(photographs: Measurements, suffix: str) -> Measurements:
+    """By processor time: how many times the others' images ours makes."""
+    cpu = {name: seconds[:, 1] for name, seconds in photographs.items()}
+    others = {"pillow": cpu["pillow"], "bare_decode": cpu["bare_decode"]}
+    return {f"imagenet_vs_{name}{suffix}": other / cpu["ours"] for name, other in others.items()}
