@@ -50,7 +50,8 @@ def checked(raw: RawData) -> RawData:
     Classes without names are called "0", "1", ... up to the largest training label.
 
     Raises:
-      ValueError: what `validate_split` refuses, or splits of images of different shapes.
+      ValueError: what `validate_split` refuses, splits of images of different shapes, or labels
+        without names that are larger than the number of images.
     """
     splits = {
         name: split._replace(images=with_channels(split.images))
@@ -58,12 +59,28 @@ def checked(raw: RawData) -> RawData:
     }
     train = splits["train"]
     validate_split("train", train.images, train.labels)
-    names = raw.class_names or tuple(str(k) for k in range(int(train.labels.max()) + 1))
+    names = raw.class_names or _numbered_classes(train.labels)
     for name, split in splits.items():
         validate_split(name, split.images, split.labels, num_classes=len(names))
         _check_same_shape(name, split.images, train.images)
     whole = {name: s._replace(labels=s.labels.astype(np.int32)) for name, s in splits.items()}
     return raw._replace(splits=whole, class_names=names)
+
+
+def _numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
+    """Names of classes that have none: "0" to the largest label.
+
+    Raises:
+      ValueError: more classes than images, so that labels count something else, as identifiers do.
+    """
+    last = int(labels.argmax())
+    if labels[last] >= len(labels):
+        raise ValueError(
+            f"train label at index {last} is {labels[last]}, which would make more classes than"
+            f" there are training images ({len(labels)}); expected the classes from 0 without gaps,"
+            " or class_names with one name for each"
+        )
+    return tuple(str(k) for k in range(int(labels[last]) + 1))
 
 
 def _check_same_shape(
