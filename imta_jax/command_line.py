@@ -1,5 +1,6 @@
 """What the launcher tells who started it: fields that are not there, and errors in one line."""
 
+import errno
 import os
 import re
 import runpy
@@ -14,6 +15,8 @@ from ml_collections import ConfigDict
 
 from imta_jax.errors import unknown_name
 
+# Of a disk that is full, over its quota or read-only: no bug, wherever it is met.
+_REFUSED_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 # What our checks raise, and the system, where something that was given does not fit.
 _TOLD_PLAINLY = (ValueError, OSError, FloatingPointError, ImportError)
 _PACKAGE = Path(__file__).parent
@@ -30,7 +33,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def plain_message(error: Exception) -> str | None:
-    """An error without its traceback, if it was raised on purpose; else None.
+    """An error without its traceback, if it was raised on purpose or is a disk's; else None.
 
     On purpose means by a `raise` in this package, of a type that is for users. The same types out
     of a library, or out of an expression of ours, are a bug that only the traceback tells.
@@ -40,6 +43,11 @@ def plain_message(error: Exception) -> str | None:
         return None
     last = frames[-1]
     ours = _PACKAGE in Path(last.filename).parents and (last.line or "").startswith("raise")
+    if not ours and getattr(error, "errno", None) in _REFUSED_WRITES:
+        return (
+            f"error: the disk refuses what is to be written ({error}): make room, or choose a"
+            " --workdir on another disk, then start the same command again"
+        )
     return f"error: {error}" if ours else None
 
 

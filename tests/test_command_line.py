@@ -1,5 +1,7 @@
 """What the launcher says of errors: a line for what was given, the traceback for what is a bug."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +37,16 @@ def test_what_our_checks_raise_is_told_plainly(tmp_path):
     }
     for message, act in refused.items():
         assert command_line.plain_message(caught(act)).startswith(message)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_refuses_is_told_plainly_wherever_it_is_met(number):
+    class FullDisk:
+        def write(self, *_):
+            raise OSError(number, os.strerror(number))
+
+    told = command_line.plain_message(caught(lambda: print("row", file=FullDisk())))
+    assert os.strerror(number) in told and "make room" in told and "\n" not in told
 
 
 def test_what_is_a_bug_keeps_its_traceback(tmp_path):

@@ -6,7 +6,9 @@ import pytest
 from imta_jax.data import load_dataset, validate_split
 from imta_jax.data.carving import class_quotas, stratified_holdout
 from imta_jax.data.channel_statistics import channel_statistics
-from imta_jax.data.dataset import pad_to_multiple
+from imta_jax.data.dataset import build_dataset, pad_to_multiple
+from imta_jax.data.preprocessing import PaddedCrop
+from imta_jax.data.raw import RawData, RawSplit, checked
 
 EMBEDDED = {
     "source": "fashion_mnist_small",
@@ -182,6 +184,25 @@ LABELS = np.array([0, 1, 2, 0, 1, 2])
 def test_bad_arrays_are_refused_with_what_was_found(images, labels, message):
     with pytest.raises(ValueError, match=message):
         validate_split("here", images, labels, num_classes=3)
+
+
+@pytest.mark.parametrize("label", [6, 2**40])
+def test_labels_that_name_more_classes_than_images_are_refused(label):
+    labels = np.array([0, 1, 2, label, 1, 2])
+    with pytest.raises(ValueError, match=rf"label at index 3 is {label}.*training images \(6\)"):
+        checked(RawData("here", {"train": RawSplit(IMAGES, labels)}))
+    few = checked(RawData("here", {"train": RawSplit(IMAGES, np.array([0, 0, 5, 1, 1, 2]))}))
+    assert few.class_names == ("0", "1", "2", "3", "4", "5")
+
+
+def test_a_class_that_no_validation_image_shows_is_named(caplog):
+    images = np.random.default_rng(0).integers(0, 256, IMAGES.shape, np.uint8)
+    splits = {name: RawSplit(images, LABELS) for name in ("train", "test")}
+    splits["validation"] = RawSplit(images[:2], LABELS[:2])
+    raw = checked(RawData("few", splits, ("cat", "dog", "owl")))
+    build_dataset(raw, PaddedCrop(2, True), validation_examples=0, validation_seed=0)
+    assert "few has no validation image of class owl" in caplog.text
+    assert "training image" not in caplog.text and "test image" not in caplog.text
 
 
 def test_good_arrays_pass_with_and_without_channels():

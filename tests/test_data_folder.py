@@ -257,6 +257,16 @@ def test_pictures_that_do_not_decode_are_skipped_counted_and_named(tmp_path, cap
         assert str(root / name) in caplog.text
 
 
+def test_links_that_lead_nowhere_and_folders_are_named_as_such(tmp_path, caplog):
+    root = folder(tmp_path)
+    first = next((root / "train").iterdir())
+    (first / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (first / "folder.jpg").mkdir()
+    read(root, max_undecodable=1)
+    for name in ("link.jpg", "folder.jpg"):
+        assert f"{first / name} (a folder, or a link that leads to no file)" in caplog.text
+
+
 def test_too_many_that_do_not_decode_are_an_error(tmp_path):
     root = folder(tmp_path)
     broken(root)

@@ -47,6 +47,25 @@ def test_npz_is_read_and_grayscale_gets_one_channel(npz):
     )
 
 
+def test_npz_that_may_not_be_read_is_not_called_damaged(npz, monkeypatch):
+    path = npz()
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may read whatever its mode says
+    with pytest.raises(PermissionError, match=r"may not read .*images\.npz"):
+        load_dataset(config(path))
+
+
+@pytest.mark.parametrize("source", ["", "  "])
+def test_no_source_is_not_the_folder_one_stands_in(source):
+    with pytest.raises(ValueError, match=r"config\.data\.source is empty, expected"):
+        load_dataset(config(source))
+
+
+def test_what_is_no_image_classification_is_refused_before_it_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr("imta_jax.data.sources.tfds._prepare", lambda *_: pytest.fail("fetched"))
+    with pytest.raises(ValueError, match="glue is not one of images with one class label each"):
+        load_dataset(config("glue", data_dir=str(tmp_path), download=True))
+
+
 def test_npz_class_names_set_the_number_of_classes(npz):
     dataset = load_dataset(config(npz(class_names=np.array(list("abcde")))))
     assert dataset.class_names == tuple("abcde") and dataset.num_classes == 5

@@ -108,9 +108,9 @@ def load_dataset(config: Mapping[str, Any]) -> Dataset:
     """
     preprocessing = preprocessing_from(config)
     small = isinstance(preprocessing, PaddedCrop)
-    raw = load_source(SourceRequest.from_config(config, encoded=not small))
+    request = SourceRequest.from_config(config, encoded=not small)
     return build_dataset(
-        checked(raw),
+        _read(request),
         preprocessing,
         validation_examples=config["validation_examples"],
         validation_seed=config["validation_seed"],
@@ -136,7 +136,9 @@ def build_dataset(
             _log.info("%s: the source's own, %d images", name, len(parts[name]))
         else:
             parts["train"], parts[name] = _hold_out(parts["train"], examples, seed, name)
-    _warn_of_unseen_classes(raw.name, raw.class_names, parts["train"].labels)
+            _log.info("%s: %d images held out of the training images", name, len(parts[name]))
+    for name in ("train", "validation", "test"):
+        _warn_of_unseen_classes(raw.name, raw.class_names, name, parts[name].labels)
     statistics = raw.statistics or _statistics(parts["train"], preprocessing)
     if isinstance(preprocessing, PaddedCrop):
         parts = {name: _padded(split) for name, split in parts.items()}
@@ -146,6 +148,14 @@ def build_dataset(
     skipped = {name: split.skipped for name, split in raw.splits.items()}
     splits = {name: parts[name] for name in ("train", "validation", "test")}
     return Dataset(raw.name, raw.class_names, shape, *statistics, splits, preprocessing, skipped)
+
+
+def _read(request: SourceRequest) -> RawData:
+    raw = load_source(request)
+    try:
+        return checked(raw)
+    except ValueError as error:
+        raise ValueError(f"config.data.source={request.source}: {error}") from error
 
 
 def _whole(split: RawSplit) -> Split:
@@ -179,13 +189,16 @@ def _statistics(train: Split, preprocessing: Preprocessing) -> ChannelStatistics
     )
 
 
-def _warn_of_unseen_classes(name: str, class_names: tuple[str, ...], labels: np.ndarray) -> None:
+def _warn_of_unseen_classes(
+    name: str, class_names: tuple[str, ...], split: str, labels: np.ndarray
+) -> None:
     counts = np.bincount(labels, minlength=len(class_names))
     unseen = [class_names[k] for k in np.flatnonzero(counts == 0)]
     if unseen:
         more = f" and {len(unseen) - _NAMED_AT_MOST} more" if len(unseen) > _NAMED_AT_MOST else ""
         named = ", ".join(unseen[:_NAMED_AT_MOST])
-        _log.warning("%s has no training image of class %s%s", name, named, more)
+        kind = {"train": "training"}.get(split, split)
+        _log.warning("%s has no %s image of class %s%s", name, kind, named, more)
 
 
 def pad_to_multiple(images: np.ndarray, multiple: int = SIZE_MULTIPLE) -> np.ndarray:

@@ -91,7 +91,10 @@ def build_classifier(
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"image_shape must be (H, W, C), all above 0; found {image_shape}")
     if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2; found {num_classes}")
+        raise ValueError(
+            f"num_classes must be at least 2; found {num_classes}: one class leaves nothing"
+            " to tell apart (look at the class folders, or the labels, of config.data.source)"
+        )
     kind, fields, init = _read(model_config)
     backbone = kind.make(kind.read(fields), image_shape[2], rngs=rngs)
     heads = IndependentHeads(backbone.feature_widths, num_classes, init=init, rngs=rngs)

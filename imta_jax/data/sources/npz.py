@@ -1,5 +1,7 @@
 """Arrays of an .npz file; needs no TensorFlow."""
 
+import errno
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -27,11 +29,14 @@ def read_npz(path: Path, request: SourceRequest) -> RawData:
 
     Raises:
       FileNotFoundError: there is no such file.
+      PermissionError: it may not be read.
       ValueError: not an .npz archive, damaged, an array missing, or an array that is pickled:
         nothing is ever unpickled, since that would run code from the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.absolute()}; give the path of an existing .npz")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, f"this user may not read {path}: chmod u+r, say")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not an .npz archive (or is cut short); write it by np.savez")
     with np.load(path, allow_pickle=False) as archive:

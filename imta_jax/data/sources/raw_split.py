@@ -1,6 +1,7 @@
 """From an index of encoded images to a split: without the bad ones, decoded where asked for."""
 
 import logging
+import os
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def as_raw_split(indexed: Indexed, request: SourceRequest, where: str) -> RawSpl
 
 def _report_bad(indexed: Indexed, bad: np.ndarray, most: float, where: str) -> None:
     total = len(indexed.decodable)
-    names = [indexed.images.name(i) for i in bad[:_NAMED_AT_MOST]]
+    names = [_named(indexed.images.name(i)) for i in bad[:_NAMED_AT_MOST]]
     more = f" and {len(bad) - len(names)} more" if len(bad) > len(names) else ""
     told = f"{len(bad)} of {total} images of {where} do not decode: {', '.join(names)}{more}"
     if len(bad) > most * total:
@@ -50,6 +51,15 @@ def _report_bad(indexed: Indexed, bad: np.ndarray, most: float, where: str) -> N
             " remove them, or raise it"
         )
     _log.warning("%s; they are skipped", told)
+
+
+def _named(name: str) -> str:
+    """A file's name, and why it cannot even be read, if so; another kind of name as it is."""
+    if not os.path.lexists(name):  # a record of a file, or in a bucket
+        return name
+    if not os.path.isfile(name):
+        return f"{name} (a folder, or a link that leads to no file)"
+    return name if os.access(name, os.R_OK) else f"{name} (this user may not read it)"
 
 
 def _check_one_size(images: EncodedImages, where: str) -> None:

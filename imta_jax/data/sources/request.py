@@ -40,6 +40,11 @@ class SourceRequest:
     max_undecodable: float = 0.01
 
     def __post_init__(self) -> None:
+        if not self.source.strip():
+            raise ValueError(
+                "config.data.source is empty, expected a dataset's name, the path of a folder, or"
+                " a path ending in .npz"
+            )
         if not 0 <= self.max_undecodable <= 1:
             raise ValueError(
                 f"config.data.max_undecodable is {self.max_undecodable}, expected a share, 0 to 1"

@@ -44,6 +44,7 @@ def read(request: SourceRequest) -> RawData:
             builder = tfds.builder(request.source, data_dir=data_dir)
         except AssertionError as error:  # how TFDS refuses a version
             raise ValueError(str(error)) from error
+        feature_keys(builder)  # refuses what is no image classification before it is fetched
         if request.download:
             _prepare(tfds, builder, request)
         return read_builder(builder, request, lambda why: _not_there(builder, request, why))
