@@ -2,7 +2,8 @@
 
 OpenCV resizes a window in a third of the time that TensorFlow takes, and leaves Python's lock to
 others meanwhile. It works here even where a tf.data service decodes: that runs TensorFlow's
-operations only, and resizing is a twelfth of the work.
+operations only, and resizing is a twelfth of the work. Between processors of different kinds a
+resized pixel may differ by one level of 255.
 """
 
 from collections import deque

@@ -137,8 +137,8 @@ def build_dataset(
         else:
             parts["train"], parts[name] = _hold_out(parts["train"], examples, seed, name)
             _log.info("%s: %d images held out of the training images", name, len(parts[name]))
-    for name in ("train", "validation", "test"):
-        _warn_of_unseen_classes(raw.name, raw.class_names, name, parts[name].labels)
+    for name, kind in {"train": "training", "validation": "validation", "test": "test"}.items():
+        _warn_of_unseen_classes(raw.name, raw.class_names, kind, parts[name].labels)
     statistics = raw.statistics or _statistics(parts["train"], preprocessing)
     if isinstance(preprocessing, PaddedCrop):
         parts = {name: _padded(split) for name, split in parts.items()}
@@ -190,14 +190,13 @@ def _statistics(train: Split, preprocessing: Preprocessing) -> ChannelStatistics
 
 
 def _warn_of_unseen_classes(
-    name: str, class_names: tuple[str, ...], split: str, labels: np.ndarray
+    name: str, class_names: tuple[str, ...], kind: str, labels: np.ndarray
 ) -> None:
     counts = np.bincount(labels, minlength=len(class_names))
     unseen = [class_names[k] for k in np.flatnonzero(counts == 0)]
     if unseen:
         more = f" and {len(unseen) - _NAMED_AT_MOST} more" if len(unseen) > _NAMED_AT_MOST else ""
         named = ", ".join(unseen[:_NAMED_AT_MOST])
-        kind = {"train": "training"}.get(split, split)
         _log.warning("%s has no %s image of class %s%s", name, kind, named, more)
 
 
