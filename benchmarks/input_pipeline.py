@@ -48,7 +48,7 @@ from imta_jax.training.phases import phase_one_objective
 from imta_jax.training.state import TrainState, create_state
 from imta_jax.training.step import on_batches, train_step
 
-FULL = {"images": 4800, "batch_size": 64, "rounds": 6, "step_rounds": 24, "block": 3}
+FULL = {"images": 9600, "batch_size": 64, "rounds": 6, "step_rounds": 24, "block": 3}
 FULL |= {"memory_batch_size": 256, "memory_batches": 32}
 QUICK = FULL | {"images": 320, "rounds": 3, "step_rounds": 8, "memory_batches": 20}
 TARGETS = {

@@ -1,6 +1,8 @@
 """The random-area crop of photographs: windows, pixels against Pillow's, and who makes them."""
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from imta_jax.data import (
     eval_batches,
     judged_images,
     load_dataset,
+    tf_decoding,
     train_batches,
 )
 
@@ -413,6 +416,25 @@ def test_padding_rows_are_masked_and_black(photographs):
     np.testing.assert_array_equal(index, [*range(9), -1, -1, -1])
     np.testing.assert_array_equal(labels[:9], split.labels)
     assert not images[9:].any() and not labels[9:].any() and images[:9].any((1, 2, 3)).all()
+
+
+def test_what_decodes_is_made_once_and_goes_with_its_images(tmp_path, monkeypatch):
+    write(
+        tmp_path,
+        {f"{split}/a/{i}.jpg": picture(40, 50, i) for split in ("train", "test") for i in range(4)},
+    )
+    dataset = load(tmp_path, image_size=32, resize=36)
+    made, make = [], tf_decoding._decoder
+    monkeypatch.setattr(tf_decoding, "_decoder", lambda *a: made.append(a[1:]) or make(*a))
+    first = list(train(dataset.splits["train"], batch_size=3))
+    assert made
+    once = list(made)
+    assert_same(train(dataset.splits["train"], batch_size=3), first)
+    assert made == once
+    images = weakref.ref(dataset.splits["train"].images)
+    del dataset, first
+    gc.collect()
+    assert images() is None
 
 
 def test_images_that_change_during_a_run_are_an_error_that_says_so(tmp_path):

@@ -95,7 +95,8 @@ def assembled(
 
     def begun(batch: int) -> tuple[np.ndarray, list[Future[None]]]:
         if batch not in filling:
-            filling[batch] = np.zeros(shape, np.uint8), []
+            make = np.empty if left[batch] == batch_size else np.zeros  # black in padding rows
+            filling[batch] = make(shape, np.uint8), []
         return filling[batch]
 
     # No more threads than needed: handing Python's lock to each other costs them time.

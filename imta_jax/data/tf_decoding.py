@@ -6,6 +6,7 @@ times the wanted pixels is decoded into a half, a quarter or an eighth of them.
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -23,6 +24,8 @@ _RATIOS = (1, 2, 4, 8)
 _DCT = "INTEGER_ACCURATE"
 
 Read = Callable[["tf.Tensor"], "list[tf.Tensor]"]
+Decoder = Callable[..., "list[tf.Tensor]"]
+_decoders: WeakKeyDictionary[EncodedImages, dict[Any, Decoder]] = WeakKeyDictionary()
 
 
 class Decoding(NamedTuple):
@@ -71,41 +74,53 @@ def most_bytes(images: np.ndarray | EncodedImages, decoding: Decoding, groups: G
     return int(3 * decoded[groups.places].prod(axis=-1).sum(axis=1).max())
 
 
-def pictures(
-    images: np.ndarray | EncodedImages,
-    decoding: Decoding,
-    groups: Groups,
-    size: int,
-    exact: bool,
-) -> Callable[["tf.Tensor"], tuple["tf.Tensor", ...]]:
-    """Maps the number of a group to it and to the pictures of its rows, uint8 [h, w, C] each.
+def decoder(
+    images: np.ndarray | EncodedImages, kind: int, count: int, size: int, exact: bool
+) -> Decoder:
+    """Maps index, window and cut of `count` rows to their pictures, uint8 [h, w, C] each.
+
+    Made once for encoded images, not in each epoch: TensorFlow takes up to 50 ms.
 
     Args:
       images: encoded, or an array.
-      decoding: of the rows.
-      groups: of rows of one kind.
+      kind: of the rows; for this and what is mapped see `Decoding`.
+      count: of rows.
       size: pixels per side that are wanted.
       exact: see `tf_pipeline.resized_batches`; if so, pictures are of that size. Otherwise windows
         of JPEGs are not resized yet.
     """
-    tf = import_tensorflow()
-    opened = _opener(images)
-    tables = [_lookup(values[groups.places]) for values in decoding[:3]]
+    if isinstance(images, np.ndarray):
+        return _decoder(images, kind, count, size, exact)
+    known, key = _decoders.setdefault(images, {}), (kind, count, size, exact)
+    if key not in known:
+        known[key] = _decoder(images, *key)
+    return known[key]
 
-    def picture(source: "tf.Tensor", window: Any, cut: Any) -> "tf.Tensor":
-        pixels = _pixels(images, groups.kind, source, cut)
-        if groups.kind and not exact:
+
+def _decoder(
+    images: np.ndarray | EncodedImages, kind: int, count: int, size: int, exact: bool
+) -> Decoder:
+    # Nothing that stays may refer to the images: they are let go when their dataset is.
+    tf, opened, encoded = import_tensorflow(), _opener(images), isinstance(images, EncodedImages)
+
+    def picture(source: "tf.Tensor", window: "tf.Tensor", cut: "tf.Tensor") -> "tf.Tensor":
+        pixels = _pixels(encoded, kind, source, cut)
+        if kind and not exact:
             return pixels
         # What is no JPEG was not decoded into fewer pixels, and may be many times too large.
         # To the nearest: none is below 0 or above 255.
         return tf.cast(_resize(pixels, window, cut, size) + 0.5, tf.uint8)
 
-    def group(number: "tf.Tensor") -> tuple["tf.Tensor", ...]:
-        index, *others = (table(number) for table in tables)
-        members = zip(opened(index), *map(tf.unstack, others), strict=True)
-        return number, *(picture(*member) for member in members)
+    def group(index: "tf.Tensor", window: "tf.Tensor", cut: "tf.Tensor") -> "list[tf.Tensor]":
+        members = zip(opened(index), tf.unstack(window), tf.unstack(cut), strict=True)
+        return [picture(*member) for member in members]
 
-    return group
+    signature = [
+        tf.TensorSpec([count], tf.int64),
+        tf.TensorSpec([count, 4], tf.float32),
+        tf.TensorSpec([count, 4], tf.int32),
+    ]
+    return tf.function(plain(group), signature).get_concrete_function()
 
 
 def _lookup(values: np.ndarray) -> Callable[["tf.Tensor"], "tf.Tensor"]:
@@ -132,9 +147,10 @@ def reader(images: EncodedImages) -> Read:
     def paths(index: "tf.Tensor") -> list["tf.Tensor"]:
         return tf.unstack(path_of(file_of(index)))
 
-    if not images.feature:
+    feature = images.feature
+    if not feature:
         return lambda index: [tf.io.read_file(path) for path in paths(index)]
-    wanted = {images.feature: tf.io.FixedLenFeature([], tf.string)}
+    wanted = {feature: tf.io.FixedLenFeature([], tf.string)}
 
     def record(path: "tf.Tensor", offset: "tf.Tensor") -> "tf.Tensor":
         # One record, wherever it lies: the only operation of TensorFlow that starts at an offset.
@@ -143,7 +159,7 @@ def reader(images: EncodedImages) -> Read:
         )
         records = tf.data.experimental.from_variant(at, tf.TensorSpec([], tf.string))
         found = records.take(1).get_single_element()
-        return tf.io.parse_single_example(found, wanted)[images.feature]
+        return tf.io.parse_single_example(found, wanted)[feature]
 
     return lambda index: list(map(record, paths(index), tf.unstack(offset_of(index))))
 
@@ -156,9 +172,7 @@ def _opener(images: np.ndarray | EncodedImages) -> Read:
     return lambda index: [image_of(one) for one in tf.unstack(index)]
 
 
-def _pixels(
-    images: np.ndarray | EncodedImages, kind: int, source: "tf.Tensor", cut: "tf.Tensor"
-) -> "tf.Tensor":
+def _pixels(encoded: bool, kind: int, source: "tf.Tensor", cut: "tf.Tensor") -> "tf.Tensor":
     """The part of one image that is to be decoded; for kinds see `Decoding`."""
     tf = import_tensorflow()
     if kind:
@@ -170,7 +184,7 @@ def _pixels(
             dct_method=_DCT,
         )
     whole = source
-    if isinstance(images, EncodedImages):
+    if encoded:
         whole = tf.io.decode_image(source, channels=3, expand_animations=False)
     return whole[cut[0] : cut[0] + cut[2], cut[1] : cut[1] + cut[3]]
 

@@ -23,9 +23,9 @@ from imta_jax.data.encoded import EncodedImages
 from imta_jax.data.rows import PADDING_INDEX, Rows
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.data.tf_decoding import (
+    decoder,
     decoding_of,
     most_bytes,
-    pictures,
     plain,
     reader,
     whole_image,
@@ -129,10 +129,12 @@ def resized_batches(
 
     def run(groups: Groups) -> Iterator[tuple[np.ndarray, Sequence[np.ndarray]]]:
         """Places and pictures, group after group."""
-        group = plain(pictures(images, decoding, groups, size, exact))
-        dataset = tf.data.Dataset.range(len(groups.places))
+        decode = decoder(images, groups.kind, groups.places.shape[1], size, exact)
+        asked = (np.arange(len(groups.places)), *(values[groups.places] for values in decoding[:3]))
         at_once = host.groups_at_once(most_bytes(images, decoding, groups))
-        dataset = dataset.map(group, num_parallel_calls=at_once)
+        dataset = tf.data.Dataset.from_tensor_slices(asked).map(
+            plain(lambda number, *rows: (number, *decode(*rows))), num_parallel_calls=at_once
+        )
         if host.service:
             made = _from_service(dataset, len(groups.places), host)
         else:
