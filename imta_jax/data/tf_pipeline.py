@@ -74,7 +74,7 @@ class HostPipeline:
 
     def groups_at_once(self, most_bytes: int) -> int:
         """How many groups of images are decoded at the same time, at least 1."""
-        # As many more wait to be resized, and batches have the other half of the bound.
+        # What is being resized takes memory too, and batches have the other half of the bound.
         return int(np.clip(self.memory_limit_gb * 1e9 / 4 // most_bytes, 1, usable_cores()))
 
 
@@ -99,7 +99,8 @@ def array_batches(
 
     dataset = tf.data.Dataset.from_tensor_slices(tuple(rows)).batch(batch_size)
     dataset = dataset.map(plain(read), num_parallel_calls=usable_cores())
-    return _as_numpy(dataset, host.batches_ahead(images[0].nbytes * batch_size))
+    ahead = host.batches_ahead(images[0].nbytes * batch_size)
+    return _as_numpy(dataset.prefetch(ahead))
 
 
 def resized_batches(
@@ -138,7 +139,8 @@ def resized_batches(
         if host.service:
             made = _from_service(dataset, len(groups.places), host)
         else:
-            made = _as_numpy(dataset, at_once)
+            # None that wait: what was just decoded is in the cache still when it is resized.
+            made = _as_numpy(dataset)
         return ((groups.places[number], found) for number, *found in made)
 
     running = [run(groups) for groups in every]
@@ -181,15 +183,15 @@ def _crop(images: "tf.Tensor", window: "tf.Tensor", flip: "tf.Tensor") -> "tf.Te
     return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
 
 
-def _as_numpy(dataset: "tf.data.Dataset", ahead: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Runs a dataset on this host, some elements ahead."""
+def _as_numpy(dataset: "tf.data.Dataset") -> Iterator[tuple[np.ndarray, ...]]:
+    """Runs a dataset on this host."""
     tf = import_tensorflow()
     options = tf.data.Options()
     options.deterministic = True
     # It would lower what is set here: groups of images took one core of two.
     options.autotune.enabled = False
     with _reading():
-        yield from _elements(dataset.prefetch(ahead).with_options(options))
+        yield from _elements(dataset.with_options(options))
 
 
 def _elements(dataset: "tf.data.Dataset") -> Iterator[tuple[np.ndarray, ...]]:
