@@ -54,6 +54,8 @@ def _set_up() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
         # By default what compiles within a second is not kept, and there are some of those.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    else:
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def main(argv: list[str]) -> None:

@@ -28,6 +28,7 @@ PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 # else the machine does, but counts threads that spin while they wait: to be used with one thread.
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 KINDS = ("forward", "phase_one", "phase_two")
+DEVICES = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu"}  # and what JAX calls its backend there
 OURS = ("batches", "resident")
 # How PyTorch is run: memory layout, and the mode of torch.compile or None.
 TORCH_MODES: Mapping[str, tuple[bool, str | None]] = {
@@ -50,7 +51,7 @@ class Case:
       network: a preset of `imta_jax.models`.
       batch_size: images per step.
       precision: one of `PRECISIONS`.
-      device: "cpu" or "cuda".
+      device: one of `DEVICES`.
       threads: of a processor.
     """
 
@@ -102,7 +103,9 @@ def ours(case: Case, mode: str) -> tuple[dict[str, Callable[[int], Any]], Arrays
 
 def pytorch(case: Case, mode: str, weights: Arrays) -> dict[str, Callable[[int], Any]]:
     """PyTorch's steps by kind, (number of steps) -> the last losses per exit."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # the plan is read from a package that imports JAX
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # the plan is made by a package that imports JAX
     from benchmarks.torch_steps import TorchSteps
 
     channels_last, compilation = TORCH_MODES[mode]
@@ -145,17 +148,42 @@ def modes_for(device: str, wanted: Sequence[str] = ()) -> list[tuple[str, str]]:
     """(framework, mode) of the contenders that a device has, those of ours first.
 
     Args:
-      device: "cpu" or "cuda"; CUDA graphs and many steps in one dispatch are worth it there only.
+      device: one of `DEVICES`; many steps in one dispatch are worth it on accelerators only, and
+        CUDA graphs are there with "cuda" only.
       wanted: PyTorch's modes; empty for all.
     """
     cuda = device == "cuda"
-    found = [("ours", mode) for mode in (OURS if cuda else OURS[:1])]
+    found = [("ours", mode) for mode in (OURS[:1] if device == "cpu" else OURS)]
     for mode, (_, compilation) in TORCH_MODES.items():
         if mode in wanted or (not wanted and (cuda or compilation in (None, "default"))):
             found.append(("pytorch", mode))
     return found
 
 
-def caches(folder: Path) -> None:
-    """Keeps what compilers make in a folder, so that a second case finds what it shares."""
+def surroundings(folder: Path, device: str) -> None:
+    """For all contenders: what compilers make stays in a folder; they share a device's memory."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    if device == "cuda":  # the first would take three quarters of it
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def hindrance(device: str, with_torch: bool) -> str:
+    """Why a device cannot be measured here, "" if it can; to be asked in a process of its own."""
+    import jax
+
+    if device != "cpu" and (found := jax.default_backend()) != DEVICES[device]:
+        return (
+            f'--device={device}, but JAX computes on "{found}" here; is there one, and JAX made for'
+            f' it: pip install -e ".[{device}]"?'
+        )
+    if not with_torch:
+        return ""
+    if device == "tpu":
+        return "PyTorch is not measured on a TPU: add --without-torch"
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return f'PyTorch: {error}; pip install -e ".[benchmark]", or add --without-torch'
+    if device == "cuda" and not torch.cuda.is_available():
+        return f"PyTorch {torch.__version__} sees no GPU; install one that does, or --without-torch"
+    return ""

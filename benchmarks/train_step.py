@@ -6,11 +6,14 @@ paper's whole training would take is extrapolated from the steps.
 
     python benchmarks/train_step.py --out=benchmarks/results/train_step.json --compile-times
     python benchmarks/train_step.py --out=result.json --device=cuda
+    python benchmarks/train_step.py --out=result.json --device=tpu --without-torch
 
-PyTorch is an extra: pip install "imta_jax[benchmark]". Its network is ours (`torch_msdnet.py`) and
-held to the recorded numbers of the published one before anything is timed.
+PyTorch is an extra: pip install -e ".[benchmark]". Its network is ours (`torch_msdnet.py`) and
+held to the recorded numbers of the published one before anything is timed. All contenders of a case
+wait in the memory of one device: where that is too small, `--torch-mode` leaves some out.
 """
 
+import argparse
 import contextlib
 import importlib.metadata
 import itertools
@@ -30,9 +33,10 @@ import numpy as np
 
 from benchmarks import environment, step_contenders
 from benchmarks.environment import Measurements, spread
-from benchmarks.step_contenders import CLOCKS, KINDS, PRECISIONS, SEED, TORCH_MODES, Case
+from benchmarks.step_contenders import CLOCKS, DEVICES, KINDS, PRECISIONS, SEED, TORCH_MODES, Case
 from imta_jax.cores import usable_cores
 from imta_jax.huge_pages import start_with_huge_pages
+from imta_jax.models import NETWORK_PRESETS
 
 Contender = tuple[str, str]  # framework and mode
 Found = dict[tuple[str, Contender], np.ndarray]  # by kind and contender: seconds a step [rounds]
@@ -67,13 +71,14 @@ NOTES = {
 
 def cases(arguments: Any, networks: Sequence[str], threads: int) -> list[Case]:
     """What is measured on a device, unless the arguments name networks, batches or precisions."""
-    cuda = arguments.device == "cuda"
-    precisions = arguments.precision or (PRECISIONS if cuda else PRECISIONS[:1])
+    accelerator = arguments.device != "cpu"
+    precisions = arguments.precision or (PRECISIONS if accelerator else PRECISIONS[:1])
     if arguments.network:
         pairs = list(itertools.product(arguments.network, arguments.batch or [64]))
     else:
-        pairs = list(itertools.product(networks, arguments.batch or ([64, 256] if cuda else [64])))
-        pairs += [(IMAGENET, 256)] if cuda else []
+        batches = arguments.batch or ([64, 256] if accelerator else [64])
+        pairs = list(itertools.product(networks, batches))
+        pairs += [(IMAGENET, 256)] if accelerator else []
     return [Case(n, b, p, arguments.device, threads) for n, b in pairs for p in precisions]
 
 
@@ -249,28 +254,44 @@ def _torch_version(left_out: bool) -> str:
     return "left out" if left_out else importlib.metadata.version("torch")
 
 
+def _from(least: int) -> Callable[[str], int]:
+    """A whole number of at least that."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return int(text)
+
+    return number
+
+
 def main() -> None:
     """Measures, prints the tables and writes the result."""
     parser = environment.argument_parser(__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--network", action="append", help="a preset (may be repeated)")
-    parser.add_argument("--batch", action="append", type=int, help="images (may be repeated)")
+    parser.add_argument("--device", default="cpu", choices=DEVICES)
+    several = {"action": "append", "help": "may be repeated"}
+    parser.add_argument("--network", choices=NETWORK_PRESETS, metavar="PRESET", **several)
+    parser.add_argument("--batch", type=_from(1), metavar="IMAGES", **several)
     parser.add_argument("--precision", action="append", choices=PRECISIONS)
     parser.add_argument("--torch-mode", action="append", default=[], choices=list(TORCH_MODES))
     parser.add_argument("--without-torch", action="store_true")
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--threads", type=_from(0), default=0, help="0: all cores")
     parser.add_argument(
         "--compile-times",
         nargs="*",
-        metavar="NETWORK",
+        choices=NETWORK_PRESETS,
+        metavar="PRESET",
         help="launch to first step; cifar_7_exits unless networks are named",
     )
     arguments = parser.parse_args()
     if arguments.compile_times == []:
         arguments.compile_times = [CIFAR[1]]
+    asked = arguments.device, not arguments.without_torch
+    if hindrance := environment.in_own_process(step_contenders.hindrance, *asked):
+        parser.error(hindrance)
     with tempfile.TemporaryDirectory() as folder:
-        step_contenders.caches(Path(folder))
+        step_contenders.surroundings(Path(folder), arguments.device)
         result = run(arguments)
         environment.write_result(arguments.out, (jax, flax, np), result)
         if arguments.compile_times:

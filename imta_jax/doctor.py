@@ -1,5 +1,6 @@
 """What a run would be made of, told before anything is spent: `--mode=doctor`."""
 
+import dataclasses
 import platform
 import shutil
 import textwrap
@@ -118,7 +119,12 @@ def _memory(
     phase, mesh = config["phase_one"], mesh_of(config)
     images = phase["batch_size"] // mesh.size // phase["accumulate_parts"]
     parameters = _bytes(nnx.state(classifier, nnx.Param)) // mesh.shape["parameters"]
-    kept = activation_bytes(classifier, phase_one_objective(config), images)
+    saves = mesh.devices.flat[0].platform != "cpu"
+    objective = dataclasses.replace(
+        phase_one_objective(config), rematerialize=saves and phase["rematerialize"]
+    )
+    classifier.compute_dtype = jnp.dtype(phase["compute_dtype"] if saves else "float32")
+    kept = activation_bytes(classifier, objective, images)
     train = dataset.splits["train"].images
     here = training_pipeline(config["data"], dataset, mesh) == "device"
     images_bytes = train.nbytes if here else 0
@@ -127,6 +133,8 @@ def _memory(
     yield f"activations kept for {images} images", _size(kept)
     yield "together", _size(3 * parameters + images_bytes + kept)
     yield "note", "before the compiler saves some of it; buffers of single operations come on top"
+    if not saves and (phase["rematerialize"] or phase["compute_dtype"] != "float32"):
+        yield "note", "rematerialize and bfloat16 save memory on accelerators, none on a processor"
 
 
 def activation_bytes(classifier: MultiExitClassifier, objective: Any, images: int) -> int:
@@ -140,7 +148,6 @@ def activation_bytes(classifier: MultiExitClassifier, objective: Any, images: in
     network = nnx.clone(classifier)
     objective.set_mode(network)
     graphdef, params, rest = nnx.split(network, nnx.Param, ...)
-    shape = (images, *classifier.image_shape)
 
     def kept(params: nnx.State, rest: nnx.State, pixels: jax.Array, labels: jax.Array) -> Any:
         def loss(params: nnx.State) -> jax.Array:
@@ -148,10 +155,13 @@ def activation_bytes(classifier: MultiExitClassifier, objective: Any, images: in
 
         return jax.vjp(loss, params)[1]
 
-    pixels = jax.ShapeDtypeStruct(shape, jnp.float32)
-    labels = jax.ShapeDtypeStruct((images,), jnp.int32)
-    # The parameters are kept as well, and counted elsewhere.
-    return max(_bytes(jax.eval_shape(kept, params, rest, pixels, labels)) - _bytes(params), 0)
+    def kept_of(count: int) -> int:
+        pixels = jax.ShapeDtypeStruct((count, *classifier.image_shape), jnp.float32)
+        labels = jax.ShapeDtypeStruct((count,), jnp.int32)
+        return _bytes(jax.eval_shape(kept, params, rest, pixels, labels))
+
+    # Parameters, or what they were cast to, are kept as well, and counted elsewhere.
+    return kept_of(2 * images) - kept_of(images)
 
 
 def _bytes(tree: Any) -> int:

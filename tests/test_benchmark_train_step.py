@@ -1,5 +1,6 @@
 """The training-step benchmark's arithmetic, and that its contenders compute the same."""
 
+import re
 import sys
 from types import SimpleNamespace
 
@@ -106,6 +107,32 @@ def test_graphics_processors_measure_more():
         "batches",
         "resident",
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--device=cuda", "--without-torch"], 'JAX computes on "cpu" here.*[cuda]'),
+        (["--device=tpu", "--without-torch"], 'JAX computes on "cpu" here.*[tpu]'),
+        (["--device=gpu"], "invalid choice: 'gpu'"),
+        (["--batch=0"], "0 is below 1"),
+        (["--threads=-3"], "-3 is below 0"),
+        (["--network=foo"], "invalid choice: 'foo'.*cifar_7_exits"),
+        (["--compile-times", "foo"], "invalid choice: 'foo'.*cifar_7_exits"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is(given, told, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_step.py", "--out=none.json", *given])
+    monkeypatch.setattr(train_step.environment, "in_own_process", lambda f, *a: f(*a))
+    with pytest.raises(SystemExit):
+        train_step.main()
+    assert re.search(told.replace("[", "\\["), capsys.readouterr().err)
+
+
+def test_a_pytorch_that_is_not_there_or_broken_is_named(monkeypatch):
+    assert step_contenders.hindrance("cpu", with_torch=False) == ""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "--without-torch" in step_contenders.hindrance("cpu", with_torch=True)
 
 
 def test_the_launch_is_one_of_the_commands_of_a_run(tmp_path, monkeypatch):

@@ -218,7 +218,9 @@ def test_steps_are_full_batches():
 
 
 def test_batch_larger_than_the_split_is_refused():
-    with pytest.raises(ValueError, match="batch_size is 24, but the split has 23 examples"):
+    with pytest.raises(
+        ValueError, match="batch_size is 24, but the training split has 23 examples"
+    ):
         steps_per_epoch(23, 24)
 
 

@@ -54,6 +54,18 @@ def test_npz_that_may_not_be_read_is_not_called_damaged(npz, monkeypatch):
         load_dataset(config(path))
 
 
+def test_a_folder_that_is_named_like_an_npz_is_called_a_folder(tmp_path):
+    (tmp_path / "images.npz").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"a folder, expected an \.npz file.*images\.npz"):
+        load_dataset(config(str(tmp_path / "images.npz")))
+
+
+@pytest.mark.parametrize("padding", [32, 1000])
+def test_crops_that_could_show_nothing_are_refused(npz, padding):
+    with pytest.raises(ValueError, match=rf"crop_padding is {padding}, expected fewer .* 32 x 32"):
+        load_dataset(config(npz(), crop_padding=padding))
+
+
 @pytest.mark.parametrize("source", ["", "  "])
 def test_no_source_is_not_the_folder_one_stands_in(source):
     with pytest.raises(ValueError, match=r"config\.data\.source is empty, expected"):
@@ -87,6 +99,8 @@ def test_npz_named_like_cifar10_has_its_own_statistics(npz):
         ({"test_images": ARRAYS["test_images"][:0]}, "test images are empty"),
         ({"class_names": np.array(list("abc"))}, "train label at index 3 is 3, expected 0 to 2"),
         ({"class_names": np.arange(4)}, "class_names is int64 of shape"),
+        ({"class_names": np.array(["a", "b", "a", "c"])}, "class_names has 2 classes called 'a'"),
+        ({"class_names": np.array(["a", "", "b", "c"])}, "class_names has a class without a name"),
     ],
 )
 def test_bad_npz_is_refused_with_what_was_found(npz, change, message):

@@ -45,6 +45,26 @@ def test_the_network_it_prints_is_the_one_that_is_built(source, tmp_path):
     assert f"{costs.macs[-1]:,}" in told and f"{costs.params[-1]:,}" in told
 
 
+def test_what_saves_nothing_on_a_processor_is_told(source, tmp_path):
+    def memory(**changes):
+        config = tiny_run.tiny_config(source, **changes).to_dict()
+        return examine(config, load_dataset(config["data"]), tmp_path).partition("== memory")[2]
+
+    plain, note = memory(), "none on a processor"
+    assert note not in plain
+    for change in ({"phase_one__rematerialize": True}, {"phase_one__compute_dtype": "bfloat16"}):
+        told = memory(**change)
+        assert told.startswith(plain.rstrip()) and note in told
+
+
+def test_maps_in_bfloat16_count_half():
+    phase = tiny_run.make_phase("phase_one", data_mesh())
+    network, objective = phase.classifier, phase.objective
+    wide = activation_bytes(network, objective, 4)
+    network.compute_dtype = jnp.bfloat16
+    assert 0.4 * wide < activation_bytes(network, objective, 4) < 0.8 * wide
+
+
 def test_what_does_not_fit_is_refused_as_a_run_would_be(source, tmp_path):
     with pytest.raises(ValueError, match="parameter_shards is 3, but there are 8 devices"):
         run(tiny_run.tiny_config(source, mesh__parameter_shards=3), tmp_path, "doctor")

@@ -1,10 +1,12 @@
 """Compiled steps read back by a later launch: the same numbers, never those of another program."""
 
+import functools
 import json
 import logging
 import os
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,12 +53,25 @@ def settle():
 def launch(table: np.ndarray, mesh, label: str = "label"):
     """A process's first call, as far as this module knows, and whether it compiled."""
     jax.clear_caches()  # what a new process would not know
-    before = kept_steps._compiled_anew()
+    before = len(compilations())
     step = KeptStep(make_step(table, mesh), label, mesh)
     given = arguments(mesh)
     found = step(*given)
     settle()
-    return jax.device_get(found), given[0].is_deleted(), kept_steps._compiled_anew() > before
+    return jax.device_get(found), given[0].is_deleted(), len(compilations()) > before
+
+
+@functools.cache
+def compilations() -> list[str]:
+    """Grows with every step that is compiled from now on."""
+    found, compile_one = [], jax.stages.Lowered.compile
+
+    def compile_and_tell(lowered, *rest, **more):
+        found.append("")
+        return compile_one(lowered, *rest, **more)
+
+    jax.stages.Lowered.compile = compile_and_tell
+    return found
 
 
 TABLE = np.random.default_rng(1).normal(size=2048).astype(np.float32)
@@ -130,7 +145,7 @@ def test_surroundings_that_may_compile_otherwise_have_steps_of_their_own(
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a step", None])
-def test_a_damaged_step_is_compiled_anew(cache, damage, caplog):
+def test_a_damaged_step_is_compiled_anew_and_replaced(cache, damage, caplog):
     mesh = data_mesh()
     first, *_ = launch(TABLE, mesh)
     (path,) = cache.glob("*.step")
@@ -139,24 +154,73 @@ def test_a_damaged_step_is_compiled_anew(cache, damage, caplog):
         second, *_ = launch(TABLE, mesh)
     tiny_run.assert_same(second, first)
     assert f"{path} cannot be read" in caplog.text
+    third, _, compiled = launch(TABLE, mesh)
+    tiny_run.assert_same(third, first)
+    assert not compiled
 
 
-def test_a_step_that_jax_read_from_its_own_cache_is_not_written_again(cache):
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe\x00\x80", b"/", b"x" * 5000])
+def test_a_damaged_note_of_what_was_last_used_is_replaced(cache, damage):
+    mesh = data_mesh()
+    first, *_ = launch(TABLE, mesh)
+    (path,) = cache.glob("*.last")
+    content = path.read_bytes()
+    path.write_bytes(damage)
+    second, _, compiled = launch(TABLE, mesh)
+    tiny_run.assert_same(second, first)
+    assert not compiled and path.read_bytes() == content
+
+
+class Renamed(NamedTuple):
+    x: jax.Array
+
+
+def test_a_program_whose_arguments_are_named_otherwise_is_compiled_anew(cache):
+    """As after an upgrade of Flax or with a renamed layer: the same operations, another tree."""
+    mesh = data_mesh()
+    _, x = arguments(mesh)
+
+    def run(given, value_of):
+        jax.clear_caches()
+        before = len(compilations())
+        step = jax.jit(lambda given: {"y": value_of(given) * jnp.asarray(TABLE)})
+        found = KeptStep(step, "label", mesh)(given)
+        settle()
+        np.testing.assert_allclose(found["y"], x * TABLE, rtol=1e-6)
+        return len(compilations()) > before
+
+    assert run({"a": x}, lambda given: given["a"])
+    assert run({"b": x}, lambda given: given["b"])
+    assert not run({"b": x}, lambda given: given["b"])
+    assert run(Renamed(x), lambda given: given.x)
+    assert not run(Renamed(x), lambda given: given.x)
+
+
+def test_a_step_that_jax_has_in_its_own_cache_is_kept_all_the_same(cache):
     mesh = data_mesh()
     make_step(TABLE, mesh)(*arguments(mesh))  # compiled, and kept by JAX alone
     found, _, compiled = launch(TABLE, mesh)
-    assert not compiled and not kept(cache)
+    assert compiled and len(kept(cache)) == 1
     state, x = jax.device_get(arguments(mesh))
     np.testing.assert_allclose(found[0], state + x * TABLE, rtol=1e-6)
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing_but_time(cache, caplog):
+def test_other_programs_go_on_to_be_kept_by_jax(cache):
+    mesh = data_mesh()
+    launch(TABLE, mesh)
+    before = set(cache.parent.glob("*-cache"))
+    jax.jit(lambda x: (x * 3 + jnp.asarray(TABLE)).sum())(arguments(mesh)[0]).block_until_ready()
+    assert set(cache.parent.glob("*-cache")) > before
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_but_time(cache, tmp_path, caplog):
     mesh = data_mesh()
     cache.parent.mkdir(parents=True, exist_ok=True)
     cache.write_text("no folder")
     with caplog.at_level(logging.INFO, "imta_jax"):
         found, donated, compiled = launch(TABLE, mesh)
     assert compiled and donated and "is not kept in" in caplog.text
+    assert not list(tmp_path.rglob("*.partial"))
     state, x = jax.device_get(arguments(mesh))
     np.testing.assert_allclose(found[0], state + x * TABLE, rtol=1e-6)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from imta_jax.evaluation.predictions import confidence
 from imta_jax.folder_lock import only_run_in
 from imta_jax.inference import timing
 from imta_jax.run import MODES, run
+from imta_jax.training.progress import MetricsLog
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,6 +84,16 @@ def test_a_run_leaves_what_the_design_lists(whole):
     for ending in (".png", ".md"):
         assert any(name.startswith("report/") and name.endswith(ending) for name in found)
     assert not [name for name in found if name.endswith(".partial")]
+
+
+def test_without_tensorboard_a_run_keeps_its_rows(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # or the PyTorch that it imports
+    row = {"epoch": 1, "step": 3, "split": "training", "loss": 0.5}
+    with MetricsLog(tmp_path, "phase_one") as log, caplog.at_level("WARNING", "imta_jax"):
+        log.write(row)
+        log.write(row)
+    assert len(log.path.read_text().splitlines()) == 2
+    assert caplog.text.count("no TensorBoard events are written") == 1
 
 
 def test_the_kept_config_is_the_one_given(config, whole):
@@ -314,7 +326,7 @@ BAD_VALUES = {
     "phase_one__equilibrium": ("al", "valid, the closest first: all, "),
     "phase_one__learning_rate": (0.0, "learning_rate must be above 0"),
     "phase_two__total_epochs": (-2, "config.phase_two.total_epochs must be .* found -2"),
-    "phase_two__batch_size": (64, "batch_size is 64, but the split has 48 examples"),
+    "phase_two__batch_size": (64, "batch_size is 64, but the training split has 48 examples"),
     "phase_two__transfer": ("identty", "valid, the closest first: identity, "),
     "phase_two__start": ("phase_on", "valid, the closest first: phase_one, "),
     "phase_two__alpha": (2.0, "alpha must lie in 0 to 1; found 2.0"),

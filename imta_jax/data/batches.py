@@ -36,8 +36,8 @@ def steps_per_epoch(num_examples: int, batch_size: int, field: str = "batch_size
     _check_batch_size(batch_size)
     if num_examples < batch_size:
         raise ValueError(
-            f"{field} is {batch_size}, but the split has {num_examples} examples: at most"
-            f" {num_examples} make a full batch"
+            f"{field} is {batch_size}, but the training split has {num_examples} examples: set it"
+            f" to {num_examples} or less, or take more of them to train on"
         )
     return num_examples // batch_size
 

@@ -143,6 +143,7 @@ def build_dataset(
     if isinstance(preprocessing, PaddedCrop):
         parts = {name: _padded(split) for name, split in parts.items()}
         shape = parts["train"].images.shape[1:]
+        preprocessing.check_fits(shape)
     else:
         shape = (preprocessing.size, preprocessing.size, len(statistics.mean))
     skipped = {name: split.skipped for name, split in raw.splits.items()}

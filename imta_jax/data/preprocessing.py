@@ -3,7 +3,7 @@
 `PaddedCrop` is for small images of one size, `RandomAreaCrop` for photographs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,15 @@ class PaddedCrop:
     flip: bool
 
     def __post_init__(self) -> None:
-        check_at_least(0, crop_padding=self.padding)
+        check_at_least(0, **{"config.data.crop_padding": self.padding})
+
+    def check_fits(self, shape: Sequence[int]) -> None:
+        """Refuses (ValueError) crops that would show nothing of images [H, W, C]."""
+        if self.padding >= min(shape[:2]):
+            raise ValueError(
+                f"config.data.crop_padding is {self.padding}, expected fewer pixels than the"
+                f" images' {shape[0]} x {shape[1]}: a crop would show none (4 of 32 is usual)"
+            )
 
     def describe(self) -> str:
         """One sentence, for a report."""
@@ -73,7 +81,7 @@ class RandomAreaCrop:
     flip: bool
 
     def __post_init__(self) -> None:
-        check_at_least(1, image_size=self.size)
+        check_at_least(1, **{"config.data.image_size": self.size})
         if self.resize < self.size:
             raise ValueError(
                 f"config.data.resize is {self.resize}, expected at least image_size, {self.size}"

@@ -22,7 +22,8 @@ def compile_all(lowered: Sequence[jax.stages.Lowered]) -> list[jax.stages.Compil
 def _every_program_kept() -> Iterator[None]:
     """JAX keeps by default what took a second to compile; a stage takes less, and there are many.
 
-    A folder that was set by the caller is used, else our own.
+    A folder that was set by the caller is used, else our own; none where the caller turned JAX's
+    cache off (`jax_enable_compilation_cache`).
     """
     wanted = {
         "jax_persistent_cache_min_compile_time_secs": 0.0,

@@ -3,9 +3,11 @@
 JAX keeps compiled programs too, and looks for one when the step has been traced and lowered. Both
 take seconds, of a deep network: Python traces on one core while XLA, which needs nothing of Python
 meanwhile, could read on another. So the step that the last launch of a config used is read at once,
-and used only if what was lowered is what it was compiled from. Nothing can be out of date.
+and used only if what was lowered is what it was compiled from. Nothing can be out of date. JAX's
+own cache is left out: of a program that JAX read from it, jaxlib 0.10 writes one without functions.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -14,28 +16,35 @@ import os
 import pickle
 import platform
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import jaxlib
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from imta_jax.config_record import plain
 
 _log = logging.getLogger(__name__)
 
-_COMPILED_ANEW = "/jax/compilation_cache/cache_misses"
-
 
 class _Kept(NamedTuple):
-    """A step that was read, and the key of what it was compiled from."""
+    """A step that was read, the key of what it was compiled from, and what it takes and returns."""
 
     key: str
     run: Callable[..., Any]
+    arguments: jax.tree_util.PyTreeDef
+    results: jax.tree_util.PyTreeDef
+
+    def made_from(self, key: str, lowered: jax.stages.Lowered) -> bool:
+        """Whether compiling would make this one: equal programs may name their arguments anew."""
+        trees = self.arguments, self.results
+        return self.key == key and trees == (lowered.in_tree, lowered.out_tree)
 
 
 class KeptStep:
@@ -69,14 +78,12 @@ class KeptStep:
         kept = last.result() if last else None
         if kept is None or kept.key != key:
             kept = _read(key)
-        if kept:
+        if kept and kept.made_from(key, lowered):
             _background().submit(_remember, self._label, key)
             return kept.run
-        before = _compiled_anew()
-        compiled = lowered.compile()
-        # What JAX itself read back cannot be written again (jax 0.10: it lacks functions then).
-        if _compiled_anew() > before:
-            _background().submit(_write, self._label, key, compiled, self._devices)
+        with _without_cache():
+            compiled = lowered.compile()
+        _background().submit(_write, self._label, key, compiled, self._devices)
         return compiled
 
 
@@ -120,7 +127,7 @@ def _key(lowered: jax.stages.Lowered, devices: Sequence[int]) -> str:
     digest = hashlib.sha256(lowered.as_text().encode())
     client = jax.local_devices()[0].client
     flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    versions = jax.__version__, jaxlib.__version__, client.platform_version
+    versions = jax.__version__, jaxlib.__version__, flax.__version__, client.platform_version
     kinds = [device.device_kind for device in jax.devices()]
     settings = sorted(item for item in jax.config.values.items() if "_cache_" not in item[0])
     for part in (versions, kinds, devices, flags, settings, _processor()):
@@ -144,7 +151,7 @@ def _read_last(label: str) -> _Kept | None:
     folder = _folder()
     try:
         return _read((folder / f"{label}.last").read_text()) if folder else None
-    except OSError:
+    except (OSError, ValueError):  # none yet, or damaged: it will be written again
         return None
 
 
@@ -163,7 +170,7 @@ def _read(key: str) -> _Kept | None:
     except Exception as error:  # of any kind: the file is another version's, or damaged
         _log.info("%s cannot be read (%s: %s); compiling", path, type(error).__name__, error)
         return None
-    return _Kept(key, run)
+    return _Kept(key, run, arguments, results)
 
 
 def _write(label: str, key: str, compiled: jax.stages.Compiled, devices: Sequence[int]) -> None:
@@ -192,20 +199,18 @@ def _replace(name: str, content: bytes) -> None:
         os.replace(temporary, folder / name)
     except OSError as error:
         _log.info("the compiled step is not kept in %s: %s", folder, error)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
-_anew = [0]
-
-
-def _compiled_anew() -> int:
-    """How many programs were compiled and given to JAX's own cache since this was first asked."""
-    _listen()
-    return _anew[0]
-
-
-@functools.cache
-def _listen() -> None:
-    def listener(event: str, **_: Any) -> None:
-        _anew[0] += event == _COMPILED_ANEW
-
-    jax.monitoring.register_event_listener(listener)
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """Compiling neither reads nor writes JAX's own cache; JAX settles once whether it has one."""
+    wished = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", wished)
+        compilation_cache.reset_cache()

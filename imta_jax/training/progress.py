@@ -5,12 +5,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-from tensorboardX import SummaryWriter
+from typing import TYPE_CHECKING, Any, Self
 
 from imta_jax.parallel import is_first_process
 from imta_jax.progress_bar import duration, write_line
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 _log = logging.getLogger(__name__)
 
@@ -30,11 +31,10 @@ class MetricsLog:
         self._folder, self._phase = folder, phase
 
     def __enter__(self) -> Self:
-        self._events = None
-        if not is_first_process():
-            return self
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._events = SummaryWriter(str(self._folder / "tensorboard"))
+        self._events, self._tried = None, False
+        self._writes = is_first_process()
+        if self._writes:
+            self._folder.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(
@@ -53,7 +53,7 @@ class MetricsLog:
 
     def forget_after(self, epoch: int) -> None:
         """Drops rows of later epochs: they will be run again from the checkpoint of `epoch`."""
-        if self._events is None or not self.path.exists():
+        if not self._writes or not self.path.exists():
             return
         rows = [json.loads(line) for line in _whole_lines(self.path)]
         kept = [json.dumps(row) + "\n" for row in rows if row["epoch"] <= epoch]
@@ -63,11 +63,15 @@ class MetricsLog:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends a row, and its numbers to TensorBoard as split/name/exit."""
-        if self._events is None:
+        if not self._writes:
             return
         row = {"phase": self._phase, **row}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        if not self._tried:
+            self._tried, self._events = True, _tensorboard(self._folder / "tensorboard")
+        if self._events is None:
+            return
         for name, value in row.items():
             if isinstance(value, float):
                 self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
@@ -75,6 +79,20 @@ class MetricsLog:
                 for i, entry in enumerate(value, start=1):
                     self._events.add_scalar(f"{row['split']}/{name}/{i}", entry, row["step"])
         self._events.flush()
+
+
+def _tensorboard(folder: Path) -> "SummaryWriter | None":
+    """A writer of TensorBoard's events, made when there is something to write.
+
+    tensorboardX imports PyTorch where it is installed: that takes a second of a launch, and of a
+    broken PyTorch a training that has its rows anyway must not end.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except Exception as error:
+        _log.warning("no TensorBoard events are written: %s: %s", type(error).__name__, error)
+        return None
+    return SummaryWriter(str(folder))
 
 
 def _whole_lines(path: Path) -> list[str]:

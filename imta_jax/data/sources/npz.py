@@ -4,6 +4,7 @@ import errno
 import os
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,17 @@ def read_npz(path: Path, request: SourceRequest) -> RawData:
 
     Raises:
       FileNotFoundError: there is no such file.
+      IsADirectoryError: it is a folder.
       PermissionError: it may not be read.
       ValueError: not an .npz archive, damaged, an array missing, or an array that is pickled:
         nothing is ever unpickled, since that would run code from the file.
     """
+    if path.is_dir():
+        raise IsADirectoryError(
+            errno.EISDIR,
+            "a folder, expected an .npz file; give a folder of images another name",
+            path,
+        )
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.absolute()}; give the path of an existing .npz")
     if not os.access(path, os.R_OK):
@@ -85,4 +93,8 @@ def _class_names(names: np.ndarray | None, path: Path) -> tuple[str, ...] | None
             f"{path}: class_names is {names.dtype} of shape {names.shape}, expected one string per"
             " class"
         )
+    name, count = Counter(names.tolist()).most_common(1)[0]
+    if count > 1 or not all(names):
+        found = f"{count} classes called {name!r}" if count > 1 else "a class without a name"
+        raise ValueError(f"{path}: class_names has {found}; give each a name of its own")
     return tuple(names.tolist())
