@@ -59,7 +59,8 @@ class Option:
     """
 
     def __init__(self, case: Case, name: str, steps: int):
-        config, self.mesh, self.steps = dict(settings(case.network)), data_mesh(), steps
+        config, self.steps = dict(settings(case.network)), steps
+        self.mesh = data_mesh(jax.devices()[:1])
         config["phase_one"] = phase = {**config["phase_one"], **OPTIONS[name]}
         classifier = phases.new_phase_one(config, case.facts)
         classifier.compute_dtype = jnp.dtype(phase["compute_dtype"])

@@ -13,7 +13,7 @@ def result():
     tiny = {"model": settings["model"] | golden.TINY | {"preset": "", "backbone": "msdnet"}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_options, "settings", lambda network: {**settings, **tiny})
-        size = {"network": "tiny", "batch_size": 256, "rounds": 2, "steps": 2}
+        size = {"network": "tiny", "batch_size": 64, "rounds": 2, "steps": 2}
         yield step_options.run(size)
 
 
