@@ -44,14 +44,16 @@ class OurSteps:
       case: see `Case`.
       resident: whether images live on the device, which cuts the batches and does all steps of a
         call in one dispatch; else each batch is handed over, already on the device.
+      fields: of config.phase_one, other than the paper's.
 
     Attributes:
       weights: that phase I starts from, by the names of ours.
     """
 
-    def __init__(self, case: Case, *, resident: bool):
+    def __init__(self, case: Case, *, resident: bool, **fields: Any):
         self.case, self.resident, self.mesh = case, resident, data_mesh(jax.devices()[:1])
-        self.config, self.facts = settings(case.network), case.facts
+        config, self.facts = settings(case.network), case.facts
+        self.config = {**config, "phase_one": {**config["phase_one"], **fields}}
         self.classifier = self._network(phases.new_phase_one(self.config, self.facts))
         self.weights: Arrays = {
             name: np.array(array)
@@ -89,10 +91,25 @@ class OurSteps:
             tx = sgd(rate, momentum=MOMENTUM, nesterov=nesterov, weight_decay=WEIGHT_DECAY)
             graphdef, state = create_state(classifier, trainable, tx, self.mesh)
             pixels = step_contenders.pixel_statistics(self.case)
-            step = train_step(graphdef, objective, trainable, tx, **pixels, mesh=self.mesh)
+            more = pixels | {"mesh": self.mesh, "parts": self.config[name]["accumulate_parts"]}
+            step = train_step(graphdef, objective, trainable, tx, **more)
             compiled = (on_resident if self.resident else on_batches)(step, self.mesh)
             self.phases[name] = SimpleNamespace(step=compiled, state=state)
         return self.phases[name]
+
+    def compiled_memory(self, name: str, steps: int) -> int:
+        """Compiles a phase's step before its first call, of so many steps each.
+
+        Returns:
+          Bytes that it takes besides what comes in and goes out.
+        """
+        phase = self._phase(name)
+        batch = self.batches[0]
+        given = (
+            (self.split, place_rows(self._rows(steps), self.mesh)) if self.resident else (batch,)
+        )
+        phase.step = phase.step.lower(phase.state, *given).compile()
+        return int(phase.step.memory_analysis().temp_size_in_bytes)
 
     def phase_one(self, steps: int) -> Losses:
         """So many steps of phase I; the last one's losses per exit."""

@@ -7,6 +7,7 @@ turns, and the memory that the compiled step takes besides its arguments and res
 """
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,117 +16,58 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import environment, step_contenders
-from benchmarks.environment import clocks, spread, take_turns
-from benchmarks.our_steps import settings
-from benchmarks.step_contenders import LEARNING_RATE, MOMENTUM, SEED, WEIGHT_DECAY, Case
-from imta_jax.data.resident import ResidentRows, ResidentSplit
+from benchmarks import environment
+from benchmarks.environment import spread, take_turns
+from benchmarks.our_steps import Losses, OurSteps
+from benchmarks.step_contenders import SEED, Case
 from imta_jax.huge_pages import start_with_huge_pages
-from imta_jax.parallel import data_mesh, place_batch, place_once, place_rows
-from imta_jax.training import phases
-from imta_jax.training.objectives import ALL_PARAMETERS
-from imta_jax.training.optimizer import sgd
-from imta_jax.training.state import create_state
-from imta_jax.training.step import on_batches, on_resident, train_step
-from imta_jax.types import Batch
 
 FULL = {"network": "cifar_5_exits", "batch_size": 64, "rounds": 9, "steps": 8}
 QUICK = FULL | {"network": "quickstart", "batch_size": 16, "rounds": 3, "steps": 2}
-PLAIN, TOGETHER = "as it is", "steps in one dispatch"
-# Fields of config.phase_one; `TOGETHER` changes none.
-OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    PLAIN: {},
-    "bfloat16": {"compute_dtype": "bfloat16"},
-    "rematerialize": {"rematerialize": True},
-    "accumulate_parts=4": {"accumulate_parts": 4},
-    TOGETHER: {},
+PLAIN = "as it is"
+# Precision of a case, and arguments of `OurSteps`.
+OPTIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    PLAIN: ("float32", {"resident": False}),
+    "bfloat16": ("bfloat16", {"resident": False}),
+    "rematerialize": ("float32", {"resident": False, "rematerialize": True}),
+    "accumulate_parts=4": ("float32", {"resident": False, "accumulate_parts": 4}),
+    "steps in one dispatch": ("float32", {"resident": True}),
 }
-
-
-class Option:
-    """A compiled step of phase I under an option; calls do `steps` steps, on the same batch.
-
-    Args:
-      case: see `Case`; its precision is not looked at.
-      name: one of `OPTIONS`.
-      steps: of a call.
-
-    Attributes:
-      compiled: what XLA made.
-      losses: per exit, of the last step.
-    """
-
-    def __init__(self, case: Case, name: str, steps: int):
-        config, self.steps = dict(settings(case.network)), steps
-        self.mesh = data_mesh(jax.devices()[:1])
-        config["phase_one"] = phase = {**config["phase_one"], **OPTIONS[name]}
-        classifier = phases.new_phase_one(config, case.facts)
-        classifier.compute_dtype = jnp.dtype(phase["compute_dtype"])
-        objective = phases.phase_one_objective(config)
-        objective.set_mode(classifier)
-        momentum = {"momentum": MOMENTUM, "nesterov": True, "weight_decay": WEIGHT_DECAY}
-        tx = sgd(lambda step: LEARNING_RATE, **momentum)
-        graphdef, self.state = create_state(classifier, ALL_PARAMETERS, tx, self.mesh)
-        pixels = step_contenders.pixel_statistics(case)
-        more = pixels | {"mesh": self.mesh, "parts": phase["accumulate_parts"]}
-        step = train_step(graphdef, objective, ALL_PARAMETERS, tx, **more)
-        self.together = name == TOGETHER
-        jitted = (on_resident if self.together else on_batches)(step, self.mesh)
-        self.given = self._resident(case) if self.together else self._batch(case)
-        self.compiled = jitted.lower(self.state, *self.given).compile()
-
-    def _batch(self, case: Case) -> tuple[Any, ...]:
-        (images, *_), (labels, *_) = step_contenders.draw_batches(case)
-        index, ones = np.arange(case.batch_size, dtype=np.int32), np.ones(case.batch_size, bool)
-        return (place_batch(Batch(images, labels, ones, index), self.mesh),)
-
-    def _resident(self, case: Case) -> tuple[Any, ...]:
-        (images, *_), (labels, *_) = step_contenders.draw_batches(case)
-        index = np.tile(np.arange(case.batch_size, dtype=np.int32), (self.steps, 1))
-        corner, flip = np.zeros((*index.shape, 2), np.int16), np.zeros(index.shape, bool)
-        rows = ResidentRows(index, corner, flip, np.int32(self.steps))
-        split = place_once(ResidentSplit(images, labels), self.mesh)
-        return split, place_rows(rows, self.mesh)
-
-    def __call__(self, _: int) -> np.ndarray:
-        """Seconds per step: on the clock, and of the processor."""
-        start = clocks()
-        for _ in range(1 if self.together else self.steps):
-            self.state, metrics = self.compiled(self.state, *self.given)
-        jax.block_until_ready(self.state)
-        taken = (clocks() - start) / self.steps
-        loss = np.asarray(metrics.loss)
-        self.losses = (loss[-1] if self.together else loss).tolist()
-        return taken
-
-    @property
-    def memory(self) -> float:
-        """10^6 bytes that the step takes besides what comes in and goes out."""
-        return round(self.compiled.memory_analysis().temp_size_in_bytes / 1e6, 1)
 
 
 def run(size: Mapping[str, Any]) -> dict[str, Any]:
     """Rows and summary."""
-    case = Case(size["network"], size["batch_size"])
-    options: dict[str, Callable[[int], Any]] = {}
-    for name in OPTIONS:
+    memory, timed = {}, {}
+    losses: dict[str, Losses] = {}
+    for name, (precision, how) in OPTIONS.items():
         print(f"compiling: {name}", flush=True)
-        options[name] = Option(case, name, size["steps"])
-    seconds = {name: found[:, 0] for name, found in take_turns(options, size["rounds"]).items()}
+        steps = OurSteps(Case(size["network"], size["batch_size"], precision), **how)
+        memory[name] = round(steps.compiled_memory("phase_one", size["steps"]) / 1e6, 1)
+        timed[name] = _timed(steps, size["steps"], losses.setdefault(name, []))
+    seconds = take_turns(timed, size["rounds"])
     rows = [
         {"part": "options", "option": name, "ms": spread(1e3 * seconds[name])}
-        | {"memory_mb": option.memory, "losses": sum(option.losses)}
-        for name, option in options.items()
+        | {"memory_mb": memory[name], "losses": sum(losses[name])}
+        for name in OPTIONS
     ]
     ratios = {f"time of {n}": seconds[n] / seconds[PLAIN] for n in OPTIONS if n != PLAIN}
     summary = environment.medians(ratios)
-    for name, option in options.items():
-        summary[f"memory of {name}"] = option.memory / options[PLAIN].memory
+    summary |= {f"memory of {name}": memory[name] / memory[PLAIN] for name in OPTIONS}
     about = {"seeds": [SEED], **size, "data": "noise", "targets": {}}
     return about | {"rows": rows, "summary": summary}
+
+
+def _timed(steps: OurSteps, count: int, last: Losses) -> Callable[[int], float]:
+    """Takes so many steps of phase I: seconds per step; their last losses are put into `last`."""
+
+    def turn(_: int) -> float:
+        start = time.perf_counter()
+        last[:] = steps.phase_one(count)
+        return (time.perf_counter() - start) / count
+
+    return turn
 
 
 def main() -> None:

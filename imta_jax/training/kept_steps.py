@@ -41,10 +41,9 @@ class _Kept(NamedTuple):
     arguments: jax.tree_util.PyTreeDef
     results: jax.tree_util.PyTreeDef
 
-    def made_from(self, key: str, lowered: jax.stages.Lowered) -> bool:
-        """Whether compiling would make this one: equal programs may name their arguments anew."""
-        trees = self.arguments, self.results
-        return self.key == key and trees == (lowered.in_tree, lowered.out_tree)
+    def fits(self, lowered: jax.stages.Lowered) -> bool:
+        """Whether it can be called in its place: equal programs may name their arguments anew."""
+        return (self.arguments, self.results) == (lowered.in_tree, lowered.out_tree)
 
 
 class KeptStep:
@@ -78,7 +77,7 @@ class KeptStep:
         kept = last.result() if last else None
         if kept is None or kept.key != key:
             kept = _read(key)
-        if kept and kept.made_from(key, lowered):
+        if kept and kept.fits(lowered):
             _background().submit(_remember, self._label, key)
             return kept.run
         with _without_cache():

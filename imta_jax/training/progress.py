@@ -1,5 +1,6 @@
 """What a person and a machine see of a training: a line per epoch, JSONL and TensorBoard."""
 
+import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,6 @@ class MetricsLog:
         self._folder, self._phase = folder, phase
 
     def __enter__(self) -> Self:
-        self._events, self._tried = None, False
         self._writes = is_first_process()
         if self._writes:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -43,8 +43,22 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._events is not None:
-            self._events.close()
+        if events := vars(self).get("_events"):  # made if anything was written
+            events.close()
+
+    @functools.cached_property
+    def _events(self) -> "SummaryWriter | None":
+        """TensorBoard's writer, made when there is something to write.
+
+        tensorboardX imports PyTorch where it is installed: that takes a second of a launch, and of
+        a broken PyTorch a training that has its rows anyway must not end.
+        """
+        try:
+            from tensorboardX import SummaryWriter
+        except Exception as error:
+            _log.warning("no TensorBoard events are written: %s: %s", type(error).__name__, error)
+            return None
+        return SummaryWriter(str(self._folder / "tensorboard"))
 
     @property
     def path(self) -> Path:
@@ -68,8 +82,6 @@ class MetricsLog:
         row = {"phase": self._phase, **row}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if not self._tried:
-            self._tried, self._events = True, _tensorboard(self._folder / "tensorboard")
         if self._events is None:
             return
         for name, value in row.items():
@@ -79,20 +91,6 @@ class MetricsLog:
                 for i, entry in enumerate(value, start=1):
                     self._events.add_scalar(f"{row['split']}/{name}/{i}", entry, row["step"])
         self._events.flush()
-
-
-def _tensorboard(folder: Path) -> "SummaryWriter | None":
-    """A writer of TensorBoard's events, made when there is something to write.
-
-    tensorboardX imports PyTorch where it is installed: that takes a second of a launch, and of a
-    broken PyTorch a training that has its rows anyway must not end.
-    """
-    try:
-        from tensorboardX import SummaryWriter
-    except Exception as error:
-        _log.warning("no TensorBoard events are written: %s: %s", type(error).__name__, error)
-        return None
-    return SummaryWriter(str(folder))
 
 
 def _whole_lines(path: Path) -> list[str]:
