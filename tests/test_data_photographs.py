@@ -1,6 +1,7 @@
 """The random-area crop of photographs: windows, pixels against Pillow's, and who makes them."""
 
 import gc
+import itertools
 import math
 import weakref
 
@@ -313,6 +314,29 @@ def test_training_pixels_are_those_of_the_planned_window(photographs):
                     plan.window[i],
                 )
     assert seen == {(ratio, flip) for ratio in (0, 1, 2, 4, 8) for flip in (False, True)}
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_columns_decoded_before_a_window_change_none_of_its_pixels(
+    tmp_path, monkeypatch, subsampling
+):
+    for i in range(16):
+        path = tmp_path / f"{('train', 'test')[i % 2]}/{i // 2 % 2}/{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = picture(150 + 30 * i, 170 + 25 * i, i, cells=40)
+        image.save(path, quality=90, subsampling=subsampling)
+    parts = {"validation_split": "test", "test_split": "carve", "test_examples": 2}
+    dataset = load(tmp_path, image_size=32, resize=36, **parts)
+    train, judged = dataset.splits["train"], dataset.splits["validation"]
+
+    def drawn():
+        epochs = [train_batches(train, CROP, batch_size=6, seed=0, epoch=e) for e in range(8)]
+        shown = itertools.chain(*epochs, eval_batches(judged, CROP, batch_size=8))
+        return np.concatenate([batch.images for batch in shown])
+
+    more = drawn()
+    monkeypatch.setattr(tf_decoding, "_BLOCK", 1)
+    np.testing.assert_array_equal(drawn(), more)
 
 
 def test_flips_mirror_and_nothing_else(photographs):

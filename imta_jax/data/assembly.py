@@ -131,10 +131,10 @@ def _fill(
         image = images[place]
         if picture.shape == image.shape:
             image[...] = cv2.flip(picture, 1).reshape(image.shape) if mirrored else picture
-        elif mirrored:
-            cv2.flip(cv2.resize(picture, image.shape[1::-1]), 1, dst=image)
         else:
             cv2.resize(picture, image.shape[1::-1], dst=image)
+            if mirrored:
+                cv2.flip(image, 1, dst=image)  # in place: it is in the cache
 
 
 def read_ahead(items: Generator[T, None, None], count: int) -> Iterator[T]:

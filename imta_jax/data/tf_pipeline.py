@@ -141,7 +141,10 @@ def resized_batches(
         else:
             # None that wait: what was just decoded is in the cache still when it is resized.
             made = _as_numpy(dataset)
-        return ((groups.places[number], found) for number, *found in made)
+        for number, *found in made:
+            places = groups.places[number]
+            margins = decoding.margin[places].tolist()
+            yield places, [p[:, more:] for p, more in zip(found, margins, strict=True)]
 
     running = [run(groups) for groups in every]
     found = (next(running[turn]) for turn in order_of(every, batch_size))
