@@ -15,6 +15,7 @@ from PIL import Image
 
 from benchmarks.environment import Measurements, clocks, spread, take_turns
 from configs import imagenet, quickstart
+from imta_jax.cores import usable_cores
 from imta_jax.data import Dataset, epoch_plan, load_dataset, train_batches
 from imta_jax.data.rows import Rows, train_rows
 from imta_jax.data.tensorflow_import import import_tensorflow
@@ -94,9 +95,11 @@ def _shapes(decode: Callable[..., Any], dataset: Dataset, batch_size: int, epoch
     windows = tf.data.Dataset.from_tensor_slices((paths, rows.window.astype(np.int32)))
     shapes = windows.map(
         plain(lambda path, window: tf.shape(decode(tf, tf.io.read_file(path), window))),
-        num_parallel_calls=tf.data.AUTOTUNE,
+        num_parallel_calls=usable_cores(),
     )
-    return shapes.batch(batch_size).prefetch(2).as_numpy_iterator()
+    options = tf.data.Options()
+    options.autotune.enabled = False  # as in ours; on one core it left a third of it idle
+    return shapes.batch(batch_size).prefetch(2).with_options(options).as_numpy_iterator()
 
 
 def _window(tf: Any, file: Any, window: Any) -> Any:

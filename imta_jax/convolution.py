@@ -39,9 +39,13 @@ def convolve(
     Returns:
       [N, ceil(H / stride), ceil(W / stride), O], or its channels first.
     """
-    kernel = kernel.astype(x.dtype)
-    if layout is Layout.CHANNELS_FIRST:
-        return convolve_channels_first(x, kernel, stride)
+    with jax.named_scope(f"{kernel.shape[0]}x{kernel.shape[1]}_stride_{stride}"):  # for profilers
+        if layout is Layout.CHANNELS_FIRST:
+            return convolve_channels_first(x, kernel.astype(x.dtype), stride)
+        return _images_first(x, kernel.astype(x.dtype), stride)
+
+
+def _images_first(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     size, _, inputs, outputs = kernel.shape
     if size == 1 and stride == 1:
         return _as_matrix_product(x, kernel)
