@@ -91,6 +91,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
+def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with four digits of each float."""
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
+
+
 def medians(ratios: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The median over rounds of each ratio, and under `spread` the least and the most as well."""
     found = {name: spread(values) for name, values in ratios.items()}

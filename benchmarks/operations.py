@@ -10,8 +10,8 @@ instruction comes from, and whether it computes a gradient, is in the compiled p
 import re
 import sys
 import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +22,13 @@ import jax
 import numpy as np
 
 from benchmarks import environment, our_steps
-from benchmarks.stage_floors import least_seconds
+from benchmarks.stage_floors import KINDS, least_seconds
 from benchmarks.step_contenders import SEED, Case
 from imta_jax.huge_pages import start_with_huge_pages
 
 FULL = {"network": "cifar_5_exits", "batch_size": 64, "steps": 6}
 QUICK = FULL | {"network": "quickstart", "batch_size": 16, "steps": 2}
-KINDS = ("phase_one", "phase_two")
+ALL = "all"
 # What computes products: an instruction by itself, or the library that a GPU's is handed to.
 PRODUCT = re.compile(r" (?:dot|convolution)\(|__cublas|__cudnn")
 NOTES = {
@@ -56,10 +56,13 @@ class Program:
 
     Args:
       text: the program as XLA prints it: what is called stands before its caller.
+
+    Attributes:
+      origins: by instruction.
     """
 
     def __init__(self, text: str):
-        self._origins: dict[str, Origin] = {}
+        self.origins: dict[str, Origin] = {}
         whole: dict[str, Origin] = {}  # of each computation: its last name, and any product
         computation = ""
         for line in text.splitlines():
@@ -71,13 +74,13 @@ class Program:
                 own = re.search(r'op_name="([^"]*)"', line)
                 product = bool(PRODUCT.search(line)) or inside.product
                 origin = Origin(own[1] if own else inside.name, product)
-                self._origins[found[1]] = origin
+                self.origins[found[1]] = origin
                 before = whole.get(computation, origin)
                 whole[computation] = Origin(origin.name or before.name, product or before.product)
 
     def kind(self, instruction: str) -> tuple[str, str]:
         """(What an instruction is for, "forward", "backward" or "update")."""
-        return kind_of(self._origins.get(instruction, Origin("", False)))
+        return kind_of(self.origins.get(instruction, Origin("", False)))
 
 
 def kind_of(origin: Origin) -> tuple[str, str]:
@@ -136,41 +139,51 @@ def traced(folder: Path) -> Counter[str]:
 
 
 def phase_rows(steps: our_steps.OurSteps, phase: str, count: int) -> list[dict[str, Any]]:
-    """A row per kind of operation, the longest first, and one for the whole step."""
+    """A row per kind of operation, the longest first, and one for the whole step.
+
+    Args:
+      steps: of one case.
+      phase: of `KINDS`.
+      count: steps that are traced.
+    """
     steps.compiled_memory(phase, count)  # compiles
     program, take = Program(steps.phases[phase].step.as_text()), getattr(steps, phase)
     whole = least_seconds(lambda: take(count), 3) / count
+    found = kind_times(program, lambda: take(count))
+    total = sum(found.values())
+    rows = [
+        {"operations": what, "way": way, "ms": nanoseconds / 1e6 / count}
+        | {"share": nanoseconds / total}
+        for (what, way), nanoseconds in found.most_common()
+    ]
+    last = {"operations": ALL, "way": "", "ms": total / 1e6 / count, "whole_ms": 1e3 * whole}
+    return [environment.rounded({"part": phase, **row}) for row in (*rows, last)]
+
+
+def kind_times(program: Program, call: Callable[[], Any]) -> Counter[tuple[str, str]]:
+    """Nanoseconds by kind of operation that a call of the program takes, traced."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
-            take(count)
-        found: defaultdict[tuple[str, str], float] = defaultdict(float)
+            call()
+        found: Counter[tuple[str, str]] = Counter()
         for instruction, nanoseconds in traced(Path(folder)).items():
-            found[program.kind(instruction)] += nanoseconds / 1e6 / count
-    total = sum(found.values())
-    rows = [
-        {"part": phase, "operations": what, "way": way, "ms": ms, "share": ms / total}
-        for (what, way), ms in sorted(found.items(), key=lambda item: -item[1])
-    ]
-    rows.append({"part": phase, "operations": "all", "way": "", "ms": total, "share": 1.0})
-    rows[-1]["whole_ms"] = 1e3 * whole
-    return [
-        {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in r.items()} for r in rows
-    ]
+            found[program.kind(instruction)] += nanoseconds
+    return found
 
 
-def run(size: Mapping[str, Any], kinds: Sequence[str] = KINDS) -> dict[str, Any]:
-    """Rows and summary."""
+def run(size: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows and summary: what takes a tenth or more."""
     case = Case(size["network"], size["batch_size"])
     rows = []
-    for phase in kinds:
+    for phase in KINDS:
         print(f"compiling: {phase}", flush=True)
         rows += phase_rows(our_steps.OurSteps(case, resident=False), phase, size["steps"])
     summary = {
-        f"{row['part']}, {row['operations']} {row['way']}".strip(): row["share"]
+        f"{row['part']}, {row['operations']} {row['way']}": row["share"]
         for row in rows
-        if 0.1 <= row["share"] < 1
+        if row.get("share", 0) >= 0.1
     }
     about = {"seeds": [SEED], **size, "data": "noise", "notes": NOTES, "targets": {}}
     return about | {"rows": rows, "summary": summary}

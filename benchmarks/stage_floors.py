@@ -153,8 +153,8 @@ def network_rows(case: Case, rounds: int, found: Mapping[str, float]) -> list[di
             own.append({**about, "stage": i + 1, **_against_floors(stage, kind, seconds, found)})
         whole = least_seconds(lambda kind=kind: getattr(ours, kind)(1), rounds)
         sums = {name: sum(row[name] for row in own) for name in ("ms", "macs_ms", "bytes_ms")}
-        rows += [_rounded(row) for row in own]
-        rows.append(_rounded({**about, "stage": "all", **sums, "whole_ms": 1e3 * whole}))
+        rows += [environment.rounded(row) for row in own]
+        rows.append(environment.rounded({**about, "stage": "all", **sums, "whole_ms": 1e3 * whole}))
     return rows
 
 
@@ -183,14 +183,10 @@ def _against_floors(
     }
 
 
-def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
-
-
 def run(size: Mapping[str, Any]) -> dict[str, Any]:
     """Rows and summary."""
     found = rates(size["rounds"])
-    rows = [_rounded({"part": "rates", "batch_size": size["batch_size"], **found})]
+    rows = [environment.rounded({"part": "rates", "batch_size": size["batch_size"], **found})]
     for network in size["networks"]:
         rows += network_rows(Case(network, size["batch_size"]), size["rounds"], found)
     summary = {

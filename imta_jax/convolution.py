@@ -40,9 +40,8 @@ def convolve(
       [N, ceil(H / stride), ceil(W / stride), O], or its channels first.
     """
     with jax.named_scope(f"{kernel.shape[0]}x{kernel.shape[1]}_stride_{stride}"):  # for profilers
-        if layout is Layout.CHANNELS_FIRST:
-            return convolve_channels_first(x, kernel.astype(x.dtype), stride)
-        return _images_first(x, kernel.astype(x.dtype), stride)
+        form = convolve_channels_first if layout is Layout.CHANNELS_FIRST else _images_first
+        return form(x, kernel.astype(x.dtype), stride)
 
 
 def _images_first(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

@@ -22,13 +22,12 @@ def test_time_within_an_event_is_not_counted_twice():
 def test_convolutions_and_their_gradients_are_told_apart(layout, size, stride):
     x, kernel = jnp.ones((16, 16, 16, 16)), jnp.ones((size, size, 16, 16))
 
-    @jax.jit
-    def step(x, kernel):
-        loss = lambda x, kernel: (convolve(x, kernel, stride, layout) ** 2).sum()  # noqa: E731
-        return jax.value_and_grad(loss, (0, 1))(x, kernel)
+    def loss(x, kernel):
+        return (convolve(x, kernel, stride, layout) ** 2).sum()
 
+    step = jax.jit(jax.value_and_grad(loss, (0, 1)))
     program = Program(step.lower(x, kernel).compile().as_text())
-    found = {kind for kind in map(program.kind, program._origins) if "convolutions" in kind[0]}
+    found = {kind for kind in map(program.kind, program.origins) if "convolutions" in kind[0]}
     products = {kind for kind in found if kind[0].endswith("products")}
     name = f"{size}x{size} convolutions, stride {stride}: products"
     assert products == {(name, "forward"), (name, "backward")}
@@ -54,7 +53,7 @@ def test_all_of_a_steps_time_has_a_kind(monkeypatch):
     result = operations.run({"network": "cifar_5_exits", "batch_size": 2, "steps": 2})
     for phase in operations.KINDS:
         *rows, whole = (row for row in result["rows"] if row["part"] == phase)
-        assert whole["operations"] == "all" and whole["whole_ms"] > 0
+        assert whole["operations"] == operations.ALL and whole["whole_ms"] > 0
         assert sum(row["ms"] for row in rows) == pytest.approx(whole["ms"], rel=1e-2)
         known = {row["operations"].partition(":")[0] for row in rows}
         assert {"1x1 convolutions, stride 1", "3x3 convolutions, stride 1"} <= known

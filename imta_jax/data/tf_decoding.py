@@ -69,7 +69,8 @@ def decoding_of(images: np.ndarray | EncodedImages, rows: Rows, size: int, exact
     more = np.where(kind, first[:, 1] * ratio[:, 0] % _BLOCK // ratio[:, 0], 0)
     first[:, 1] -= more
     cut = np.concatenate([first, last - first], axis=1)
-    return Decoding(index, rows.window, cut, kind, 0 * more if exact else more)
+    # An exact resize leaves them out itself.
+    return Decoding(index, rows.window, cut, kind, np.zeros_like(more) if exact else more)
 
 
 def most_bytes(images: np.ndarray | EncodedImages, decoding: Decoding, groups: Groups) -> int:
