@@ -4,6 +4,7 @@ import json
 import os
 import sys
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import tiny_config, write_dataset
@@ -54,10 +55,11 @@ def test_entropy_decode_leaves_an_eighth_of_every_file(photographs):
 
 def test_feeds_hold_the_same_batches(tmp_path):
     config = tiny_config(write_dataset(tmp_path / "tiny.npz")).to_dict()
-    feeds, _ = input_pipeline.training_feeds(config)
-    assert list(feeds) == ["constant", "device", "tf_data", "numpy"]
-    constant, rows, *others = (next(iter(feed.items(0, 0))) for feed in feeds.values())
-    for batch in others:
+    feeds, state = input_pipeline.training_feeds(config)
+    assert list(feeds) == ["constant", "device", "cutting", "tf_data", "numpy"]
+    constant, rows, again, *others = (next(iter(feed.items(0, 0))) for feed in feeds.values())
+    cut = jax.tree.map(lambda several: several[0], feeds["cutting"].advance(state, again)[1])
+    for batch in (cut, *others):
         np.testing.assert_array_equal(batch.images, constant.images)
     np.testing.assert_array_equal(rows.index[0], constant.index)
 
@@ -97,7 +99,7 @@ def test_script_writes_its_result(files, tmp_path, monkeypatch, capsys):
     }
     every = usable_cores()
     parts = [f"imagenet, cores: {cores}" for cores in sorted({1, every}) for _ in range(4)]
-    parts += ["cifar"] * 4 + ["memory"]
+    parts += ["cifar"] * 5 + ["memory"]
     assert [row["part"] for row in result["rows"]] == parts
     assert [len(cores) for cores in bound] == sorted({1, every})
     assert {row["contender"] for row in result["rows"][:4]} == set(jpegs.CONTENDERS)
