@@ -34,12 +34,17 @@ class Layout(enum.Enum):
         return values.reshape([-1 if axis == "C" else 1 for axis in self.value])
 
 
+def can_lay_out(backbone: nnx.Module) -> bool:
+    """Whether a backbone can keep its maps in either layout: such have a `layout`."""
+    return hasattr(backbone, "layout")
+
+
 def lay_out(backbone: nnx.Module, layout: Layout) -> None:
-    """Has a backbone keep its maps in a layout, if it is one that can: those have a `layout`.
+    """Has a backbone keep its maps in a layout, if it is one that can.
 
     Args:
       backbone: a copy for use within one program.
       layout: channels first only for one device: rows of pixels of all images cannot be split.
     """
-    if hasattr(backbone, "layout"):
+    if can_lay_out(backbone):
         backbone.set_attributes(layout=layout, raise_if_not_found=False)
