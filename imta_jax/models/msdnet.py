@@ -14,6 +14,7 @@ from flax import nnx
 from imta_jax.convolution import convolve
 from imta_jax.layers import ConvBNReLU, Initialization, initialization, normalize_together
 from imta_jax.layout import Layout
+from imta_jax.materialized import materialized
 from imta_jax.models.plan import Branch, Layer, NetworkPlan
 
 State = tuple[jax.Array, ...]
@@ -118,9 +119,12 @@ class MultiScaleLayer(nnx.Module):
         for scale in wanted:
             parts = (state[scale + self.dropped], strided.get(scale), normal[scale])
             parts = [y for y in parts if y is not None]
-            outputs[scale] = jnp.concatenate(parts, axis=self.layout.channels)
+            joined = jnp.concatenate(parts, axis=self.layout.channels)
             if self.transition:
-                outputs[scale] = self.transition[scale](outputs[scale])
+                joined = self.transition[scale](joined)
+            # Images first, XLA's convolutions have the map computed once as it is.
+            channels_first = self.layout is Layout.CHANNELS_FIRST
+            outputs[scale] = materialized(joined) if channels_first else joined
         return tuple(outputs)
 
     def reads(self, wanted: Set[int]) -> set[int]:
