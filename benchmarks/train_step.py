@@ -42,6 +42,7 @@ Contender = tuple[str, str]  # framework and mode
 Found = dict[tuple[str, Contender], np.ndarray]  # by kind and contender: seconds a step [rounds]
 
 CIFAR, IMAGENET = ("cifar_5_exits", "cifar_7_exits"), "imagenet_step_4_published"
+WARM_UP = 2  # steps
 FULL = {"networks": CIFAR, "rounds": 9, "steps": 6}
 QUICK = {"networks": CIFAR[:1], "rounds": 3, "steps": 2}
 TARGETS = {
@@ -62,6 +63,8 @@ NOTES = {
     "least": "the ratio of the least times over all rounds: what else runs on a shared machine"
     " disturbs it less than the median, OpenMP's barriers more than XLA's threads",
     "memory": "in transparent huge pages for all contenders, as launch.py sets them",
+    "warm_up": "two steps at the start of each turn do not count: while others compute, a process's"
+    " caches grow cold, and a virtual machine's host takes back what memory it gave up",
     "clock": "processor: seconds of computing, all threads together, for a machine that others use",
     "whole_runs": "hours of steps alone, extrapolated; no validation, no checkpoints",
     "first_step": "launch.py from its start to the line that tells of the first step, the program"
@@ -118,6 +121,7 @@ def measure(
 def _turn(call: Callable[..., Any], kind: str, steps: int, clock: str) -> Callable[[int], float]:
     def turn(_: int) -> float:
         time.sleep(0.05)  # threads of the one before spin for a while before they sleep
+        call(step_contenders.work, kind, WARM_UP, clock)
         return call(step_contenders.work, kind, steps, clock)[0]
 
     return turn
