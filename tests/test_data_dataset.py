@@ -205,6 +205,16 @@ def test_a_class_that_no_validation_image_shows_is_named(caplog):
     assert "training image" not in caplog.text and "test image" not in caplog.text
 
 
+@pytest.mark.parametrize(("names", "asked"), [(None, True), (("cat", "dog", "owl"), False)])
+def test_labels_that_start_at_1_are_asked_about(caplog, names, asked):
+    images = np.random.default_rng(0).integers(0, 256, IMAGES.shape, np.uint8)
+    from_one = np.maximum(LABELS, 1)
+    splits = {name: RawSplit(images, from_one) for name in ("train", "validation", "test")}
+    raw = checked(RawData("one", splits, names))
+    build_dataset(raw, PaddedCrop(2, True), validation_examples=0, validation_seed=0)
+    assert ("training image of class 0: do the labels start at 1?" in caplog.text) == asked
+
+
 def test_good_arrays_pass_with_and_without_channels():
     validate_split("here", IMAGES, LABELS, num_classes=3)
     validate_split("here", IMAGES[..., 0], LABELS.astype(np.uint8))

@@ -220,6 +220,12 @@ def test_empty_class_folders_are_named(tmp_path, split):
         read(root)
 
 
+def test_hidden_class_folder_is_refused(tmp_path):
+    root = write(folder(tmp_path), {"train/.ipynb_checkpoints/1.jpg": picture(9, 9)})
+    with pytest.raises(ValueError, match=r"would become a class: .*/\.ipynb_checkpoints; remove"):
+        read(root)
+
+
 def test_other_files_are_ignored(tmp_path):
     root = folder(tmp_path)
     before = facts(read(root))

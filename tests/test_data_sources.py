@@ -324,6 +324,7 @@ def test_imagenet_without_its_archives_says_how_to_get_them(tmp_path, there, man
     missing = " and no ".join(name for name in ARCHIVES if name not in there)
     assert f"no {missing} in {folder}" in message and f"into {folder} (another" in message
     assert "https://image-net.org" in message and "config.data.manual_dir" in message
+    assert "config.data.download" not in message  # it is True
     assert len(files_in(tmp_path)) == len(there)
 
 
@@ -332,7 +333,7 @@ def test_imagenet_that_is_not_to_be_prepared_says_how_as_well(tmp_path):
         load_dataset(imagenet(tmp_path, download=False))
     message = str(error.value)
     assert f"not in {tmp_path}/data/imagenet2012/5.1.0: it is not prepared there" in message
-    assert "ILSVRC2012_img_train.tar" in message and "field download to True" in message
+    assert "ILSVRC2012_img_train.tar" in message and "config.data.download to True" in message
 
 
 def test_archives_of_another_dataset_are_asked_for_in_the_words_of_tfds(tmp_path):
@@ -427,6 +428,8 @@ sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
 import imta_jax.data as data
 
 fields = dict(data_dir="", download=False, validation_examples=100, validation_seed=0)
+photographs = dict(preprocessing="random_area_crop", image_size=16, resize=20)
+photographs |= dict(min_area=0.5, flip=True)
 dataset = data.load_dataset(dict(source="fashion_mnist_small", **fields))
 split, view = dataset.splits["validation"], dataset.preprocessing
 assert len(list(data.train_batches(split, view, batch_size=30, seed=0, epoch=0))) == 3
@@ -434,6 +437,7 @@ assert len(list(data.eval_batches(split, view, 30))) == 4
 for attempt in (
     lambda: data.eval_batches(split, view, 30, pipeline="tf_data"),
     lambda: data.load_dataset(dict(source="cifar10", **fields)),
+    lambda: data.load_dataset(dict(source="fashion_mnist_small", **photographs, **fields)),
 ):
     try:
         attempt()
@@ -452,7 +456,8 @@ def test_arrays_need_no_tensorflow():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    pipeline, source = done.stdout.splitlines()
+    pipeline, source, resized = done.stdout.splitlines()
+    assert "resized by TensorFlow, which cannot be imported" in resized and "pip" in resized
     assert 'pipeline "tf_data" needs TensorFlow' in pipeline and '"numpy"' in pipeline
     assert "'cifar10' would be read by TensorFlow Datasets" in source
     assert "fashion_mnist_small, or a path ending in .npz" in source

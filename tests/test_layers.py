@@ -22,6 +22,7 @@ RANKS = {
     "layout": 0,
     "channels_first": 0,
     "convolution": 0,
+    "materialized": 0,
     "normalization": 0,
     "huge_pages": 0,
     "layers": 0,

@@ -198,7 +198,9 @@ def _warn_of_unseen_classes(
     if unseen:
         more = f" and {len(unseen) - _NAMED_AT_MOST} more" if len(unseen) > _NAMED_AT_MOST else ""
         named = ", ".join(unseen[:_NAMED_AT_MOST])
-        _log.warning("%s has no %s image of class %s%s", name, kind, named, more)
+        unnamed = kind == "training" and unseen[0] == "0"
+        first = ": do the labels start at 1? They are counted from 0" if unnamed else ""
+        _log.warning("%s has no %s image of class %s%s%s", name, kind, named, more, first)
 
 
 def pad_to_multiple(images: np.ndarray, multiple: int = SIZE_MULTIPLE) -> np.ndarray:

@@ -4,6 +4,7 @@ Only computed and written here (`preview.npz`, `summary.json`); `report` draws i
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from imta_jax.data.dataset import Dataset
 from imta_jax.data.resident import make_resident, resident_batch, resident_rows
 from imta_jax.data.tf_pipeline import HostPipeline
 from imta_jax.types import Batch
+
+_log = logging.getLogger(__name__)
 
 _SHOWN = 48
 _MEASURED_SECONDS = 5.0
@@ -59,7 +62,15 @@ def write_preview(
         validation_images=validation.images[validation.mask],
         validation_labels=validation.labels[validation.mask],
     )
-    batch_size = min(batch_size, count)  # there is no training to refuse here
+    if batch_size > count:  # there is no training to refuse here
+        _log.warning(
+            "config.phase_one.batch_size is %d, but there are %d images to train on, and training"
+            " will be refused; what is shown is of batches of %d",
+            batch_size,
+            count,
+            count,
+        )
+    batch_size = min(batch_size, count)
     if pipeline == "device":
         batches = _device_batches(dataset, batch_size, seed, mesh)
     else:

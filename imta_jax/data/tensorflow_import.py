@@ -10,7 +10,13 @@ def import_tensorflow() -> ModuleType:
     Raises:
       ModuleNotFoundError: TensorFlow is not installed.
     """
-    import tensorflow as tf
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"images are decoded and resized by TensorFlow, which cannot be imported ({error}): pip"
+            " install tensorflow-cpu; arrays with preprocessing padded_crop need none"
+        ) from error
 
     # Already in use by the caller's own code: the devices it sees can no longer be changed.
     with contextlib.suppress(RuntimeError):

@@ -73,8 +73,14 @@ def _naming(root: str) -> Iterator[None]:
 
 
 def _check_classes(pictures: dict[str, dict[str, list[str]]]) -> None:
-    """Refuses folders of classes without any picture: a class that nothing could be learned of."""
+    """Refuses folders of classes without any picture, and hidden ones, which ImageFolder takes."""
     folders = {path: found for split in pictures.values() for path, found in split.items()}
+    hidden = [path for path in folders if path.rpartition("/")[2].startswith(".")]
+    if hidden:
+        raise ValueError(
+            f"a hidden folder would become a class: {', '.join(hidden[:5])}; remove it, or call it"
+            " otherwise if it is one"
+        )
     empty = [path for path, found in folders.items() if not found]
     if empty:
         raise ValueError(

@@ -77,8 +77,9 @@ def import_tfds(source: str) -> Any:
     except ImportError as error:
         raise ModuleNotFoundError(
             f"dataset {source!r} would be read by TensorFlow Datasets, which cannot be imported"
-            f" ({error}): pip install tensorflow-cpu tensorflow-datasets, or choose a source that"
-            f" needs neither: {', '.join(embedded.NAMES)}, or a path ending in .npz"
+            f" ({error.__cause__ or error}): pip install tensorflow-cpu tensorflow-datasets, or"
+            f" choose a source that needs neither: {', '.join(embedded.NAMES)}, or a path ending in"
+            " .npz"
         ) from error
     return tfds
 
@@ -105,7 +106,8 @@ def _check_name(tfds: Any, source: str) -> None:
         error = unknown_name("dataset", source, [*embedded.NAMES, *USUAL_NAMES])
         raise ValueError(
             f"{error}; or another name TFDS knows, the path of a folder (one that is there, or"
-            " starting with / or ./), or a path ending in .npz"
+            " starting with / or ./), as of pictures or of a version that TFDS prepared"
+            " (DATA_DIR/NAME/1.0.0), or a path ending in .npz"
         )
 
 
@@ -167,9 +169,10 @@ def _by_hand(builder: Any, request: SourceRequest, reason: str) -> str:
     return (
         f"dataset {request.source!r} is not in {builder.data_dir}: {reason}. It is made of archives"
         f" that have to be fetched by hand; put them, as they are, into"
-        f" {_manual_dir(builder, request)} (another folder: config.data.manual_dir) and set the"
-        f" field download to True, or set config.data.data_dir to a folder that holds the prepared"
-        f" dataset. What TFDS asks for: {told}"
+        f" {_manual_dir(builder, request)} (another folder: config.data.manual_dir)"
+        f"{'' if request.download else ' and set config.data.download to True'}, or set"
+        f" config.data.data_dir to a folder that holds the prepared dataset. What TFDS asks for:"
+        f" {told}"
     )
 
 
@@ -193,7 +196,8 @@ def _not_there(builder: Any, request: SourceRequest, reason: str) -> FileNotFoun
     # Not the `tfds build` command: it cannot start unless Apache Beam is installed too.
     folder = f", data_dir={absolute(request.data_dir)!r}" if request.data_dir else ""
     code = f"import tensorflow_datasets as tfds; tfds.builder({request.source!r}{folder})"
+    choice = "" if request.download else "\nor set config.data.download to True"
     return FileNotFoundError(
         f"dataset {request.source!r} is not in {builder.data_dir}: {reason}. With a network, fetch"
-        f' it by\n  python -c "{code}.download_and_prepare()"\nor set the field download to True'
+        f' it by\n  python -c "{code}.download_and_prepare()"{choice}'
     )
