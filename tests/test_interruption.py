@@ -5,6 +5,9 @@ number that is left out, asked twice or asked by anyone else is a SIGTERM that i
 """
 
 import itertools
+import signal
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -59,3 +62,25 @@ def test_one_process_asks_nobody(monkeypatch):
     assert not stop.is_due()
     stop.tell()
     assert stop.is_due()
+
+
+TRYING = """
+import threading
+from imta_jax.training import interruption
+
+interruption.PATIENCE = 0.1
+interruption.exit_when_told()
+threading.Thread(target=threading.Event().wait).start()  # as a download that is tried again
+print("trying", flush=True)
+threading.Event().wait()
+"""
+
+
+def test_a_thread_that_goes_on_trying_does_not_keep_the_process():
+    with subprocess.Popen([sys.executable, "-c", TRYING], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"trying\n"
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(60) == interruption.EXIT_CODE
+        finally:
+            process.kill()

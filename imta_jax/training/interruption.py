@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import signal
 import sys
 import threading
@@ -12,6 +13,9 @@ from jax.experimental import multihost_utils
 
 # Of sysexits.h, "try again": a scheduler that restarts what failed restarts this.
 EXIT_CODE = 75
+
+# Seconds that whatever is under way has to end in.
+PATIENCE = 10
 
 # Processes agree to stop at the question after the last that any of them has asked, by its number:
 # so numbers leave none out, whatever a dispatch does of an epoch, and go on from phase to phase.
@@ -28,7 +32,15 @@ def exit_when_told() -> None:
     Of several processes JAX's runtime hears the signal itself, and keeps it.
     """
     if jax.process_count() == 1:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_CODE))
+        signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(*_: object) -> None:
+    """Ends the process, after `PATIENCE` also where a thread, as of a download, goes on trying."""
+    last = threading.Timer(PATIENCE, os._exit, [EXIT_CODE])
+    last.daemon = True
+    last.start()
+    sys.exit(EXIT_CODE)
 
 
 class StopRequest:
