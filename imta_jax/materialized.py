@@ -12,10 +12,13 @@ def materialized(x: jax.Array) -> jax.Array:
     is all earlier ones beside each other, it adds up and normalises each of them again for every
     later layer. A call that is not inlined is not fused either. (On a processor
     `jax.lax.optimization_barrier` does not help: it is dropped before operations are fused.)
-    Nothing is copied.
+    Nothing is copied. Measured in benchmarks/PROFILE.md, "Each map once".
 
     Args:
-      x: of any shape; its gradient is handed on as it is.
+      x: of any shape and type.
+
+    Returns:
+      x; its gradient is handed on as it is.
     """
     with set_xla_metadata(inlineable="false"):
         return _itself(x)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imta_jax.data import load_dataset, validate_split
+from imta_jax.data import load_dataset, preview, validate_split
 from imta_jax.data.carving import class_quotas, stratified_holdout
 from imta_jax.data.channel_statistics import channel_statistics
 from imta_jax.data.dataset import build_dataset, pad_to_multiple
@@ -203,6 +203,12 @@ def test_a_class_that_no_validation_image_shows_is_named(caplog):
     build_dataset(raw, PaddedCrop(2, True), validation_examples=0, validation_seed=0)
     assert "few has no validation image of class owl" in caplog.text
     assert "training image" not in caplog.text and "test image" not in caplog.text
+
+
+@pytest.mark.parametrize(("wished", "told"), [(8, False), (9, True)])
+def test_looking_at_data_tells_of_batches_that_training_refuses(caplog, wished, told):
+    assert preview._possible(wished, 8) == 8
+    assert ("refused: config.phase_one.batch_size is 9" in caplog.text) == told
 
 
 @pytest.mark.parametrize(("names", "asked"), [(None, True), (("cat", "dog", "owl"), False)])

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imta_jax.cores import usable_cores
-from imta_jax.data.batches import eval_batches, train_batches
+from imta_jax.data.batches import eval_batches, steps_per_epoch, train_batches
 from imta_jax.data.dataset import Dataset
 from imta_jax.data.resident import make_resident, resident_batch, resident_rows
 from imta_jax.data.tf_pipeline import HostPipeline
@@ -62,15 +62,7 @@ def write_preview(
         validation_images=validation.images[validation.mask],
         validation_labels=validation.labels[validation.mask],
     )
-    if batch_size > count:  # there is no training to refuse here
-        _log.warning(
-            "config.phase_one.batch_size is %d, but there are %d images to train on, and training"
-            " will be refused; what is shown is of batches of %d",
-            batch_size,
-            count,
-            count,
-        )
-    batch_size = min(batch_size, count)
+    batch_size = _possible(batch_size, count)
     if pipeline == "device":
         batches = _device_batches(dataset, batch_size, seed, mesh)
     else:
@@ -85,6 +77,15 @@ def write_preview(
         },
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def _possible(batch_size: int, count: int) -> int:
+    """The batch size, or what there is; tells of one that training would refuse."""
+    try:
+        steps_per_epoch(count, batch_size, "config.phase_one.batch_size")
+    except ValueError as error:
+        _log.warning("training would be refused: %s", error)
+    return min(batch_size, count)
 
 
 def _host_batches(

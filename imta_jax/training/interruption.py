@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 # Of sysexits.h, "try again": a scheduler that restarts what failed restarts this.
 EXIT_CODE = 75
 
-# Seconds that whatever is under way has to end in.
+# Seconds that threads have to end in where nothing is trained: checkpoints are written by then.
 PATIENCE = 10
 
 # Processes agree to stop at the question after the last that any of them has asked, by its number:
