@@ -16,7 +16,7 @@ import numpy as np
 from imta_jax.cores import usable_cores
 from imta_jax.data.rows import PADDING_INDEX, Rows
 
-_TOGETHER = 8
+_TOGETHER = 16
 _DECODING_PER_THREAD = 8  # as many threads decode what one resizes in the same time
 
 T = TypeVar("T")
@@ -35,10 +35,11 @@ class Groups(NamedTuple):
 
 
 def groups_of(index: np.ndarray, kind: np.ndarray, batch_size: int) -> list[Groups]:
-    """Which rows are decoded together: eight of one kind and one batch, the others one by one.
+    """Which rows are decoded together: sixteen of one kind, the others one by one.
 
-    Eight, since an element of tf.data costs as much as a twentieth of decoding an image; of one
-    kind, since to choose in TensorFlow's graph costs a tenth.
+    Sixteen, since an element of tf.data costs as much as a tenth of decoding an image; of one kind,
+    since to choose in TensorFlow's graph costs another; and out of two neighbouring batches at
+    most, so that few are being filled at a time.
 
     Args:
       index: of the rows, int64 [R], -1 for padding, which is in no group; as `Rows.index`.
@@ -46,25 +47,20 @@ def groups_of(index: np.ndarray, kind: np.ndarray, batch_size: int) -> list[Grou
       batch_size: rows per batch.
 
     Returns:
-      Of each kind those of eight and those of one, in the order of their batches.
+      Of each kind those of sixteen and those of one, in the order of their rows.
     """
-    shown = np.flatnonzero(index != PADDING_INDEX)
-    batch = shown // batch_size
-    places = shown[np.lexsort((kind[shown], batch))]
-    # The rows of a batch and a kind lie side by side: of each such run, its start and its end.
-    run = np.stack([places // batch_size, kind[places]])
-    starts = np.flatnonzero(np.diff(run, axis=1, prepend=-1).any(axis=0))
-    length = np.diff(starts, append=len(places))
-    rank = np.arange(len(places)) - np.repeat(starts, length)
-    together = np.where(rank < np.repeat(length // _TOGETHER * _TOGETHER, length), _TOGETHER, 1)
-    found = np.unique(np.stack([kind[places], together]), axis=1).T.tolist()
-    return [
-        Groups(k, places[(kind[places] == k) & (together == n)].reshape(-1, n)) for k, n in found
-    ]
+    shown, found = np.flatnonzero(index != PADDING_INDEX), []
+    for one in np.unique(kind[shown]).tolist():
+        places = shown[kind[shown] == one]
+        several = places[: len(places) // _TOGETHER * _TOGETHER].reshape(-1, _TOGETHER)
+        near = several[:, -1] // batch_size - several[:, 0] // batch_size <= 1
+        alone = np.concatenate([several[~near].ravel(), places[several.size :]])
+        found += [Groups(one, several[near]), Groups(one, alone[:, None])]
+    return [groups for groups in found if len(groups.places)]
 
 
 def order_of(groups: Sequence[Groups], batch_size: int) -> np.ndarray:
-    """Whose turn it is, int [all K]: numbers of `groups`, so that batches are made in order."""
+    """Whose turn it is, int [all K]: numbers of `groups`, so that batches are finished in order."""
     first = [g.places[:, 0] for g in groups]
     batch = np.concatenate([np.zeros(0, np.int64), *first]) // batch_size
     whose = np.repeat(np.arange(len(groups)), list(map(len, first)))
@@ -80,7 +76,7 @@ def assembled(
 
     Args:
       found: places of rows, int64 [G], and their pictures, uint8 [h, w, C] each; every row that is
-        no padding once, places of one batch at a time.
+        no padding once.
       rows: R rows; of them, `flip` is done here.
       shape: of a batch, [B, H, W, C]; what has another height or width is resized, bilinearly.
 
@@ -105,13 +101,15 @@ def assembled(
         for batch in range(batches):
             while left[batch]:
                 place, pictures = next(found)
-                images, jobs = begun(of := place[0] // batch_size)
-                inside, flip = place % batch_size, rows.flip[place]
+                of, inside = np.divmod(place, batch_size)
+                spots = [begun(b)[0][i] for b, i in zip(of.tolist(), inside, strict=True)]
                 if helpers:
-                    jobs.append(threads.submit(_fill, images, pictures, inside, flip))
+                    job = threads.submit(_fill, spots, pictures, rows.flip[place])
+                    for b in set(of.tolist()):
+                        begun(b)[1].append(job)
                 else:
-                    _fill(images, pictures, inside, flip)
-                left[of] -= len(place)
+                    _fill(spots, pictures, rows.flip[place])
+                np.subtract.at(left, of, 1)
             images, jobs = begun(batch)
             for job in jobs:
                 job.result()
@@ -119,20 +117,18 @@ def assembled(
             yield images, rows.index[batch * batch_size : (batch + 1) * batch_size]
 
 
-def _fill(
-    images: np.ndarray, pictures: Sequence[np.ndarray], places: np.ndarray, flip: np.ndarray
-) -> None:
-    """Puts pictures into their places among the images of a batch."""
+def _fill(images: Sequence[np.ndarray], pictures: Sequence[np.ndarray], flip: np.ndarray) -> None:
+    """Puts pictures into their places, images of a batch each."""
     import cv2  # here, since most runs never resize
 
-    # Intel's primitives resize in under half of the time, at most one level off; set per thread.
+    # Intel's primitives resize in less time, at most one level off; set per thread.
     cv2.ipp.setUseIPP_NotExact(True)
-    for picture, place, mirrored in zip(pictures, places, flip, strict=True):
-        image = images[place]
+    for image, picture, mirrored in zip(images, pictures, flip, strict=True):
         if picture.shape == image.shape:
             image[...] = cv2.flip(picture, 1).reshape(image.shape) if mirrored else picture
         else:
-            cv2.resize(picture, image.shape[1::-1], dst=image)
+            # Copied first: decoded a while ago, it is back in the cache faster than by their jumps.
+            cv2.resize(picture.copy(), image.shape[1::-1], dst=image)
             if mirrored:
                 cv2.flip(image, 1, dst=image)  # in place: it is in the cache
 

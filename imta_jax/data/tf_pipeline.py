@@ -68,8 +68,8 @@ class HostPipeline:
 
     def batches_ahead(self, bytes_per_batch: int) -> int:
         """How many finished batches may wait, at least 1."""
-        # Besides those that wait: one that is being filled, what it is made of, the step's own.
-        ahead = self.memory_limit_gb * 1e9 / 2 // bytes_per_batch - 4
+        # Besides those that wait: two that are being filled, what they are made of, the step's own.
+        ahead = self.memory_limit_gb * 1e9 / 2 // bytes_per_batch - 5
         return int(np.clip(ahead, 1, _MOST_BATCHES_AHEAD))
 
     def groups_at_once(self, most_bytes: int) -> int:
