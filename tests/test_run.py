@@ -69,6 +69,7 @@ def test_a_run_leaves_what_the_design_lists(whole):
     found = files(whole)
     for name in (
         "config.json",
+        "dataset.json",
         "phase_one/metrics.jsonl",
         "phase_two/metrics.jsonl",
         "evaluation/logits_validation.npz",
@@ -303,6 +304,20 @@ def test_another_config_is_refused_by_field_with_both_values(source, config, who
     assert "config.seed: the folder's 0, now 7" in message
     assert "batch_size" not in message
     assert (whole / "config.json").read_bytes() == before
+
+
+def test_other_data_under_the_same_name_are_refused(trained, tmp_path):
+    images, labels = tiny_run.draw_images(tiny_run.TRAIN_IMAGES, 0)
+    source = tiny_run.write_dataset(tmp_path / "thirds.npz")
+    run(tiny_run.tiny_config(source), trained, "evaluate")
+    (trained / "results.json").unlink()
+    with np.load(source) as archive:
+        arrays = dict(archive)
+    np.savez(source, **arrays | {"train_images": images[1:], "train_labels": labels[1:]})
+    before = files(trained)
+    with pytest.raises(ValueError, match=r"bring them back.*\n  train: \d+ images then"):
+        run(tiny_run.tiny_config(source), trained, "evaluate")
+    assert files(trained) == before
 
 
 def test_an_unknown_mode_is_refused_with_the_valid_ones(config, tmp_path):
