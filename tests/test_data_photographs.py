@@ -20,6 +20,8 @@ from imta_jax.data import (
     tf_decoding,
     train_batches,
 )
+from imta_jax.data.rows import Rows
+from imta_jax.data.tf_pipeline import HostPipeline, decode_all, resized_batches
 
 CROP = RandomAreaCrop(size=32, resize=36, min_area=0.08, flip=True)
 # Height and width; the network sees 224 pixels a side of 256.
@@ -337,6 +339,23 @@ def test_columns_decoded_before_a_window_change_none_of_its_pixels(
     more = drawn()
     monkeypatch.setattr(tf_decoding, "_BLOCK", 1)
     np.testing.assert_array_equal(drawn(), more)
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_windows_at_full_size_have_the_pixels_of_the_whole_picture(tmp_path, subsampling):
+    for i in range(8):
+        path = tmp_path / f"{('train', 'test')[i % 2]}/{i // 2 % 2}/{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(80, 90, i).save(path, quality=80, subsampling=subsampling)
+    parts = {"validation_split": "test", "test_split": "carve", "test_examples": 2}
+    images = load(tmp_path, image_size=32, resize=36, **parts).splits["validation"].images
+    whole = decode_all(images[:1])[0]
+    lefts = [*range(35), 57, 58]
+    window = np.array([(left % 49, left, 32, 32) for left in lefts], np.float32)
+    rows = Rows(np.zeros(len(lefts), np.int64), window, np.zeros(len(lefts), bool))
+    ((found, _),) = resized_batches(images, rows, len(lefts), HostPipeline(), size=32, exact=False)
+    for image, (top, left, _, _) in zip(found, window.astype(int), strict=True):
+        np.testing.assert_array_equal(image, whole[top : top + 32, left : left + 32])
 
 
 def test_flips_mirror_and_nothing_else(photographs):

@@ -40,6 +40,7 @@ class Decoding(NamedTuple):
       cut: int32 [R, 4], the part that is decoded, in pixels of what the image is decoded into.
       kind: int32 [R], how: 0 whole, or 1 + the place of the ratio in `_RATIOS`.
       margin: int32 [R], columns before the window's in the picture that `decoder` makes.
+      width: int32 [R], and those of the window.
     """
 
     index: np.ndarray
@@ -47,6 +48,7 @@ class Decoding(NamedTuple):
     cut: np.ndarray
     kind: np.ndarray
     margin: np.ndarray
+    width: np.ndarray
 
 
 def decoding_of(images: np.ndarray | EncodedImages, rows: Rows, size: int, exact: bool) -> Decoding:
@@ -66,11 +68,31 @@ def decoding_of(images: np.ndarray | EncodedImages, rows: Rows, size: int, exact
     ratio = np.array([1, *_RATIOS], np.int32)[kind][:, None]
     first = (part[:, :2] + ratio // 2) // ratio
     last = np.maximum((part[:, :2] + part[:, 2:] + ratio // 2) // ratio, first + 1)
-    more = np.where(kind, first[:, 1] * ratio[:, 0] % _BLOCK // ratio[:, 0], 0)
-    first[:, 1] -= more
+    before, after = _beside(first[:, 1] * ratio[:, 0], sizes[:, 1] - last[:, 1], kind)
+    before //= ratio[:, 0]
+    width = last[:, 1] - first[:, 1]
+    first[:, 1] -= before
+    last[:, 1] += after
     cut = np.concatenate([first, last - first], axis=1)
-    # An exact resize leaves them out itself.
-    return Decoding(index, rows.window, cut, kind, np.zeros_like(more) if exact else more)
+    as_window = (kind == 0) | exact  # resized in TensorFlow's graph, which leaves the others out
+    margin, width = np.where(as_window, 0, before), np.where(as_window, size, width)
+    return Decoding(index, rows.window, cut, kind, margin, width)
+
+
+def _beside(start: np.ndarray, left: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many columns before and after a window are decoded, too.
+
+    At full size one at least to either side, as colours that are stored for two columns at a time
+    are interpolated between neighbours.
+
+    Args:
+      start: int [R], the window's first column, in pixels of the image.
+      left: int [R], columns after its last one.
+      kind: see `Decoding`.
+    """
+    before, full = start % _BLOCK, kind == 1
+    before = np.where(full & (before == 0) & (start > 0), _BLOCK, before)
+    return np.where(kind > 0, before, 0), np.where(full, np.minimum(left, 1), 0)
 
 
 def most_bytes(images: np.ndarray | EncodedImages, decoding: Decoding, groups: Groups) -> int:

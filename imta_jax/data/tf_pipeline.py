@@ -143,8 +143,8 @@ def resized_batches(
             made = _as_numpy(dataset)
         for number, *found in made:
             places = groups.places[number]
-            margins = decoding.margin[places].tolist()
-            yield places, [p[:, more:] for p, more in zip(found, margins, strict=True)]
+            ends = decoding.margin[places], decoding.margin[places] + decoding.width[places]
+            yield places, [p[:, a:b] for p, a, b in zip(found, *ends, strict=True)]
 
     running = [run(groups) for groups in every]
     found = (next(running[turn]) for turn in order_of(every, batch_size))
@@ -259,6 +259,6 @@ def _reading(what: str = "reading images") -> Iterator[None]:
         told = re.sub(r"\{\{.*?\}\} ?", "", error.message or type(error).__name__)
         raise OSError(
             f"{what} failed: {told.splitlines()[0][:500]}\nWas an image changed,"
-            " moved or removed after the run began? Start the same command again: changed files"
-            " are noticed then"
+            " moved or removed after the run began? Bring it back and start the same command again:"
+            " a run does not go on with other data"
         ) from error
