@@ -226,6 +226,13 @@ def test_hidden_class_folder_is_refused(tmp_path):
         read(root)
 
 
+def test_hidden_folder_beside_the_splits_is_none(tmp_path):
+    root = folder(tmp_path)
+    before = read(root)
+    after = read(write(root, {".git/objects/1.jpg": picture(9, 9)}))
+    assert after.class_names == before.class_names and facts(after) == facts(before)
+
+
 def test_other_files_are_ignored(tmp_path):
     root = folder(tmp_path)
     before = facts(read(root))
@@ -450,6 +457,15 @@ def test_second_load_reads_no_picture_and_gives_the_same(kept):
     second = again()
     assert len(seen) == 1
     assert facts(first) == facts(second) and second.splits["train"].skipped == 6
+
+
+def test_files_that_may_be_read_by_now_make_a_new_index(kept, monkeypatch):
+    _, again, seen, _ = kept
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)
+        again()
+    again()
+    assert len(seen) == 2
 
 
 def replace(path, content):

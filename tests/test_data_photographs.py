@@ -4,6 +4,7 @@ import gc
 import itertools
 import math
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -487,6 +488,21 @@ def test_images_that_change_during_a_run_are_an_error_that_says_so(tmp_path):
     (root / "test/a/1.jpg").unlink()
     with pytest.raises(OSError, match=r"(?s)test/a/1.jpg.*Was an image changed"):
         list(eval_batches(dataset.splits["test"], dataset.preprocessing, 4))
+
+
+@pytest.mark.parametrize("contents", [b"", b"no picture", None])
+def test_images_that_are_damaged_during_a_run_are_named(tmp_path, contents):
+    names = [f"{split}/a/{i}.jpg" for split in ("train", "test") for i in range(20)]
+    root = write(tmp_path, {name: picture(40, 50, i) for i, name in enumerate(names)})
+    split = load(root, image_size=32, resize=36).splits["train"]
+    path = split.images.name(11)
+    half = Path(path).read_bytes()[:400]
+    Path(path).write_bytes(half if contents is None else contents)
+    with pytest.raises(OSError, match=r"(?s)Was an image changed") as error:
+        list(train_batches(split, CROP, batch_size=len(split), seed=0, epoch=0))
+    assert str(error.value).splitlines()[2:] == [f"  {path}"]
+    assert "{{" not in str(error.value)
+    assert "Iterator::" not in str(error.value)
 
 
 def test_statistics_are_of_the_judged_training_images(tmp_path):

@@ -1,7 +1,17 @@
 """The one door to TensorFlow, which is optional and must leave the accelerators to JAX."""
 
 import contextlib
+import re
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# What TensorFlow says of its own graph around a message.
+_OF_THE_GRAPH = re.compile(
+    r"\{\{.*?\}\} ?|Error in user-defined function passed to .*?(Iterator::\S+ )| \[Op:.*"
+)
 
 
 def import_tensorflow() -> ModuleType:
@@ -31,3 +41,9 @@ def has_tensorflow() -> bool:
     except ImportError:
         return False
     return True
+
+
+def plain_reason(error: "tf.errors.OpError") -> str:
+    """The first line of what TensorFlow says, at most 500 characters, without its graph's names."""
+    told = (error.message or type(error).__name__).splitlines()[0]
+    return _OF_THE_GRAPH.sub("", told)[:500]

@@ -229,6 +229,20 @@ def whole_image(contents: "tf.Tensor") -> "tf.Tensor":
     )
 
 
+def damaged(images: EncodedImages, index: np.ndarray) -> list[str]:
+    """Which of some images cannot be opened now as they were indexed, by name."""
+    tf, found = import_tensorflow(), []
+    for i in np.unique(index):
+        try:
+            pixels = whole_image(reader(images)(tf.constant([i]))[0])
+            if tuple(pixels.shape[:2]) == tuple(images.sizes[i]):
+                continue
+        except tf.errors.OpError:
+            pass
+        found.append(images.name(i))
+    return found
+
+
 def _resize(pixels: "tf.Tensor", window: "tf.Tensor", part: "tf.Tensor", size: int) -> "tf.Tensor":
     """The window, at fractions of pixels, out of the part of the image that was decoded."""
     tf = import_tensorflow()

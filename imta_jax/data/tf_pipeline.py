@@ -8,12 +8,11 @@ comes out becomes batches in `assembly.py`.
 
 import contextlib
 import math
-import re
 import socket
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -21,8 +20,9 @@ from imta_jax.cores import usable_cores
 from imta_jax.data.assembly import Groups, assembled, groups_of, order_of, read_ahead
 from imta_jax.data.encoded import EncodedImages
 from imta_jax.data.rows import PADDING_INDEX, Rows
-from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.data.tensorflow_import import import_tensorflow, plain_reason
 from imta_jax.data.tf_decoding import (
+    damaged,
     decoder,
     decoding_of,
     most_bytes,
@@ -33,6 +33,8 @@ from imta_jax.data.tf_decoding import (
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+T = TypeVar("T")
 
 _DECODED_AT_ONCE = 1024
 _MOST_BATCHES_AHEAD = 16
@@ -140,7 +142,7 @@ def resized_batches(
             made = _from_service(dataset, len(groups.places), host)
         else:
             # None that wait: what was just decoded is in the cache still when it is resized.
-            made = _as_numpy(dataset)
+            made = _naming_damage(_as_numpy(dataset), images, decoding.index[groups.places])
         for number, *found in made:
             places = groups.places[number]
             ends = decoding.margin[places], decoding.margin[places] + decoding.width[places]
@@ -151,6 +153,21 @@ def resized_batches(
     channels = 3 if isinstance(images, EncodedImages) else images.shape[-1]
     shape = (batch_size, size, size, channels)
     return read_ahead(assembled(found, rows, shape), host.batches_ahead(math.prod(shape)))
+
+
+def _naming_damage(
+    made: Iterator[T], images: np.ndarray | EncodedImages, index: np.ndarray
+) -> Iterator[T]:
+    """The same elements; an OSError instead of one tells which of its images [G] are damaged."""
+    done = 0
+    try:
+        for element in made:
+            yield element
+            done += 1
+    except OSError as error:
+        encoded = isinstance(images, EncodedImages) and done < len(index)
+        names = damaged(images, index[done]) if encoded else []
+        raise OSError("\n  ".join([str(error), *names])) from error
 
 
 def decode_all(images: EncodedImages) -> np.ndarray:
@@ -255,10 +272,8 @@ def _reading(what: str = "reading images") -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        # Without the names of TensorFlow's graph before and after.
-        told = re.sub(r"\{\{.*?\}\} ?", "", error.message or type(error).__name__)
         raise OSError(
-            f"{what} failed: {told.splitlines()[0][:500]}\nWas an image changed,"
+            f"{what} failed: {plain_reason(error)}\nWas an image changed,"
             " moved or removed after the run began? Bring it back and start the same command again:"
             " a run does not go on with other data"
         ) from error

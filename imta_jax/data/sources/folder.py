@@ -35,8 +35,9 @@ def read(request: SourceRequest) -> RawData:
     root = absolute(request.source)
     with opening(root), _naming(root):
         _check_there(root)
-        # The classes of all splits count, also of those that play no part here.
-        classes = {split: found for split in _folders(root) if (found := _folders(root, split))}
+        # The classes of all splits count, also of those that play no part here; .git is none.
+        shown = [split for split in _folders(root) if not split.startswith(".")]
+        classes = {split: found for split in shown if (found := _folders(root, split))}
         names = sorted(set().union(*classes.values()))
         if not names:
             raise ValueError(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.data.tensorflow_import import import_tensorflow, plain_reason
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -28,18 +28,20 @@ def absolute(path: str) -> str:
     return path.rstrip("/") if is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
 
-def changed(path: str) -> tuple[int, int]:
-    """When a file last changed, in ns, and its bytes; zeros for one that cannot be looked at.
+def changed(path: str) -> tuple[int, int, bool]:
+    """When a file last changed, in ns, its bytes, and whether this user may read it.
+
+    Zeros for one that cannot be looked at.
 
     For those of a bucket as well, where asking for each would take hours.
     """
     if is_remote(path):
-        return 0, 0
+        return 0, 0, False
     try:
         found = os.stat(path)
     except OSError:  # a link to nowhere, say: reading it will tell
-        return 0, 0
-    return found.st_mtime_ns, found.st_size
+        return 0, 0, False
+    return found.st_mtime_ns, found.st_size, os.access(path, os.R_OK)
 
 
 @contextlib.contextmanager
@@ -64,7 +66,7 @@ def opening(path: str) -> Iterator[None]:
 
 def _plainly(error: "tf.errors.OpError", path: str) -> Exception:
     errors = import_tensorflow().errors
-    reason = (error.message or type(error).__name__).splitlines()[0]
+    reason = plain_reason(error)
     told = f"cannot read {path}: {reason}"
     if isinstance(error, errors.UnimplementedError) and is_remote(path):
         return ValueError(
@@ -74,7 +76,9 @@ def _plainly(error: "tf.errors.OpError", path: str) -> Exception:
         return FileNotFoundError(errno.ENOENT, told)
     # Of what was reached and read: nothing that logging in would mend.
     if isinstance(error, (errors.DataLossError, errors.InvalidArgumentError)):
-        return OSError(errno.EIO, told)
+        return OSError(
+            errno.EIO, f"{told}; is a file damaged? Bring it back whole, or prepare the data anew"
+        )
     if is_remote(path):
         return PermissionError(
             errno.EACCES,
