@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import multiprocessing
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -84,6 +85,13 @@ def versions(*modules: ModuleType) -> dict[str, str]:
     return {"python": platform.python_version()} | {m.__name__: m.__version__ for m in modules}
 
 
+def preloaded() -> dict[str, str]:
+    """An allocator that takes malloc's place, and its settings; empty if there is none."""
+    names = [Path(path).name for path in os.environ.get("LD_PRELOAD", "").split(":") if path]
+    settings = os.environ.get("MALLOC_CONF", "")
+    return {"preloaded": f"{', '.join(names)} {settings}".strip()} if names else {}
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, least and most of what the rounds found."""
     values = np.asarray(values, float)
@@ -126,7 +134,7 @@ def write_result(
     values = {name: v for name, v in result["summary"].items() if name != "spread"}
     lines = [(name, value, result["targets"].get(name)) for name, value in values.items()]
     print(f"\n{tabulate(lines, headers=('summary', 'found', 'target'), floatfmt='.4g')}")
-    measured = {"hardware": hardware(), "versions": versions(*modules)}
+    measured = {"hardware": hardware(), "versions": versions(*modules), **preloaded()}
     write_json(Path(path), measured | dict(result))
 
 

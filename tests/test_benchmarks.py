@@ -112,3 +112,11 @@ def test_script_writes_its_result(files, tmp_path, monkeypatch, capsys):
     assert 0 < memory["after_imports_gb"] <= memory["peak_of_indexing_gb"] <= memory["peak_gb"]
     assert memory["batches"] == 2 and summary["memory_peak_gb"] == memory["peak_gb"]
     assert str(tmp_path) not in out.read_text()
+
+
+def test_another_allocator_is_told_by_name_without_its_path(monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    assert environment.preloaded() == {}
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2")
+    monkeypatch.setenv("MALLOC_CONF", "thp:always")
+    assert environment.preloaded() == {"preloaded": "libjemalloc.so.2 thp:always"}
