@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from imta_jax.config_record import FREE_PARTS, different_fields, plain
 from imta_jax.data import Dataset, load_dataset
-from imta_jax.data.identity import differences, identity
+from imta_jax.data.identity import different_parts, identity
 from imta_jax.errors import unknown_name
 from imta_jax.evaluation import check_evaluation_config, evaluate, evaluation_is_finished
 from imta_jax.evaluation.run import write_json
@@ -123,12 +123,15 @@ def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:
     for phase in [name for name in due if name in PHASES][:1]:
         read_ahead(step_label(config, phase))
     dataset = _prepare(config)
-    data = _same_as_before(identity(dataset), workdir)
+    data = identity(dataset)
+    if begun:
+        _check_same_data(data, workdir)
     # Only now: a run that was refused leaves no folder.
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
         if is_first_process():
             for part in workdir.rglob(".*.partial"):  # of a run that was killed while it wrote
                 part.unlink()
+            # Before the config: where that is, the run has begun, and with these data.
             write_json(workdir / "dataset.json", data)
             if not _is_begun(config, workdir):
                 write_json(workdir / "config.json", plain(config))
@@ -146,16 +149,18 @@ def _prepare(config: Mapping[str, Any]) -> Dataset:
     return dataset
 
 
-def _same_as_before(data: Mapping[str, Any], workdir: Path) -> Mapping[str, Any]:
-    """The data's identity; a ValueError unless it is what the folder's run began with."""
+def _check_same_data(data: Mapping[str, Any], workdir: Path) -> None:
+    """A ValueError unless the data are those that the folder's run began with.
+
+    A run of a version that did not keep them goes on.
+    """
     path = workdir / "dataset.json"
-    found = differences(json.loads(path.read_text()), data) if path.exists() else []
+    found = different_parts(json.loads(path.read_text()), data) if path.exists() else []
     if found:
         raise ValueError(
             f"{workdir} belongs to a run that began with other data; bring them back, or use"
             " another --workdir:\n  " + "\n  ".join(found)
         )
-    return data
 
 
 def _is_begun(config: Mapping[str, Any], workdir: Path) -> bool:

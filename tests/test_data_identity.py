@@ -9,7 +9,7 @@ import tiny_run
 
 from imta_jax.data import load_dataset
 from imta_jax.data.encoded import WHOLE_FILE, EncodedImages
-from imta_jax.data.identity import differences, identity
+from imta_jax.data.identity import different_parts, identity
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +36,13 @@ def encoded(paths):
 
 def test_the_same_data_do_not_differ_also_not_through_json(dataset):
     found = identity(dataset)
-    assert differences(json.loads(json.dumps(found)), identity(dataset)) == []
+    assert different_parts(json.loads(json.dumps(found)), identity(dataset)) == []
 
 
 @pytest.mark.parametrize("field", ["images", "labels", "source_index"])
 def test_another_image_label_or_order_is_told_by_split(dataset, field):
     values = getattr(dataset.splits["train"], field)[::-1]
-    (line,) = differences(identity(dataset), identity(with_train(dataset, **{field: values})))
+    (line,) = different_parts(identity(dataset), identity(with_train(dataset, **{field: values})))
     assert line.startswith("train: ")
     assert "others" in line
 
@@ -51,7 +51,7 @@ def test_numbers_and_classes_are_told(dataset):
     train = dataset.splits["train"]
     fewer = {f: getattr(train, f)[1:] for f in ("images", "labels", "source_index")}
     changed = dataclasses.replace(with_train(dataset, **fewer), class_names=("0", "1", "zz"))
-    assert differences(identity(dataset), identity(changed)) == [
+    assert different_parts(identity(dataset), identity(changed)) == [
         "classes, gone: 2; new: zz",
         f"train: {len(train)} images then, {len(train) - 1} now",
     ]
@@ -64,5 +64,5 @@ def test_files_are_known_by_name_wherever_their_folder_lies(dataset):
         return identity(with_train(dataset, images=images, **some))
 
     here = known("/a/train/cat/1.jpg", "/a/train/dog/2.jpg")
-    assert differences(here, known("/b/c/train/cat/1.jpg", "/b/c/train/dog/2.jpg")) == []
-    assert differences(here, known("/a/train/cat/1.jpg", "/a/train/dog/3.jpg")) != []
+    assert different_parts(here, known("/b/c/train/cat/1.jpg", "/b/c/train/dog/2.jpg")) == []
+    assert different_parts(here, known("/a/train/cat/1.jpg", "/a/train/dog/3.jpg")) != []

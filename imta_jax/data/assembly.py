@@ -101,11 +101,11 @@ def assembled(
         for batch in range(batches):
             while left[batch]:
                 place, pictures = next(found)
-                of, inside = np.divmod(place, batch_size)
-                spots = [begun(b)[0][i] for b, i in zip(of.tolist(), inside, strict=True)]
+                of, inside = (part.tolist() for part in np.divmod(place, batch_size))
+                spots = [begun(b)[0][i] for b, i in zip(of, inside, strict=True)]
                 if helpers:
                     job = threads.submit(_fill, spots, pictures, rows.flip[place])
-                    for b in set(of.tolist()):
+                    for b in set(of):
                         begun(b)[1].append(job)
                 else:
                     _fill(spots, pictures, rows.flip[place])

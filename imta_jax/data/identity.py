@@ -13,8 +13,8 @@ import numpy as np
 from imta_jax.data.dataset import Dataset, Split
 from imta_jax.data.encoded import EncodedImages
 
-# Of the pixels of an array so many are looked at, spread evenly: a tenth of a second.
-_PIXELS = 1 << 26
+# Of an array's pixels about so many bytes are looked at, of images spread evenly.
+_BYTES = 1 << 26
 _NAME_PARTS = 3  # split, class, file: the folder they lie in may move
 _NAMED_AT_MOST = 5
 
@@ -22,10 +22,15 @@ Identity = dict[str, Any]
 
 
 def identity(dataset: Dataset) -> Identity:
-    """Class names, and of each split the number of images and a digest, as JSON keeps them.
+    """What a run's folder keeps of its data, as JSON holds it.
 
-    The digest is of labels, sizes and order, and of names (encoded images: pixels of the same size
-    in a file of the same name are not noticed) or pixels (arrays).
+    Args:
+      dataset: any.
+
+    Returns:
+      `class_names`, and under `splits` of each its number of `images` and a `digest` of labels,
+      sizes and order, and of names (encoded images: other pixels of the same size in a file of the
+      same name are not noticed) or of pixels (arrays).
     """
     splits = {
         name: {"images": len(split), "digest": _digest(split)}
@@ -34,7 +39,7 @@ def identity(dataset: Dataset) -> Identity:
     return {"class_names": list(dataset.class_names), "splits": splits}
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def different_parts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A line for each part in which two identities differ; none if they are the same."""
     lines = _class_differences(before["class_names"], now["class_names"])
     for name, split in now["splits"].items():
@@ -69,5 +74,5 @@ def _digest(split: Split) -> str:
         digest.update(b"\n".join(b"/".join(n.split(b"/")[-_NAME_PARTS:]) for n in names))
         digest.update(np.ascontiguousarray(images.offset).tobytes())
     else:
-        digest.update(images[:: -(-images.nbytes // _PIXELS) or 1].tobytes())
+        digest.update(images[:: max(1, images.nbytes // _BYTES)].tobytes())
     return digest.hexdigest()[:32]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 # What TensorFlow says of its own graph around a message.
 _OF_THE_GRAPH = re.compile(
-    r"\{\{.*?\}\} ?|Error in user-defined function passed to .*?(Iterator::\S+ )| \[Op:.*"
+    r"\{\{.*?\}\} ?|Error in user-defined function passed to .*?Iterator::\S+ | \[Op:.*"
 )
 
 

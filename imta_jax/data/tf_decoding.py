@@ -230,11 +230,11 @@ def whole_image(contents: "tf.Tensor") -> "tf.Tensor":
 
 
 def damaged(images: EncodedImages, index: np.ndarray) -> list[str]:
-    """Which of some images cannot be opened now as they were indexed, by name."""
-    tf, found = import_tensorflow(), []
+    """Which of some images (int [G]) cannot be opened now as they were indexed, by name."""
+    tf, contents_of, found = import_tensorflow(), reader(images), []
     for i in np.unique(index):
         try:
-            pixels = whole_image(reader(images)(tf.constant([i]))[0])
+            pixels = whole_image(contents_of(tf.constant([i]))[0])
             if tuple(pixels.shape[:2]) == tuple(images.sizes[i]):
                 continue
         except tf.errors.OpError:

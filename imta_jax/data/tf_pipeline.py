@@ -141,7 +141,7 @@ def resized_batches(
         if host.service:
             made = _from_service(dataset, len(groups.places), host)
         else:
-            # None that wait: what was just decoded is in the cache still when it is resized.
+            # None that wait: the sooner one is resized, the more of it is in the cache still.
             made = _naming_damage(_as_numpy(dataset), images, decoding.index[groups.places])
         for number, *found in made:
             places = groups.places[number]
@@ -158,7 +158,13 @@ def resized_batches(
 def _naming_damage(
     made: Iterator[T], images: np.ndarray | EncodedImages, index: np.ndarray
 ) -> Iterator[T]:
-    """The same elements; an OSError instead of one tells which of its images [G] are damaged."""
+    """The same elements; an OSError instead of one tells which images are damaged.
+
+    Args:
+      made: groups in their order.
+      images: that they are made of.
+      index: int64 [K, G], which of them; a line per group.
+    """
     done = 0
     try:
         for element in made:

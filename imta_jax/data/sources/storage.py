@@ -31,9 +31,7 @@ def absolute(path: str) -> str:
 def changed(path: str) -> tuple[int, int, bool]:
     """When a file last changed, in ns, its bytes, and whether this user may read it.
 
-    Zeros for one that cannot be looked at.
-
-    For those of a bucket as well, where asking for each would take hours.
+    Zeros for one that cannot be looked at, and in a bucket, where asking for each would take hours.
     """
     if is_remote(path):
         return 0, 0, False
