@@ -15,8 +15,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from imta_jax.command_line import end_with, parse_flags
-from imta_jax.huge_pages import start_with_huge_pages
+from imta_jax.runtime.command_line import end_with, parse_flags
+from imta_jax.runtime.huge_pages import start_with_huge_pages
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or file.py:preset.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go; made if need be.")
@@ -35,7 +35,7 @@ def _set_up() -> None:
     """Joins the other processes; plain log lines; programs that are compiled once per machine."""
     import jax
 
-    from imta_jax.parallel import is_first_process, join_processes
+    from imta_jax.distributed import is_first_process, join_processes
 
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
 
@@ -60,7 +60,7 @@ def _set_up() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the steps of a run that are not yet done, or the one that `--mode` names."""
-    from imta_jax.run import run
+    from imta_jax.cli.run import run
     from imta_jax.training import EXIT_CODE, Interrupted, exit_when_told
 
     if len(argv) > 1:
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
         _set_up()
         exit_when_told()
         if _MODE.value == "study":
-            from imta_jax.study import run_study
+            from imta_jax.studies import run_study
 
             run_study(_CONFIG.value, Path(_WORKDIR.value))
         else:

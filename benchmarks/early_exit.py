@@ -39,9 +39,9 @@ from benchmarks import environment
 from benchmarks.environment import Measurements, spread, take_turns
 from imta_jax.data import load_dataset
 from imta_jax.evaluation import load_predictions, outcomes
-from imta_jax.evaluation.adaptive import curve_of_outcomes
+from imta_jax.evaluation.budget import curve_of_outcomes
 from imta_jax.inference import AdaptiveClassifier, AdaptiveStream
-from imta_jax.pixels import normalize
+from imta_jax.nn.pixels import normalize
 from imta_jax.report.style import new_figure, tidy
 from imta_jax.training import last_phase, load_classifier
 

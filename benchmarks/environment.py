@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from tabulate import tabulate
 
-from imta_jax.cores import usable_cores
 from imta_jax.evaluation.run import write_json
+from imta_jax.runtime.environment import usable_cores
 
 Measurements = dict[str, np.ndarray]  # by contender, what each round found
 

@@ -36,13 +36,18 @@ from PIL import Image
 from benchmarks import environment, photographs
 from benchmarks.environment import Measurements, clocks, memory_gb, spread, take_turns
 from configs import cifar10
-from imta_jax.cores import usable_cores
 from imta_jax.data import HostPipeline, load_dataset, train_batches
-from imta_jax.data.resident import ResidentRows, ResidentSplit, make_resident, resident_batch
+from imta_jax.data.pipeline.on_device import (
+    ResidentRows,
+    ResidentSplit,
+    make_resident,
+    resident_batch,
+)
 from imta_jax.data.sources.tfds import import_tfds
 from imta_jax.data.tensorflow_import import import_tensorflow
-from imta_jax.huge_pages import start_with_huge_pages
-from imta_jax.parallel import data_mesh, place_batch, place_rows
+from imta_jax.distributed import data_mesh, place_batch, place_rows
+from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.huge_pages import start_with_huge_pages
 from imta_jax.training import new_phase_one
 from imta_jax.training.feed import Feed, host_feed, steps_per_dispatch, training_feed
 from imta_jax.training.objectives import ALL_PARAMETERS

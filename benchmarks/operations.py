@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks import environment, our_steps
 from benchmarks.stage_floors import KINDS, least_seconds
 from benchmarks.step_contenders import SEED, Case
-from imta_jax.huge_pages import start_with_huge_pages
+from imta_jax.runtime.huge_pages import start_with_huge_pages
 
 FULL = {"network": "cifar_5_exits", "batch_size": 64, "steps": 6}
 QUICK = FULL | {"network": "quickstart", "batch_size": 16, "steps": 2}

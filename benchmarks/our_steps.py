@@ -12,9 +12,9 @@ from flax import nnx
 from benchmarks import step_contenders
 from benchmarks.step_contenders import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Arrays, Case
 from configs import cifar10, imagenet
-from imta_jax.data.resident import ResidentRows, ResidentSplit
+from imta_jax.data.pipeline.on_device import ResidentRows, ResidentSplit
+from imta_jax.distributed import data_mesh, place_batch, place_once, place_rows
 from imta_jax.models import inference_logits, resolve_model_config
-from imta_jax.parallel import data_mesh, place_batch, place_once, place_rows
 from imta_jax.training import phases
 from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS
 from imta_jax.training.optimizer import sgd

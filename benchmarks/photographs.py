@@ -15,11 +15,11 @@ from PIL import Image
 
 from benchmarks.environment import Measurements, clocks, spread, take_turns
 from configs import imagenet, quickstart
-from imta_jax.cores import usable_cores
 from imta_jax.data import Dataset, epoch_plan, load_dataset, train_batches
-from imta_jax.data.rows import Rows, train_rows
+from imta_jax.data.pipeline.batch_indices import Rows, train_rows
+from imta_jax.data.pipeline.tf_decoding import plain
 from imta_jax.data.tensorflow_import import import_tensorflow
-from imta_jax.data.tf_decoding import plain
+from imta_jax.runtime.environment import usable_cores
 
 SEED, CLASSES = 0, 4
 Batches = Iterator[np.ndarray]

@@ -36,9 +36,9 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import environment
+from benchmarks.collectives import collective_bytes
 from configs import cifar100, imagenet, quickstart
-from imta_jax.collectives import collective_bytes
-from imta_jax.parallel import data_mesh, join_processes, place_batch
+from imta_jax.distributed import data_mesh, join_processes, place_batch
 from imta_jax.training import phases
 from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS
 from imta_jax.training.optimizer import sgd

@@ -25,11 +25,11 @@ from flax import nnx
 
 from benchmarks import environment, our_steps
 from benchmarks.step_contenders import SEED, Case
-from imta_jax.convolution import convolve
-from imta_jax.huge_pages import start_with_huge_pages
-from imta_jax.layout import Layout, lay_out
+from imta_jax.distributed import is_one_processor
 from imta_jax.models import MultiExitClassifier
-from imta_jax.parallel import is_one_processor
+from imta_jax.nn.convolution import convolve
+from imta_jax.nn.cpu.layout import Layout, lay_out
+from imta_jax.runtime.huge_pages import start_with_huge_pages
 from imta_jax.training import phases
 
 FULL = {"networks": ("cifar_5_exits", "cifar_7_exits"), "batch_size": 64, "rounds": 15}

@@ -22,7 +22,7 @@ from benchmarks import environment
 from benchmarks.environment import spread, take_turns
 from benchmarks.our_steps import Losses, OurSteps
 from benchmarks.step_contenders import SEED, Case
-from imta_jax.huge_pages import start_with_huge_pages
+from imta_jax.runtime.huge_pages import start_with_huge_pages
 
 FULL = {"network": "cifar_5_exits", "batch_size": 64, "rounds": 9, "steps": 8}
 QUICK = FULL | {"network": "quickstart", "batch_size": 16, "rounds": 3, "steps": 2}

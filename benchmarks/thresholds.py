@@ -24,14 +24,14 @@ import numpy as np
 import scipy
 
 from benchmarks import environment
-from imta_jax.evaluation import comparison
-from imta_jax.evaluation.adaptive import curve_of_outcomes, outcomes
-from imta_jax.evaluation.envelope import monotone_envelope
-from imta_jax.evaluation.optimised import optimised_thresholds
-from imta_jax.evaluation.patience import patience_exits
+from imta_jax.evaluation.budget import curve_of_outcomes, outcomes
+from imta_jax.evaluation.methods import comparison
+from imta_jax.evaluation.methods.monotone_frontier import monotone_envelope
+from imta_jax.evaluation.methods.optimized import optimised_thresholds
+from imta_jax.evaluation.methods.patience import patience_exits
+from imta_jax.evaluation.methods.risk_control import GUARANTEES, risk_controlled_thresholds
+from imta_jax.evaluation.methods.temperature import scaled_confidence, temperatures
 from imta_jax.evaluation.predictions import Predictions, confidence, predicted
-from imta_jax.evaluation.risk_control import GUARANTEES, risk_controlled_thresholds
-from imta_jax.evaluation.temperature import scaled_confidence, temperatures
 
 SEED, BUDGETS = 0, 40
 FULL = {"images": 10_000, "exits": 7, "classes": 1000, "rounds": 5}

@@ -34,9 +34,9 @@ import numpy as np
 from benchmarks import environment, step_contenders
 from benchmarks.environment import Measurements, spread
 from benchmarks.step_contenders import CLOCKS, DEVICES, KINDS, PRECISIONS, SEED, TORCH_MODES, Case
-from imta_jax.cores import usable_cores
-from imta_jax.huge_pages import start_with_huge_pages
 from imta_jax.models import NETWORK_PRESETS
+from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.huge_pages import start_with_huge_pages
 
 Contender = tuple[str, str]  # framework and mode
 Found = dict[tuple[str, Contender], np.ndarray]  # by kind and contender: seconds a step [rounds]

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imta_jax.evaluation.costs import ExitCosts, exit_costs
 from imta_jax.interop import load_published_weights, published_slots
-from imta_jax.layers import initialization
 from imta_jax.models import MultiExitClassifier, build_classifier, with_collaborative_heads
+from imta_jax.models.costs import ExitCosts, exit_costs
+from imta_jax.nn.layers import initialization
 from imta_jax.techniques import IndependentHeads
 
 DATA = Path(__file__).parent / "data"

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from imta_jax.data.carving import stratified_holdout
 from imta_jax.data.channel_statistics import ChannelStatistics, channel_statistics
-from imta_jax.data.encoded import EncodedImages
-from imta_jax.data.preprocessing import PaddedCrop, Preprocessing, preprocessing_from
-from imta_jax.data.raw import RawData, RawSplit, checked
-from imta_jax.data.rows import eval_rows
+from imta_jax.data.holdout import stratified_holdout
+from imta_jax.data.pipeline.batch_indices import eval_rows
+from imta_jax.data.pipeline.encoded import EncodedImages
+from imta_jax.data.pipeline.preprocessing import PaddedCrop, Preprocessing, preprocessing_from
+from imta_jax.data.pipeline.tf_pipeline import HostPipeline, resized_batches
+from imta_jax.data.source_validation import RawData, RawSplit, checked
 from imta_jax.data.sources import SourceRequest, load_source
-from imta_jax.data.tf_pipeline import HostPipeline, resized_batches
 
 _log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imta_jax.cores import usable_cores
-from imta_jax.data.batches import eval_batches, steps_per_epoch, train_batches
 from imta_jax.data.dataset import Dataset
-from imta_jax.data.resident import make_resident, resident_batch, resident_rows
-from imta_jax.data.tf_pipeline import HostPipeline
+from imta_jax.data.pipeline.batches import eval_batches, steps_per_epoch, train_batches
+from imta_jax.data.pipeline.on_device import make_resident, resident_batch, resident_rows
+from imta_jax.data.pipeline.tf_pipeline import HostPipeline
+from imta_jax.runtime.environment import usable_cores
 from imta_jax.types import Batch
 
 _log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ What works on logits needs NumPy and SciPy alone, so that those of other framewo
 without starting JAX; what runs a network is imported when it is first asked for.
 """
 
-from imta_jax.evaluation.adaptive import (
+from imta_jax.evaluation.budget import (
     BudgetCurve,
     Decisions,
     Outcomes,
@@ -19,16 +19,26 @@ from imta_jax.evaluation.calibration import (
     expected_calibration_error,
     reliability,
 )
-from imta_jax.evaluation.comparison import MethodCurve, compare_methods
-from imta_jax.evaluation.comparison_record import (
+from imta_jax.evaluation.methods.comparison import MethodCurve, compare_methods
+from imta_jax.evaluation.methods.comparison_record import (
     comparison_record,
     comparison_rows,
     comparison_text,
 )
-from imta_jax.evaluation.envelope import monotone_envelope
-from imta_jax.evaluation.intervals import bootstrap_interval, wilson_interval
-from imta_jax.evaluation.optimised import optimised_thresholds
-from imta_jax.evaluation.patience import patience_exits
+from imta_jax.evaluation.methods.intervals import bootstrap_interval, wilson_interval
+from imta_jax.evaluation.methods.monotone_frontier import monotone_envelope
+from imta_jax.evaluation.methods.optimized import optimised_thresholds
+from imta_jax.evaluation.methods.patience import patience_exits
+from imta_jax.evaluation.methods.risk_control import (
+    common_thresholds,
+    excess_errors,
+    risk_controlled_thresholds,
+)
+from imta_jax.evaluation.methods.temperature import (
+    negative_log_likelihood,
+    scaled_confidence,
+    temperatures,
+)
 from imta_jax.evaluation.predictions import (
     Predictions,
     anytime_accuracy,
@@ -38,29 +48,19 @@ from imta_jax.evaluation.predictions import (
     predicted,
     save_predictions,
 )
-from imta_jax.evaluation.risk_control import (
-    common_thresholds,
-    excess_errors,
-    risk_controlled_thresholds,
-)
-from imta_jax.evaluation.temperature import (
-    negative_log_likelihood,
-    scaled_confidence,
-    temperatures,
-)
 from imta_jax.evaluation.thresholds import exit_of, geometric_quota, thresholds_for_quota
-from imta_jax.lazy_names import lazy_names
+from imta_jax.runtime.lazy_names import lazy_names
 
 # What needs JAX or pandas.
 _BY_MODULE = {
-    "check_evaluation_config": "run",
-    "collect_predictions": "collect",
-    "evaluate": "run",
-    "evaluation_is_finished": "run",
-    "exit_costs": "costs",
-    "ExitCosts": "costs",
-    "read_samples": "records",
-    "write_samples": "records",
+    "check_evaluation_config": "imta_jax.evaluation.run",
+    "collect_predictions": "imta_jax.evaluation.collect",
+    "evaluate": "imta_jax.evaluation.run",
+    "evaluation_is_finished": "imta_jax.evaluation.run",
+    "exit_costs": "imta_jax.models.costs",
+    "ExitCosts": "imta_jax.models.costs",
+    "read_samples": "imta_jax.evaluation.samples",
+    "write_samples": "imta_jax.evaluation.samples",
 }
 
 __all__ = [

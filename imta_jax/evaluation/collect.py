@@ -9,9 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from imta_jax.data import AS_THEY_ARE, HostPipeline, Preprocessing, Share, Split, eval_batches
-from imta_jax.evaluation.predictions import Predictions
-from imta_jax.models import MultiExitClassifier, inference_logits
-from imta_jax.parallel import (
+from imta_jax.distributed import (
     data_mesh,
     gather,
     place_batch,
@@ -20,7 +18,9 @@ from imta_jax.parallel import (
     replicated,
     split_over_batch,
 )
-from imta_jax.progress_bar import with_progress
+from imta_jax.evaluation.predictions import Predictions
+from imta_jax.models import MultiExitClassifier, inference_logits
+from imta_jax.runtime.progress_bar import with_progress
 from imta_jax.types import Batch
 
 

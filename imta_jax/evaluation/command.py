@@ -9,8 +9,8 @@ import json
 import math
 from collections.abc import Sequence
 
-from imta_jax.evaluation.comparison import DEFAULT_BUDGETS, DEFAULT_TOLERANCES
-from imta_jax.evaluation.comparison_record import (
+from imta_jax.evaluation.methods.comparison import DEFAULT_BUDGETS, DEFAULT_TOLERANCES
+from imta_jax.evaluation.methods.comparison_record import (
     CONFIDENCE_LEVEL,
     comparison_record,
     comparison_text,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imta_jax.cores import usable_cores
+from imta_jax.runtime.environment import usable_cores
 
 # Values in one piece of work: 1 MiB of float32, so that its temporaries stay in a core's cache.
 _CHUNK_VALUES = 2**18

@@ -17,7 +17,8 @@ import numpy as np
 
 import imta_jax
 from imta_jax.data import Dataset, HostPipeline, judged_images
-from imta_jax.evaluation.adaptive import (
+from imta_jax.distributed import data_mesh, is_first_process
+from imta_jax.evaluation.budget import (
     BudgetCurve,
     Decisions,
     budget_curve,
@@ -26,8 +27,7 @@ from imta_jax.evaluation.adaptive import (
 )
 from imta_jax.evaluation.calibration import calibration_errors, reliability
 from imta_jax.evaluation.collect import collect_predictions
-from imta_jax.evaluation.comparison_record import comparison_record
-from imta_jax.evaluation.costs import ExitCosts, exit_costs
+from imta_jax.evaluation.methods.comparison_record import comparison_record
 from imta_jax.evaluation.predictions import (
     Predictions,
     anytime_accuracy,
@@ -37,10 +37,10 @@ from imta_jax.evaluation.predictions import (
     save_predictions,
     written_whole,
 )
-from imta_jax.evaluation.records import budget_prefix, write_samples
+from imta_jax.evaluation.samples import budget_prefix, write_samples
 from imta_jax.evaluation.thresholds import geometric_quota
 from imta_jax.models import MultiExitClassifier
-from imta_jax.parallel import data_mesh, is_first_process
+from imta_jax.models.costs import ExitCosts, exit_costs
 from imta_jax.training import (
     check_which,
     evaluation_batch_size,

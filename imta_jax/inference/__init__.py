@@ -4,22 +4,22 @@ Names are imported when they are first asked for: what runs an exported network 
 nor the code of models and training.
 """
 
-from imta_jax.lazy_names import lazy_names
+from imta_jax.runtime.lazy_names import lazy_names
 
 _BY_MODULE = {
-    "AdaptiveClassifier": "adaptive",
-    "AdaptivePredictions": "adaptive",
-    "AdaptiveStream": "stream",
-    "ExportedClassifier": "exported",
-    "OperatingPoint": "operating_points",
-    "StageProfile": "profile",
-    "StagedNetwork": "staged",
-    "StreamAnswers": "requests",
-    "StreamStatistics": "stream",
-    "export_classifier": "classifier_export",
-    "export_run": "export",
-    "load_exported": "exported",
-    "staged_classifier": "classifier_stages",
+    "AdaptiveClassifier": "imta_jax.inference.adaptive",
+    "AdaptivePredictions": "imta_jax.inference.adaptive",
+    "AdaptiveStream": "imta_jax.inference.stream.stream",
+    "ExportedClassifier": "imta_jax.inference.export.loader",
+    "OperatingPoint": "imta_jax.inference.engine.operating_points",
+    "StageProfile": "imta_jax.inference.engine.profile",
+    "StagedNetwork": "imta_jax.inference.engine.staged",
+    "StreamAnswers": "imta_jax.inference.stream.request_queue",
+    "StreamStatistics": "imta_jax.inference.stream.stream",
+    "export_classifier": "imta_jax.inference.export.writer",
+    "export_run": "imta_jax.inference.export.run_export",
+    "load_exported": "imta_jax.inference.export.loader",
+    "staged_classifier": "imta_jax.inference.engine.classifier_stages",
 }
 
 __all__ = [*_BY_MODULE]

@@ -13,11 +13,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from imta_jax.cores import usable_cores
-from imta_jax.inference.engine import COMPILER_OPTIONS, Answers, Engine, Pools, Programs, Segment
-from imta_jax.inference.planning import BatchSizes, Plan, all_segments, best_plan, reach_of
-from imta_jax.inference.profile import StageProfile, assumed_profile, kept_profile, measured_profile
-from imta_jax.inference.staged import StagedNetwork
+from imta_jax.inference.engine.engine import (
+    COMPILER_OPTIONS,
+    Answers,
+    Engine,
+    Pools,
+    Programs,
+    Segment,
+)
+from imta_jax.inference.engine.planning import BatchSizes, Plan, all_segments, best_plan, reach_of
+from imta_jax.inference.engine.profile import (
+    StageProfile,
+    assumed_profile,
+    kept_profile,
+    measured_profile,
+)
+from imta_jax.inference.engine.staged import StagedNetwork
+from imta_jax.runtime.environment import usable_cores
 
 if TYPE_CHECKING:
     from imta_jax.models import MultiExitClassifier
@@ -91,7 +103,7 @@ class AdaptiveClassifier:
         self._sizes = _checked_sizes(capacity, batch_sizes)
         if not isinstance(network, StagedNetwork):
             # Needs Flax and the model code, which an exported network does without.
-            from imta_jax.inference.classifier_stages import staged_classifier
+            from imta_jax.inference.engine.classifier_stages import staged_classifier
 
             network = staged_classifier(network, mean=mean, std=std, dtype=dtype)
         self.network, self.max_batch_size = network, max_batch_size

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from imta_jax.cores import usable_cores
 from imta_jax.inference.adaptive import AdaptiveClassifier, AdaptivePredictions
-from imta_jax.inference.answers import Answer, JsonLines, Table, description, summary
-from imta_jax.inference.exported import ExportedClassifier, load_exported, platform_here
-from imta_jax.inference.operating_points import point_within_ms
-from imta_jax.inference.pictures import Picture, find_pictures, read_picture
-from imta_jax.progress_bar import with_progress
+from imta_jax.inference.engine.operating_points import point_within_ms
+from imta_jax.inference.export.loader import ExportedClassifier, load_exported, platform_here
+from imta_jax.inference.formatting import Answer, JsonLines, Table, description, summary
+from imta_jax.inference.image_files import Picture, find_pictures, read_picture
+from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.progress_bar import with_progress
 
 _PROGRAM = "python -m imta_jax.inference"
 _BATCH_SIZE = 32
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "exit that is confident enough.",
         epilog="Without pictures it says what the folder holds.",
     )
-    parser.add_argument("folder", help="written by python -m imta_jax.inference.export")
+    parser.add_argument("folder", help="written by python -m imta_jax.inference.export.run_export")
     parser.add_argument("pictures", nargs="*", help="image files, or folders of them")
     parser.add_argument(
         "--budget",

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imta_jax.layers import BatchNorm, ConvBNReLU
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.msdnet import Bottleneck, MSDNet, MultiScaleLayer, Stem
+from imta_jax.nn.layers import BatchNorm, ConvBNReLU
 from imta_jax.techniques import TransferHeads
 
 

@@ -10,7 +10,7 @@ from imta_jax.models.build import (
     with_collaborative_heads,
 )
 from imta_jax.models.classifier import Backbone, Heads, MultiExitClassifier, run_heads
-from imta_jax.models.inference import inference_logits
+from imta_jax.models.logits import inference_logits
 from imta_jax.models.presets import NETWORK_PRESETS
 
 __all__ = [

@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from imta_jax.errors import unknown_name
-from imta_jax.layers import Initialization, initialization
+from imta_jax.models.baselines.densenet import DenseNetSpec, densenet
+from imta_jax.models.baselines.googlenet import GoogLeNetSpec, googlenet
+from imta_jax.models.baselines.hydranet import HydraNet, HydraNetSpec
+from imta_jax.models.baselines.resnet import ResNetSpec, resnet
 from imta_jax.models.classifier import Backbone, MultiExitClassifier
-from imta_jax.models.densenet import DenseNetSpec, densenet
 from imta_jax.models.fields import read_fields
-from imta_jax.models.googlenet import GoogLeNetSpec, googlenet
-from imta_jax.models.hydranet import HydraNet, HydraNetSpec
 from imta_jax.models.msdnet import MSDNet
 from imta_jax.models.plan import plan_network, spec_from_config
 from imta_jax.models.presets import NETWORK_PRESETS
-from imta_jax.models.resnet import ResNetSpec, resnet
+from imta_jax.nn.layers import Initialization, initialization
 from imta_jax.techniques import TRANSFERS, IndependentHeads, ResidualHeads, TransferHeads
 
 # What phase-II linear layers start from: phase I's ("fine-tune", Sec. 4) or new draws (reference).

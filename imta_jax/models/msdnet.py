@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imta_jax.convolution import convolve
-from imta_jax.layers import ConvBNReLU, Initialization, initialization, normalize_together
-from imta_jax.layout import Layout
-from imta_jax.materialized import materialized
 from imta_jax.models.plan import Branch, Layer, NetworkPlan
+from imta_jax.nn.convolution import convolve
+from imta_jax.nn.cpu.layout import Layout
+from imta_jax.nn.cpu.no_inline import materialized
+from imta_jax.nn.layers import ConvBNReLU, Initialization, initialization, normalize_together
 
 State = tuple[jax.Array, ...]
 Pending = tuple[tuple[jax.Array | None, ...], ...]
@@ -184,7 +184,7 @@ class MSDNet(nnx.Module):
       plan: the topology it was built from.
       num_exits: k.
       feature_widths: channels of the pooled features of each exit.
-      layout: of the maps in a state, of this and of every module in it; see `imta_jax.layout`.
+      layout: Order of the axes of every map in a state; see `imta_jax.nn.cpu.layout`.
     """
 
     layout = Layout.IMAGES_FIRST

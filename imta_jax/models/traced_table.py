@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
-from imta_jax.convolution import convolve
 from imta_jax.models.classifier import MultiExitClassifier, State
+from imta_jax.nn.convolution import convolve
 
 _COLUMNS = ("multiply-adds", "parameters")
 

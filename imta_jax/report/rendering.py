@@ -65,7 +65,9 @@ def render(
       **values: what else the template names.
     """
     environment = Environment(
-        loader=PackageLoader("imta_jax.report", "."), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("imta_jax.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
     )
     embedded = [
         (section, base64.b64encode(figures[section.name]).decode("ascii"))

@@ -1,5 +1,7 @@
 """Objectives, optimiser, state, steps, the loop, checkpoints and the two phases."""
 
+from imta_jax.runtime.executable_cache import read_ahead, step_label
+from imta_jax.runtime.preemption import EXIT_CODE, Interrupted, exit_when_told
 from imta_jax.training.checkpoints import (
     AnotherNetworkError,
     check_which,
@@ -7,8 +9,6 @@ from imta_jax.training.checkpoints import (
     restore_model,
 )
 from imta_jax.training.feed import training_pipeline
-from imta_jax.training.interruption import EXIT_CODE, Interrupted, exit_when_told
-from imta_jax.training.kept_steps import read_ahead, step_label
 from imta_jax.training.loop import EpochLoop, NonFiniteLossError
 from imta_jax.training.objectives import PhaseOneObjective, PhaseTwoObjective
 from imta_jax.training.phases import (

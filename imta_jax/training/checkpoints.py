@@ -19,8 +19,8 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
+from imta_jax.distributed import is_first_process, wait_for_all
 from imta_jax.errors import unknown_name
-from imta_jax.parallel import is_first_process, wait_for_all
 from imta_jax.training.packing import packed_like, unpacked
 from imta_jax.training.state import TrainState, named_arrays
 

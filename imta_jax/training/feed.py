@@ -13,14 +13,14 @@ from imta_jax.data import (
     steps_per_epoch,
     train_batches,
 )
-from imta_jax.data.resident import (
+from imta_jax.data.pipeline.on_device import (
     can_reside,
     fits_device,
     make_resident,
     resident_rows,
 )
-from imta_jax.parallel import place_batch, place_rows, process_share
-from imta_jax.training.kept_steps import KeptStep, step_label
+from imta_jax.distributed import place_batch, place_rows, process_share
+from imta_jax.runtime.executable_cache import KeptStep, step_label
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.state import TrainState
 from imta_jax.training.step import TrainStep, on_batches, on_resident

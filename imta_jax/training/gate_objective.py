@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from imta_jax.models import MultiExitClassifier
-from imta_jax.models.class_clusters import gate_loss
+from imta_jax.models.baselines.class_clusters import gate_loss
 from imta_jax.training.objectives import ExitMetrics, PhaseOneObjective, exit_metrics
 
 

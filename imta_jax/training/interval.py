@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from imta_jax.progress_bar import duration, write_line
+from imta_jax.runtime.progress_bar import duration, write_line
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.progress import per_exit
 

@@ -10,16 +10,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from imta_jax.progress_bar import with_progress
+from imta_jax.runtime.preemption import Interrupted, StopRequest, listening
+from imta_jax.runtime.progress_bar import with_progress
+from imta_jax.runtime.write_errors import WriteErrors
 from imta_jax.training.checkpoints import Checkpoints
 from imta_jax.training.feed import Feed
-from imta_jax.training.interruption import Interrupted, StopRequest, listening
 from imta_jax.training.interval import IntervalLines
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.profiling import StepProfiler
 from imta_jax.training.progress import MetricsLog, log_epoch
 from imta_jax.training.state import TrainState
-from imta_jax.training.write_errors import WriteErrors
 
 _log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from imta_jax.data import Dataset, HostPipeline, Share, eval_batches, steps_per_epoch
+from imta_jax.distributed import check_batch_size, data_mesh, place_batch, process_share
 from imta_jax.errors import unknown_name
 from imta_jax.models import (
     MultiExitClassifier,
@@ -23,7 +24,7 @@ from imta_jax.models import (
     resolve_model_config,
     with_collaborative_heads,
 )
-from imta_jax.parallel import check_batch_size, data_mesh, place_batch, process_share
+from imta_jax.runtime.write_errors import WriteErrors
 from imta_jax.training.checkpoints import check_which, has_readable_epoch, restore_model
 from imta_jax.training.feed import PHASES, check_feed, training_feed
 from imta_jax.training.gate_objective import GateSupervisedObjective
@@ -40,7 +41,6 @@ from imta_jax.training.optimizer import sgd, step_schedule
 from imta_jax.training.profiling import StepProfiler, check_profile_steps
 from imta_jax.training.state import TrainState, create_state
 from imta_jax.training.step import make_eval_step, train_step
-from imta_jax.training.write_errors import WriteErrors
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from imta_jax.parallel import is_first_process
-from imta_jax.progress_bar import duration, write_line
+from imta_jax.distributed import is_first_process
+from imta_jax.runtime.progress_bar import duration, write_line
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter

@@ -9,8 +9,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from imta_jax.distributed import parameter_sharding, place_parameters, place_replicated
 from imta_jax.models import MultiExitClassifier
-from imta_jax.parallel import parameter_sharding, place_parameters, place_replicated
 from imta_jax.training.packing import Packed, Packing, unpacked
 
 

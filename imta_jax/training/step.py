@@ -9,11 +9,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from imta_jax.data.resident import ResidentRows, ResidentSplit, resident_batch
-from imta_jax.layout import Layout, lay_out
+from imta_jax.data.pipeline.on_device import ResidentRows, ResidentSplit, resident_batch
+from imta_jax.distributed import is_one_processor, replicated, split_batches, split_over_batch
 from imta_jax.models import inference_logits
-from imta_jax.parallel import is_one_processor, replicated, split_batches, split_over_batch
-from imta_jax.pixels import normalize
+from imta_jax.nn.cpu.layout import Layout, lay_out
+from imta_jax.nn.pixels import normalize
 from imta_jax.training.objectives import ExitMetrics, Objective, masked_sums
 from imta_jax.training.packing import Packed
 from imta_jax.training.state import TrainState

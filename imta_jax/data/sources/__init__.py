@@ -5,7 +5,7 @@ kind, and `read(request) -> RawData`; a new one is such a file and its line in `
 kinds that accept more. Checks of what was read are in `raw.py`.
 """
 
-from imta_jax.data.raw import RawData
+from imta_jax.data.source_validation import RawData
 from imta_jax.data.sources import embedded, folder, npz, prepared, tfds
 from imta_jax.data.sources.request import SourceRequest
 

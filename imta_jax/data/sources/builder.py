@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imta_jax.data.channel_statistics import PUBLISHED_STATISTICS
-from imta_jax.data.indexing import index_records
-from imta_jax.data.raw import RawData, RawSplit
-from imta_jax.data.sources.raw_split import as_raw_split
+from imta_jax.data.pipeline.indexing import index_records
+from imta_jax.data.source_validation import RawData, RawSplit
+from imta_jax.data.sources.encoded_split import as_raw_split
 from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.data.sources.storage import changed
 from imta_jax.data.tensorflow_import import import_tensorflow

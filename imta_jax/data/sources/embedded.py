@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from imta_jax.data.raw import RawData
+from imta_jax.data.source_validation import RawData
 from imta_jax.data.sources.npz import read_npz
 from imta_jax.data.sources.request import SourceRequest
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from imta_jax.data.encoded import WHOLE_FILE, EncodedImages
-from imta_jax.data.indexing import Indexed, index_files
-from imta_jax.data.raw import RawData
-from imta_jax.data.sources.raw_split import as_raw_split
+from imta_jax.data.pipeline.encoded import WHOLE_FILE, EncodedImages
+from imta_jax.data.pipeline.indexing import Indexed, index_files
+from imta_jax.data.source_validation import RawData
+from imta_jax.data.sources.encoded_split import as_raw_split
 from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.data.sources.storage import absolute, changed, is_path, opening
 from imta_jax.data.sources.tfds import tell_of_namesake

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imta_jax.data.raw import RawData, RawSplit
+from imta_jax.data.source_validation import RawData, RawSplit
 from imta_jax.data.sources.request import SourceRequest, choose_splits
 
 _EXPECTED = "train_images, train_labels, test_images, test_labels"

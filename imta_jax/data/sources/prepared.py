@@ -3,7 +3,7 @@
 It is read without the code that prepared it: .../imagenet2012/5.1.0, with its features.json.
 """
 
-from imta_jax.data.raw import RawData
+from imta_jax.data.source_validation import RawData
 from imta_jax.data.sources.builder import read_builder
 from imta_jax.data.sources.request import SourceRequest
 from imta_jax.data.sources.storage import absolute, is_path, opening

@@ -12,7 +12,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from imta_jax.data.raw import RawData
+from imta_jax.data.source_validation import RawData
 from imta_jax.data.sources import embedded
 from imta_jax.data.sources.builder import feature_keys, read_builder
 from imta_jax.data.sources.request import SourceRequest

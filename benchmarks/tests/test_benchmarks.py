@@ -1,0 +1,122 @@
+"""The benchmarks measure what they say they do; how long anything takes is not tested."""
+
+import json
+import os
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import tiny_config, write_dataset
+
+from benchmarks import environment, input_pipeline
+from benchmarks import photographs as jpegs
+from imta_jax.runtime.environment import usable_cores
+
+TINY = {"images": 10, "batch_size": 4, "rounds": 1, "step_rounds": 1, "block": 1}
+TINY |= {"memory_batch_size": 4, "memory_batches": 2}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return jpegs.make_jpegs(tmp_path_factory.mktemp("jpegs"), count=10)
+
+
+@pytest.fixture(scope="module")
+def photographs(files, tmp_path_factory):
+    root = jpegs.link_tree(files, tmp_path_factory.mktemp("linked"), images=10)
+    return jpegs.load_photographs(root)
+
+
+def test_pillow_shows_what_our_pipeline_shows(photographs):
+    ours, pillow = (
+        np.concatenate(list(jpegs.CONTENDERS[name](photographs, 4, epoch=3)))
+        for name in ("ours", "pillow")
+    )
+    assert ours.shape == pillow.shape == (8, 224, 224, 3)
+    assert ours.dtype == pillow.dtype == np.uint8
+    apart = np.abs(ours.astype(int) - pillow).mean(axis=(1, 2, 3))
+    assert apart.max() < 3
+    # Not merely alike: another image, or the same one mirrored, is much further away.
+    assert np.abs(ours[:, :, ::-1].astype(int) - pillow).mean() > 10
+
+
+def test_bare_decode_decodes_the_same_windows(photographs):
+    shapes = np.concatenate(list(jpegs.CONTENDERS["bare_decode"](photographs, 4, epoch=3)))
+    _, rows = jpegs.drawn_rows(photographs, 4, epoch=3)
+    np.testing.assert_array_equal(shapes[:, :2], rows.window[:, 2:])
+    assert (shapes[:, 2] == 3).all()
+
+
+def test_entropy_decode_leaves_an_eighth_of_every_file(photographs):
+    shapes = np.concatenate(list(jpegs.CONTENDERS["entropy_decode"](photographs, 4, epoch=3)))
+    assert shapes.tolist() == [[47, 63, 1]] * 8
+
+
+def test_feeds_hold_the_same_batches(tmp_path):
+    config = tiny_config(write_dataset(tmp_path / "tiny.npz")).to_dict()
+    feeds, state = input_pipeline.training_feeds(config)
+    assert list(feeds) == ["constant", "device", "cutting", "tf_data", "numpy"]
+    constant, rows, again, *others = (next(iter(feed.items(0, 0))) for feed in feeds.values())
+    cut = jax.tree.map(lambda several: several[0], feeds["cutting"].advance(state, again)[1])
+    for batch in (cut, *others):
+        np.testing.assert_array_equal(batch.images, constant.images)
+    np.testing.assert_array_equal(rows.index[0], constant.index)
+
+
+def test_contenders_take_turns_and_the_first_round_is_dropped():
+    seen = []
+    measure = {name: lambda r, n=name: seen.append(n + str(r)) or r for name in "ab"}
+    found = environment.take_turns(measure, rounds=2)
+    assert seen == ["a0", "b0", "b1", "a1", "a2", "b2"]
+    assert {name: values.tolist() for name, values in found.items()} == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_memory_is_that_of_a_process_of_its_own():
+    assert environment.in_own_process(os.getpid) != os.getpid()
+
+
+def test_script_writes_its_result(files, tmp_path, monkeypatch, capsys):
+    data = write_dataset(tmp_path / "tiny.npz")
+    smallest = {"num_exits": 1, "growth_factors": (1,), "bottleneck_factors": (1,)}
+    config = tiny_config(data, **{f"model__{k}": v for k, v in smallest.items()})
+    monkeypatch.setattr(input_pipeline.cifar10, "get_config", lambda: config)
+    monkeypatch.setattr(input_pipeline, "QUICK", TINY)
+    # A fresh process takes half of this test's time, to import everything again.
+    monkeypatch.setattr(environment, "in_own_process", lambda function, *args: function(*args))
+    bound = []  # and this one keeps its cores
+    monkeypatch.setattr(jpegs.os, "sched_setaffinity", lambda process, cores: bound.append(cores))
+    folder, out = tmp_path / "given", tmp_path / "result.json"
+    jpegs.link_tree(files, folder, images=8)
+    flags = {"out": out, "images": folder, "images-name": "pictures", "cifar": data}
+    monkeypatch.setattr(sys, "argv", ["", "--quick", *(f"--{k}={v}" for k, v in flags.items())])
+    input_pipeline.main()
+    printed, result = capsys.readouterr().out, json.loads(out.read_text())
+    assert {"hardware", "versions", "seeds", "data", "network", "targets"} <= result.keys()
+    assert result["data"] == {
+        "imagenet": "16 pictures, median 375 x 500 pixels",
+        "cifar": "an .npz",
+    }
+    every = usable_cores()
+    parts = [f"imagenet, cores: {cores}" for cores in sorted({1, every}) for _ in range(4)]
+    parts += ["cifar"] * 5 + ["memory"]
+    assert [row["part"] for row in result["rows"]] == parts
+    assert [len(cores) for cores in bound] == sorted({1, every})
+    assert {row["contender"] for row in result["rows"][:4]} == set(jpegs.CONTENDERS)
+    summary = result["summary"]
+    assert result["targets"].keys() < summary.keys()
+    for name, spread in summary["spread"].items():
+        assert summary[name] == spread["median"] and name in printed
+        assert spread["least"] <= spread["median"] <= spread["most"]
+    memory = result["rows"][-1]
+    assert 0 < memory["after_imports_gb"] <= memory["peak_of_indexing_gb"] <= memory["peak_gb"]
+    assert memory["batches"] == 2 and summary["memory_peak_gb"] == memory["peak_gb"]
+    assert str(tmp_path) not in out.read_text()
+
+
+def test_another_allocator_is_told_by_name_without_its_path(monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    assert environment.preloaded() == {}
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2")
+    monkeypatch.setenv("MALLOC_CONF", "thp:always")
+    assert environment.preloaded() == {"preloaded": "libjemalloc.so.2 thp:always"}

@@ -1,0 +1,1 @@
+"""Ways of choosing exit thresholds, and their comparison at equal cost."""

@@ -1,0 +1,118 @@
+"""A comparison of threshold methods as plain values: what JSON files keep and tables show."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from imta_jax.evaluation.budget import DEFAULT_QUOTAS
+from imta_jax.evaluation.methods.comparison import MethodCurve, compare_methods
+from imta_jax.evaluation.predictions import Predictions
+
+# Of the guarantees and of the intervals.
+CONFIDENCE_LEVEL = 0.95
+
+
+def comparison_record(
+    validation: Predictions,
+    test: Predictions,
+    costs: object,
+    budgets: Sequence[float],
+    *,
+    quotas: Sequence[float] = DEFAULT_QUOTAS,
+) -> dict[str, Any]:
+    """Compares all methods and says under which terms.
+
+    Args:
+      validation: logits [E, N, K] and labels [N] of held-out images.
+      test: the same of the test images.
+      costs: [E] cumulative cost per exit, or an object whose `.macs` holds them.
+      budgets: fractions of the last exit's cost.
+      quotas: of the sweep, see `geometric_quota`.
+
+    Returns:
+      `confidence_level`, `resamples` and `seed` of the intervals, `images` per split, `full_cost`
+      (the last exit's) and `points`, see `comparison_rows`.
+
+    Raises:
+      ValueError: as `compare_methods`.
+    """
+    terms = {"confidence_level": CONFIDENCE_LEVEL, "resamples": 1000, "seed": 0}
+    curves = compare_methods(validation, test, costs, budgets, quotas=quotas, **terms)
+    return {
+        **terms,
+        "images": {"validation": len(validation.labels), "test": len(test.labels)},
+        "full_cost": float(getattr(costs, "macs", costs)[-1]),
+        "points": comparison_rows(curves),
+    }
+
+
+def comparison_rows(curves: Mapping[str, MethodCurve]) -> list[dict[str, Any]]:
+    """The points of all methods as plain mappings.
+
+    Returns:
+      Per point `method`, `asked` (in words) and as numbers (`budget`, `patience`,
+      `tolerance_points`, `confidence_level`), `top1`, `top1_low`, `top1_high`, `mean_cost`,
+      `validation_top1`, `validation_cost`, `gain`, `gain_low`, `gain_high`, `exit_fractions` and,
+      where there are any, `thresholds` and `temperatures`; see `MethodCurve`.
+    """
+    return [_row(curve, p) for curve in curves.values() for p in range(len(curve.settings))]
+
+
+def comparison_text(record: Mapping[str, Any]) -> str:
+    """The points as a table to print; costs as shares of the last exit's."""
+    from tabulate import tabulate  # a launch does without it
+
+    shown = [
+        {
+            "method": row["method"],
+            "asked": row["asked"],
+            "validation cost": f"{row['validation_cost'] / record['full_cost']:.1%}",
+            "test cost": f"{row['mean_cost'] / record['full_cost']:.1%}",
+            "top-1 (%)": f"{row['top1']:.2f}",
+            "interval": f"{row['top1_low']:.2f} to {row['top1_high']:.2f}",
+            "over the sweep": f"{row['gain']:+.2f}",
+            "its interval": f"{row['gain_low']:+.2f} to {row['gain_high']:+.2f}",
+        }
+        for row in record["points"]
+    ]
+    notes = (
+        f"{record['images']['validation']:,} validation and {record['images']['test']:,} test "
+        f"images; intervals of {record['confidence_level']:.0%}. Over the sweep: points of top-1 "
+        "beyond the geometric sweep's at the same validation cost, on the same images."
+    )
+    right = ("left", "left", *["right"] * 6)
+    table = tabulate(shown, headers="keys", disable_numparse=True, colalign=right)
+    return f"{table}\n\n{notes}"
+
+
+def _row(curve: MethodCurve, p: int) -> dict[str, Any]:
+    row = {
+        "method": curve.method,
+        "asked": _in_words(curve.settings[p]),
+        **curve.settings[p],
+        "top1": curve.accuracy[p].item(),
+        "top1_low": curve.accuracy_interval[p, 0].item(),
+        "top1_high": curve.accuracy_interval[p, 1].item(),
+        "mean_cost": curve.mean_cost[p].item(),
+        "validation_top1": curve.validation_accuracy[p].item(),
+        "validation_cost": curve.validation_cost[p].item(),
+        "gain": curve.gain[p].item(),
+        "gain_low": curve.gain_interval[p, 0].item(),
+        "gain_high": curve.gain_interval[p, 1].item(),
+        "exit_fractions": curve.exit_fractions[p].tolist(),
+    }
+    if curve.thresholds is not None:
+        row["thresholds"] = curve.thresholds[p].tolist()
+    if curve.temperatures is not None:
+        row["temperatures"] = curve.temperatures.tolist()
+    return row
+
+
+def _in_words(settings: Mapping[str, float]) -> str:
+    """What a point was asked for: "budget 30%", "2 exits agree", "1 point, 95% sure"."""
+    if "budget" in settings:
+        return f"budget {100 * settings['budget']:g}%"
+    if "patience" in settings:
+        return "first exit" if settings["patience"] == 1 else f"{settings['patience']} exits agree"
+    points = f"{settings['tolerance_points']:g} point" + "s" * (settings["tolerance_points"] != 1)
+    level = settings.get("confidence_level")
+    return f"{points} on average" if level is None else f"{points}, {100 * level:g}% sure"

@@ -1,0 +1,1 @@
+"""The early-exit engine: compiled segments, batch plans and measured profiles."""

@@ -1,0 +1,1 @@
+"""Exported networks: writing, checking and loading their folder."""

@@ -1,0 +1,1 @@
+"""Continuous batching: requests, workers and the stream that serves them."""

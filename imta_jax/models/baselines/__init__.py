@@ -1,0 +1,1 @@
+"""Networks that MSDNet is compared with: ResNet, DenseNet, GoogLeNet, HydraNet."""

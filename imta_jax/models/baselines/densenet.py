@@ -1,0 +1,159 @@
+"""DenseNet (Huang et al., CVPR 2017) as a backbone, with one exit or with several.
+
+A layer concatenates what it computes to what it read. It starts with normalisation and ReLU; with
+`bottleneck` (DenseNet-B) a 1x1 convolution to 4 times the growth rate comes before the 3x3 one.
+Between dense blocks a 1x1 convolution keeps the share `reduction` of the channels (DenseNet-C) and
+a 2x2 average pool halves the resolution. Exits after layers make it the multi-exit DenseNet that
+MSDNet was compared with (DenseNet^MC).
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from imta_jax.models.baselines.single_scale import ImageNetOpening, SingleScaleBackbone
+from imta_jax.models.fields import check_depths, check_exits, check_one_of, check_positive
+from imta_jax.models.plan import STEMS
+from imta_jax.nn.layers import BatchNorm, Initialization, conv, initialization
+
+_BOTTLENECK_FACTOR = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseNetSpec:
+    """The fields of `config.model` that a DenseNet has and what fits each.
+
+    Attributes:
+      stem: "cifar" (3x3) or "imagenet" (7x7 stride 2, max-pool).
+      channels: of the stem.
+      growth_rate: channels that a layer adds.
+      depths: layers per dense block, that is per resolution.
+      bottleneck: whether a layer has a 1x1 convolution before its 3x3 one.
+      reduction: share of channels that a transition keeps, above 0 and at most 1.
+      exits: layers, numbered from 1, after which an exit sits; the last layer has one anyway.
+      initialization: a name in `imta_jax.nn.layers.INITIALIZATIONS`.
+    """
+
+    stem: str
+    channels: int
+    growth_rate: int
+    depths: tuple[int, ...]
+    bottleneck: bool
+    reduction: float
+    exits: tuple[int, ...] = ()
+    initialization: str = "he_normal"
+
+    def __post_init__(self):
+        check_one_of(self, "stem", STEMS)
+        check_positive(self, "channels", "growth_rate")
+        check_depths(self)
+        check_exits(self)
+        if not 0 < self.reduction <= 1 or self.reduction * self.channels < 1:
+            raise ValueError(
+                "config.model.reduction must lie above 0 and be at most 1, and leave a channel of "
+                f"those that the stem has; found {self.reduction}"
+            )
+
+
+class NormReLUConv(nnx.Module):
+    """Batch normalisation, ReLU, convolution."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, init: Initialization, rngs: nnx.Rngs
+    ):
+        self.norm = BatchNorm(inputs, rngs=rngs)
+        self.conv = conv(inputs, outputs, kernel, init=init, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [N, H, W, inputs] to [N, H, W, outputs]."""
+        return self.conv(self.norm(x, relu=True))
+
+
+class DenseLayer(nnx.Module):
+    """Adds `growth` channels to its input; the first of a later dense block has a transition."""
+
+    def __init__(
+        self,
+        inputs: int,
+        growth: int,
+        bottleneck: bool,
+        transition: "Transition | None",
+        *,
+        init: Initialization,
+        rngs: nnx.Rngs,
+    ):
+        self.transition = nnx.List([transition] if transition else [])
+        width = _BOTTLENECK_FACTOR * growth if bottleneck else inputs
+        self.reduce = nnx.List(
+            [NormReLUConv(inputs, width, 1, init=init, rngs=rngs)] if bottleneck else []
+        )
+        self.expand = NormReLUConv(width, growth, 3, init=init, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [N, H, W, inputs] to [N, H, W, inputs + growth]; a transition halves before it."""
+        for transition in self.transition:
+            x = transition(x)
+        added = x
+        for reduce in self.reduce:
+            added = reduce(added)
+        return jnp.concatenate([x, self.expand(added)], axis=-1)
+
+
+class Transition(nnx.Module):
+    """1x1 convolution and 2x2 average pool between dense blocks."""
+
+    def __init__(self, inputs: int, outputs: int, *, init: Initialization, rngs: nnx.Rngs):
+        self.reduce = NormReLUConv(inputs, outputs, 1, init=init, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [N, H, W, inputs] to [N, H/2, W/2, outputs], rounding down, but to 1 at least."""
+        x = self.reduce(x)
+        window = tuple(min(2, side) for side in x.shape[1:3])
+        return nnx.avg_pool(x, window, strides=window)
+
+
+def densenet(spec: DenseNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> SingleScaleBackbone:
+    """Builds the network that `spec` describes."""
+    init = initialization(spec.initialization)
+    small = spec.stem == "cifar"
+    # The first layer normalises what it reads, so that on small images nothing follows the stem.
+    if small:
+        opening = conv(image_channels, spec.channels, 3, init=init, rngs=rngs)
+    else:
+        opening = ImageNetOpening(image_channels, spec.channels, init=init, rngs=rngs)
+    blocks, widths = _layers(spec, init, rngs)
+    return SingleScaleBackbone(
+        opening,
+        blocks,
+        widths,
+        exits=spec.exits,
+        small_images=small,
+        preactivated=True,
+        init=init,
+        rngs=rngs,
+    )
+
+
+def _layers(
+    spec: DenseNetSpec, init: Initialization, rngs: nnx.Rngs
+) -> tuple[list[DenseLayer], list[int]]:
+    """All layers, and the channels after each."""
+    layers, widths, channels = [], [], spec.channels
+    for block, depth in enumerate(spec.depths):
+        for number in range(depth):
+            transition = None
+            if block and number == 0:
+                kept = math.floor(spec.reduction * channels)
+                transition = Transition(channels, kept, init=init, rngs=rngs)
+                channels = kept
+            layers.append(
+                DenseLayer(
+                    channels, spec.growth_rate, spec.bottleneck, transition, init=init, rngs=rngs
+                )
+            )
+            channels += spec.growth_rate
+            widths.append(channels)
+    return layers, widths

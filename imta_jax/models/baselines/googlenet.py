@@ -1,0 +1,92 @@
+"""GoogLeNet (Inception v1, Szegedy et al., CVPR 2015) for photographs, as a backbone of one exit.
+
+Widths and 5x5 convolutions are those of the published Table 1. Every convolution is followed by
+batch normalisation, which the published network did not have yet, in place of its biases and of
+local response normalisation; the two auxiliary classifiers, which only helped to train it without
+normalisation, are left out.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from imta_jax.models.baselines.single_scale import ImageNetOpening, SingleScaleBackbone, pool_by_two
+from imta_jax.nn.layers import ConvBNReLU, Initialization, initialization
+
+
+@dataclasses.dataclass(frozen=True)
+class GoogLeNetSpec:
+    """The fields of `config.model` that a GoogLeNet has.
+
+    Attributes:
+      initialization: a name in `imta_jax.nn.layers.INITIALIZATIONS`.
+    """
+
+    initialization: str = "he_normal"
+
+
+# Per module: whether a max-pool comes before it, then the outputs of the 1x1 branch, of the 3x3
+# branch's reduction and convolution, of the 5x5 branch's, and of the pooling branch.
+_MODULES = (
+    (True, 64, (96, 128), (16, 32), 32),
+    (False, 128, (128, 192), (32, 96), 64),
+    (True, 192, (96, 208), (16, 48), 64),
+    (False, 160, (112, 224), (24, 64), 64),
+    (False, 128, (128, 256), (24, 64), 64),
+    (False, 112, (144, 288), (32, 64), 64),
+    (False, 256, (160, 320), (32, 128), 128),
+    (True, 256, (160, 320), (32, 128), 128),
+    (False, 384, (192, 384), (48, 128), 128),
+)
+
+
+class Inception(nnx.Module):
+    """Four branches side by side: 1x1, 3x3, 5x5 and a pooled 1x1, concatenated."""
+
+    def __init__(
+        self,
+        inputs: int,
+        pools: bool,
+        one: int,
+        three: tuple[int, int],
+        five: tuple[int, int],
+        pooled: int,
+        *,
+        init: Initialization,
+        rngs: nnx.Rngs,
+    ):
+        self.pools = pools
+        self.outputs = one + three[1] + five[1] + pooled
+
+        def convolution(i: int, o: int, kernel: int) -> ConvBNReLU:
+            return ConvBNReLU(i, o, kernel, init=init, rngs=rngs)
+
+        self.one = convolution(inputs, one, 1)
+        self.three = nnx.Sequential(convolution(inputs, three[0], 1), convolution(*three, 3))
+        self.five = nnx.Sequential(convolution(inputs, five[0], 1), convolution(*five, 5))
+        self.pooled = convolution(inputs, pooled, 1)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [N, H, W, inputs] to [N, H, W, outputs], at half the size where it pools first."""
+        x = pool_by_two(x) if self.pools else x
+        around = nnx.max_pool(x, (3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))
+        branches = (self.one(x), self.three(x), self.five(x), self.pooled(around))
+        return jnp.concatenate(branches, axis=-1)
+
+
+def googlenet(spec: GoogLeNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> SingleScaleBackbone:
+    """Builds the network."""
+    init = initialization(spec.initialization)
+    opening = nnx.Sequential(
+        ImageNetOpening(image_channels, 64, init=init, rngs=rngs),
+        ConvBNReLU(64, 64, 1, init=init, rngs=rngs),
+        ConvBNReLU(64, 192, 3, init=init, rngs=rngs),
+    )
+    modules, inputs = [], 192
+    for sizes in _MODULES:
+        modules.append(Inception(inputs, *sizes, init=init, rngs=rngs))
+        inputs = modules[-1].outputs
+    widths = [module.outputs for module in modules]
+    return SingleScaleBackbone(opening, modules, widths, init=init, rngs=rngs)

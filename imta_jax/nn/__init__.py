@@ -1,0 +1,1 @@
+"""Layers, initialization, convolution, batch normalization and pixel normalization."""

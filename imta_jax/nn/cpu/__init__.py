@@ -1,0 +1,1 @@
+"""Forms of the network's operations that exist only because CPUs need them."""

@@ -1,0 +1,218 @@
+"""Figures about budgets: accuracy against cost, and where images leave."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from imta_jax.report.run.record import RunRecord
+from imta_jax.report.run.summary import operating_point
+from imta_jax.report.style import (
+    ADAPTIVE,
+    INK,
+    MILLION,
+    MUTED,
+    exit_colours,
+    halo,
+    new_figure,
+    numbered_circle,
+    percentage_ticks,
+    short_count,
+    text_colour_on,
+    tidy,
+)
+
+LEAST_RANGE_POINTS = 3.0
+COST_AXIS = "mean multiply-adds per image (millions)"
+
+
+def figure_budget_curve(run: RunRecord) -> Figure:
+    """Test top-1 against mean multiply-adds: adaptive, anytime, and the full network.
+
+    Reads `run.exits`, `run.budget_curve` and `run.metrics`; returns the figure.
+    """
+    point = operating_point(run)
+    title = f"{point.top1:.1f}% at {point.cost_share:.0%} of the full network's multiply-adds"
+    figure = new_figure(8.4, 4.9, title)
+    axes = figure.subplots()
+    tidy(axes, title="test images; thresholds chosen on validation images", x=COST_AXIS)
+    axes.set_ylabel("top-1 (%)")
+    low, high = accuracy_range(run)
+    axes.set_ylim(low, high + 0.2 * (high - low))
+    axes.set_xlim(0, 1.04 * run.full_macs / MILLION)
+    _draw_full_network(axes, run)
+    _draw_anytime(axes, run)
+    _draw_adaptive(axes, run)
+    _draw_operating_point(axes, run)
+    _name_lines(axes)
+    percentage_ticks(axes)
+    return figure
+
+
+def accuracy_range(run: RunRecord) -> tuple[float, float]:
+    """Limits of top-1, in percent, between which the budget curve is worth looking at.
+
+    The cheapest points may lie tens of points below the rest and would flatten it: points that
+    cost less than 30% of the full network count only if they no more than triple the range.
+    """
+    costs = np.concatenate([run.exits["macs"], run.budget_curve["mean_macs"]])
+    top1 = np.concatenate([run.exits["top1"], run.budget_curve["top1"]]).astype(float)
+    high = top1.max()
+    low = top1[costs >= 0.3 * run.full_macs].min()
+    if top1.min() >= low - 2 * max(high - low, 0.5):
+        low = top1.min()
+    # Differences of tenths of a point are noise on some thousand test images: not to be magnified.
+    missing = max(LEAST_RANGE_POINTS - (high - low), 0.0)
+    margin = 0.07 * (high - low)
+    return low - margin - 0.7 * missing, high + margin + 0.3 * missing
+
+
+def _draw_full_network(axes: Axes, run: RunRecord) -> None:
+    axes.axhline(run.full_top1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.annotate(
+        f"full network: {run.full_top1:.1f}% at {short_count(run.full_macs)}",
+        (0, run.full_top1),
+        xytext=(4, 4),
+        textcoords="offset points",
+        color=MUTED,
+        fontsize=9,
+        path_effects=halo(),
+    )
+
+
+def _draw_anytime(axes: Axes, run: RunRecord) -> None:
+    """Each exit alone: a thin line through circles that hold the exit's number."""
+    costs, top1 = run.exits["macs"] / MILLION, run.exits["top1"]
+    axes.plot(costs, top1, color=MUTED, linewidth=1, zorder=2)
+    low, high = axes.get_ylim()
+    for exit_, cost, height, colour in zip(
+        run.exits["exit"], costs, top1, exit_colours(run.num_exits), strict=True
+    ):
+        numbered_circle(axes, int(exit_), cost, max(height, low + 0.035 * (high - low)), colour)
+        if height < low:
+            _note_below_range(axes, cost, low + 0.035 * (high - low), height)
+
+
+def _note_below_range(axes: Axes, cost: float, height: float, top1: float) -> None:
+    """Upright above the circle, since the cheapest exits stand close together."""
+    axes.annotate(
+        f"← {top1:.1f}%",
+        (cost, height),
+        xytext=(0, 10),
+        textcoords="offset points",
+        ha="center",
+        rotation=90,
+        fontsize=8.5,
+        color=MUTED,
+        path_effects=halo(),
+        zorder=6,
+    )
+
+
+def _draw_adaptive(axes: Axes, run: RunRecord) -> None:
+    costs = run.budget_curve["mean_macs"].to_numpy(dtype=float) / MILLION
+    top1 = run.budget_curve["top1"].to_numpy(dtype=float)
+    axes.plot(costs, top1, "o-", color=ADAPTIVE, linewidth=2.2, markersize=3, zorder=4)
+
+
+def _name_lines(axes: Axes) -> None:
+    """Names both lines above the axes, where no curve can run into them."""
+    names = (
+        (1.075, "adaptive: each image leaves once confident", ADAPTIVE, "bold"),
+        (1.025, "anytime: all images leave at the numbered exit", MUTED, "normal"),
+    )
+    for height, name, colour, weight in names:
+        axes.text(
+            1.0,
+            height,
+            name,
+            transform=axes.transAxes,
+            ha="right",
+            va="bottom",
+            fontsize=9.5,
+            fontweight=weight,
+            color=colour,
+        )
+
+
+def _draw_operating_point(axes: Axes, run: RunRecord) -> None:
+    point = operating_point(run)
+    cost = point.mean_macs / MILLION
+    ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.8}
+    axes.plot(cost, point.top1, "o", color=INK, zorder=6, **ring)
+    axes.annotate(
+        f"{point.top1:.1f}% at {short_count(point.mean_macs)}",
+        (cost, point.top1),
+        xytext=(cost, axes.get_ylim()[1]),
+        ha="center",
+        va="top",
+        fontsize=10,
+        fontweight="bold",
+        color=INK,
+        arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.8, "shrinkB": 7},
+    )
+
+
+def figure_exit_shares(run: RunRecord) -> Figure:
+    """The share of test images that leave at each exit, against mean multiply-adds.
+
+    Reads `run.budget_curve`; returns the figure.
+    """
+    point = operating_point(run)
+    cost, shares = short_count(point.mean_macs), point.exit_fractions
+    last = "under 1%" if 0 < shares[-1] < 0.005 else f"{shares[-1]:.0%}"
+    title = f"At {cost}, {shares[0]:.0%} leave at exit 1 and {last} need the last"
+    figure = new_figure(8.4, 4.2, title)
+    axes = figure.subplots()
+    tidy(axes, x=COST_AXIS, y="share of test images (%)", grid="")
+    curve = run.budget_curve.drop_duplicates("mean_macs")
+    costs = curve["mean_macs"].to_numpy(dtype=float) / MILLION
+    shares = 100 * np.stack(curve["exit_fractions"].to_list(), axis=1)
+    colours = exit_colours(run.num_exits)
+    axes.stackplot(costs, shares, colors=colours, edgecolor="white", linewidth=0.8)
+    axes.margins(x=0.0 if len(costs) > 1 else 0.05, y=0)
+    marked = point.mean_macs / MILLION
+    _name_bands(axes, costs, shares, colours, marked)
+    _mark_cost(axes, marked)
+    return figure
+
+
+def _name_bands(
+    axes: Axes, costs: np.ndarray, shares: np.ndarray, colours: list[str], marked: float
+) -> None:
+    """Names each exit where its band is thickest, off both edges and off the marked cost."""
+    start, width = costs[0], costs[-1] - costs[0]
+    places = start + width * np.linspace(0.07, 0.93, 60)
+    free = np.abs(places - marked) > 0.05 * width
+    places = places[free] if free.any() else places
+    shares = np.stack([np.interp(places, costs, share) for share in shares])
+    tops = np.cumsum(shares, axis=0)
+    for exit_, colour in enumerate(colours):
+        at = int(np.argmax(shares[exit_]))
+        if shares[exit_, at] < 7:
+            continue
+        axes.annotate(
+            f"exit {exit_ + 1}",
+            (places[at], tops[exit_, at] - shares[exit_, at] / 2),
+            ha="center",
+            va="center",
+            fontsize=9.5,
+            fontweight="bold",
+            color=text_colour_on(colour),
+        )
+
+
+def _mark_cost(axes: Axes, cost: float) -> None:
+    axes.axvline(cost, color="white", linewidth=1.6, linestyle=(0, (3, 2)))
+    low, high = axes.get_xlim()
+    place = (cost - low) / (high - low)
+    axes.annotate(
+        "operating point",
+        (cost, 100),
+        xytext=(0, 3),
+        textcoords="offset points",
+        # At an edge of the axes it would run into the tick labels.
+        ha="left" if place < 0.1 else "right" if place > 0.9 else "center",
+        fontsize=9,
+        color=INK,
+        annotation_clip=False,
+    )

@@ -1,0 +1,236 @@
+"""Figures about single exits: accuracy, cost, calibration, and the classes that leave early."""
+
+import re
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from imta_jax.report.run.record import RunRecord
+from imta_jax.report.run.summary import operating_point
+from imta_jax.report.style import (
+    INK,
+    MUTED,
+    exit_colours,
+    new_figure,
+    readable,
+    short_count,
+    shortened,
+    tidy,
+)
+
+MOST_CLASSES_WHOLE = 24
+CLASSES_PER_END = 10
+PANELS_PER_ROW = 4
+MOST_NAMED_EXITS = 8
+
+
+def figure_exits(run: RunRecord) -> Figure:
+    """Top-1, top-5 (with more than five classes) and calibration error of each exit alone.
+
+    Reads `run.exits` and the class names; returns the figure.
+    """
+    first = run.exits.iloc[0]
+    title = (
+        f"Exit 1 alone: {first['top1']:.1f}% at {first['macs'] / run.full_macs:.0%} of the cost; "
+        f"exit {run.num_exits}: {run.full_top1:.1f}%"
+    )
+    panels = {"top1": "top-1 (%)", "top5": "top-5 (%)", "ece": "expected calibration error (%)"}
+    if len(run.dataset.get("class_names") or []) in range(1, 6):
+        del panels["top5"]
+    figure = new_figure(8.4, 1.0 + 1.5 * len(panels), title)
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (column, name) in zip(grid, panels.items(), strict=True):
+        _draw_column(axes, run, column)
+        # Each point says its value: an axis would say it twice.
+        axes.set_yticks([])
+        tidy(axes, title=name, grid="")
+    _name_exits(grid[-1], run)
+    return figure
+
+
+def _draw_column(axes: Axes, run: RunRecord, column: str) -> None:
+    values = run.exits[column].to_numpy(dtype=float)
+    places = np.arange(run.num_exits)
+    axes.plot(places, values, color=MUTED, linewidth=1, zorder=2)
+    axes.scatter(places, values, s=70, color=exit_colours(run.num_exits), zorder=3)
+    for place, value in zip(places, values, strict=True):
+        axes.annotate(
+            f"{value:.1f}",
+            (place, value),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            fontweight="bold",
+            color=INK,
+        )
+    margin = max(values.max() - values.min(), 0.5)
+    axes.set_ylim(values.min() - 0.2 * margin, values.max() + 0.4 * margin)
+    axes.set_xlim(-0.5, run.num_exits - 0.5)
+
+
+def _name_exits(axes: Axes, run: RunRecord) -> None:
+    names = [
+        f"exit {row['exit']:.0f}\n{short_count(row['macs'])}\n{short_count(row['params'])}"
+        for _, row in run.exits.iterrows()
+    ]
+    axes.set_xticks(range(run.num_exits), names, linespacing=1.5)
+    axes.set_xlabel("below each exit: multiply-adds, then parameters, both cumulative", color=MUTED)
+
+
+def figure_reliability(run: RunRecord) -> Figure:
+    """Accuracy against confidence, one small panel per exit.
+
+    Reads `run.calibration` and `run.exits`; returns the figure.
+
+    Raises:
+      ValueError: the run has no calibration.
+    """
+    if run.calibration is None:
+        raise ValueError(f"{run.workdir} has no evaluation/calibration.npz to draw")
+    errors = run.exits["ece"]
+    title = f"Confidence is off by {errors.min():.1f} to {errors.max():.1f} points (mean per exit)"
+    rows = -(-run.num_exits // PANELS_PER_ROW)
+    figure = new_figure(8.4, 0.7 + 2.1 * rows, title)
+    grid = figure.subplots(rows, PANELS_PER_ROW, squeeze=False).ravel()
+    for exit_, colour in enumerate(exit_colours(run.num_exits)):
+        _draw_reliability(grid[exit_], run, exit_, colour)
+    for axes in grid[run.num_exits :]:
+        axes.remove()
+    return figure
+
+
+def _draw_reliability(axes: Axes, run: RunRecord, exit_: int, colour: str) -> None:
+    confidence, accuracy, count = (
+        run.calibration[name][exit_] for name in ("confidence", "accuracy", "count")
+    )
+    seen = count > 0
+    axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot(100 * confidence[seen], 100 * accuracy[seen], color=colour, linewidth=1.5)
+    sizes = 8 + 130 * count[seen] / max(count.sum(), 1)
+    points = (100 * confidence[seen], 100 * accuracy[seen])
+    # The largest point stands in the corner, where every sure and right answer falls.
+    axes.scatter(*points, s=sizes, color=colour, zorder=3, clip_on=False)
+    axes.set(xlim=(0, 104), ylim=(0, 104), xticks=(0, 50, 100), yticks=(0, 50, 100), aspect=1)
+    below = exit_ + PANELS_PER_ROW < run.num_exits
+    tidy(
+        axes,
+        title=f"exit {exit_ + 1}: ECE {run.exits['ece'].iloc[exit_]:.1f}%",
+        x="" if below else "confidence (%)",
+        y="" if exit_ % PANELS_PER_ROW else "accuracy (%)",
+    )
+
+
+def figure_classes(run: RunRecord) -> Figure:
+    """Where each class leaves, cheapest first, at the reported budget nearest the operating point.
+
+    Reads `run.samples`; of many classes only the cheapest and the dearest are drawn.
+
+    Raises:
+      ValueError: the run has no samples.
+    """
+    if run.samples is None:
+        raise ValueError(f"{run.workdir} has no evaluation/samples.parquet to draw")
+    budget = nearest_reported_budget(run)
+    table = class_costs(run, budget)
+    names = [f"“{shortened(run.class_name(table.index[i]), 16)}”" for i in (0, -1)]
+    costs = [short_count(table["macs"].iloc[i]) for i in (0, -1)]
+    title = f"{names[0]} costs {costs[0]} on average, {names[1]} {costs[1]}"
+    shown, gap_after = _both_ends(table)
+    figure = new_figure(8.4, 1.3 + 0.3 * len(shown), title)
+    axes = figure.subplots()
+    _draw_classes(axes, run, shown, gap_after)
+    tidy(
+        axes,
+        x=f"share of the class's test images (%), at a budget of {budget}% of the full cost",
+        grid="",
+    )
+    return figure
+
+
+def nearest_reported_budget(run: RunRecord) -> int:
+    """The budget in `samples.parquet`, in percent, whose mean cost is nearest the operating point.
+
+    Raises:
+      ValueError: the samples hold no budget.
+    """
+    names = [re.fullmatch(r"budget_(\d+)_macs", str(column)) for column in run.samples.columns]
+    budgets = [int(name[1]) for name in names if name]
+    if not budgets:
+        raise ValueError(f"samples.parquet has no budget_*_macs: {list(run.samples.columns)}")
+    target = operating_point(run).mean_macs
+    return min(budgets, key=lambda b: abs(run.samples[f"budget_{b}_macs"].mean() - target))
+
+
+def class_costs(run: RunRecord, budget: int) -> pd.DataFrame:
+    """Per class, cheapest first: mean `macs`, `top1` (percent), and the share per exit.
+
+    Args:
+      run: the run, with samples.
+      budget: which reported budget, in percent.
+
+    Returns:
+      A frame indexed by class number; the share of its images (percent) that leave at exit i, from
+      0, is in column i.
+    """
+    samples, prefix = run.samples, f"budget_{budget}"
+    labels = samples["label"]
+    leaves = pd.DataFrame(
+        {i: 100.0 * (samples[f"{prefix}_exit"] == i) for i in range(run.num_exits)}
+    )
+    leaves["macs"] = samples[f"{prefix}_macs"]
+    leaves["top1"] = 100.0 * (samples[f"{prefix}_prediction"] == labels)
+    return leaves.groupby(labels).mean().sort_values("macs", kind="stable")
+
+
+def _both_ends(table: pd.DataFrame) -> tuple[pd.DataFrame, int | None]:
+    """All classes, or the two ends of the table and the row after which classes are left out."""
+    if len(table) <= MOST_CLASSES_WHOLE:
+        return table, None
+    return pd.concat([table.head(CLASSES_PER_END), table.tail(CLASSES_PER_END)]), CLASSES_PER_END
+
+
+def _draw_classes(axes: Axes, run: RunRecord, table: pd.DataFrame, gap_after: int | None) -> None:
+    rows = np.arange(len(table), dtype=float)
+    if gap_after is not None:
+        rows[gap_after:] += 1
+        axes.text(50, gap_after, "⋯", ha="center", va="center", color=MUTED)
+    left = np.zeros(len(table))
+    for exit_, colour in enumerate(exit_colours(run.num_exits)):
+        axes.barh(rows, table[exit_], left=left, color=colour, height=0.8, edgecolor="white")
+        left = left + table[exit_].to_numpy()
+    names = [shortened(run.class_name(label), 22) for label in table.index]
+    axes.set_yticks(rows, names, parse_math=False)
+    axes.set(xlim=(0, 100), ylim=(rows[-1] + 0.6, -1.6))
+    _note_columns(axes, rows, table)
+    _name_exit_colours(axes, run.num_exits)
+
+
+def _note_columns(axes: Axes, rows: np.ndarray, table: pd.DataFrame) -> None:
+    """Mean cost and top-1 as two columns of figures to the right of the bars."""
+    columns = (
+        (112, "mean cost", [short_count(v) for v in table["macs"]]),
+        (124, "top-1", [f"{v:.0f}%" for v in table["top1"]]),
+    )
+    for x, name, texts in columns:
+        for row, text in zip([-1, *rows], [name, *texts], strict=True):
+            colour = MUTED if row == -1 else INK
+            axes.text(x, row, text, ha="right", va="center", fontsize=9, color=colour)
+
+
+def _name_exit_colours(axes: Axes, num_exits: int) -> None:
+    """The exits' names in their colours, above the bars in the order of the bars."""
+    colours = exit_colours(num_exits)
+    word = "exit " if num_exits <= MOST_NAMED_EXITS else ""
+    for exit_, x in enumerate(np.linspace(0, 100, num_exits + 1)[:-1]):
+        axes.text(
+            x,
+            -1,
+            f"■ {word}{exit_ + 1}",
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+            color=readable(colours[exit_]),
+        )

@@ -1,0 +1,96 @@
+"""The figure that shows what easy and hard mean: images that leave first beside deep ones."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from imta_jax.report.run.record import RunRecord
+from imta_jax.report.style import (
+    INK,
+    RULE,
+    WRONG,
+    exit_colours,
+    new_figure,
+    readable,
+    short_count,
+    shortened,
+)
+
+COLUMNS = 4
+MOST_IMAGES = 12
+NAME_LENGTH = 14
+
+
+def figure_gallery(run: RunRecord) -> Figure:
+    """Images that leave at the first exit beside images that need the last.
+
+    Reads `run.gallery` (uint8 images [M, H, W, C], grey or colour) and `run.exits`; at most twelve
+    a side are drawn.
+
+    Raises:
+      ValueError: the run has no gallery.
+    """
+    if run.gallery is None:
+        raise ValueError(f"{run.workdir} has no evaluation/gallery.npz to draw")
+    first = run.gallery["first"].astype(bool)
+    sides = [np.flatnonzero(first)[:MOST_IMAGES], np.flatnonzero(~first)[:MOST_IMAGES]]
+    rows = max(1, -(-max(map(len, sides)) // COLUMNS))
+    factor = run.full_macs / run.exits["macs"].iloc[0]
+    title = f"The images on the right cost {factor:.1f} times as much as those on the left"
+    figure = new_figure(8.8, 0.8 + 1.5 * rows, title)
+    # One grid, so that both sides' rows are level; its middle column keeps them apart.
+    widths = [1.0] * COLUMNS + [0.15] + [1.0] * COLUMNS
+    grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    _draw_side(grid[:, :COLUMNS], run, sides[0], "leave at", exit_=0)
+    _draw_side(grid[:, -COLUMNS:], run, sides[1], "need", exit_=run.num_exits - 1)
+    return figure
+
+
+def _draw_side(
+    grid: np.ndarray, run: RunRecord, members: np.ndarray, verb: str, exit_: int
+) -> None:
+    macs = short_count(run.exits["macs"].iloc[exit_])
+    heading = grid[0, 0].annotate(
+        f"{verb} exit {exit_ + 1}: {macs} multiply-adds",
+        (0, 1),
+        xycoords="axes fraction",
+        xytext=(0, 8),
+        textcoords="offset points",
+        fontsize=10.5,
+        fontweight="bold",
+        color=readable(exit_colours(run.num_exits)[exit_]),
+    )
+    # It spans the columns and must not widen the first: a blank title keeps its height free.
+    heading.set_in_layout(False)
+    grid[0, 0].set_title(" ", fontsize=10.5, pad=8)
+    for axes, member in zip(grid.flat, members, strict=False):
+        _draw_image(axes, run, int(member))
+
+
+def _draw_image(axes: Axes, run: RunRecord, member: int) -> None:
+    image = run.gallery["images"][member]
+    grey = image.shape[-1] == 1
+    axes.set_axis_on()
+    axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
+    axes.set(xticks=(), yticks=())
+    _caption(axes, run, member)
+
+
+def _caption(axes: Axes, run: RunRecord, member: int) -> None:
+    """The true class below the image; a wrong answer is framed, crossed and named."""
+    label, prediction = (int(run.gallery[name][member]) for name in ("label", "prediction"))
+    confidence = f"{run.gallery['confidence'][member]:.0%}"
+    right = label == prediction
+    wrong = f"✗ {shortened(run.class_name(prediction), NAME_LENGTH - 2)}\n{confidence}"
+    # As many lines either way, so that rows are equally high.
+    answer = f"✓ {confidence}\n " if right else wrong
+    axes.spines[:].set(color=RULE if right else WRONG, linewidth=0.8 if right else 2.2)
+    # Class names may hold a dollar sign, which is no mathematics.
+    axes.set_xlabel(
+        f"{shortened(run.class_name(label), NAME_LENGTH)}\n{answer}",
+        fontsize=8,
+        color=INK if right else WRONG,
+        parse_math=False,
+    )

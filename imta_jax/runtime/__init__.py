@@ -1,0 +1,1 @@
+"""Process-level services: files, locks, progress, the command line, caches, preemption."""

@@ -1,0 +1,90 @@
+"""`--mode=doctor`: everything about a run is told, and nothing is spent or left behind."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny_run
+from flax import nnx
+
+from imta_jax.cli.doctor import activation_bytes, examine
+from imta_jax.cli.run import run
+from imta_jax.data import load_dataset
+from imta_jax.distributed import data_mesh
+from imta_jax.evaluation import exit_costs
+from imta_jax.training.objectives import ExitMetrics
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "thirds.npz")
+
+
+def test_it_prints_what_the_run_is_made_of_and_leaves_no_folder(source, tmp_path, capsys):
+    config = tiny_run.tiny_config(source, phase_one__batch_size=32, mesh__parameter_shards=2)
+    run(config, tmp_path / "run", "doctor")
+    told = capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    for fact in (
+        "8 x cpu",
+        "data 4, parameters 2",
+        jax.__version__,
+        "train 48, validation 24, test 21",
+        "phase_one.batch_size           32",
+        "model.growth_factors           (1, 2)",
+        "activations kept for 4 images",
+        str(tmp_path / "run"),
+    ):
+        assert fact in told, fact
+
+
+def test_the_network_it_prints_is_the_one_that_is_built(source, tmp_path):
+    config = tiny_run.tiny_config(source).to_dict()
+    dataset = load_dataset(config["data"])
+    told = examine(config, dataset, tmp_path)
+    costs = exit_costs(tiny_run.make_phase("phase_one", data_mesh()).classifier)
+    assert f"{costs.macs[-1]:,}" in told and f"{costs.params[-1]:,}" in told
+
+
+def test_what_saves_nothing_on_a_processor_is_told(source, tmp_path):
+    def memory(**changes):
+        config = tiny_run.tiny_config(source, **changes).to_dict()
+        return examine(config, load_dataset(config["data"]), tmp_path).partition("== memory")[2]
+
+    plain, note = memory(), "none on a processor"
+    assert note not in plain
+    for change in ({"phase_one__rematerialize": True}, {"phase_one__compute_dtype": "bfloat16"}):
+        told = memory(**change)
+        assert told.startswith(plain.rstrip()) and note in told
+
+
+def test_maps_in_bfloat16_count_half():
+    phase = tiny_run.make_phase("phase_one", data_mesh())
+    network, objective = phase.classifier, phase.objective
+    wide = activation_bytes(network, objective, 4)
+    network.compute_dtype = jnp.bfloat16
+    assert 0.4 * wide < activation_bytes(network, objective, 4) < 0.8 * wide
+
+
+def test_what_does_not_fit_is_refused_as_a_run_would_be(source, tmp_path):
+    with pytest.raises(ValueError, match="parameter_shards is 3, but there are 8 devices"):
+        run(tiny_run.tiny_config(source, mesh__parameter_shards=3), tmp_path, "doctor")
+
+
+def test_kept_activations_are_counted_by_hand():
+    class Square(nnx.Module):
+        image_shape = (5,)
+
+        def __init__(self):
+            self.weight = nnx.Param(jnp.ones(5))
+
+    class Objective:
+        def set_mode(self, classifier):
+            """Has none."""
+
+        def __call__(self, classifier, images, labels):
+            # d/dw of (w x)^2 keeps x and w x, of [N, 5] floats each; a factor 2 costs nothing.
+            loss = jnp.square(classifier.weight[None] * images).sum()
+            return loss, ExitMetrics(loss, loss)
+
+    three, five = (activation_bytes(Square(), Objective(), n) for n in (3, 5))
+    assert five - three == 2 * (2 * 4 * 5)

@@ -1,0 +1,307 @@
+"""Records of photographs that TFDS prepared: found once, then read at random."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from sample_images import config, judged_by_pillow, picture
+
+from imta_jax.data import (
+    RandomAreaCrop,
+    Share,
+    Split,
+    eval_batches,
+    judged_images,
+    load_dataset,
+    train_batches,
+)
+from imta_jax.data.pipeline import indexing
+from imta_jax.data.sources import SourceRequest, load_source
+
+PHOTOGRAPHS = {"preprocessing": "random_area_crop", "image_size": 32, "resize": 36}
+NAMES = ("dandelion", "daisy", "tulips", "sunflowers", "roses")
+SPLITS = {"train": 30, "validation": 10, "test": 10}
+SHARDS = 3
+
+
+def jpeg(image, **options):
+    contents = io.BytesIO()
+    image.save(contents, "JPEG", **{"quality": 90, **options})
+    return contents.getvalue()
+
+
+def flowers(splits=SPLITS):
+    """Examples by split; every picture has a height that no other has, which tells them apart."""
+    numbers = iter(range(1000))
+    made = {}
+    for split, count in splits.items():
+        some = [
+            (i, picture(40 + i, 60 + 7 * i % 50, i)) for i in (next(numbers) for _ in range(count))
+        ]
+        made[split] = [{"image": jpeg(image), "label": i % 5} for i, image in some]
+    return made
+
+
+def prepare(folder, examples, file_format="tfrecord", shape=(None, None, 3)):
+    """Writes them as a version of the TFDS dataset "tf_flowers", and returns its folder."""
+    import tensorflow_datasets as tfds
+
+    with tfds.core.registered.skip_registration():
+
+        class TfFlowers(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("3.0.1")
+
+            def _info(self):
+                image = tfds.features.Image(shape=shape, encoding_format="jpeg")
+                label = tfds.features.ClassLabel(names=NAMES)
+                features = tfds.features.FeaturesDict({"image": image, "label": label})
+                return tfds.core.DatasetInfo(
+                    builder=self, features=features, supervised_keys=("image", "label")
+                )
+
+            def _split_generators(self, dl_manager):
+                return {split: enumerate(some) for split, some in encoded.items()}
+
+            def _generate_examples(self):
+                raise NotImplementedError
+
+    # TFDS keeps files as they are.
+    encoded = {
+        split: [{**example, "image": io.BytesIO(example["image"])} for example in some]
+        for split, some in examples.items()
+    }
+    builder = TfFlowers(data_dir=folder, file_format=file_format)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=SHARDS))
+    return folder / "tf_flowers/3.0.1"
+
+
+def fields(folder, source="tf_flowers", **changes):
+    return config(source, data_dir=str(folder), **{**PHOTOGRAPHS, **changes})
+
+
+def read(folder, source="tf_flowers", **changes):
+    """The splits as they are found, with nothing held out and no statistics: faster."""
+    return load_source(SourceRequest.from_config(fields(folder, source, **changes), encoded=True))
+
+
+def facts(split):
+    images = split.images
+    where = (images.files[images.file_id].tolist(), images.offset.tolist())
+    return *where, images.sizes.tolist(), images.is_jpeg.tolist(), split.labels.tolist()
+
+
+def originals(examples):
+    """Picture and label by height."""
+    pictures = [(Image.open(io.BytesIO(e["image"])).convert("RGB"), e["label"]) for e in examples]
+    return {image.height: (image, label) for image, label in pictures}
+
+
+def check(split, examples):
+    """All are there, each with its size, its label, and, wherever it lies, its own pixels."""
+    known, order = originals(examples), np.random.default_rng(0).permutation(len(examples))
+    assert sorted(split.images.sizes[:, 0]) == sorted(known) and split.images.is_jpeg.all()
+    whole = Split(split.images, split.labels, np.arange(len(order)))
+    images = judged_images(whole, RandomAreaCrop(32, 36, 0.08, flip=True), order)
+    for i, image in zip(order, images, strict=True):
+        original, label = known[split.images.sizes[i, 0]]
+        assert split.images.sizes[i, 1] == original.width and split.labels[i] == label
+        assert np.abs(image.astype(int) - judged_by_pillow(original, 36, 32)).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    examples = flowers()
+    version = prepare(folder, examples)
+    assert len(list(version.glob("*.tfrecord-*"))) == 3 * SHARDS
+    return folder, version, examples
+
+
+def test_records_are_read_with_their_labels_sizes_and_pixels(prepared):
+    folder, _, examples = prepared
+    raw = read(folder)
+    assert raw.name == "tf_flowers" and raw.class_names == NAMES
+    assert {name: len(split.labels) for name, split in raw.splits.items()} == SPLITS
+    for name, split in raw.splits.items():
+        check(split, examples[name])
+        assert split.skipped == 0 and len(set(split.images.file_id.tolist())) == SHARDS
+
+
+def test_folder_of_the_version_is_the_same_without_the_code_that_prepared_it(prepared):
+    folder, version, _ = prepared
+    by_name, by_folder = read(folder), read("", source=str(version))
+    assert by_folder.name == "tf_flowers" and by_folder.class_names == NAMES
+    for name, split in by_name.splits.items():
+        assert facts(by_folder.splits[name]) == facts(split)
+
+
+def test_records_are_a_dataset(prepared):
+    folder, _, _ = prepared
+    dataset = load_dataset(fields(folder, validation_split="carve", validation_examples=5))
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "train": 25,
+        "validation": 5,
+        "test": 10,
+    }
+    train, validation = dataset.splits["train"], dataset.splits["validation"]
+    assert set(train.sizes[:, 0].tolist()).isdisjoint(validation.sizes[:, 0].tolist())
+    assert np.bincount(validation.labels).tolist() == [1] * 5
+    assert dataset.image_shape == (32, 32, 3) and "computed" in dataset.statistics_source
+
+
+def test_shares_of_records_are_the_batch(prepared):
+    folder, _, _ = prepared
+    dataset = load_dataset(fields(folder))
+    view = dataset.preprocessing
+    calls = (
+        lambda share: train_batches(
+            dataset.splits["train"], view, batch_size=6, seed=1, epoch=2, share=share
+        ),
+        lambda share: eval_batches(dataset.splits["test"], view, 6, share=share),
+    )
+    for batches_of in calls:
+        whole, halves = batches_of(Share()), [batches_of(Share(i, 2)) for i in range(2)]
+        for batch, *parts in zip(whole, *halves, strict=True):
+            for field, *some in zip(batch, *parts, strict=True):
+                np.testing.assert_array_equal(field, np.concatenate(some))
+
+
+@pytest.mark.parametrize(
+    ("splits", "chosen", "lengths"),
+    [
+        ({"train": 8, "test": 6}, {}, {"train": 8, "test": 6}),
+        ({"train": 8, "validation": 6}, {}, {"train": 8, "test": 6}),
+        ({"train": 8, "valid": 6, "test": 5}, {}, {"train": 8, "validation": 6, "test": 5}),
+        ({"train": 8, "dev": 6, "other": 5}, {"test_split": "other"}, {"train": 8, "test": 5}),
+        ({"train": 8}, {"test_examples": 5}, {"train": 8}),
+    ],
+)
+def test_splits_play_the_parts_of_their_names(tmp_path, splits, chosen, lengths):
+    prepare(tmp_path, flowers(splits))
+    raw = read(tmp_path, **chosen)
+    found = {name: len(split.labels) for name, split in raw.splits.items()}
+    assert found == lengths | ({"validation": 6} if "dev" in splits else {})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_split": "trian"}, r"tf_flowers has no split 'trian' .*first: train, "),
+        ({"test_split": "tests"}, r"no split 'tests' \(config.data.test_split\), .*: test, "),
+        ({"test_split": "train"}, "are both 'train'"),
+    ],
+)
+def test_impossible_splits_are_refused(prepared, change, message):
+    with pytest.raises(ValueError, match=message):
+        read(prepared[0], **change)
+
+
+def test_bad_records_are_skipped_and_those_after_them_still_right(tmp_path, caplog):
+    examples = flowers({"train": 20, "test": 3})
+    whole = examples["train"][0]["image"]
+    bad = {3: b"no image", 4: b"", 11: whole[: len(whole) // 2], 19: whole[:30]}
+    for i, contents in bad.items():
+        examples["train"][i]["image"] = contents
+    prepare(tmp_path, examples)
+    with pytest.raises(ValueError, match=r"4 of 20 images of tf_flowers train do not decode"):
+        read(tmp_path)
+    raw = read(tmp_path, max_undecodable=0.2)
+    assert raw.splits["train"].skipped == 4 and raw.splits["test"].skipped == 0
+    check(raw.splits["train"], [e for i, e in enumerate(examples["train"]) if i not in bad])
+    assert "4 of 20 images of tf_flowers train do not decode" in caplog.text
+    assert caplog.text.count("tf_flowers-train.tfrecord-0000") >= 4
+    assert "record at byte " in caplog.text
+
+
+def test_labels_that_are_withheld_are_refused_with_a_hint(tmp_path):
+    examples = flowers({"train": 8, "test": 5, "validation": 5})
+    for example in examples["test"]:
+        example["label"] = -1
+    prepare(tmp_path, examples)
+    message = r"test label at index 0 is -1, expected 0 to 4; 5 labels .*\(config.data.test_split\)"
+    with pytest.raises(ValueError, match=message):
+        load_dataset(fields(tmp_path))
+    dataset = load_dataset(fields(tmp_path, test_split="validation", validation_examples=5))
+    assert (dataset.splits["test"].labels >= 0).all()
+
+
+@pytest.mark.parametrize("preprocessing", ["random_area_crop", "padded_crop"])
+def test_array_records_are_refused(tmp_path, preprocessing):
+    pytest.importorskip("array_record")
+    some = [{"image": jpeg(picture(32, 32, i)), "label": i % 5} for i in range(5)]
+    prepare(tmp_path, {"train": some, "test": some}, "array_record", (32, 32, 3))
+    with pytest.raises(
+        ValueError, match=r"is prepared as array_record; expected tfrecord: prepare"
+    ):
+        load_dataset(fields(tmp_path, preprocessing=preprocessing))
+
+
+def test_records_of_one_size_are_arrays_as_well(tmp_path):
+    some = [{"image": jpeg(picture(32, 32, i)), "label": i % 5} for i in range(10)]
+    version = prepare(tmp_path, {"train": some, "test": some}, shape=(32, 32, 3))
+    # By its name the dataset has the shape that its code says: none.
+    dataset = load_dataset(fields("", version, preprocessing="padded_crop", validation_examples=5))
+    test = dataset.splits["test"]
+    assert test.images.shape == (10, 32, 32, 3)
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(e["image"]))) for e in some])
+    distance = np.abs(test.images[:, None].astype(int) - pixels).max((2, 3, 4))
+    assert (distance.min(1) <= 1).all() and sorted(distance.argmin(1)) == list(range(10))
+    np.testing.assert_array_equal(test.labels, distance.argmin(1) % 5)
+
+
+# What is not there, or not whole
+
+
+def test_second_load_reads_no_record_and_gives_the_same(prepared, tmp_path, monkeypatch):
+    seen, collect = [], indexing._collect
+    monkeypatch.setattr(indexing, "_collect", lambda *args: (seen.append(args), collect(*args))[1])
+    first, second = (read(prepared[0], index_dir=str(tmp_path)) for _ in range(2))
+    assert len(seen) == 3
+    for name, split in first.splits.items():
+        assert facts(split) == facts(second.splits[name])
+
+
+def test_dataset_prepared_again_makes_a_new_index(tmp_path):
+    examples, index_dir = flowers({"train": 10, "test": 5}), str(tmp_path / "index")
+    prepare(tmp_path, examples)
+    read(tmp_path, index_dir=index_dir)
+    for some in examples.values():
+        for example in some:
+            example["label"] = (example["label"] + 1) % 5  # of as many bytes
+    shutil.rmtree(tmp_path / "tf_flowers")
+    prepare(tmp_path, examples)
+    check(read(tmp_path, index_dir=index_dir).splits["train"], examples["train"])
+
+
+@pytest.mark.parametrize("test_split", ["auto", "validation"])
+def test_dataset_that_is_not_there_names_folder_and_command(tmp_path, test_split):
+    with pytest.raises(FileNotFoundError) as error:
+        read(tmp_path, test_split=test_split)
+    assert f"'tf_flowers' is not in {tmp_path}/tf_flowers/3.0.1: it is not pre" in str(error.value)
+    assert "download_and_prepare()" in str(error.value)
+
+
+def test_half_prepared_dataset_counts_as_not_there(tmp_path):
+    (tmp_path / "tf_flowers/3.0.1").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="it is not prepared there"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_missing_shard_is_named(prepared, tmp_path, index):
+    shutil.copytree(prepared[0], tmp_path, dirs_exist_ok=True)
+    name = f"tf_flowers-train.tfrecord-0000{index}-of-00003"
+    (tmp_path / "tf_flowers/3.0.1" / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"cannot read {tmp_path}.*{name}"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-5], lambda b: b[:200] + b"!!" + b[202:]])
+def test_damaged_shard_is_an_error(prepared, tmp_path, change):
+    shutil.copytree(prepared[0], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tf_flowers/3.0.1/tf_flowers-train.tfrecord-00001-of-00003"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(OSError, match=rf"cannot read {tmp_path}.*(truncated|corrupted) record"):
+        read(tmp_path)

@@ -1,0 +1,184 @@
+"""Costs per exit: the recorded integers, Table 1, collaborative heads, and a backbone of our own.
+
+The recorded integers come from the published counters (tests/data/costs.json).
+"""
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from imta_jax.models import MultiExitClassifier, with_collaborative_heads
+from imta_jax.models.costs import exit_costs
+from imta_jax.nn.layers import initialization
+from imta_jax.techniques import IndependentHeads
+
+CONFIGS = golden.facts("costs")["configs"]
+IDS = [
+    f"{c['args']['data']}-{c['args']['stepmode']}-{c['args']['nBlocks']}-base{c['args']['base']}-"
+    f"{c['args']['prune']}"
+    for c in CONFIGS
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_costs_are_the_published_counters_to_the_last_digit(config: dict):
+    fields = golden.model_fields(config["args"])
+    costs = golden.measured(fields, config["args"]["num_classes"]).costs
+    assert costs.macs.tolist() == config["macs"]
+    assert costs.published_ops.tolist() == config["official_ops"]
+    assert costs.params.tolist() == config["params_all_classifiers"]
+    assert {costs.macs.dtype, costs.published_ops.dtype, costs.params.dtype} == {np.dtype(np.int64)}
+
+
+def test_all_thirty_two_recorded_networks_are_there():
+    assert len(set(IDS)) == len(CONFIGS) == 32
+
+
+@pytest.mark.parametrize(
+    ("column", "printed"),
+    [
+        ("params", ["0.30", "0.65", "1.11", "1.73", "2.38", "3.05", "4.0"]),
+        ("published_ops", ["6.86", "14.35", "27.29", "48.45", "76.43", "108.9", "137.3"]),
+    ],
+)
+def test_table_one_comes_out_to_every_printed_digit(column: str, printed: list[str]):
+    (config,) = (
+        config
+        for config in CONFIGS
+        if (config["args"]["data"], config["args"]["nBlocks"], config["args"]["prune"])
+        == ("cifar100", 7, "max")
+        and config["args"]["stepmode"] == "lin_grow"
+    )
+    costs = golden.measured(golden.model_fields(config["args"]), 100).costs
+    for text, value in zip(printed, getattr(costs, column), strict=True):
+        decimals = len(text.split(".")[1])
+        assert f"{value / 1e6:.{decimals}f}" == text
+
+
+# Heads.
+
+
+@pytest.fixture(scope="module")
+def small() -> MultiExitClassifier:
+    return golden.untrained(golden.TINY | {"num_exits": 3})
+
+
+def phase_two(classifier: MultiExitClassifier, transfer: str) -> MultiExitClassifier:
+    return with_collaborative_heads(
+        classifier, {"transfer": transfer}, num_classes=10, rngs=nnx.Rngs(1)
+    )
+
+
+@pytest.mark.parametrize("transfer", ["none", "identity"])
+def test_adding_the_previous_logits_is_free_and_phase_one_heads_are_not_counted(small, transfer):
+    before, after = exit_costs(small), exit_costs(phase_two(small, transfer))
+    for field in ("macs", "published_ops", "params"):
+        np.testing.assert_array_equal(getattr(after, field), getattr(before, field))
+
+
+def test_a_linear_transfer_is_counted_at_every_exit_it_serves(small):
+    before, after = exit_costs(small), exit_costs(phase_two(small, "linear"))
+    classes = 10
+    width = np.asarray(small.backbone.feature_widths) * [0, 1, 1]  # the first exit has none
+    products = classes * width + width * classes  # the transform, and the half that reads it
+    np.testing.assert_array_equal(after.macs - before.macs, products.cumsum())
+    # A bias and a ReLU per transformed value; normalisation is free, its parameters are not.
+    ops, params = products + 2 * width, products + 3 * width
+    np.testing.assert_array_equal(after.published_ops - before.published_ops, ops.cumsum())
+    np.testing.assert_array_equal(after.params - before.params, params.cumsum())
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_counting_leaves_the_classifier_as_it_was(small, mode: str):
+    classifier = phase_two(small, "linear")
+    getattr(classifier, mode)()
+    before, arrays = nnx.split(classifier)
+    arrays = jax.tree.map(np.array, arrays)
+    exit_costs(classifier)
+    after, same = nnx.split(classifier)
+    assert after == before
+    jax.tree.map(np.testing.assert_array_equal, arrays, same)
+    assert all(not isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(same))
+
+
+def test_an_abstract_classifier_costs_what_the_real_one_does(small):
+    abstract = nnx.eval_shape(lambda: golden.untrained(golden.TINY | {"num_exits": 3}))
+    expected, found = exit_costs(small), exit_costs(abstract)
+    for field in ("macs", "published_ops", "params"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
+
+
+def test_costs_grow_with_every_exit(small):
+    costs = exit_costs(small)
+    for field in ("macs", "published_ops", "params"):
+        assert (np.diff(getattr(costs, field), prepend=0) > 0).all()
+
+
+def test_costs_of_larger_images_grow_with_their_area_and_parameters_do_not(small):
+    ours, larger = exit_costs(small), exit_costs(small, (64, 64, 3))
+    np.testing.assert_array_equal(larger.params, ours.params)
+    # Everything but the linear layers (10 classes from 128 features per exit) is convolution.
+    linear = np.arange(1, 4) * 1280
+    np.testing.assert_array_equal(larger.macs - linear, 4 * (ours.macs - linear))
+
+
+def test_another_number_of_channels_is_refused(small):
+    with pytest.raises(ValueError, match=r"\(H, W, 3\); found \(32, 32, 1\)"):
+        exit_costs(small, (32, 32, 1))
+
+
+# A backbone that the package has never seen.
+
+
+class Toy(nnx.Module):
+    """Three stages: a biased convolution and max-pool, a grouped one, a 1x1 without padding."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.num_exits, self.feature_widths = 3, (8, 16, 4)
+        self.opening = nnx.Conv(3, 8, (5, 5), rngs=rngs)
+        self.grouped = nnx.Conv(8, 16, (3, 3), strides=2, feature_group_count=4, rngs=rngs)
+        self.narrow = nnx.Conv(16, 4, (1, 1), use_bias=False, rngs=rngs)
+
+    def stem(self, images: jax.Array) -> tuple[jax.Array, ...]:
+        return (images,)
+
+    def stage(self, i: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        (x,) = state
+        if i == 0:
+            return (nnx.max_pool(nnx.relu(self.opening(x)), (3, 3), (2, 2), "SAME"),)
+        return (nnx.relu(self.grouped(x)) if i == 1 else nnx.tanh(self.narrow(x)),)
+
+    def exit_features(self, i: int, state: tuple[jax.Array, ...]) -> jax.Array:
+        return state[0].max(axis=(1, 2)) if i == 1 else state[0].mean(axis=(1, 2))
+
+
+# Per stage and exit, on images of 12x12x3 and 7 classes.
+TOY_MACS = [
+    12 * 12 * 8 * 5 * 5 * 3 + 8 * 7,
+    3 * 3 * 16 * 3 * 3 * (8 // 4) + 16 * 7,
+    3 * 3 * 4 * 16 + 4 * 7,
+]
+TOY_EXTRA = [
+    12 * 12 * 8 + 6 * 6 * 8 * 3 * 3 + 6 * 6 * 8 + 7,  # ReLU, 3x3 max-pool, global mean, bias
+    3 * 3 * 16 + 3 * 3 * 16 + 7,  # ReLU, global maximum, bias
+    3 * 3 * 4 + 7,  # global mean, bias
+]
+TOY_PARAMS = [
+    8 * 5 * 5 * 3 + 8 + 8 * 7 + 7,
+    16 * 3 * 3 * (8 // 4) + 16 + 16 * 7 + 7,
+    4 * 16 + 4 * 7 + 7,
+]
+
+
+def test_a_new_backbone_needs_no_formula():
+    rngs = nnx.Rngs(0)
+    heads = IndependentHeads((8, 16, 4), 7, init=initialization("pytorch"), rngs=rngs)
+    classifier = MultiExitClassifier(Toy(rngs=rngs), heads, num_classes=7, image_shape=(12, 12, 3))
+    assert classifier(jnp.zeros((2, 12, 12, 3))).shape == (3, 2, 7)
+    costs = exit_costs(classifier)
+    np.testing.assert_array_equal(costs.macs, np.cumsum(TOY_MACS))
+    np.testing.assert_array_equal(costs.published_ops, np.cumsum(np.add(TOY_MACS, TOY_EXTRA)))
+    np.testing.assert_array_equal(costs.params, np.cumsum(TOY_PARAMS))

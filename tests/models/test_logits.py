@@ -1,0 +1,65 @@
+"""Inference in slices, as one processor does it, is inference at once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh
+from tiny_run import CLASSES, NETWORK, PIXELS, draw_images
+
+from imta_jax.distributed import data_mesh
+from imta_jax.models import build_classifier, inference_logits
+from imta_jax.nn.pixels import normalize
+
+SMALL, LARGE = 16, 80  # pixels per side: channels first, and images first
+
+Network = tuple[nnx.GraphDef, nnx.State]
+
+
+@functools.cache
+def network(side: int = SMALL) -> Network:
+    shape = {"num_classes": CLASSES, "image_shape": (side, side, 1)}
+    return nnx.split(build_classifier(NETWORK, **shape, rngs=nnx.Rngs(0)))
+
+
+def on(mesh: Mesh, network: Network):
+    graphdef, state = network
+
+    def logits(images: jax.Array) -> jax.Array:
+        return inference_logits(graphdef, [state], images, **PIXELS, mesh=mesh)
+
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "sliced"),
+    [
+        (5, SMALL, False),
+        (127, SMALL, False),
+        (128, SMALL, True),
+        (131, SMALL, True),
+        (63, LARGE, False),
+        (65, LARGE, True),
+    ],
+)
+def test_slices_are_the_whole(count: int, side: int, sliced: bool) -> None:
+    images = jnp.asarray(np.resize(draw_images(count, 0)[0], (count, side, side, 1)))
+    one, all_of_them = (data_mesh(jax.devices()[:n]) for n in (1, 8))
+    in_slices, at_once = on(one, network(side)), on(all_of_them, network(side))
+    assert ("scan" in str(jax.make_jaxpr(in_slices)(images))) == sliced
+    assert "scan" not in str(jax.make_jaxpr(at_once)(images))
+    found, expected = jax.jit(in_slices)(images), jax.jit(at_once)(images)
+    assert found.shape == (2, count, CLASSES)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_it_is_inference_whatever_mode_the_classifier_is_in() -> None:
+    classifier = nnx.merge(*network(), copy=True)
+    classifier.train()
+    images = jnp.asarray(draw_images(128, 0)[0])
+    found = on(data_mesh(jax.devices()[:1]), nnx.split(classifier))(images)
+    classifier.eval()
+    np.testing.assert_allclose(found, classifier(normalize(images, **PIXELS)), atol=1e-5)

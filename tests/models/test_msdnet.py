@@ -1,0 +1,304 @@
+"""Networks from configs: pinned sizes, recorded topologies, other image sizes, bad input."""
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from imta_jax.models import (
+    NETWORK_PRESETS,
+    MultiExitClassifier,
+    build_classifier,
+    resolve_model_config,
+)
+from imta_jax.models.costs import exit_costs
+from imta_jax.models.network_table import main, rows
+from imta_jax.models.plan import (
+    Layer,
+    NetworkPlan,
+    layers_per_stage,
+    plan_network,
+    spec_from_config,
+)
+
+# Trainable parameters with independent heads; 10 classes, ImageNet 1000.
+PARAMETER_COUNTS = {
+    "cifar_4_exits": 1_373_076,
+    "cifar_5_exits": 2_020_874,
+    "cifar_6_exits": 2_782_732,
+    "cifar_7_exits": 3_885_394,
+    "cifar_8_exits": 5_217_684,
+    "cifar_even_7_exits": 2_986_690,
+    "cifar_even_10_exits": 4_839_544,
+    "imagenet_step_4": 31_096_088,
+    "imagenet_step_6": 75_087_784,
+    "imagenet_step_7": 80_217_816,
+    "imagenet_step_4_published": 23_958_440,
+    "imagenet_step_6_published": 56_529_304,
+    "imagenet_step_7_published": 62_314_472,
+    "quickstart": 872_608,
+}
+CONFIGS = golden.facts("costs")["configs"]
+# The other backbones' presets are pinned in test_baselines.py.
+MSDNETS = {name: f for name, f in NETWORK_PRESETS.items() if f["backbone"] == "msdnet"}
+
+
+def plan_of(fields: dict) -> NetworkPlan:
+    return plan_network(spec_from_config({k: v for k, v in fields.items() if k != "backbone"}))
+
+
+def classes_of(fields: dict) -> int:
+    return 1000 if fields["stem"] == "imagenet" else 10
+
+
+# Sizes.
+
+
+def test_every_preset_has_a_pinned_parameter_count():
+    assert PARAMETER_COUNTS.keys() == MSDNETS.keys()
+
+
+@pytest.mark.parametrize("preset", MSDNETS)
+def test_presets_have_exactly_their_pinned_parameters(preset: str):
+    fields = NETWORK_PRESETS[preset]
+    assert golden.measured(fields, classes_of(fields)).parameters == PARAMETER_COUNTS[preset]
+
+
+def test_pinned_counts_are_the_recorded_ones_where_there_are_any():
+    recorded = {
+        str(sorted(golden.model_fields(c["args"]).items())): c["params_total"]
+        for c in CONFIGS
+        if c["args"]["data"] != "cifar100"
+    }
+    compared = 0
+    for preset, fields in MSDNETS.items():
+        key = str(sorted((k, v) for k, v in fields.items() if k != "backbone"))
+        if key in recorded:
+            assert PARAMETER_COUNTS[preset] == recorded[key]
+            compared += 1
+    assert compared == 10
+
+
+@pytest.mark.parametrize("preset", MSDNETS)
+def test_the_printed_table_adds_up_to_the_traced_costs(preset: str):
+    fields = NETWORK_PRESETS[preset]
+    costs = golden.measured(fields, classes_of(fields)).costs
+    table = rows(plan_of(fields), golden.image_shape(fields["stem"]), classes_of(fields))
+    exits = [row for row in table if row["what"].startswith("exit")]
+    assert [row["multiply-adds so far"] for row in exits] == costs.macs.tolist()
+    assert [row["parameters so far"] for row in exits] == costs.params.tolist()
+
+
+def test_the_table_prints_from_the_command_line(capsys):
+    main(["cifar_7_exits", "--classes=100"])
+    printed = capsys.readouterr().out
+    assert "3,966,664" in printed and "136,565,248" in printed
+    with pytest.raises(SystemExit):
+        main(["cifar_7_exit"])
+    assert "valid, the closest first: cifar_7_exits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mode", "base", "step", "expected"),
+    [
+        ("lin_grow", 1, 1, (1, 2, 3, 4, 5)),
+        ("lin_grow", 2, 1, (2, 2, 3, 4, 5)),
+        ("lin_grow", 1, 2, (1, 3, 5, 7, 9)),
+        ("even", 7, 4, (7, 4, 4, 4, 4)),
+    ],
+)
+def test_layers_per_stage(mode: str, base: int, step: int, expected: tuple[int, ...]):
+    fields = golden.TINY | {"num_exits": 5, "step_mode": mode, "base": base, "step": step}
+    assert layers_per_stage(spec_from_config(fields)) == expected
+
+
+# Topology.
+
+
+def recorded_layer(layer: Layer, block: int, factors: tuple[int, ...]) -> list[dict]:
+    """One of our layers in the words of the recorded file."""
+
+    def convolutions(branch) -> list[list[int]]:
+        first = [branch.inputs, branch.width, 1, 1]
+        return [first, [branch.width, branch.outputs, 3, branch.stride]]
+
+    scales = len(factors)
+    per_scale = []
+    for strided, normal in zip(layer.strided, layer.normal, strict=True):
+        entry = {"conv_down": convolutions(strided)} if strided else {}
+        per_scale.append(entry | {"conv_normal": convolutions(normal)})
+    entries = [
+        {
+            "kind": "layer",
+            "block": block,
+            "inScales": len(layer.inputs),
+            "outScales": len(layer.normal),
+            "nIn": layer.inputs[-1] // factors[-1],
+            "convs_per_output_scale": per_scale,
+            "layer": layer.number,
+        }
+    ]
+    if layer.transition:
+        width, reduced = (channels // factors[-1] for channels in layer.transition[-1])
+        entries.append(
+            {
+                "kind": "transition",
+                "block": block,
+                "scale_in_out_channels": [list(pair) for pair in layer.transition],
+                "after_layer": layer.number,
+                "nIn": width,
+                "nOut": reduced,
+            }
+        )
+    assert layer.first_scale == scales - len(layer.normal)
+    return entries
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
+def test_plans_have_the_recorded_structure(config: dict):
+    plan = plan_of(golden.model_fields(config["args"]))
+    factors, channels = plan.spec.growth_factors, plan.stem_channels
+    stem = [list(pair) for pair in zip((3, *channels), channels, strict=False)]
+    found = [{"kind": "first", "block": 1, "scale_in_out_channels": stem}]
+    for block, stage in enumerate(plan.stages, start=1):
+        for layer in stage:
+            found += recorded_layer(layer, block, factors)
+    # The published constructor's growth argument, which every layer was given.
+    expected = [{k: v for k, v in e.items() if k != "growth"} for e in config["structure"]]
+    assert found == expected
+    assert {e["growth"] for e in config["structure"] if "growth" in e} == {plan.spec.growth_rate}
+    assert [len(stage) for stage in plan.stages] == config["steps"]
+    heads = zip(plan.head_inputs, plan.head_widths, strict=True)
+    classes = config["args"]["num_classes"]
+    assert [[[i, w], [w, w], [w, classes]] for i, w in heads] == config["classifier_channels"]
+
+
+# Building and calling.
+
+
+@pytest.fixture(scope="module")
+def tiny() -> MultiExitClassifier:
+    network = golden.untrained(golden.TINY | {"num_exits": 3})
+    network.eval()
+    return network
+
+
+def test_a_preset_is_a_start_that_given_fields_override():
+    fields = resolve_model_config({"preset": "cifar_5_exits", "channels": 8, "reduction": None})
+    assert fields == NETWORK_PRESETS["cifar_5_exits"] | {"channels": 8}
+    assert resolve_model_config({"preset": "", "channels": 8}) == {"channels": 8}
+
+
+def test_abstract_construction_has_the_real_shapes(tiny):
+    abstract = nnx.eval_shape(lambda: golden.untrained(golden.TINY | {"num_exits": 3}))
+    found, expected = (
+        jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), nnx.state(n)) for n in (abstract, tiny)
+    )
+    assert found == expected
+
+
+def test_a_seed_fixes_every_parameter():
+    first, again, other = (golden.untrained(golden.TINY, seed=seed) for seed in (3, 3, 4))
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(first), nnx.state(again))
+    kernels = [network.heads.linears[0].kernel[...] for network in (first, other)]
+    assert not np.array_equal(*kernels)
+
+
+@pytest.mark.parametrize(("name", "bound"), [("pytorch", True), ("he_normal", False)])
+def test_initial_kernels_follow_the_named_distribution(name: str, bound: bool):
+    network = golden.untrained(golden.TINY | {"initialization": name})
+    kernel = np.asarray(network.backbone.exits[0].convolutions[1].conv.kernel[...])
+    fan_in = fan_out = 9 * 128
+    if bound:
+        assert np.abs(kernel).max() <= fan_in**-0.5
+        assert kernel.std() == pytest.approx((3 * fan_in) ** -0.5, rel=0.01)
+    else:
+        assert kernel.std() == pytest.approx((2 / fan_out) ** 0.5, rel=0.01)
+    assert (network.heads.linears[0].bias[...] != 0).any() == bound
+
+
+def test_stage_by_stage_equals_all_exits_at_once(tiny):
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    state, carry, collected = tiny.stem(images), None, []
+    for i in range(tiny.num_exits):
+        state, logits, carry = tiny.advance(i, state, carry)
+        collected.append(logits)
+    at_once = tiny(images)
+    assert at_once.shape == (3, 2, 10) and at_once.dtype == jnp.float32
+    np.testing.assert_allclose(np.stack(collected), at_once, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (30, 30, 3), (33, 17, 2)])
+def test_grayscale_and_odd_sizes_work(shape: tuple[int, int, int]):
+    network = golden.untrained(golden.TINY, num_classes=3, image_shape=shape)
+    logits = nnx.jit(lambda network, images: network(images))(network, jnp.ones((2, *shape)))
+    assert logits.shape == (2, 2, 3) and np.isfinite(logits).all()
+    costs, table = exit_costs(network), list(rows(plan_of(golden.TINY), shape, 3))
+    assert table[-1]["multiply-adds so far"] == costs.macs[-1]
+    assert table[-1]["parameters so far"] == costs.params[-1]
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize("shape", [(2, 28, 28, 3), (2, 32, 32, 1), (32, 32, 3), (2, 3, 32, 32)])
+def test_images_of_another_shape_are_refused(tiny, shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"expected images \[N, 32, 32, 3\]; found"):
+        tiny(jnp.zeros(shape))
+
+
+def test_images_that_are_not_normalised_are_refused(tiny):
+    with pytest.raises(ValueError, match=r"expected normalised float images.*found uint8"):
+        tiny(jnp.zeros((2, 32, 32, 3), jnp.uint8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_exit": 3}, "field of config.model 'num_exit'; valid, the closest first: num_exits"),
+        ({"backbone": "msdnett"}, "config.model.backbone 'msdnett'.*first: msdnet"),
+        ({"stem": "imagnet"}, "config.model.stem 'imagnet'; valid, the closest first: imagenet"),
+        ({"step_mode": "lingrow"}, "config.model.step_mode 'lingrow'.*first: lin_grow"),
+        ({"prune": "mix"}, "config.model.prune 'mix'.*first: (max|min)"),
+        ({"initialization": "torch"}, "initialization 'torch'.*first: pytorch"),
+        ({"num_exits": 0}, "config.model.num_exits must be an integer above 0; found 0"),
+        ({"base": True}, "config.model.base must be an integer above 0; found True"),
+        ({"step": 1.5}, "config.model.step must be an integer above 0; found 1.5"),
+        ({"channels": "8"}, "config.model.channels must be an integer above 0; found '8'"),
+        ({"growth_rate": -2}, "config.model.growth_rate must be an integer above 0; found -2"),
+        ({"growth_factors": (1, 2, 4)}, "need one entry per scale"),
+        ({"growth_factors": (), "bottleneck_factors": ()}, "need one entry per scale"),
+        ({"bottleneck_factors": (1, 0)}, "factors must be integers above 0"),
+        ({"reduction": 1.5}, "config.model.reduction must lie in 0 to 1; found 1.5"),
+        ({"reduction": 0.01}, "config.model.reduction=0.01 leaves a scale no channels"),
+        ({"growth_rate": 5, "growth_factors": (1, 1)}, "use growth_rate=6"),
+    ],
+)
+def test_bad_fields_are_refused_by_name(change: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        golden.untrained(golden.TINY | change)
+
+
+def test_missing_fields_are_listed_together_with_the_presets():
+    fields = {k: v for k, v in golden.TINY.items() if k not in ("step", "prune")}
+    with pytest.raises(ValueError, match=r"lacks prune, step; .*config.model.preset \(cifar_4_ex"):
+        golden.untrained(fields)
+
+
+def test_an_unknown_preset_is_refused_the_closest_first():
+    with pytest.raises(ValueError, match="'imagenet_step_8'; valid, the closest first: imagenet_s"):
+        golden.untrained({"preset": "imagenet_step_8"})
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (0, 32, 3), (1, 32, 32, 3)])
+def test_bad_image_shapes_are_refused(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"image_shape must be \(H, W, C\)"):
+        build_classifier(golden.TINY, num_classes=10, image_shape=shape, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("num_classes", [1, 0, -3])
+def test_fewer_than_two_classes_are_refused(num_classes: int):
+    with pytest.raises(ValueError, match=f"at least 2; found {num_classes}"):
+        golden.untrained(golden.TINY, num_classes=num_classes)

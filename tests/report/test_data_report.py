@@ -1,0 +1,282 @@
+"""The page about a run's data, from made-up folders of every kind the computing half may write."""
+
+import io
+import json
+import re
+
+import matplotlib.image
+import numpy as np
+import pytest
+from run_samples import CLOTHES, references
+
+from imta_jax import report
+from imta_jax.report.data.contact_sheet import sheet_layout
+from imta_jax.report.run.tables import duration
+
+FIGURES = {"contact_sheet_train.png", "contact_sheet_validation.png", "class_balance.png"}
+
+
+def write_data(folder, *, names=CLOTHES, shape=(32, 32, 1), counts=None, shown=(48, 20), skipped=0):
+    """Writes `data/` as `launch.py --mode=data` would; `counts` are those of training images."""
+    rng, classes, channels = np.random.default_rng(0), len(names), shape[-1]
+    folder.mkdir(parents=True)
+    arrays = {}
+    for split, count in zip(("train", "validation"), shown, strict=True):
+        images = rng.integers(256, size=(count, *shape), dtype=np.uint8)
+        labels = rng.integers(classes, size=count)
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+    np.savez(folder / "preview.npz", **arrays)
+    train = [850] * classes if counts is None else counts
+    per_class = {"train": train, "validation": [150] * classes, "test": [200] * classes}
+    summary = {
+        "dataset": "clothes",
+        "source": "/data/clothes.npz",
+        "class_names": list(names),
+        "image_shape": list(shape),
+        "preprocessing": "Cropped at random, and every second image mirrored.",
+        "splits": {
+            split: {"examples": sum(counts), "per_class": counts, "skipped": skipped}
+            for split, counts in per_class.items()
+        },
+        "statistics": {"mean": [0.25] * channels, "std": [0.5] * channels, "source": "computed"},
+        "pipeline": {
+            "name": "tf_data",
+            "batch_size": 64,
+            "images": 6400,
+            "seconds": 2.0,
+            "images_per_second": 3200.0,
+        },
+        "environment": {"device": "NVIDIA H200", "devices": 8, "cores": 16},
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def numbered(classes):
+    return [f"class {i:04d}" for i in range(classes)]
+
+
+def texts(figure):
+    """All texts of a figure, tick labels and titles included."""
+    return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = write_data(tmp_path_factory.mktemp("run") / "data")
+    assert report.write_data_page(folder) == folder / "index.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return (folder / "index.html").read_text()
+
+
+def test_the_folder_gets_three_figures_and_the_page(folder):
+    given = {"preview.npz", "summary.json"}
+    assert {path.name for path in folder.iterdir()} == FIGURES | {"index.html"} | given
+
+
+def test_the_page_refers_to_nothing_outside_itself(page):
+    parsed = references(page)
+    assert len(parsed.addresses) == len(FIGURES)
+    assert all(address.startswith("data:image/png;base64,") for address in parsed.addresses)
+    assert not {"script", "link", "iframe"} & set(parsed.tags)
+    assert not re.search(r"https?://|url\(|@import", page)
+
+
+def test_the_page_tells_the_facts(page):
+    for fact in ("8,500", "1,500", "2,000", "no file skipped", "32 x 32 x 1", "/data/clothes.npz"):
+        assert fact in page
+    for fact in ("Cropped at random", "0.2500", "0.5000", "computed", "3,200 images per second"):
+        assert fact in page
+    assert "8 x NVIDIA H200, 16 CPU cores" in page
+    assert "an epoch cannot take less than 2.7 s" in page
+
+
+@pytest.mark.parametrize("classes", [1, 2, 24, 25, 100, 1000])
+def test_every_class_is_on_the_page_with_its_counts(tmp_path, classes):
+    names, counts = numbered(classes), list(range(1001, 1001 + classes))
+    folder = write_data(tmp_path / "data", names=names, counts=counts, shape=(16, 16, 3))
+    page = report.write_data_page(folder).read_text()
+    cells = [f"<td>{name}</td><td>{n:,}</td>" for name, n in zip(names, counts, strict=True)]
+    assert all(cell in page for cell in cells)
+    assert "no training image" not in page
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+def test_a_class_without_training_images_is_named_in_figure_and_page(tmp_path, classes):
+    names, counts = numbered(classes), [500] * classes
+    names[1], counts[1] = "the forgotten one", 0
+    folder = write_data(tmp_path / "data", names=names, counts=counts)
+    page = report.write_data_page(folder).read_text()
+    assert "“the forgotten one” has no training image" in page.split("<section>")[0]
+    drawn = texts(report.figure_class_balance(report.load_data_record(folder)))
+    assert "“the forgotten one” has no training image" in drawn
+    assert any("none" in text for text in drawn)
+
+
+def test_of_many_unseen_classes_the_first_are_named_and_all_are_counted(tmp_path):
+    names, counts = numbered(100), [500] * 50 + [0] * 50
+    folder = write_data(tmp_path / "data", names=names, counts=counts)
+    page = report.write_data_page(folder).read_text()
+    assert "50 of 100 classes have no training image" in page
+    assert "“class 0050”" in page and "and 20 more" in page
+    drawn = " ".join(texts(report.figure_class_balance(report.load_data_record(folder))))
+    drawn = drawn.replace("\N{NO-BREAK SPACE}", " ")
+    assert "none: “class 0050”" in drawn and "and 44 more" in drawn
+
+
+def test_a_warning_is_shown_only_where_something_is_wrong(tmp_path, page):
+    assert 'class="warnings"' not in page
+    folder = write_data(tmp_path / "data", skipped=3)
+    assert "3 test files skipped" in report.write_data_page(folder).read_text()
+
+
+def test_names_from_outside_are_escaped_and_are_no_mathematics(tmp_path):
+    names = ["<script>alert(1)</script>", "$\\frac{$", "c & d", '"e"']
+    page = report.write_data_page(write_data(tmp_path / "data", names=names)).read_text()
+    assert "script" not in references(page).tags
+    assert "<td>&lt;script&gt;alert(1)&lt;/script&gt;</td>" in page
+    assert "c &amp; d" in page
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 1), (28, 20, 3), (64, 256, 3), (224, 224, 3)])
+def test_a_sheet_holds_every_pixel_of_its_images(tmp_path, shape):
+    folder = write_data(tmp_path / "data", shape=shape, shown=(13, 1))
+    report.write_data_page(folder)
+    png = matplotlib.image.imread(io.BytesIO((folder / "contact_sheet_train.png").read_bytes()))
+    drawn = np.round(255 * png[..., :3]).astype(np.uint8)
+    layout = sheet_layout(13, *shape[:2])
+    drawn = drawn[len(drawn) - layout.height :]
+    for index, image in enumerate(np.load(folder / "preview.npz")["train_images"]):
+        top, left = layout.corner(index)
+        part = drawn[top : top + layout.side[0], left : left + layout.side[1]]
+        expected = image.repeat(layout.scale, 0).repeat(layout.scale, 1)
+        np.testing.assert_array_equal(part, np.broadcast_to(expected, part.shape))
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 1), (200, 20, 3), (256, 256, 3)])
+def test_names_beneath_images_do_not_meet(tmp_path, shape):
+    names = ["WWW WWW WWW WWW WWW WWW WWW", "iiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiii", "bag", ""]
+    folder = write_data(tmp_path / "data", names=names, shape=shape, shown=(8, 8))
+    figure = report.figure_contact_sheet(report.load_data_record(folder), "validation")
+    boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_text()]
+    assert boxes and min(box.x0 for box in boxes) >= 0
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_a_sheet_shows_at_most_48_images_and_says_of_how_many(tmp_path):
+    folder = write_data(tmp_path / "data", shown=(60, 1))
+    figure = report.figure_contact_sheet(report.load_data_record(folder))
+    assert len(figure.axes[0].texts) == 48
+    assert any("48 of 8,500 images" in text for text in texts(figure))
+
+
+def test_few_classes_are_bars_and_many_a_falling_curve(tmp_path):
+    few = report.figure_class_balance(report.load_data_record(write_data(tmp_path / "few")))
+    assert [len(axes.patches) for axes in few.axes] == [len(CLOTHES)] * 3
+    counts = np.random.default_rng(1).integers(1, 900, size=1000).tolist()
+    folder = write_data(tmp_path / "many", names=numbered(1000), counts=counts)
+    many = report.figure_class_balance(report.load_data_record(folder))
+    curve = many.axes[0].patches[0].get_data().values
+    assert (np.diff(curve) <= 0).all() and curve.sum() == sum(counts)
+
+
+def test_drawing_does_not_depend_on_the_speed_being_known(tmp_path):
+    folder = write_data(tmp_path / "data")
+    changed(folder, lambda summary: summary["pipeline"].update(images_per_second=0.0, name="new"))
+    assert "an epoch cannot" not in report.write_data_page(folder).read_text()
+
+
+def test_durations_have_about_two_digits():
+    assert [duration(t) for t in (0.0213, 7.31, 42, 185, 42_000)] == [
+        "0.021 s",
+        "7.3 s",
+        "42 s",
+        "3 min 5 s",
+        "11 h 40 min",
+    ]
+
+
+def changed(folder, change):
+    """Rewrites `summary.json` after a change in place."""
+    summary = json.loads((folder / "summary.json").read_text())
+    change(summary)
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.mark.parametrize("name", ["summary.json", "preview.npz"])
+def test_a_missing_file_is_told_with_the_command_that_writes_it(tmp_path, name):
+    folder = write_data(tmp_path / "data")
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{name}.*--workdir={tmp_path} --mode=data"):
+        report.write_data_page(folder)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "preview.npz"])
+@pytest.mark.parametrize("keep", [0, 1, 20, 300])
+def test_a_truncated_file_is_refused(tmp_path, name, keep):
+    folder = write_data(tmp_path / "data")
+    (folder / name).write_bytes((folder / name).read_bytes()[:keep])
+    with pytest.raises(ValueError, match=rf"{name} is damaged.*--workdir={tmp_path} --mode=data"):
+        report.write_data_page(folder)
+    assert not (folder / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda s: s.pop("pipeline"), "no 'pipeline'"),
+        (lambda s: s["splits"].pop("test"), "no 'test'"),
+        (lambda s: s["splits"]["train"]["per_class"].pop(), "9 counts for 10 classes"),
+        (lambda s: s["splits"]["test"]["per_class"].__setitem__(0, -1), "below 0"),
+        (lambda s: s["splits"]["train"].update(examples=None), "NoneType"),
+        (lambda s: s["splits"]["train"].update(examples=float("inf")), "infinity"),
+        (lambda s: s["statistics"].update(mean=[0.1, 0.2]), "2 mean and 1 std for 1 channels"),
+        (lambda s: s["pipeline"].update(seconds=float("nan")), "endless"),
+        (lambda s: s.update(image_shape=[32, 32]), "unpack"),
+        (lambda s: s.update(class_names=[]), "class_names is empty"),
+    ],
+)
+def test_a_summary_that_lacks_or_contradicts_is_refused(tmp_path, change, told):
+    folder = write_data(tmp_path / "data")
+    changed(folder, change)
+    with pytest.raises(ValueError, match=rf"summary\.json is damaged.*{told}.*--mode=data"):
+        report.write_data_page(folder)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"train_images": np.zeros((48, 32, 32, 1), np.float32)}, "float32"),
+        ({"train_images": np.zeros((48, 32, 32), np.uint8)}, "expected uint8"),
+        ({"validation_images": np.zeros((20, 32, 32, 2), np.uint8)}, "expected uint8"),
+        ({"validation_images": np.zeros((0, 32, 32, 1), np.uint8)}, "empty"),
+        ({"train_labels": np.zeros(47, int)}, "for 48 images"),
+        ({"train_labels": np.full(48, 10)}, "10 to 10 for 10 classes"),
+        ({"train_labels": None}, "no train_labels"),
+    ],
+)
+def test_a_preview_that_does_not_fit_is_refused(tmp_path, arrays, told):
+    folder = write_data(tmp_path / "data")
+    with np.load(folder / "preview.npz") as archive:
+        whole = {**archive, **arrays}
+    kept = {name: array for name, array in whole.items() if array is not None}
+    np.savez(folder / "preview.npz", **kept)
+    with pytest.raises(ValueError, match=rf"preview\.npz is damaged.*{told}.*--mode=data"):
+        report.write_data_page(folder)
+
+
+def test_a_preview_with_altered_bytes_is_drawn_or_refused(tmp_path):
+    folder, rng = write_data(tmp_path / "data", shown=(2, 1)), np.random.default_rng(0)
+    whole = np.frombuffer((folder / "preview.npz").read_bytes(), np.uint8)
+    for _ in range(200):
+        altered = whole.copy()
+        altered[rng.integers(len(whole), size=3)] = rng.integers(256, size=3)
+        (folder / "preview.npz").write_bytes(altered.tobytes())
+        try:
+            report.load_data_record(folder)
+        except ValueError as error:
+            assert "preview.npz" in str(error)

@@ -1,0 +1,203 @@
+"""The report of a run: figures, tables and page, from a made-up run folder."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+from run_samples import references, write_run
+
+from imta_jax import report
+from imta_jax.evaluation.methods.comparison_record import comparison_record
+from imta_jax.evaluation.predictions import checked_predictions
+from imta_jax.report.style import spread
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = write_run(tmp_path_factory.mktemp("run") / "run")
+    report.write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return (folder / "report" / "index.html").read_text()
+
+
+@pytest.fixture
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_report_has_every_figure_the_tables_and_the_page(folder):
+    names = ["budget_curve", "exit_shares", "gallery", "classes", "exits", "reliability"]
+    expected = {f"{name}.png" for name in [*names, "training"]} | {"tables.md", "index.html"}
+    assert {path.name for path in (folder / "report").iterdir()} == expected
+
+
+def test_figures_are_sharp_enough_for_a_slide(folder):
+    for path in (folder / "report").glob("*.png"):
+        assert matplotlib.image.imread(io.BytesIO(path.read_bytes())).shape[1] >= 1200, path
+
+
+def test_page_refers_to_nothing_outside_itself(page):
+    parsed = references(page)
+    assert parsed.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in parsed.addresses)
+    assert not {"script", "link", "iframe"} & set(parsed.tags)
+    assert not re.search(r"https?://|url\(|@import", page)
+
+
+def test_page_shows_the_numbers_of_the_run(page, results, folder):
+    point = report.operating_point(report.load_run(folder))
+    assert f"{results['exits'][-1]['top1']:.2f}%" in page
+    assert f"{point.top1:.2f}%" in page
+    assert f"{point.saving_factor:.1f} times less" in page
+
+
+def test_tables_hold_the_numbers_of_results(folder, results):
+    run = report.load_run(folder)
+    exits, budgets = report.exits_table(run), report.budgets_table(run)
+    for column, name in {"macs": "multiply-adds", "params": "parameters"}.items():
+        assert [int(t.replace(",", "")) for t in exits[name]] == [
+            e[column] for e in results["exits"]
+        ]
+    for column, name in {"top1": "top-1 (%)", "top5": "top-5 (%)", "ece": "ECE (%)"}.items():
+        assert exits[name].to_list() == [f"{e[column]:.2f}" for e in results["exits"]]
+    expected = [f"{b['top1']:.2f}" for b in results["reported_budgets"]]
+    assert budgets["top-1 (%)"].to_list() == expected
+    markdown = (folder / "report" / "tables.md").read_text()
+    assert all(text in markdown for text in [*exits.to_numpy().ravel(), *expected])
+    assert r"a \| b" in markdown
+
+
+def test_operating_point_is_chosen_on_validation_images_only(folder, tmp_path, results):
+    before = report.operating_point(report.load_run(folder))
+    for row in results["budget_curve"]:
+        row["top1"] = 100.0 - row["top1"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "phase_two").symlink_to(folder / "phase_two")
+    after = report.operating_point(report.load_run(tmp_path))
+    assert after.mean_macs == before.mean_macs
+    assert after.top1 == pytest.approx(100.0 - before.top1)
+
+
+def test_operating_point_is_the_best_where_none_is_good_enough(folder, results):
+    run = report.load_run(folder)
+    point = report.operating_point(run, tolerance_points=-100)
+    best = max(results["budget_curve"], key=lambda row: row["validation_top1"])
+    assert point.top1 == best["top1"]
+
+
+def test_names_from_outside_are_escaped(tmp_path):
+    names = ["<script>alert(1)</script>", "$\\frac{$", "c", "d", "e", "f"]
+    folder = write_run(tmp_path / "run", names=names, epochs=(2, 0))
+    results = json.loads((folder / "results.json").read_text())
+    results["dataset"]["name"] = "<script>alert(2)</script>"
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "config.json").write_text(json.dumps({"x": "<script>alert(3)</script>"}))
+    page = report.write_report(folder).read_text()
+    assert "script" not in references(page).tags
+    assert "&lt;script&gt;alert(2)" in page
+
+
+@pytest.mark.parametrize("exits", [2, 8])
+def test_a_run_of_one_epoch_without_extras_is_reported(tmp_path, exits):
+    folder = write_run(tmp_path / "run", exits=exits, epochs=(1, 0))
+    for path in (folder / "evaluation").iterdir():
+        path.unlink()
+    (folder / "report").mkdir()
+    (folder / "report" / "gallery.png").write_bytes(b"of an older report")
+    assert report.write_report(folder).exists()
+    left = {path.name for path in (folder / "report").glob("*.png")}
+    assert left == {"budget_curve.png", "exit_shares.png", "exits.png", "training.png"}
+
+
+def test_results_alone_make_a_report(tmp_path, results):
+    results |= {"reported_budgets": [], "budget_curve": results["budget_curve"][-1:]}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    page = report.write_report(tmp_path).read_text()
+    assert "Reported budgets" not in page
+    with pytest.raises(ValueError, match=r"gallery\.npz"):
+        report.figure_gallery(report.load_run(tmp_path))
+
+
+def test_colour_images_and_many_classes_are_drawn(tmp_path):
+    images = np.zeros((10, 32, 32, 3), np.uint8)
+    names = [f"a class with a long name, number {i}" for i in range(100)]
+    run = report.load_run(write_run(tmp_path / "run", names=names, images=images))
+    drawn = [image for axes in report.figure_gallery(run).axes for image in axes.get_images()]
+    assert [image.get_array().shape for image in drawn] == [(32, 32, 3)] * 10
+    shown = report.figure_classes(run).axes[0].get_yticklabels()
+    assert len(shown) == 20
+
+
+def test_labels_are_spread_apart_and_keep_their_order():
+    wanted = np.array([3.0, 1.0, 1.1, 1.05, 9.0])
+    placed = spread(wanted, 1.0)
+    assert np.diff(np.sort(placed)).min() >= 1.0 - 1e-9
+    assert (np.argsort(placed) == np.argsort(wanted)).all()
+    assert placed[-1] == 9.0
+    np.testing.assert_array_equal(spread([1.0, 5.0], 1.0), [1.0, 5.0])
+
+
+def test_report_imports_neither_jax_nor_tensorflow():
+    unwanted = "{'jax', 'flax', 'tensorflow'}"
+    code = f"import sys, imta_jax.report; print(sorted({unwanted} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", done.stdout
+
+
+def compared(results, seed=0):
+    """Results with a comparison of threshold methods, on made-up logits of as many exits."""
+    macs = [row["macs"] for row in results["exits"]]
+    budgets = [row["budget"] for row in results["reported_budgets"]]
+    generator, splits = np.random.default_rng(seed), []
+    for count in (200, 300):
+        labels = generator.integers(0, 5, count)
+        logits = generator.normal(size=(len(macs), count, 5))
+        logits[:, np.arange(count), labels] += np.linspace(1, 3, len(macs))[:, None]
+        splits.append(checked_predictions((logits, labels), "made up"))
+    record = comparison_record(*splits, macs, sorted({*budgets, 0.35, 0.8}))
+    return results | {"threshold_methods": json.loads(json.dumps(record))}
+
+
+def test_threshold_methods_are_drawn_and_listed_where_they_were_compared(tmp_path, results):
+    results = compared(results)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    page = report.write_report(tmp_path).read_text()
+    assert "Does it matter how thresholds are chosen?" in page
+    assert (tmp_path / "report" / "threshold_methods.png").exists()
+    table = report.methods_table(report.load_run(tmp_path))
+    points = results["threshold_methods"]["points"]
+    shown = [p for p in points if p.get("budget", 0.3) in (0.3, 0.5)]
+    assert table["top-1 (%)"].to_list() == [f"{p['top1']:.2f}" for p in shown]
+    assert set(table["asked for"]) >= {"budget 30%", "2 exits agree", "1 point, 95% sure"}
+    markdown = (tmp_path / "report" / "tables.md").read_text()
+    assert all(cell in markdown for cell in table.to_numpy().ravel())
+
+
+def test_threshold_methods_are_optional(folder, results):
+    assert "threshold_methods" not in results
+    run = report.load_run(folder)
+    assert report.methods_table(run).empty
+    with pytest.raises(ValueError, match="evaluate the run again"):
+        report.figure_threshold_methods(run)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "finding"),
+    [(-1, 1, "cannot be told apart"), (0.1, 1, "beat the sweep at 4"), (-1, -0.1, "lose to")],
+)
+def test_figure_of_methods_claims_what_the_intervals_allow(tmp_path, results, low, high, finding):
+    results = compared(results)
+    for point in results["threshold_methods"]["points"]:
+        point |= {"gain_low": low, "gain_high": high}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    figure = report.figure_threshold_methods(report.load_run(tmp_path))
+    assert finding in figure.get_suptitle()

@@ -1,0 +1,76 @@
+"""The variance of gradients per stage obeys Eq. 1, 2 and 5 exactly."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+from flax import nnx
+
+from imta_jax.models import build_classifier
+from imta_jax.studies.gradient_variance import gradient_variance
+from imta_jax.training import PhaseOneObjective
+
+EXITS = 3
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    fields = tiny_run.NETWORK | {"num_exits": EXITS}
+    return build_classifier(fields, num_classes=3, image_shape=(16, 16, 1), rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def measured(classifier):
+    images, labels = tiny_run.draw_images(32, 0)
+    pixels = jnp.asarray(images / 255 - 0.4, jnp.float32)
+    halves = [(pixels[:16], jnp.asarray(labels[:16])), (pixels[16:], jnp.asarray(labels[16:]))]
+    arms = (("off", "sum"), ("all", "sum"), ("coarsest", "sum"), ("off", "mean"))
+    before = nnx.state(classifier)
+    found = {arm: gradient_variance(classifier, PhaseOneObjective(*arm), halves) for arm in arms}
+    tiny_run.assert_same(nnx.state(classifier), before)
+    return found
+
+
+def test_a_stage_sees_its_own_and_later_losses_only(measured):
+    losses = measured["off", "sum"].losses
+    np.testing.assert_array_equal(np.tril(losses, -1), 0)
+    assert (losses[np.triu_indices(EXITS)] > 0).all()
+
+
+def test_equilibrium_divides_each_contribution_as_equation_5_says(measured):
+    plain, balanced = measured["off", "sum"].losses, measured["all", "sum"].losses
+    remaining = np.arange(EXITS, 0, -1.0)[:, None]  # k - i + 1
+    np.testing.assert_allclose(balanced * remaining**2, plain, rtol=1e-4)
+    np.testing.assert_allclose(
+        measured["all", "sum"].stages * remaining[:, 0] ** 2,
+        measured["off", "sum"].stages,
+        rtol=1e-4,
+    )
+
+
+def test_equation_6_bounds_the_variance_under_equilibrium(measured):
+    most = measured["off", "sum"].losses.max(axis=1)
+    assert (measured["all", "sum"].stages <= 2 * most).all()
+
+
+def test_the_averaged_loss_divides_everything_alike(measured):
+    np.testing.assert_allclose(
+        measured["off", "mean"].stages * EXITS**2, measured["off", "sum"].stages, rtol=1e-4
+    )
+
+
+def test_rescaling_the_coarsest_map_alone_lies_between(measured):
+    # The last stage has no later reader: nothing is rescaled there.
+    off, coarsest, every = (measured[a, "sum"].stages for a in ("off", "coarsest", "all"))
+    assert (every[:-1] < coarsest[:-1]).all() and (coarsest[:-1] < off[:-1]).all()
+    np.testing.assert_allclose(every[-1], off[-1], rtol=1e-4)
+
+
+def test_the_last_stage_varies_as_its_one_loss(measured):
+    found = measured["off", "sum"]
+    assert found.stages[-1] == pytest.approx(found.losses[-1, -1], rel=1e-4)
+
+
+def test_no_batches_are_refused(classifier):
+    with pytest.raises(ValueError, match="no batches"):
+        gradient_variance(classifier, PhaseOneObjective("off"), [])

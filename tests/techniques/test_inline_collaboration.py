@@ -1,0 +1,269 @@
+"""Inline subnetwork collaboration: what each transfer computes, and where its gradient goes."""
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from imta_jax.models import MultiExitClassifier, with_collaborative_heads
+from imta_jax.nn.layers import initialization
+from imta_jax.techniques import TRANSFERS, IndependentHeads, ResidualHeads, TransferHeads
+
+WIDTHS, N, K = (4, 6, 3), 8, 5
+SHAPE = (6, 6, 2)
+
+
+class Patches(nnx.Module):
+    """A backbone without convolutions: exit i sees a random projection of the image."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.num_exits, self.feature_widths = len(WIDTHS), WIDTHS
+        self.projections = nnx.List(
+            [nnx.Param(jax.random.normal(rngs.params(), (72, width)) / 9) for width in WIDTHS]
+        )
+
+    def stem(self, images: jax.Array) -> tuple[jax.Array, ...]:
+        return (images.reshape(len(images), -1),)
+
+    def stage(self, i: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return state
+
+    def exit_features(self, i: int, state: tuple[jax.Array, ...]) -> jax.Array:
+        return state[0] @ self.projections[i][...]
+
+
+def phase_one() -> MultiExitClassifier:
+    rngs = nnx.Rngs(0)
+    heads = IndependentHeads(WIDTHS, K, init=initialization("pytorch"), rngs=rngs)
+    return MultiExitClassifier(Patches(rngs=rngs), heads, num_classes=K, image_shape=SHAPE)
+
+
+def phase_two(classifier: MultiExitClassifier, **heads_config) -> MultiExitClassifier:
+    return with_collaborative_heads(classifier, heads_config, num_classes=K, rngs=nnx.Rngs(1))
+
+
+@pytest.fixture(scope="module")
+def images() -> jax.Array:
+    return jax.random.normal(jax.random.key(0), (N, *SHAPE))
+
+
+def affine(layer: nnx.Linear, x: np.ndarray) -> np.ndarray:
+    return np.asarray(x) @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
+
+
+def independent_logits(heads: nnx.Module, features: tuple[jax.Array, ...]) -> np.ndarray:
+    """Every exit's own linear layer in NumPy, nothing handed on."""
+    return np.stack([affine(layer, x) for layer, x in zip(heads.linears, features, strict=True)])
+
+
+# What the heads compute.
+
+
+@pytest.mark.parametrize("start", ["phase_one", "fresh"])
+def test_identity_transfer_sums_the_independent_logits(images, start: str):
+    classifier = phase_two(phase_one(), transfer="identity", start=start)
+    expected = independent_logits(classifier.heads, classifier.features(images)).cumsum(axis=0)
+    np.testing.assert_allclose(classifier(images), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("start", ["phase_one", "fresh"])
+def test_without_transfer_exits_are_independent(images, start: str):
+    classifier = phase_two(phase_one(), transfer="none", start=start)
+    expected = independent_logits(classifier.heads, classifier.features(images))
+    np.testing.assert_allclose(classifier(images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_linear_transfer_is_the_formula(images):
+    """[features, ReLU(BatchNorm(Linear(previous logits)))] into the exit's linear layer."""
+    classifier = phase_two(phase_one(), transfer="linear", start="fresh")
+    classifier.train()
+    features, heads = classifier.features(images), classifier.heads
+    found = np.asarray(classifier.logits(features))
+    previous = None
+    for i, joined in enumerate(map(np.asarray, features)):
+        if i > 0:
+            prior = affine(heads.transfers[i - 1], previous)
+            prior = (prior - prior.mean(0)) / np.sqrt(prior.var(0) + 1e-5)
+            joined = np.concatenate([joined, np.maximum(prior, 0)], axis=1)
+        previous = affine(heads.linears[i], joined)
+        np.testing.assert_allclose(found[i], previous, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_exit_by_exit_equals_all_at_once(images, transfer: str):
+    classifier = phase_two(phase_one(), transfer=transfer, start="fresh")
+    classifier.eval()
+    state, carry, collected = classifier.stem(images), None, []
+    for i in range(classifier.num_exits):
+        state, logits, carry = classifier.advance(i, state, carry)
+        collected.append(logits)
+    np.testing.assert_array_equal(np.stack(collected), classifier(images))
+
+
+# Where the gradient goes.
+
+
+def head_gradients(classifier: MultiExitClassifier, images: jax.Array, j: int) -> nnx.State:
+    """Of exit j's logits (summed squares), with respect to all heads."""
+    features = classifier.features(images)
+
+    def loss(heads: nnx.Module) -> jax.Array:
+        carry = None
+        for i in range(j + 1):
+            logits, carry = heads(i, features[i], carry)
+        return (logits**2).sum()
+
+    return nnx.grad(loss)(classifier.heads)
+
+
+def largest(gradient: nnx.State) -> float:
+    return max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize("transfer", ["identity", "linear"])
+def test_a_stopped_path_keeps_later_exits_out_of_earlier_heads(
+    images, transfer: str, stop_gradient: bool
+):
+    classifier = phase_two(
+        phase_one(), transfer=transfer, stop_gradient=stop_gradient, start="fresh"
+    )
+    for j in range(classifier.num_exits):
+        gradients = head_gradients(classifier, images, j)
+        for i, own in enumerate(gradients["linears"][n] for n in range(classifier.num_exits)):
+            if i == j:
+                assert largest(own) > 0
+            elif i > j or stop_gradient:
+                assert largest(own) == 0
+            else:
+                assert largest(own) > 0
+        if transfer == "linear":
+            for n, own in ((n, gradients["transfers"][n]) for n in range(len(WIDTHS) - 1)):
+                # Transform n serves exit n + 1; stopping cuts the path at the earlier logits.
+                read = n + 1 == j or (n + 1 < j and not stop_gradient)
+                assert (np.abs(own["kernel"][...]).max() > 0) == read
+
+
+def test_the_path_is_stopped_unless_told_otherwise(images):
+    classifier = phase_two(phase_one(), transfer="identity")
+    assert largest(head_gradients(classifier, images, 1)["linears"][0]) == 0
+
+
+@pytest.mark.parametrize("transfer", ["identity", "linear"])
+def test_stopping_changes_no_logits(images, transfer: str):
+    config = {"transfer": transfer, "start": "fresh"}
+    stopped, kept = (phase_two(phase_one(), **config, stop_gradient=stop) for stop in (True, False))
+    np.testing.assert_array_equal(stopped(images), kept(images))
+
+
+# Where the heads start.
+
+
+@pytest.mark.parametrize("transfer", ["none", "linear"])
+def test_a_transfer_without_influence_begins_with_phase_one_logits(images, transfer: str):
+    first = phase_one()
+    before = np.asarray(first(images))
+    # Zero weights add exact zeros, but a longer dot product may sum in another order.
+    found = phase_two(first, transfer=transfer)(images)
+    np.testing.assert_allclose(found, before, rtol=1e-6, atol=1e-6)
+
+
+def test_a_linear_transfer_starts_able_to_learn(images):
+    """Zeros in the reading layer, not in the transform: that layer's gradient must not vanish."""
+    classifier = phase_two(phase_one(), transfer="linear")
+    gradients = head_gradients(classifier, images, 1)
+    reading = gradients["linears"][1]["kernel"][...]
+    assert np.abs(reading[WIDTHS[1] :]).max() > 0
+
+
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_heads_are_copies_and_phase_one_heads_stay(images, transfer: str):
+    first = phase_one()
+    before = np.asarray(first(images))
+    second = phase_two(first, transfer=transfer)
+    for layer in second.heads.linears:
+        layer.kernel[...] = jnp.ones_like(layer.kernel[...])
+        layer.bias[...] = layer.bias[...] + 1
+    np.testing.assert_array_equal(first(images), before)
+    teacher = second.phase_one_logits(second.features(images))
+    np.testing.assert_array_equal(teacher, before[-1])
+
+
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_fresh_heads_are_new_draws(transfer: str):
+    first = phase_one()
+    second = phase_two(first, transfer=transfer, start="fresh")
+    for own, other in zip(second.heads.linears, first.heads.linears, strict=True):
+        width = other.kernel[...].shape[0]
+        assert not np.isclose(own.kernel[...][:width], other.kernel[...]).any()
+
+
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_the_backbone_is_shared_and_the_heads_are_not(transfer: str):
+    first = phase_one()
+    second = phase_two(first, transfer=transfer)
+    assert second.backbone is first.backbone and second.phase_one_heads is first.heads
+    own = {id(leaf) for _, leaf in nnx.iter_graph(second.heads) if isinstance(leaf, nnx.Variable)}
+    others = {id(leaf) for _, leaf in nnx.iter_graph(first) if isinstance(leaf, nnx.Variable)}
+    assert own and not own & others
+
+
+def test_each_transfer_has_its_heads():
+    kinds = {
+        transfer: type(phase_two(phase_one(), transfer=transfer).heads) for transfer in TRANSFERS
+    }
+    assert kinds == {"none": IndependentHeads, "identity": ResidualHeads, "linear": TransferHeads}
+
+
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_heads_fit_a_real_backbone(transfer: str):
+    first = golden.untrained(golden.TINY, image_shape=(16, 16, 3))
+    second = with_collaborative_heads(
+        first, {"transfer": transfer}, num_classes=10, rngs=nnx.Rngs(0)
+    )
+    images = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
+    found = nnx.eval_shape(lambda network, images: network(images), second, images)
+    assert found.shape == (2, 2, 10) and found.dtype == jnp.float32
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"transfer": "identiy"}, "unknown transfer 'identiy'; valid, the closest first: identity"),
+        ({"start": "phase1"}, "unknown start of the phase-II heads 'phase1'.*first: phase_one"),
+        ({"stop": True}, "unknown field of the heads' config 'stop'.*first: stop_gradient"),
+        ({"initialization": "he"}, "unknown initialization 'he'.*first: he_normal"),
+    ],
+)
+def test_unknown_names_are_refused_the_closest_first(config: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        phase_two(phase_one(), **config)
+
+
+def test_phase_two_on_phase_two_is_refused():
+    with pytest.raises(ValueError, match="collaborative heads already"):
+        phase_two(phase_two(phase_one()))
+
+
+def test_another_number_of_classes_is_refused():
+    with pytest.raises(ValueError, match="expected 5, found num_classes=7"):
+        with_collaborative_heads(phase_one(), {}, num_classes=7, rngs=nnx.Rngs(0))
+
+
+def test_phase_one_has_no_earlier_heads_to_teach(images):
+    classifier = phase_one()
+    with pytest.raises(ValueError, match="with_collaborative_heads"):
+        classifier.phase_one_logits(classifier.features(images))
+
+
+@pytest.mark.parametrize("i", [1, 2])
+@pytest.mark.parametrize("transfer", ["identity", "linear"])
+def test_a_later_exit_without_a_carry_is_refused(images, transfer: str, i: int):
+    classifier = phase_two(phase_one(), transfer=transfer)
+    with pytest.raises(ValueError, match="previous exit's logits as carry; found None"):
+        classifier.heads(i, classifier.features(images)[i], None)

@@ -1,0 +1,125 @@
+"""Eight devices compute what one does, and every image counts once however many there are."""
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+from flax import nnx
+
+from imta_jax.data import Split
+from imta_jax.distributed import check_batch_size, data_mesh, place_batch, place_replicated
+from imta_jax.evaluation import collect_predictions
+from imta_jax.nn.pixels import normalize
+from imta_jax.training.state import named_arrays
+
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def one():
+    return data_mesh(jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def eight():
+    assert len(jax.devices()) == 8
+    return data_mesh()
+
+
+@pytest.fixture(scope="module")
+def classifier(one):
+    return tiny_run.make_phase("phase_one", one).classifier
+
+
+def test_the_default_mesh_has_every_device(eight):
+    assert eight.size == 8 and eight.shape == {"data": 8, "parameters": 1}
+
+
+@pytest.mark.parametrize("name", ["phase_one", "phase_two"])
+def test_eight_devices_train_as_one_does(name, one, eight):
+    ends = []
+    for mesh in (one, eight):
+        # The published phase II moves statistics by the batch, which here spans the devices.
+        phase = tiny_run.make_phase(name, mesh, "published", **{f"{name}__learning_rate": 1e-3})
+        state = phase.start()
+        for i in range(STEPS):
+            batch = place_batch(tiny_run.draw_batch(16, seed=i), mesh)
+            state, metrics = phase.step(state, batch)
+        assert int(state.step) == STEPS
+        arrays = named_arrays(state.trainable) | named_arrays(state.rest)
+        ends.append(tiny_run.to_host(arrays | {"loss": metrics.loss}))
+    for key, expected in ends[0].items():
+        # Slow steps, or rounding grows at every ReLU; statistics per device are off by tenths.
+        scale = max(np.abs(expected).max(), 1e-3)
+        np.testing.assert_allclose(ends[1][key] / scale, expected / scale, atol=2e-4, err_msg=key)
+
+
+@pytest.mark.parametrize("count", [1, 21, 40])
+def test_evaluation_counts_every_image_once_on_any_number_of_devices(classifier, one, eight, count):
+    images, labels = tiny_run.draw_images(count, seed=3)
+    split = Split(images, labels.astype(np.int32), np.arange(count))
+    found = collect_predictions(
+        classifier, split, batch_size=16, mesh=eight, pipeline="numpy", **tiny_run.PIXELS
+    )
+    assert found.logits.shape == (2, count, 3)
+    np.testing.assert_array_equal(found.labels, labels)
+    whole = nnx.clone(classifier)
+    whole.eval()
+    expected = nnx.jit(lambda c, x: c(x))(whole, normalize(images, **tiny_run.PIXELS))
+    np.testing.assert_allclose(found.logits, expected, rtol=1e-4, atol=1e-5)
+    alone = collect_predictions(
+        classifier, split, batch_size=16, mesh=one, pipeline="numpy", **tiny_run.PIXELS
+    )
+    np.testing.assert_allclose(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_leaves_the_classifier_in_its_mode(classifier, one):
+    images, labels = tiny_run.draw_images(3, seed=0)
+    split = Split(images, labels.astype(np.int32), np.arange(3))
+    classifier.train()
+    before = tiny_run.to_host(nnx.state(classifier))
+    collect_predictions(
+        classifier, split, batch_size=8, mesh=one, pipeline="numpy", **tiny_run.PIXELS
+    )
+    assert not classifier.backbone.stages[0][0].normal[0].reduce.norm.use_running_average
+    tiny_run.assert_same(nnx.state(classifier), before)
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"), [(12, "8 or 16"), (7, "8"), (0, "8"), (-8, "8"), (1001, "1000 or 1008")]
+)
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest(eight, size, nearest):
+    with pytest.raises(ValueError) as error:
+        check_batch_size(size, eight, "config.phase_one.batch_size")
+    message = str(error.value)
+    assert message.startswith(f"config.phase_one.batch_size={size} ")
+    assert "8 devices" in message and message.endswith(f": {nearest}")
+
+
+@pytest.mark.parametrize("size", [8, 64, 1000])
+def test_a_batch_that_divides_passes(eight, one, size):
+    check_batch_size(size, eight, "batch_size")
+    check_batch_size(size + 1, one, "batch_size")
+
+
+def test_a_batch_is_split_evenly(eight):
+    placed = place_batch(tiny_run.draw_batch(16, seed=0), eight)
+    assert {shard.data.shape[0] for shard in placed.images.addressable_shards} == {2}
+    assert len(placed.images.addressable_shards) == 8
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_placing_copies_so_that_donation_leaves_the_original(devices):
+    mesh = data_mesh(jax.devices()[:devices])
+    original = {"kernel": jax.numpy.arange(4.0)}
+    placed = place_replicated(original, mesh)
+    jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(placed)
+    assert placed["kernel"].is_deleted()
+    np.testing.assert_array_equal(original["kernel"], np.arange(4.0))
+
+
+def test_a_training_step_leaves_the_classifiers_arrays(one):
+    phase = tiny_run.make_phase("phase_two", one)
+    before = tiny_run.to_host(nnx.state(phase.classifier))
+    phase.step(phase.start(), place_batch(tiny_run.draw_batch(16, seed=0), one))
+    tiny_run.assert_same(nnx.state(phase.classifier), before)

@@ -1,0 +1,197 @@
+"""What a person sees of a long run, and what happens when the disk refuses."""
+
+import errno
+import logging
+import re
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from imta_jax.cli.run import run
+from imta_jax.data.sources import SourceRequest
+from imta_jax.distributed import data_mesh
+from imta_jax.runtime.preemption import StopRequest
+from imta_jax.runtime.write_errors import WriteErrors
+from imta_jax.training import phases
+from imta_jax.training.checkpoints import Checkpoints
+from imta_jax.training.interval import IntervalLines
+from imta_jax.training.objectives import ExitMetrics
+from imta_jax.training.profiling import StepProfiler
+from imta_jax.training.progress import per_exit
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    with tiny_run.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _one_device(monkeypatch):
+    monkeypatch.setattr(phases, "mesh_of", lambda config: data_mesh(jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "thirds.npz")
+
+
+def metrics(count):
+    return [ExitMetrics(np.float32([0.5, 0.25]), np.float32([50, 75]))] * count
+
+
+def test_a_line_tells_of_loss_accuracy_pace_input_and_time_left(caplog):
+    lines = IntervalLines("phase_one", 100, 2, 64, 1e-3)
+    time.sleep(0.01)
+    with caplog.at_level(logging.INFO, "imta_jax"):
+        lines.add(20, metrics(20), waited=0.0)
+    assert re.fullmatch(
+        r"phase_one step 20/200: loss per exit 0\.500 0\.250; top-1 per exit 50\.0 75\.0;"
+        r" [\d,]+ images/s; 0% waiting for input; about .* left in this phase",
+        caplog.messages[0],
+    )
+
+
+def test_lines_come_no_more_often_than_asked_for(caplog):
+    with caplog.at_level(logging.INFO, "imta_jax"):
+        often, never = (IntervalLines("phase_one", 9, 9, 8, s) for s in (3600, 0))
+        for i in range(9):
+            often.add(i, metrics(1), 0.0)
+            never.add(i, metrics(1), 0.0)
+    assert not caplog.messages
+
+
+def test_a_run_logs_lines_and_leaves_a_profile_of_the_steps_asked_for(source, tmp_path, caplog):
+    config = tiny_run.tiny_config(
+        source, log__line_every_seconds=1e-6, log__check_every_steps=1, log__profile_steps=(4, 6)
+    )
+    with caplog.at_level(logging.INFO, "imta_jax"):
+        run(config, tmp_path, "phase_one")
+    steps = re.findall(r"phase_one step (\d+)/9: loss per exit \S+ \S+; top-1", caplog.text)
+    assert [int(step) for step in steps] == list(range(1, 10))
+    assert list((tmp_path / "phase_one" / "profile").rglob("*.xplane.pb"))
+    assert "profile: tensorboard --logdir" in caplog.text
+
+
+@pytest.mark.parametrize("steps", [(3, 1), (-1, 2), (1,)])
+def test_steps_to_profile_that_are_not_in_order_are_refused(steps, tmp_path):
+    with pytest.raises(ValueError, match=r"expected \(A, B\) with 0 <= A <= B"):
+        StepProfiler(tmp_path, steps)
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+# As orbax's storage tells it.
+STORAGE = ValueError(f"RESOURCE_EXHAUSTED: Error writing {'a/' * 200} [os_error_code='28']")
+
+
+def refuse_saves(patch, error, names=None):
+    """Makes saving fail, for these names or for all."""
+    save = Checkpoints.save
+
+    def refuse(self, name, *arguments):
+        if names is None or name in names:
+            raise error
+        save(self, name, *arguments)
+
+    patch.setattr(Checkpoints, "save", refuse)
+
+
+@pytest.mark.parametrize("error", [FULL, STORAGE])
+def test_a_full_disk_stops_the_run_with_what_to_do_and_loses_nothing(
+    error, source, tmp_path, monkeypatch
+):
+    config = tiny_run.tiny_config(source)
+    with monkeypatch.context() as patch:
+        refuse_saves(patch, error, names=[2])
+        message = r"a checkpoint cannot be written .*No space left on device\)\. Make room"
+        with pytest.raises(OSError, match=message) as told:
+            run(config, tmp_path, "phase_one")
+        assert told.value.errno == errno.ENOSPC
+    run(config, tmp_path, "phase_one")
+    assert phases.phase_is_finished(config.to_dict(), tmp_path, "phase_one")
+
+
+def test_a_full_disk_is_borne_if_the_config_says_so_but_never_in_silence(
+    source, tmp_path, monkeypatch, caplog
+):
+    config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
+    refuse_saves(monkeypatch, STORAGE, names=[2])
+    with caplog.at_level(logging.ERROR, "imta_jax"):
+        run(config, tmp_path, "phase_one")
+    assert "a checkpoint cannot be written" in caplog.text and "going on without" in caplog.text
+    assert phases.phase_is_finished(config.to_dict(), tmp_path, "phase_one")
+
+
+def test_without_its_last_checkpoint_a_phase_is_not_done_whatever_the_policy(
+    source, tmp_path, monkeypatch
+):
+    config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
+    refuse_saves(monkeypatch, FULL)
+    with pytest.raises(OSError, match="a checkpoint cannot be written"):
+        run(config, tmp_path, "phase_one")
+
+
+def test_saving_that_fails_in_the_background_costs_no_other_checkpoint(
+    source, tmp_path, monkeypatch, caplog
+):
+    wait, failures = Checkpoints.wait, [STORAGE]
+
+    def fails_once(self):
+        wait(self)
+        if self.newest() == 1 and failures:
+            raise failures.pop()
+
+    config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
+    monkeypatch.setattr(Checkpoints, "wait", fails_once)
+    with caplog.at_level(logging.ERROR, "imta_jax"):
+        run(config, tmp_path, "phase_one")
+    assert "going on without" in caplog.text
+    assert {path.name for path in (tmp_path / "phase_one").glob("[0-9]")} >= {"2", "3"}
+
+
+def test_what_was_not_saved_is_not_called_saved(source, tmp_path, monkeypatch):
+    config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
+    refuse_saves(monkeypatch, FULL)
+    answers = iter([False, True])  # after one step and after two
+    monkeypatch.setattr(StopRequest, "is_due", lambda self: next(answers))
+    with pytest.raises(OSError, match="a checkpoint cannot be written"):
+        run(config, tmp_path, "phase_one")
+
+
+def test_errors_of_other_kinds_are_not_taken_for_the_disks(tmp_path):
+    with (
+        pytest.raises(ValueError, match="a bug"),
+        WriteErrors("continue").writing("metrics", tmp_path),
+    ):
+        raise ValueError("a bug")
+    with pytest.raises(ValueError, match="valid, the closest first: continue, stop"):
+        WriteErrors("contineu")
+
+
+def test_what_changes_no_result_may_change_when_a_run_goes_on(source, tmp_path):
+    run(tiny_run.tiny_config(source), tmp_path, "phase_one")
+    looked_at = {"log__profile_steps": (1, 2), "checkpoint__on_write_error": "continue"}
+    run(tiny_run.tiny_config(source, **looked_at), tmp_path, "phase_one")
+    with pytest.raises(ValueError, match=r"config\.seed: the folder's 0, now 1"):
+        run(tiny_run.tiny_config(source, seed=1, **looked_at), tmp_path, "phase_one")
+
+
+def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"--workdir=.*file is no folder that can be made"):
+        run(tiny_run.tiny_config(source), tmp_path / "file", "phase_one")
+
+
+@pytest.mark.parametrize("share", [-0.1, 5])
+def test_a_share_of_undecodable_images_lies_in_0_to_1(share):
+    with pytest.raises(ValueError, match=r"max_undecodable is .*, expected a share, 0 to 1"):
+        SourceRequest("somewhere", max_undecodable=share)
+
+
+def test_a_line_stays_short_when_many_arms_train_together():
+    assert per_exit([88.01, 90.0], 1) == "per exit 88.0 90.0"
+    many = per_exit([float(value) for value in range(348)], 1)
+    assert many == "of 348 exits 0.0 to 347.0"

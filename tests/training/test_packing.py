@@ -1,0 +1,160 @@
+"""Small parameters as one vector: nothing is lost, moved or named anew by it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_run
+from flax import nnx
+
+from imta_jax.distributed import data_mesh, place_batch
+from imta_jax.models import build_classifier
+from imta_jax.nn.pixels import normalize
+from imta_jax.training.checkpoints import Checkpoints
+from imta_jax.training.packing import MOST_NUMBERS, Packing, packed_like, unpacked
+from imta_jax.training.state import create_state, named_arrays
+
+
+def anything(leaf):
+    return True
+
+
+def draw_tree():
+    generator = np.random.default_rng(0)
+
+    def draw(*shape):
+        return generator.normal(size=shape).astype(np.float32)
+
+    return {
+        "large": draw(MOST_NUMBERS + 1),
+        "just": draw(MOST_NUMBERS),
+        "kernel": draw(3, 3, 2, 4),
+        "scalar": draw(),
+        "none": draw(0, 3),
+        "count": np.arange(3),
+        "half": draw(5).astype(jnp.bfloat16),
+    }
+
+
+@pytest.mark.parametrize("may_join", [anything, lambda x: False, lambda x: x.ndim == 4])
+def test_what_is_packed_comes_out_the_same(may_join):
+    tree = draw_tree()
+    packing = Packing.of(tree, may_join)
+    tiny_run.assert_same(packing.pack(tree).unpack(), tree)
+    there_and_back = jax.jit(lambda x: packing.pack(x).unpack())
+    tiny_run.assert_same(there_and_back(jax.tree.map(jnp.asarray, tree)), tree)
+
+
+def test_small_float32_leaves_alone_are_joined():
+    tree = draw_tree()
+    packed = Packing.of(tree, anything).pack(tree)
+    small = ("just", "kernel", "none", "scalar")  # in the order of their names
+    expected = np.concatenate([tree[name].ravel() for name in small])
+    np.testing.assert_array_equal(packed.vector, expected)
+    tiny_run.assert_same(packed.large, (tree["count"], tree["half"], tree["large"]))
+
+
+def test_unpacking_copies_so_that_a_step_may_donate():
+    packed = jax.tree.map(jnp.asarray, Packing.of(draw_tree(), anything).pack(draw_tree()))
+    whole = packed.unpack()
+    jax.jit(lambda x: jax.tree.map(jnp.zeros_like, x), donate_argnums=0)(packed.vector)
+    np.testing.assert_array_equal(whole["just"], draw_tree()["just"])
+
+
+def test_packed_trees_within_others_are_found():
+    tree = draw_tree()
+    packed = jax.tree.map(jnp.asarray, Packing.of(tree, anything).pack(tree))
+    tiny_run.assert_same(unpacked({"a": packed, "b": 1}), {"a": packed.unpack(), "b": 1})
+    again = packed_like(unpacked({"a": packed, "b": 1}), {"a": packed, "b": 0})
+    tiny_run.assert_same(again, {"a": packed, "b": 1})
+    assert again["a"].vector.sharding == packed.vector.sharding
+
+
+def test_most_parameters_of_a_network_are_joined_and_few_of_its_numbers():
+    classifier = build_classifier(
+        {"preset": "cifar_7_exits"}, num_classes=100, image_shape=(32, 32, 3), rngs=nnx.Rngs(0)
+    )
+    params = nnx.state(classifier, nnx.Param)
+    packed = Packing.of(params, anything).pack(params)
+    assert len(jax.tree.leaves(params)) == 614
+    assert len(packed.large) == 84
+    assert packed.vector.size == 197_520 < 0.05 * sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_split_parameters_are_not_joined():
+    phase = tiny_run.make_phase("phase_one", data_mesh())
+    for shards in (1, 4):
+        mesh = data_mesh(parameter_shards=shards)
+        _, state = create_state(phase.classifier, phase.trainable, phase.tx, mesh)
+        joined = [
+            shape
+            for shape, there in zip(
+                state.trainable.packing.shapes, state.trainable.packing.joined, strict=True
+            )
+            if there
+        ]
+        assert joined
+        assert shards == 1 or not any(size % 4 == 0 for shape in joined for size in shape)
+        assert state.trainable.vector.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("shards", [(1, 4), (4, 1)])
+def test_a_checkpoint_fills_a_state_that_is_split_and_packed_otherwise(shards, tmp_path):
+    states = []
+    for count in shards:
+        mesh = data_mesh(parameter_shards=count)
+        phase = tiny_run.make_phase("phase_one", mesh, seed=count)
+        states.append(create_state(phase.classifier, phase.trainable, phase.tx, mesh)[1])
+    saved, other = states
+    assert saved.trainable.packing != other.trainable.packing
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, saved, {}, 0.0)
+        checkpoints.wait()
+        found, _ = checkpoints.restore_latest(other)
+    places = [jax.tree.map(lambda x: x.sharding, state) for state in (found, other)]
+    assert places[0] == places[1]
+    for part in ("trainable", "rest", "opt_state"):
+        found_part, saved_part = (named_arrays(getattr(x, part)) for x in (found, saved))
+        tiny_run.assert_same(found_part, saved_part)
+
+
+def test_a_step_moves_each_parameter_as_the_optimiser_alone_would():
+    phase = tiny_run.make_phase("phase_one", data_mesh(jax.devices()[:1]))
+    state = phase.start()
+    before = jax.tree.map(jnp.array, unpacked(state.trainable))
+    rest = jax.tree.map(jnp.copy, state.rest)
+    moments = phase.tx.init(before)
+    batch = tiny_run.draw_batch(16, seed=0)
+    state, _ = phase.step(state, place_batch(batch, phase.mesh))
+
+    def loss(params):
+        classifier = nnx.merge(phase.graphdef, params, rest, copy=True)
+        images = normalize(batch.images, **tiny_run.PIXELS)
+        return phase.objective(classifier, images, batch.labels)[0]
+
+    updates, moments = phase.tx.update(jax.jit(jax.grad(loss))(before), moments, before)
+    expected = named_arrays(optax.apply_updates(before, updates)) | named_arrays(moments)
+    found = named_arrays(state.trainable) | named_arrays(state.opt_state)
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=2e-3, atol=2e-5, err_msg=name)
+
+
+def test_a_checkpoint_holds_every_parameter_by_its_name(tmp_path):
+    phase = tiny_run.make_phase("phase_one", data_mesh())
+    state, _ = phase.step(phase.start(), place_batch(tiny_run.draw_batch(16, 0), phase.mesh))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {}, 0.0)
+        checkpoints.wait()
+        stored = checkpoints._manager.item_metadata(1)
+        found, _ = checkpoints.restore_latest(phase.start())
+    names = named_arrays(nnx.state(phase.classifier))
+    assert {n: tuple(x.shape) for n, x in stored.model.items()} == {
+        name: x.shape for name, x in names.items()
+    }
+    moments = {
+        n.rsplit("trace.")[-1].removesuffix(".value") for n in stored.progress if "trace" in n
+    }
+    assert moments == set(named_arrays(nnx.state(phase.classifier, nnx.Param)))
+    tiny_run.assert_same(found, state)

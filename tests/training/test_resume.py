@@ -1,0 +1,340 @@
+"""Killed at any moment, a run goes on and ends with the same parameters, bit for bit."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+
+import jax
+import orbax.checkpoint as ocp
+import pytest
+import tiny_run
+
+from imta_jax.cli.run import run
+from imta_jax.data import load_dataset
+from imta_jax.distributed import data_mesh
+from imta_jax.runtime.lock import only_run_in
+from imta_jax.training import (
+    AnotherNetworkError,
+    Interrupted,
+    feed,
+    load_classifier,
+    phases,
+    train_phase_one,
+    train_phase_two,
+)
+from imta_jax.training.checkpoints import has_readable_epoch
+
+# Reading a damaged checkpoint leaves failed reads of others behind, in a library's event loop.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+TRAIN = {"phase_one": train_phase_one, "phase_two": train_phase_two}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    with tiny_run.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases, "mesh_of", lambda config: data_mesh(jax.devices()[:1]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "thirds.npz")
+
+
+@pytest.fixture(scope="module")
+def config(source):
+    # Learned transfer and moving statistics: more state that could get lost.
+    return tiny_run.tiny_config(source, "published").to_dict()
+
+
+@pytest.fixture(scope="module")
+def dataset(config):
+    return load_dataset(config["data"])
+
+
+@pytest.fixture(scope="module")
+def whole(config, dataset, tmp_path_factory):
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    for train in TRAIN.values():
+        train(config, dataset, folder)
+    return folder
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def saved(folder, epoch):
+    """All arrays of a checkpoint, parameters, statistics, optimiser and step, by name."""
+    arrays = {}
+    for item in ("model", "progress"):
+        with ocp.StandardCheckpointer() as checkpointer:
+            arrays[item] = tiny_run.to_host(checkpointer.restore(folder / str(epoch) / item))
+    return arrays
+
+
+def rows(folder):
+    """The rows of metrics.jsonl without what no two runs share."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    timed = ("images_per_second", "input_wait_share")
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def assert_same_phase(found, expected, epochs):
+    """Two phase folders ended with the same arrays and rows, and ran no epoch twice."""
+    tiny_run.assert_same(saved(found, epochs), saved(expected, epochs))
+    assert rows(found) == rows(expected)
+    assert [(row["epoch"], row["split"]) for row in rows(found)] == [
+        (epoch, split) for epoch in range(1, epochs + 1) for split in ("train", "validation")
+    ]
+
+
+class Killed(Exception):
+    """Stands in for whatever ends a process."""
+
+
+@pytest.mark.parametrize("phase", ["phase_one", "phase_two"])
+def test_an_interrupted_phase_ends_as_an_uninterrupted_one(
+    phase, config, dataset, whole, tmp_path, monkeypatch
+):
+    if phase == "phase_two":
+        shutil.copytree(whole / "phase_one", tmp_path / "phase_one")
+    batches = feed.train_batches
+
+    def until_killed(split, preprocessing, *, epoch, **settings):
+        for i, batch in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
+            if epoch == 1 and i == 2:
+                raise Killed
+            yield batch
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(feed, "train_batches", until_killed)
+        TRAIN[phase](config, dataset, tmp_path)
+    TRAIN[phase](config, dataset, tmp_path)
+    assert_same_phase(tmp_path / phase, whole / phase, config[phase]["total_epochs"])
+
+
+def test_a_finished_phase_trains_no_further(config, dataset, copied, whole):
+    train_phase_one(config, dataset, copied)
+    assert_same_phase(copied / "phase_one", whole / "phase_one", 3)
+
+
+def truncate(checkpoint):
+    for path in (checkpoint / "model").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lose_the_optimizer(checkpoint):
+    shutil.rmtree(checkpoint / "progress")
+
+
+def lose_the_data(checkpoint):
+    for path in sorted((checkpoint / "model").rglob("d/*")):
+        if path.is_file():
+            path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, lose_the_optimizer, lose_the_data])
+def test_a_damaged_checkpoint_is_passed_over_for_the_older_one(
+    damage, config, dataset, copied, whole, caplog
+):
+    damage(copied / "phase_one" / "3")
+    assert not phases.phase_is_finished(config, copied, "phase_one")
+    with caplog.at_level(logging.WARNING, "imta_jax"):
+        train_phase_one(config, dataset, copied)
+    assert "checkpoint 3 in" in caplog.text and "trying an older one" in caplog.text
+    assert "checkpoint 2 in" not in caplog.text
+    assert_same_phase(copied / "phase_one", whole / "phase_one", 3)
+    assert phases.phase_is_finished(config, copied, "phase_one")
+    # Set aside, not deleted: it may have been the disk's fault.
+    assert (copied / "phase_one" / "unreadable_3_1").is_dir()
+
+
+def test_a_damaged_last_checkpoint_is_not_what_a_classifier_is_loaded_from(copied, caplog):
+    truncate(copied / "phase_one" / "3")
+    with caplog.at_level(logging.WARNING, "imta_jax"):
+        _, meta = load_classifier(copied / "phase_one")
+    assert meta["epoch"] == 2 and "checkpoint 3 in" in caplog.text
+    for checkpoint in (copied / "phase_one").glob("[0-9]"):
+        truncate(checkpoint)
+    with pytest.raises(FileNotFoundError, match="no readable checkpoint in"):
+        load_classifier(copied / "phase_one")
+
+
+def test_without_a_good_checkpoint_training_starts_again(config, dataset, copied, whole):
+    for checkpoint in (copied / "phase_one").glob("[0-9]"):
+        truncate(checkpoint)
+    train_phase_one(config, dataset, copied)
+    assert_same_phase(copied / "phase_one", whole / "phase_one", 3)
+
+
+def test_a_folder_without_the_epoch_is_not_finished(whole, tmp_path):
+    assert has_readable_epoch(whole / "phase_one", 3)
+    assert not has_readable_epoch(whole / "phase_one", 4)
+    assert not has_readable_epoch(tmp_path / "nothing", 1)
+
+
+def test_metrics_survive_a_half_written_line(config, dataset, copied, whole):
+    shutil.rmtree(copied / "phase_one" / "3")
+    with (copied / "phase_one" / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "phase_one", "epo')
+    train_phase_one(config, dataset, copied)
+    assert_same_phase(copied / "phase_one", whole / "phase_one", 3)
+
+
+def test_another_networks_checkpoint_is_refused_with_the_differing_names(source, dataset, copied):
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
+    wider = tiny_run.tiny_config(source, "published", model__channels=6).to_dict()
+    with pytest.raises(AnotherNetworkError) as error:
+        train_phase_one(wider, dataset, copied)
+    assert isinstance(error.value, ValueError)
+    message = str(error.value)
+    assert "epoch 3" in message and "another --workdir" in message
+    assert re.search(r"backbone\.\S+: this network \(6,\), the checkpoint \(4,\)", message), message
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    deeper = tiny_run.tiny_config(source, "published", model__num_exits=3).to_dict()
+    with pytest.raises(AnotherNetworkError, match=r"not in the checkpoint: backbone\.exits\.2"):
+        train_phase_one(deeper, dataset, copied)
+
+
+def command(source, workdir, cache):
+    """The tiny run by the launcher, 5 epochs in phase I."""
+    more = ("--config.data.pipeline=numpy", "--config.phase_one.total_epochs=5")
+    return tiny_run.launch_command(source, workdir, cache, *more)
+
+
+def test_after_kill_9_the_same_command_ends_with_the_same_results(source, tmp_path):
+    killed = command(source, tmp_path / "killed", tmp_path / "cache")
+    with subprocess.Popen(**killed, stderr=subprocess.PIPE) as process:
+        for line in process.stderr:
+            if "phase_one epoch 2/5" in line:  # its checkpoint is still being written
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "phase_two").exists()
+    assert not (tmp_path / "killed" / "results.json").exists()
+    whole = command(source, tmp_path / "whole", tmp_path / "cache")
+    for again in (killed, whole):
+        subprocess.run(**again, check=True, capture_output=True)
+    results = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("killed", "whole")]
+    for field in ("exits", "budget_curve", "reported_budgets", "dataset"):
+        assert results[0][field] == results[1][field]
+    for phase, epochs in (("phase_one", 5), ("phase_two", 1)):
+        assert_same_phase(tmp_path / "killed" / phase, tmp_path / "whole" / phase, epochs)
+
+
+def test_a_run_interrupted_before_its_first_checkpoint_starts_again(
+    config, whole, tmp_path, monkeypatch
+):
+    def killed(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(phases.EpochLoop, "_validate_epoch", killed)
+        run(config, tmp_path, "phase_one")
+    run(config, tmp_path, "phase_one")
+    assert_same_phase(tmp_path / "phase_one", whole / "phase_one", 3)
+
+
+@pytest.mark.parametrize("phase", ["phase_one", "phase_two"])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_sigterm_saves_within_the_epoch_and_the_same_call_goes_on_there(
+    phase, at, config, dataset, whole, tmp_path, monkeypatch
+):
+    if phase == "phase_two":
+        shutil.copytree(whole / "phase_one", tmp_path / "phase_one")
+    batches, made = feed.train_batches, []
+
+    def terminated(split, preprocessing, *, epoch, **settings):
+        for i, batch in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
+            if epoch == 1 and i == at - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feed, "train_batches", terminated)
+        with pytest.raises(Interrupted, match=rf"{phase} stopped at step {at} of epoch 2, saved"):
+            TRAIN[phase](config, dataset, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def counted(split, preprocessing, **settings):
+        made.append((settings["epoch"], settings["start_step"]))
+        return batches(split, preprocessing, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feed, "train_batches", counted)
+        TRAIN[phase](config, dataset, tmp_path)
+    assert made[0] == (1, at)
+    assert_same_phase(tmp_path / phase, whole / phase, config[phase]["total_epochs"])
+
+
+def test_checkpoints_within_an_epoch_are_what_a_killed_run_goes_on_from(
+    config, dataset, whole, tmp_path, monkeypatch, caplog
+):
+    often = {**config, "checkpoint": {**config["checkpoint"], "every_steps": 1}}
+    batches = feed.train_batches
+
+    def until_killed(split, preprocessing, *, epoch, **settings):
+        for i, batch in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
+            if epoch == 2 and i == 2:
+                raise Killed
+            yield batch
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(feed, "train_batches", until_killed)
+        train_phase_one(often, dataset, tmp_path)
+    truncate_all(tmp_path / "phase_one" / "partial" / "8")  # falls back on the one before
+    with caplog.at_level(logging.INFO, "imta_jax"):
+        train_phase_one(often, dataset, tmp_path)
+    assert "going on at step 1 of epoch 3" in caplog.text
+    assert_same_phase(tmp_path / "phase_one", whole / "phase_one", 3)
+
+
+def truncate_all(checkpoint):
+    assert checkpoint.is_dir()
+    truncate(checkpoint)
+
+
+def test_two_runs_in_one_folder_are_refused(config, tmp_path):
+    with only_run_in(tmp_path), pytest.raises(BlockingIOError, match=r"another run is at work"):
+        run(config, tmp_path)
+    with only_run_in(tmp_path):
+        pass
+
+
+def test_a_run_stopped_after_an_epochs_last_step_goes_on_to_its_results(
+    config, whole, tmp_path, monkeypatch
+):
+    batches = feed.train_batches
+
+    def terminated(split, preprocessing, *, epoch, **settings):
+        for i, batch in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
+            if epoch == 0 and i == 2:  # of three
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feed, "train_batches", terminated)
+        with pytest.raises(Interrupted, match="phase_one stopped at step 3 of epoch 1, saved"):
+            run(config, tmp_path)
+    left = tmp_path / "evaluation" / ".logits_test.npz.1.partial"
+    left.parent.mkdir()
+    left.write_bytes(b"of a run that was killed while it wrote")
+    run(config, tmp_path)
+    assert_same_phase(tmp_path / "phase_one", whole / "phase_one", 3)
+    assert (tmp_path / "results.json").exists() and not left.exists()
