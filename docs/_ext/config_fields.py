@@ -1,0 +1,83 @@
+"""Config fields and their descriptions, read from the comments in `configs/common.py`."""
+
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+# Which part of a config each function of configs/common.py fills; both phases share a function.
+_PARTS = {
+    "network": ("model",),
+    "data": ("data",),
+    "_optimization": ("phase_one", "phase_two"),
+    "phase_one": ("phase_one",),
+    "phase_two": ("phase_two",),
+    "evaluation": ("evaluation",),
+    "assemble": ("",),
+}
+_FUNCTION = re.compile(r"def (\w+)\(")
+_ASSIGNMENT = re.compile(r"\s+\w+\.([\w.]+) = ")
+_COMMENT = re.compile(r"\s+# ?(.*)")
+
+
+class Field(NamedTuple):
+    """A config field.
+
+    Attributes:
+      path: for example `phase_one.batch_size`.
+      default: its value in `configs/cifar10.py`; None where it is not set.
+      description: the comment above it.
+    """
+
+    path: str
+    default: Any
+    description: str
+
+
+def config_fields() -> list[Field]:
+    """Every field of a run's config, in the order of the config."""
+    descriptions = dict(_described(ROOT / "configs" / "common.py"))
+    values = flat(_config("cifar10"))
+    return [Field(path, value, descriptions.get(path, "")) for path, value in values.items()]
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A config as one mapping from dotted paths to values."""
+    values = {}
+    for name, value in config.items():
+        path = f"{prefix}{name}"
+        values |= flat(value, f"{path}.") if hasattr(value, "items") else {path: value}
+    return values
+
+
+def differences(name: str, preset: str | None = None) -> dict[str, Any]:
+    """Fields in which `configs/NAME.py`, or a preset of it, differs from its reference.
+
+    A preset is compared with the same file's default preset, a file with `configs/cifar10.py`.
+    """
+    config = flat(_config(name, preset))
+    reference = flat(_config(name) if preset else _config("cifar10"))
+    return {path: value for path, value in config.items() if value != reference[path]}
+
+
+def _config(name: str, preset: str | None = None) -> Any:
+    module = importlib.import_module(f"configs.{name}")
+    return module.get_config(*([preset] if preset else []))
+
+
+def _described(path: Path) -> Iterator[tuple[str, str]]:
+    """Pairs of a field's path and the comment above it."""
+    parts, comment = (), []
+    for line in path.read_text().splitlines():
+        if function := _FUNCTION.match(line):
+            parts = _PARTS.get(function[1], ())
+        if text := _COMMENT.fullmatch(line):
+            comment.append(text[1])
+            continue
+        field = _ASSIGNMENT.match(line)
+        if field and comment:
+            for part in parts:
+                yield ".".join(filter(None, (part, field[1]))), " ".join(comment)
+        comment = []

@@ -1,0 +1,81 @@
+"""Properties of the README and the documentation sources that need no Sphinx."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+
+import config_fields  # noqa: E402
+
+README = ROOT / "README.md"
+PAGES = sorted(
+    page
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    if "build" not in page.parts
+)
+_FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_OVERRIDE = re.compile(r"--config\.([a-z_.]*[a-z_])")
+_FIELD_PARTS = (
+    "data",
+    "model",
+    "phase_one",
+    "phase_two",
+    "evaluation",
+    "mesh",
+    "checkpoint",
+    "log",
+)
+
+
+def test_readme_has_at_most_150_lines():
+    assert len(README.read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_resolve(page):
+    prose = _FENCE.sub("", page.read_text())
+    targets = [t for t in _LINK.findall(prose) if not t.startswith(("http", "#"))]
+    # The copies of the notebooks in docs/ exist only while the site is built.
+    paths = [page.parent / target.partition("#")[0] for target in targets]
+    assert [str(p) for p in paths if not p.exists()] == []
+
+
+def test_every_config_field_has_a_description():
+    fields = config_fields.config_fields()
+    assert {f.path.partition(".")[0] for f in fields} >= set(_FIELD_PARTS)
+    assert [field.path for field in fields if not field.description] == []
+
+
+def test_config_page_lists_every_part_of_the_config():
+    page = (ROOT / "docs" / "reference" / "config.md").read_text()
+    parts = {f.path.partition(".")[0] for f in config_fields.config_fields() if "." in f.path}
+    assert parts | {"run"} == set(re.findall(r"```\{config-fields\} (\w+)", page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_overrides_name_config_fields(page):
+    known = {field.path for field in config_fields.config_fields()}
+    overrides = {
+        name
+        for name in _OVERRIDE.findall(page.read_text())
+        if name.partition(".")[0] in _FIELD_PARTS
+    }
+    assert sorted(overrides - known) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_config_files_named_in_commands_exist(page):
+    named = set(re.findall(r"configs/[\w/]+\.py", page.read_text()))
+    assert sorted(name for name in named if not (ROOT / name).is_file()) == []
+
+
+def test_readme_python_blocks_run():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), {"__name__": "readme"})
