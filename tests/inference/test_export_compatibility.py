@@ -1,0 +1,35 @@
+"""Exports written by earlier versions of the package still load and give the same numbers.
+
+`tests/data/export_v1` is a phase-II MSDNet with two exits, written in format version 1.
+`tests/data/export_v1_logits.npz` holds images and the logits that its writer computed for them.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from imta_jax.inference import AdaptiveClassifier, load_exported
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def test_export_of_version_1_gives_its_writers_logits():
+    exported = load_exported(DATA / "export_v1")
+    assert exported.manifest["format_version"] == 1
+    assert exported.class_names == ("ant", "bee", "cow")
+    assert [point.budget for point in exported.points] == [0.6, 1.0]
+    with np.load(DATA / "export_v1_logits.npz") as file:
+        images, logits = file["images"], file["logits"]
+    adaptive = AdaptiveClassifier(exported.network, [0.0, 0.0], max_batch_size=8)
+    np.testing.assert_allclose(adaptive.logits(images), logits, atol=1e-5)
+
+
+def test_export_of_version_1_exits_early_as_its_writer_did():
+    exported = load_exported(DATA / "export_v1")
+    with np.load(DATA / "export_v1_logits.npz") as file:
+        images, logits = file["images"], file["logits"]
+    predictions = exported.adaptive(0.6, max_batch_size=8).predict(images)
+    np.testing.assert_array_equal(predictions.exit, [0, 0, 0, 1, 0, 0])
+    at_exit = logits[predictions.exit, np.arange(len(images))]
+    np.testing.assert_array_equal(predictions.labels, at_exit.argmax(axis=-1))
+    np.testing.assert_array_equal(predictions.macs, np.array([17716, 20268])[predictions.exit])
