@@ -15,6 +15,7 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 # An import goes to a lower layer or stays in its own folder.
 LAYERS = (
     {"types", "errors"},
+    {"fields"},
     {"config"},
     {"runtime"},
     {"distributed", "nn"},

@@ -1,0 +1,179 @@
+"""Typed, range-checked fields for frozen config dataclasses.
+
+A config dataclass derives from `Section` and declares its fields with types and, through `number`,
+with ranges. Values are checked and converted once, when the dataclass is created:
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class PhaseConfig(Section):
+        section = "config.phase_one"
+        learning_rate: float = number(0.1, above=0)
+"""
+
+import dataclasses
+import functools
+import numbers
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin
+
+from imta_jax.errors import unknown_name
+
+
+def number(
+    default: Any = dataclasses.MISSING,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Declares a numeric field, or a tuple of numbers, with a range.
+
+    Args:
+      default: Value of a field that is not given; without it the field is required.
+      at_least: Smallest valid value.
+      above: Exclusive lower bound.
+      at_most: Largest valid value.
+      below: Exclusive upper bound.
+
+    Returns:
+      A dataclass field; `Section` checks the range of every entry.
+    """
+    bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+    given = {words: bound for words, bound in bounds.items() if bound is not None}
+    return dataclasses.field(default=default, metadata={"bounds": given})
+
+
+# Temporary: lets code that still reads settings by key work with dataclasses.
+class _ReadableByKey(Mapping):
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self, name)
+        except AttributeError as error:
+            raise KeyError(name) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return (field.name for field in dataclasses.fields(self))  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(dataclasses.fields(self))  # type: ignore[arg-type]
+
+
+class Section(_ReadableByKey):
+    """Base class of config dataclasses.
+
+    Attributes:
+      section: Dotted name that error messages prefix to a field, for example "config.data".
+
+    Raises:
+      ValueError: A field has another type or lies outside its range. The message names the field,
+        its value and what was expected.
+    """
+
+    section: ClassVar[str] = "config"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            name, kind = f"{self.section}.{field.name}", _types_of(type(self))[field.name]
+            value = _converted(getattr(self, field.name), kind, name)
+            _check_range(value, field.metadata.get("bounds", {}), name)
+            object.__setattr__(self, field.name, value)
+
+    @classmethod
+    def from_mapping(cls, values: Any) -> Self:
+        """Parses a `ConfigDict` or a mapping; an instance of the class is returned unchanged.
+
+        Args:
+          values: Values by field name. Fields that are missing take their defaults.
+
+        Raises:
+          ValueError: An unknown field (the closest valid name comes first), a missing field
+            without a default, or a value that does not fit.
+        """
+        if isinstance(values, cls):
+            return values
+        if not hasattr(values, "items"):
+            raise ValueError(f"{cls.section} must be a mapping of fields; found {values!r}")
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for name in values:
+            if name not in fields:
+                raise unknown_name(f"field of {cls.section}", name, fields)
+        missing = [
+            f"{cls.section}.{name}"
+            for name, field in fields.items()
+            if name not in values and not _has_default(field)
+        ]
+        if missing:
+            raise ValueError(f"missing {', '.join(missing)}; set a value for each")
+        return cls(**{name: values[name] for name in values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as nested dictionaries of plain values, as `config.json` holds them."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+@functools.cache
+def _types_of(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _has_default(field: dataclasses.Field) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
+
+
+def _converted(value: Any, kind: Any, name: str) -> Any:
+    """The value in the field's type; lists become tuples and integers may stand for floats."""
+    origin, options = get_origin(kind), get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        inner = next(option for option in options if option is not types.NoneType)
+        return None if value is None else _converted(value, inner, name)
+    if origin is Literal:
+        if value not in options:
+            raise unknown_name(name, value, options)
+        return value
+    if origin is tuple:
+        return _converted_tuple(value, options, name)
+    if isinstance(kind, type) and issubclass(kind, Section):
+        return kind.from_mapping(value)
+    return _converted_scalar(value, kind, name)
+
+
+def _converted_tuple(value: Any, options: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        raise ValueError(f"{name} must be a tuple; found {value!r}")
+    variadic = len(options) == 2 and options[1] is Ellipsis
+    kinds = [options[0]] * len(value) if variadic else list(options)
+    if len(kinds) != len(value):
+        raise ValueError(f"{name} must have {len(kinds)} entries; found {value!r}")
+    return tuple(_converted(entry, kind, name) for entry, kind in zip(value, kinds, strict=True))
+
+
+_SCALARS: Mapping[type, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (numbers.Integral, "an integer"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a string"),
+}
+
+
+def _converted_scalar(value: Any, kind: type, name: str) -> Any:
+    accepted, words = _SCALARS[kind]
+    is_bool = isinstance(value, bool)
+    if not isinstance(value, accepted) or (is_bool and kind is not bool):
+        raise ValueError(f"{name} must be {words}; found {value!r}")
+    return kind(value)
+
+
+def _check_range(value: Any, bounds: Mapping[str, float], name: str) -> None:
+    for entry in value if isinstance(value, tuple) else (value,):
+        inside = {
+            "at least": lambda bound, x=entry: x >= bound,
+            "above": lambda bound, x=entry: x > bound,
+            "at most": lambda bound, x=entry: x <= bound,
+            "below": lambda bound, x=entry: x < bound,
+        }
+        if entry is not None and not all(inside[words](b) for words, b in bounds.items()):
+            expected = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items())
+            raise ValueError(f"{name} must be {expected}; found {value!r}")

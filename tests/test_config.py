@@ -1,0 +1,129 @@
+"""Config dataclasses: parsed once, typed, range-checked, and equal to the config files' values."""
+
+import dataclasses
+import importlib
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from imta_jax.config import (
+    DataConfig,
+    EvaluationConfig,
+    LogConfig,
+    ModelConfig,
+    PhaseOneConfig,
+    PhaseTwoConfig,
+    RunConfig,
+)
+from imta_jax.fields import Section, number
+
+FILES = ("cifar10", "cifar100", "fashion_mnist", "imagenet", "quickstart")
+SECTIONS = (DataConfig, EvaluationConfig, LogConfig, ModelConfig, PhaseOneConfig, PhaseTwoConfig)
+
+
+def run_config(name="quickstart", preset="paper") -> ConfigDict:
+    return importlib.import_module(f"configs.{name}").get_config(preset)
+
+
+def as_json(values):
+    return json.loads(json.dumps(values))
+
+
+@pytest.mark.parametrize("preset", ["paper", "published", "baseline"])
+@pytest.mark.parametrize("name", FILES)
+def test_parsing_keeps_every_value_of_a_config_file(name, preset):
+    config = run_config(name, preset)
+    assert as_json(RunConfig.from_mapping(config).to_dict()) == as_json(config.to_dict())
+
+
+def test_parsing_json_gives_the_same_config_as_parsing_the_file():
+    config = RunConfig.from_mapping(run_config())
+    assert RunConfig.from_mapping(as_json(config.to_dict())) == config
+    assert RunConfig.from_mapping(config) is config
+
+
+def test_defaults_equal_those_of_the_config_files():
+    paper = RunConfig.from_mapping(run_config("cifar100"))
+    for section in (paper.data, paper.phase_one, paper.phase_two, paper.evaluation, paper.log):
+        for field in dataclasses.fields(section):
+            if field.default is not dataclasses.MISSING:
+                assert getattr(section, field.name) == field.default, field.name
+
+
+@pytest.mark.parametrize("kind", SECTIONS)
+def test_every_field_is_documented(kind):
+    inherited = [base.__doc__ for base in kind.__mro__ if issubclass(base, Section)]
+    text = " ".join(inherited)
+    assert not [f.name for f in dataclasses.fields(kind) if f.name not in text]
+
+
+REJECTED = [
+    ("seed", -1, r"config\.seed.*at least 0.*-1"),
+    ("data.source", " ", r"config\.data\.source"),
+    ("data.max_undecodable", 1.5, r"data\.max_undecodable.*at least 0.*at most 1.*1\.5"),
+    ("data.preprocessing", "crop", r"data\.preprocessing 'crop'.*padded_crop"),
+    ("data.service", "host:1", r"data\.service.*host:1"),
+    ("data.flip", "yes", r"data\.flip.*True or False.*yes"),
+    ("model.growth_factors", 3, r"model\.growth_factors.*tuple.*3"),
+    ("model.num_exits", 2.5, r"model\.num_exits.*integer.*2\.5"),
+    ("phase_one.total_epochs", 0, r"phase_one\.total_epochs.*at least 1.*0"),
+    ("phase_one.batch_size", True, r"phase_one\.batch_size.*integer.*True"),
+    ("phase_one.equilibrium", "al", r"phase_one\.equilibrium 'al'.*all"),
+    ("phase_two.momentum", 1.0, r"phase_two\.momentum.*below 1.*1\.0"),
+    ("phase_two.temperature", float("nan"), r"phase_two\.temperature.*above 0.*nan"),
+    ("phase_two.learning_rate_drops", (0.5, 2), r"learning_rate_drops.*at most 1.*2"),
+    ("evaluation.quotas", (), r"evaluation\.quotas"),
+    ("evaluation.checkpoint", "lst", r"evaluation\.checkpoint 'lst'.*last"),
+    ("mesh.parameter_shards", 0, r"mesh\.parameter_shards.*at least 1.*0"),
+    ("checkpoint.on_write_error", "stp", r"on_write_error 'stp'.*stop"),
+    ("log.profile_steps", (5, 2), r"log\.profile_steps.*\(5, 2\)"),
+    ("log.profile_steps", (5,), r"log\.profile_steps.*2 entries.*\(5,\)"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), REJECTED)
+def test_a_rejected_value_names_the_field_the_value_and_what_is_valid(field, value, message):
+    config = run_config().to_dict()
+    *parents, last = field.split(".")
+    part = config
+    for name in parents:
+        part = part[name]
+    part[last] = value
+    with pytest.raises(ValueError, match=message):
+        RunConfig.from_mapping(config)
+
+
+def test_an_unknown_field_is_rejected_with_the_closest_valid_name_first():
+    config = run_config().to_dict()
+    config["phase_one"]["total_epoch"] = 3
+    with pytest.raises(ValueError, match=r"config\.phase_one 'total_epoch'.*first: total_epochs,"):
+        RunConfig.from_mapping(config)
+
+
+def test_a_missing_field_without_a_default_is_named():
+    with pytest.raises(ValueError, match=r"config\.data\.validation_examples"):
+        DataConfig.from_mapping({"source": "cifar10"})
+
+
+def test_values_are_converted_to_the_declared_types():
+    phase = PhaseOneConfig(total_epochs=1, batch_size=1, learning_rate=1, learning_rate_drops=[0])
+    assert isinstance(phase.learning_rate, float)
+    assert phase.learning_rate_drops == (0.0,)
+
+
+def test_configs_are_frozen_and_hashable():
+    config = RunConfig.from_mapping(run_config())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+    assert hash(config) == hash(RunConfig.from_mapping(run_config()))
+
+
+def test_bounds_apply_to_every_entry_of_a_tuple():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Example(Section):
+        sizes: tuple[int, ...] = number((1,), at_least=1)
+
+    assert Example(sizes=(1, 2)).sizes == (1, 2)
+    with pytest.raises(ValueError, match=r"config\.sizes.*at least 1.*\(1, 0\)"):
+        Example(sizes=(1, 0))
