@@ -5,7 +5,7 @@ backbone knows of it. Training and evaluation call the classifier for all exits 
 calls `stem` and `advance`, and may stop after any exit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -15,6 +15,8 @@ from flax import nnx
 from imta_jax.techniques import IndependentHeads, split_gradient
 
 State = tuple[jax.Array, ...]
+# Called on the feature maps after stage i, before exit i reads them; returns maps to go on with.
+Tap = Callable[[int, State], State]
 
 
 class Backbone(Protocol):
@@ -107,19 +109,28 @@ class MultiExitClassifier(nnx.Module):
         return self.logits(self.features(images, equilibrium))
 
     def features(
-        self, images: jax.Array, equilibrium: str = "off", *, rematerialize: bool = False
+        self,
+        images: jax.Array,
+        equilibrium: str = "off",
+        *,
+        tap: Tap | None = None,
+        rematerialize: bool = False,
     ) -> tuple[jax.Array, ...]:
-        """Pooled features of all exits, [N, feature_widths[i]] each.
+        """Runs the backbone and returns the pooled features of all exits, [N, feature_widths[i]].
 
         Args:
-          images: as in a call.
-          equilibrium: likewise.
-          rematerialize: whether the backward pass computes the maps within each stage again, from
-            what the stage read, instead of keeping them: less memory, more time, equal values.
+          images: Normalized floats [N, H, W, C].
+          equilibrium: Where gradient equilibrium applies; see `__call__`.
+          tap: `tap(i, state) -> state`, called on the output of stage i (from 0) before gradient
+            equilibrium and exit i. Use it to record, replace or perturb feature maps.
+          rematerialize: Recompute the maps within each stage in the backward pass instead of
+            storing them: less memory, more time, equal values.
         """
         state, collected = self.stem(images), []
         for i in range(self.num_exits):
             state = self._stage(i, state, rematerialize)
+            if tap is not None:
+                state = tap(i, state)
             for_exit, state = split_gradient(state, i, self.num_exits, equilibrium)
             collected.append(self.backbone.exit_features(i, for_exit))
         return tuple(collected)

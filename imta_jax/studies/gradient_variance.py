@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from imta_jax.models import MultiExitClassifier
-from imta_jax.techniques import cross_entropy, split_gradient
+from imta_jax.techniques import cross_entropy
 from imta_jax.training.objectives import PhaseOneObjective
 
 
@@ -102,11 +102,13 @@ def _squares(maps: Any, axes: tuple[int, ...] | None) -> jax.Array:
 
 
 def _stage_outputs(network: MultiExitClassifier, images: jax.Array) -> list[Any]:
-    network, outputs = nnx.clone(network), []
-    state = network.stem(images)
-    for i in range(network.num_exits):
-        state = network.backbone.stage(i, state)
+    outputs = []
+
+    def record(i: int, state: Any) -> Any:
         outputs.append(state)
+        return state
+
+    nnx.clone(network).features(images, tap=record)
     return outputs
 
 
@@ -119,12 +121,12 @@ def _losses(
 ) -> jax.Array:
     """Losses [E], with `added` (zeros, to differentiate by) added to what each stage hands on."""
     network = nnx.clone(network)  # within the trace, so that its statistics may move
-    state, features = network.stem(images), []
-    for i in range(network.num_exits):
-        state = jax.tree.map(jnp.add, network.backbone.stage(i, state), added[i])
-        for_exit, state = split_gradient(state, i, network.num_exits, objective.equilibrium)
-        features.append(network.backbone.exit_features(i, for_exit))
-    return cross_entropy(network.logits(tuple(features)), labels)
+
+    def add(i: int, state: Any) -> Any:
+        return jax.tree.map(jnp.add, state, added[i])
+
+    features = network.features(images, objective.equilibrium, tap=add)
+    return cross_entropy(network.logits(features), labels)
 
 
 def _variances(total: _Sums) -> GradientVariance:

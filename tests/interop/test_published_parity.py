@@ -58,11 +58,13 @@ def everything(network: MultiExitClassifier, images: jax.Array) -> dict[str, jax
     found = {"eval/logits": network(images)}
     for i, pooled in enumerate(network.features(images)):
         found[f"eval/features_{i}"] = pooled
-    state = network.stem(images)
-    for b in range(network.num_exits):
-        state = network.backbone.stage(b, state)
+
+    def record_channel_means(b: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         for s, features in enumerate(state):
             found[f"eval/block{b}_scale{s}_chmean"] = features.mean(axis=(1, 2))
+        return state
+
+    network.features(images, tap=record_channel_means)
     return found
 
 

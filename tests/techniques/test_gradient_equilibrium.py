@@ -159,14 +159,11 @@ def images() -> jax.Array:
 def probed_logits(
     network: MultiExitClassifier, images: jax.Array, probes: Maps, reach: str
 ) -> jax.Array:
-    """The classifier's driver once more, with `probes` added to what each stage puts out."""
-    state, features = network.stem(images), []
-    for i in range(network.num_exits):
-        state = network.backbone.stage(i, state)
-        state = tuple(x + probe for x, probe in zip(state, probes[i], strict=True))
-        for_exit, state = split_gradient(state, i, network.num_exits, reach)
-        features.append(network.backbone.exit_features(i, for_exit))
-    return network.logits(tuple(features))
+    """Logits [E, N, K] with `probes` added to the output of each stage."""
+    features = network.features(
+        images, reach, tap=lambda i, state: jax.tree.map(jnp.add, state, probes[i])
+    )
+    return network.logits(features)
 
 
 def blank_probes(network: MultiExitClassifier, images: jax.Array) -> Maps:
