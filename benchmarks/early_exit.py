@@ -42,7 +42,7 @@ from imta_jax.evaluation import load_predictions, outcomes
 from imta_jax.evaluation.budget import curve_of_outcomes
 from imta_jax.inference import AdaptiveClassifier, AdaptiveStream
 from imta_jax.nn.pixels import normalize
-from imta_jax.report.style import new_figure, tidy
+from imta_jax.report.style import new_figure, style_axes
 from imta_jax.training import last_phase, load_classifier
 
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -243,7 +243,7 @@ def draw(rows: list[dict[str, Any]], title: str) -> Figure:
     """Measured speed-up against the speed-up in multiply-adds, a line per batch size."""
     figure = new_figure(7.2, 4.9, title)
     axes = figure.subplots()
-    tidy(axes, x="speed-up in multiply-adds", y="measured speed-up over the full network")
+    style_axes(axes, x="speed-up in multiply-adds", y="measured speed-up over the full network")
     sizes = sorted({row["batch_size"] for row in rows})
     shades = ["#9bb7d4", "#5b7fa6", "#0b7a75", "#0a4f4c", "#1f2328"]
     most = max(1 / row["macs_share"] for row in rows)

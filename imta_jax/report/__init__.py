@@ -22,7 +22,7 @@ from imta_jax.report.run.page import write_report
 from imta_jax.report.run.progress import figure_training
 from imta_jax.report.run.record import RunRecord, load_progress, load_run, read_metrics
 from imta_jax.report.run.summary import OperatingPoint, operating_point
-from imta_jax.report.run.tables import budgets_table, exits_table, facts_table, tables_markdown
+from imta_jax.report.run.tables import budgets_table, exits_table, run_table, tables_markdown
 
 __all__ = [
     "DataRecord",
@@ -30,7 +30,6 @@ __all__ = [
     "RunRecord",
     "budgets_table",
     "exits_table",
-    "facts_table",
     "figure_budget_curve",
     "figure_class_balance",
     "figure_classes",
@@ -47,6 +46,7 @@ __all__ = [
     "methods_table",
     "operating_point",
     "read_metrics",
+    "run_table",
     "tables_markdown",
     "write_data_page",
     "write_report",

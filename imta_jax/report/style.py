@@ -1,4 +1,4 @@
-"""What all figures share: one colour per exit, quiet axes, labels instead of legends.
+"""What all figures share: one color per exit, quiet axes, labels instead of legends.
 
 Figures are made through matplotlib's object interface and styled piece by piece: no pyplot, no
 global settings, so that a server's threads and a notebook can draw at the same time.
@@ -24,24 +24,24 @@ MILLION = 1e6
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
-def exit_colours(count: int) -> list[str]:
-    """One colour per exit, light and warm for the earliest, dark and cold for the last.
+def exit_colors(count: int) -> list[str]:
+    """One color per exit, light and warm for the earliest, dark and cold for the last.
 
-    The ramp falls evenly in lightness, so it also reads without colour vision or in grey.
+    The ramp falls evenly in lightness, so it also reads without color vision or in gray.
     """
     return [to_hex(matplotlib.colormaps["plasma"](x)) for x in np.linspace(0.80, 0.06, count)]
 
 
-def text_colour_on(colour: str) -> str:
-    """Black or white, whichever can be read on a background of this colour."""
-    return INK if np.array(matplotlib.colors.to_rgb(colour)) @ LUMA > 0.55 else "white"
+def text_color_on(color: str) -> str:
+    """Black or white, whichever can be read on a background of this color."""
+    return INK if np.array(matplotlib.colors.to_rgb(color)) @ LUMA > 0.55 else "white"
 
 
 def numbered_circle(
-    axes: Axes, number: int, x: float, y: float, colour: str, size: float = 14
+    axes: Axes, number: int, x: float, y: float, color: str, size: float = 14
 ) -> None:
     """A circle with a number in it, `size` points wide, at (x, y) of the data."""
-    axes.plot(x, y, "o", color=colour, markersize=size, markeredgecolor="white", zorder=5)
+    axes.plot(x, y, "o", color=color, markersize=size, markeredgecolor="white", zorder=5)
     axes.annotate(
         str(number),
         (x, y),
@@ -49,14 +49,14 @@ def numbered_circle(
         va="center_baseline",
         fontsize=0.6 * size + 0.5,
         fontweight="bold",
-        color=text_colour_on(colour),
+        color=text_color_on(color),
         zorder=6,
     )
 
 
-def readable(colour: str) -> str:
-    """The colour, darkened where it is too light to be that of a text on white."""
-    rgb = np.array(matplotlib.colors.to_rgb(colour))
+def darken_for_text(color: str) -> str:
+    """The color, darkened where it is too light to be that of a text on white."""
+    rgb = np.array(matplotlib.colors.to_rgb(color))
     return to_hex(rgb * min(1.0, 0.55 / float(rgb @ LUMA)))
 
 
@@ -79,7 +79,7 @@ def new_figure(width: float, height: float, title: str, *, placed: bool = False)
     return figure
 
 
-def tidy(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: str = "y") -> None:
+def style_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: str = "y") -> None:
     """Names the axes and takes away all ink that carries no data; `grid` is "x", "y" or ""."""
     axes.set_title(title, loc="left", fontsize=10, color=MUTED, pad=9)
     axes.set_xlabel(x, fontsize=10, color=INK)
@@ -98,12 +98,12 @@ def percentage_ticks(axes: Axes) -> None:
     axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, 100)])
 
 
-def halo() -> list[withStroke]:
+def white_outline() -> list[withStroke]:
     """A white outline that keeps a text readable where it crosses a line."""
     return [withStroke(linewidth=3, foreground="white")]
 
 
-def short_count(count: float) -> str:
+def format_count(count: float) -> str:
     """A count in thousands or millions with about three digits, e.g. "187 k", "12.3 M"."""
     if count < MILLION:
         return f"{count / 1000:.0f} k"
@@ -113,32 +113,32 @@ def short_count(count: float) -> str:
     return f"{value:.1f} M" if value >= 10 else f"{value:.2f} M"
 
 
-def signed(points: float, digits: int = 1) -> str:
+def format_signed(points: float, digits: int = 1) -> str:
     """A change with its sign, e.g. "+0.4", "−1.2"; what rounds to nothing is "+0.0"."""
     points = round(points, digits) + 0.0  # adding zero takes the sign off a negative one
     return f"{points:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def shortened(text: str, length: int) -> str:
+def truncate(text: str, length: int) -> str:
     """The text, cut to a length with an ellipsis where it is longer."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
-def counted(count: int, noun: str, plural: str = "") -> str:
+def pluralize(count: int, noun: str, plural: str = "") -> str:
     """A count with its noun, e.g. "1 image", "2,000 images"; the plural adds an s if not given."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def listed(names: Sequence[str], most: int, length: int) -> str:
+def quote_names(names: Sequence[str], most: int, length: int) -> str:
     """Names in quotes, each cut to a length: "“a” and “b”", or "“a”, “b” and 7 more" of many."""
-    quoted = [f"“{shortened(name, length)}”" for name in names[:most]]
+    quoted = [f"“{truncate(name, length)}”" for name in names[:most]]
     if len(names) > most:
         return f"{', '.join(quoted)} and {len(names) - most:,} more"
     return " and ".join([", ".join(quoted[:-1]), *quoted[-1:]] if len(quoted) > 1 else quoted)
 
 
-def spread(positions: Sequence[float], gap: float) -> np.ndarray:
-    """Moves positions apart until neighbours are a gap away from each other, keeping their order.
+def separate_labels(positions: Sequence[float], gap: float) -> np.ndarray:
+    """Moves positions apart until neighbors are a gap away from each other, keeping their order.
 
     Args:
       positions: [n], where labels would like to be.
@@ -150,29 +150,29 @@ def spread(positions: Sequence[float], gap: float) -> np.ndarray:
     wanted = np.asarray(positions, dtype=float)
     # Labels that touch move as one group, around the mean of where they want to be.
     groups: list[list[int]] = []
-    centres: list[float] = []
+    centers: list[float] = []
     for index in np.argsort(wanted, kind="stable"):
         groups.append([int(index)])
-        centres.append(wanted[index])
+        centers.append(wanted[index])
         while len(groups) > 1 and (
-            centres[-1] - centres[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2
+            centers[-1] - centers[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2
         ):
             groups[-2:] = [groups[-2] + groups[-1]]
-            centres[-2:] = [float(wanted[groups[-1]].mean())]
+            centers[-2:] = [float(wanted[groups[-1]].mean())]
     placed = wanted.copy()
-    for group, centre in zip(groups, centres, strict=True):
-        placed[group] = centre + gap * (np.arange(len(group)) - (len(group) - 1) / 2)
+    for group, center in zip(groups, centers, strict=True):
+        placed[group] = center + gap * (np.arange(len(group)) - (len(group) - 1) / 2)
     return placed
 
 
-def end_labels(
-    axes: Axes, x: float, heights: Sequence[float], texts: Sequence[str], colours: Sequence[str]
+def label_line_ends(
+    axes: Axes, x: float, heights: Sequence[float], texts: Sequence[str], colors: Sequence[str]
 ) -> None:
     """Writes each line's name at its right end, apart from each other; set the y limits first."""
     low, high = axes.get_ylim()
     inches = axes.figure.get_figheight() * axes.get_position().height
     gap = (high - low) * 0.16 / inches
-    for height, text, colour in zip(spread(heights, gap), texts, colours, strict=True):
+    for height, text, color in zip(separate_labels(heights, gap), texts, colors, strict=True):
         axes.annotate(
             text,
             (x, height),
@@ -180,6 +180,6 @@ def end_labels(
             textcoords="offset points",
             va="center",
             fontsize=9,
-            color=readable(colour),
+            color=darken_for_text(color),
             annotation_clip=False,
         )

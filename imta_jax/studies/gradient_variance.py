@@ -48,12 +48,12 @@ def gradient_variance(
 ) -> GradientVariance:
     """Measures how much gradients vary over the images of some batches.
 
-    Batches are normalised by their own statistics, as in training; the classifier is left as it is.
+    Batches are normalized by their own statistics, as in training; the classifier is left as it is.
 
     Args:
       classifier: a phase-I one, at any point of its training.
       objective: its reach of gradient equilibrium and its way of joining losses are those measured.
-      batches: of normalised images [N, H, W, C] and labels [N]; two images at the least.
+      batches: of normalized images [N, H, W, C] and labels [N]; two images at the least.
 
     Raises:
       ValueError: no batches.

@@ -133,7 +133,7 @@ def _group(candidate: Candidate, number: int, d: int) -> Cost:
 
 
 def _conv(inputs: int, outputs: int, kernel: int, pixels: int) -> Cost:
-    """A convolution with the scale and shift of its batch normalisation."""
+    """A convolution with the scale and shift of its batch normalization."""
     weights = inputs * outputs * kernel**2
     return weights + 2 * outputs, weights * pixels
 

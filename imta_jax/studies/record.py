@@ -62,7 +62,7 @@ def write_record(
         "arms": {arm.name: _describe(arm, costs.get(arm.name)) for arm in arms},
         "seeds": sorted({*config["seeds"], *(row["seed"] for row in rows)}),
         "rows": rows,
-        "summary": summarise(rows, {arm.name: arm.against for arm in arms}),
+        "summary": summarize(rows, {arm.name: arm.against for arm in arms}),
     }
     with written_whole(path) as temporary:
         temporary.write_text(_text(record))
@@ -102,7 +102,7 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def summarise(
+def summarize(
     rows: Sequence[Mapping[str, Any]], against: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """Mean and standard deviation over seeds, per arm and exit, and paired differences.

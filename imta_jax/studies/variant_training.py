@@ -117,7 +117,7 @@ class StackedHeads(nnx.Module):
             return run_heads(heads, features), nnx.state(heads)
 
         logits, state = jax.vmap(one)(state)
-        nnx.update(self.heads, state)  # statistics of batch normalisation, in train mode
+        nnx.update(self.heads, state)  # statistics of batch normalization, in train mode
         return logits
 
     def arm(self, index: int) -> Heads:

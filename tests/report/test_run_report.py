@@ -14,7 +14,7 @@ from run_samples import references, write_run
 from imta_jax import report
 from imta_jax.evaluation.methods.comparison_record import comparison_record
 from imta_jax.evaluation.predictions import checked_predictions
-from imta_jax.report.style import spread
+from imta_jax.report.style import separate_labels
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_results_alone_make_a_report(tmp_path, results):
         report.figure_gallery(report.load_run(tmp_path))
 
 
-def test_colour_images_and_many_classes_are_drawn(tmp_path):
+def test_color_images_and_many_classes_are_drawn(tmp_path):
     images = np.zeros((10, 32, 32, 3), np.uint8)
     names = [f"a class with a long name, number {i}" for i in range(100)]
     run = report.load_run(write_run(tmp_path / "run", names=names, images=images))
@@ -139,11 +139,11 @@ def test_colour_images_and_many_classes_are_drawn(tmp_path):
 
 def test_labels_are_spread_apart_and_keep_their_order():
     wanted = np.array([3.0, 1.0, 1.1, 1.05, 9.0])
-    placed = spread(wanted, 1.0)
+    placed = separate_labels(wanted, 1.0)
     assert np.diff(np.sort(placed)).min() >= 1.0 - 1e-9
     assert (np.argsort(placed) == np.argsort(wanted)).all()
     assert placed[-1] == 9.0
-    np.testing.assert_array_equal(spread([1.0, 5.0], 1.0), [1.0, 5.0])
+    np.testing.assert_array_equal(separate_labels([1.0, 5.0], 1.0), [1.0, 5.0])
 
 
 def test_report_imports_neither_jax_nor_tensorflow():

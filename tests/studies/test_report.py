@@ -10,7 +10,7 @@ import pytest
 import study_samples as samples
 from run_samples import references
 
-from imta_jax.report.style import signed
+from imta_jax.report.style import format_signed
 from imta_jax.studies import report
 from imta_jax.studies.__main__ import main
 from imta_jax.studies.report import paper_numbers as paper
@@ -105,7 +105,7 @@ def test_differences_are_paired_by_seed_and_leave_failed_seeds_out():
     frame = report.ablation_table(record(study)).frame
     isc = frame[(frame["ISC"] == "✓") & (frame["GE"] == "-")]
     paired = accuracies(study, "ISC") - accuracies(study, "none")[:2]
-    expected = f"{signed(paired[:, 0].mean(), 2)} ± {paired[:, 0].std(ddof=1):.2f}"
+    expected = f"{format_signed(paired[:, 0].mean(), 2)} ± {paired[:, 0].std(ddof=1):.2f}"
     assert isc[isc["source"].str.contains("baseline")]["E-1"].item() == expected
     assert "2 of 3, 1 failed" in isc["seeds done"].to_list()
 
@@ -249,7 +249,7 @@ def test_a_gain_at_a_cost_is_that_of_the_seeds_curves_there():
     # Between points of the common grid both curves are drawn straight.
     np.testing.assert_allclose(gains, np.subtract(*there), atol=0.1)
     frame = report.budget_table(record(study)).frame.set_index("arm")
-    assert frame.loc["Ours, 8 exits", "gain at 100 M"].startswith(signed(gains.mean(), 2))
+    assert frame.loc["Ours, 8 exits", "gain at 100 M"].startswith(format_signed(gains.mean(), 2))
     assert frame.loc["Ours, 4 exits", "gain at 100 M"] == ""
 
 

@@ -14,7 +14,7 @@ from imta_jax.evaluation import anytime_accuracy
 from imta_jax.evaluation.run import split_predictions
 from imta_jax.studies import run_study, study_arms
 from imta_jax.studies import runner as study_runner
-from imta_jax.studies.record import row_path, summarise
+from imta_jax.studies.record import row_path, summarize
 from imta_jax.studies.report.record import load_study
 from imta_jax.training import load_classifier
 
@@ -218,7 +218,7 @@ def test_a_summary_is_means_and_paired_differences():
         for s, seed in enumerate((0, 1, 2))
     ]
     rows.append({"arm": "all", "seed": 3, "status": "failed", "error": "diverged"})
-    found = summarise(rows, {"none": "none", "all": "none"})
+    found = summarize(rows, {"none": "none", "all": "none"})
     assert [(entry["arm"], entry["exit"]) for entry in found] == [
         ("none", 1), ("none", 2), ("all", 1), ("all", 2)
     ]  # fmt: skip

@@ -12,11 +12,11 @@ from imta_jax.report.style import (
     INK,
     QUANTITY,
     WRONG,
-    counted,
-    listed,
     new_figure,
-    shortened,
-    tidy,
+    pluralize,
+    quote_names,
+    style_axes,
+    truncate,
 )
 
 MOST_BARS = 24
@@ -44,18 +44,18 @@ def balance_finding(record: DataRecord) -> str:
     if low == 0:
         return unseen_finding(record, "train")
     if low == high:
-        return f"Every class has {counted(low, 'training image')}"
+        return f"Every class has {pluralize(low, 'training image')}"
     smallest, largest = (
-        shortened(record.class_names[k], NAME_LENGTH) for k in (counts.argmin(), counts.argmax())
+        truncate(record.class_names[k], NAME_LENGTH) for k in (counts.argmin(), counts.argmax())
     )
-    return f"“{smallest}” has {counted(low, 'training image')}, “{largest}” {high:,}"
+    return f"“{smallest}” has {pluralize(low, 'training image')}, “{largest}” {high:,}"
 
 
 def unseen_finding(record: DataRecord, split: str) -> str:
     """One line on the classes of which a split has no image; there must be one."""
     unseen = record.classes_without(split)
     if len(unseen) == 1:
-        return f"“{shortened(unseen[0], LONGEST_NAME)}” has no {SPLITS[split]} image"
+        return f"“{truncate(unseen[0], LONGEST_NAME)}” has no {SPLITS[split]} image"
     return f"{len(unseen):,} of {record.num_classes:,} classes have no {SPLITS[split]} image"
 
 
@@ -64,10 +64,10 @@ def _figure_bars(record: DataRecord, title: str) -> Figure:
     panels = figure.subplots(1, len(SPLITS), sharey=True)
     for axes, split in zip(panels, SPLITS, strict=True):
         _draw_bars(axes, record.splits[split].per_class)
-        tidy(axes, title=_panel_title(record, split), grid="")
+        style_axes(axes, title=_panel_title(record, split), grid="")
         axes.spines["bottom"].set_visible(False)
     rows = range(record.num_classes)
-    names = [shortened(name, 22) for name in record.class_names]
+    names = [truncate(name, 22) for name in record.class_names]
     panels[0].set_yticks(rows, names, parse_math=False)
     panels[0].set_ylim(record.num_classes - 0.4, -0.6)
     for row in np.flatnonzero(record.splits["train"].per_class == 0):
@@ -97,7 +97,7 @@ def _figure_curves(record: DataRecord, title: str) -> Figure:
     panels = figure.subplots(len(SPLITS), 1, sharex=True)
     for axes, split in zip(panels, SPLITS, strict=True):
         _draw_curve(axes, record, split)
-        tidy(axes, title=_panel_title(record, split), y="images per class")
+        style_axes(axes, title=_panel_title(record, split), y="images per class")
     panels[-1].set_xlabel("classes, from most to fewest images of the split")
     panels[0].set_xlim(0, record.num_classes)
     figure.align_ylabels(panels)
@@ -127,19 +127,19 @@ def _name_ends(axes: Axes, record: DataRecord, counts: np.ndarray) -> None:
     top = max(high, 1)
     if low == high:
         axes.set_ylim(0, 1.3 * top)
-        colour = INK if high else WRONG
-        _label(axes, (0, 1.06 * top), f"every class: {_count(high)}", "left", colour)
+        color = INK if high else WRONG
+        _label(axes, (0, 1.06 * top), f"every class: {_count(high)}", "left", color)
         return
-    largest = listed(_classes_of(record, counts, high), 1, NAME_LENGTH)
+    largest = quote_names(_classes_of(record, counts, high), 1, NAME_LENGTH)
     _label(axes, (0, 1.06 * top), f"{largest}: {high:,}", "left", INK)
-    smallest = listed(_classes_of(record, counts, low), MOST_NAMED, NAME_LENGTH)
+    smallest = quote_names(_classes_of(record, counts, low), MOST_NAMED, NAME_LENGTH)
     text = f"{smallest}: {low:,}" if low else f"none: {smallest}"
     lines = textwrap.wrap(_unbroken(text), LINE_LENGTH, break_on_hyphens=False)
     # The end's label stands on lines of its own, so that the two never meet.
     axes.set_ylim(0, top * (1.22 + 0.2 * len(lines)))
-    colour = INK if low else WRONG
-    _label(axes, (len(counts), 1.28 * top), "\n".join(lines), "right", colour)
-    axes.plot([len(counts)] * 2, [low, 1.25 * top], color=colour, linewidth=0.8, clip_on=False)
+    color = INK if low else WRONG
+    _label(axes, (len(counts), 1.28 * top), "\n".join(lines), "right", color)
+    axes.plot([len(counts)] * 2, [low, 1.25 * top], color=color, linewidth=0.8, clip_on=False)
 
 
 def _count(count: int) -> str:
@@ -156,9 +156,9 @@ def _unbroken(text: str) -> str:
     return tied.replace(f"”,{NO_BREAK_SPACE}“", "”, “")
 
 
-def _label(axes: Axes, place: tuple[float, float], text: str, side: str, colour: str) -> None:
-    axes.text(*place, text, ha=side, va="bottom", fontsize=9, color=colour, parse_math=False)
+def _label(axes: Axes, place: tuple[float, float], text: str, side: str, color: str) -> None:
+    axes.text(*place, text, ha=side, va="bottom", fontsize=9, color=color, parse_math=False)
 
 
 def _panel_title(record: DataRecord, split: str) -> str:
-    return f"{SPLITS[split]}: {counted(record.splits[split].examples, 'image')}"
+    return f"{SPLITS[split]}: {pluralize(record.splits[split].examples, 'image')}"

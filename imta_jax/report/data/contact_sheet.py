@@ -15,7 +15,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 from imta_jax.report.data.record import SPLITS, DataRecord
-from imta_jax.report.style import DPI, INK, MUTED, RULE, new_figure, shortened
+from imta_jax.report.style import DPI, INK, MUTED, RULE, new_figure, truncate
 
 MOST_IMAGES = 48
 WIDTH_PIXELS = 1408  # 8.8 inches, as the other figures
@@ -147,7 +147,7 @@ def _note(record: DataRecord, split: str, shown: int) -> str:
     whole = record.splits[split].examples
     height, width = record.previews[split].images.shape[1:3]
     exactly = "Prepared as test images are, nothing at random."
-    done = shortened(record.preprocessing, 400) if split == "train" else exactly
+    done = truncate(record.preprocessing, 400) if split == "train" else exactly
     return f"{shown:,} of {whole:,} images, {height} x {width} pixels. {done}"
 
 
@@ -179,8 +179,8 @@ def _fitted(name: str, pixels: float) -> str:
     """The name, shortened to a width: letters differ too much to count them."""
     font = FontProperties(size=NAME_POINTS)
     for length in range(min(len(name), LONGEST_NAME), 1, -1):
-        text = shortened(name, length)
+        text = truncate(name, length)
         points = text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
         if points * DPI / 72 <= pixels:
             return text
-    return shortened(name, 1)
+    return truncate(name, 1)

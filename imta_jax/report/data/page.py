@@ -22,7 +22,7 @@ from imta_jax.report.rendering import (
     write_figures,
 )
 from imta_jax.report.run.tables import duration
-from imta_jax.report.style import counted, listed
+from imta_jax.report.style import pluralize, quote_names
 
 MOST_NAMED = 30
 CONSEQUENCES = {
@@ -41,7 +41,7 @@ SECTIONS = (
         partial(figure_contact_sheet, split="train"),
         "What is the network trained on?",
         "Each image after the random changes of training. Its class should still be there to be "
-        "seen, upright, in its right colours, and the name beneath should be the right one.",
+        "seen, upright, in its right colors, and the name beneath should be the right one.",
     ),
     Section(
         "contact_sheet_validation",
@@ -106,14 +106,14 @@ def data_warnings(record: DataRecord) -> list[tuple[str, str]]:
         unseen = record.classes_without(split)
         if unseen:
             # A single one is named by the finding.
-            names = f"{listed(unseen, MOST_NAMED, LONGEST_NAME)}. " if len(unseen) > 1 else ""
+            names = f"{quote_names(unseen, MOST_NAMED, LONGEST_NAME)}. " if len(unseen) > 1 else ""
             claim = unseen_finding(record, split) + (":" if names else ".")
             warnings.append((claim, names + CONSEQUENCES[split]))
     for split, name in SPLITS.items():
         facts = record.splits[split]
         if facts.skipped:
-            claim = f"{counted(facts.skipped, f'{name} file')} skipped."
-            warnings.append((claim, f"{counted(facts.examples, 'image')} left."))
+            claim = f"{pluralize(facts.skipped, f'{name} file')} skipped."
+            warnings.append((claim, f"{pluralize(facts.examples, 'image')} left."))
     return warnings
 
 
@@ -129,14 +129,17 @@ def data_facts(record: DataRecord) -> pd.DataFrame:
         ("Preprocessing", record.preprocessing),
         ("Mean per channel, of pixels from 0 to 1", _numbers(statistics.mean)),
         ("Standard deviation per channel", _numbers(statistics.std)),
-        ("Normalised by", statistics.source),
+        ("Normalized by", statistics.source),
         ("Pipeline", _pipeline(pipeline.name)),
         (
             "Speed of the pipeline",
             f"{pipeline.images_per_second:,.0f} images per second: {pipeline.images:,} in "
             f"{duration(pipeline.seconds)}, in batches of {pipeline.batch_size:,}",
         ),
-        ("Hardware", f"{machine.devices} x {machine.device}, {counted(machine.cores, 'CPU core')}"),
+        (
+            "Hardware",
+            f"{machine.devices} x {machine.device}, {pluralize(machine.cores, 'CPU core')}",
+        ),
     ]
     return pd.DataFrame(facts, columns=["fact", "value"])
 
@@ -153,15 +156,17 @@ def classes_table(record: DataRecord) -> pd.DataFrame:
 
 def _lead(record: DataRecord) -> str:
     """One sentence: how many images of what."""
-    images = counted(record.splits["train"].examples, "image")
-    return f"{images} to train on, of {counted(record.num_classes, 'class', 'classes')}."
+    images = pluralize(record.splits["train"].examples, "image")
+    return f"{images} to train on, of {pluralize(record.num_classes, 'class', 'classes')}."
 
 
 def _tiles(record: DataRecord) -> list[tuple[str, str, str]]:
     """(name, value, detail) of the numbers that open the page."""
     splits, counts = record.splits, record.splits["train"].per_class
     others = [f"{splits[s].examples:,} {SPLITS[s]}" for s in ("validation", "test")]
-    rarest = listed([record.class_names[k] for k in (counts == counts.min()).nonzero()[0]], 1, 24)
+    rarest = quote_names(
+        [record.class_names[k] for k in (counts == counts.min()).nonzero()[0]], 1, 24
+    )
     return [
         (
             "Training images",
@@ -182,7 +187,7 @@ def _epoch(record: DataRecord) -> str:
 
 def _split(record: DataRecord, split: str) -> str:
     facts = record.splits[split]
-    skipped = f"{counted(facts.skipped, 'file')} skipped" if facts.skipped else "no file skipped"
+    skipped = f"{pluralize(facts.skipped, 'file')} skipped" if facts.skipped else "no file skipped"
     return f"{facts.examples:,}, {skipped}"
 
 

@@ -1,7 +1,7 @@
 """Reading a run's `data/` folder: what the page about the data shows, as one frozen record.
 
 `launch.py --mode=data` writes `summary.json` (the facts) and `preview.npz` (some images of the
-training and the validation split, as the network gets them but before normalising). Both are
+training and the validation split, as the network gets them but before normalizing). Both are
 checked here, once, so that drawing can rely on them.
 """
 
@@ -50,7 +50,7 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What images are normalised by: `mean` and `std` per channel, [C], of pixels from 0 to 1."""
+    """What images are normalized by: `mean` and `std` per channel, [C], of pixels from 0 to 1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -97,7 +97,7 @@ class DataRecord:
       image_shape: (H, W, C) of what the network gets.
       preprocessing: one sentence.
       splits: by name: "train", "validation" and "test".
-      statistics: what images are normalised by.
+      statistics: what images are normalized by.
       pipeline: how fast training batches are made.
       machine: what that was measured on.
       previews: by split: "train" (augmented) and "validation".

@@ -11,14 +11,14 @@ from imta_jax.report.style import (
     INK,
     MILLION,
     MUTED,
-    exit_colours,
-    halo,
+    exit_colors,
+    format_count,
     new_figure,
     numbered_circle,
     percentage_ticks,
-    short_count,
-    text_colour_on,
-    tidy,
+    style_axes,
+    text_color_on,
+    white_outline,
 )
 
 LEAST_RANGE_POINTS = 3.0
@@ -34,7 +34,7 @@ def figure_budget_curve(run: RunRecord) -> Figure:
     title = f"{point.top1:.1f}% at {point.cost_share:.0%} of the full network's multiply-adds"
     figure = new_figure(8.4, 4.9, title)
     axes = figure.subplots()
-    tidy(axes, title="test images; thresholds chosen on validation images", x=COST_AXIS)
+    style_axes(axes, title="test images; thresholds chosen on validation images", x=COST_AXIS)
     axes.set_ylabel("top-1 (%)")
     low, high = accuracy_range(run)
     axes.set_ylim(low, high + 0.2 * (high - low))
@@ -69,13 +69,13 @@ def accuracy_range(run: RunRecord) -> tuple[float, float]:
 def _draw_full_network(axes: Axes, run: RunRecord) -> None:
     axes.axhline(run.full_top1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
-        f"full network: {run.full_top1:.1f}% at {short_count(run.full_macs)}",
+        f"full network: {run.full_top1:.1f}% at {format_count(run.full_macs)}",
         (0, run.full_top1),
         xytext=(4, 4),
         textcoords="offset points",
         color=MUTED,
         fontsize=9,
-        path_effects=halo(),
+        path_effects=white_outline(),
     )
 
 
@@ -84,10 +84,10 @@ def _draw_anytime(axes: Axes, run: RunRecord) -> None:
     costs, top1 = run.exits["macs"] / MILLION, run.exits["top1"]
     axes.plot(costs, top1, color=MUTED, linewidth=1, zorder=2)
     low, high = axes.get_ylim()
-    for exit_, cost, height, colour in zip(
-        run.exits["exit"], costs, top1, exit_colours(run.num_exits), strict=True
+    for exit_, cost, height, color in zip(
+        run.exits["exit"], costs, top1, exit_colors(run.num_exits), strict=True
     ):
-        numbered_circle(axes, int(exit_), cost, max(height, low + 0.035 * (high - low)), colour)
+        numbered_circle(axes, int(exit_), cost, max(height, low + 0.035 * (high - low)), color)
         if height < low:
             _note_below_range(axes, cost, low + 0.035 * (high - low), height)
 
@@ -103,7 +103,7 @@ def _note_below_range(axes: Axes, cost: float, height: float, top1: float) -> No
         rotation=90,
         fontsize=8.5,
         color=MUTED,
-        path_effects=halo(),
+        path_effects=white_outline(),
         zorder=6,
     )
 
@@ -120,7 +120,7 @@ def _name_lines(axes: Axes) -> None:
         (1.075, "adaptive: each image leaves once confident", ADAPTIVE, "bold"),
         (1.025, "anytime: all images leave at the numbered exit", MUTED, "normal"),
     )
-    for height, name, colour, weight in names:
+    for height, name, color, weight in names:
         axes.text(
             1.0,
             height,
@@ -130,7 +130,7 @@ def _name_lines(axes: Axes) -> None:
             va="bottom",
             fontsize=9.5,
             fontweight=weight,
-            color=colour,
+            color=color,
         )
 
 
@@ -140,7 +140,7 @@ def _draw_operating_point(axes: Axes, run: RunRecord) -> None:
     ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.8}
     axes.plot(cost, point.top1, "o", color=INK, zorder=6, **ring)
     axes.annotate(
-        f"{point.top1:.1f}% at {short_count(point.mean_macs)}",
+        f"{point.top1:.1f}% at {format_count(point.mean_macs)}",
         (cost, point.top1),
         xytext=(cost, axes.get_ylim()[1]),
         ha="center",
@@ -158,26 +158,26 @@ def figure_exit_shares(run: RunRecord) -> Figure:
     Reads `run.budget_curve`; returns the figure.
     """
     point = operating_point(run)
-    cost, shares = short_count(point.mean_macs), point.exit_fractions
+    cost, shares = format_count(point.mean_macs), point.exit_fractions
     last = "under 1%" if 0 < shares[-1] < 0.005 else f"{shares[-1]:.0%}"
     title = f"At {cost}, {shares[0]:.0%} leave at exit 1 and {last} need the last"
     figure = new_figure(8.4, 4.2, title)
     axes = figure.subplots()
-    tidy(axes, x=COST_AXIS, y="share of test images (%)", grid="")
+    style_axes(axes, x=COST_AXIS, y="share of test images (%)", grid="")
     curve = run.budget_curve.drop_duplicates("mean_macs")
     costs = curve["mean_macs"].to_numpy(dtype=float) / MILLION
     shares = 100 * np.stack(curve["exit_fractions"].to_list(), axis=1)
-    colours = exit_colours(run.num_exits)
-    axes.stackplot(costs, shares, colors=colours, edgecolor="white", linewidth=0.8)
+    colors = exit_colors(run.num_exits)
+    axes.stackplot(costs, shares, colors=colors, edgecolor="white", linewidth=0.8)
     axes.margins(x=0.0 if len(costs) > 1 else 0.05, y=0)
     marked = point.mean_macs / MILLION
-    _name_bands(axes, costs, shares, colours, marked)
+    _name_bands(axes, costs, shares, colors, marked)
     _mark_cost(axes, marked)
     return figure
 
 
 def _name_bands(
-    axes: Axes, costs: np.ndarray, shares: np.ndarray, colours: list[str], marked: float
+    axes: Axes, costs: np.ndarray, shares: np.ndarray, colors: list[str], marked: float
 ) -> None:
     """Names each exit where its band is thickest, off both edges and off the marked cost."""
     start, width = costs[0], costs[-1] - costs[0]
@@ -186,7 +186,7 @@ def _name_bands(
     places = places[free] if free.any() else places
     shares = np.stack([np.interp(places, costs, share) for share in shares])
     tops = np.cumsum(shares, axis=0)
-    for exit_, colour in enumerate(colours):
+    for exit_, color in enumerate(colors):
         at = int(np.argmax(shares[exit_]))
         if shares[exit_, at] < 7:
             continue
@@ -197,7 +197,7 @@ def _name_bands(
             va="center",
             fontsize=9.5,
             fontweight="bold",
-            color=text_colour_on(colour),
+            color=text_color_on(color),
         )
 
 

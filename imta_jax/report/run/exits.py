@@ -12,12 +12,12 @@ from imta_jax.report.run.summary import operating_point
 from imta_jax.report.style import (
     INK,
     MUTED,
-    exit_colours,
+    darken_for_text,
+    exit_colors,
+    format_count,
     new_figure,
-    readable,
-    short_count,
-    shortened,
-    tidy,
+    style_axes,
+    truncate,
 )
 
 MOST_CLASSES_WHOLE = 24
@@ -45,7 +45,7 @@ def figure_exits(run: RunRecord) -> Figure:
         _draw_column(axes, run, column)
         # Each point says its value: an axis would say it twice.
         axes.set_yticks([])
-        tidy(axes, title=name, grid="")
+        style_axes(axes, title=name, grid="")
     _name_exits(grid[-1], run)
     return figure
 
@@ -54,7 +54,7 @@ def _draw_column(axes: Axes, run: RunRecord, column: str) -> None:
     values = run.exits[column].to_numpy(dtype=float)
     places = np.arange(run.num_exits)
     axes.plot(places, values, color=MUTED, linewidth=1, zorder=2)
-    axes.scatter(places, values, s=70, color=exit_colours(run.num_exits), zorder=3)
+    axes.scatter(places, values, s=70, color=exit_colors(run.num_exits), zorder=3)
     for place, value in zip(places, values, strict=True):
         axes.annotate(
             f"{value:.1f}",
@@ -73,7 +73,7 @@ def _draw_column(axes: Axes, run: RunRecord, column: str) -> None:
 
 def _name_exits(axes: Axes, run: RunRecord) -> None:
     names = [
-        f"exit {row['exit']:.0f}\n{short_count(row['macs'])}\n{short_count(row['params'])}"
+        f"exit {row['exit']:.0f}\n{format_count(row['macs'])}\n{format_count(row['params'])}"
         for _, row in run.exits.iterrows()
     ]
     axes.set_xticks(range(run.num_exits), names, linespacing=1.5)
@@ -95,27 +95,27 @@ def figure_reliability(run: RunRecord) -> Figure:
     rows = -(-run.num_exits // PANELS_PER_ROW)
     figure = new_figure(8.4, 0.7 + 2.1 * rows, title)
     grid = figure.subplots(rows, PANELS_PER_ROW, squeeze=False).ravel()
-    for exit_, colour in enumerate(exit_colours(run.num_exits)):
-        _draw_reliability(grid[exit_], run, exit_, colour)
+    for exit_, color in enumerate(exit_colors(run.num_exits)):
+        _draw_reliability(grid[exit_], run, exit_, color)
     for axes in grid[run.num_exits :]:
         axes.remove()
     return figure
 
 
-def _draw_reliability(axes: Axes, run: RunRecord, exit_: int, colour: str) -> None:
+def _draw_reliability(axes: Axes, run: RunRecord, exit_: int, color: str) -> None:
     confidence, accuracy, count = (
         run.calibration[name][exit_] for name in ("confidence", "accuracy", "count")
     )
     seen = count > 0
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.plot(100 * confidence[seen], 100 * accuracy[seen], color=colour, linewidth=1.5)
+    axes.plot(100 * confidence[seen], 100 * accuracy[seen], color=color, linewidth=1.5)
     sizes = 8 + 130 * count[seen] / max(count.sum(), 1)
     points = (100 * confidence[seen], 100 * accuracy[seen])
     # The largest point stands in the corner, where every sure and right answer falls.
-    axes.scatter(*points, s=sizes, color=colour, zorder=3, clip_on=False)
+    axes.scatter(*points, s=sizes, color=color, zorder=3, clip_on=False)
     axes.set(xlim=(0, 104), ylim=(0, 104), xticks=(0, 50, 100), yticks=(0, 50, 100), aspect=1)
     below = exit_ + PANELS_PER_ROW < run.num_exits
-    tidy(
+    style_axes(
         axes,
         title=f"exit {exit_ + 1}: ECE {run.exits['ece'].iloc[exit_]:.1f}%",
         x="" if below else "confidence (%)",
@@ -135,14 +135,14 @@ def figure_classes(run: RunRecord) -> Figure:
         raise ValueError(f"{run.workdir} has no evaluation/samples.parquet to draw")
     budget = nearest_reported_budget(run)
     table = class_costs(run, budget)
-    names = [f"“{shortened(run.class_name(table.index[i]), 16)}”" for i in (0, -1)]
-    costs = [short_count(table["macs"].iloc[i]) for i in (0, -1)]
+    names = [f"“{truncate(run.class_name(table.index[i]), 16)}”" for i in (0, -1)]
+    costs = [format_count(table["macs"].iloc[i]) for i in (0, -1)]
     title = f"{names[0]} costs {costs[0]} on average, {names[1]} {costs[1]}"
     shown, gap_after = _both_ends(table)
     figure = new_figure(8.4, 1.3 + 0.3 * len(shown), title)
     axes = figure.subplots()
     _draw_classes(axes, run, shown, gap_after)
-    tidy(
+    style_axes(
         axes,
         x=f"share of the class's test images (%), at a budget of {budget}% of the full cost",
         grid="",
@@ -198,31 +198,31 @@ def _draw_classes(axes: Axes, run: RunRecord, table: pd.DataFrame, gap_after: in
         rows[gap_after:] += 1
         axes.text(50, gap_after, "⋯", ha="center", va="center", color=MUTED)
     left = np.zeros(len(table))
-    for exit_, colour in enumerate(exit_colours(run.num_exits)):
-        axes.barh(rows, table[exit_], left=left, color=colour, height=0.8, edgecolor="white")
+    for exit_, color in enumerate(exit_colors(run.num_exits)):
+        axes.barh(rows, table[exit_], left=left, color=color, height=0.8, edgecolor="white")
         left = left + table[exit_].to_numpy()
-    names = [shortened(run.class_name(label), 22) for label in table.index]
+    names = [truncate(run.class_name(label), 22) for label in table.index]
     axes.set_yticks(rows, names, parse_math=False)
     axes.set(xlim=(0, 100), ylim=(rows[-1] + 0.6, -1.6))
     _note_columns(axes, rows, table)
-    _name_exit_colours(axes, run.num_exits)
+    _name_exit_colors(axes, run.num_exits)
 
 
 def _note_columns(axes: Axes, rows: np.ndarray, table: pd.DataFrame) -> None:
     """Mean cost and top-1 as two columns of figures to the right of the bars."""
     columns = (
-        (112, "mean cost", [short_count(v) for v in table["macs"]]),
+        (112, "mean cost", [format_count(v) for v in table["macs"]]),
         (124, "top-1", [f"{v:.0f}%" for v in table["top1"]]),
     )
     for x, name, texts in columns:
         for row, text in zip([-1, *rows], [name, *texts], strict=True):
-            colour = MUTED if row == -1 else INK
-            axes.text(x, row, text, ha="right", va="center", fontsize=9, color=colour)
+            color = MUTED if row == -1 else INK
+            axes.text(x, row, text, ha="right", va="center", fontsize=9, color=color)
 
 
-def _name_exit_colours(axes: Axes, num_exits: int) -> None:
-    """The exits' names in their colours, above the bars in the order of the bars."""
-    colours = exit_colours(num_exits)
+def _name_exit_colors(axes: Axes, num_exits: int) -> None:
+    """The exits' names in their colors, above the bars in the order of the bars."""
+    colors = exit_colors(num_exits)
     word = "exit " if num_exits <= MOST_NAMED_EXITS else ""
     for exit_, x in enumerate(np.linspace(0, 100, num_exits + 1)[:-1]):
         axes.text(
@@ -232,5 +232,5 @@ def _name_exit_colours(axes: Axes, num_exits: int) -> None:
             va="center",
             fontsize=9,
             fontweight="bold",
-            color=readable(colours[exit_]),
+            color=darken_for_text(colors[exit_]),
         )

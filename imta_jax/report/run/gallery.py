@@ -9,11 +9,11 @@ from imta_jax.report.style import (
     INK,
     RULE,
     WRONG,
-    exit_colours,
+    darken_for_text,
+    exit_colors,
+    format_count,
     new_figure,
-    readable,
-    short_count,
-    shortened,
+    truncate,
 )
 
 COLUMNS = 4
@@ -24,7 +24,7 @@ NAME_LENGTH = 14
 def figure_gallery(run: RunRecord) -> Figure:
     """Images that leave at the first exit beside images that need the last.
 
-    Reads `run.gallery` (uint8 images [M, H, W, C], grey or colour) and `run.exits`; at most twelve
+    Reads `run.gallery` (uint8 images [M, H, W, C], gray or color) and `run.exits`; at most twelve
     a side are drawn.
 
     Raises:
@@ -51,7 +51,7 @@ def figure_gallery(run: RunRecord) -> Figure:
 def _draw_side(
     grid: np.ndarray, run: RunRecord, members: np.ndarray, verb: str, exit_: int
 ) -> None:
-    macs = short_count(run.exits["macs"].iloc[exit_])
+    macs = format_count(run.exits["macs"].iloc[exit_])
     heading = grid[0, 0].annotate(
         f"{verb} exit {exit_ + 1}: {macs} multiply-adds",
         (0, 1),
@@ -60,7 +60,7 @@ def _draw_side(
         textcoords="offset points",
         fontsize=10.5,
         fontweight="bold",
-        color=readable(exit_colours(run.num_exits)[exit_]),
+        color=darken_for_text(exit_colors(run.num_exits)[exit_]),
     )
     # It spans the columns and must not widen the first: a blank title keeps its height free.
     heading.set_in_layout(False)
@@ -71,9 +71,9 @@ def _draw_side(
 
 def _draw_image(axes: Axes, run: RunRecord, member: int) -> None:
     image = run.gallery["images"][member]
-    grey = image.shape[-1] == 1
+    gray = image.shape[-1] == 1
     axes.set_axis_on()
-    axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
+    axes.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=255)
     axes.set(xticks=(), yticks=())
     _caption(axes, run, member)
 
@@ -83,13 +83,13 @@ def _caption(axes: Axes, run: RunRecord, member: int) -> None:
     label, prediction = (int(run.gallery[name][member]) for name in ("label", "prediction"))
     confidence = f"{run.gallery['confidence'][member]:.0%}"
     right = label == prediction
-    wrong = f"✗ {shortened(run.class_name(prediction), NAME_LENGTH - 2)}\n{confidence}"
+    wrong = f"✗ {truncate(run.class_name(prediction), NAME_LENGTH - 2)}\n{confidence}"
     # As many lines either way, so that rows are equally high.
     answer = f"✓ {confidence}\n " if right else wrong
     axes.spines[:].set(color=RULE if right else WRONG, linewidth=0.8 if right else 2.2)
     # Class names may hold a dollar sign, which is no mathematics.
     axes.set_xlabel(
-        f"{shortened(run.class_name(label), NAME_LENGTH)}\n{answer}",
+        f"{truncate(run.class_name(label), NAME_LENGTH)}\n{answer}",
         fontsize=8,
         color=INK if right else WRONG,
         parse_math=False,

@@ -7,7 +7,16 @@ from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 
 from imta_jax.report.run.budget import COST_AXIS, accuracy_range
 from imta_jax.report.run.record import RunRecord
-from imta_jax.report.style import ADAPTIVE, INK, MILLION, MUTED, QUANTITY, new_figure, signed, tidy
+from imta_jax.report.style import (
+    ADAPTIVE,
+    INK,
+    MILLION,
+    MUTED,
+    QUANTITY,
+    format_signed,
+    new_figure,
+    style_axes,
+)
 
 METHOD_NAMES = {
     "sweep": "geometric sweep",
@@ -20,7 +29,7 @@ METHOD_NAMES = {
     "net": "guaranteed, net errors",
 }
 GUARANTEED = "#b35c00"
-# Method, marker, colour, the name above the figure; the envelope differs from the sweep too little.
+# Method, marker, color, the name above the figure; the envelope differs from the sweep too little.
 DRAWN = (
     ("sweep", "o-", MUTED, "● geometric sweep"),
     ("temperature", "D-", QUANTITY, "◆ with temperatures"),
@@ -48,21 +57,21 @@ def figure_threshold_methods(run: RunRecord) -> Figure:
     points = points[points["method"].isin([method for method, *_ in DRAWN])]
     figure = new_figure(8.4, 6.6, _finding(points[points["method"] == "optimised"]))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    tidy(above, title=" ")  # room for the names
+    style_axes(above, title=" ")  # room for the names
     above.set_ylabel("top-1 on test images (%)")
     low, high = accuracy_range(run)
     above.set_ylim(low, max(high, points["top1_high"].max() + 0.1))
     above.set_xlim(0, 1.04 * run.full_macs / MILLION)
     level = f"{run.threshold_methods['confidence_level']:.0%}"
     title = f"compared at the same cost on validation images; bars and bands are {level} intervals"
-    tidy(below, title=title, x=COST_AXIS)
+    style_axes(below, title=title, x=COST_AXIS)
     below.set_ylabel("points over the sweep")
     below.axhline(0, color=MUTED, linewidth=1)
-    for method, style, colour, _ in DRAWN:
+    for method, style, color, _ in DRAWN:
         of_method = points[points["method"] == method].sort_values("mean_cost")
-        _draw_accuracy(above, of_method, method, style, colour)
+        _draw_accuracy(above, of_method, method, style, color)
         if method != "sweep":
-            _draw_gain(below, of_method, style, colour)
+            _draw_gain(below, of_method, style, color)
     most = max(points["gain_high"].max(), -points["gain_low"].min(), LEAST_GAIN_POINTS)
     below.set_ylim(-1.05 * most, 1.05 * most)
     _name_methods(above)
@@ -87,8 +96,8 @@ def methods_table(run: RunRecord) -> pd.DataFrame:
             "of the last exit": [f"{v / run.full_macs:.1%}" for v in points["mean_cost"]],
             "top-1 (%)": [f"{v:.2f}" for v in points["top1"]],
             level: _ranges(points["top1_low"], points["top1_high"], "{:.2f}".format),
-            "points over the sweep": [signed(v, 2) for v in points["gain"]],
-            f"{level} ": _ranges(low, high, lambda v: signed(v, 2)),
+            "points over the sweep": [format_signed(v, 2) for v in points["gain"]],
+            f"{level} ": _ranges(low, high, lambda v: format_signed(v, 2)),
         }
     )
 
@@ -115,27 +124,27 @@ def _finding(optimised: pd.DataFrame) -> str:
     return "Optimised thresholds cannot be told apart from the sweep here"
 
 
-def _draw_accuracy(axes: Axes, points: pd.DataFrame, method: str, style: str, colour: str) -> None:
+def _draw_accuracy(axes: Axes, points: pd.DataFrame, method: str, style: str, color: str) -> None:
     cost = points["mean_cost"].to_numpy(dtype=float) / MILLION
-    axes.plot(cost, points["top1"], style, color=colour, markersize=4, linewidth=1.6, zorder=4)
+    axes.plot(cost, points["top1"], style, color=color, markersize=4, linewidth=1.6, zorder=4)
     if method in WITH_BAND:
         low, high = points["top1_low"], points["top1_high"]
-        axes.fill_between(cost, low, high, color=colour, alpha=0.12, linewidth=0, zorder=1)
+        axes.fill_between(cost, low, high, color=color, alpha=0.12, linewidth=0, zorder=1)
 
 
-def _draw_gain(axes: Axes, points: pd.DataFrame, style: str, colour: str) -> None:
+def _draw_gain(axes: Axes, points: pd.DataFrame, style: str, color: str) -> None:
     cost = points["mean_cost"].to_numpy(dtype=float) / MILLION
     gain = points["gain"].to_numpy(dtype=float)
     # The bootstrap's ends need not enclose the mean where nearly all images agree.
     ends = [(gain - points["gain_low"]).clip(lower=0), (points["gain_high"] - gain).clip(lower=0)]
     look = {"markersize": 4, "linewidth": 1.2, "elinewidth": 1, "alpha": 0.85}
-    axes.errorbar(cost, gain, yerr=ends, fmt=style, color=colour, zorder=4, **look)
+    axes.errorbar(cost, gain, yerr=ends, fmt=style, color=color, zorder=4, **look)
 
 
 def _name_methods(axes: Axes) -> None:
     """Names in a row above the axes, where no curve can run into them."""
     look = {"fontsize": 9.5, "fontweight": "bold"}
-    names = [TextArea(name, textprops=look | {"color": colour}) for _, _, colour, name in DRAWN]
+    names = [TextArea(name, textprops=look | {"color": color}) for _, _, color, name in DRAWN]
     row = HPacker(children=names, pad=0, sep=14)
     anchor = {"bbox_to_anchor": (0.0, 1.01), "bbox_transform": axes.transAxes}
     box = AnchoredOffsetbox("lower left", child=row, frameon=False, pad=0, **anchor)

@@ -19,7 +19,7 @@ from imta_jax.report.run.record import RunRecord, load_run
 from imta_jax.report.run.summary import TOLERANCE_POINTS, operating_point
 from imta_jax.report.run.tables import all_tables, tables_markdown
 from imta_jax.report.run.time_budget import figure_time
-from imta_jax.report.style import short_count, signed
+from imta_jax.report.style import format_count, format_signed
 
 SECTIONS = (
     Section(
@@ -44,7 +44,7 @@ SECTIONS = (
         "exit_shares",
         figure_exit_shares,
         "Where do images leave?",
-        "Read a vertical slice from bottom to top: at that mean cost, the height of a colour is "
+        "Read a vertical slice from bottom to top: at that mean cost, the height of a color is "
         "the share of images that leave at its exit; early exits are light, late ones dark.",
     ),
     Section(
@@ -132,8 +132,8 @@ def render_page(run: RunRecord, figures: dict[str, bytes]) -> str:
         lead=_lead(run),
         point=operating_point(run),
         tolerance=TOLERANCE_POINTS,
-        short_count=short_count,
-        signed=signed,
+        format_count=format_count,
+        format_signed=format_signed,
         tables=all_tables(run),
         config=json.dumps(run.config, indent=2, sort_keys=True, ensure_ascii=False),
     )

@@ -12,13 +12,13 @@ from imta_jax.report.run.record import PHASES, RunRecord
 from imta_jax.report.style import (
     INK,
     MUTED,
-    end_labels,
-    exit_colours,
-    halo,
+    exit_colors,
+    format_signed,
+    label_line_ends,
     new_figure,
     percentage_ticks,
-    signed,
-    tidy,
+    style_axes,
+    white_outline,
 )
 
 PHASE_NAMES = {"phase_one": "phase I: the whole network", "phase_two": "phase II: last layers only"}
@@ -57,11 +57,11 @@ def figure_training(run: RunRecord) -> Figure:
     stretches = _stretches(run.metrics)
     figure = new_figure(8.4, 6.2, _finding(stretches))
     accuracy, loss = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
-    _draw_accuracy(accuracy, stretches, exit_colours(run.num_exits))
+    _draw_accuracy(accuracy, stretches, exit_colors(run.num_exits))
     _draw_loss(loss, stretches)
-    tidy(accuracy, y="top-1 (%)")
+    style_axes(accuracy, y="top-1 (%)")
     percentage_ticks(accuracy)
-    tidy(loss, x="epoch", y="loss")
+    style_axes(loss, x="epoch", y="loss")
     for axes in (accuracy, loss):
         axes.set_xlim(0 if stretches[-1].end > 1 else 0.5, stretches[-1].end + 0.5)
         _divide_phases(axes, stretches)
@@ -95,32 +95,32 @@ def _finding(stretches: list[_Stretch]) -> str:
         return f"Validation top-1 after {epochs}: {ends}"
     change = final - _final(stretches[0])
     return (
-        f"Phase II moves the exits' validation top-1 by {signed(change.min())} to "
-        f"{signed(change.max())} points"
+        f"Phase II moves the exits' validation top-1 by {format_signed(change.min())} to "
+        f"{format_signed(change.max())} points"
     )
 
 
-def _draw_accuracy(axes: Axes, stretches: list[_Stretch], colours: list[str]) -> None:
+def _draw_accuracy(axes: Axes, stretches: list[_Stretch], colors: list[str]) -> None:
     for stretch in stretches:
         for split, style in (("train", {"linewidth": 0.9, "alpha": 0.45}), ("validation", {})):
             if not len(stretch.of(split)):
                 continue
             top1 = np.stack(stretch.of(split)["top1_per_exit"].to_list())
-            for exit_, colour in enumerate(colours):
-                _line(axes, stretch.epochs(split), top1[:, exit_], colour, style)
+            for exit_, color in enumerate(colors):
+                _line(axes, stretch.epochs(split), top1[:, exit_], color, style)
     axes.set_ylim(*_accuracy_limits(stretches))
     final = _final(stretches[-1])
     names = [f"exit {i + 1}  {value:.1f}%" for i, value in enumerate(final)]
-    end_labels(axes, stretches[-1].end, final, names, colours)
+    label_line_ends(axes, stretches[-1].end, final, names, colors)
 
 
 def _line(
-    axes: Axes, epochs: np.ndarray, values: np.ndarray, colour: str, style: dict[str, float]
+    axes: Axes, epochs: np.ndarray, values: np.ndarray, color: str, style: dict[str, float]
 ) -> None:
     """A line; of a few epochs also the points, since one point alone makes no line."""
     marker = "o" if len(epochs) < 6 else ""
     axes.plot(
-        epochs, values, marker=marker, markersize=4, color=colour, **{"linewidth": 1.7, **style}
+        epochs, values, marker=marker, markersize=4, color=color, **{"linewidth": 1.7, **style}
     )
 
 
@@ -147,7 +147,7 @@ def _draw_loss(axes: Axes, stretches: list[_Stretch]) -> None:
                 ends[split] = losses[-1]
     names = {"train": "training", "validation": "validation"}
     axes.set_ylim(*axes.get_ylim())
-    end_labels(
+    label_line_ends(
         axes, stretches[-1].end, list(ends.values()), [names[s] for s in ends], [INK] * len(ends)
     )
 
@@ -189,5 +189,5 @@ def _mark_learning_rate(axes: Axes, stretches: list[_Stretch]) -> None:
                 rotation=90,
                 fontsize=8,
                 color=MUTED,
-                path_effects=halo(),
+                path_effects=white_outline(),
             )

@@ -51,7 +51,7 @@ def budgets_table(run: RunRecord) -> pd.DataFrame:
     )
 
 
-def facts_table(run: RunRecord) -> pd.DataFrame:
+def run_table(run: RunRecord) -> pd.DataFrame:
     """What was run, on what, with what: two columns, `fact` and `value`."""
     facts = [*_data_facts(run.dataset), *_phase_facts(run.phases), *_machine_facts(run.environment)]
     return pd.DataFrame([f for f in facts if f[1]], columns=["fact", "value"])
@@ -63,7 +63,7 @@ def all_tables(run: RunRecord) -> dict[str, pd.DataFrame]:
         "Exits": exits_table(run),
         "Reported budgets": budgets_table(run),
         "Threshold methods": methods_table(run),
-        "The run": facts_table(run),
+        "The run": run_table(run),
     }
     return {heading: table for heading, table in tables.items() if len(table)}
 
@@ -85,7 +85,7 @@ def _data_facts(dataset: dict[str, Any]) -> list[tuple[str, str]]:
         ("Classes", f"{len(dataset.get('class_names') or [])}"),
         ("Image height, width, channels", " x ".join(map(str, dataset.get("image_shape") or []))),
         ("Images", ", ".join(f"{split} {count:,}" for split, count in examples.items())),
-        ("Normalised by", str(dataset.get("statistics_source") or "")),
+        ("Normalized by", str(dataset.get("statistics_source") or "")),
         ("Note", str(dataset.get("note") or "")),
     ]
 

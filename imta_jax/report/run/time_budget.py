@@ -7,11 +7,11 @@ from imta_jax.report.run.record import RunRecord
 from imta_jax.report.style import (
     ADAPTIVE,
     MUTED,
-    exit_colours,
+    exit_colors,
     new_figure,
     percentage_ticks,
-    text_colour_on,
-    tidy,
+    style_axes,
+    text_color_on,
 )
 
 
@@ -29,12 +29,12 @@ def figure_time(run: RunRecord) -> Figure:
     figure = new_figure(8.4, 4.6, _finding(exit_ms, run))
     axes = figure.subplots()
     where = f"measured on {measured['device']}, {measured['lanes']} programs at a time"
-    tidy(axes, title=where, x="milliseconds per image, large batches", y="top-1 (%)")
+    style_axes(axes, title=where, x="milliseconds per image, large batches", y="top-1 (%)")
     points = sorted((row["mean_ms"], row["top1"]) for row in measured["budget_curve"])
     axes.plot(*zip(*points, strict=True), "o-", color=ADAPTIVE, linewidth=2.2, markersize=3)
     axes.plot(exit_ms, top1, color=MUTED, linewidth=1, zorder=2)
-    for i, colour in enumerate(exit_colours(run.num_exits)):
-        axes.plot(exit_ms[i], top1[i], "o", color=colour, markersize=14, markeredgecolor="white")
+    for i, color in enumerate(exit_colors(run.num_exits)):
+        axes.plot(exit_ms[i], top1[i], "o", color=color, markersize=14, markeredgecolor="white")
         axes.annotate(
             str(i + 1),
             (exit_ms[i], top1[i]),
@@ -42,7 +42,7 @@ def figure_time(run: RunRecord) -> Figure:
             va="center_baseline",
             fontsize=8.5,
             fontweight="bold",
-            color=text_colour_on(colour),
+            color=text_color_on(color),
         )
     axes.set_xlim(0, 1.04 * exit_ms[-1])
     margin = max(0.5, 0.1 * np.ptp(top1))

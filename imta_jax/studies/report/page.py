@@ -36,7 +36,7 @@ from imta_jax.studies.report.variant_tables import (
 LEAD = (
     "Ours beside the numbers that the paper prints. Bands and ± are one sample standard deviation "
     "over seeds; differences are paired, seed by seed. The paper's numbers are of its own "
-    "datasets and schedules: each is labelled with them. What has not been run is shown empty."
+    "datasets and schedules: each is labeled with them. What has not been run is shown empty."
 )
 CAPTIONS = {
     "budget": "Further left is cheaper, higher is better. Thresholds are chosen on validation "
@@ -49,7 +49,7 @@ CAPTIONS = {
     "ranks": "Each point is a validation image, by how sure two exits are of it. The paper claims "
     "that inline subnetwork collaboration (ISC) draws the points to the identity line.",
     "distillation": "The paper gives neither alpha nor the temperature. Chosen on validation "
-    "images; neighbouring cells that differ by less than the seeds do are no finding.",
+    "images; neighboring cells that differ by less than the seeds do are no finding.",
     "variance": "What gradient equilibrium is for: without it the gradients of all later losses "
     "add up at an early stage (Eq. 3), with it their sum stays bounded (Eq. 6).",
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from imta_jax.report.style import counted
+from imta_jax.report.style import pluralize
 from imta_jax.studies.report.paper_numbers import TECHNIQUES, dataset_title, known_dataset
 
 STUDIES = ("ablation", "exits", "budget", "equilibrium", "distillation")
@@ -177,7 +177,7 @@ def _distinct(texts: Any) -> str:
 def _phase(schedule: Mapping[str, Any] | None) -> str:
     if not schedule:
         return "none"
-    return f"{counted(schedule['epochs'], 'epoch')} of batch {schedule['batch_size']}"
+    return f"{pluralize(schedule['epochs'], 'epoch')} of batch {schedule['batch_size']}"
 
 
 def accuracies(rows: Mapping[int, Mapping[str, Any]], split: str = "test") -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the figures of studies share: an arm's colour, the line of facts beneath, the legend."""
+"""What the figures of studies share: an arm's color, the line of facts beneath, the legend."""
 
 import textwrap
 from collections import Counter
@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from imta_jax.report.style import ADAPTIVE, INK, MUTED, QUANTITY, WRONG
 from imta_jax.studies.report.record import Arm, StudyRecord, mean_and_std
 
-# The paper's own colours: the baseline is red, the full method black.
+# The paper's own colors: the baseline is red, the full method black.
 BASELINE, FULL = WRONG, "#111111"
 GE, ISC, OFA = ADAPTIVE, QUANTITY, "#b35c00"
 SINGLE = {frozenset({"GE"}): GE, frozenset({"ISC"}): ISC, frozenset({"OFA"}): OFA}
@@ -20,13 +20,13 @@ OTHERS = ("#7b4fa3", "#8a8d3c", "#c06f9c", "#4d6b8a", "#9c6b4f", MUTED)
 CHARACTERS_PER_INCH = 19.3
 
 
-def arm_colours(study: StudyRecord) -> dict[str, str]:
-    """A colour for each arm's name.
+def arm_colors(study: StudyRecord) -> dict[str, str]:
+    """A color for each arm's name.
 
     Plain arms are red and full ones black whatever their network; a technique by itself has its
-    own colour, and what is left takes the next free one.
+    own color, and what is left takes the next free one.
     """
-    colours, used = {}, Counter()
+    colors, used = {}, Counter()
     for arm in study.arms:
         key = (arm.network, arm.techniques)
         fixed = {frozenset(): BASELINE, **SINGLE}.get(arm.techniques)
@@ -35,8 +35,8 @@ def arm_colours(study: StudyRecord) -> dict[str, str]:
             fixed = OTHERS[used["others"] % len(OTHERS)]
             used["others"] += 1
         used[key] += 1
-        colours[arm.name] = fixed
-    return colours
+        colors[arm.name] = fixed
+    return colors
 
 
 def mark_figure(figure: Figure, study: StudyRecord, more: str = "") -> None:
@@ -48,7 +48,7 @@ def mark_figure(figure: Figure, study: StudyRecord, more: str = "") -> None:
 
 
 def draw_band(
-    axes: Axes, x: np.ndarray, values: np.ndarray, colour: str, label: str, **line: object
+    axes: Axes, x: np.ndarray, values: np.ndarray, color: str, label: str, **line: object
 ) -> Line2D:
     """A line through the means over seeds, in a band of one standard deviation.
 
@@ -56,7 +56,7 @@ def draw_band(
       axes: where to draw.
       x: [n].
       values: [seeds, n].
-      colour: of line and band.
+      color: of line and band.
       label: of the line, for the legend.
       **line: further properties of the line.
 
@@ -66,12 +66,12 @@ def draw_band(
     mean, deviation = mean_and_std(values)
     if np.isfinite(deviation).any():
         low, high = mean - deviation, mean + deviation
-        axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0, zorder=2)
+        axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0, zorder=2)
     properties = {"linewidth": 1.8, "zorder": 3, **line}
-    return axes.plot(x, mean, color=colour, label=label, **properties)[0]
+    return axes.plot(x, mean, color=color, label=label, **properties)[0]
 
 
-def quiet_legend(axes: Axes, **where: object) -> Legend | None:
+def add_legend(axes: Axes, **where: object) -> Legend | None:
     """A legend without a frame, in small type; none where nothing is named."""
     handles, names = axes.get_legend_handles_labels()
     if not handles:
@@ -83,10 +83,10 @@ def quiet_legend(axes: Axes, **where: object) -> Legend | None:
     return legend
 
 
-def name_absent(axes: Axes, study: StudyRecord, arm: Arm, colour: str) -> None:
+def name_absent(axes: Axes, study: StudyRecord, arm: Arm, color: str) -> None:
     """Gives an arm without a run its place in the legend: "OFA (not run)"."""
     label = f"{arm.label} ({study.state(arm)})"
-    axes.plot([], [], color=colour, linestyle=(0, (1, 2)), linewidth=1.4, label=label)
+    axes.plot([], [], color=color, linestyle=(0, (1, 2)), linewidth=1.4, label=label)
 
 
 def say_empty(axes: Axes, reason: str, *, keep_x: bool = False) -> None:

@@ -6,13 +6,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from imta_jax.report.style import INK, MUTED, new_figure, text_colour_on, tidy
+from imta_jax.report.style import INK, MUTED, new_figure, style_axes, text_color_on
 from imta_jax.studies.report.record import Arm, StudyRecord, mean_and_std
 from imta_jax.studies.report.style import (
-    arm_colours,
+    add_legend,
+    arm_colors,
     mark_figure,
     name_absent,
-    quiet_legend,
     say_empty,
 )
 from imta_jax.studies.report.variant_tables import (
@@ -30,7 +30,7 @@ PANELS_PER_ROW = 3
 def figure_distillation(study: StudyRecord) -> Figure:
     """Validation top-1 (mean over exits and seeds) by alpha and temperature.
 
-    One panel per teacher and convention of the KL divergence, all on one scale of colour; the best
+    One panel per teacher and convention of the KL divergence, all on one scale of color; the best
     cell is framed, and one without a run says so. Arms that set neither are named beneath.
     """
     panels = sweep_panels(study)
@@ -39,7 +39,7 @@ def figure_distillation(study: StudyRecord) -> Figure:
     figure = new_figure(max(8.4, 1.2 + 3.6 * columns), 1.4 + 3.2 * rows, _sweep_finding(study))
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     values = [_validation(study, arm) for cells in panels.values() for arm in cells.values()]
-    limits = _colour_limits(np.array(values, dtype=float))
+    limits = _color_limits(np.array(values, dtype=float))
     for axes, (title, cells) in zip(grid, panels.items(), strict=False):
         image = _draw_heatmap(axes, study, title, cells, limits)
     for axes in grid[max(len(panels), 1) :]:
@@ -85,7 +85,7 @@ def _validation(study: StudyRecord, arm: Arm) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _colour_limits(values: np.ndarray) -> tuple[float, float]:
+def _color_limits(values: np.ndarray) -> tuple[float, float]:
     """The range of what is known, at least half a point: tenths are noise, not to be magnified."""
     known = values[np.isfinite(values)]
     if not len(known):
@@ -106,7 +106,9 @@ def _draw_heatmap(
     for (alpha, temperature), arm in cells.items():
         values[alphas.index(alpha), temperatures.index(temperature)] = _validation(study, arm)
     image = axes.imshow(values, cmap="viridis", vmin=limits[0], vmax=limits[1], aspect="auto")
-    tidy(axes, title=title, x="temperature T", y="alpha (weight of the cross-entropy)", grid="")
+    style_axes(
+        axes, title=title, x="temperature T", y="alpha (weight of the cross-entropy)", grid=""
+    )
     axes.title.set_fontsize(8.5)
     axes.set_xticks(range(len(temperatures)), [f"{value:g}" for value in temperatures])
     axes.set_yticks(range(len(alphas)), [f"{value:g}" for value in alphas])
@@ -122,8 +124,8 @@ def _write_cell(
     value = _validation(study, arm)
     known = np.isfinite(value)
     text = f"{value:.2f}" if known else study.state(arm).replace(" ", "\n")
-    colour = text_colour_on(image.to_rgba(value)[:3]) if known else MUTED
-    axes.text(*place, text, ha="center", va="center", fontsize=8.5, color=colour)
+    color = text_color_on(image.to_rgba(value)[:3]) if known else MUTED
+    axes.text(*place, text, ha="center", va="center", fontsize=8.5, color=color)
     if arm == _best(study):
         corner = place[0] - 0.5, place[1] - 0.5
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#c0392b", linewidth=2.5))
@@ -160,21 +162,21 @@ def figure_gradient_variance(study: StudyRecord) -> Figure:
     """
     figure = new_figure(8.4, 5.2, _variance_finding(study))
     axes = figure.subplots()
-    tidy(axes, x="output of stage", y="variance of the gradient over images")
+    style_axes(axes, x="output of stage", y="variance of the gradient over images")
     axes.set_yscale("log")
-    colours, most, seeds = arm_colours(study), 1, 1
+    colors, most, seeds = arm_colors(study), 1, 1
     for place, arm in enumerate(study.arms):
         total, losses = gradient_variances(study, arm)
         seeds = max(seeds, len(total))
         if not total.size:
-            name_absent(axes, study, arm, colours[arm.name])
+            name_absent(axes, study, arm, colors[arm.name])
             continue
         # Side by side, since crosses and bars of several arms may coincide.
         x = np.arange(1, total.shape[1] + 1) + 0.11 * (place - (len(study.arms) - 1) / 2)
-        _draw_variance(axes, x, total, losses, colours[arm.name], arm.label)
+        _draw_variance(axes, x, total, losses, colors[arm.name], arm.label)
         most = max(most, total.shape[1])
     axes.set_xticks(range(1, most + 1))
-    quiet_legend(axes, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    add_legend(axes, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     bars = ", bars one standard deviation over seeds" if seeds > 1 else ""
     more = f"Circles: the summed loss's gradient{bars}."
     mark_figure(figure, study, f"{more} Crosses: sum of the losses' own variances (Eq. 3).")
@@ -182,15 +184,15 @@ def figure_gradient_variance(study: StudyRecord) -> Figure:
 
 
 def _draw_variance(
-    axes: Axes, x: np.ndarray, total: np.ndarray, losses: np.ndarray, colour: str, label: str
+    axes: Axes, x: np.ndarray, total: np.ndarray, losses: np.ndarray, color: str, label: str
 ) -> None:
     """Values of 0, which a logarithm has no place for, are left out."""
     mean, deviation = mean_and_std(np.where(total > 0, total, np.nan))
     bars = np.nan_to_num(np.minimum(deviation, 0.999 * mean))
-    axes.plot(x, mean, "o-", color=colour, markersize=5.5, linewidth=1.2, label=label)
-    axes.errorbar(x, mean, bars, color=colour, capsize=2, linestyle="")
+    axes.plot(x, mean, "o-", color=color, markersize=5.5, linewidth=1.2, label=label)
+    axes.errorbar(x, mean, bars, color=color, capsize=2, linestyle="")
     own = mean_and_std(np.where(losses > 0, losses, np.nan))[0]
-    style = {"color": colour, "markersize": 6.5, "markeredgewidth": 1.6, "zorder": 4}
+    style = {"color": color, "markersize": 6.5, "markeredgewidth": 1.6, "zorder": 4}
     axes.plot(x + 0.045, own, "x", label=f"{label}: losses apart", **style)
 
 

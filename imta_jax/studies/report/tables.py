@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from imta_jax.report.style import MILLION, signed
+from imta_jax.report.style import MILLION, format_signed
 from imta_jax.studies.report import paper_numbers as paper
 from imta_jax.studies.report.record import Arm, StudyRecord, mean_and_std
 
@@ -130,7 +130,7 @@ def mean_text(mean: float, std: float, difference: bool = False) -> str:
     """E.g. "80.20 ± 0.30", of a difference "+0.40 ± 0.20"; what is NaN is left out."""
     if np.isnan(mean):
         return EMPTY
-    text = signed(mean, 2) if difference else f"{mean:.2f}"
+    text = format_signed(mean, 2) if difference else f"{mean:.2f}"
     return text if np.isnan(std) else f"{text} ± {std:.2f}"
 
 
@@ -175,7 +175,7 @@ def _printed(printed: paper.AblationTable, techniques: frozenset[str], exits: in
     """A row of the paper, each cell with its difference to the paper's baseline."""
     plain = printed.top1[frozenset()]
     cells = [
-        f"{value:.2f}" + (f" ({signed(value - base, 2)})" if techniques else "")
+        f"{value:.2f}" + (f" ({format_signed(value - base, 2)})" if techniques else "")
         for value, base in zip(printed.top1[techniques], plain, strict=True)
     ]
     return padded(cells, exits)

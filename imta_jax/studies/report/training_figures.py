@@ -4,20 +4,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from imta_jax.report.style import MUTED, new_figure, signed, tidy
+from imta_jax.report.style import MUTED, format_signed, new_figure, style_axes
 from imta_jax.studies.report.curves import validation_curves
 from imta_jax.studies.report.record import Arm, StudyRecord, mean_and_std
 from imta_jax.studies.report.style import (
     BASELINE,
     FULL,
     OTHERS,
+    add_legend,
     draw_band,
     mark_figure,
-    quiet_legend,
     say_empty,
 )
 
-# The paper's own colours in its Figure 7.
+# The paper's own colors in its Figure 7.
 WITHOUT, WITH = "#2f6fb3", "#c0392b"
 NO_PAIR = "no pair of arms with and without it that is done"
 
@@ -78,20 +78,20 @@ def _trained_apart(study: StudyRecord, plain: Arm, using: list[Arm]) -> list[Arm
 
 def _draw_network(column: np.ndarray, study: StudyRecord, plain: Arm, using: list[Arm]) -> None:
     above, below = column
-    tidy(above, title=f"{plain.network}: mean over exits", y="validation top-1 (%)")
-    tidy(below, title="last exit", x="epoch of phase I", y="validation top-1 (%)")
-    colours = (BASELINE, FULL, *OTHERS)
-    for arm, colour in zip([plain, *using], colours, strict=False):
+    style_axes(above, title=f"{plain.network}: mean over exits", y="validation top-1 (%)")
+    style_axes(below, title="last exit", x="epoch of phase I", y="validation top-1 (%)")
+    colors = (BASELINE, FULL, *OTHERS)
+    for arm, color in zip([plain, *using], colors, strict=False):
         epochs, top1 = validation_curves(study, arm)
         if not len(epochs):
             continue
         word = "without GE: " if arm.is_plain else "with GE: "
         label = arm.label if "GE" in arm.label else word + arm.label
-        draw_band(above, epochs, top1.mean(axis=2), colour, label)
-        draw_band(below, epochs, top1[:, :, -1], colour, label)
+        draw_band(above, epochs, top1.mean(axis=2), color, label)
+        draw_band(below, epochs, top1[:, :, -1], color, label)
     for axes in column:
         axes.xaxis.get_major_locator().set_params(integer=True)
-    quiet_legend(above, loc="lower right")
+    add_legend(above, loc="lower right")
 
 
 def _validation_finding(study: StudyRecord, pairs: list[tuple[Arm, list[Arm]]]) -> str:
@@ -104,7 +104,7 @@ def _validation_finding(study: StudyRecord, pairs: list[tuple[Arm, list[Arm]]]) 
     if not gains:
         return f"Validation accuracy with and without GE on {study.dataset_title}"
     name = pairs[0][1][0].label if len(pairs) == 1 else "With GE"
-    points = signed(float(np.mean(gains)), 2)
+    points = format_signed(float(np.mean(gains)), 2)
     return f"{name}: {points} points on validation images, when phase I ends"
 
 
@@ -129,16 +129,16 @@ def figure_ranks(study: StudyRecord) -> Figure:
 
 def _draw_ranks(axes: Axes, study: StudyRecord, plain: Arm, using: Arm) -> None:
     names = "rank of confidence at exit 1", "rank of confidence at exit 2"
-    tidy(axes, title=plain.network, x=names[0], y=names[1], grid="")
+    style_axes(axes, title=plain.network, x=names[0], y=names[1], grid="")
     count = 1
-    for arm, colour, word in ((plain, WITHOUT, "without ISC"), (using, WITH, "with ISC")):
+    for arm, color, word in ((plain, WITHOUT, "without ISC"), (using, WITH, "with ISC")):
         label = f"{word} ({arm.label}): {_correlation_text(study, arm)}"
         first, second = _ranks(study, arm)
         count = max(count, len(first))
-        axes.plot(first, second, "o", color=colour, markersize=3.2, alpha=0.6, label=label, mew=0)
+        axes.plot(first, second, "o", color=color, markersize=3.2, alpha=0.6, label=label, mew=0)
     axes.plot([0, count], [0, count], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.set(xlim=(0, count), ylim=(0, count), aspect=1)
-    quiet_legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.05), markerscale=2)
+    add_legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.05), markerscale=2)
 
 
 def _ranks(study: StudyRecord, arm: Arm) -> tuple[list[int], list[int]]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from imta_jax.report.style import short_count
+from imta_jax.report.style import format_count
 from imta_jax.studies.report import paper_numbers as paper
 from imta_jax.studies.report.curves import curve_at, curve_gains
 from imta_jax.studies.report.record import Arm, StudyRecord, mean_and_std
@@ -35,7 +35,7 @@ def budget_table(study: StudyRecord) -> StudyTable:
     at = claimed_cost(study)
     columns = ["arm", "network", "seeds done", "full cost", "exits", "last exit", "to baseline"]
     columns += [f"top-1 at {share:.0%} of the cost" for share in SHARES]
-    columns += ["gain over budgets", f"gain at {short_count(at)}"]
+    columns += ["gain over budgets", f"gain at {format_count(at)}"]
     notes = [
         SPREAD_NOTE,
         "Gains are between budget curves at the same mean cost, over the baseline of the same "
@@ -85,7 +85,7 @@ def _budget_row(study: StudyRecord, arm: Arm) -> list[str]:
     # A network of one exit has one cost, and no budget below it.
     shares = mean_texts(at) if exits > 1 else [EMPTY] * len(SHARES)
     gains = _gain_texts(study, arm)
-    return [*texts, short_count(full), str(exits), *last, *to_baseline, *shares, *gains]
+    return [*texts, format_count(full), str(exits), *last, *to_baseline, *shares, *gains]
 
 
 def equilibrium_table(study: StudyRecord) -> StudyTable:
