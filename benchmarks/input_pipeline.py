@@ -38,10 +38,10 @@ from benchmarks.environment import Measurements, clocks, memory_gb, spread, take
 from configs import cifar10
 from imta_jax.data import HostPipeline, load_dataset, train_batches
 from imta_jax.data.pipeline.on_device import (
-    ResidentRows,
-    ResidentSplit,
-    make_resident,
-    resident_batch,
+    OnDeviceIndices,
+    OnDeviceSplit,
+    copy_to_devices,
+    on_device_batch,
 )
 from imta_jax.data.sources.tfds import import_tfds
 from imta_jax.data.tensorflow_import import import_tensorflow
@@ -90,21 +90,21 @@ def training_feeds(config: Mapping[str, Any]) -> tuple[dict[str, Feed], TrainSta
     batch = place_batch(next(iter(from_host["numpy"](0, 0))), mesh)
     always = Feed("constant", lambda epoch, step: itertools.repeat(batch), lambda b: 1, compiled)
     feeds = {"constant": always, "device": feed_of(pipeline="device")}
-    feeds["cutting"] = cutting_feed(feeds["device"], make_resident(dataset.splits["train"], mesh))
+    feeds["cutting"] = cutting_feed(feeds["device"], copy_to_devices(dataset.splits["train"], mesh))
     feeds |= {name: host_feed(name, items, compiled, mesh) for name, items in from_host.items()}
     if steps_per_dispatch(config, mesh) > 1:  # on accelerators, where "device" does many at once
         feeds["device_single_steps"] = feed_of(pipeline="device", steps_per_dispatch=1)
     return feeds, state
 
 
-def cutting_feed(device: Feed, images: ResidentSplit) -> Feed:
+def cutting_feed(device: Feed, images: OnDeviceSplit) -> Feed:
     """All that the device's feed does besides the step, on the host and on the device, in turn."""
 
     @jax.jit
-    def cut(images: ResidentSplit, rows: ResidentRows) -> Batch:
-        return jax.lax.map(lambda one: resident_batch(images, *one), rows[:3])
+    def cut(images: OnDeviceSplit, rows: OnDeviceIndices) -> Batch:
+        return jax.lax.map(lambda one: on_device_batch(images, *one), rows[:3])
 
-    def advance(state: TrainState, rows: ResidentRows) -> tuple[TrainState, Batch]:
+    def advance(state: TrainState, rows: OnDeviceIndices) -> tuple[TrainState, Batch]:
         return state, jax.block_until_ready(cut(images, place_rows(rows, data_mesh())))
 
     return Feed("cutting", device.items, device.steps_of, advance)

@@ -12,7 +12,7 @@ from flax import nnx
 from benchmarks import step_contenders
 from benchmarks.step_contenders import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Arrays, Case
 from configs import cifar10, imagenet
-from imta_jax.data.pipeline.on_device import ResidentRows, ResidentSplit
+from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit
 from imta_jax.distributed import data_mesh, place_batch, place_once, place_rows
 from imta_jax.models import inference_logits, resolve_model_config
 from imta_jax.training import phases
@@ -66,7 +66,7 @@ class OurSteps:
             for i, t in zip(images, labels, strict=True)
         ]
         self.split = place_once(
-            ResidentSplit(images.reshape(-1, *self.facts.image_shape), labels.ravel()), self.mesh
+            OnDeviceSplit(images.reshape(-1, *self.facts.image_shape), labels.ravel()), self.mesh
         )
         self.phases: dict[str, Any] = {}
         self.logits: Any = None
@@ -133,13 +133,13 @@ class OurSteps:
             raise RuntimeError(f"training of {self.case.name} is not finite any more")
         return np.asarray(last.loss).tolist()
 
-    def _rows(self, steps: int) -> ResidentRows:
+    def _rows(self, steps: int) -> OnDeviceIndices:
         """The same batches, cut at their corners and not mirrored."""
         size, count = self.case.batch_size, len(self.batches)
         index = np.stack([np.arange(size) + size * (i % count) for i in range(steps)])
         corner = np.zeros((*index.shape, 2), np.int16)
         flip = np.zeros(index.shape, bool)
-        return ResidentRows(index.astype(np.int32), corner, flip, np.int32(steps))
+        return OnDeviceIndices(index.astype(np.int32), corner, flip, np.int32(steps))
 
     def forward(self, steps: int) -> Losses:
         """So many batches' logits of all exits; the last one's first logits."""

@@ -16,8 +16,8 @@ from PIL import Image
 from benchmarks.environment import Measurements, clocks, spread, take_turns
 from configs import imagenet, quickstart
 from imta_jax.data import Dataset, epoch_plan, load_dataset, train_batches
-from imta_jax.data.pipeline.batch_indices import Rows, train_rows
-from imta_jax.data.pipeline.tf_decoding import plain
+from imta_jax.data.pipeline.batch_indices import BatchIndices, train_indices
+from imta_jax.data.pipeline.tf_decoding import without_autograph
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.runtime.environment import usable_cores
 
@@ -61,11 +61,11 @@ def load_photographs(root: Path | str, image_size: int = 224) -> Dataset:
     return load_dataset(config)
 
 
-def drawn_rows(dataset: Dataset, batch_size: int, epoch: int) -> tuple[np.ndarray, Rows]:
+def drawn_rows(dataset: Dataset, batch_size: int, epoch: int) -> tuple[np.ndarray, BatchIndices]:
     """Path and row of each image of an epoch, the same for every contender."""
     train = dataset.splits["train"]
     plan = epoch_plan(dataset.preprocessing, train.sizes, seed=SEED, epoch=epoch)
-    rows = train_rows(plan, batch_size=batch_size, start_step=0, steps=len(train) // batch_size)
+    rows = train_indices(plan, batch_size=batch_size, start_step=0, steps=len(train) // batch_size)
     return train.images.files[train.images.file_id[rows.index]], rows
 
 
@@ -94,7 +94,7 @@ def _shapes(decode: Callable[..., Any], dataset: Dataset, batch_size: int, epoch
     tf, (paths, rows) = import_tensorflow(), drawn_rows(dataset, batch_size, epoch)
     windows = tf.data.Dataset.from_tensor_slices((paths, rows.window.astype(np.int32)))
     shapes = windows.map(
-        plain(lambda path, window: tf.shape(decode(tf, tf.io.read_file(path), window))),
+        without_autograph(lambda path, window: tf.shape(decode(tf, tf.io.read_file(path), window))),
         num_parallel_calls=usable_cores(),
     )
     options = tf.data.Options()

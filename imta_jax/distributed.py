@@ -148,7 +148,7 @@ def place_rows(rows: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(lambda x: _place(x, split if np.ndim(x) else whole), rows)
 
 
-def process_share() -> tuple[int, int]:
+def process_shard() -> tuple[int, int]:
     """Which of how many processes this is: (index, count)."""
     return jax.process_index(), jax.process_count()
 

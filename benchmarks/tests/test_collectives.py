@@ -8,7 +8,7 @@ from flax import nnx
 
 from benchmarks.collectives import collective_bytes
 from imta_jax.data import PaddedCrop, Split
-from imta_jax.data.pipeline.on_device import make_resident, resident_rows
+from imta_jax.data.pipeline.on_device import copy_to_devices, on_device_indices
 from imta_jax.distributed import data_mesh, parameter_sharding, place_batch, place_rows
 from imta_jax.training.state import create_state, named_arrays
 from imta_jax.training.step import on_batches, on_resident, train_step
@@ -69,8 +69,8 @@ def test_no_batch_is_gathered_from_images_on_the_device(mesh):
     arguments = (phase.graphdef, phase.objective, phase.trainable, phase.tx)
     step = train_step(*arguments, **tiny_run.PIXELS, mesh=mesh)
     draw = {"batch_size": 16, "seed": 0, "epoch": 0, "steps_per_dispatch": 1}
-    rows = place_rows(next(resident_rows(split, PaddedCrop(2, True), **draw)), mesh)
-    arguments = (phase.start(), make_resident(split, mesh), rows)
+    rows = place_rows(next(on_device_indices(split, PaddedCrop(2, True), **draw)), mesh)
+    arguments = (phase.start(), copy_to_devices(split, mesh), rows)
     sent = collective_bytes(on_resident(step, mesh).lower(*arguments).compile().as_text())
     assert sent == collective_bytes(compiled_text(phase))
 

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from imta_jax.data import Dataset, load_dataset
-from imta_jax.data.fingerprint import different_parts, identity
+from imta_jax.data.fingerprint import fingerprint, fingerprint_differences
 from imta_jax.distributed import data_mesh, first_process_first, is_first_process, wait_for_all
 from imta_jax.errors import unknown_name
 from imta_jax.evaluation import check_evaluation_config, evaluate, evaluation_is_finished
@@ -123,7 +123,7 @@ def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:
     for phase in [name for name in due if name in PHASES][:1]:
         read_ahead(step_label(config, phase))
     dataset = _prepare(config)
-    data = identity(dataset)
+    data = fingerprint(dataset)
     if begun:
         _check_same_data(data, workdir)
     # Only now: a run that was refused leaves no folder.
@@ -155,7 +155,7 @@ def _check_same_data(data: Mapping[str, Any], workdir: Path) -> None:
     A run of a version that did not keep them goes on.
     """
     path = workdir / "dataset.json"
-    found = different_parts(json.loads(path.read_text()), data) if path.exists() else []
+    found = fingerprint_differences(json.loads(path.read_text()), data) if path.exists() else []
     if found:
         raise ValueError(
             f"{workdir} belongs to a run that began with other data; bring them back, or use"

@@ -1,19 +1,19 @@
 """Where images come from and how they become batches; NumPy, and TensorFlow where it is needed."""
 
 from imta_jax.data.dataset import Dataset, Split, load_dataset
-from imta_jax.data.info import DataFacts, data_facts
+from imta_jax.data.info import DatasetInfo, dataset_info
 from imta_jax.data.pipeline.augmentation import EpochPlan, crop, epoch_plan
-from imta_jax.data.pipeline.batch_indices import Share
+from imta_jax.data.pipeline.batch_indices import Shard
 from imta_jax.data.pipeline.batches import (
     eval_batches,
-    host_pipeline,
-    judged_images,
+    evaluation_images,
+    resolve_host_pipeline,
     steps_per_epoch,
     train_batches,
 )
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.preprocessing import (
-    AS_THEY_ARE,
+    NO_AUGMENTATION,
     PaddedCrop,
     Preprocessing,
     RandomAreaCrop,
@@ -23,25 +23,25 @@ from imta_jax.data.pipeline.tf_pipeline import HostPipeline
 from imta_jax.data.source_validation import validate_split
 
 __all__ = [
-    "AS_THEY_ARE",
-    "DataFacts",
+    "NO_AUGMENTATION",
     "Dataset",
+    "DatasetInfo",
     "EncodedImages",
     "EpochPlan",
     "HostPipeline",
     "PaddedCrop",
     "Preprocessing",
     "RandomAreaCrop",
-    "Share",
+    "Shard",
     "Split",
     "crop",
-    "data_facts",
+    "dataset_info",
     "epoch_plan",
     "eval_batches",
-    "host_pipeline",
-    "judged_images",
+    "evaluation_images",
     "load_dataset",
     "preprocessing_from",
+    "resolve_host_pipeline",
     "steps_per_epoch",
     "train_batches",
     "validate_split",

@@ -13,11 +13,11 @@ import numpy as np
 
 from imta_jax.data.channel_statistics import ChannelStatistics, channel_statistics
 from imta_jax.data.holdout import stratified_holdout
-from imta_jax.data.pipeline.batch_indices import eval_rows
+from imta_jax.data.pipeline.batch_indices import eval_indices
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.preprocessing import PaddedCrop, Preprocessing, preprocessing_from
 from imta_jax.data.pipeline.tf_pipeline import HostPipeline, resized_batches
-from imta_jax.data.source_validation import RawData, RawSplit, checked
+from imta_jax.data.source_validation import SourceData, SourceSplit, validate_source
 from imta_jax.data.sources import SourceRequest, load_source
 
 _log = logging.getLogger(__name__)
@@ -119,14 +119,14 @@ def load_dataset(config: Mapping[str, Any]) -> Dataset:
 
 
 def build_dataset(
-    raw: RawData,
+    raw: SourceData,
     preprocessing: Preprocessing,
     *,
     validation_examples: int,
     validation_seed: int,
     test_examples: int = 0,
 ) -> Dataset:
-    """Makes a dataset of checked data (`raw.checked`); arguments and errors: `load_dataset`."""
+    """Makes a dataset of checked data (`validate_source`); arguments and errors: `load_dataset`."""
     parts = {name: _whole(split) for name, split in raw.splits.items()}
     # Another seed: whoever judges on validation images must not have chosen the test's.
     held_out = {"test": (test_examples, validation_seed + 1)}
@@ -151,15 +151,15 @@ def build_dataset(
     return Dataset(raw.name, raw.class_names, shape, *statistics, splits, preprocessing, skipped)
 
 
-def _read(request: SourceRequest) -> RawData:
+def _read(request: SourceRequest) -> SourceData:
     raw = load_source(request)
     try:
-        return checked(raw)
+        return validate_source(raw)
     except ValueError as error:
         raise ValueError(f"config.data.source={request.source}: {error}") from error
 
 
-def _whole(split: RawSplit) -> Split:
+def _whole(split: SourceSplit) -> Split:
     return Split(split.images, split.labels, np.arange(len(split.labels)))
 
 
@@ -179,7 +179,7 @@ def _statistics(train: Split, preprocessing: Preprocessing) -> ChannelStatistics
         return channel_statistics(train.images)
     sample = np.unique(np.linspace(0, len(train) - 1, _SAMPLE_IMAGES).astype(np.int64))
     some = _picked(train, sample)
-    rows = eval_rows(preprocessing.eval_windows(some.sizes), batch_size=1)
+    rows = eval_indices(preprocessing.eval_windows(some.sizes), batch_size=1)
     batches = resized_batches(
         some.images, rows, 1, HostPipeline(), size=preprocessing.size, exact=True
     )

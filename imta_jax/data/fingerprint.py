@@ -18,10 +18,10 @@ _BYTES = 1 << 26
 _NAME_PARTS = 3  # split, class, file: the folder they lie in may move
 _NAMED_AT_MOST = 5
 
-Identity = dict[str, Any]
+Fingerprint = dict[str, Any]
 
 
-def identity(dataset: Dataset) -> Identity:
+def fingerprint(dataset: Dataset) -> Fingerprint:
     """What a run's folder keeps of its data, as JSON holds it.
 
     Args:
@@ -39,7 +39,7 @@ def identity(dataset: Dataset) -> Identity:
     return {"class_names": list(dataset.class_names), "splits": splits}
 
 
-def different_parts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def fingerprint_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A line for each part in which two identities differ; none if they are the same."""
     lines = _class_differences(before["class_names"], now["class_names"])
     for name, split in now["splits"].items():

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 from imta_jax.data.dataset import SIZE_MULTIPLE, load_dataset
 from imta_jax.data.pipeline.preprocessing import PaddedCrop, preprocessing_from
-from imta_jax.data.sources import described_by_tfds
+from imta_jax.data.sources import tfds_description
 
 
-class DataFacts(NamedTuple):
+class DatasetInfo(NamedTuple):
     """What a network is built for.
 
     Attributes:
@@ -22,7 +22,7 @@ class DataFacts(NamedTuple):
     image_shape: tuple[int, int, int]
 
 
-def data_facts(config: Mapping[str, Any]) -> DataFacts:
+def dataset_info(config: Mapping[str, Any]) -> DatasetInfo:
     """Facts of the dataset that `config.data` names; of one of TFDS nothing is downloaded or read.
 
     Args:
@@ -31,13 +31,13 @@ def data_facts(config: Mapping[str, Any]) -> DataFacts:
     Raises:
       ValueError, FileNotFoundError, ...: as `load_dataset`, for any other source.
     """
-    described = described_by_tfds(config["source"])
+    described = tfds_description(config["source"])
     if described is None:
         dataset = load_dataset(config)
-        return DataFacts(dataset.name, dataset.num_classes, dataset.image_shape)
+        return DatasetInfo(dataset.name, dataset.num_classes, dataset.image_shape)
     name, classes, shape = described
     preprocessing = preprocessing_from(config)
     if not isinstance(preprocessing, PaddedCrop):
-        return DataFacts(name, classes, (preprocessing.size, preprocessing.size, 3))
+        return DatasetInfo(name, classes, (preprocessing.size, preprocessing.size, 3))
     height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in shape[:2])
-    return DataFacts(name, classes, (height, width, shape[2]))
+    return DatasetInfo(name, classes, (height, width, shape[2]))

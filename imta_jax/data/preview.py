@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from imta_jax.data.dataset import Dataset
 from imta_jax.data.pipeline.batches import eval_batches, steps_per_epoch, train_batches
-from imta_jax.data.pipeline.on_device import make_resident, resident_batch, resident_rows
+from imta_jax.data.pipeline.on_device import copy_to_devices, on_device_batch, on_device_indices
 from imta_jax.data.pipeline.tf_pipeline import HostPipeline
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.types import Batch
@@ -107,10 +107,10 @@ def _device_batches(
 ) -> Iterator[jax.Array]:
     """The same, cut on the device; nothing but the plan travels."""
     train = dataset.splits["train"]
-    resident, cut = make_resident(train, mesh), jax.jit(resident_batch)
+    resident, cut = copy_to_devices(train, mesh), jax.jit(on_device_batch)
     epoch = 0
     while True:
-        for rows in resident_rows(
+        for rows in on_device_indices(
             train,
             dataset.preprocessing,
             batch_size=batch_size,

@@ -13,7 +13,7 @@ from imta_jax.data.pipeline.encoded import EncodedImages
 _WITHHELD = "; -1 often marks labels that are withheld: name another split (config.data.test_split)"
 
 
-class RawSplit(NamedTuple):
+class SourceSplit(NamedTuple):
     """One split of a source, as found.
 
     Attributes:
@@ -27,7 +27,7 @@ class RawSplit(NamedTuple):
     skipped: int = 0
 
 
-class RawData(NamedTuple):
+class SourceData(NamedTuple):
     """The splits of a source, as found: unchecked, unpadded, nothing held out yet.
 
     Attributes:
@@ -39,12 +39,12 @@ class RawData(NamedTuple):
     """
 
     name: str
-    splits: dict[str, RawSplit]
+    splits: dict[str, SourceSplit]
     class_names: tuple[str, ...] | None = None
     statistics: ChannelStatistics | None = None
 
 
-def checked(raw: RawData) -> RawData:
+def validate_source(raw: SourceData) -> SourceData:
     """The same data with array images [N, H, W, C], labels int32 [N] and classes named.
 
     Classes without names are called "0", "1", ... up to the largest training label.

@@ -43,7 +43,7 @@ def has_tensorflow() -> bool:
     return True
 
 
-def plain_reason(error: "tf.errors.OpError") -> str:
+def short_message(error: "tf.errors.OpError") -> str:
     """The first line of what TensorFlow says, at most 500 characters, without its graph's names."""
     told = (error.message or type(error).__name__).splitlines()[0]
     return _OF_THE_GRAPH.sub("", told)[:500]

@@ -8,13 +8,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from imta_jax.data import AS_THEY_ARE, HostPipeline, Preprocessing, Share, Split, eval_batches
+from imta_jax.data import NO_AUGMENTATION, HostPipeline, Preprocessing, Shard, Split, eval_batches
 from imta_jax.distributed import (
     data_mesh,
     gather,
     place_batch,
     place_replicated,
-    process_share,
+    process_shard,
     replicated,
     split_over_batch,
 )
@@ -32,7 +32,7 @@ def collect_predictions(
     std: Sequence[float],
     batch_size: int,
     mesh: Mesh | None = None,
-    preprocessing: Preprocessing = AS_THEY_ARE,
+    preprocessing: Preprocessing = NO_AUGMENTATION,
     pipeline: str = "auto",
     host: HostPipeline | None = None,
 ) -> Predictions:
@@ -67,7 +67,7 @@ def collect_predictions(
         split,
         preprocessing,
         batch_size,
-        share=Share(*process_share()),
+        shard=Shard(*process_shard()),
         pipeline=pipeline,
         host=host,
     )

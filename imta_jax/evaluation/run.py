@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import imta_jax
-from imta_jax.data import Dataset, HostPipeline, judged_images
+from imta_jax.data import Dataset, HostPipeline, evaluation_images
 from imta_jax.distributed import data_mesh, is_first_process
 from imta_jax.evaluation.budget import (
     BudgetCurve,
@@ -258,7 +258,7 @@ def _write_gallery(
     index = np.concatenate(sides)
     np.savez(
         folder / "gallery.npz",
-        images=judged_images(dataset.splits["test"], dataset.preprocessing, index),
+        images=evaluation_images(dataset.splits["test"], dataset.preprocessing, index),
         index=index,
         label=test.labels[index],
         prediction=decided.prediction[index],

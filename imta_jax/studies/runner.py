@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from imta_jax.data import DataFacts, Dataset, data_facts, load_dataset
+from imta_jax.data import Dataset, DatasetInfo, dataset_info, load_dataset
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
 from imta_jax.evaluation import ExitCosts, exit_costs
 from imta_jax.evaluation.run import describe_data, write_json
@@ -101,9 +101,9 @@ def _dataset(arm: Arm) -> Dataset:
     return dataset
 
 
-def _facts(arm: Arm) -> DataFacts:
+def _facts(arm: Arm) -> DatasetInfo:
     """Enough to tell costs by, where nothing is to be trained."""
-    return data_facts(arm.config["data"])
+    return dataset_info(arm.config["data"])
 
 
 def _read_arms(folder: Path) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _refuse_other_arms(arms: Mapping[str, Any], folder: Path) -> None:
 
 
 def _costs(
-    arms: Sequence[Arm], datasets: Mapping[str, Dataset | DataFacts]
+    arms: Sequence[Arm], datasets: Mapping[str, Dataset | DatasetInfo]
 ) -> dict[str, ExitCosts]:
     """Costs per arm; traced once for arms of the same network and heads."""
     found: dict[str, ExitCosts] = {}
@@ -160,7 +160,7 @@ class _Study:
         config: Mapping[str, Any],
         folder: Path,
         arms: Sequence[Arm],
-        datasets: Mapping[str, Dataset | DataFacts],
+        datasets: Mapping[str, Dataset | DatasetInfo],
     ):
         self._config, self._folder, self._arms = config, folder, arms
         self._datasets, self._costs = datasets, _costs(arms, datasets)

@@ -8,18 +8,18 @@ from jax.sharding import Mesh
 from imta_jax.data import (
     Dataset,
     HostPipeline,
-    Share,
-    host_pipeline,
+    Shard,
+    resolve_host_pipeline,
     steps_per_epoch,
     train_batches,
 )
 from imta_jax.data.pipeline.on_device import (
-    can_reside,
+    copy_to_devices,
     fits_device,
-    make_resident,
-    resident_rows,
+    on_device_indices,
+    supports_on_device,
 )
-from imta_jax.distributed import place_batch, place_rows, process_share
+from imta_jax.distributed import place_batch, place_rows, process_shard
 from imta_jax.runtime.executable_cache import KeptStep, step_label
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.state import TrainState
@@ -95,11 +95,11 @@ def training_feed(
         kept = KeptStep(on_batches(step, mesh, state), step_label(config, name), mesh)
         return host_feed(pipeline, batches, kept, mesh)
     several = steps_per_dispatch(config, mesh)
-    images = make_resident(train, mesh)
+    images = copy_to_devices(train, mesh)
     advance = KeptStep(on_resident(step, mesh, state), step_label(config, name), mesh)
     return Feed(
         pipeline,
-        lambda epoch, start_step: resident_rows(
+        lambda epoch, start_step: on_device_indices(
             train,
             dataset.preprocessing,
             epoch=epoch,
@@ -134,7 +134,7 @@ def training_pipeline(settings: Mapping[str, Any], dataset: Dataset, mesh: Mesh)
     train = dataset.splits["train"]
     if not 0 <= share <= 1:
         raise ValueError(f"config.data.device_memory_share is {share}, expected 0 to 1")
-    able = can_reside(train, dataset.preprocessing)
+    able = supports_on_device(train, dataset.preprocessing)
     if wish == "device" and not able:
         raise ValueError(
             'pipeline "device" cuts batches out of arrays on the device; these images are decoded'
@@ -143,7 +143,7 @@ def training_pipeline(settings: Mapping[str, Any], dataset: Dataset, mesh: Mesh)
     device = mesh.local_devices[0]
     if wish == "device" or (wish == "auto" and able and fits_device(train, share, device)):
         return "device"
-    return host_pipeline(wish, train, dataset.preprocessing)
+    return resolve_host_pipeline(wish, train, dataset.preprocessing)
 
 
 def epoch_arguments(config: Mapping[str, Any], phase: str) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def epoch_arguments(config: Mapping[str, Any], phase: str) -> dict[str, Any]:
         "batch_size": config[phase]["batch_size"],
         # The phases see the images in different orders, each reproducible from the one seed.
         "seed": 2 * config["seed"] + PHASES.index(phase),
-        "share": Share(*process_share()),
+        "shard": Shard(*process_shard()),
     }
 
 

@@ -13,8 +13,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from imta_jax.data import Dataset, HostPipeline, Share, eval_batches, steps_per_epoch
-from imta_jax.distributed import check_batch_size, data_mesh, place_batch, process_share
+from imta_jax.data import Dataset, HostPipeline, Shard, eval_batches, steps_per_epoch
+from imta_jax.distributed import check_batch_size, data_mesh, place_batch, process_shard
 from imta_jax.errors import unknown_name
 from imta_jax.models import (
     MultiExitClassifier,
@@ -286,7 +286,7 @@ def _validation(
             split,
             dataset.preprocessing,
             batch_size,
-            share=Share(*process_share()),
+            shard=Shard(*process_shard()),
             pipeline=pipeline,
             host=host,
         )

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from imta_jax.data.pipeline.on_device import ResidentRows, ResidentSplit, resident_batch
+from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit, on_device_batch
 from imta_jax.distributed import is_one_processor, replicated, split_batches, split_over_batch
 from imta_jax.models import inference_logits
 from imta_jax.nn.cpu.layout import Layout, lay_out
@@ -20,7 +20,9 @@ from imta_jax.training.state import TrainState
 from imta_jax.types import Batch
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, ExitMetrics]]
-ResidentStep = Callable[[TrainState, ResidentSplit, ResidentRows], tuple[TrainState, ExitMetrics]]
+ResidentStep = Callable[
+    [TrainState, OnDeviceSplit, OnDeviceIndices], tuple[TrainState, ExitMetrics]
+]
 
 
 def train_step(
@@ -137,7 +139,7 @@ def on_resident(step: TrainStep, mesh: Mesh, state: TrainState | None = None) ->
     """
 
     def steps(
-        state: TrainState, split: ResidentSplit, rows: ResidentRows
+        state: TrainState, split: OnDeviceSplit, rows: OnDeviceIndices
     ) -> tuple[TrainState, ExitMetrics]:
         def advance(i: jax.Array, carry: tuple[TrainState, ExitMetrics]):
             state, metrics = carry
@@ -155,13 +157,13 @@ def on_resident(step: TrainStep, mesh: Mesh, state: TrainState | None = None) ->
     return jax.jit(
         steps,
         donate_argnums=0,
-        in_shardings=(places, whole, ResidentRows(split, split, split, whole)),
+        in_shardings=(places, whole, OnDeviceIndices(split, split, split, whole)),
         out_shardings=(places, whole),
     )
 
 
-def _batch_of(split: ResidentSplit, rows: ResidentRows, i: jax.Array | int) -> Batch:
-    return resident_batch(split, rows.index[i], rows.corner[i], rows.flip[i])
+def _batch_of(split: OnDeviceSplit, rows: OnDeviceIndices, i: jax.Array | int) -> Batch:
+    return on_device_batch(split, rows.index[i], rows.corner[i], rows.flip[i])
 
 
 def _advance_if_finite(before: TrainState, after: TrainState, found: Any) -> TrainState:

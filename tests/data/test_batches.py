@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from imta_jax.data import (
-    AS_THEY_ARE,
+    NO_AUGMENTATION,
     PaddedCrop,
     Split,
     crop,
@@ -73,7 +73,7 @@ def test_augmentation_of_an_example_does_not_depend_on_how_many_there_are():
 
 
 def test_order_does_not_depend_on_augmentation():
-    np.testing.assert_array_equal(plan().order, plan(AS_THEY_ARE).order)
+    np.testing.assert_array_equal(plan().order, plan(NO_AUGMENTATION).order)
 
 
 def test_plan_is_the_same_in_every_numpy_version():
@@ -140,7 +140,7 @@ def test_train_batches_follow_the_plan(pipeline):
 def test_no_crop_and_no_flip_leave_images_alone(pipeline):
     split = make_split()
     for batch in train_batches(
-        split, AS_THEY_ARE, batch_size=4, seed=0, epoch=0, pipeline=pipeline
+        split, NO_AUGMENTATION, batch_size=4, seed=0, epoch=0, pipeline=pipeline
     ):
         np.testing.assert_array_equal(batch.images, split.images[batch.index])
 

@@ -57,13 +57,13 @@ def test_evaluation_through_the_service_counts_each_image_once(dataset, service)
 
 def test_arrays_in_memory_are_not_sent_to_the_service(service):
     images, labels = tiny_run.draw_images(8, 0)
-    from imta_jax.data import AS_THEY_ARE, Split
+    from imta_jax.data import NO_AUGMENTATION, Split
 
     split = Split(images, labels.astype(np.int32), np.arange(8))
     with pytest.raises(ValueError, match=r"config\.data\.service is for images that are read"):
         list(
             eval_batches(
-                split, AS_THEY_ARE, 4, pipeline="tf_data", host=HostPipeline(service=service)
+                split, NO_AUGMENTATION, 4, pipeline="tf_data", host=HostPipeline(service=service)
             )
         )
 

@@ -8,7 +8,7 @@ from imta_jax.data.channel_statistics import channel_statistics
 from imta_jax.data.dataset import build_dataset, pad_to_multiple
 from imta_jax.data.holdout import class_quotas, stratified_holdout
 from imta_jax.data.pipeline.preprocessing import PaddedCrop
-from imta_jax.data.source_validation import RawData, RawSplit, checked
+from imta_jax.data.source_validation import SourceData, SourceSplit, validate_source
 
 EMBEDDED = {
     "source": "fashion_mnist_small",
@@ -190,16 +190,18 @@ def test_bad_arrays_are_refused_with_what_was_found(images, labels, message):
 def test_labels_that_name_more_classes_than_images_are_refused(label):
     labels = np.array([0, 1, 2, label, 1, 2])
     with pytest.raises(ValueError, match=rf"label at index 3 is {label}.*training images \(6\)"):
-        checked(RawData("here", {"train": RawSplit(IMAGES, labels)}))
-    few = checked(RawData("here", {"train": RawSplit(IMAGES, np.array([0, 0, 5, 1, 1, 2]))}))
+        validate_source(SourceData("here", {"train": SourceSplit(IMAGES, labels)}))
+    few = validate_source(
+        SourceData("here", {"train": SourceSplit(IMAGES, np.array([0, 0, 5, 1, 1, 2]))})
+    )
     assert few.class_names == ("0", "1", "2", "3", "4", "5")
 
 
 def test_a_class_that_no_validation_image_shows_is_named(caplog):
     images = np.random.default_rng(0).integers(0, 256, IMAGES.shape, np.uint8)
-    splits = {name: RawSplit(images, LABELS) for name in ("train", "test")}
-    splits["validation"] = RawSplit(images[:2], LABELS[:2])
-    raw = checked(RawData("few", splits, ("cat", "dog", "owl")))
+    splits = {name: SourceSplit(images, LABELS) for name in ("train", "test")}
+    splits["validation"] = SourceSplit(images[:2], LABELS[:2])
+    raw = validate_source(SourceData("few", splits, ("cat", "dog", "owl")))
     build_dataset(raw, PaddedCrop(2, True), validation_examples=0, validation_seed=0)
     assert "few has no validation image of class owl" in caplog.text
     assert "training image" not in caplog.text and "test image" not in caplog.text
@@ -215,8 +217,8 @@ def test_looking_at_data_tells_of_batches_that_training_refuses(caplog, wished, 
 def test_labels_that_start_at_1_are_asked_about(caplog, names, asked):
     images = np.random.default_rng(0).integers(0, 256, IMAGES.shape, np.uint8)
     from_one = np.maximum(LABELS, 1)
-    splits = {name: RawSplit(images, from_one) for name in ("train", "validation", "test")}
-    raw = checked(RawData("one", splits, names))
+    splits = {name: SourceSplit(images, from_one) for name in ("train", "validation", "test")}
+    raw = validate_source(SourceData("one", splits, names))
     build_dataset(raw, PaddedCrop(2, True), validation_examples=0, validation_seed=0)
     assert ("training image of class 0: do the labels start at 1?" in caplog.text) == asked
 

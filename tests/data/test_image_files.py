@@ -13,15 +13,15 @@ from sample_images import config, judged_by_pillow, picture, write
 
 from imta_jax.data import (
     RandomAreaCrop,
-    Share,
+    Shard,
     epoch_plan,
     eval_batches,
-    judged_images,
+    evaluation_images,
     load_dataset,
     train_batches,
 )
 from imta_jax.data.pipeline import tf_decoding
-from imta_jax.data.pipeline.batch_indices import Rows
+from imta_jax.data.pipeline.batch_indices import BatchIndices
 from imta_jax.data.pipeline.tf_pipeline import HostPipeline, decode_all, resized_batches
 
 CROP = RandomAreaCrop(size=32, resize=36, min_area=0.08, flip=True)
@@ -73,7 +73,7 @@ def many_sizes(tmp_path_factory):
 
 
 def test_evaluation_equals_resize_and_centre_crop_of_pillow(many_sizes):
-    images = judged_images(
+    images = evaluation_images(
         many_sizes, RandomAreaCrop(224, 256, 0.08, True), np.arange(len(many_sizes))
     )
     assert len(images) == 2 * len(SIZES)
@@ -85,7 +85,7 @@ def test_evaluation_equals_resize_and_centre_crop_of_pillow(many_sizes):
 @pytest.mark.parametrize(("size", "resize"), [(32, 32), (31, 36), (32, 37), (1, 1), (64, 200)])
 def test_evaluation_equals_pillow_at_other_sizes(many_sizes, size, resize):
     some = np.arange(0, len(many_sizes), 3)
-    images = judged_images(many_sizes, RandomAreaCrop(size, resize, 0.08, True), some)
+    images = evaluation_images(many_sizes, RandomAreaCrop(size, resize, 0.08, True), some)
     for i, image in zip(some, images, strict=True):
         expected = judged_by_pillow(opened(many_sizes, i), resize, size)
         assert difference(image, expected).max() <= 1, many_sizes.images.name(i)
@@ -122,7 +122,7 @@ def test_jpegs_of_every_kind_are_read_as_pillow_does(tmp_path):
             noise(height, width, i).save(path, **{"quality": 80, **options})
     test = load(root).splits["test"]
     for i, image in enumerate(
-        judged_images(test, RandomAreaCrop(64, 70, 0.1, True), np.arange(14))
+        evaluation_images(test, RandomAreaCrop(64, 70, 0.1, True), np.arange(14))
     ):
         assert difference(image, judged_by_pillow(opened(test, i), 70, 64)).max() <= 1
 
@@ -144,7 +144,7 @@ def test_pictures_that_are_not_rgb_become_so(tmp_path, mode, ending, levels):
     assert dataset.image_shape == (224, 224, 3)
     test = dataset.splits["test"]
     assert opened(test, 0).mode == mode
-    for i, image in enumerate(judged_images(test, dataset.preprocessing, np.arange(2))):
+    for i, image in enumerate(evaluation_images(test, dataset.preprocessing, np.arange(2))):
         assert image.shape == (224, 224, 3)
         assert difference(image, judged_by_pillow(opened(test, i))).max() <= levels
 
@@ -353,7 +353,7 @@ def test_windows_at_full_size_have_the_pixels_of_the_whole_picture(tmp_path, sub
     whole = decode_all(images[:1])[0]
     lefts = [*range(35), 57, 58]
     window = np.array([(left % 49, left, 32, 32) for left in lefts], np.float32)
-    rows = Rows(np.zeros(len(lefts), np.int64), window, np.zeros(len(lefts), bool))
+    rows = BatchIndices(np.zeros(len(lefts), np.int64), window, np.zeros(len(lefts), bool))
     ((found, _),) = resized_batches(images, rows, len(lefts), HostPipeline(), size=32, exact=False)
     for image, (top, left, _, _) in zip(found, window.astype(int), strict=True):
         np.testing.assert_array_equal(image, whole[top : top + 32, left : left + 32])
@@ -397,7 +397,7 @@ def side_by_side(shares):
 @pytest.mark.parametrize("count", [2, 4])
 def test_shares_of_a_training_batch_are_the_batch(photographs, count):
     split = photographs.splits["train"]
-    shares = [list(train(split, share=Share(i, count))) for i in range(count)]
+    shares = [list(train(split, shard=Shard(i, count))) for i in range(count)]
     assert all(batch.images.shape == (4 // count, 32, 32, 3) for share in shares for batch in share)
     assert_same(side_by_side(shares), train(split))
 
@@ -405,7 +405,7 @@ def test_shares_of_a_training_batch_are_the_batch(photographs, count):
 @pytest.mark.parametrize("count", [2, 4])
 def test_shares_of_an_evaluation_batch_are_the_batch(photographs, count):
     split = photographs.splits["validation"]
-    shares = [list(eval_batches(split, CROP, 4, share=Share(i, count))) for i in range(count)]
+    shares = [list(eval_batches(split, CROP, 4, shard=Shard(i, count))) for i in range(count)]
     assert [len(share) for share in shares] == [3] * count
     assert_same(side_by_side(shares), eval_batches(split, CROP, 4))
     index = [batch.index[batch.mask] for share in shares for batch in share]
@@ -417,10 +417,10 @@ def test_share_reads_its_own_images_only(tmp_path):
     root = write(tmp_path, {name: picture(40, 50, i) for i, name in enumerate(names)})
     split = load(root, image_size=32, resize=36).splits["test"]
     whole = [list(train(split)), list(eval_batches(split, CROP, 4))]
-    mine = Share(1, 2)
+    mine = Shard(1, 2)
     for batches, again in zip(
         whole,
-        (lambda: train(split, share=mine), lambda: eval_batches(split, CROP, 4, share=mine)),
+        (lambda: train(split, shard=mine), lambda: eval_batches(split, CROP, 4, shard=mine)),
         strict=True,
     ):
         others = np.concatenate([batch.index[:2] for batch in batches])
@@ -441,7 +441,7 @@ def test_batch_size_does_not_change_any_image(photographs):
         np.testing.assert_array_equal(a[:20], b)
         np.testing.assert_array_equal(a[:20], c)
     split = photographs.splits["validation"]
-    expected = judged_images(split, CROP, np.arange(9))
+    expected = evaluation_images(split, CROP, np.arange(9))
     for size in (1, 4, 16):
         images, _, mask, _ = stacked(eval_batches(split, CROP, size))
         np.testing.assert_array_equal(images[mask], expected)
@@ -468,8 +468,8 @@ def test_what_decodes_is_made_once_and_goes_with_its_images(tmp_path, monkeypatc
         {f"{split}/a/{i}.jpg": picture(40, 50, i) for split in ("train", "test") for i in range(4)},
     )
     dataset = load(tmp_path, image_size=32, resize=36)
-    made, make = [], tf_decoding._decoder
-    monkeypatch.setattr(tf_decoding, "_decoder", lambda *a: made.append(a[1:]) or make(*a))
+    made, make = [], tf_decoding._new_decoder
+    monkeypatch.setattr(tf_decoding, "_new_decoder", lambda *a: made.append(a[1:]) or make(*a))
     first = list(train(dataset.splits["train"], batch_size=3))
     assert made
     once = list(made)

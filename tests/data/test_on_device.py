@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import tiny_run
 
-from imta_jax.data import AS_THEY_ARE, PaddedCrop, Share, Split, train_batches
+from imta_jax.data import NO_AUGMENTATION, PaddedCrop, Shard, Split, train_batches
 from imta_jax.data.pipeline.on_device import (
+    copy_to_devices,
     fits_device,
-    make_resident,
-    resident_batch,
-    resident_rows,
+    on_device_batch,
+    on_device_indices,
 )
 from imta_jax.distributed import data_mesh, place_rows
 from imta_jax.training.feed import host_feed
@@ -32,19 +32,21 @@ def mesh():
 
 def cut(split, mesh, preprocessing, several=3, **changes):
     """All batches of an epoch, cut on the device."""
-    resident, found = make_resident(split, mesh), []
-    for rows in resident_rows(
+    resident, found = copy_to_devices(split, mesh), []
+    for rows in on_device_indices(
         split, preprocessing, steps_per_dispatch=several, **{**DRAW, **changes}
     ):
         assert rows.index.shape[0] == several
         placed = place_rows(rows, mesh)
         for i in range(int(rows.steps)):
-            batch = resident_batch(resident, placed.index[i], placed.corner[i], placed.flip[i])
+            batch = on_device_batch(resident, placed.index[i], placed.corner[i], placed.flip[i])
             found.append(jax.tree.map(np.asarray, batch))
     return found
 
 
-@pytest.mark.parametrize("preprocessing", [AS_THEY_ARE, PaddedCrop(3, True), PaddedCrop(0, True)])
+@pytest.mark.parametrize(
+    "preprocessing", [NO_AUGMENTATION, PaddedCrop(3, True), PaddedCrop(0, True)]
+)
 def test_batches_cut_on_the_device_are_those_of_the_host_bit_for_bit(split, mesh, preprocessing):
     expected = list(train_batches(split, preprocessing, pipeline="numpy", **DRAW))
     found = cut(split, mesh, preprocessing)
@@ -64,11 +66,11 @@ def test_going_on_in_mid_epoch_yields_the_next_batch(split, mesh):
 
 
 def test_shares_of_processes_put_side_by_side_are_the_rows_of_one(split):
-    def rows(share):
-        arguments = {**DRAW, "steps_per_dispatch": 8, "share": share}
-        return next(resident_rows(split, PaddedCrop(2, True), **arguments))
+    def rows(shard):
+        arguments = {**DRAW, "steps_per_dispatch": 8, "shard": shard}
+        return next(on_device_indices(split, PaddedCrop(2, True), **arguments))
 
-    whole, parts = rows(Share()), [rows(Share(i, 4)) for i in range(4)]
+    whole, parts = rows(Shard()), [rows(Shard(i, 4)) for i in range(4)]
     for field in ("index", "corner", "flip"):
         side_by_side = np.concatenate([getattr(part, field) for part in parts], axis=1)
         np.testing.assert_array_equal(side_by_side, getattr(whole, field))
@@ -85,8 +87,8 @@ def test_many_steps_in_one_dispatch_train_as_batch_by_batch(phase_name, split, m
         state, metrics = one_by_one.advance(state, batch)
         losses.append(metrics.loss)
     expected, state, found = tiny_run.to_host(state), phase.start(), []
-    advance, resident = on_resident(step, mesh), make_resident(split, mesh)
-    for rows in resident_rows(split, preprocessing, steps_per_dispatch=3, **DRAW):
+    advance, resident = on_resident(step, mesh), copy_to_devices(split, mesh)
+    for rows in on_device_indices(split, preprocessing, steps_per_dispatch=3, **DRAW):
         state, metrics = advance(state, resident, place_rows(rows, mesh))
         found += list(metrics.loss[: int(rows.steps)])
         assert not np.any(metrics.loss[int(rows.steps) :])
@@ -98,11 +100,11 @@ def test_many_steps_in_one_dispatch_train_as_batch_by_batch(phase_name, split, m
 
 
 def test_no_image_travels_between_devices(split, mesh):
-    rows = next(resident_rows(split, PaddedCrop(2, True), steps_per_dispatch=1, **DRAW))
-    placed, resident = place_rows(rows, mesh), make_resident(split, mesh)
+    rows = next(on_device_indices(split, PaddedCrop(2, True), steps_per_dispatch=1, **DRAW))
+    placed, resident = place_rows(rows, mesh), copy_to_devices(split, mesh)
 
     def images_of(resident, rows):
-        return resident_batch(resident, rows.index[0], rows.corner[0], rows.flip[0]).images
+        return on_device_batch(resident, rows.index[0], rows.corner[0], rows.flip[0]).images
 
     compiled = jax.jit(images_of).lower(resident, placed).compile()
     text = compiled.as_text()

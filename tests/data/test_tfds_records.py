@@ -10,10 +10,10 @@ from sample_images import config, judged_by_pillow, picture
 
 from imta_jax.data import (
     RandomAreaCrop,
-    Share,
+    Shard,
     Split,
     eval_batches,
-    judged_images,
+    evaluation_images,
     load_dataset,
     train_batches,
 )
@@ -103,7 +103,7 @@ def check(split, examples):
     known, order = originals(examples), np.random.default_rng(0).permutation(len(examples))
     assert sorted(split.images.sizes[:, 0]) == sorted(known) and split.images.is_jpeg.all()
     whole = Split(split.images, split.labels, np.arange(len(order)))
-    images = judged_images(whole, RandomAreaCrop(32, 36, 0.08, flip=True), order)
+    images = evaluation_images(whole, RandomAreaCrop(32, 36, 0.08, flip=True), order)
     for i, image in zip(order, images, strict=True):
         original, label = known[split.images.sizes[i, 0]]
         assert split.images.sizes[i, 1] == original.width and split.labels[i] == label
@@ -156,13 +156,13 @@ def test_shares_of_records_are_the_batch(prepared):
     dataset = load_dataset(fields(folder))
     view = dataset.preprocessing
     calls = (
-        lambda share: train_batches(
-            dataset.splits["train"], view, batch_size=6, seed=1, epoch=2, share=share
+        lambda shard: train_batches(
+            dataset.splits["train"], view, batch_size=6, seed=1, epoch=2, shard=shard
         ),
-        lambda share: eval_batches(dataset.splits["test"], view, 6, share=share),
+        lambda shard: eval_batches(dataset.splits["test"], view, 6, shard=shard),
     )
     for batches_of in calls:
-        whole, halves = batches_of(Share()), [batches_of(Share(i, 2)) for i in range(2)]
+        whole, halves = batches_of(Shard()), [batches_of(Shard(i, 2)) for i in range(2)]
         for batch, *parts in zip(whole, *halves, strict=True):
             for field, *some in zip(batch, *parts, strict=True):
                 np.testing.assert_array_equal(field, np.concatenate(some))

@@ -16,7 +16,7 @@ from PIL import Image
 from sample_images import judged_by_pillow, picture
 
 from imta_jax.cli.run import run
-from imta_jax.data import AS_THEY_ARE, RandomAreaCrop
+from imta_jax.data import NO_AUGMENTATION, RandomAreaCrop
 from imta_jax.evaluation import confidence, exit_costs
 from imta_jax.inference import (
     AdaptiveClassifier,
@@ -61,7 +61,7 @@ def export(classifier, folder, **changes):
     fields = {
         "points": [DEAR, CHEAP],
         "class_names": CLASSES,
-        "preprocessing": AS_THEY_ARE,
+        "preprocessing": NO_AUGMENTATION,
         "platforms": PLATFORMS,
         **PIXELS,
     }

@@ -9,7 +9,7 @@ import tiny_run
 
 from configs.studies import shared
 from imta_jax.cli.run import run
-from imta_jax.data import data_facts, load_dataset
+from imta_jax.data import dataset_info, load_dataset
 from imta_jax.evaluation import anytime_accuracy
 from imta_jax.evaluation.run import split_predictions
 from imta_jax.studies import run_study, study_arms
@@ -199,7 +199,7 @@ def test_costs_of_a_dataset_that_tfds_describes_need_no_images(tmp_path):
         6.86, 14.35, 27.29, 48.45, 76.43, 108.85, 137.28
     ]  # fmt: skip
     photographs = importlib.import_module("configs.studies.ablation").get_config("imagenet")
-    assert data_facts(photographs.base.data.to_dict()) == ("imagenet2012", 1000, (224, 224, 3))
+    assert dataset_info(photographs.base.data.to_dict()) == ("imagenet2012", 1000, (224, 224, 3))
 
 
 def test_a_summary_is_means_and_paired_differences():

@@ -9,7 +9,7 @@ from imta_jax.data.pipeline.augmentation import EpochPlan
 PADDING_INDEX = -1
 
 
-class Share(NamedTuple):
+class Shard(NamedTuple):
     """The part of every batch that one of several processes makes.
 
     Attributes:
@@ -21,10 +21,10 @@ class Share(NamedTuple):
     count: int = 1
 
 
-WHOLE = Share()
+SINGLE_PROCESS = Shard()
 
 
-class Rows(NamedTuple):
+class BatchIndices(NamedTuple):
     """R rows, batch after batch.
 
     Attributes:
@@ -38,22 +38,22 @@ class Rows(NamedTuple):
     flip: np.ndarray
 
 
-def train_rows(plan: EpochPlan, *, batch_size: int, start_step: int, steps: int) -> Rows:
+def train_indices(plan: EpochPlan, *, batch_size: int, start_step: int, steps: int) -> BatchIndices:
     """The rows of an epoch's batches from `start_step` to `steps`."""
     index = plan.order[start_step * batch_size : steps * batch_size]
-    return Rows(index, plan.window[index], plan.flip[index])
+    return BatchIndices(index, plan.window[index], plan.flip[index])
 
 
-def eval_rows(windows: np.ndarray, batch_size: int) -> Rows:
+def eval_indices(windows: np.ndarray, batch_size: int) -> BatchIndices:
     """All examples in order, with their windows [N, 4]; the last batch is filled up."""
     count = len(windows)
     filling = -count % batch_size
     index = np.concatenate([np.arange(count), np.full(filling, PADDING_INDEX)])
     window = np.concatenate([windows, np.zeros((filling, 4), np.float32)])
-    return Rows(index, window, np.zeros(len(index), bool))
+    return BatchIndices(index, window, np.zeros(len(index), bool))
 
 
-def share_of(rows: Rows, batch_size: int, share: Share) -> Rows:
+def shard_of(rows: BatchIndices, batch_size: int, shard: Shard) -> BatchIndices:
     """One process's rows of every batch: a run of `batch_size / count` of them.
 
     Put side by side in the order of the processes, they are the whole batch again.
@@ -61,17 +61,17 @@ def share_of(rows: Rows, batch_size: int, share: Share) -> Rows:
     Raises:
       ValueError: the processes do not divide the batch.
     """
-    if batch_size % share.count:
+    if batch_size % shard.count:
         raise ValueError(
-            f"batch size {batch_size} does not divide over {share.count} processes; the nearest"
-            f" that do: {max(batch_size // share.count, 1) * share.count} or"
-            f" {-(-batch_size // share.count) * share.count}"
+            f"batch size {batch_size} does not divide over {shard.count} processes; the nearest"
+            f" that do: {max(batch_size // shard.count, 1) * shard.count} or"
+            f" {-(-batch_size // shard.count) * shard.count}"
         )
-    local = batch_size // share.count
-    mine = slice(share.index * local, (share.index + 1) * local)
+    local = batch_size // shard.count
+    mine = slice(shard.index * local, (shard.index + 1) * local)
 
     def pick(values: np.ndarray) -> np.ndarray:
         batches = values.reshape(-1, batch_size, *values.shape[1:])[:, mine]
         return batches.reshape(-1, *values.shape[1:])
 
-    return Rows(*map(pick, rows))
+    return BatchIndices(*map(pick, rows))

@@ -13,12 +13,12 @@ from imta_jax.data.dataset import Split
 from imta_jax.data.pipeline.augmentation import crop, epoch_plan
 from imta_jax.data.pipeline.batch_indices import (
     PADDING_INDEX,
-    WHOLE,
-    Rows,
-    Share,
-    eval_rows,
-    share_of,
-    train_rows,
+    SINGLE_PROCESS,
+    BatchIndices,
+    Shard,
+    eval_indices,
+    shard_of,
+    train_indices,
 )
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.preprocessing import PaddedCrop, Preprocessing, RandomAreaCrop
@@ -58,7 +58,7 @@ def train_batches(
     seed: int,
     epoch: int,
     start_step: int = 0,
-    share: Share = WHOLE,
+    shard: Shard = SINGLE_PROCESS,
     pipeline: str = "auto",
     host: HostPipeline | None = None,
 ) -> Iterator[Batch]:
@@ -71,8 +71,8 @@ def train_batches(
       seed: of the run; (seed, epoch, index) alone decide order and augmentation.
       epoch: from 0.
       start_step: batches of this epoch that were already seen and are left out, without being made.
-      share: this process's part of every batch; batches hold batch_size / share.count rows.
-      pipeline: "tf_data", "numpy", or "auto": see `host_pipeline`.
+      shard: this process's part of every batch; batches hold batch_size / shard.count rows.
+      pipeline: "tf_data", "numpy", or "auto": see `resolve_host_pipeline`.
       host: how tf.data works.
 
     Raises:
@@ -84,8 +84,8 @@ def train_batches(
     if not 0 <= start_step <= steps:
         raise ValueError(f"start_step is {start_step}, expected 0 to {steps}, the epoch's batches")
     plan = epoch_plan(preprocessing, split.sizes, seed=seed, epoch=epoch)
-    rows = train_rows(plan, batch_size=batch_size, start_step=start_step, steps=steps)
-    return _batches(split, preprocessing, rows, batch_size, share, pipeline, host, exact=False)
+    rows = train_indices(plan, batch_size=batch_size, start_step=start_step, steps=steps)
+    return _batches(split, preprocessing, rows, batch_size, shard, pipeline, host, exact=False)
 
 
 def eval_batches(
@@ -93,7 +93,7 @@ def eval_batches(
     preprocessing: Preprocessing,
     batch_size: int,
     *,
-    share: Share = WHOLE,
+    shard: Shard = SINGLE_PROCESS,
     pipeline: str = "auto",
     host: HostPipeline | None = None,
 ) -> Iterator[Batch]:
@@ -104,7 +104,7 @@ def eval_batches(
       preprocessing: what is shown of each.
       batch_size: rows per batch, over all devices and processes; a padding row has mask False,
         index -1, label 0 and a black image.
-      share: this process's part of every batch; every process makes as many batches.
+      shard: this process's part of every batch; every process makes as many batches.
       pipeline: as in `train_batches`; "device", which makes batches to train on, is as "auto".
       host: how tf.data works.
 
@@ -113,12 +113,12 @@ def eval_batches(
       ModuleNotFoundError: "tf_data" where TensorFlow is not installed.
     """
     _check_batch_size(batch_size)
-    rows = eval_rows(preprocessing.eval_windows(split.sizes), batch_size)
+    rows = eval_indices(preprocessing.eval_windows(split.sizes), batch_size)
     pipeline = "auto" if pipeline == "device" else pipeline
-    return _batches(split, preprocessing, rows, batch_size, share, pipeline, host, exact=True)
+    return _batches(split, preprocessing, rows, batch_size, shard, pipeline, host, exact=True)
 
 
-def judged_images(split: Split, preprocessing: Preprocessing, index: np.ndarray) -> np.ndarray:
+def evaluation_images(split: Split, preprocessing: Preprocessing, index: np.ndarray) -> np.ndarray:
     """Some images as evaluation sees them, uint8 [M, H, W, C]; `index` is integers [M]."""
     if len(index) == 0:
         return np.zeros((0, 1, 1, 1), np.uint8)
@@ -127,7 +127,7 @@ def judged_images(split: Split, preprocessing: Preprocessing, index: np.ndarray)
     return batch.images
 
 
-def host_pipeline(pipeline: str, split: Split, preprocessing: Preprocessing) -> str:
+def resolve_host_pipeline(pipeline: str, split: Split, preprocessing: Preprocessing) -> str:
     """Who makes the batches on the host: "numpy" or "tf_data".
 
     Args:
@@ -162,18 +162,18 @@ def host_pipeline(pipeline: str, split: Split, preprocessing: Preprocessing) -> 
 def _batches(
     split: Split,
     preprocessing: Preprocessing,
-    rows: Rows,
+    rows: BatchIndices,
     batch_size: int,
-    share: Share,
+    shard: Shard,
     pipeline: str,
     host: HostPipeline | None,
     *,
     exact: bool,
 ) -> Iterator[Batch]:
     """Chooses who carries rows out, and refuses now, not when the first batch is asked for."""
-    rows, local = share_of(rows, batch_size, share), batch_size // share.count
+    rows, local = shard_of(rows, batch_size, shard), batch_size // shard.count
     made: Iterable[tuple[np.ndarray, np.ndarray]]
-    if host_pipeline(pipeline, split, preprocessing) == "numpy":
+    if resolve_host_pipeline(pipeline, split, preprocessing) == "numpy":
         made = _numpy_batches(split.images, rows, local)
     elif isinstance(preprocessing, RandomAreaCrop):
         made = resized_batches(
@@ -185,7 +185,7 @@ def _batches(
 
 
 def _numpy_batches(
-    images: np.ndarray, rows: Rows, batch_size: int
+    images: np.ndarray, rows: BatchIndices, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for start in range(0, len(rows.index), batch_size):
         index, window, flip = (values[start : start + batch_size] for values in rows)

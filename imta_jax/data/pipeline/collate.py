@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from imta_jax.data.pipeline.batch_indices import PADDING_INDEX, Rows
+from imta_jax.data.pipeline.batch_indices import PADDING_INDEX, BatchIndices
 from imta_jax.runtime.environment import usable_cores
 
 _TOGETHER = 16
@@ -22,7 +22,7 @@ _DECODING_PER_THREAD = 8  # as many threads decode what one resizes in the same 
 T = TypeVar("T")
 
 
-class Groups(NamedTuple):
+class DecodeGroups(NamedTuple):
     """Rows that are decoded in the same way.
 
     Attributes:
@@ -34,7 +34,7 @@ class Groups(NamedTuple):
     places: np.ndarray
 
 
-def groups_of(index: np.ndarray, kind: np.ndarray, batch_size: int) -> list[Groups]:
+def group_for_decoding(index: np.ndarray, kind: np.ndarray, batch_size: int) -> list[DecodeGroups]:
     """Which rows are decoded together: sixteen of one kind, the others one by one.
 
     Sixteen, since an element of tf.data costs as much as a tenth of decoding an image; of one kind,
@@ -42,7 +42,7 @@ def groups_of(index: np.ndarray, kind: np.ndarray, batch_size: int) -> list[Grou
     most, so that few are being filled at a time.
 
     Args:
-      index: of the rows, int64 [R], -1 for padding, which is in no group; as `Rows.index`.
+      index: of the rows, int64 [R], -1 for padding, which is in no group; as `BatchIndices.index`.
       kind: int [R], see `tf_decoding.Decoding`.
       batch_size: rows per batch.
 
@@ -55,11 +55,11 @@ def groups_of(index: np.ndarray, kind: np.ndarray, batch_size: int) -> list[Grou
         several = places[: len(places) // _TOGETHER * _TOGETHER].reshape(-1, _TOGETHER)
         near = several[:, -1] // batch_size - several[:, 0] // batch_size <= 1
         alone = np.concatenate([several[~near].ravel(), places[several.size :]])
-        found += [Groups(one, several[near]), Groups(one, alone[:, None])]
+        found += [DecodeGroups(one, several[near]), DecodeGroups(one, alone[:, None])]
     return [groups for groups in found if len(groups.places)]
 
 
-def order_of(groups: Sequence[Groups], batch_size: int) -> np.ndarray:
+def decode_order(groups: Sequence[DecodeGroups], batch_size: int) -> np.ndarray:
     """Whose turn it is, int [all K]: numbers of `groups`, so that batches are finished in order."""
     first = [g.places[:, 0] for g in groups]
     batch = np.concatenate([np.zeros(0, np.int64), *first]) // batch_size
@@ -67,9 +67,9 @@ def order_of(groups: Sequence[Groups], batch_size: int) -> np.ndarray:
     return whose[np.argsort(batch, kind="stable")]
 
 
-def assembled(
+def collate_batches(
     found: Iterator[tuple[np.ndarray, Sequence[np.ndarray]]],
-    rows: Rows,
+    rows: BatchIndices,
     shape: tuple[int, int, int, int],
 ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
     """Batches in their order, out of groups of pictures in any order.
@@ -133,7 +133,7 @@ def _fill(images: Sequence[np.ndarray], pictures: Sequence[np.ndarray], flip: np
                 cv2.flip(image, 1, dst=image)  # in place: it is in the cache
 
 
-def read_ahead(items: Generator[T, None, None], count: int) -> Iterator[T]:
+def prefetch(items: Generator[T, None, None], count: int) -> Iterator[T]:
     """The same items, up to `count` of them made in advance by a thread of their own."""
     end = object()
     reader = ThreadPoolExecutor(1, "imta_jax reader")

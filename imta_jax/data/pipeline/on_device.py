@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from imta_jax.data.dataset import Split
 from imta_jax.data.pipeline.augmentation import epoch_plan
-from imta_jax.data.pipeline.batch_indices import WHOLE, Share, share_of, train_rows
+from imta_jax.data.pipeline.batch_indices import SINGLE_PROCESS, Shard, shard_of, train_indices
 from imta_jax.data.pipeline.batches import steps_per_epoch
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.preprocessing import PaddedCrop, Preprocessing
@@ -23,7 +23,7 @@ from imta_jax.distributed import place_once
 from imta_jax.types import Batch
 
 
-class ResidentSplit(NamedTuple):
+class OnDeviceSplit(NamedTuple):
     """A split on the devices, each of which holds all of it; a JAX pytree.
 
     Attributes:
@@ -35,7 +35,7 @@ class ResidentSplit(NamedTuple):
     labels: jax.Array
 
 
-class ResidentRows(NamedTuple):
+class OnDeviceIndices(NamedTuple):
     """The rows of some batches, for one dispatch; a JAX pytree.
 
     Attributes:
@@ -51,7 +51,7 @@ class ResidentRows(NamedTuple):
     steps: np.ndarray | jax.Array
 
 
-def can_reside(split: Split, preprocessing: Preprocessing) -> bool:
+def supports_on_device(split: Split, preprocessing: Preprocessing) -> bool:
     """Whether the images are arrays that a device can cut windows out of."""
     return isinstance(preprocessing, PaddedCrop) and not isinstance(split.images, EncodedImages)
 
@@ -74,12 +74,12 @@ def _memory_bytes(device: jax.Device) -> float:
     return limit or 0
 
 
-def make_resident(split: Split, mesh: Mesh) -> ResidentSplit:
+def copy_to_devices(split: Split, mesh: Mesh) -> OnDeviceSplit:
     """Copies a split to every device of the mesh."""
-    return place_once(ResidentSplit(split.images, split.labels), mesh)
+    return place_once(OnDeviceSplit(split.images, split.labels), mesh)
 
 
-def resident_rows(
+def on_device_indices(
     split: Split,
     preprocessing: PaddedCrop,
     *,
@@ -88,8 +88,8 @@ def resident_rows(
     epoch: int,
     start_step: int = 0,
     steps_per_dispatch: int,
-    share: Share = WHOLE,
-) -> Iterator[ResidentRows]:
+    shard: Shard = SINGLE_PROCESS,
+) -> Iterator[OnDeviceIndices]:
     """The rows of one epoch's full batches, `steps_per_dispatch` batches at a time.
 
     Args:
@@ -100,21 +100,21 @@ def resident_rows(
       epoch: from 0.
       start_step: batches of this epoch that were already seen.
       steps_per_dispatch: S; every item has this many, so that the step is compiled once.
-      share: this process's part of every batch.
+      shard: this process's part of every batch.
     """
     total = steps_per_epoch(len(split), batch_size)
     plan = epoch_plan(preprocessing, split.sizes, seed=seed, epoch=epoch)
     for first in range(start_step, total, steps_per_dispatch):
         last = min(first + steps_per_dispatch, total)
-        rows = train_rows(plan, batch_size=batch_size, start_step=first, steps=last)
-        index, window, flip = share_of(rows, batch_size, share)
+        rows = train_indices(plan, batch_size=batch_size, start_step=first, steps=last)
+        index, window, flip = shard_of(rows, batch_size, shard)
         filled = [(0, steps_per_dispatch - (last - first)), (0, 0)]
 
         def per_batch(values: np.ndarray, filled: list = filled, steps: int = last - first):
             batches = values.reshape(steps, -1, *values.shape[1:])
             return np.pad(batches, filled + [(0, 0)] * (batches.ndim - 2))
 
-        yield ResidentRows(
+        yield OnDeviceIndices(
             per_batch(index.astype(np.int32)),
             per_batch(window[:, :2].astype(np.int16)),
             per_batch(flip),
@@ -122,7 +122,7 @@ def resident_rows(
         )
 
 
-def resident_batch(split: ResidentSplit, index: jax.Array, corner: jax.Array, flip: jax.Array):
+def on_device_batch(split: OnDeviceSplit, index: jax.Array, corner: jax.Array, flip: jax.Array):
     """Cuts one batch on the device; `augmentation.crop` in JAX's operations.
 
     Args:

@@ -134,7 +134,7 @@ class RandomAreaCrop:
 
 
 Preprocessing = PaddedCrop | RandomAreaCrop
-AS_THEY_ARE = PaddedCrop(padding=0, flip=False)
+NO_AUGMENTATION = PaddedCrop(padding=0, flip=False)
 
 
 def preprocessing_from(config: Mapping[str, Any]) -> Preprocessing:

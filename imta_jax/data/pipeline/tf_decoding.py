@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from imta_jax.data.pipeline.batch_indices import Rows
-from imta_jax.data.pipeline.collate import Groups
+from imta_jax.data.pipeline.batch_indices import BatchIndices
+from imta_jax.data.pipeline.collate import DecodeGroups
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.tensorflow_import import import_tensorflow
 
@@ -23,7 +23,7 @@ _RATIOS = (1, 2, 4, 8)
 # Columns that a JPEG's blocks take, however its colours are sampled (4:1:1 aside). What is cut out
 # from such a column on is decoded in place; otherwise TensorFlow copies row after row, 4% of all.
 _BLOCK = 16
-# As every other decoder does it; TensorFlow's default is off by up to some levels, and no faster.
+# As every other decoder does it; TensorFlow's default is off by some levels and no faster.
 _DCT = "INTEGER_ACCURATE"
 
 Read = Callable[["tf.Tensor"], "list[tf.Tensor]"]
@@ -31,7 +31,7 @@ Decoder = Callable[..., "list[tf.Tensor]"]
 _decoders: WeakKeyDictionary[EncodedImages, dict[Any, Decoder]] = WeakKeyDictionary()
 
 
-class Decoding(NamedTuple):
+class DecodePlan(NamedTuple):
     """What is decoded of each of R rows.
 
     Attributes:
@@ -39,7 +39,7 @@ class Decoding(NamedTuple):
       window: float32 [R, 4], what is shown, in pixels of the image.
       cut: int32 [R, 4], the part that is decoded, in pixels of what the image is decoded into.
       kind: int32 [R], how: 0 whole, or 1 + the place of the ratio in `_RATIOS`.
-      margin: int32 [R], columns before the window's in the picture that `decoder` makes.
+      margin: int32 [R], columns before the window's in the picture that `make_decoder` makes.
       width: int32 [R], and those of the window.
     """
 
@@ -51,7 +51,9 @@ class Decoding(NamedTuple):
     width: np.ndarray
 
 
-def decoding_of(images: np.ndarray | EncodedImages, rows: Rows, size: int, exact: bool) -> Decoding:
+def plan_decoding(
+    images: np.ndarray | EncodedImages, rows: BatchIndices, size: int, exact: bool
+) -> DecodePlan:
     """Plans how rows are decoded; for the arguments see `tf_pipeline.resized_batches`."""
     index, encoded = np.maximum(rows.index, 0), isinstance(images, EncodedImages)
     sizes = images.sizes[index] if encoded else np.array([images.shape[1:3]])
@@ -76,7 +78,7 @@ def decoding_of(images: np.ndarray | EncodedImages, rows: Rows, size: int, exact
     cut = np.concatenate([first, last - first], axis=1)
     as_window = (kind == 0) | exact  # resized in TensorFlow's graph, which leaves the others out
     margin, width = np.where(as_window, 0, before), np.where(as_window, size, width)
-    return Decoding(index, rows.window, cut, kind, margin, width)
+    return DecodePlan(index, rows.window, cut, kind, margin, width)
 
 
 def _beside(start: np.ndarray, left: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -88,14 +90,16 @@ def _beside(start: np.ndarray, left: np.ndarray, kind: np.ndarray) -> tuple[np.n
     Args:
       start: int [R], the window's first column, in pixels of the image.
       left: int [R], columns after its last one.
-      kind: see `Decoding`.
+      kind: see `DecodePlan`.
     """
     before, full = start % _BLOCK, kind == 1
     before = np.where(full & (before == 0) & (start > 0), _BLOCK, before)
     return np.where(kind > 0, before, 0), np.where(full, np.minimum(left, 1), 0)
 
 
-def most_bytes(images: np.ndarray | EncodedImages, decoding: Decoding, groups: Groups) -> int:
+def max_group_bytes(
+    images: np.ndarray | EncodedImages, decoding: DecodePlan, groups: DecodeGroups
+) -> int:
     """The most memory that the pixels of a group take, before they are resized."""
     if isinstance(images, np.ndarray):
         return int(images[0].nbytes * groups.places.shape[1])
@@ -104,7 +108,7 @@ def most_bytes(images: np.ndarray | EncodedImages, decoding: Decoding, groups: G
     return int(3 * decoded[groups.places].prod(axis=-1).sum(axis=1).max())
 
 
-def decoder(
+def make_decoder(
     images: np.ndarray | EncodedImages, kind: int, count: int, size: int, exact: bool
 ) -> Decoder:
     """Maps index, window and cut of `count` rows to their pictures, uint8 [h, w, C] each.
@@ -113,21 +117,21 @@ def decoder(
 
     Args:
       images: encoded, or an array.
-      kind: of the rows; for this and what is mapped see `Decoding`.
+      kind: of the rows; for this and what is mapped see `DecodePlan`.
       count: of rows.
       size: pixels per side that are wanted.
       exact: see `tf_pipeline.resized_batches`; if so, pictures are of that size. Otherwise windows
         of JPEGs are not resized yet.
     """
     if isinstance(images, np.ndarray):
-        return _decoder(images, kind, count, size, exact)
+        return _new_decoder(images, kind, count, size, exact)
     known, key = _decoders.setdefault(images, {}), (kind, count, size, exact)
     if key not in known:
-        known[key] = _decoder(images, *key)
+        known[key] = _new_decoder(images, *key)
     return known[key]
 
 
-def _decoder(
+def _new_decoder(
     images: np.ndarray | EncodedImages, kind: int, count: int, size: int, exact: bool
 ) -> Decoder:
     # Nothing that stays may refer to the images: they are let go when their dataset is.
@@ -150,7 +154,7 @@ def _decoder(
         tf.TensorSpec([count, 4], tf.float32),
         tf.TensorSpec([count, 4], tf.int32),
     ]
-    return tf.function(plain(group), signature).get_concrete_function()
+    return tf.function(without_autograph(group), signature).get_concrete_function()
 
 
 def _lookup(values: np.ndarray) -> Callable[["tf.Tensor"], "tf.Tensor"]:
@@ -203,7 +207,7 @@ def _opener(images: np.ndarray | EncodedImages) -> Read:
 
 
 def _pixels(encoded: bool, kind: int, source: "tf.Tensor", cut: "tf.Tensor") -> "tf.Tensor":
-    """The part of one image that is to be decoded; for kinds see `Decoding`."""
+    """The part of one image that is to be decoded; for kinds see `DecodePlan`."""
     tf = import_tensorflow()
     if kind:
         return tf.raw_ops.DecodeAndCropJpeg(
@@ -219,7 +223,7 @@ def _pixels(encoded: bool, kind: int, source: "tf.Tensor", cut: "tf.Tensor") -> 
     return whole[cut[0] : cut[0] + cut[2], cut[1] : cut[1] + cut[3]]
 
 
-def whole_image(contents: "tf.Tensor") -> "tf.Tensor":
+def decode_whole_image(contents: "tf.Tensor") -> "tf.Tensor":
     """A JPEG, PNG, GIF (its first picture) or BMP, uint8 [H, W, 3]."""
     tf = import_tensorflow()
     return tf.cond(
@@ -229,12 +233,12 @@ def whole_image(contents: "tf.Tensor") -> "tf.Tensor":
     )
 
 
-def damaged(images: EncodedImages, index: np.ndarray) -> list[str]:
+def find_damaged(images: EncodedImages, index: np.ndarray) -> list[str]:
     """Which of some images (int [G]) cannot be opened now as they were indexed, by name."""
     tf, contents_of, found = import_tensorflow(), reader(images), []
     for i in np.unique(index):
         try:
-            pixels = whole_image(contents_of(tf.constant([i]))[0])
+            pixels = decode_whole_image(contents_of(tf.constant([i]))[0])
             if tuple(pixels.shape[:2]) == tuple(images.sizes[i]):
                 continue
         except tf.errors.OpError:
@@ -258,6 +262,6 @@ def _resize(pixels: "tf.Tensor", window: "tf.Tensor", part: "tf.Tensor", size: i
     return resized[0]
 
 
-def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+def without_autograph(function: Callable[..., Any]) -> Callable[..., Any]:
     """Plain TensorFlow operations: nothing for AutoGraph to rewrite."""
     return import_tensorflow().autograph.experimental.do_not_convert(function)

@@ -16,19 +16,25 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from imta_jax.data.pipeline.batch_indices import PADDING_INDEX, Rows
-from imta_jax.data.pipeline.collate import Groups, assembled, groups_of, order_of, read_ahead
+from imta_jax.data.pipeline.batch_indices import PADDING_INDEX, BatchIndices
+from imta_jax.data.pipeline.collate import (
+    DecodeGroups,
+    collate_batches,
+    decode_order,
+    group_for_decoding,
+    prefetch,
+)
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.tf_decoding import (
-    damaged,
-    decoder,
-    decoding_of,
-    most_bytes,
-    plain,
+    decode_whole_image,
+    find_damaged,
+    make_decoder,
+    max_group_bytes,
+    plan_decoding,
     reader,
-    whole_image,
+    without_autograph,
 )
-from imta_jax.data.tensorflow_import import import_tensorflow, plain_reason
+from imta_jax.data.tensorflow_import import import_tensorflow, short_message
 from imta_jax.runtime.environment import usable_cores
 
 if TYPE_CHECKING:
@@ -74,14 +80,14 @@ class HostPipeline:
         ahead = self.memory_limit_gb * 1e9 / 2 // bytes_per_batch - 5
         return int(np.clip(ahead, 1, _MOST_BATCHES_AHEAD))
 
-    def groups_at_once(self, most_bytes: int) -> int:
+    def groups_at_once(self, max_group_bytes: int) -> int:
         """How many groups of images are decoded at the same time, at least 1."""
         # What is being resized takes memory too, and batches have the other half of the bound.
-        return int(np.clip(self.memory_limit_gb * 1e9 / 4 // most_bytes, 1, usable_cores()))
+        return int(np.clip(self.memory_limit_gb * 1e9 / 4 // max_group_bytes, 1, usable_cores()))
 
 
 def array_batches(
-    images: np.ndarray, rows: Rows, batch_size: int, host: HostPipeline
+    images: np.ndarray, rows: BatchIndices, batch_size: int, host: HostPipeline
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Windows of the images' own size out of an array; yields images and index of each batch."""
     tf = import_tensorflow()
@@ -100,14 +106,14 @@ def array_batches(
         return tf.where(padding, tf.zeros_like(cut), cut), index
 
     dataset = tf.data.Dataset.from_tensor_slices(tuple(rows)).batch(batch_size)
-    dataset = dataset.map(plain(read), num_parallel_calls=usable_cores())
+    dataset = dataset.map(without_autograph(read), num_parallel_calls=usable_cores())
     ahead = host.batches_ahead(images[0].nbytes * batch_size)
     return _as_numpy(dataset.prefetch(ahead))
 
 
 def resized_batches(
     images: np.ndarray | EncodedImages,
-    rows: Rows,
+    rows: BatchIndices,
     batch_size: int,
     host: HostPipeline,
     *,
@@ -127,16 +133,17 @@ def resized_batches(
         fast (training).
     """
     tf = import_tensorflow()
-    decoding = decoding_of(images, rows, size, exact)
-    every = groups_of(rows.index, decoding.kind, batch_size)
+    decoding = plan_decoding(images, rows, size, exact)
+    every = group_for_decoding(rows.index, decoding.kind, batch_size)
 
-    def run(groups: Groups) -> Iterator[tuple[np.ndarray, Sequence[np.ndarray]]]:
+    def run(groups: DecodeGroups) -> Iterator[tuple[np.ndarray, Sequence[np.ndarray]]]:
         """Places and pictures, group after group."""
-        decode = decoder(images, groups.kind, groups.places.shape[1], size, exact)
+        decode = make_decoder(images, groups.kind, groups.places.shape[1], size, exact)
         asked = (np.arange(len(groups.places)), *(values[groups.places] for values in decoding[:3]))
-        at_once = host.groups_at_once(most_bytes(images, decoding, groups))
+        at_once = host.groups_at_once(max_group_bytes(images, decoding, groups))
         dataset = tf.data.Dataset.from_tensor_slices(asked).map(
-            plain(lambda number, *rows: (number, *decode(*rows))), num_parallel_calls=at_once
+            without_autograph(lambda number, *rows: (number, *decode(*rows))),
+            num_parallel_calls=at_once,
         )
         if host.service:
             made = _from_service(dataset, len(groups.places), host)
@@ -149,10 +156,10 @@ def resized_batches(
             yield places, [p[:, a:b] for p, a, b in zip(found, *ends, strict=True)]
 
     running = [run(groups) for groups in every]
-    found = (next(running[turn]) for turn in order_of(every, batch_size))
+    found = (next(running[turn]) for turn in decode_order(every, batch_size))
     channels = 3 if isinstance(images, EncodedImages) else images.shape[-1]
     shape = (batch_size, size, size, channels)
-    return read_ahead(assembled(found, rows, shape), host.batches_ahead(math.prod(shape)))
+    return prefetch(collate_batches(found, rows, shape), host.batches_ahead(math.prod(shape)))
 
 
 def _naming_damage(
@@ -172,7 +179,7 @@ def _naming_damage(
             done += 1
     except OSError as error:
         encoded = isinstance(images, EncodedImages) and done < len(index)
-        names = damaged(images, index[done]) if encoded else []
+        names = find_damaged(images, index[done]) if encoded else []
         raise OSError("\n  ".join([str(error), *names])) from error
 
 
@@ -183,11 +190,11 @@ def decode_all(images: EncodedImages) -> np.ndarray:
     height, width = images.sizes[0].tolist()
 
     def decode(i: "tf.Tensor") -> "tf.Tensor":
-        image = whole_image(contents_of(i[None])[0])
+        image = decode_whole_image(contents_of(i[None])[0])
         return tf.ensure_shape(image, [height, width, 3])
 
     dataset = tf.data.Dataset.range(len(images))
-    dataset = dataset.map(plain(decode), num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(without_autograph(decode), num_parallel_calls=tf.data.AUTOTUNE)
     whole, start = np.empty((len(images), height, width, 3), np.uint8), 0
     with _reading():
         for chunk in dataset.batch(_DECODED_AT_ONCE).as_numpy_iterator():
@@ -279,7 +286,7 @@ def _reading(what: str = "reading images") -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         raise OSError(
-            f"{what} failed: {plain_reason(error)}\nWas an image changed,"
+            f"{what} failed: {short_message(error)}\nWas an image changed,"
             " moved or removed after the run began? Bring it back and start the same command again:"
             " a run does not go on with other data"
         ) from error

@@ -1,21 +1,22 @@
 """Where images come from: one small file for each kind of source.
 
-A source is a module with `accepts(source) -> bool`, whether `config.data.source` names one of its
-kind, and `read(request) -> RawData`; a new one is such a file and its line in `_KINDS`, before the
-kinds that accept more. Checks of what was read are in `raw.py`.
+A source is a module with two functions. `accepts(source) -> bool` reports whether it reads what
+`config.data.source` names, and `read(request) -> SourceData` reads it. To add one, write such a
+module and list it in `_KINDS` before the modules that accept more names.
+`source_validation.py` checks what was read.
 """
 
-from imta_jax.data.source_validation import RawData
-from imta_jax.data.sources import embedded, folder, npz, prepared, tfds
+from imta_jax.data.source_validation import SourceData
+from imta_jax.data.sources import embedded, folder, npz, tfds, tfds_directory
 from imta_jax.data.sources.request import SourceRequest
 
-__all__ = ["SourceRequest", "described_by_tfds", "load_source"]
+__all__ = ["SourceRequest", "load_source", "tfds_description"]
 
 # Asked in this order; the last accepts every name.
-_KINDS = (embedded, npz, prepared, folder, tfds)
+_KINDS = (embedded, npz, tfds_directory, folder, tfds)
 
 
-def load_source(request: SourceRequest) -> RawData:
+def load_source(request: SourceRequest) -> SourceData:
     """Reads, or finds and indexes, the splits of a source.
 
     Raises:
@@ -29,7 +30,7 @@ def load_source(request: SourceRequest) -> RawData:
     return kind.read(request)
 
 
-def described_by_tfds(source: str) -> tuple[str, int, tuple[int, ...]] | None:
+def tfds_description(source: str) -> tuple[str, int, tuple[int, ...]] | None:
     """Name, number of classes and image shape of a dataset that TFDS knows, without its images.
 
     None for a source of another kind; a side that differs from image to image is None in the shape.

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from imta_jax.data.source_validation import RawData
+from imta_jax.data.source_validation import SourceData
 from imta_jax.data.sources.npz import read_npz
 from imta_jax.data.sources.request import SourceRequest
 
@@ -15,6 +15,6 @@ def accepts(source: str) -> bool:
     return source in NAMES
 
 
-def read(request: SourceRequest) -> RawData:
+def read(request: SourceRequest) -> SourceData:
     """See `sources.load_source`."""
     return read_npz(_FOLDER / f"{request.source}.npz", request)

@@ -8,14 +8,14 @@ import numpy as np
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.indexing import Indexed
 from imta_jax.data.pipeline.tf_pipeline import decode_all
-from imta_jax.data.source_validation import RawSplit
+from imta_jax.data.source_validation import SourceSplit
 from imta_jax.data.sources.request import SourceRequest
 
 _log = logging.getLogger(__name__)
 _NAMED_AT_MOST = 10
 
 
-def as_raw_split(indexed: Indexed, request: SourceRequest, where: str) -> RawSplit:
+def source_split(indexed: Indexed, request: SourceRequest, where: str) -> SourceSplit:
     """Leaves out, and names, what does not decode; decodes the rest if it is to be arrays.
 
     Args:
@@ -35,9 +35,9 @@ def as_raw_split(indexed: Indexed, request: SourceRequest, where: str) -> RawSpl
         raise ValueError(f"{where} has no image")
     images, labels = indexed.images[good], indexed.labels[good]
     if request.encoded:
-        return RawSplit(images, labels, len(bad))
+        return SourceSplit(images, labels, len(bad))
     _check_one_size(images, where)
-    return RawSplit(decode_all(images), labels, len(bad))
+    return SourceSplit(decode_all(images), labels, len(bad))
 
 
 def _report_bad(indexed: Indexed, bad: np.ndarray, most: float, where: str) -> None:

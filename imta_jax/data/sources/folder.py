@@ -10,11 +10,11 @@ import numpy as np
 
 from imta_jax.data.pipeline.encoded import WHOLE_FILE, EncodedImages
 from imta_jax.data.pipeline.indexing import Indexed, index_files
-from imta_jax.data.source_validation import RawData
-from imta_jax.data.sources.encoded_split import as_raw_split
+from imta_jax.data.source_validation import SourceData
+from imta_jax.data.sources.encoded_split import source_split
 from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.data.sources.storage import absolute, changed, is_path, opening
-from imta_jax.data.sources.tfds import tell_of_namesake
+from imta_jax.data.sources.tfds import warn_if_name_is_ambiguous
 from imta_jax.data.tensorflow_import import import_tensorflow
 
 _log = logging.getLogger(__name__)
@@ -25,13 +25,13 @@ _LAYOUT = "expected ROOT/SPLIT/CLASS/*.jpg, e.g. ROOT/train/cat/1.jpg and ROOT/t
 
 
 def accepts(source: str) -> bool:
-    """Whether it is a path; `prepared.accepts` takes those of TFDS before."""
+    """Whether it is a path; `tfds_directory.accepts` takes those of TFDS before."""
     return is_path(source)
 
 
-def read(request: SourceRequest) -> RawData:
+def read(request: SourceRequest) -> SourceData:
     """See `sources.load_source`."""
-    tell_of_namesake(request.source)
+    warn_if_name_is_ambiguous(request.source)
     root = absolute(request.source)
     with opening(root), _naming(root):
         _check_there(root)
@@ -50,10 +50,10 @@ def read(request: SourceRequest) -> RawData:
         splits = {}
         for part, split in parts.items():
             where = f"{root}/{split}"
-            splits[part] = as_raw_split(
+            splits[part] = source_split(
                 _indexed(pictures[split], names, request.index_dir, where), request, where
             )
-    return RawData(os.path.basename(root), splits, tuple(names))
+    return SourceData(os.path.basename(root), splits, tuple(names))
 
 
 def _check_there(root: str) -> None:

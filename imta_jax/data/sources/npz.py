@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imta_jax.data.source_validation import RawData, RawSplit
+from imta_jax.data.source_validation import SourceData, SourceSplit
 from imta_jax.data.sources.request import SourceRequest, choose_splits
 
 _EXPECTED = "train_images, train_labels, test_images, test_labels"
@@ -20,12 +20,12 @@ def accepts(source: str) -> bool:
     return source.endswith(".npz")
 
 
-def read(request: SourceRequest) -> RawData:
+def read(request: SourceRequest) -> SourceData:
     """See `sources.load_source`."""
     return read_npz(Path(request.source).expanduser(), request)
 
 
-def read_npz(path: Path, request: SourceRequest) -> RawData:
+def read_npz(path: Path, request: SourceRequest) -> SourceData:
     """Reads SPLIT_images and SPLIT_labels of each split and, if there, class_names.
 
     Raises:
@@ -50,13 +50,13 @@ def read_npz(path: Path, request: SourceRequest) -> RawData:
     with np.load(path, allow_pickle=False) as archive:
         chosen = choose_splits(request, _splits_of(archive, path), str(path))
         splits = {
-            part: RawSplit(
+            part: SourceSplit(
                 _member(archive, f"{name}_images", path), _member(archive, f"{name}_labels", path)
             )
             for part, name in chosen.items()
         }
         names = _member(archive, "class_names", path) if "class_names" in archive.files else None
-    return RawData(path.stem, splits, _class_names(names, path))
+    return SourceData(path.stem, splits, _class_names(names, path))
 
 
 def _splits_of(archive: np.lib.npyio.NpzFile, path: Path) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imta_jax.data.tensorflow_import import import_tensorflow, plain_reason
+from imta_jax.data.tensorflow_import import import_tensorflow, short_message
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -64,7 +64,7 @@ def opening(path: str) -> Iterator[None]:
 
 def _plainly(error: "tf.errors.OpError", path: str) -> Exception:
     errors = import_tensorflow().errors
-    reason = plain_reason(error)
+    reason = short_message(error)
     told = f"cannot read {path}: {reason}"
     if isinstance(error, errors.UnimplementedError) and is_remote(path):
         return ValueError(

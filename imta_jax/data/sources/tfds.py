@@ -12,11 +12,11 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from imta_jax.data.source_validation import RawData
+from imta_jax.data.source_validation import SourceData
 from imta_jax.data.sources import embedded
-from imta_jax.data.sources.builder import feature_keys, read_builder
 from imta_jax.data.sources.request import SourceRequest
 from imta_jax.data.sources.storage import absolute, opening
+from imta_jax.data.sources.tfds_builder import feature_keys, read_builder
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.errors import unknown_name
 
@@ -34,7 +34,7 @@ def accepts(source: str) -> bool:
     return True
 
 
-def read(request: SourceRequest) -> RawData:
+def read(request: SourceRequest) -> SourceData:
     """Reads a TFDS dataset, "name", "name/config" or "name/config:1.0.0"; see `load_source`."""
     tfds = import_tfds(request.source)
     _check_name(tfds, request.source)
@@ -84,7 +84,7 @@ def import_tfds(source: str) -> Any:
     return tfds
 
 
-def tell_of_namesake(source: str) -> None:
+def warn_if_name_is_ambiguous(source: str) -> None:
     """Warns that a folder is read where TFDS has a dataset of the same name."""
     if _is_known(import_tfds(source), source):
         _log.warning(

@@ -7,8 +7,8 @@ import numpy as np
 
 from imta_jax.data.channel_statistics import PUBLISHED_STATISTICS
 from imta_jax.data.pipeline.indexing import index_records
-from imta_jax.data.source_validation import RawData, RawSplit
-from imta_jax.data.sources.encoded_split import as_raw_split
+from imta_jax.data.source_validation import SourceData, SourceSplit
+from imta_jax.data.sources.encoded_split import source_split
 from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.data.sources.storage import changed
 from imta_jax.data.tensorflow_import import import_tensorflow
@@ -23,7 +23,7 @@ _NOT_PREPARED = (AssertionError, KeyError, FileNotFoundError)
 
 def read_builder(
     builder: Any, request: SourceRequest, not_there: Callable[[str], Exception]
-) -> RawData:
+) -> SourceData:
     """Reads the splits of a dataset that TFDS prepared.
 
     Args:
@@ -45,7 +45,7 @@ def read_builder(
     found = {part: read(builder, split, keys, request, not_there) for part, split in parts.items()}
     names = tuple(builder.info.features[keys[1]].names)
     # The published statistics are those of the usual splits, whatever is read of them.
-    return RawData(builder.name, found, names, PUBLISHED_STATISTICS.get(builder.name))
+    return SourceData(builder.name, found, names, PUBLISHED_STATISTICS.get(builder.name))
 
 
 def _wished(request: SourceRequest) -> list[str]:
@@ -103,7 +103,7 @@ def _arrays(
     keys: tuple[str, str],
     request: SourceRequest,
     not_there: Callable[[str], Exception],
-) -> RawSplit:
+) -> SourceSplit:
     try:
         dataset = builder.as_dataset(split=split, decoders=_decoders(builder, keys[0]))
     except _NOT_PREPARED as error:
@@ -113,7 +113,7 @@ def _arrays(
     if not chunks:
         raise ValueError(f"TFDS dataset {builder.name}: its split {split!r} is empty")
     images, labels = zip(*chunks, strict=True)
-    return RawSplit(np.concatenate(images), np.concatenate(labels))
+    return SourceSplit(np.concatenate(images), np.concatenate(labels))
 
 
 def _decoders(builder: Any, image_key: str) -> dict[str, Any] | None:
@@ -137,7 +137,7 @@ def _encoded(
     keys: tuple[str, str],
     request: SourceRequest,
     not_there: Callable[[str], Exception],
-) -> RawSplit:
+) -> SourceSplit:
     import tensorflow_datasets as tfds
 
     try:
@@ -163,4 +163,4 @@ def _encoded(
         index_dir=request.index_dir,
         where=where,
     )
-    return as_raw_split(indexed, request, where)
+    return source_split(indexed, request, where)

@@ -3,11 +3,11 @@
 It is read without the code that prepared it: .../imagenet2012/5.1.0, with its features.json.
 """
 
-from imta_jax.data.source_validation import RawData
-from imta_jax.data.sources.builder import read_builder
+from imta_jax.data.source_validation import SourceData
 from imta_jax.data.sources.request import SourceRequest
 from imta_jax.data.sources.storage import absolute, is_path, opening
-from imta_jax.data.sources.tfds import import_tfds, tell_of_namesake
+from imta_jax.data.sources.tfds import import_tfds, warn_if_name_is_ambiguous
+from imta_jax.data.sources.tfds_builder import read_builder
 from imta_jax.data.tensorflow_import import has_tensorflow, import_tensorflow
 
 
@@ -19,10 +19,10 @@ def accepts(source: str) -> bool:
         return import_tensorflow().io.gfile.exists(f"{absolute(source)}/features.json")
 
 
-def read(request: SourceRequest) -> RawData:
+def read(request: SourceRequest) -> SourceData:
     """See `sources.load_source`."""
     tfds = import_tfds(request.source)
-    tell_of_namesake(request.source)
+    warn_if_name_is_ambiguous(request.source)
     path = absolute(request.source)
     with opening(path):
         builder = tfds.builder_from_directory(path)
