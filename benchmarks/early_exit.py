@@ -287,7 +287,7 @@ def main() -> None:
         arguments.out, (jax, jaxlib, flax, np), result | {"rows": [*rows, stream]}
     )
     figure = Path(arguments.out).with_suffix(".png")
-    where = f"{environment.hardware()['device']}, {data}"
+    where = f"{jax.devices()[0].device_kind}, {data}"
     draw(rows, f"Early exits in time: {where}").savefig(figure)
     print(f"\n{figure}")
 

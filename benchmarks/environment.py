@@ -4,7 +4,6 @@ import argparse
 import itertools
 import multiprocessing
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,12 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax
 import numpy as np
 from tabulate import tabulate
 
-from imta_jax.evaluation.run import write_json
-from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.environment import environment_record
+from imta_jax.runtime.files import write_json
 
 Measurements = dict[str, np.ndarray]  # by contender, what each round found
 
@@ -60,29 +58,6 @@ def memory_gb(field: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     (value,) = (line.split()[1] for line in lines if line.startswith(f"{field}:"))
     return round(int(value) * 1024 / 1e9, 3)
-
-
-def hardware() -> dict[str, Any]:
-    """The processor, the cores this process may use, and what JAX computes on; no host's name."""
-    device = jax.devices()[0].device_kind
-    return {
-        "cpu": _processor(),
-        "cores": usable_cores(),
-        "device": device,
-        "devices": jax.device_count(),
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def versions(*modules: ModuleType) -> dict[str, str]:
-    """Of Python and of the modules."""
-    return {"python": platform.python_version()} | {m.__name__: m.__version__ for m in modules}
 
 
 def preloaded() -> dict[str, str]:
@@ -134,7 +109,8 @@ def write_result(
     values = {name: v for name, v in result["summary"].items() if name != "spread"}
     lines = [(name, value, result["targets"].get(name)) for name, value in values.items()]
     print(f"\n{tabulate(lines, headers=('summary', 'found', 'target'), floatfmt='.4g')}")
-    measured = {"hardware": hardware(), "versions": versions(*modules), **preloaded()}
+    hardware = environment_record(modules)
+    measured = {"versions": hardware.pop("versions"), "hardware": hardware, **preloaded()}
     write_json(Path(path), measured | dict(result))
 
 

@@ -10,7 +10,7 @@ import pytest
 import tiny_run
 from flax import nnx
 
-from benchmarks import environment, stage_floors
+from benchmarks import stage_floors
 from benchmarks.stage_floors import Stage
 from imta_jax.evaluation import exit_costs
 from imta_jax.nn.cpu.layout import Layout
@@ -68,7 +68,6 @@ def test_the_script_writes_rates_stages_and_whole_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(
         stage_floors.our_steps, "settings", lambda network: tiny_run.tiny_config("").to_dict()
     )
-    monkeypatch.setattr(environment, "versions", lambda *modules: {})
     monkeypatch.setattr(sys, "argv", ["stage_floors.py", f"--out={out}", "--quick"])
     stage_floors.main()
     rows = json.loads(out.read_text())["rows"]

@@ -18,8 +18,8 @@ from imta_jax.data.fingerprint import fingerprint, fingerprint_differences
 from imta_jax.distributed import data_mesh, first_process_first, is_first_process, wait_for_all
 from imta_jax.errors import unknown_name
 from imta_jax.evaluation import check_evaluation_config, evaluate, evaluation_is_finished
-from imta_jax.evaluation.run import write_json
 from imta_jax.runtime.config_diff import FREE_PARTS, different_fields, plain
+from imta_jax.runtime.files import write_json
 from imta_jax.runtime.lock import only_run_in
 from imta_jax.training import (
     PHASES,

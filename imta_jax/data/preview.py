@@ -3,7 +3,6 @@
 Only computed and written here (`preview.npz`, `summary.json`); `report` draws it.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,8 @@ from imta_jax.data.dataset import Dataset
 from imta_jax.data.pipeline.batches import eval_batches, steps_per_epoch, train_batches
 from imta_jax.data.pipeline.on_device import copy_to_devices, on_device_batch, on_device_indices
 from imta_jax.data.pipeline.tf_pipeline import HostPipeline
-from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.environment import environment_record
+from imta_jax.runtime.files import write_json
 from imta_jax.types import Batch
 
 _log = logging.getLogger(__name__)
@@ -70,13 +70,9 @@ def write_preview(
     summary = {
         **_describe(dataset, settings),
         "pipeline": {"name": pipeline, "batch_size": batch_size, **_measure(batches, batch_size)},
-        "environment": {
-            "device": mesh.devices.flat[0].device_kind,
-            "devices": mesh.size,
-            "cores": usable_cores(),
-        },
+        "environment": environment_record(),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(folder / "summary.json", summary)
 
 
 def _possible(batch_size: int, count: int) -> int:

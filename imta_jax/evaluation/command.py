@@ -5,7 +5,6 @@ Needs neither JAX nor a network: two files of logits and the costs of the exits.
 
 import argparse
 import itertools
-import json
 import math
 from collections.abc import Sequence
 
@@ -15,7 +14,8 @@ from imta_jax.evaluation.methods.comparison_record import (
     comparison_record,
     comparison_text,
 )
-from imta_jax.evaluation.predictions import Predictions, load_predictions, written_whole
+from imta_jax.evaluation.predictions import Predictions, load_predictions
+from imta_jax.runtime.files import write_json
 
 _FILES = "an .npz with `logits` [exits, images, classes] and `labels` [images]"
 
@@ -37,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(comparison_text(record))
     if arguments.out:
         try:
-            with written_whole(arguments.out) as temporary:
-                temporary.write_text(json.dumps(record, indent=1) + "\n")
+            write_json(arguments.out, record)
         except OSError as error:
             parser.error(f"--out={arguments.out} could not be written: {error.strerror}")
 

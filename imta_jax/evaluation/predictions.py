@@ -6,18 +6,17 @@ section 4, "Adaptive inference": the confidence is the highest softmax probabili
 network to get the logits is left to `collect`, thresholds to `thresholds`, the sweep to `adaptive`.
 """
 
-import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.files import replacing
 
 # Values in one piece of work: 1 MiB of float32, so that its temporaries stay in a core's cache.
 _CHUNK_VALUES = 2**18
@@ -69,7 +68,7 @@ def save_predictions(path: str | Path, predictions: tuple[np.ndarray, np.ndarray
       ValueError: as `checked_predictions`; nothing is written then.
     """
     checked = checked_predictions(predictions, f"predictions for {path}")
-    with written_whole(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **checked._asdict())
 
 
@@ -150,24 +149,6 @@ def anytime_accuracy(predictions: Predictions, top: int = 1) -> np.ndarray:
       float64 [E], percent.
     """
     return 100.0 * correct_in_top(*predictions, k=top).mean(axis=1)
-
-
-@contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that takes its place if the block succeeds.
-
-    A reader, or a run that goes on after being killed, sees the old file or the new one, never half
-    of one. The folder is made if missing.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, as a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def by_rows(

@@ -11,11 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax
-import jax
 import numpy as np
 
-import imta_jax
 from imta_jax.data import Dataset, HostPipeline, evaluation_images
 from imta_jax.distributed import data_mesh, is_first_process
 from imta_jax.evaluation.budget import (
@@ -35,12 +32,13 @@ from imta_jax.evaluation.predictions import (
     correct_in_top,
     predicted,
     save_predictions,
-    written_whole,
 )
 from imta_jax.evaluation.samples import budget_prefix, write_samples
 from imta_jax.evaluation.thresholds import geometric_quota
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.costs import ExitCosts, exit_costs
+from imta_jax.runtime.environment import environment_record
+from imta_jax.runtime.files import write_json
 from imta_jax.training import (
     check_which,
     evaluation_batch_size,
@@ -127,12 +125,6 @@ def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict
         _write_calibration(folder, test, settings["calibration_bins"])
         write_json(workdir / "results.json", results)
     return results
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def _predictions(
@@ -320,16 +312,8 @@ def _describe_phases(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]
 
 
 def _describe_environment(config: Mapping[str, Any], phase: str) -> dict[str, Any]:
-    devices = jax.devices()
     return {
-        "device": devices[0].device_kind,
-        "devices": len(devices),
-        "versions": {
-            "imta_jax": imta_jax.__version__,
-            "jax": jax.__version__,
-            "flax": flax.__version__,
-            "numpy": np.__version__,
-        },
+        **environment_record(),
         "seed": config["seed"],
         "evaluated_phase": phase,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imta_jax.evaluation.budget import Decisions
-from imta_jax.evaluation.predictions import written_whole
+from imta_jax.runtime.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ def write_samples(
       ValueError: arrays of other lengths, an index that repeats or is padding, an unusable budget.
     """
     table = samples_table(index, labels, decisions_by_budget)
-    with written_whole(path) as temporary:
+    with replacing(path) as temporary:
         table.to_parquet(temporary, index=False)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from imta_jax.distributed import is_first_process, wait_for_all
 from imta_jax.evaluation import Predictions, budget_curve, load_predictions
-from imta_jax.evaluation.run import write_json
 from imta_jax.inference.adaptive import AdaptiveClassifier
 from imta_jax.inference.engine.profile import StageProfile
 from imta_jax.models import MultiExitClassifier
+from imta_jax.runtime.files import write_json
 from imta_jax.runtime.lock import only_run_in
 from imta_jax.training import last_phase, load_classifier
 

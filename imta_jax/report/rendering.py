@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from imta_jax.report.style import DPI
+from imta_jax.runtime.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,6 @@ def render(
         if section.name in figures
     ]
     return environment.get_template(template).render(sections=embedded, **values)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file in one go, so that no reader and no kill ever leaves half of one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def figure_png(figure: Figure) -> bytes:

@@ -29,6 +29,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from imta_jax.runtime.config_diff import plain
+from imta_jax.runtime.files import write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -191,15 +192,10 @@ def _replace(name: str, content: bytes) -> None:
     folder = _folder()
     if folder is None:
         return
-    temporary = folder / f".{name}.{os.getpid()}.partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, folder / name)
+        write_atomically(folder / name, content)
     except OSError as error:
         _log.info("the compiled step is not kept in %s: %s", folder, error)
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 @contextlib.contextmanager

@@ -1,47 +1,61 @@
-"""One run at a time in one folder."""
+"""A lock that allows one run at a time in a folder."""
 
 import contextlib
-import fcntl
 import logging
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
 
 _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Holds a folder while inside; the system lets go of it however the process ends.
+    """Locks a run's folder inside the block. The lock of a killed process does not remain.
+
+    Where the file system has no locks, logs a warning and continues without one.
 
     Args:
-      folder: made if need be.
+      folder: created if it does not exist.
 
     Raises:
-      BlockingIOError: another process holds it; says which.
-      OSError: it cannot be made or written.
+      BlockingIOError: another run holds the lock; the message names its process.
+      OSError: the folder cannot be created or written.
     """
+    path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
+        path.open("a").close()
     except OSError as error:
         raise OSError(
             error.errno,
-            f"--workdir={folder} is no folder that can be made and written ({error.strerror}); give"
-            " another",
+            f"--workdir={folder} cannot be created or written ({error.strerror}); use another"
+            " folder",
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise BlockingIOError(
-                f"another run is at work in {folder} ({file.read().strip() or 'unknown process'});"
-                " wait for it or stop it, or give another --workdir"
-            ) from error
-        except OSError as error:  # some network file systems know no locks
-            _log.warning("%s cannot be locked (%s): start no second run in it", folder, error)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
+    lock = filelock.FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise BlockingIOError(
+            f"another run is at work in {folder} ({_owner(path)}); wait for it, stop it, or use"
+            " another --workdir"
+        ) from error
+    except OSError as error:  # Some network file systems do not support locks.
+        _log.warning("%s cannot be locked (%s): do not start a second run in it", folder, error)
+    with contextlib.suppress(OSError):  # Windows does not write to a locked file.
+        path.write_text(f"process {os.getpid()} on {platform.node()}\n")
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def _owner(path: Path) -> str:
+    """The process that holds a lock, for messages."""
+    try:
+        return path.read_text().strip() or "unknown process"
+    except OSError:  # Windows does not read a locked file.
+        return "unknown process"

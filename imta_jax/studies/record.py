@@ -6,12 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax
-import jax
-
-import imta_jax
-from imta_jax.evaluation.predictions import written_whole
-from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.environment import environment_record
+from imta_jax.runtime.files import write_atomically
 from imta_jax.studies.variants import Arm, other_arms
 
 
@@ -56,7 +52,7 @@ def write_record(
     record = {
         "study": config["study"],
         "preset": config["preset"],
-        "environment": _environment(),
+        "environment": environment_record(),
         "dataset": dataset,
         "baseline": config["baseline"],
         "arms": {arm.name: _describe(arm, costs.get(arm.name)) for arm in arms},
@@ -64,8 +60,7 @@ def write_record(
         "rows": rows,
         "summary": summarize(rows, {arm.name: arm.against for arm in arms}),
     }
-    with written_whole(path) as temporary:
-        temporary.write_text(_text(record))
+    write_atomically(path, _text(record))
     return record
 
 
@@ -88,17 +83,6 @@ def _describe(arm: Arm, costs: list[dict[str, int]] | None) -> dict[str, Any]:
         "against": arm.against,
         "overrides": dict(arm.overrides),
         "costs": costs,
-    }
-
-
-def _environment() -> dict[str, Any]:
-    devices = jax.devices()
-    versions = {"imta_jax": imta_jax.__version__, "jax": jax.__version__, "flax": flax.__version__}
-    return {
-        "device": devices[0].device_kind,
-        "devices": len(devices),
-        "cores": usable_cores(),
-        "versions": versions,
     }
 
 

@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 from imta_jax.data import Dataset, DatasetInfo, dataset_info, load_dataset
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
 from imta_jax.evaluation import ExitCosts, exit_costs
-from imta_jax.evaluation.run import describe_data, write_json
+from imta_jax.evaluation.run import describe_data
 from imta_jax.runtime.config_diff import FREE_PARTS, different_fields, plain
+from imta_jax.runtime.files import write_json
 from imta_jax.runtime.lock import only_run_in
 from imta_jax.runtime.progress_bar import duration
 from imta_jax.studies.network import Judged, SharedNetwork

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from imta_jax.distributed import is_first_process
+from imta_jax.runtime.files import write_atomically
 from imta_jax.runtime.progress_bar import duration, write_line
 
 if TYPE_CHECKING:
@@ -71,9 +72,7 @@ class MetricsLog:
             return
         rows = [json.loads(line) for line in _whole_lines(self.path)]
         kept = [json.dumps(row) + "\n" for row in rows if row["epoch"] <= epoch]
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text("".join(kept))
-        temporary.replace(self.path)
+        write_atomically(self.path, "".join(kept))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends a row, and its numbers to TensorBoard as split/name/exit."""

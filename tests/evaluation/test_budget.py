@@ -110,16 +110,6 @@ def test_predictions_survive_the_file(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["logits_test.npz"]
 
 
-def test_interrupted_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), predictions.written_whole(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [

@@ -29,6 +29,7 @@ from imta_jax.inference import (
 from imta_jax.inference.command import main
 from imta_jax.inference.engine.operating_points import point_for, point_within_ms, worthwhile
 from imta_jax.inference.export import run_export as export_module
+from imta_jax.inference.export import writer
 from imta_jax.inference.export.folder import CHECKSUMS, MANIFEST, WEIGHTS
 from imta_jax.inference.image_files import find_pictures, read_picture
 from imta_jax.models import build_classifier, with_collaborative_heads
@@ -289,11 +290,11 @@ def test_only_an_earlier_export_is_overwritten_and_only_if_asked(classifier, fol
 def test_an_export_that_fails_leaves_the_earlier_one_and_nothing_else(
     classifier, folder, monkeypatch
 ):
-    def full_disk(*_):
+    def full_disk(*_, **__):
         raise OSError("no space left")
 
     before = sorted(path.name for path in folder.parent.iterdir())
-    monkeypatch.setattr(export_module.export_folder, "write_json", full_disk)
+    monkeypatch.setattr(writer, "write_json", full_disk)
     with pytest.raises(OSError, match="no space left"):
         export(classifier, folder, overwrite=True)
     assert sorted(path.name for path in folder.parent.iterdir()) == before

@@ -181,7 +181,7 @@ def test_what_changes_no_result_may_change_when_a_run_goes_on(source, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match=r"--workdir=.*file is no folder that can be made"):
+    with pytest.raises(OSError, match=r"--workdir=.*file cannot be created or written"):
         run(tiny_run.tiny_config(source), tmp_path / "file", "phase_one")
 
 

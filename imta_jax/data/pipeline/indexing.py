@@ -5,11 +5,9 @@ its record begins, and which do not decode. Reading at random, exact splits and 
 planned ahead all rest on it. The paper's ImageNet takes some minutes on a large host, once.
 """
 
-import contextlib
 import hashlib
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.runtime.files import replacing
 from imta_jax.runtime.progress_bar import with_progress
 
 if TYPE_CHECKING:
@@ -218,17 +217,9 @@ def _kept(scan: Callable[[], Indexed], key: Any, index_dir: str, where: str) -> 
 
 def _save(path: Path, indexed: Indexed) -> None:
     images = {name: getattr(indexed.images, name) for name in _fields()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: several processes may make the same index.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, labels=indexed.labels, decodable=indexed.decodable, **images)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    # Several processes may write the same index.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, labels=indexed.labels, decodable=indexed.decodable, **images)
 
 
 def _load(path: Path) -> Indexed:

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from imta_jax.inference.engine.engine import Engine, Programs, Segment, pool_sha
 from imta_jax.inference.engine.staged import Rows, StagedNetwork
 from imta_jax.runtime import compilation
 from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.files import write_json
 from imta_jax.runtime.progress_bar import with_progress
 
 _log = logging.getLogger(__name__)
@@ -106,13 +106,9 @@ class StageProfile:
 
     def save(self, path: str | Path) -> None:
         """Writes it as JSON; a reader sees the old file or the new one."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         plain = dataclasses.asdict(self)
         plain |= {name: plain[name].tolist() for name in ("stage_ms", "hand_over_ms")}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(plain, indent=1) + "\n")
-        os.replace(partial, path)
+        write_json(path, plain)
 
     @classmethod
     def load(cls, path: str | Path) -> "StageProfile":

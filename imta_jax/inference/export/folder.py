@@ -97,11 +97,6 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON that a person can read."""
-    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
 def _parsed_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():

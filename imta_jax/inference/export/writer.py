@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-import imta_jax
 from imta_jax.data import Preprocessing, RandomAreaCrop
 from imta_jax.errors import unknown_name
 from imta_jax.evaluation import ExitCosts, exit_costs
@@ -22,6 +20,8 @@ from imta_jax.inference.engine.operating_points import OperatingPoint, worthwhil
 from imta_jax.inference.engine.staged import StagedNetwork
 from imta_jax.inference.export import folder as export_folder
 from imta_jax.models import MultiExitClassifier
+from imta_jax.runtime.environment import package_versions
+from imta_jax.runtime.files import write_json
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
@@ -80,7 +80,7 @@ def export_classifier(
         for stage, program in enumerate(programs):
             (partial / export_folder.program_name(stage)).write_bytes(program.serialize())
         np.savez(partial / export_folder.WEIGHTS, **arrays)
-        export_folder.write_json(partial / export_folder.MANIFEST, manifest)
+        write_json(partial / export_folder.MANIFEST, manifest, allow_nan=False)
 
 
 def check_choices(platforms: Sequence[str], dtype: str) -> None:
@@ -142,7 +142,7 @@ def _describe_network(
         "image_shape": list(network.image_shape),
         "platforms": list(programs[0].platforms),
         "calling_convention_version": programs[0].calling_convention_version,
-        "versions": _versions(),
+        "versions": package_versions(),
         "stages": [{"weights": list(of_stage)} for of_stage in names],
     }
 
@@ -177,15 +177,6 @@ def _describe_exits(
         for i in range(len(costs.macs))
     ]
     return [row | dict(more) for row, more in zip(rows, accuracy or [{}] * len(rows), strict=True)]
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "imta_jax": imta_jax.__version__,
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "numpy": np.__version__,
-    }
 
 
 def _check_fit(

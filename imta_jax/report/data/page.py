@@ -18,11 +18,11 @@ from imta_jax.report.rendering import (
     Section,
     draw_figures,
     render,
-    write_atomically,
     write_figures,
 )
 from imta_jax.report.run.tables import duration
 from imta_jax.report.style import pluralize, quote_names
+from imta_jax.runtime.files import write_atomically
 
 MOST_NAMED = 30
 CONSEQUENCES = {
@@ -79,7 +79,7 @@ def write_data_page(folder: str | Path) -> Path:
     record = load_data_record(folder)
     figures = draw_figures(record, SECTIONS)
     write_figures(record.folder, SECTIONS, figures)
-    write_atomically(record.folder / "index.html", render_data_page(record, figures).encode())
+    write_atomically(record.folder / "index.html", render_data_page(record, figures))
     return record.folder / "index.html"
 
 

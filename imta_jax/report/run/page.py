@@ -7,7 +7,6 @@ from imta_jax.report.rendering import (
     Section,
     draw_figures,
     render,
-    write_atomically,
     write_figures,
 )
 from imta_jax.report.run.budget import figure_budget_curve, figure_exit_shares
@@ -20,6 +19,7 @@ from imta_jax.report.run.summary import TOLERANCE_POINTS, operating_point
 from imta_jax.report.run.tables import all_tables, tables_markdown
 from imta_jax.report.run.time_budget import figure_time
 from imta_jax.report.style import format_count, format_signed
+from imta_jax.runtime.files import write_atomically
 
 SECTIONS = (
     Section(
@@ -117,8 +117,8 @@ def write_report(workdir: str | Path) -> Path:
     folder.mkdir(exist_ok=True)
     figures = draw_figures(run, SECTIONS)
     write_figures(folder, SECTIONS, figures)
-    write_atomically(folder / "tables.md", tables_markdown(run).encode())
-    write_atomically(folder / "index.html", render_page(run, figures).encode())
+    write_atomically(folder / "tables.md", tables_markdown(run))
+    write_atomically(folder / "index.html", render_page(run, figures))
     return folder / "index.html"
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from imta_jax.report.rendering import figure_png, render, write_atomically
+from imta_jax.report.rendering import figure_png, render
+from imta_jax.runtime.files import write_atomically
 from imta_jax.studies.report import paper_numbers as paper
 from imta_jax.studies.report.budget_figures import figure_ablation, figure_study_budget
 from imta_jax.studies.report.record import STUDIES, StudyRecord, study_from
@@ -105,8 +106,8 @@ def write_evidence(studies: Sequence[Mapping[str, Any]], folder: str | Path) -> 
     for exhibit in exhibits:
         if exhibit.image:
             write_atomically(figures / f"{exhibit.name}.png", exhibit.image)
-    write_atomically(folder / "tables.md", evidence_markdown(exhibits).encode())
-    write_atomically(folder / "index.html", render_evidence(exhibits).encode())
+    write_atomically(folder / "tables.md", evidence_markdown(exhibits))
+    write_atomically(folder / "index.html", render_evidence(exhibits))
     return folder / "index.html"
 
 

@@ -1,0 +1,51 @@
+"""Atomic file writes: a reader sees the old file or the new one, never part of one."""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path next to `path` that replaces `path` if the block succeeds.
+
+    Creates the parent folder. If the block raises, the temporary file is deleted and `path` is
+    unchanged. A killed process may leave a file named `.NAME.*.partial`.
+
+    Args:
+      path: the file to write.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a rename is atomic only within one file system.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_atomically(path: str | Path, content: bytes | str) -> None:
+    """Writes bytes, or text as UTF-8, to `path` in one atomic step."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | Path, value: Any, *, allow_nan: bool = True) -> None:
+    """Writes `value` as indented JSON in one atomic step.
+
+    Args:
+      path: the file to write.
+      value: what `json.dumps` accepts.
+      allow_nan: whether NaN and infinities are written, which strict JSON parsers reject.
+
+    Raises:
+      ValueError: `value` holds a NaN or an infinity and `allow_nan` is False.
+    """
+    write_atomically(path, json.dumps(value, indent=1, allow_nan=allow_nan) + "\n")

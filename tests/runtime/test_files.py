@@ -1,0 +1,54 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from imta_jax.runtime.files import replacing, write_atomically, write_json
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_old_file_is_read_until_the_write_is_complete(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        # `cli.run` deletes the temporary files of a killed run by this pattern.
+        assert temporary.match(".*.partial")
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("content", [b"\x00\xff", "text, é"])
+def test_bytes_and_text_are_written_and_the_folder_is_created(tmp_path, content):
+    path = tmp_path / "a" / "b"
+    write_atomically(path, content)
+    assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
+
+
+def test_writers_of_one_file_do_not_share_a_temporary_file(tmp_path):
+    with replacing(tmp_path / "file") as one, replacing(tmp_path / "file") as other:
+        assert one != other
+        for path in (one, other):
+            path.touch()
+
+
+def test_json_is_indented_and_ends_with_a_newline(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(str(path), {"a": [1, 2.5]})
+    assert json.loads(path.read_text()) == {"a": [1, 2.5]}
+    assert path.read_text().startswith("{\n ") and path.read_text().endswith("}\n")
+
+
+def test_strict_json_refuses_nan_and_writes_nothing(tmp_path: Path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "value.json", float("nan"), allow_nan=False)
+    assert not list(tmp_path.iterdir())

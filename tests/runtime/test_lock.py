@@ -1,0 +1,54 @@
+import os
+import signal
+import subprocess
+import sys
+
+import filelock
+import pytest
+
+from imta_jax.runtime.lock import only_run_in
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from imta_jax.runtime.lock import only_run_in
+with only_run_in(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_is_refused_at_once_with_the_first_run_s_process(tmp_path):
+    with only_run_in(tmp_path), pytest.raises(BlockingIOError, match=rf"process {os.getpid()} on"):
+        only_run_in(tmp_path).__enter__()
+    with only_run_in(tmp_path):  # Free again.
+        pass
+
+
+def test_the_lock_of_a_killed_process_does_not_block_the_next_run(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(BlockingIOError, match=rf"process {holder.pid} on"):
+            only_run_in(tmp_path).__enter__()
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with only_run_in(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_created_is_refused_by_name(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"--workdir=.*file/run"):
+        only_run_in(tmp_path / "file" / "run").__enter__()
+
+
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+    def unsupported(*_, **__):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", unsupported)
+    with only_run_in(tmp_path):
+        assert "cannot be locked" in caplog.text
