@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""Bytes that a compiled program sends between devices, parsed from its text."""
 
 import re
 from collections import Counter
@@ -8,17 +8,16 @@ _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 _OPERATIONS = (
     "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
 )
-# "%name = f32[3,4]{1,0} all-reduce(...)", or a tuple of such shapes, or the start of one that is
-# waited for elsewhere.
+# "%name = f32[3,4]{1,0} all-reduce(...)", a tuple of shapes, or the start of an asynchronous one.
 _LINE = re.compile(rf"= (\(.*?\)|\S+) ({_OPERATIONS})(-start)?\(")
 _SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 
 
 def collective_bytes(compiled_text: str) -> Counter[str]:
-    """Bytes of the results of a program's collective operations, by kind.
+    """Bytes of the results of collective operations, by kind.
 
     Args:
-      compiled_text: `jax.jit(...).lower(...).compile().as_text()`. What is in a loop counts once.
+      compiled_text: `jax.jit(...).lower(...).compile().as_text()`. Operations in a loop count once.
 
     Returns:
       Kind ("all-reduce", "all-gather", ...) -> bytes on one device.
@@ -26,7 +25,7 @@ def collective_bytes(compiled_text: str) -> Counter[str]:
     found: Counter[str] = Counter()
     for shapes, kind, started in _LINE.findall(compiled_text):
         total = sum(_bytes_of(dtype, dims) for dtype, dims in _SHAPE.findall(shapes))
-        # An all-gather that is started tells of what goes in beside what comes out.
+        # An asynchronous all-gather lists its operands as well as its results.
         found[kind] += total // 2 if started and kind != "all-reduce" else total
     return found
 

@@ -1,20 +1,18 @@
-"""Measures what early exits save in time, against the full network run in its best way.
+"""Measures the time that early exits save, relative to the fastest full network.
 
-Takes a finished run (images, labels and thresholds are real ones), classifies its test images at
-budgets from 20% to 100% of the full network's multiply-adds in batches of several sizes, and
-compares throughput and latency with the full network compiled in one piece. *Efficiency* is the
-measured speed-up over the speed-up in multiply-adds. The full network may choose, too: slices of
-any size, one or two at a time, whichever is fastest.
+Takes a finished run, classifies its test images at budgets from 20% to 100% of the full network's
+multiply-adds for several batch sizes, and compares throughput and latency with the full network
+compiled as one program. *Efficiency* is the measured speed-up over the speed-up in multiply-adds.
+The full network runs with its best slicing: slices of several sizes, one or two at a time.
 
     python launch.py --config=configs/cifar10.py --workdir=runs/cifar10 \
         --config.data.source=cifar10.npz --config.model.preset=cifar_5_exits \
         --config.phase_one.total_epochs=7 --config.phase_two.total_epochs=2
     python benchmarks/early_exit.py --run=runs/cifar10 --out=benchmarks/results/early_exit.json
 
-All contenders take turns in one process; the figure is drawn beside the JSON. What exits before
-the last would take if the network ended there, compiled in one piece, is measured as well: it tells
-what is lost to stopping and compacting from what is lost because early stages do fewer
-multiply-adds per second than late ones (`vs_cut_networks`).
+All contenders take turns in one process. The figure is saved next to the JSON. `vs_cut_networks`
+compares with networks that end at each exit, compiled as one program. It separates the cost of
+stopping and compaction from the lower multiply-add rate of early stages.
 """
 
 import json
@@ -35,8 +33,8 @@ import numpy as np
 from flax import nnx
 from matplotlib.figure import Figure
 
-from benchmarks import environment
-from benchmarks.environment import Measurements, spread, take_turns
+from benchmarks import result_file
+from benchmarks.measurement import Measurements, spread, take_turns
 from imta_jax.data import load_dataset
 from imta_jax.evaluation import load_predictions, outcomes
 from imta_jax.evaluation.budget import curve_of_outcomes
@@ -55,24 +53,24 @@ TARGETS = {
     "streaming_vs_batched": "at least 0.9",
 }
 NOTES = {
-    "adaptive": "predict(images) from host memory to answers on the host, checks included",
-    "full": "all exits' heads that the last one needs, in one program; the fastest of the slicings",
-    "vs_cut_networks": "time of the exits taken, had the network ended there (one piece, its best "
-    "slicing), over the time measured: what stopping and compacting leave of that",
-    "thresholds": "geometric sweep on validation images, the point nearest below the budget",
+    "adaptive": "predict(images), from images to predictions in host memory, with its checks",
+    "full": "the heads that the last exit needs, in one program, with the fastest slicing",
+    "vs_cut_networks": "time of networks that end at the exits taken (one program, best "
+    "slicing) over the measured time",
+    "thresholds": "geometric sweep on validation images, the nearest point below the budget",
 }
 
 
-class Contest:
-    """A trained network, and everything that is timed on it.
+class Contenders:
+    """A trained network and the programs that are timed on it.
 
     Args:
       run: folder of a finished run.
-      dtype: in which the backbone computes.
-      largest: batch size.
+      dtype: compute dtype of the backbone.
+      max_batch_size: largest batch size.
     """
 
-    def __init__(self, run: Path, dtype: str, largest: int):
+    def __init__(self, run: Path, dtype: str, max_batch_size: int):
         config = json.loads((run / "config.json").read_text())
         which = config["evaluation"]["checkpoint"]
         self.classifier, self.meta = load_classifier(run / last_phase(config), which)
@@ -81,7 +79,7 @@ class Contest:
         self.classifier.compute_dtype = jnp.dtype(dtype)
         self.graphdef, self.state = nnx.split(self.classifier)
         self.settings = {"mean": self.meta["mean"], "std": self.meta["std"], "dtype": dtype}
-        self.settings["max_batch_size"] = largest
+        self.settings["max_batch_size"] = max_batch_size
         last_only = np.full(self.classifier.num_exits, 2.0)
         self.full = AdaptiveClassifier(self.classifier, last_only, **self.settings)
         self.network, self.macs = self.full.network, self.full.macs
@@ -95,7 +93,7 @@ class Contest:
         self.threads = ThreadPoolExecutor(2)
 
     def adaptive(self, budget: float) -> AdaptiveClassifier:
-        """Warmed up, at the sweep's point nearest below the budget; at 1 all go to the end."""
+        """Compiled, at the sweep's nearest point below the budget; 1 is the full network."""
         if budget >= 1:
             self.full.warm_up()
             return self.full
@@ -109,34 +107,34 @@ class Contest:
         return found
 
     def cut_at(self, last: int) -> Callable[[np.ndarray], jax.Array]:
-        """The network up to an exit in one program: images -> labels and confidences."""
+        """The network up to exit `last` as one program: images -> labels and confidences."""
 
-        def answer(state: nnx.State, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def predict(state: nnx.State, images: jax.Array) -> tuple[jax.Array, jax.Array]:
             network, carry = nnx.merge(self.graphdef, state, copy=True), None
             maps = network.stem(normalize(images, self.meta["mean"], self.meta["std"]))
             for i in range(last + 1):
                 maps, logits, carry = network.advance(i, maps, carry)
             return logits.argmax(axis=-1), jax.nn.softmax(logits).max(axis=-1)
 
-        program = jax.jit(answer)
+        program = jax.jit(predict)
         return lambda images: jax.device_get(program(self.state, images))
 
     def in_slices(self, last: int, batch_size: int) -> dict[str, Callable[[np.ndarray], Any]]:
-        """Ways to run the cut network on one batch: slices of a size, one or two at a time."""
+        """Ways to run the cut network on a batch: by slice size, with one or two threads."""
         program = self.cut_at(last)
         ways: dict[str, Callable[[np.ndarray], Any]] = {}
         for size in sorted({min(size, batch_size) for size in (*SLICES, batch_size)}):
-            for lanes in (1, 2):
-                if lanes == 1 or batch_size // size > 1:
-                    ways[f"slices of {size}, {lanes} at a time"] = self._slicing(
-                        program, size, lanes
+            for threads in (1, 2):
+                if threads == 1 or batch_size // size > 1:
+                    ways[f"slices of {size}, {threads} at a time"] = self._slicing(
+                        program, size, threads
                     )
         return ways
 
     def _slicing(
-        self, program: Callable[[np.ndarray], Any], size: int, lanes: int
+        self, program: Callable[[np.ndarray], Any], size: int, threads: int
     ) -> Callable[[np.ndarray], Any]:
-        run = self.threads.map if lanes == 2 else map
+        run = self.threads.map if threads == 2 else map
         return lambda batch: list(
             run(program, [batch[i : i + size] for i in range(0, len(batch), size)])
         )
@@ -145,7 +143,7 @@ class Contest:
 def timed(
     work: Callable[[np.ndarray], Any], images: np.ndarray, batch_size: int
 ) -> Callable[[int], Any]:
-    """A contender for `take_turns`: seconds per image and median seconds per batch."""
+    """A contender of `take_turns` that returns seconds per image and median seconds per batch."""
 
     def measure(_: int) -> tuple[float, float]:
         each = []
@@ -158,30 +156,32 @@ def timed(
     return measure
 
 
-def throughput(contest: Contest, size: Mapping[str, Any], batch_size: int) -> list[dict[str, Any]]:
-    """A row per budget at one batch size."""
+def throughput(
+    contenders: Contenders, size: Mapping[str, Any], batch_size: int
+) -> list[dict[str, Any]]:
+    """One row per budget for one batch size."""
     calls = max(1, min(size["calls_of_one"], 256 // batch_size) if batch_size < 256 else 1)
-    images = np.resize(contest.images, (calls * batch_size, *contest.images.shape[1:]))
-    adaptive = {budget: contest.adaptive(budget) for budget in size["budgets"]}
+    images = np.resize(contenders.images, (calls * batch_size, *contenders.images.shape[1:]))
+    adaptive = {budget: contenders.adaptive(budget) for budget in size["budgets"]}
     work: dict[Any, Callable[[np.ndarray], Any]] = {b: a.predict for b, a in adaptive.items()}
-    for last in range(len(contest.macs)):
-        work |= {(last, way): run for way, run in contest.in_slices(last, batch_size).items()}
+    for last in range(len(contenders.macs)):
+        work |= {(last, way): run for way, run in contenders.in_slices(last, batch_size).items()}
     found = take_turns(
         {k: timed(run, images, batch_size) for k, run in work.items()}, size["rounds"]
     )
-    best = [_fastest(found, last) for last in range(len(contest.macs))]
+    best = [_fastest(found, last) for last in range(len(contenders.macs))]
     rows = []
     for budget, classifier in adaptive.items():
-        answers = classifier.predict(images)
+        predictions = classifier.predict(images)
         rows.append(
             {"part": "throughput", "batch_size": batch_size, "budget": budget}
-            | _row(found, budget, best, answers.exit, contest.macs)
+            | _row(found, budget, best, predictions.exit, contenders.macs)
         )
     return rows
 
 
 def _fastest(found: Measurements, last: int) -> Any:
-    """The way of running the network up to an exit that took least time in the median."""
+    """The way to run the network up to exit `last` with the lowest median time."""
     ways = [key for key in found if isinstance(key, tuple) and key[0] == last]
     return min(ways, key=lambda way: np.median(found[way][:, 0]))
 
@@ -207,10 +207,10 @@ def _row(
     }
 
 
-def streaming(contest: Contest, size: Mapping[str, Any]) -> dict[str, Any]:
-    """A stream at full load against whole batches, at half of the multiply-adds."""
-    classifier = contest.adaptive(0.5)
-    images = np.resize(contest.images, (size["streamed"], *contest.images.shape[1:]))
+def streaming(contenders: Contenders, size: Mapping[str, Any]) -> dict[str, Any]:
+    """A stream at full load compared with batches, at half of the multiply-adds."""
+    classifier = contenders.adaptive(0.5)
+    images = np.resize(contenders.images, (size["streamed"], *contenders.images.shape[1:]))
     with AdaptiveStream(classifier, max_waiting=4 * classifier.max_batch_size) as stream:
 
         def streamed(_: int) -> float:
@@ -240,7 +240,7 @@ def streaming(contest: Contest, size: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def draw(rows: list[dict[str, Any]], title: str) -> Figure:
-    """Measured speed-up against the speed-up in multiply-adds, a line per batch size."""
+    """Measured speed-up over the speed-up in multiply-adds, one line per batch size."""
     figure = new_figure(7.2, 4.9, title)
     axes = figure.subplots()
     style_axes(axes, x="speed-up in multiply-adds", y="measured speed-up over the full network")
@@ -248,7 +248,7 @@ def draw(rows: list[dict[str, Any]], title: str) -> Figure:
     shades = ["#9bb7d4", "#5b7fa6", "#0b7a75", "#0a4f4c", "#1f2328"]
     most = max(1 / row["macs_share"] for row in rows)
     axes.plot([1, most], [1, most], color="#667080", linewidth=1, linestyle=(0, (4, 3)))
-    axes.annotate("all of it saved", (most, most), ha="right", va="bottom", color="#667080")
+    axes.annotate("ideal", (most, most), ha="right", va="bottom", color="#667080")
     for shade, size in zip(shades, sizes, strict=False):
         own = sorted((r for r in rows if r["batch_size"] == size), key=lambda r: -r["macs_share"])
         saved = [1 / row["macs_share"] for row in own]
@@ -260,17 +260,17 @@ def draw(rows: list[dict[str, Any]], title: str) -> Figure:
 
 def main() -> None:
     """Measures, prints the tables, writes the result and draws it."""
-    parser = environment.argument_parser(__doc__)
+    parser = result_file.argument_parser(__doc__)
     parser.add_argument("--run", required=True, type=Path, help="folder of a finished run")
-    parser.add_argument("--data-name", default="", help="of the images, for the record")
+    parser.add_argument("--data-name", default="", help="name of the dataset in the result")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
     batch_sizes = (1, 32, 256) if jax.default_backend() == "cpu" else (1, 32, 256, 1024, 4096)
-    contest = Contest(arguments.run, arguments.dtype, batch_sizes[-1])
-    rows = [row for batch in batch_sizes for row in throughput(contest, size, batch)]
-    stream = streaming(contest, size)
-    profile = contest.full.profile.table().splitlines()
+    contenders = Contenders(arguments.run, arguments.dtype, batch_sizes[-1])
+    rows = [row for batch in batch_sizes for row in throughput(contenders, size, batch)]
+    stream = streaming(contenders, size)
+    profile = contenders.full.profile.table().splitlines()
     summary = {
         "min_efficiency_batch256": min(
             r["efficiency"]["median"]
@@ -280,10 +280,10 @@ def main() -> None:
         "min_speed_vs_full": min(row["speed_up"]["median"] for row in rows),
         "streaming_vs_batched": stream["streaming_vs_batched"]["median"],
     }
-    data = arguments.data_name or contest.meta["dataset"]
+    data = arguments.data_name or contenders.meta["dataset"]
     result = {"seeds": [0], "notes": NOTES, "targets": TARGETS, "summary": summary, "data": data}
-    result |= {"network": contest.meta["model"], "dtype": arguments.dtype, "profile": profile}
-    environment.write_result(
+    result |= {"network": contenders.meta["model"], "dtype": arguments.dtype, "profile": profile}
+    result_file.write_result(
         arguments.out, (jax, jaxlib, flax, np), result | {"rows": [*rows, stream]}
     )
     figure = Path(arguments.out).with_suffix(".png")

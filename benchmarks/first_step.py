@@ -1,4 +1,4 @@
-"""How long a run takes from its launch to its first step, for `train_step.py`."""
+"""Time from the start of `launch.py` to the first training step, for `train_step.py`."""
 
 import os
 import subprocess
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-# By family: pixels per side, classes, images of the dataset that is made up, images per step. Few
-# classes for few images: each has to be among those held out for validation.
+# Family -> image size, classes, images of the generated dataset, batch size. ImageNet has few
+# images here, and few classes so that each one occurs in the validation split.
 DATA = {"cifar": (32, 10, 50_000, 64), "imagenet": (224, 6, 64, 16)}
 LINE = "phase_one step 1/"
 
 
 def first_step_rows(networks: Sequence[str], device: str) -> list[dict[str, Any]]:
-    """A row per network: seconds of the first launch and of one that finds its programs."""
+    """One row per network: seconds of a cold launch and of one with a warm compilation cache."""
     with tempfile.TemporaryDirectory() as folder:
         return [_row(network, device, Path(folder) / network) for network in networks]
 
@@ -38,7 +38,7 @@ def _row(network: str, device: str, folder: Path) -> dict[str, Any]:
 
 
 def write_images(path: Path, family: str) -> Path:
-    """Noise of a family's shape and number, as an .npz that `config.data.source` may name."""
+    """Writes noise of a family's shapes as an .npz for `config.data.source`."""
     side, classes, count, _ = DATA[family]
     generator, arrays = np.random.default_rng(0), {}
     for split, size in (("train", count), ("test", max(count // 50, 1))):
@@ -49,7 +49,7 @@ def write_images(path: Path, family: str) -> Path:
 
 
 def launch_command(network: str, family: str, data: Path, folder: Path, when: str) -> list[str]:
-    """Of a run as a user starts it, told to speak up after every step."""
+    """The command of a run that logs every step."""
     _, _, count, batch_size = DATA[family]
     config = "imagenet" if family == "imagenet" else "cifar10"
     settings = {
@@ -73,21 +73,21 @@ def launch_command(network: str, family: str, data: Path, folder: Path, when: st
 
 
 def seconds_to_line(command: Sequence[str], line: str, device: str) -> float:
-    """From a command's start until it writes a line that contains `line`; it is ended then.
+    """Seconds from the start of a command until it prints `line`; then the command is killed.
 
     Raises:
-      RuntimeError: it ended before that; with the last that it wrote.
+      RuntimeError: the command ended before that; the message has its last output.
     """
     environment = os.environ | {"JAX_PLATFORMS": device, "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = str(ROOT)
-    said: list[str] = []
+    output: list[str] = []
     start = time.perf_counter()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as process:
         for written in process.stdout:
-            said.append(written)
+            output.append(written)
             if line in written:
                 seconds = time.perf_counter() - start
                 process.kill()
                 return seconds
-    raise RuntimeError(f"ended before {line!r}: {''.join(said[-20:])}")
+    raise RuntimeError(f"ended before {line!r}: {''.join(output[-20:])}")

@@ -1,17 +1,17 @@
 """Measures the input pipelines, as ratios of contenders that take turns in one run.
 
-Photographs (ImageNet's training pipeline): processor time per image of ours, of Pillow doing the
-same work, and of parts of the work alone; on one core and on all. On one, nobody's neighbour takes
-from what a core can do: cores often share their insides, and Pillow works in one thread. Small
-images (CIFAR): time per training step fed from the device, by tf.data and by NumPy, against a batch
-that never changes; and of making the device's batches alone, since where a step takes a hundred
-times as long, the difference of two steps tells more of the machine's noise. Memory: the most that
-a process takes which does nothing but make ImageNet's batches (Linux tells it).
+- Image files (ImageNet's training pipeline): CPU time per image of our pipeline, of Pillow with the
+  same work, and of parts of the work. Measured on one core and on all cores: hyper-threads share a
+  core, and Pillow uses one thread.
+- Small images (CIFAR): time per training step with batches from the device, from tf.data and from
+  NumPy, relative to a constant batch. The device's batch selection is also timed alone, because
+  the difference of two long steps is mostly noise.
+- Memory: the peak of a process that only makes ImageNet's batches (Linux only).
 
     python benchmarks/input_pipeline.py --out=benchmarks/results/input_pipeline.json \
         --images=ROOT --images-name="ImageNet JPEGs" --cifar=cifar10.npz --cifar-name=CIFAR-10
 
-Files are read again and again, so from memory: what a disk or a network takes is not in it.
+Files are read repeatedly and so come from the page cache: disk and network time are excluded.
 """
 
 import argparse
@@ -33,8 +33,8 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from benchmarks import environment, photographs
-from benchmarks.environment import Measurements, clocks, memory_gb, spread, take_turns
+from benchmarks import image_files, measurement, result_file
+from benchmarks.measurement import Measurements, clocks, memory_gb, spread, take_turns
 from configs import cifar10
 from imta_jax.data import HostPipeline, load_dataset, train_batches
 from imta_jax.data.pipeline.on_device import (
@@ -71,11 +71,11 @@ TARGETS = {
 
 
 def training_feeds(config: Mapping[str, Any]) -> tuple[dict[str, Feed], TrainState]:
-    """The contenders of a training step, all on one pure step, and a state for them to share."""
+    """The feeds to compare, all with one train step, and the train state that they share."""
     mesh, dataset = data_mesh(), load_dataset(config["data"])
     objective, classifier = phase_one_objective(config), new_phase_one(config, dataset)
     objective.set_mode(classifier)
-    # A low rate: many steps on noise must not end in numbers that are not finite.
+    # A low learning rate keeps the loss finite over many steps on noise.
     tx = sgd(lambda step: 1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
     graphdef, state = create_state(classifier, ALL_PARAMETERS, tx, mesh)
     pixels = {"mean": dataset.mean, "std": dataset.std}
@@ -85,20 +85,20 @@ def training_feeds(config: Mapping[str, Any]) -> tuple[dict[str, Feed], TrainSta
         changed = {**config, "data": {**config["data"], **changes}}
         return training_feed(changed, "phase_one", dataset, step, mesh, state)
 
-    compiled = on_batches(step, mesh, state)  # one program for all with batches from outside
+    compiled = on_batches(step, mesh, state)  # one program for all feeds from the host
     from_host = {name: feed_of(pipeline=name).items for name in ("tf_data", "numpy")}
     batch = place_batch(next(iter(from_host["numpy"](0, 0))), mesh)
     always = Feed("constant", lambda epoch, step: itertools.repeat(batch), lambda b: 1, compiled)
     feeds = {"constant": always, "device": feed_of(pipeline="device")}
     feeds["cutting"] = cutting_feed(feeds["device"], copy_to_devices(dataset.splits["train"], mesh))
     feeds |= {name: host_feed(name, items, compiled, mesh) for name, items in from_host.items()}
-    if steps_per_dispatch(config, mesh) > 1:  # on accelerators, where "device" does many at once
+    if steps_per_dispatch(config, mesh) > 1:  # on accelerators "device" does several per dispatch
         feeds["device_single_steps"] = feed_of(pipeline="device", steps_per_dispatch=1)
     return feeds, state
 
 
 def cutting_feed(device: Feed, images: OnDeviceSplit) -> Feed:
-    """All that the device's feed does besides the step, on the host and on the device, in turn."""
+    """Everything the on-device feed does except the step: batch selection on host and device."""
 
     @jax.jit
     def cut(images: OnDeviceSplit, rows: OnDeviceIndices) -> Batch:
@@ -111,10 +111,10 @@ def cutting_feed(device: Feed, images: OnDeviceSplit) -> Feed:
 
 
 def time_steps(config: Mapping[str, Any], rounds: int, block: int) -> Measurements:
-    """Seconds per training step [rounds, 2] by each feed, in blocks of steps that take turns.
+    """Wall-clock and CPU seconds per training step, [rounds, 2], by feed.
 
-    Feeds go on where their last block ended, their buffers full: what a batch costs its host falls
-    into the block that takes it, as the place it leaves is filled at once. Second: the processor's.
+    Feeds take turns in blocks of steps. A feed continues where its last block ended, with full
+    prefetch buffers: taking a batch starts the next one, so its host time counts in that block.
     """
     feeds, state = training_feeds(config)
     block = max(block, steps_per_dispatch(config, data_mesh()))
@@ -136,15 +136,15 @@ def time_steps(config: Mapping[str, Any], rounds: int, block: int) -> Measuremen
 
 
 def peak_memory(root: str, batch_size: int) -> dict[str, Any]:
-    """Memory of this process, GB, as it makes an epoch of batches; to be run in one of its own."""
+    """Memory in GB while this process makes an epoch of batches; call it in its own process."""
     import_tensorflow()
     import_tfds(root)
     after_imports = memory_gb("VmRSS")
-    dataset, host = photographs.load_photographs(root), HostPipeline()
+    dataset, host = image_files.load_image_folder(root), HostPipeline()
     after_indexing, train = memory_gb("VmHWM"), dataset.splits["train"]
-    draw = {"batch_size": batch_size, "seed": photographs.SEED, "epoch": 0, "host": host}
+    draw = {"batch_size": batch_size, "seed": image_files.SEED, "epoch": 0, "host": host}
     for step, _ in enumerate(train_batches(train, dataset.preprocessing, **draw)):
-        if step % 8 == 0:  # as a slow step would, let it run ahead as far as it may
+        if step % 8 == 0:  # let prefetching fill its buffers, as during a slow step
             _wait_while_growing()
     peak = memory_gb("VmHWM")
     return {
@@ -167,7 +167,7 @@ def _wait_while_growing() -> None:
 
 
 def step_rows(steps: Measurements) -> list[dict[str, Any]]:
-    """What is reported of each feed."""
+    """One row per feed: time per step and ratio to the constant batch."""
     rows = []
     for name, seconds in steps.items():
         clock, cpu = (spread(1e3 * one) for one in seconds.T)
@@ -177,7 +177,7 @@ def step_rows(steps: Measurements) -> list[dict[str, Any]]:
 
 
 def step_ratios(steps: Measurements) -> Measurements:
-    """What waiting for images costs a step, on the clock."""
+    """Overhead of each feed per step."""
     clock, cpu = ({name: seconds[:, i] for name, seconds in steps.items()} for i in (0, 1))
     return {
         "device_resident_overhead": clock["device"] / clock["constant"] - 1,
@@ -191,23 +191,23 @@ def step_ratios(steps: Measurements) -> Measurements:
 def measure(
     files: Sequence[Path], config: Mapping[str, Any], folder: Path, size: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Rows and summary of all three parts; links to the files are made in `folder`."""
-    root = photographs.link_tree(
+    """BatchIndices and summary of all three parts; `folder` gets links to the files."""
+    root = image_files.link_tree(
         files, folder / "memory", size["memory_batches"] * size["memory_batch_size"]
     )
-    memory = environment.in_own_process(peak_memory, str(root), size["memory_batch_size"])
-    root = photographs.link_tree(files, folder / "timed", size["images"])
+    memory = measurement.in_own_process(peak_memory, str(root), size["memory_batch_size"])
+    root = image_files.link_tree(files, folder / "timed", size["images"])
     rows, ratios = [], {}
     for cores in sorted({1, usable_cores()}):
         asked = (str(root), size["batch_size"], size["rounds"], cores)
-        found = environment.in_own_process(photographs.time_photographs, *asked)
-        rows += photographs.photograph_rows(found, cores)
-        ratios |= photographs.photograph_ratios(found, "_all_cores" if cores > 1 else "")
+        found = measurement.in_own_process(image_files.time_image_pipelines, *asked)
+        rows += image_files.image_rows(found, cores)
+        ratios |= image_files.image_ratios(found, "_all_cores" if cores > 1 else "")
     steps = time_steps(config, size["step_rounds"], size["block"])
-    summary = environment.medians(ratios | step_ratios(steps))
+    summary = measurement.medians(ratios | step_ratios(steps))
     summary["memory_peak_gb"] = memory["peak_gb"]
-    difference = photographs.pillow_difference(
-        photographs.load_photographs(root), size["batch_size"]
+    difference = image_files.pillow_difference(
+        image_files.load_image_folder(root), size["batch_size"]
     )
     summary["pillow_mean_difference"] = difference
     rows += [*step_rows(steps), memory]
@@ -215,8 +215,8 @@ def measure(
 
 
 def random_cifar(path: Path) -> Path:
-    """An .npz of noise of CIFAR-10's shape; how long a step takes does not depend on the images."""
-    draw, arrays = np.random.default_rng(photographs.SEED), {}
+    """Writes an .npz of noise with CIFAR-10's shapes; step time does not depend on the pixels."""
+    draw, arrays = np.random.default_rng(image_files.SEED), {}
     for split, count in {"train": 50_000, "test": 10_000}.items():
         arrays[f"{split}_images"] = draw.integers(0, 256, (count, 32, 32, 3), np.uint8)
         arrays[f"{split}_labels"] = np.arange(count) % 10
@@ -225,38 +225,38 @@ def random_cifar(path: Path) -> Path:
 
 
 def _size_of(file: Path) -> tuple[int, int]:
-    with Image.open(file) as picture:
-        return picture.size
+    with Image.open(file) as image:
+        return image.size
 
 
 def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The whole result; temporary files lie in `folder`."""
+    """The result without hardware and versions; temporary files go to `folder`."""
     config, given = cifar10.get_config(), arguments.images
     config.model.preset = "quickstart" if arguments.quick else "cifar_5_exits"
     config.data.source = arguments.cifar or str(random_cifar(folder / "noise.npz"))
-    files = photographs.find_jpegs(Path(given)) if given else photographs.make_jpegs(folder)
-    name = arguments.images_name if given else "enlarged Fashion-MNIST images as JPEGs, smooth ones"
+    files = image_files.find_jpegs(Path(given)) if given else image_files.make_jpegs(folder)
+    name = arguments.images_name if given else "enlarged, smooth Fashion-MNIST images as JPEGs"
     width, height = np.median([_size_of(file) for file in files], axis=0)
     data = {
         "imagenet": f"{len(files)} {name}, median {height:.0f} x {width:.0f} pixels",
         "cifar": arguments.cifar_name if arguments.cifar else "noise of CIFAR-10's shape",
     }
     found = measure(files, config.to_dict(), folder, QUICK if arguments.quick else FULL)
-    return {"seeds": [photographs.SEED], "data": data, "network": config.model.preset} | found
+    return {"seeds": [image_files.SEED], "data": data, "network": config.model.preset} | found
 
 
 def main() -> None:
     """Measures, prints the tables and writes the result."""
-    parser = environment.argument_parser(__doc__)
-    parser.add_argument("--images", help="folder of ROOT/SPLIT/CLASS/*.jpg; default, made ones")
-    parser.add_argument("--images-name", default="JPEGs", help="what the result calls them")
-    parser.add_argument("--cifar", help=".npz of train_images, train_labels, ...; default, noise")
-    parser.add_argument("--cifar-name", default="an .npz", help="what the result calls it")
+    parser = result_file.argument_parser(__doc__)
+    parser.add_argument("--images", help="folder ROOT/SPLIT/CLASS/*.jpg; default: generated JPEGs")
+    parser.add_argument("--images-name", default="JPEGs", help="name of the images in the result")
+    parser.add_argument("--cifar", help=".npz with train_images, train_labels, ...; default: noise")
+    parser.add_argument("--cifar-name", default="an .npz", help="name of the .npz in the result")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = run(arguments, Path(folder))
     modules = (jax, flax, import_tensorflow(), PIL, np)
-    environment.write_result(arguments.out, modules, result)
+    result_file.write_result(arguments.out, modules, result)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Shows that nothing is lost: a run killed again and again ends as one that was left alone.
+"""Checks that a run that is killed repeatedly ends bit for bit like an uninterrupted one.
 
-A small run of launch.py is done twice without interruption: what is right, and is it the same each
-time? Then it is killed at random moments and the same command started again until the run ends, as
-many runs as the kills take. Every end is compared bit for bit: network, optimiser, logits, results.
+A small run of launch.py is done twice without interruption, as the reference and to check that it
+is deterministic. More runs are then killed at random moments and restarted with the same command
+until they finish. Network, optimizer, logits and results of each run are compared bit for bit.
 
     python benchmarks/kill_and_resume.py --out=benchmarks/results/kill_and_resume.json
 
-The seed decides what is waited for and how long; where in the run that falls depends on the
-machine's pace, so each kill is told by what was really going on when it came.
+The seed determines the event and the delay of each kill. The position in the run also depends on
+the speed of the machine, so each kill is recorded with what the run was doing at that time.
 """
 
 import collections
@@ -34,15 +34,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pandas as pd
 
-from benchmarks import environment
+from benchmarks import result_file
 from configs import quickstart
 from imta_jax.data import load_dataset
 from imta_jax.training import EXIT_CODE
 
 KILLS, QUICK_KILLS, SIGTERM_SHARE, SEED = 25, 5, 0.3, 0
-LIMIT = 300.0  # seconds; no small run takes as long
+LIMIT = 300.0  # seconds; a small run takes less
 HELD_OUT, STEPS, BATCH = 24, 5, 16
-# `published` trains the transfers and moves the statistics: more state that could get lost.
+# `published` trains the transfer layers and updates BatchNorm statistics: more state to restore.
 OPTIONS = f"""
     --config=configs/quickstart.py:published --config.checkpoint.every_steps=2
     --config.model.num_exits=2 --config.model.channels=4 --config.model.growth_rate=2
@@ -53,7 +53,7 @@ OPTIONS = f"""
     --config.evaluation.batch_size=20 --config.evaluation.reported_budgets=(0.7,0.9)
 """
 STAGES = ("start-up", "phase I", "between the phases", "phase II", "evaluation", "report")
-# What the log says when a stage, by its number, is reached.
+# Stage -> pattern of the log line at its start.
 SIGNS = {
     1: r"phase_one: \d+ epochs of",
     2: r"phase_one: already done|phase_one epoch (\d+)/\1:",
@@ -67,7 +67,7 @@ Row = dict[str, Any]
 
 
 def write_images(path: Path) -> None:
-    """Writes a few of the images in the package as an .npz."""
+    """Writes some of the package's images as an .npz."""
     splits, arrays = load_dataset(quickstart.get_config().data).splits, {}
     for name, count in (("train", HELD_OUT + STEPS * BATCH), ("test", 60)):
         arrays |= {f"{name}_{f}": getattr(splits[name], f)[:count] for f in ("images", "labels")}
@@ -75,25 +75,25 @@ def write_images(path: Path) -> None:
 
 
 def command(images: Path, workdir: Path, cache: Path) -> Row:
-    """Arguments of Popen for the small run, on one processor device."""
-    surroundings = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    # However small a program is, no start but the first shall compile it.
-    surroundings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    surroundings["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    """Arguments of Popen for the small run on one CPU device."""
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    # Cache all programs, so that only the first start compiles.
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    environment["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     arguments = [sys.executable, "launch.py", *OPTIONS.split(), f"--workdir={workdir}"]
     arguments += [f"--compilation_cache={cache}", f"--config.data.source={images}"]
-    return {"args": arguments, "cwd": Path(__file__).parent.parent, "env": surroundings}
+    return {"args": arguments, "cwd": Path(__file__).parent.parent, "env": environment}
 
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """When to kill: `delay` after a log line or a file (if neither, after the start), and how."""
+    """When to kill: `delay` seconds after a log line, a file or the start; and the signal."""
 
     stage: int
-    delay: float  # seconds; the longest, until it is drawn
+    delay: float  # seconds; the maximum before drawing
     line: str = ""
     path: str = ""
-    sent: signal.Signals | None = None  # until it is drawn
+    sent: signal.Signals | None = None  # None before drawing
 
 
 def _of_phase(stage: int, phase: str, epochs: int) -> list[Moment]:
@@ -103,13 +103,15 @@ def _of_phase(stage: int, phase: str, epochs: int) -> list[Moment]:
         Moment(stage, 0.9, path=f"{phase}/partial/{epochs * STEPS - 1}.*"),  # the phase's end
         Moment(stage, 0.5, path=f"{phase}/partial/{UNFINISHED}"),
         Moment(stage, 0.6, path=f"{phase}/{UNFINISHED}"),
-        Moment(stage, 0.02, path=f"{phase}/*/commit_success.txt"),  # whole: older ones go
+        Moment(
+            stage, 0.02, path=f"{phase}/*/commit_success.txt"
+        ),  # complete: older checkpoints are deleted
     ]
 
 
-# How many of which moments a run gets.
+# (Number of moments that a run gets, candidates).
 MOMENTS = (
-    # Told to stop while the last step but one is saved, a run stops after the epoch's last.
+    # SIGTERM during the save before the last step: the run stops after the last step of the epoch.
     (1, [Moment(1, 0.05, path=f"phase_one/partial/*4{UNFINISHED[1:]}", sent=signal.SIGTERM)]),
     (2, _of_phase(1, "phase_one", epochs=3)),
     (1, [Moment(2, 1.0, line=r"phase_one epoch (\d+)/\1:")]),
@@ -121,9 +123,9 @@ MOMENTS = (
 
 
 def draw_moments(rng: np.random.Generator, most: int, run_seconds: float) -> list[Moment]:
-    """At most so many moments for a run (left alone, it takes `run_seconds`), as it meets them."""
+    """At most `most` moments in the order of the run, which takes `run_seconds` uninterrupted."""
     drawn = [m for n, of in MOMENTS for m in rng.choice(np.array(of, object), n, replace=False)]
-    # Two that fit any start of the program: with the number of the last stage, they are never past.
+    # Two moments for any start of the program: those of the last stage are never skipped.
     for longest in (0.4 * run_seconds, run_seconds):
         drawn.insert(rng.integers(len(drawn) + 1), Moment(len(STAGES) - 1, longest))
     for i, moment in enumerate(drawn):
@@ -134,30 +136,30 @@ def draw_moments(rng: np.random.Generator, most: int, run_seconds: float) -> lis
 
 
 def stage_of(log: str, workdir: Path) -> int:
-    """The last stage that a run has reached, by the log of one start and by the folder."""
+    """The last stage that a run reached, from the log of one start and the run's folder."""
     if (workdir / "results.json").exists():
         return STAGES.index("report")
     return max([0, *(stage for stage, sign in SIGNS.items() if re.search(sign, log))])
 
 
 def catches(process: int, number: int) -> bool:
-    """Whether a process handles a signal itself (Linux tells)."""
+    """Whether a process has a handler for a signal (Linux only)."""
     status = Path(f"/proc/{process}/status")
     found = re.search(r"SigCgt:\s*(\w+)", status.read_text()) if status.exists() else None
     return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
 
 
 def _stamps(folder: Path, pattern: str) -> dict[str, int]:
-    """When what the folder has under a pattern was written."""
+    """Modification times of the files in a folder that match a pattern."""
     stamps = {}
-    with contextlib.suppress(FileNotFoundError):  # it is renamed while it is looked at
+    with contextlib.suppress(FileNotFoundError):  # renamed in the meantime
         for path in folder.glob(pattern):
             stamps[str(path.relative_to(folder))] = path.stat().st_mtime_ns
     return stamps
 
 
 class Start:
-    """One start of the command, whose log is read while it runs."""
+    """One start of the command; its log is read while it runs."""
 
     def __init__(self, popen: Row, workdir: Path):
         self.workdir, self._log = workdir, workdir.with_suffix(".log")
@@ -168,28 +170,28 @@ class Start:
 
     @property
     def log(self) -> str:
-        """What this start has said so far."""
+        """The log of this start so far."""
         return self._log.read_bytes()[self._skip :].decode(errors="replace")
 
     def new(self, pattern: str) -> list[str]:
-        """What the folder has under a pattern and had not, or not so, before the start."""
+        """Files that match a pattern and are new or changed since the start."""
         found = _stamps(self.workdir, pattern)
         return [name for name, stamp in found.items() if stamp != self._before.get(name)]
 
     def has_come(self, moment: Moment) -> bool:
-        """Whether what a moment waits for is there."""
-        said = re.search(moment.line, self.log) is not None  # "" is found in anything
-        return said and (not moment.path or bool(self.new(moment.path)))
+        """Whether the log line and the file that a moment waits for exist."""
+        logged = re.search(moment.line, self.log) is not None  # "" matches any log
+        return logged and (not moment.path or bool(self.new(moment.path)))
 
     def finish(self) -> int:
-        """Waits for the end and returns the exit code; what does not end is killed."""
+        """Waits for the process and returns its exit code; kills it at the time limit."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.process.wait(max(1.0, self._ends - time.monotonic()))
         self.process.kill()
         return self.process.wait()
 
     def seen(self) -> Row:
-        """Where the run is, as log and folder tell."""
+        """The stage, the step and the files being written, from the log and the folder."""
         stage = stage_of(self.log, self.workdir) if re.search(AT_WORK, self.log) else 0
         patterns = (f"phase_*/{UNFINISHED}", f"phase_*/partial/{UNFINISHED}", "**/*.partial")
         writing = [name for pattern in patterns for name in self.new(pattern)]
@@ -199,44 +201,44 @@ class Start:
             return row
         names = _stamps(self.workdir / f"phase_{'one' if stage == 1 else 'two'}", "partial/[0-9]*")
         step = max([0, *(int(re.search(r"\d+", name)[0]) for name in names)])
-        return row | {"epoch": max(step - 1, 0) // STEPS + 1, "step": step}  # by the newest save
+        return row | {"epoch": max(step - 1, 0) // STEPS + 1, "step": step}  # of the newest save
 
-    def strike(self, sent: signal.Signals) -> Row | None:
-        """Sends a signal and tells where it fell; None where the run ended before it."""
+    def kill(self, sent: signal.Signals) -> Row | None:
+        """Sends a signal and returns a row about it; None if the run had ended."""
         seen, caught = self.seen(), sent == signal.SIGTERM and catches(self.process.pid, sent)
         self.process.send_signal(sent)
         code = self.finish()
-        if sent == signal.SIGKILL:  # the dead do not move: this is the very moment
+        if sent == signal.SIGKILL:  # the exact state: a killed process writes nothing
             seen = self.seen()
         if code == 0 and not caught:
             return None
         expected = EXIT_CODE if caught else -sent
         return seen | {"signal": sent.name, "exit_code": code, "as_expected": code == expected}
 
-    def meet(self, moments: collections.deque[Moment]) -> Row | None:
-        """Kills at the next moment that comes; None where the run ends before."""
+    def kill_at_next(self, moments: collections.deque[Moment]) -> Row | None:
+        """Kills at the next moment that occurs; None if the run ends first."""
         due = None
         while self.process.poll() is None and time.monotonic() < self._ends:
             while moments and moments[0].stage < stage_of(self.log, self.workdir):
-                moments.popleft()  # it is past
+                moments.popleft()  # the run has passed it
                 due = None
             if moments and due is None and self.has_come(moments[0]):
                 due = time.monotonic() + moments[0].delay
             if due is not None and time.monotonic() >= due:
-                return self.strike(moments.popleft().sent)
+                return self.kill(moments.popleft().sent)
             time.sleep(0.002)
         return None
 
 
 def run_killed(popen: Row, workdir: Path, moments: list[Moment]) -> tuple[list[Row], list[str]]:
-    """Starts, kills and starts again until a run ends by itself; its kills, and what went wrong."""
-    kills, problems, left, promise = [], [], collections.deque(moments), None
+    """Restarts a run until it ends by itself; returns rows of its kills, and its problems."""
+    kills, problems, left, saved = [], [], collections.deque(moments), None
     while True:
         start = Start(popen, workdir)
-        kill, code = start.meet(left), start.finish()
-        if promise and promise[2] not in start.log and f"{promise[1]} epoch" in start.log:
-            problems.append(f"was told to be saved, and was not: {promise[0]}")
-        promise = re.search(r"(phase_\w+) stopped at (step \d+ of epoch \d+), saved", start.log)
+        kill, code = start.kill_at_next(left), start.finish()
+        if saved and saved[2] not in start.log and f"{saved[1]} epoch" in start.log:
+            problems.append(f"logged as saved, but not resumed from: {saved[0]}")
+        saved = re.search(r"(phase_\w+) stopped at (step \d+ of epoch \d+), saved", start.log)
         if kill is None:
             break
         kills.append(kill)
@@ -244,7 +246,7 @@ def run_killed(popen: Row, workdir: Path, moments: list[Moment]) -> tuple[list[R
             problems.append(f"exit code {code} after {kill['signal']} in {kill['place']}")
     if code != 0:
         last = " ".join(start.log.splitlines()[-1:])
-        problems.append(f"does not go on, exit code {code}: {last}")
+        problems.append(f"does not resume, exit code {code}: {last}")
     return kills, problems
 
 
@@ -254,12 +256,12 @@ def _bits(value: Any) -> tuple[str, tuple[int, ...], bytes]:
 
 
 def _read_json(text: str) -> Row:
-    """An object without what no two runs share."""
+    """Parses JSON without the fields that differ between any two runs."""
     return json.loads(text, object_pairs_hook=lambda p: {k: v for k, v in p if k not in TIMINGS})
 
 
 def contents(workdir: Path) -> Iterator[tuple[str, Any]]:
-    """Names and values of all that a finished run holds and that no interruption may change."""
+    """Names and values of everything in a finished run that must not depend on interruptions."""
     for phase in sorted(workdir.glob("phase_*")):
         last = max((p for p in phase.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
         for item in (last / "model", last / "progress"):
@@ -276,44 +278,52 @@ def contents(workdir: Path) -> Iterator[tuple[str, Any]]:
             yield from ((f"evaluation/{path.name}, {name}", _bits(a)) for name, a in arrays.items())
     for name, column in pd.read_parquet(workdir / "evaluation" / "samples.parquet").items():
         yield f"evaluation/samples.parquet, {name}", _bits(column)
-    # Beside the report, what is there only if it was left behind.
+    # The report's files, and files that an interruption may leave behind.
     for pattern in ("report/*", "**/*.partial", "**/unreadable_*"):
-        yield from ((name, "is there") for name in _stamps(workdir, pattern))
+        yield from ((name, "exists") for name in _stamps(workdir, pattern))
 
 
 def differences(found: Path, expected: Path) -> list[str]:
-    """One line for each thing in which a finished run differs from another."""
+    """One line per difference between two finished runs."""
     try:
         ours, theirs = dict(contents(found)), dict(contents(expected))
-    except Exception as error:  # whatever damage does: orbax raises many kinds
+    except Exception as error:  # orbax raises many types for damaged checkpoints
         return [f"cannot be read: {error}"]
     lines = [f"missing: {name}" for name in theirs.keys() - ours.keys()]
-    lines += [f"should not be there: {name}" for name in ours.keys() - theirs.keys()]
+    lines += [f"unexpected: {name}" for name in ours.keys() - theirs.keys()]
     lines += [f"differs: {n}" for n in ours.keys() & theirs.keys() if ours[n] != theirs[n]]
     return sorted(lines)
 
 
 def one_run(root: Path, name: str, moments: list[Moment]) -> tuple[Row, list[Row]]:
-    """A run in `root/name`, compared with `root/whole`: its row, and those of its kills."""
+    """Does a run in `root/name` and compares it with `root/reference`; its row, and its kills'."""
     workdir, began = root / name, time.monotonic()
     popen = command(root / "images.npz", workdir, root / "cache")
     kills, problems = run_killed(popen, workdir, moments)
-    different = differences(workdir, root / "whole")
-    told = " / ".join(problems + different[:9]).replace(str(root), "...")
+    different = differences(workdir, root / "reference")
+    text = " / ".join(problems + different[:9]).replace(str(root), "...")
     row = {"part": "runs", "run": name, "kills": len(kills), "equal": not different}
-    row |= {"seconds": round(time.monotonic() - began, 1), "problems": told}
+    row |= {"seconds": round(time.monotonic() - began, 1), "problems": text}
     print(*row.values(), flush=True)
     return row, [{"part": "kills", "run": name, **kill, "equal": not different} for kill in kills]
 
 
-def prove(root: Path, wanted: int, seed: int = SEED, control: bool = True) -> Row:
-    """Does the runs in folders of `root`; `control` does the one left alone twice; tallies all."""
+def check(root: Path, wanted: int, seed: int = SEED, control: bool = True) -> Row:
+    """Does all runs in folders of `root`; returns the rows and the summary.
+
+    Args:
+      root: a new folder.
+      wanted: number of kills.
+      seed: of the random moments.
+      control: do the uninterrupted run twice, to check that it is deterministic.
+    """
     write_images(root / "images.npz")
-    alone = [one_run(root, name, [])[0] for name in ("whole", "again")[: 1 + control]]
+    names = ("reference", "again")[: 1 + control]
+    uninterrupted = [one_run(root, name, [])[0] for name in names]
     runs, kills = [], []
-    while len(kills) < wanted and len(runs) < wanted:  # a run may end before its moments come
+    while len(kills) < wanted and len(runs) < wanted:  # a run may end before its moments occur
         rng = np.random.default_rng((seed, len(runs)))
-        moments = draw_moments(rng, wanted - len(kills), alone[-1]["seconds"])
+        moments = draw_moments(rng, wanted - len(kills), uninterrupted[-1]["seconds"])
         row, found = one_run(root, f"run_{len(runs) + 1}", moments)
         runs, kills = [*runs, row], kills + found
     frame = pd.DataFrame(kills)
@@ -322,26 +332,28 @@ def prove(root: Path, wanted: int, seed: int = SEED, control: bool = True) -> Ro
     places = [{"part": "where", **row} for row in tally.reset_index().to_dict("records")]
     summary = {"kills": len(kills), "runs": len(runs)}
     summary["runs_bit_for_bit_equal"] = sum(row["equal"] for row in runs)
-    summary["problems"] = sum(bool(row["problems"]) for row in alone + runs)
+    summary["problems"] = sum(bool(row["problems"]) for row in uninterrupted + runs)
     summary["kills_by_place"] = frame["place"].value_counts().to_dict()
     targets = {"kills": wanted, "runs_bit_for_bit_equal": len(runs), "problems": 0}
-    rows = [*kills, *alone, *runs, *places]
+    rows = [*kills, *uninterrupted, *runs, *places]
     return {"seeds": [seed], "rows": rows, "summary": summary, "targets": targets}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Makes the kills and writes the result; exit status 1 where a run did not end as it should."""
-    parser = environment.argument_parser(__doc__)
-    parser.add_argument("--kills", type=int, help=f"{KILLS}, or {QUICK_KILLS} with --quick")
+    """Does the runs and writes the result; exits with status 1 after a problem."""
+    parser = result_file.argument_parser(__doc__)
+    parser.add_argument(
+        "--kills", type=int, help=f"number of kills; default {KILLS}, with --quick {QUICK_KILLS}"
+    )
     parser.add_argument("--seed", type=int, default=SEED)
     flags = parser.parse_args(argv)
-    jax.config.update("jax_platforms", "cpu")  # as the runs: an accelerator is left to others
+    jax.config.update("jax_platforms", "cpu")  # as in the runs
     root = Path(tempfile.mkdtemp(prefix="kill_and_resume_"))
     kills = flags.kills or (QUICK_KILLS if flags.quick else KILLS)
-    result = prove(root, kills, flags.seed)
-    environment.write_result(flags.out, (jax, flax, np, ocp), result)
+    result = check(root, kills, flags.seed)
+    result_file.write_result(flags.out, (jax, flax, np, ocp), result)
     if result["summary"]["problems"] or result["summary"]["kills"] < kills:
-        sys.exit(f"not shown: see the runs' problems; folders and logs are kept in {root}")
+        sys.exit(f"there are problems or too few kills; folders and logs are kept in {root}")
     shutil.rmtree(root)
 
 

@@ -1,7 +1,7 @@
-"""What a step of phase I and II spends its time on, by kind of operation, from a profiler's trace.
+"""Time of a training step of phase I and II by kind of operation, from a profiler trace.
 
-The trace tells how long each instruction of the compiled step took; where in the code an
-instruction comes from, and whether it computes a gradient, is in the compiled program.
+The trace has the time of each instruction of the compiled step. The compiled program's metadata
+has the source of each instruction and whether it is part of the backward pass.
 
     python benchmarks/operations.py --out=benchmarks/results/operations.json
     python benchmarks/operations.py --out=result.json --network=imagenet_step_4_published
@@ -21,30 +21,30 @@ import flax
 import jax
 import numpy as np
 
-from benchmarks import environment, our_steps
+from benchmarks import jax_steps, measurement, result_file
+from benchmarks.cases import SEED, Case
 from benchmarks.stage_floors import KINDS, least_seconds
-from benchmarks.step_contenders import SEED, Case
 from imta_jax.runtime.huge_pages import start_with_huge_pages
 
 FULL = {"network": "cifar_5_exits", "batch_size": 64, "steps": 6}
 QUICK = FULL | {"network": "quickstart", "batch_size": 16, "steps": 2}
 ALL = "all"
-# What computes products: an instruction by itself, or the library that a GPU's is handed to.
+# Convolutions and matrix products: instructions, or calls of a GPU library.
 PRODUCT = re.compile(r" (?:dot|convolution)\(|__cublas|__cudnn")
 NOTES = {
-    "ms": "per step, all threads or streams together, in which instructions of that kind ran",
-    "whole_ms": "of a step on the clock, without the profiler; least of the runs",
-    "fusions": "count as their result, or as products if one is in them; a concatenation or a"
-    " gradient's slice that was fused into its reader counts there",
+    "ms": "per step, summed over threads or streams, of instructions of that kind",
+    "whole_ms": "wall-clock time of a step without the profiler; least of the runs",
+    "fusions": "count as the kind of their result, or as products if they contain one; a"
+    " concatenation or slice that was fused into its consumer counts there",
 }
 
 
 class Origin(NamedTuple):
-    """Where an instruction comes from.
+    """The source of an instruction.
 
     Attributes:
-      name: JAX's path of transformations, functions, scopes and primitive.
-      product: whether it, or what is fused into it, is a convolution or a matrix product.
+      name: JAX's op_name: transformations, functions, scopes and primitive.
+      product: whether it is, or contains, a convolution or a matrix product.
     """
 
     name: str
@@ -52,39 +52,40 @@ class Origin(NamedTuple):
 
 
 class Program:
-    """Where the instructions of a compiled program come from.
+    """The sources of the instructions of a compiled program.
 
     Args:
-      text: the program as XLA prints it: what is called stands before its caller.
+      text: the program as XLA prints it; a computation precedes its callers.
 
     Attributes:
-      origins: by instruction.
+      origins: instruction name -> its source.
     """
 
     def __init__(self, text: str):
         self.origins: dict[str, Origin] = {}
-        whole: dict[str, Origin] = {}  # of each computation: its last name, and any product
+        computations: dict[str, Origin] = {}  # last op_name, and whether it has a product
         computation = ""
         for line in text.splitlines():
             if start := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
                 computation = start[1]
             elif found := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line):
                 called = re.search(r"calls=%?([\w.\-]+)", line)
-                inside = whole.get(called[1] if called else "", Origin("", False))
+                inside = computations.get(called[1] if called else "", Origin("", False))
                 own = re.search(r'op_name="([^"]*)"', line)
                 product = bool(PRODUCT.search(line)) or inside.product
                 origin = Origin(own[1] if own else inside.name, product)
                 self.origins[found[1]] = origin
-                before = whole.get(computation, origin)
-                whole[computation] = Origin(origin.name or before.name, product or before.product)
+                before = computations.get(computation, origin)
+                name = origin.name or before.name
+                computations[computation] = Origin(name, product or before.product)
 
     def kind(self, instruction: str) -> tuple[str, str]:
-        """(What an instruction is for, "forward", "backward" or "update")."""
+        """(Kind of operation; "forward", "backward" or "update") of an instruction."""
         return kind_of(self.origins.get(instruction, Origin("", False)))
 
 
 def kind_of(origin: Origin) -> tuple[str, str]:
-    """See `Program.kind`."""
+    """(Kind of operation; "forward", "backward" or "update") of a source."""
     name = origin.name
     way = "backward" if "transpose(" in name else "forward" if "jvp(" in name else "update"
     if not name:
@@ -92,41 +93,41 @@ def kind_of(origin: Origin) -> tuple[str, str]:
     if "jit(convolve)" in name:
         scope = re.search(r"(\d+x\d+)_stride_(\d)", name)
         form = f"{scope[1]} convolutions, stride {scope[2]}" if scope else "other convolutions"
-        return form + (": products" if origin.product else ": moving and adding"), way
+        return form + (": products" if origin.product else ": data movement and sums"), way
     if "jit(batch_normalize)" in name:
-        return "normalisation, with ReLU", way
+        return "normalization, with ReLU", way
     if name.endswith("/concatenate"):
-        return "concatenations, and what is fused into them", way
-    return ("optimiser and checks" if way == "update" else "everything else"), way
+        return "concatenations, with fused operations", way
+    return ("optimizer and checks" if way == "update" else "other"), way
 
 
 def own_times(events: Iterable[tuple[str, float, float]]) -> Counter[str]:
-    """Nanoseconds by name, without those of events within an event.
+    """Self time in nanoseconds by event name, without the time of nested events.
 
     Args:
-      events: of one thread or stream: name, start and duration in nanoseconds.
+      events: name, start and duration in nanoseconds of the events of one thread or stream.
     """
     own: Counter[str] = Counter()
-    around: list[tuple[str, float]] = []  # events that are not over, and when they will be
+    open_events: list[tuple[str, float]] = []  # (name, end)
     for name, start, duration in sorted(events, key=lambda e: (e[1], -e[2])):
-        while around and around[-1][1] <= start:
-            around.pop()
-        if around:
-            own[around[-1][0]] -= duration
+        while open_events and open_events[-1][1] <= start:
+            open_events.pop()
+        if open_events:
+            own[open_events[-1][0]] -= duration
         own[name] += duration
-        around.append((name, start + duration))
+        open_events.append((name, start + duration))
     return own
 
 
 def traced(folder: Path) -> Counter[str]:
-    """Nanoseconds by instruction that a trace tells of, all threads or streams together.
+    """Nanoseconds by instruction in a trace, summed over threads or streams.
 
     Raises:
-      RuntimeError: it tells of none.
+      RuntimeError: the trace has no instructions.
     """
     (file,) = folder.rglob("*.xplane.pb")
     planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
-    # An accelerator's own, if there are any: the host only hands the work to it then.
+    # With an accelerator only its own planes: the host merely dispatches.
     planes = [p for p in planes if p.name.startswith("/device:")] or planes
     total: Counter[str] = Counter()
     for line in (line for plane in planes for line in plane.lines):
@@ -134,21 +135,21 @@ def traced(folder: Path) -> Counter[str]:
         for name, own in own_times(e for e in events if e[0]).items():
             total[name] += own
     if not total:
-        raise RuntimeError(f"the trace of {jax.devices()[0]} tells of no instruction")
+        raise RuntimeError(f"the trace of {jax.devices()[0]} has no instructions")
     return total
 
 
-def phase_rows(steps: our_steps.OurSteps, phase: str, count: int) -> list[dict[str, Any]]:
-    """A row per kind of operation, the longest first, and one for the whole step.
+def phase_rows(steps: jax_steps.JaxSteps, phase: str, count: int) -> list[dict[str, Any]]:
+    """One row per kind of operation, the longest first, and a last one for the entire step.
 
     Args:
-      steps: of one case.
-      phase: of `KINDS`.
-      count: steps that are traced.
+      steps: the steps of one case.
+      phase: one of `KINDS`.
+      count: number of traced steps.
     """
     steps.compiled_memory(phase, count)  # compiles
     program, take = Program(steps.phases[phase].step.as_text()), getattr(steps, phase)
-    whole = least_seconds(lambda: take(count), 3) / count
+    step_seconds = least_seconds(lambda: take(count), 3) / count
     found = kind_times(program, lambda: take(count))
     total = sum(found.values())
     rows = [
@@ -156,12 +157,12 @@ def phase_rows(steps: our_steps.OurSteps, phase: str, count: int) -> list[dict[s
         | {"share": nanoseconds / total}
         for (what, way), nanoseconds in found.most_common()
     ]
-    last = {"operations": ALL, "way": "", "ms": total / 1e6 / count, "whole_ms": 1e3 * whole}
-    return [environment.rounded({"part": phase, **row}) for row in (*rows, last)]
+    last = {"operations": ALL, "way": "", "ms": total / 1e6 / count, "whole_ms": 1e3 * step_seconds}
+    return [measurement.rounded({"part": phase, **row}) for row in (*rows, last)]
 
 
 def kind_times(program: Program, call: Callable[[], Any]) -> Counter[tuple[str, str]]:
-    """Nanoseconds by kind of operation that a call of the program takes, traced."""
+    """Traces one call of the program; returns nanoseconds by kind of operation."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -174,12 +175,12 @@ def kind_times(program: Program, call: Callable[[], Any]) -> Counter[tuple[str, 
 
 
 def run(size: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows and summary: what takes a tenth or more."""
+    """Rows, and a summary with the kinds that take at least a tenth of the time."""
     case = Case(size["network"], size["batch_size"])
     rows = []
     for phase in KINDS:
         print(f"compiling: {phase}", flush=True)
-        rows += phase_rows(our_steps.OurSteps(case, resident=False), phase, size["steps"])
+        rows += phase_rows(jax_steps.JaxSteps(case, on_device=False), phase, size["steps"])
     summary = {
         f"{row['part']}, {row['operations']} {row['way']}": row["share"]
         for row in rows
@@ -191,14 +192,14 @@ def run(size: Mapping[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Measures, prints the tables and writes the result."""
-    parser = environment.argument_parser(__doc__)
-    parser.add_argument("--network", help="a preset; default, CIFAR with 5 exits")
+    parser = result_file.argument_parser(__doc__)
+    parser.add_argument("--network", help="a network preset; default: cifar_5_exits")
     parser.add_argument("--batch", type=int, help="images per step")
     arguments = parser.parse_args()
     size = dict(QUICK if arguments.quick else FULL)
     size["network"] = arguments.network or size["network"]
     size["batch_size"] = arguments.batch or size["batch_size"]
-    environment.write_result(arguments.out, (jax, flax, np), run(size))
+    result_file.write_result(arguments.out, (jax, flax, np), run(size))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What each stage of a step costs, against two floors: its multiply-adds and its bytes.
+"""Time of each stage of a training step, compared with two lower bounds (a roofline).
 
-Every stage with its exit is compiled and timed alone, as training computes it: in phase I forward
-and backward, in phase II forward in inference form. The floors are what the device needs for as
-many multiply-adds in a large matrix product, and to read and write what the convolutions must. A
-step of the whole phase is timed beside them: what the stages do not add up to is the optimiser, the
-checks and the loss.
+Every stage with its exit is compiled and timed alone, as training computes it: forward and backward
+in phase I, forward in inference form in phase II. The lower bounds are the time of as many
+multiply-adds in a large matrix product, and the time to read and write the arrays of the
+convolutions. A full training step is timed as well: it also has the optimizer, the loss and the
+checks.
 
     python benchmarks/stage_floors.py --out=benchmarks/results/stage_floors.json
 """
@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks import environment, our_steps
-from benchmarks.step_contenders import SEED, Case
+from benchmarks import jax_steps, measurement, result_file
+from benchmarks.cases import SEED, Case
 from imta_jax.distributed import is_one_processor
 from imta_jax.models import MultiExitClassifier
 from imta_jax.nn.convolution import convolve
@@ -35,25 +35,25 @@ from imta_jax.training import phases
 FULL = {"networks": ("cifar_5_exits", "cifar_7_exits"), "batch_size": 64, "rounds": 15}
 QUICK = {"networks": ("cifar_5_exits",), "batch_size": 64, "rounds": 3}
 KINDS = ("phase_one", "phase_two")
-# Of the matrices whose product is timed, and numbers of the array that is read and written.
+# Size and number of the matrix products, and size of the array, that measure the device's rates.
 MATRIX, PRODUCTS, ARRAY = 2048, 16, 2**26
 NOTES = {
-    "ms": "of one stage and exit alone, compiled by itself: maps come in and leave through memory",
-    "macs": "of convolutions and linear layers, forward",
-    "floors": "phase I: multiply-adds three times; convolutions read their input three times and"
-    " write or read their output's size twice. Phase II: once each",
-    "whole": "one step of the phase, with loss, checks and optimiser",
+    "ms": "of one stage and exit, compiled alone: its inputs and outputs go through memory",
+    "macs": "multiply-adds of convolutions and linear layers, forward",
+    "floors": "phase I: three times the multiply-adds; convolutions read their input three times"
+    " and write or read the size of their output twice. Phase II: once each",
+    "whole": "one step of the phase, with loss, checks and optimizer",
 }
 
 
 class Stage:
-    """One stage with its exit (from 0; the first with the stem), as a phase computes it.
+    """One stage with its exit, as a phase computes it; stage 0 includes the stem.
 
     Args:
-      classifier: in the phase's mode.
-      i: which.
-      state: what it reads: the images for the first.
-      layout: of the maps between stages.
+      classifier: the network, in the phase's mode.
+      i: index of the stage, from 0.
+      state: input of the stage; the images for stage 0.
+      layout: memory layout of the feature maps between stages.
     """
 
     def __init__(self, classifier: MultiExitClassifier, i: int, state: Any, layout: Layout):
@@ -65,7 +65,7 @@ class Stage:
         self.graphdef, self.params, self.rest = nnx.split(classifier, is_own, ...)
 
     def forward(self, params: nnx.State, rest: nnx.State, state: Any) -> tuple[Any, jax.Array]:
-        """(the state after it, the features that its exit's classifier reads)."""
+        """(State after the stage, features of its exit)."""
         classifier = nnx.merge(self.graphdef, params, rest, copy=True)
         lay_out(classifier.backbone, self.layout)
         state = state if self.i else classifier.stem(state)
@@ -73,22 +73,22 @@ class Stage:
         return state, classifier.backbone.exit_features(self.i, state)
 
     def both(self, params: nnx.State, rest: nnx.State, state: Any, gradient: Any) -> Any:
-        """Forward, and the gradients to parameters and, but for images, to what was read."""
+        """Forward and backward: gradients of the parameters and, after stage 0, of the input."""
         if self.i == 0:
             run = jax.vjp(lambda params: self.forward(params, rest, state), params)
         else:
-            run = jax.vjp(lambda params, read: self.forward(params, rest, read), params, state)
+            run = jax.vjp(lambda params, x: self.forward(params, rest, x), params, state)
         return run[1](gradient)
 
     def counts(self) -> tuple[int, int, int]:
-        """Multiply-adds, and bytes that convolutions read and write, of the batch, forward."""
+        """Multiply-adds, bytes read and bytes written by the convolutions of a forward pass."""
         jaxpr = jax.make_jaxpr(self.forward)(self.params, self.rest, self.state).jaxpr
         found = [_count(eqn) for eqn in _convolutions(jaxpr)]
         return tuple(int(total) for total in np.sum(found, axis=0))
 
 
 def _convolutions(jaxpr: Any) -> Iterator[Any]:
-    """The calls of `convolve` in a jaxpr and all that it calls."""
+    """All calls of `convolve` in a jaxpr, including nested ones."""
     for eqn in jaxpr.eqns:
         if eqn.params.get("name") == convolve.__name__:
             yield eqn
@@ -107,7 +107,7 @@ def _count(eqn: Any) -> tuple[int, int, int]:
 
 
 def least_seconds(run: Callable[[], Any], rounds: int) -> float:
-    """The least of some rounds, after one more in which programs are compiled."""
+    """The least time over the rounds, after one round for compilation."""
     found = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -117,9 +117,9 @@ def least_seconds(run: Callable[[], Any], rounds: int) -> float:
 
 
 def rates(rounds: int) -> dict[str, float]:
-    """Multiply-adds and bytes per second of the device, of large arrays, float32."""
+    """Multiply-adds and bytes per second of the device, for large float32 arrays."""
     a = jnp.full((MATRIX, MATRIX), 1 / MATRIX)
-    # Several in one program: on an accelerator one takes as long as its dispatch.
+    # Several products per program: on an accelerator one takes as long as its dispatch.
     products = jax.jit(lambda a: jax.lax.fori_loop(0, PRODUCTS, lambda _, b: a @ b, a))
     x = [jnp.ones(ARRAY)]
     scaled = jax.jit(lambda x: x * 1.0001, donate_argnums=0)  # in place: no new memory
@@ -135,15 +135,15 @@ def rates(rounds: int) -> dict[str, float]:
 
 
 def network_rows(case: Case, rounds: int, found: Mapping[str, float]) -> list[dict[str, Any]]:
-    """A row per phase and stage, and one for the phase's whole step."""
-    ours, rows = our_steps.OurSteps(case, resident=False), []
+    """One row per phase and stage, and one for the full step of each phase."""
+    ours, rows = jax_steps.JaxSteps(case, on_device=False), []
     layout = Layout.CHANNELS_FIRST if is_one_processor(ours.mesh) else Layout.IMAGES_FIRST
     for kind in KINDS:
-        classifier = phases.new_phase_one(ours.config, case.facts)
+        classifier = phases.new_phase_one(ours.config, case.dataset_info)
         if kind == "phase_two":
             classifier = phases.new_phase_two(ours.config, classifier)
         getattr(phases, f"{kind}_objective")(ours.config).set_mode(classifier)
-        shape = (case.batch_size, *case.facts.image_shape)
+        shape = (case.batch_size, *case.dataset_info.image_shape)
         state: Any = jax.random.normal(jax.random.key(SEED), shape)
         about = {"part": "stages", "kind": kind, "network": case.network}
         own = []
@@ -151,15 +151,17 @@ def network_rows(case: Case, rounds: int, found: Mapping[str, float]) -> list[di
             stage = Stage(classifier, i, state, layout)
             seconds, state = _time_stage(stage, kind, rounds)
             own.append({**about, "stage": i + 1, **_against_floors(stage, kind, seconds, found)})
-        whole = least_seconds(lambda kind=kind: getattr(ours, kind)(1), rounds)
+        step_seconds = least_seconds(lambda kind=kind: getattr(ours, kind)(1), rounds)
         sums = {name: sum(row[name] for row in own) for name in ("ms", "macs_ms", "bytes_ms")}
-        rows += [environment.rounded(row) for row in own]
-        rows.append(environment.rounded({**about, "stage": "all", **sums, "whole_ms": 1e3 * whole}))
+        rows += [measurement.rounded(row) for row in own]
+        rows.append(
+            measurement.rounded({**about, "stage": "all", **sums, "whole_ms": 1e3 * step_seconds})
+        )
     return rows
 
 
 def _time_stage(stage: Stage, kind: str, rounds: int) -> tuple[float, Any]:
-    """Seconds, and the state that the next stage reads."""
+    """(Seconds, input of the next stage)."""
     given = (stage.params, stage.rest, stage.state)
     forward = jax.jit(stage.forward)
     result = forward(*given)
@@ -186,7 +188,7 @@ def _against_floors(
 def run(size: Mapping[str, Any]) -> dict[str, Any]:
     """Rows and summary."""
     found = rates(size["rounds"])
-    rows = [environment.rounded({"part": "rates", "batch_size": size["batch_size"], **found})]
+    rows = [measurement.rounded({"part": "rates", "batch_size": size["batch_size"], **found})]
     for network in size["networks"]:
         rows += network_rows(Case(network, size["batch_size"]), size["rounds"], found)
     summary = {
@@ -201,9 +203,9 @@ def run(size: Mapping[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Measures, prints the tables and writes the result."""
-    arguments = environment.argument_parser(__doc__).parse_args()
+    arguments = result_file.argument_parser(__doc__).parse_args()
     result = run(QUICK if arguments.quick else FULL)
-    environment.write_result(arguments.out, (jax, flax, np), result)
+    result_file.write_result(arguments.out, (jax, flax, np), result)
 
 
 if __name__ == "__main__":

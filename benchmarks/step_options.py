@@ -1,7 +1,7 @@
-"""Measures what the fields of phase I that trade time for memory do to a step, on this device.
+"""Measures time and memory of a phase-I step with the options that trade one for the other.
 
-bfloat16, rematerialised stages, a batch in parts, and many steps in one dispatch: time per step, in
-turns, and the memory that the compiled step takes besides its arguments and results.
+Options: bfloat16, rematerialized stages, gradient accumulation, and several steps per dispatch.
+Reported are the time per step and the temporary memory of the compiled step.
 
     python benchmarks/step_options.py --out=benchmarks/results/step_options.json
 """
@@ -18,22 +18,22 @@ import flax
 import jax
 import numpy as np
 
-from benchmarks import environment
-from benchmarks.environment import spread, take_turns
-from benchmarks.our_steps import Losses, OurSteps
-from benchmarks.step_contenders import SEED, Case
+from benchmarks import measurement, result_file
+from benchmarks.cases import SEED, Case, Losses
+from benchmarks.jax_steps import JaxSteps
+from benchmarks.measurement import spread, take_turns
 from imta_jax.runtime.huge_pages import start_with_huge_pages
 
 FULL = {"network": "cifar_5_exits", "batch_size": 64, "rounds": 9, "steps": 8}
 QUICK = FULL | {"network": "quickstart", "batch_size": 16, "rounds": 3, "steps": 2}
-PLAIN = "as it is"
-# Precision of a case, and arguments of `OurSteps`.
+PLAIN = "default"
+# Option -> precision of the case, and arguments of `JaxSteps`.
 OPTIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    PLAIN: ("float32", {"resident": False}),
-    "bfloat16": ("bfloat16", {"resident": False}),
-    "rematerialize": ("float32", {"resident": False, "rematerialize": True}),
-    "accumulate_parts=4": ("float32", {"resident": False, "accumulate_parts": 4}),
-    "steps in one dispatch": ("float32", {"resident": True}),
+    PLAIN: ("float32", {"on_device": False}),
+    "bfloat16": ("bfloat16", {"on_device": False}),
+    "rematerialize": ("float32", {"on_device": False, "rematerialize": True}),
+    "accumulate_parts=4": ("float32", {"on_device": False, "accumulate_parts": 4}),
+    "steps in one dispatch": ("float32", {"on_device": True}),
 }
 
 
@@ -43,7 +43,7 @@ def run(size: Mapping[str, Any]) -> dict[str, Any]:
     losses: dict[str, Losses] = {}
     for name, (precision, how) in OPTIONS.items():
         print(f"compiling: {name}", flush=True)
-        steps = OurSteps(Case(size["network"], size["batch_size"], precision), **how)
+        steps = JaxSteps(Case(size["network"], size["batch_size"], precision), **how)
         memory[name] = round(steps.compiled_memory("phase_one", size["steps"]) / 1e6, 1)
         timed[name] = _timed(steps, size["steps"], losses.setdefault(name, []))
     seconds = take_turns(timed, size["rounds"])
@@ -53,14 +53,14 @@ def run(size: Mapping[str, Any]) -> dict[str, Any]:
         for name in OPTIONS
     ]
     ratios = {f"time of {n}": seconds[n] / seconds[PLAIN] for n in OPTIONS if n != PLAIN}
-    summary = environment.medians(ratios)
+    summary = measurement.medians(ratios)
     summary |= {f"memory of {name}": memory[name] / memory[PLAIN] for name in OPTIONS}
     about = {"seeds": [SEED], **size, "data": "noise", "targets": {}}
     return about | {"rows": rows, "summary": summary}
 
 
-def _timed(steps: OurSteps, count: int, last: Losses) -> Callable[[int], float]:
-    """Takes so many steps of phase I: seconds per step; their last losses are put into `last`."""
+def _timed(steps: JaxSteps, count: int, last: Losses) -> Callable[[int], float]:
+    """A contender: seconds per step over `count` steps of phase I; stores the losses in `last`."""
 
     def turn(_: int) -> float:
         start = time.perf_counter()
@@ -72,9 +72,9 @@ def _timed(steps: OurSteps, count: int, last: Losses) -> Callable[[int], float]:
 
 def main() -> None:
     """Measures, prints the tables and writes the result."""
-    arguments = environment.argument_parser(__doc__).parse_args()
+    arguments = result_file.argument_parser(__doc__).parse_args()
     result = run(QUICK if arguments.quick else FULL)
-    environment.write_result(arguments.out, (jax, flax, np), result)
+    result_file.write_result(arguments.out, (jax, flax, np), result)
 
 
 if __name__ == "__main__":

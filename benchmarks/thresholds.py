@@ -1,13 +1,13 @@
-"""Measures how long it takes to choose thresholds by every method, and how much memory.
+"""Measures time and memory of every method that chooses thresholds.
 
-Logits as of 10,000 validation images (and as many test images), 7 exits, 1,000 classes, made up so
-that later exits know more; 40 budgets. Methods are timed one by one on what they need, and all of
-them as `compare_methods` does it, intervals included.
+The logits are synthetic: 10,000 validation and 10,000 test images, 7 exits, 1,000 classes, and
+later exits are more accurate. There are 40 budgets. Methods are timed one by one on their inputs,
+and together in `compare_methods`, with confidence intervals.
 
     python benchmarks/thresholds.py --out=benchmarks/results/thresholds.json
 
-Each round of the whole comparison is a fresh process, whose peak memory is that of both splits'
-logits, as a user's would be, and of the work; making them up is not timed.
+Each round of the full comparison is a fresh process. Its peak memory includes the logits of both
+splits. Generating the logits is not timed.
 """
 
 import os
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import scipy
 
-from benchmarks import environment
+from benchmarks import measurement, result_file
 from imta_jax.evaluation.budget import curve_of_outcomes, outcomes
 from imta_jax.evaluation.methods import comparison
 from imta_jax.evaluation.methods.monotone_frontier import monotone_envelope
@@ -39,14 +39,14 @@ QUICK = FULL | {"rounds": 2}
 TARGETS = {"all_methods_seconds": "under 5 on 2 cores", "peak_memory_gb": "under 4"}
 NOTES = {
     "all_methods_seconds": "compare_methods: confidences and temperatures of both splits, all"
-    " methods, bootstrap of every point",
+    " methods, bootstrap intervals of every point",
     "peak_memory_gb": "of a process that holds the logits of both splits (float32)",
-    "one_by_one": "from logits (confidence, temperature) or from confidences (all others)",
+    "one_by_one": "from logits (confidence, temperature) or from confidences (the others)",
 }
 
 
-def made_up_logits(size: Mapping[str, int], seed: int) -> Predictions:
-    """Logits that favour the label more at later exits and for easier images."""
+def synthetic_logits(size: Mapping[str, int], seed: int) -> Predictions:
+    """Logits that favor the label more at later exits and for easier images."""
     exits, images = size["exits"], size["images"]
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, size["classes"], images).astype(np.int32)
@@ -58,35 +58,35 @@ def made_up_logits(size: Mapping[str, int], seed: int) -> Predictions:
 
 
 def costs_and_budgets(exits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cumulative costs whose stages grow, and budgets as fractions of the last."""
+    """Cumulative costs of stages of growing size, and budgets as fractions of the last cost."""
     costs = 1e8 * np.cumsum(np.linspace(1, 2, exits))
     return costs, np.linspace(1.05 * costs[0] / costs[-1], 0.95, BUDGETS)
 
 
 def all_methods(size: Mapping[str, int]) -> dict[str, float]:
-    """Seconds of the whole comparison in this process, and the most memory it ever had."""
-    splits = made_up_logits(size, SEED), made_up_logits(size, SEED + 1)
+    """Seconds of the full comparison in this process, and its peak memory."""
+    splits = synthetic_logits(size, SEED), synthetic_logits(size, SEED + 1)
     costs, budgets = costs_and_budgets(size["exits"])
-    held, start = environment.memory_gb("VmRSS"), environment.clocks()
+    before, start = measurement.memory_gb("VmRSS"), measurement.clocks()
     comparison.compare_methods(*splits, costs, budgets)
-    seconds, processor = environment.clocks() - start
-    found = {"seconds": seconds, "processor_seconds": processor}
-    return found | {"held_before_gb": held, "peak_gb": environment.memory_gb("VmHWM")}
+    seconds, cpu_seconds = measurement.clocks() - start
+    found = {"seconds": seconds, "processor_seconds": cpu_seconds}
+    return found | {"held_before_gb": before, "peak_gb": measurement.memory_gb("VmHWM")}
 
 
 def one_by_one(size: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Seconds of each method in this process, by round."""
-    logits, labels = validation = made_up_logits(size, SEED)
+    """Seconds of each method in this process, per round."""
+    logits, labels = validation = synthetic_logits(size, SEED)
     costs, budgets = costs_and_budgets(size["exits"])
     seen, classes = outcomes(validation), predicted(logits)
-    heat, curve = temperatures(logits, labels), curve_of_outcomes(seen, seen, costs)
+    fitted, curve = temperatures(logits, labels), curve_of_outcomes(seen, seen, costs)
     contenders = {
         "confidence": lambda: confidence(logits),
         "sweep": lambda: curve_of_outcomes(seen, seen, costs),
         "envelope": lambda: monotone_envelope(curve),
         "optimised": lambda: optimised_thresholds(*seen, costs, budgets * costs[-1]),
         "temperature": lambda: temperatures(logits, labels),
-        "scaled_confidence": lambda: scaled_confidence(logits, heat),
+        "scaled_confidence": lambda: scaled_confidence(logits, fitted),
         "patience": lambda: [patience_exits(classes, p + 1) for p in range(len(classes))],
     }
     for name in GUARANTEES:
@@ -94,7 +94,7 @@ def one_by_one(size: Mapping[str, int]) -> dict[str, np.ndarray]:
             *seen, comparison.DEFAULT_TOLERANCES, guarantee=name
         )
     timed = {name: lambda _, work=work: _seconds(work) for name, work in contenders.items()}
-    return environment.take_turns(timed, size["rounds"])
+    return measurement.take_turns(timed, size["rounds"])
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -105,14 +105,14 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 def run(size: Mapping[str, int]) -> dict[str, Any]:
     """Rows and summary."""
-    singly = environment.in_own_process(one_by_one, size)
+    separate = measurement.in_own_process(one_by_one, size)
     rows = [
-        {"part": "one by one", "method": name, "seconds": environment.spread(seconds)}
-        for name, seconds in singly.items()
+        {"part": "one by one", "method": name, "seconds": measurement.spread(seconds)}
+        for name, seconds in separate.items()
     ]
-    whole = [environment.in_own_process(all_methods, size) for _ in range(size["rounds"])]
-    columns = {name: np.array([found[name] for found in whole]) for name in whole[0]}
-    together = {name: environment.spread(values) for name, values in columns.items()}
+    comparisons = [measurement.in_own_process(all_methods, size) for _ in range(size["rounds"])]
+    columns = {name: np.array([found[name] for found in comparisons]) for name in comparisons[0]}
+    together = {name: measurement.spread(values) for name, values in columns.items()}
     rows.append({"part": "all methods", "budgets": BUDGETS, **size, **together})
     summary = {
         "all_methods_seconds": together["seconds"]["median"],
@@ -124,9 +124,9 @@ def run(size: Mapping[str, int]) -> dict[str, Any]:
 
 def main() -> None:
     """Measures, prints the tables and writes the result."""
-    arguments = environment.argument_parser(__doc__).parse_args()
+    arguments = result_file.argument_parser(__doc__).parse_args()
     result = run(QUICK if arguments.quick else FULL)
-    environment.write_result(arguments.out, (np, scipy), result)
+    result_file.write_result(arguments.out, (np, scipy), result)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""MSDNet in PyTorch, ours, for comparison only: from the same plan, with the same weights.
+"""MSDNet in PyTorch, for comparison: from the same plan and with the same weights.
 
-Written from `imta_jax.models.plan` as one writes PyTorch: a module per convolution, NCHW, autograd.
-Modules carry the names of ours, so that weights and gradients are matched by name. `prove` holds it
-to the recorded numbers of the published network before anything is timed.
+Built from `imta_jax.models.plan` in PyTorch's usual style: one module per convolution, NCHW,
+autograd. Modules have the names of the JAX network, so that weights and gradients match by name.
+`verify` compares it with recorded numbers of the published network before anything is timed.
 
     python -m benchmarks.torch_msdnet
 """
@@ -26,14 +26,14 @@ from imta_jax.training.state import named_arrays
 from tests import golden
 
 State = list[torch.Tensor]
-# A name's last part, of ours, in PyTorch.
+# Last part of a parameter's name in the JAX network -> in PyTorch.
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 GOLDEN = "msdnet_cifar_small"
 RECORDED = {"off": "grad_plain/", "coarsest": "grad_ge/", "all": "grad_ge_allscales/"}
 
 
 class _Rescale(torch.autograd.Function):
-    """The identity, with `scale` times the gradient on the way back (paper Eq. 4)."""
+    """Identity in the forward pass; multiplies the gradient by `scale` (paper Eq. 4)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale: float) -> torch.Tensor:
@@ -46,7 +46,7 @@ class _Rescale(torch.autograd.Function):
 
 
 class Unit(nn.Module):
-    """Convolution, batch normalisation, ReLU."""
+    """Convolution, batch normalization, ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False):
         super().__init__()
@@ -59,7 +59,7 @@ class Unit(nn.Module):
 
 
 class Stem(nn.Module):
-    """The first map of every scale."""
+    """Images to the first feature map of every scale."""
 
     def __init__(self, plan: NetworkPlan, image_channels: int):
         super().__init__()
@@ -79,7 +79,7 @@ class Stem(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 convolution, then 3x3, possibly strided."""
+    """1x1 convolution, then a 3x3 convolution with stride 1 or 2."""
 
     def __init__(self, branch: Branch):
         super().__init__()
@@ -92,7 +92,7 @@ class Bottleneck(nn.Module):
 
 
 class MultiScaleLayer(nn.Module):
-    """A dense layer at all live scales: input, strided and normal branch are concatenated."""
+    """A dense layer at all live scales: concatenates input, strided and normal branch."""
 
     def __init__(self, layer: Layer):
         super().__init__()
@@ -103,7 +103,7 @@ class MultiScaleLayer(nn.Module):
         self.unstrided = len(layer.normal) - len(self.strided)
 
     def forward(self, state: State) -> State:
-        """Maps the live maps, finest first, to those of the scales that stay alive."""
+        """Maps the feature maps of the live scales, finest first, to those of the next layer."""
         outputs = []
         for scale, normal in enumerate(self.normal):
             at = scale + self.dropped
@@ -116,7 +116,7 @@ class MultiScaleLayer(nn.Module):
 
 
 class ExitFeatures(nn.Module):
-    """What an exit computes from the coarsest map: two strided convolutions and pooling."""
+    """Features of an exit from the coarsest map: two strided convolutions and mean pooling."""
 
     def __init__(self, inputs: int, width: int):
         super().__init__()
@@ -130,7 +130,7 @@ class ExitFeatures(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Stem, stages and what the exits compute before their linear layers."""
+    """Stem, stages and exit features."""
 
     def __init__(self, plan: NetworkPlan, image_channels: int):
         super().__init__()
@@ -143,7 +143,7 @@ class Backbone(nn.Module):
 
 
 class Heads(nn.Module):
-    """One linear layer per exit: those of phase I."""
+    """One linear layer per exit, as in phase I."""
 
     def __init__(self, plan: NetworkPlan, num_classes: int):
         super().__init__()
@@ -154,7 +154,7 @@ class TorchMSDNet(nn.Module):
     """The phase-I classifier.
 
     Args:
-      plan: its topology.
+      plan: topology of the network.
       num_classes: K.
       image_channels: C.
     """
@@ -165,7 +165,7 @@ class TorchMSDNet(nn.Module):
         self.heads = Heads(plan, num_classes)
 
     def forward(self, images: torch.Tensor, equilibrium: str = "off") -> torch.Tensor:
-        """Logits [E, N, K] of normalised images [N, C, H, W], as `MultiExitClassifier` has them."""
+        """Logits [E, N, K] of normalized images [N, C, H, W], as in `MultiExitClassifier`."""
         state, logits = self.backbone.first(images), []
         stages = len(self.backbone.stages)
         for i, stage in enumerate(self.backbone.stages):
@@ -177,32 +177,32 @@ class TorchMSDNet(nn.Module):
 
 
 def _split_gradient(
-    state: State, exit_index: int, num_exits: int, reach: str
+    state: State, exit_index: int, num_exits: int, equilibrium: str
 ) -> tuple[torch.Tensor, State]:
-    """The coarsest map for the exit, and all for the next stage; see `techniques`."""
-    if reach == "off":
+    """The coarsest map for the exit and all maps for the next stage, with rescaled gradients."""
+    if equilibrium == "off":
         return state[-1], state
     remaining = num_exits - exit_index
-    kept = len(state) - 1 if reach == "coarsest" else 0
+    kept = len(state) - 1 if equilibrium == "coarsest" else 0
     scale = (remaining - 1) / remaining
     onward = state[:kept] + [_Rescale.apply(x, scale) for x in state[kept:]]
     return _Rescale.apply(state[-1], 1 / remaining), onward
 
 
-def in_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A phase-I classifier's `named_arrays` by PyTorch name, in PyTorch's layout."""
+def to_torch_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of the JAX network (`named_arrays`) by PyTorch name and in PyTorch's layout."""
     axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
     return {torch_name(name): a.transpose(axes[a.ndim]) for name, a in arrays.items()}
 
 
 def torch_arrays(classifier: flax_nnx.Module) -> dict[str, np.ndarray]:
-    """The same from a classifier."""
+    """`to_torch_names` of all arrays of a classifier."""
     named = named_arrays(flax_nnx.state(classifier))
-    return in_torch({name: np.array(array) for name, array in named.items()})
+    return to_torch_names({name: np.array(array) for name, array in named.items()})
 
 
 def torch_name(name: str) -> str:
-    """Of the parameter or buffer that is called `name` in our network."""
+    """PyTorch's name of the parameter or buffer `name` of the JAX network."""
     owner, _, leaf = name.rpartition(".")
     return f"{owner}.{LEAVES.get(leaf, leaf)}"
 
@@ -213,9 +213,9 @@ def new_network(
     """A network with given weights.
 
     Args:
-      fields: of a config's `model` part, a preset's included.
+      fields: all fields of `config.model`, with those of the preset.
       num_classes: K.
-      arrays: from `torch_arrays`; every parameter and statistic has to be there, and nothing else.
+      arrays: every parameter and running statistic by name, from `torch_arrays`.
     """
     fields = {name: value for name, value in fields.items() if name != "backbone"}
     channels = arrays["backbone.first.first.conv.weight"].shape[1]
@@ -225,7 +225,7 @@ def new_network(
         raise ValueError(f"names differ: {sorted(own.keys() ^ arrays.keys())[:10]}")
     with torch.no_grad():
         for name, tensor in own.items():
-            # Not load_state_dict, which asks for the counters of batches too.
+            # load_state_dict would also require num_batches_tracked.
             tensor.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])).reshape(tensor.shape))
     return network
 
@@ -235,15 +235,15 @@ def exit_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.stack([nn.functional.cross_entropy(one, labels) for one in logits])
 
 
-def prove() -> dict[str, float]:
-    """Holds the network to the recorded numbers of the published one.
+def verify() -> dict[str, float]:
+    """Compares the network with recorded numbers of the published one.
 
     Returns:
-      By name the largest deviation, as a share of what is tolerated (1e-4 of the value and 1e-5
-      besides for logits; 1e-5 for the loss; 1e-4 of a gradient's largest number).
+      Name -> largest deviation as a fraction of the tolerance: relative 1e-4 plus absolute 1e-5 for
+      logits, relative 1e-5 for the loss, 1e-4 of the largest entry for a gradient.
 
     Raises:
-      ValueError: a deviation beyond that.
+      ValueError: a deviation exceeds its tolerance.
     """
     recorded, classifier = golden.arrays(GOLDEN), golden.phase_one_network(GOLDEN)
     arguments = golden.facts(GOLDEN)["args"]
@@ -259,9 +259,9 @@ def prove() -> dict[str, float]:
 
     with torch.no_grad():
         found = {"eval/logits": _share(fresh().eval()(images), recorded["eval/logits"])}
-    for reach, prefix in RECORDED.items():
+    for equilibrium, prefix in RECORDED.items():
         network = fresh().train()
-        logits = network(images, reach)
+        logits = network(images, equilibrium)
         loss = exit_losses(logits, labels).sum()
         loss.backward()
         found["train/logits"] = _share(logits.detach(), recorded["train/logits"])
@@ -273,7 +273,9 @@ def prove() -> dict[str, float]:
         found["bn_after/*"] = max(_share(after[names[n]], moved[n]) for n in moved)
     beyond = {name: share for name, share in found.items() if not share <= 1}
     if beyond:
-        raise ValueError(f"the PyTorch network is not the recorded one: {beyond} times tolerance")
+        raise ValueError(
+            f"the PyTorch network differs from the recorded one: {beyond} times the tolerance"
+        )
     return {name: float(f"{share:.2g}") for name, share in found.items()}
 
 
@@ -287,7 +289,7 @@ def _share(
 def _gradients_share(
     network: TorchMSDNet, names: Mapping[str, str], expected: Mapping[str, np.ndarray]
 ) -> float:
-    """The worst parameter's; what feeds nothing has no gradient, recorded as zeros."""
+    """Largest deviation over all parameters; unused ones have no gradient, recorded as zeros."""
     by_name = dict(network.named_parameters())
     if {names[n] for n in expected} != by_name.keys():
         raise ValueError("not every parameter has a recorded gradient")
@@ -301,4 +303,4 @@ def _gradients_share(
 
 
 if __name__ == "__main__":
-    print(prove())
+    print(verify())

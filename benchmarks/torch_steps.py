@@ -1,4 +1,4 @@
-"""PyTorch's steps, in the ways that it can be run, for `train_step.py`."""
+"""PyTorch's training step and forward pass, in each of its modes, for `train_step.py`."""
 
 import contextlib
 from typing import Any
@@ -6,22 +6,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import step_contenders
-from benchmarks.our_steps import model_fields
-from benchmarks.step_contenders import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Arrays, Case
-from benchmarks.torch_msdnet import exit_losses, in_torch, new_network
-
-Losses = list[float]
+from benchmarks.cases import (
+    LEARNING_RATE,
+    MOMENTUM,
+    WEIGHT_DECAY,
+    Arrays,
+    Case,
+    Losses,
+    draw_batches,
+    model_fields,
+    pixel_statistics,
+)
+from benchmarks.torch_msdnet import exit_losses, new_network, to_torch_names
 
 
 class TorchSteps:
-    """Steps of one case.
+    """The steps of one case.
 
     Args:
-      case: see `Case`.
-      weights: that it starts from, by the names of ours.
-      channels_last: memory layout of maps and kernels.
-      compilation: a mode of torch.compile, or None for none.
+      case: what is computed.
+      weights: initial arrays by the names of the JAX network.
+      channels_last: memory layout of feature maps and kernels.
+      compilation: a mode of torch.compile, or None for eager.
     """
 
     def __init__(
@@ -33,7 +39,9 @@ class TorchSteps:
         torch.backends.cudnn.benchmark = True
         self.case, self.device = case, torch.device(case.device)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        network = new_network(model_fields(case.network), case.facts.num_classes, in_torch(weights))
+        network = new_network(
+            model_fields(case.network), case.dataset_info.num_classes, to_torch_names(weights)
+        )
         self.network = network.to(self.device, memory_format=self.layout)
         self.batches = self._batches()
         self.optimizer = torch.optim.SGD(
@@ -44,7 +52,7 @@ class TorchSteps:
             nesterov=True,
             fused=True,  # one pass over all parameters
         )
-        pixels = step_contenders.pixel_statistics(case)
+        pixels = pixel_statistics(case)
         mean, std = (torch.tensor(pixels[name], device=self.device) for name in ("mean", "std"))
         self.scale = (1 / (255 * std)).reshape(1, -1, 1, 1)
         self.shift = (-mean / std).reshape(1, -1, 1, 1)
@@ -56,8 +64,8 @@ class TorchSteps:
             )
 
     def _batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """On the device, in the layout that the network reads: what PyTorch would like best."""
-        images, labels = step_contenders.draw_batches(self.case)
+        """Images and labels on the device, in the memory layout of the network."""
+        images, labels = draw_batches(self.case)
         return [
             (
                 torch.from_numpy(np.ascontiguousarray(i.transpose(0, 3, 1, 2)))
@@ -80,13 +88,13 @@ class TorchSteps:
     def _losses(
         self, images: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses and accuracies [E], which our step computes too."""
+        """Losses and accuracies [E], as the JAX step computes them."""
         logits = self._logits(images, "all")
         losses = exit_losses(logits, labels)
         return losses, (logits.detach().argmax(-1) == labels).float().mean(-1)
 
     def phase_one(self, steps: int) -> Losses:
-        """So many steps of phase I; the last one's losses per exit."""
+        """Takes training steps of phase I; returns the last losses per exit."""
         self.network.train()
         for i in range(steps):
             torch.compiler.cudagraph_mark_step_begin()
@@ -98,7 +106,7 @@ class TorchSteps:
         return losses.tolist()
 
     def forward(self, steps: int) -> Losses:
-        """So many batches' logits of all exits; the last one's first logits."""
+        """Computes logits of all exits; returns the first logit per exit of the last batch."""
         self.network.eval()
         with torch.no_grad():
             for i in range(steps):

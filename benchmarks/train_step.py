@@ -1,16 +1,16 @@
-"""Times a training step and a forward pass against PyTorch's, run in its best way on the device.
+"""Times a training step and a forward pass against PyTorch in its best mode on the device.
 
-Both start from the same weights, see the same bytes and compute the same losses, which is checked.
-Contenders take turns, each in a process of its own that sleeps while another computes. What a
-paper's whole training would take is extrapolated from the steps.
+Both start from the same weights, read the same images and compute the same losses, which is
+checked. Contenders take turns, each in its own process that sleeps while another computes. The
+duration of the paper's full training is extrapolated from the step times.
 
     python benchmarks/train_step.py --out=benchmarks/results/train_step.json --compile-times
     python benchmarks/train_step.py --out=result.json --device=cuda
     python benchmarks/train_step.py --out=result.json --device=tpu --without-torch
 
-PyTorch is an extra: pip install -e ".[benchmark]". Its network is ours (`torch_msdnet.py`) and
-held to the recorded numbers of the published one before anything is timed. All contenders of a case
-wait in the memory of one device: where that is too small, `--torch-mode` leaves some out.
+PyTorch is an extra: pip install -e ".[benchmark]". Its network is `torch_msdnet.py`, which is
+checked against recorded numbers of the published one first. All contenders of a case share the
+memory of one device; if that is too small, choose some of PyTorch's modes with `--torch-mode`.
 """
 
 import argparse
@@ -31,15 +31,16 @@ import flax
 import jax
 import numpy as np
 
-from benchmarks import environment, step_contenders
-from benchmarks.environment import Measurements, spread
-from benchmarks.step_contenders import CLOCKS, DEVICES, KINDS, PRECISIONS, SEED, TORCH_MODES, Case
+from benchmarks import measurement, result_file, step_contenders
+from benchmarks.cases import DEVICES, KINDS, PRECISIONS, SEED, Case
+from benchmarks.measurement import Measurements, spread
+from benchmarks.step_contenders import CLOCKS, TORCH_MODES
 from imta_jax.models import NETWORK_PRESETS
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.huge_pages import start_with_huge_pages
 
 Contender = tuple[str, str]  # framework and mode
-Found = dict[tuple[str, Contender], np.ndarray]  # by kind and contender: seconds a step [rounds]
+Found = dict[tuple[str, Contender], np.ndarray]  # (kind, contender) -> seconds per step [rounds]
 
 CIFAR, IMAGENET = ("cifar_5_exits", "cifar_7_exits"), "imagenet_step_4_published"
 WARM_UP = 2  # steps
@@ -50,30 +51,30 @@ TARGETS = {
     "forward_vs_torch": "at least 1.3",
     "phase_two_vs_phase_one": "at most 0.4",
 }
-# How far first losses and logits may lie apart, of the largest: both computed the same.
+# Allowed difference of the first losses and logits, relative to the largest value.
 AGREEMENT = {"float32": 1e-3, "tensorfloat32": 0.05, "bfloat16": 0.1}
-# The paper's: training images, epochs of each phase.
+# The paper's training images, and epochs of phase I and II.
 SCHEDULES = {"cifar": (45_000, 300, 180), "imagenet": (1_231_167, 90, 90)}
 NOTES = {
-    "phase_one": "normalisation, forward in training mode, summed cross-entropy with gradient"
+    "phase_one": "normalization, forward in training mode, summed cross-entropy with gradient"
     " equilibrium on all maps, accuracies, backward, SGD with Nesterov momentum and weight decay",
-    "forward": "normalisation and the logits of all exits in evaluation mode",
-    "phase_two": "ours only: collaborative heads on the frozen network",
-    "ratios": "above 1: ours takes less time; PyTorch's mode and ours are those of least median",
-    "least": "the ratio of the least times over all rounds: what else runs on a shared machine"
-    " disturbs it less than the median, OpenMP's barriers more than XLA's threads",
-    "memory": "in transparent huge pages for all contenders, as launch.py sets them",
-    "warm_up": "two steps at the start of each turn do not count: while others compute, a process's"
-    " caches grow cold, and a virtual machine's host takes back what memory it gave up",
-    "clock": "processor: seconds of computing, all threads together, for a machine that others use",
-    "whole_runs": "hours of steps alone, extrapolated; no validation, no checkpoints",
-    "first_step": "launch.py from its start to the line that tells of the first step, the program"
-    " compiled (cold) or found in the cache that the first launch left (warm)",
+    "forward": "normalization and the logits of all exits in evaluation mode",
+    "phase_two": "ours only: collaborative heads on the frozen backbone",
+    "ratios": "above 1: ours takes less time; of each framework, the mode with the lowest median",
+    "least": "the ratio of the least times over all rounds; other load on a shared machine"
+    " affects it less than the median",
+    "memory": "transparent huge pages for all contenders, as in launch.py",
+    "warm_up": "two steps at the start of each turn do not count: CPU caches are cold after"
+    " another process computed",
+    "clock": "cpu: computing seconds of all threads, for a machine with other load",
+    "whole_runs": "hours of the steps, extrapolated; without validation and checkpoints",
+    "first_step": "launch.py from its start to the log line of the first step, with an empty (cold)"
+    " or a filled (warm) compilation cache",
 }
 
 
 def cases(arguments: Any, networks: Sequence[str], threads: int) -> list[Case]:
-    """What is measured on a device, unless the arguments name networks, batches or precisions."""
+    """The cases of a device, or those that the arguments name."""
     accelerator = arguments.device != "cpu"
     precisions = arguments.precision or (PRECISIONS if accelerator else PRECISIONS[:1])
     if arguments.network:
@@ -88,60 +89,61 @@ def cases(arguments: Any, networks: Sequence[str], threads: int) -> list[Case]:
 def measure(
     case: Case, contenders: Sequence[Contender], rounds: int, steps: int, clock: str = "wall"
 ) -> tuple[Found, dict[str, Any]]:
-    """Runs all contenders of a case in turns.
+    """Times all contenders of a case in turns.
 
     Returns:
-      Seconds per step, and per contender the largest difference of its first logits and first
-      losses from ours, as a share of the largest.
+      Seconds per step, and the largest relative difference of each contender's first logits and
+      losses from ours.
 
     Raises:
-      ValueError: a contender that does not compute what ours does.
+      ValueError: the first logits or losses of a contender differ from ours.
     """
     found: Found = {}
     with contextlib.ExitStack() as stack:
-        calls, weights, apart, first = {}, None, {}, {}
+        calls, weights, difference, first = {}, None, {}, {}
         for framework, mode in contenders:
-            print(f"{case.name}: {framework}, {mode}", flush=True)  # compiling takes minutes
+            print(f"{case.name}: {framework}, {mode}", flush=True)  # compilation takes minutes
             call = calls[framework, mode] = stack.enter_context(step_contenders.own_process())
             weights = call(step_contenders.begin, case, framework, mode, weights) or weights
-            # Before anything has been trained: the logits of the weights that all start from.
+            # Logits and losses of the initial weights, before the first update.
             for kind in ("forward", "phase_one"):
                 _, values = call(step_contenders.work, kind, 1, clock)
                 first.setdefault(kind, values)
-                apart[f"{framework}: {mode}, {kind}"] = _apart(values, first[kind])
-        _check_agreement(case, apart)
+                difference[f"{framework}: {mode}, {kind}"] = _difference(values, first[kind])
+        _check_agreement(case, difference)
         for kind in KINDS:
-            able = [c for c in calls if kind != "phase_two" or c[0] == "ours"]
-            turns = {f"{c}": _turn(calls[c], kind, steps, clock) for c in able}
-            timed: Measurements = environment.take_turns(turns, rounds)
-            found |= {(kind, c): timed[f"{c}"] for c in able}
-    return found, apart
+            members = [c for c in calls if kind != "phase_two" or c[0] == "ours"]
+            turns = {f"{c}": _turn(calls[c], kind, steps, clock) for c in members}
+            timed: Measurements = measurement.take_turns(turns, rounds)
+            found |= {(kind, c): timed[f"{c}"] for c in members}
+    return found, difference
 
 
 def _turn(call: Callable[..., Any], kind: str, steps: int, clock: str) -> Callable[[int], float]:
     def turn(_: int) -> float:
-        time.sleep(0.05)  # threads of the one before spin for a while before they sleep
+        time.sleep(0.05)  # the previous contender's threads spin before they sleep
         call(step_contenders.work, kind, WARM_UP, clock)
         return call(step_contenders.work, kind, steps, clock)[0]
 
     return turn
 
 
-def _apart(values: Sequence[float], ours: Sequence[float]) -> float:
+def _difference(values: Sequence[float], ours: Sequence[float]) -> float:
     difference = np.abs(np.subtract(values, ours)).max() / np.abs(ours).max()
     return float(f"{difference:.2g}")
 
 
-def _check_agreement(case: Case, apart: Mapping[str, float]) -> None:
-    beyond = {
-        name: share for name, share in apart.items() if not share <= AGREEMENT[case.precision]
-    }
+def _check_agreement(case: Case, difference: Mapping[str, float]) -> None:
+    limit = AGREEMENT[case.precision]
+    beyond = {name: value for name, value in difference.items() if not value <= limit}
     if beyond:
-        raise ValueError(f"{case.name}: not the same numbers as ours, apart by {beyond}")
+        raise ValueError(
+            f"{case.name}: logits or losses differ from ours by {beyond}; the limit is {limit}"
+        )
 
 
 def step_rows(case: Case, found: Found) -> list[dict[str, Any]]:
-    """A row per kind and contender."""
+    """One row per kind and contender."""
     about = {"network": case.network, "batch_size": case.batch_size, "precision": case.precision}
     return [
         {"part": "steps", "kind": kind, **about, "framework": framework, "mode": mode}
@@ -152,13 +154,13 @@ def step_rows(case: Case, found: Found) -> list[dict[str, Any]]:
 
 
 def best(found: Found, kind: str, framework: str) -> np.ndarray:
-    """Seconds per step [rounds] of a framework in the mode that took least in the median."""
+    """Seconds per step [rounds] of a framework in its mode with the lowest median."""
     own = [s for (k, (name, _)), s in found.items() if (k, name) == (kind, framework)]
     return min(own, key=np.median)
 
 
 def ratios(found: Found) -> dict[str, np.ndarray]:
-    """By headline name, round by round; those against PyTorch only where it took part."""
+    """Headline ratios per round; those against PyTorch only if it was measured."""
     ours = {kind: best(found, kind, "ours") for kind in KINDS}
     result = {"phase_two_vs_phase_one": ours["phase_two"] / ours["phase_one"]}
     if any(framework == "pytorch" for _, (framework, _) in found):
@@ -168,7 +170,7 @@ def ratios(found: Found) -> dict[str, np.ndarray]:
 
 
 def least_ratios(found: Found) -> dict[str, float]:
-    """`ratios` of the least times that any round found, any mode."""
+    """Headline ratios of the least times over all rounds and modes."""
     least: dict[tuple[str, str], float] = {}
     for (kind, (framework, _)), seconds in found.items():
         least[kind, framework] = min(least.get((kind, framework), math.inf), seconds.min())
@@ -178,9 +180,9 @@ def least_ratios(found: Found) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in result.items()}
 
 
-def summarise(measured: Mapping[Case, Found]) -> dict[str, Any]:
-    """The worst case of each headline, and each case's own."""
-    by_case = {case.name: environment.medians(ratios(found)) for case, found in measured.items()}
+def summarize(measured: Mapping[Case, Found]) -> dict[str, Any]:
+    """Each headline ratio of the worst case, and of every case."""
+    by_case = {case.name: measurement.medians(ratios(found)) for case, found in measured.items()}
     summary: dict[str, Any] = {}
     for name in sorted({name for own in by_case.values() for name in own} - {"spread"}):
         values = [own[name] for own in by_case.values()]
@@ -195,7 +197,7 @@ def summarise(measured: Mapping[Case, Found]) -> dict[str, Any]:
 
 
 def whole_run_rows(case: Case, found: Found) -> list[dict[str, Any]]:
-    """Hours of the paper's two phases at the measured pace; PyTorch has no second phase here."""
+    """Hours of the paper's two phases at the measured throughput; PyTorch has phase I only."""
     family = "imagenet" if case.network.startswith("imagenet") else "cifar"
     images, *epochs = SCHEDULES[family]
     steps = images // case.batch_size
@@ -214,37 +216,37 @@ def whole_run_rows(case: Case, found: Found) -> list[dict[str, Any]]:
 
 
 def hours(seconds_per_step: float, steps: int) -> float:
-    """Of so many steps."""
+    """Hours of a number of steps."""
     return seconds_per_step * steps / 3600
 
 
 def run(arguments: Any) -> dict[str, Any]:
-    """Rows, summary and what was proven."""
-    size, rows, measured, apart = QUICK if arguments.quick else FULL, [], {}, {}
+    """Rows, summary, and the check of the PyTorch network."""
+    size, rows, measured, differences = QUICK if arguments.quick else FULL, [], {}, {}
     cores = usable_cores()
     contenders = step_contenders.modes_for(arguments.device, arguments.torch_mode)
     if arguments.without_torch:
         contenders = [c for c in contenders if c[0] == "ours"]
-        proven: Any = "PyTorch was left out"
+        verified: Any = "PyTorch was not measured"
     else:
-        from benchmarks.torch_msdnet import prove
+        from benchmarks.torch_msdnet import verify
 
-        proven = environment.in_own_process(prove)
+        verified = measurement.in_own_process(verify)
     for case in cases(arguments, size["networks"], arguments.threads or cores):
-        found, apart[case.name] = measure(
+        found, differences[case.name] = measure(
             case, contenders, size["rounds"], size["steps"], arguments.clock
         )
         measured[case] = found
         rows += step_rows(case, found)
     rows += [row for case, found in measured.items() for row in whole_run_rows(case, found)]
-    about = {"seeds": [SEED], "notes": NOTES, "targets": TARGETS, "apart_from_ours": apart}
+    about = {"seeds": [SEED], "notes": NOTES, "targets": TARGETS, "apart_from_ours": differences}
     about |= {"clock": arguments.clock, "threads": arguments.threads or cores}
-    about |= {"same_as_recorded": proven, "torch": _torch_version(arguments.without_torch)}
-    return about | {"rows": rows, "summary": summarise(measured)}
+    about |= {"same_as_recorded": verified, "torch": _torch_version(arguments.without_torch)}
+    return about | {"rows": rows, "summary": summarize(measured)}
 
 
 def add_launches(result: dict[str, Any], networks: Sequence[str], device: str) -> None:
-    """Times launches to the first step; the first network's are held against the targets."""
+    """Adds the time from launch to first step; the summary has that of the first network."""
     from benchmarks.first_step import first_step_rows
 
     found = first_step_rows(networks, device)
@@ -253,17 +255,17 @@ def add_launches(result: dict[str, Any], networks: Sequence[str], device: str) -
         result["summary"][f"launch_to_first_step_{when}_s"] = found[0][f"{when}_s"]
 
 
-def _torch_version(left_out: bool) -> str:
-    """Without importing it into this process."""
-    return "left out" if left_out else importlib.metadata.version("torch")
+def _torch_version(without_torch: bool) -> str:
+    """PyTorch's version, without importing it into this process."""
+    return "not measured" if without_torch else importlib.metadata.version("torch")
 
 
-def _from(least: int) -> Callable[[str], int]:
-    """A whole number of at least that."""
+def _at_least(minimum: int) -> Callable[[str], int]:
+    """An argparse type: an integer of at least `minimum`."""
 
     def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is below {minimum}")
         return int(text)
 
     return number
@@ -271,39 +273,39 @@ def _from(least: int) -> Callable[[str], int]:
 
 def main() -> None:
     """Measures, prints the tables and writes the result."""
-    parser = environment.argument_parser(__doc__)
+    parser = result_file.argument_parser(__doc__)
     parser.add_argument("--device", default="cpu", choices=DEVICES)
     several = {"action": "append", "help": "may be repeated"}
     parser.add_argument("--network", choices=NETWORK_PRESETS, metavar="PRESET", **several)
-    parser.add_argument("--batch", type=_from(1), metavar="IMAGES", **several)
+    parser.add_argument("--batch", type=_at_least(1), metavar="IMAGES", **several)
     parser.add_argument("--precision", action="append", choices=PRECISIONS)
     parser.add_argument("--torch-mode", action="append", default=[], choices=list(TORCH_MODES))
     parser.add_argument("--without-torch", action="store_true")
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
-    parser.add_argument("--threads", type=_from(0), default=0, help="0: all cores")
+    parser.add_argument("--threads", type=_at_least(0), default=0, help="0: all cores")
     parser.add_argument(
         "--compile-times",
         nargs="*",
         choices=NETWORK_PRESETS,
         metavar="PRESET",
-        help="launch to first step; cifar_7_exits unless networks are named",
+        help="time launch to first step; default: cifar_7_exits",
     )
     arguments = parser.parse_args()
     if arguments.compile_times == []:
         arguments.compile_times = [CIFAR[1]]
-    asked = arguments.device, not arguments.without_torch
-    if hindrance := environment.in_own_process(step_contenders.hindrance, *asked):
-        parser.error(hindrance)
+    device, with_torch = arguments.device, not arguments.without_torch
+    if reason := measurement.in_own_process(step_contenders.unavailable, device, with_torch):
+        parser.error(reason)
     with tempfile.TemporaryDirectory() as folder:
-        step_contenders.surroundings(Path(folder), arguments.device)
+        step_contenders.set_environment(Path(folder), arguments.device)
         result = run(arguments)
-        environment.write_result(arguments.out, (jax, flax, np), result)
+        result_file.write_result(arguments.out, (jax, flax, np), result)
         if arguments.compile_times:
-            # The steps are kept already, should a launch fail.
+            # The result above remains if a launch fails.
             add_launches(result, arguments.compile_times, arguments.device)
-            environment.write_result(arguments.out, (jax, flax, np), result)
+            result_file.write_result(arguments.out, (jax, flax, np), result)
 
 
 if __name__ == "__main__":
-    start_with_huge_pages()  # as launch.py does; PyTorch's processes inherit it
+    start_with_huge_pages()  # as launch.py does; child processes inherit it
     main()

@@ -109,7 +109,7 @@ def test_report_runs_without_jax():
 def test_tensorflow_is_imported_only_in_data():
     elsewhere = [path for path in [*MODULES, *SCRIPTS] if PACKAGE / "data" not in path.parents]
     found = offending(elsewhere, {"tensorflow", "tensorflow_datasets"})
-    compared = ("benchmarks/input_pipeline", "benchmarks/photographs")
+    compared = ("benchmarks/input_pipeline", "benchmarks/image_files")
     assert not [one for one in found if not one.startswith(compared)], found
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say they do; how long anything takes is not tested."""
+"""The input-pipeline benchmark and the shared measurement code. Times are not tested."""
 
 import json
 import os
@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny_config, write_dataset
 
-from benchmarks import environment, input_pipeline
-from benchmarks import photographs as jpegs
+from benchmarks import image_files, input_pipeline, measurement, result_file
 from imta_jax.runtime.environment import usable_cores
 
 TINY = {"images": 10, "batch_size": 4, "rounds": 1, "step_rounds": 1, "block": 1}
@@ -19,41 +18,41 @@ TINY |= {"memory_batch_size": 4, "memory_batches": 2}
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return jpegs.make_jpegs(tmp_path_factory.mktemp("jpegs"), count=10)
+    return image_files.make_jpegs(tmp_path_factory.mktemp("image_files"), count=10)
 
 
 @pytest.fixture(scope="module")
-def photographs(files, tmp_path_factory):
-    root = jpegs.link_tree(files, tmp_path_factory.mktemp("linked"), images=10)
-    return jpegs.load_photographs(root)
+def dataset(files, tmp_path_factory):
+    root = image_files.link_tree(files, tmp_path_factory.mktemp("linked"), images=10)
+    return image_files.load_image_folder(root)
 
 
-def test_pillow_shows_what_our_pipeline_shows(photographs):
+def test_pillow_makes_the_same_images_as_our_pipeline(dataset):
     ours, pillow = (
-        np.concatenate(list(jpegs.CONTENDERS[name](photographs, 4, epoch=3)))
+        np.concatenate(list(image_files.CONTENDERS[name](dataset, 4, epoch=3)))
         for name in ("ours", "pillow")
     )
     assert ours.shape == pillow.shape == (8, 224, 224, 3)
     assert ours.dtype == pillow.dtype == np.uint8
     apart = np.abs(ours.astype(int) - pillow).mean(axis=(1, 2, 3))
     assert apart.max() < 3
-    # Not merely alike: another image, or the same one mirrored, is much further away.
+    # A flipped image differs much more.
     assert np.abs(ours[:, :, ::-1].astype(int) - pillow).mean() > 10
 
 
-def test_bare_decode_decodes_the_same_windows(photographs):
-    shapes = np.concatenate(list(jpegs.CONTENDERS["bare_decode"](photographs, 4, epoch=3)))
-    _, rows = jpegs.drawn_rows(photographs, 4, epoch=3)
+def test_bare_decode_decodes_the_same_crops(dataset):
+    shapes = np.concatenate(list(image_files.CONTENDERS["bare_decode"](dataset, 4, epoch=3)))
+    _, rows = image_files.drawn_rows(dataset, 4, epoch=3)
     np.testing.assert_array_equal(shapes[:, :2], rows.window[:, 2:])
     assert (shapes[:, 2] == 3).all()
 
 
-def test_entropy_decode_leaves_an_eighth_of_every_file(photographs):
-    shapes = np.concatenate(list(jpegs.CONTENDERS["entropy_decode"](photographs, 4, epoch=3)))
+def test_entropy_decode_returns_images_of_an_eighth_of_the_size(dataset):
+    shapes = np.concatenate(list(image_files.CONTENDERS["entropy_decode"](dataset, 4, epoch=3)))
     assert shapes.tolist() == [[47, 63, 1]] * 8
 
 
-def test_feeds_hold_the_same_batches(tmp_path):
+def test_all_feeds_return_the_same_batches(tmp_path):
     config = tiny_config(write_dataset(tmp_path / "tiny.npz")).to_dict()
     feeds, state = input_pipeline.training_feeds(config)
     assert list(feeds) == ["constant", "device", "cutting", "tf_data", "numpy"]
@@ -64,37 +63,37 @@ def test_feeds_hold_the_same_batches(tmp_path):
     np.testing.assert_array_equal(rows.index[0], constant.index)
 
 
-def test_contenders_take_turns_and_the_first_round_is_dropped():
+def test_contenders_take_turns_and_the_first_round_does_not_count():
     seen = []
     measure = {name: lambda r, n=name: seen.append(n + str(r)) or r for name in "ab"}
-    found = environment.take_turns(measure, rounds=2)
+    found = measurement.take_turns(measure, rounds=2)
     assert seen == ["a0", "b0", "b1", "a1", "a2", "b2"]
     assert {name: values.tolist() for name, values in found.items()} == {"a": [1, 2], "b": [1, 2]}
 
 
-def test_memory_is_that_of_a_process_of_its_own():
-    assert environment.in_own_process(os.getpid) != os.getpid()
+def test_in_own_process_runs_in_another_process():
+    assert measurement.in_own_process(os.getpid) != os.getpid()
 
 
-def test_script_writes_its_result(files, tmp_path, monkeypatch, capsys):
+def test_the_script_writes_rows_summary_and_targets(files, tmp_path, monkeypatch, capsys):
     data = write_dataset(tmp_path / "tiny.npz")
     smallest = {"num_exits": 1, "growth_factors": (1,), "bottleneck_factors": (1,)}
     config = tiny_config(data, **{f"model__{k}": v for k, v in smallest.items()})
     monkeypatch.setattr(input_pipeline.cifar10, "get_config", lambda: config)
     monkeypatch.setattr(input_pipeline, "QUICK", TINY)
-    # A fresh process takes half of this test's time, to import everything again.
-    monkeypatch.setattr(environment, "in_own_process", lambda function, *args: function(*args))
-    bound = []  # and this one keeps its cores
-    monkeypatch.setattr(jpegs.os, "sched_setaffinity", lambda process, cores: bound.append(cores))
+    # A fresh process would import everything again.
+    monkeypatch.setattr(measurement, "in_own_process", lambda function, *args: function(*args))
+    bound = []  # and must not restrict this process to fewer cores
+    monkeypatch.setattr(image_files.os, "sched_setaffinity", lambda _, cores: bound.append(cores))
     folder, out = tmp_path / "given", tmp_path / "result.json"
-    jpegs.link_tree(files, folder, images=8)
-    flags = {"out": out, "images": folder, "images-name": "pictures", "cifar": data}
+    image_files.link_tree(files, folder, images=8)
+    flags = {"out": out, "images": folder, "images-name": "JPEGs of a test", "cifar": data}
     monkeypatch.setattr(sys, "argv", ["", "--quick", *(f"--{k}={v}" for k, v in flags.items())])
     input_pipeline.main()
     printed, result = capsys.readouterr().out, json.loads(out.read_text())
     assert {"hardware", "versions", "seeds", "data", "network", "targets"} <= result.keys()
     assert result["data"] == {
-        "imagenet": "16 pictures, median 375 x 500 pixels",
+        "imagenet": "16 JPEGs of a test, median 375 x 500 pixels",
         "cifar": "an .npz",
     }
     every = usable_cores()
@@ -102,7 +101,7 @@ def test_script_writes_its_result(files, tmp_path, monkeypatch, capsys):
     parts += ["cifar"] * 5 + ["memory"]
     assert [row["part"] for row in result["rows"]] == parts
     assert [len(cores) for cores in bound] == sorted({1, every})
-    assert {row["contender"] for row in result["rows"][:4]} == set(jpegs.CONTENDERS)
+    assert {row["contender"] for row in result["rows"][:4]} == set(image_files.CONTENDERS)
     summary = result["summary"]
     assert result["targets"].keys() < summary.keys()
     for name, spread in summary["spread"].items():
@@ -114,9 +113,9 @@ def test_script_writes_its_result(files, tmp_path, monkeypatch, capsys):
     assert str(tmp_path) not in out.read_text()
 
 
-def test_another_allocator_is_told_by_name_without_its_path(monkeypatch):
+def test_a_preloaded_allocator_is_recorded_by_name_without_its_path(monkeypatch):
     monkeypatch.delenv("LD_PRELOAD", raising=False)
-    assert environment.preloaded() == {}
+    assert result_file.preloaded_allocator() == {}
     monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2")
     monkeypatch.setenv("MALLOC_CONF", "thp:always")
-    assert environment.preloaded() == {"preloaded": "libjemalloc.so.2 thp:always"}
+    assert result_file.preloaded_allocator() == {"preloaded": "libjemalloc.so.2 thp:always"}

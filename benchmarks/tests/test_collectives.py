@@ -1,4 +1,4 @@
-"""What travels between devices: gradients once, batch statistics, and nothing else."""
+"""Communication between devices: gradients once, batch statistics, and nothing else."""
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ def nbytes(tree):
 
 
 def statistics_bytes(phase):
-    """Of the running mean and variance of every batch normalisation in training mode."""
+    """Bytes of the running statistics of every BatchNorm in training mode."""
     merged = nnx.merge(phase.graphdef, *nnx.split(phase.classifier)[1:])
     return sum(
         2 * 4 * module.mean[...].size
@@ -40,7 +40,7 @@ def mesh():
     return data_mesh()
 
 
-def test_bytes_are_read_from_a_programs_text():
+def test_bytes_are_parsed_from_the_program_text():
     text = """
       %all-reduce.1 = f32[3,4]{1,0} all-reduce(f32[3,4]{1,0} %a), replica_groups={}
       %x = (f32[2]{0}, bf16[8]{0}) all-reduce(%a, %b), to_apply=%sum
@@ -56,13 +56,13 @@ def test_a_step_sends_its_gradients_once_and_batch_statistics(name, mesh):
     sent = collective_bytes(compiled_text(phase))
     assert sent.keys() == {"all-reduce"}
     trained = nbytes(nnx.state(phase.classifier, phase.trainable))
-    # Mean and mean of squares forwards, and two sums backwards.
+    # Mean and mean of squares in the forward pass, two sums in the backward pass.
     statistics = 2 * statistics_bytes(phase)
-    few = 4096  # losses, accuracies, and whether all is finite
-    assert trained <= sent["all-reduce"] <= trained + statistics + few, (trained, statistics)
+    metrics = 4096  # losses, accuracies, finite check
+    assert trained <= sent["all-reduce"] <= trained + statistics + metrics, (trained, statistics)
 
 
-def test_no_batch_is_gathered_from_images_on_the_device(mesh):
+def test_on_device_images_add_no_communication(mesh):
     phase = tiny_run.make_phase("phase_one", mesh)
     images, labels = tiny_run.draw_images(64, 0)
     split = Split(images, labels.astype(np.int32), np.arange(64))
@@ -76,27 +76,27 @@ def test_no_batch_is_gathered_from_images_on_the_device(mesh):
 
 
 @pytest.mark.parametrize("name", ["phase_one", "phase_two"])
-def test_split_parameters_train_as_whole_ones(name, mesh):
+def test_sharded_parameters_train_like_replicated_ones(name, mesh):
     changes = {f"{name}__learning_rate": 1e-3}
-    whole = tiny_run.make_phase(name, mesh, **changes)
+    replicated = tiny_run.make_phase(name, mesh, **changes)
     four = data_mesh(parameter_shards=4)
-    _, state = create_state(whole.classifier, whole.trainable, whole.tx, four)
+    _, state = create_state(replicated.classifier, replicated.trainable, replicated.tx, four)
     shards = [x for x in jax.tree.leaves(state.opt_state) if not x.sharding.is_fully_replicated]
     assert nbytes([x.addressable_shards[0].data for x in shards]) * 4 == nbytes(shards) > 0
-    arguments = (whole.graphdef, whole.objective, whole.trainable, whole.tx)
+    arguments = (replicated.graphdef, replicated.objective, replicated.trainable, replicated.tx)
     step = on_batches(train_step(*arguments, **tiny_run.PIXELS, mesh=four), four, state)
-    expected = whole.start()
+    expected = replicated.start()
     for i in range(5):
         batch = tiny_run.draw_batch(16, seed=i)
         state, _ = step(state, place_batch(batch, four))
-        expected, _ = whole.step(expected, place_batch(batch, mesh))
+        expected, _ = replicated.step(expected, place_batch(batch, mesh))
     assert step._cache_size() == 1
     for key, value in named_arrays(expected.trainable).items():
         found, scale = named_arrays(state.trainable)[key], max(np.abs(value).max(), 1e-3)
         np.testing.assert_allclose(found / scale, value / scale, atol=2e-4, err_msg=key)
 
 
-def test_the_largest_axis_that_divides_is_split():
+def test_the_largest_divisible_axis_is_sharded():
     mesh = data_mesh(parameter_shards=4)
 
     def axes(*shape):
@@ -109,28 +109,28 @@ def test_the_largest_axis_that_divides_is_split():
 
 
 @pytest.mark.parametrize("shards", [0, 3, 16])
-def test_shards_that_do_not_divide_the_devices_are_refused(shards):
+def test_a_shard_count_that_does_not_divide_the_devices_raises(shards):
     with pytest.raises(ValueError, match=rf"is {shards}, but there are 8 .* one of 1, 2, 4, 8"):
         data_mesh(parameter_shards=shards)
 
 
-def test_a_batch_in_parts_has_the_gradient_of_the_whole(mesh):
-    # Nothing in these heads looks at the batch, so that the parts' mean is exact.
+def test_accumulated_gradients_equal_those_of_the_full_batch(mesh):
+    # These heads have no BatchNorm, so the mean over the parts is exact.
     phase = tiny_run.make_phase("phase_two", mesh, phase_two__transfer="identity")
     arguments = (phase.graphdef, phase.objective, phase.trainable, phase.tx)
     batch = place_batch(tiny_run.draw_batch(32, seed=0), mesh)
-    ends = []
+    results = []
     for parts in (1, 2, 4):
         step = on_batches(train_step(*arguments, **tiny_run.PIXELS, mesh=mesh, parts=parts), mesh)
         state, metrics = step(phase.start(), batch)
         assert int(state.step) == 1
-        ends.append(named_arrays(state.trainable) | {"loss": metrics.loss, "top1": metrics.top1})
-    for found in ends[1:]:
-        for key, value in ends[0].items():
+        results.append(named_arrays(state.trainable) | {"loss": metrics.loss, "top1": metrics.top1})
+    for found in results[1:]:
+        for key, value in results[0].items():
             np.testing.assert_allclose(found[key], value, rtol=1e-4, atol=1e-6, err_msg=key)
 
 
-def test_parts_move_batch_statistics_one_after_the_other(mesh):
+def test_accumulation_updates_batch_statistics_part_by_part(mesh):
     phase = tiny_run.make_phase("phase_one", mesh)
     arguments = (phase.graphdef, phase.objective, phase.trainable, phase.tx)
     batch = place_batch(tiny_run.draw_batch(32, seed=0), mesh)

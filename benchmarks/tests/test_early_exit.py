@@ -1,4 +1,4 @@
-"""The early-exit benchmark's arithmetic, on measurements made up so that the answer is known."""
+"""The arithmetic of the early-exit benchmark, on synthetic measurements."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ MACS = np.array([20, 50, 100])
 
 
 def measured(seconds_per_image, rounds=3):
-    """The same in every round: seconds per image, and per batch."""
+    """Seconds per image and per batch, the same in every round."""
     return np.tile([seconds_per_image, 256 * seconds_per_image], (rounds, 1))
 
 
@@ -25,19 +25,19 @@ def found():
     }
 
 
-def test_the_full_network_is_given_its_fastest_way(found):
+def test_the_full_network_runs_with_its_fastest_slicing(found):
     assert early_exit._fastest(found, 0) == (0, "slices of 32")
     assert early_exit._fastest(found, 2) == (2, "slices of 16")
 
 
-def test_efficiency_is_speed_up_over_what_was_saved(found):
+def test_efficiency_is_speed_up_over_the_speed_up_in_macs(found):
     best = [early_exit._fastest(found, last) for last in range(3)]
     exits = np.array([0] * 50 + [2] * 50)  # mean multiply-adds 60 of 100
     row = early_exit._row(found, 0.5, best, exits, MACS)
     assert row["macs_share"] == 0.6
     assert row["speed_up"]["median"] == pytest.approx(1 / 0.6, rel=1e-3)
     assert row["efficiency"]["median"] == pytest.approx(1.0, rel=1e-3)
-    # Half at 0.2, half at 1.0 seconds is what cut networks take: 0.6, as it was measured.
+    # Cut networks take 0.2 s for one half and 1.0 s for the other: 0.6 s, as measured.
     assert row["vs_cut_networks"]["median"] == pytest.approx(1.0, rel=1e-3)
     assert row["latency_ms"] == pytest.approx(1e3 * 256 * 0.6, rel=1e-3)
 

@@ -1,4 +1,4 @@
-"""The proof by killing notices what it should, and a short version of it holds."""
+"""The kill-and-resume check finds differences, and a short version of it passes."""
 
 import dataclasses
 import json
@@ -37,8 +37,8 @@ def write_row(folder, **changes):
 
 
 def write_results(folder, top1=50.0, finished="now"):
-    facts = {"seed": 0, "finished": finished}
-    results = {"exits": [{"top1": top1}], "environment": facts, "phases": {"seconds": 1}}
+    environment = {"seed": 0, "finished": finished}
+    results = {"exits": [{"top1": top1}], "environment": environment, "phases": {"seconds": 1}}
     (folder / "results.json").write_text(json.dumps(results))
 
 
@@ -47,9 +47,9 @@ def write_logits(folder, value=1.0):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A folder such as a finished run leaves it, with next to nothing in it."""
-    folder = tmp_path_factory.mktemp("by_hand") / "whole"
+def reference(tmp_path_factory):
+    """A minimal folder in the form of a finished run."""
+    folder = tmp_path_factory.mktemp("by_hand") / "reference"
     phase = folder / "phase_one"
     for part in ("evaluation", "report", "phase_one"):
         (folder / part).mkdir(parents=True)
@@ -66,12 +66,12 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture
-def copied(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "copy")
+def copied(reference, tmp_path):
+    return shutil.copytree(reference, tmp_path / "copy")
 
 
 def change_an_array(folder):
-    # Equal as numbers, not as bits.
+    # 0.0 and -0.0 are equal numbers with different bits.
     save_arrays(folder / "phase_one" / "10" / "model", weight=np.float32([10, -0.0]))
 
 
@@ -99,35 +99,35 @@ DAMAGE = {
     lose_the_last_epoch: "missing: phase_one/10/model['weight']",
     lose_a_row: "missing: phase_one/metrics.jsonl, row 2",
     halve_a_row: "cannot be read: ",
-    lambda f: write_row(f / "phase_one", step=6): "should not be there: phase_one/metrics.jsonl, r",
+    lambda f: write_row(f / "phase_one", step=6): "unexpected: phase_one/metrics.jsonl, r",
     lambda f: write_results(f, top1=50.1): "differs: results.json, exits",
     lambda f: (f / "results.json").unlink(): "cannot be read: ",
     lambda f: write_logits(f, 1.0000001): "differs: evaluation/logits_test.npz, logits",
     lambda f: (f / "report" / "index.html").unlink(): "missing: report/index.html",
-    lambda f: (f / ".results.json.1.partial").touch(): "should not be there: .results.json.1.part",
-    lambda f: (f / "phase_one" / "unreadable_9_1").mkdir(): "should not be there: phase_one/unre",
+    lambda f: (f / ".results.json.1.partial").touch(): "unexpected: .results.json.1.part",
+    lambda f: (f / "phase_one" / "unreadable_9_1").mkdir(): "unexpected: phase_one/unre",
 }
 
 
-@pytest.mark.parametrize(("damage", "told"), DAMAGE.items(), ids=DAMAGE.values())
-def test_the_comparison_notices(damage, told, copied, whole):
+@pytest.mark.parametrize(("damage", "line"), DAMAGE.items(), ids=DAMAGE.values())
+def test_the_comparison_finds_a_difference(damage, line, copied, reference):
     damage(copied)
-    lines = differences(copied, whole)
-    assert any(line.startswith(told) for line in lines), lines
+    lines = differences(copied, reference)
+    assert any(found.startswith(line) for found in lines), lines
 
 
-def test_what_no_two_runs_share_is_not_compared(copied, whole):
-    assert differences(copied, whole) == []
+def test_times_and_temporary_folders_are_not_compared(copied, reference):
+    assert differences(copied, reference) == []
     write_results(copied, finished="later")
     (copied / "phase_one" / "metrics.jsonl").unlink()
     for split in ("train", "validation"):
         write_row(copied / "phase_one", split=split, images_per_second=1.0)
-    # Orbax makes a new one of that name.
+    # Orbax reuses this name.
     (copied / "phase_one" / "11.orbax-checkpoint-tmp").mkdir()
-    assert differences(copied, whole) == []
+    assert differences(copied, reference) == []
 
 
-def test_moments_are_drawn_from_the_seed_in_the_order_of_the_run():
+def test_moments_depend_on_the_seed_and_follow_the_order_of_the_run():
     first, again, other = (draw_moments(np.random.default_rng(s), 99, 10.0) for s in (1, 1, 2))
     assert first == again != other
     bound = [moment.stage for moment in first if moment.line or moment.path]
@@ -154,11 +154,11 @@ LOG = [
 ]
 
 
-def test_stages_are_known_by_the_log_and_by_the_results(tmp_path):
-    said = ""
+def test_the_stage_is_read_from_the_log_and_the_results(tmp_path):
+    log = ""
     for line, stage in LOG:
-        said += line + "\n"
-        assert stage_of(said, tmp_path) == stage
+        log += line + "\n"
+        assert stage_of(log, tmp_path) == stage
     assert stage_of("phase_one: already done in x", tmp_path) == 2
     (tmp_path / "results.json").touch()
     assert stage_of("", tmp_path) == 5
@@ -176,7 +176,7 @@ def kill_a_program(program, folder, sent):
 WAIT = "print('ready', flush=True); time.sleep(30)"
 
 
-def test_a_program_that_goes_on_has_no_problem(tmp_path):
+def test_a_program_that_resumes_has_no_problem(tmp_path):
     program = f"if not (run / 'begun').exists(): (run / 'begun').touch(); {WAIT}"
     kills, problems = kill_a_program(program, tmp_path, signal.SIGKILL)
     assert problems == []
@@ -184,17 +184,19 @@ def test_a_program_that_goes_on_has_no_problem(tmp_path):
     assert kill["exit_code"] == -signal.SIGKILL and kill["place"] == "start-up"
 
 
-def test_a_program_that_does_not_go_on_is_a_problem(tmp_path):
+def test_a_program_that_does_not_resume_is_a_problem(tmp_path):
     program = f"""
 if (run / 'begun').exists(): sys.exit('it is broken')
 (run / 'begun').touch(); {WAIT}"""
     kills, problems = kill_a_program(program, tmp_path, signal.SIGKILL)
     assert len(kills) == 1
-    assert problems == ["does not go on, exit code 1: it is broken"]
+    assert problems == ["does not resume, exit code 1: it is broken"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells what is caught")
-def test_a_program_that_does_not_stop_when_told_is_a_problem(tmp_path):
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="signal handlers are read from Linux /proc"
+)
+def test_a_wrong_exit_code_after_sigterm_is_a_problem(tmp_path):
     program = f"""
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 if not (run / 'begun').exists(): (run / 'begun').touch(); {WAIT}"""
@@ -202,17 +204,17 @@ if not (run / 'begun').exists(): (run / 'begun').touch(); {WAIT}"""
     assert problems == ["exit code 0 after SIGTERM in start-up"]
 
 
-def test_a_program_that_says_saved_and_has_not_is_a_problem(tmp_path):
+def test_a_logged_save_that_is_not_resumed_from_is_a_problem(tmp_path):
     program = f"""
 if (run / 'begun').exists(): print('phase_one epoch 2/3: again'); sys.exit()
 (run / 'begun').touch(); print('phase_one stopped at step 3 of epoch 2, saved'); {WAIT}"""
     _, problems = kill_a_program(program, tmp_path, signal.SIGKILL)
     assert problems == [
-        "was told to be saved, and was not: phase_one stopped at step 3 of epoch 2, saved"
+        "logged as saved, but not resumed from: phase_one stopped at step 3 of epoch 2, saved"
     ]
 
 
-def test_a_kill_is_told_by_what_was_being_written(tmp_path):
+def test_a_kill_is_recorded_with_the_files_being_written(tmp_path):
     (tmp_path / "run" / "phase_one" / "partial").mkdir(parents=True)
     (tmp_path / "run" / "phase_one" / "partial" / "2.orbax-checkpoint-tmp").mkdir()
     shutil.move(tmp_path / "run", tmp_path / "before")
@@ -227,7 +229,7 @@ if (run / 'begun').exists(): sys.exit()
     assert "phase_one/partial/7.orbax-checkpoint-tmp" in kill["writing"]
 
 
-def test_a_short_proof(tmp_path, monkeypatch):
+def test_a_short_check_passes(tmp_path, monkeypatch):
     moments = [
         Moment(1, 0.1, path=f"phase_one/partial/{UNFINISHED}", sent=signal.SIGKILL),
         Moment(1, 0.0, line=r"phase_one epoch 1/", sent=signal.SIGTERM),
@@ -236,7 +238,7 @@ def test_a_short_proof(tmp_path, monkeypatch):
     monkeypatch.setattr(kill_and_resume, "OPTIONS", shorter)
     monkeypatch.setattr(kill_and_resume, "draw_moments", lambda *_: moments)
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    result = kill_and_resume.prove(tmp_path, len(moments), control=False)
+    result = kill_and_resume.check(tmp_path, len(moments), control=False)
     kills = [row for row in result["rows"] if row["part"] == "kills"]
     assert [kill["exit_code"] for kill in kills] == [-signal.SIGKILL, 75], result
     assert result["summary"]["problems"] == 0, result
@@ -244,12 +246,12 @@ def test_a_short_proof(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("problems", "kills"), [(0, 2), (1, 2), (0, 1)])
-def test_the_exit_status_tells_whether_it_was_shown(problems, kills, tmp_path, monkeypatch):
-    def prove(root, wanted, seed):
+def test_problems_and_missing_kills_set_the_exit_status(problems, kills, tmp_path, monkeypatch):
+    def check(root, wanted, seed):
         summary = {"kills": kills, "problems": problems}
         return {"seeds": [seed], "rows": [], "summary": summary, "targets": {}}
 
-    monkeypatch.setattr(kill_and_resume, "prove", prove)
+    monkeypatch.setattr(kill_and_resume, "check", check)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before, arguments = jax.config.jax_platforms, ["--kills=2", f"--out={tmp_path / 'out.json'}"]
     try:

@@ -1,17 +1,17 @@
-"""A step's time is told by kind of operation; how long anything takes is not tested."""
+"""The time of a step by kind of operation. The times themselves are not tested."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 import tiny_run
 
-from benchmarks import operations, our_steps
+from benchmarks import cases, operations
 from benchmarks.operations import Origin, Program, kind_of, own_times
 from imta_jax.nn.convolution import convolve
 from imta_jax.nn.cpu.layout import Layout
 
 
-def test_time_within_an_event_is_not_counted_twice():
+def test_self_time_excludes_nested_events():
     events = [("c", 22, 6), ("a", 0, 10), ("b", 2, 3), ("loop", 20, 30), ("c", 30, 5)]
     assert own_times(events) == {"a": 7, "b": 3, "loop": 19, "c": 11}
     assert sum(own_times(events).values()) == 10 + 30
@@ -19,7 +19,7 @@ def test_time_within_an_event_is_not_counted_twice():
 
 @pytest.mark.parametrize("layout", Layout)
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (3, 2)])
-def test_convolutions_and_their_gradients_are_told_apart(layout, size, stride):
+def test_convolutions_are_named_by_size_stride_and_direction(layout, size, stride):
     x, kernel = jnp.ones((16, 16, 16, 16)), jnp.ones((size, size, 16, 16))
 
     def loss(x, kernel):
@@ -37,27 +37,27 @@ def test_convolutions_and_their_gradients_are_told_apart(layout, size, stride):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("jit(step)/jvp(jit(batch_normalize))/sub", ("normalisation, with ReLU", "forward")),
-        ("jit(step)/transpose(jvp())/mul", ("everything else", "backward")),
-        ("jit(step)/mul", ("optimiser and checks", "update")),
+        ("jit(step)/jvp(jit(batch_normalize))/sub", ("normalization, with ReLU", "forward")),
+        ("jit(step)/transpose(jvp())/mul", ("other", "backward")),
+        ("jit(step)/mul", ("optimizer and checks", "update")),
         ("", ("copies", "")),
     ],
 )
-def test_what_is_no_convolution_goes_by_its_path(name, kind):
+def test_other_operations_are_named_by_their_op_name(name, kind):
     assert kind_of(Origin(name, product=False)) == kind
 
 
-def test_all_of_a_steps_time_has_a_kind(monkeypatch):
+def test_times_by_kind_add_up_to_the_step(monkeypatch):
     config = tiny_run.tiny_config("").to_dict()
-    monkeypatch.setattr(our_steps, "settings", lambda network: config)
+    monkeypatch.setattr(cases, "case_config", lambda network: config)
     result = operations.run({"network": "cifar_5_exits", "batch_size": 2, "steps": 2})
     for phase in operations.KINDS:
-        *rows, whole = (row for row in result["rows"] if row["part"] == phase)
-        assert whole["operations"] == operations.ALL and whole["whole_ms"] > 0
-        assert sum(row["ms"] for row in rows) == pytest.approx(whole["ms"], rel=1e-2)
+        *rows, total = (row for row in result["rows"] if row["part"] == phase)
+        assert total["operations"] == operations.ALL and total["whole_ms"] > 0
+        assert sum(row["ms"] for row in rows) == pytest.approx(total["ms"], rel=1e-2)
         known = {row["operations"].partition(":")[0] for row in rows}
         assert {"1x1 convolutions, stride 1", "3x3 convolutions, stride 1"} <= known
         assert "other convolutions" not in known
         ways = {row["way"] for row in rows if row["operations"].endswith("products")}
-        # Of the frozen backbone nothing has a gradient in phase II.
+        # The backbone is frozen in phase II and has no backward pass.
         assert ways == ({"forward", "backward"} if phase == "phase_one" else {"forward"})

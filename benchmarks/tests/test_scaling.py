@@ -1,4 +1,4 @@
-"""What data parallelism sends is read and extrapolated right; no time is tested."""
+"""Communication volume of data parallelism, measured and modeled. Times are not tested."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from benchmarks import environment, scaling
+from benchmarks import measurement, scaling
 from benchmarks.scaling import MACHINES, Machine
 
 SMALLEST = {"num_exits": 1, "growth_factors": (1,), "bottleneck_factors": (1,)}
@@ -32,8 +32,8 @@ ENTRY %main (p: f32[4]) -> (f32[4], f32[3,3]) {
 """
 
 
-def test_an_all_reduce_costs_what_the_formula_says():
-    # Of 4 MB each of 8 chips sends 7 MB, at 50 GB/s; a ring of 8 has 14 hops of 1 us.
+def test_time_of_an_all_reduce_follows_the_formula():
+    # For 4 MB each of 8 chips sends 7 MB at 50 GB/s; a ring of 8 has 14 hops of 1 us.
     assert scaling.all_reduce_ms(8, 4e6, PLAIN_RING) == pytest.approx(0.14 + 0.014)
     assert scaling.all_reduce_ms(8, 4e6, PLAIN_RING, count=10) == pytest.approx(0.14 + 0.14)
     assert scaling.all_reduce_ms(1, 4e6, PLAIN_RING, count=10) == 0
@@ -45,7 +45,7 @@ def test_more_chips_take_longer(machine):
     assert all(np.diff([0, *times]) > 0)
 
 
-def test_messages_take_the_hops_of_the_topology():
+def test_latency_is_that_of_the_hops_of_the_topology():
     chips = (8, 64, 256)
     assert [scaling.torus_us(n, axes=1) for n in chips] == [14, 126, 510]
     assert [scaling.torus_us(n, axes=2) for n in chips] == [2 * (1 + 3), 2 * 14, 2 * 30]
@@ -53,7 +53,7 @@ def test_messages_take_the_hops_of_the_topology():
     assert [scaling.nccl_us(n) for n in chips] == pytest.approx([15.2, 45.2, 65.2])
 
 
-def test_messages_that_were_joined_do_not_wait_for_each_other():
+def test_outputs_of_a_combined_all_reduce_are_independent():
     assert scaling.messages(PROGRAM) == {"all_reduces": 3, "in_a_row": 2}
 
 
@@ -63,7 +63,7 @@ SENT |= {"all_reduces": 300, "in_a_row": 100}
 
 @pytest.mark.parametrize("name", MACHINES)
 @pytest.mark.parametrize("given", [{}, {"cifar_7_exits": 0.01}, {"imagenet_step_4": 1.0}])
-def test_efficiency_is_a_share_and_overlap_helps(name, given):
+def test_efficiency_is_at_most_one_and_higher_with_overlap(name, given):
     before = 1.0
     for chips in scaling.CHIPS:
         row = scaling.computed_row(chips, name, SENT, given)
@@ -79,13 +79,13 @@ def test_efficiency_is_a_share_and_overlap_helps(name, given):
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    """What the script writes, with a tiny network for every other and made-up times."""
+    """The JSON of the script, with a tiny network and synthetic times."""
     out = tmp_path_factory.mktemp("scaling") / "result.json"
     seconds = {"one": [1.0, 2.0, 1.0], "apart": [1.25, 2.0, 1.5], "together": [1.6, 2.5, 2.0]}
     config = tiny_run.tiny_config("", **{f"model__{k}": v for k, v in SMALLEST.items()})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scaling, "settings", lambda name: (config, tiny_run.Facts()))
-        patch.setattr(environment, "in_own_process", lambda function, *args: function(*args))
+        patch.setattr(scaling, "case_of", lambda name: (config, tiny_run.Facts()))
+        patch.setattr(measurement, "in_own_process", lambda function, *args: function(*args))
         times = {name: np.array(values) for name, values in seconds.items()}
         patch.setattr(scaling, "weak_scaling", lambda rounds, block: times)
         patch.setattr(sys, "argv", ["", "--quick", f"--out={out}", "--step_ms=cifar_7_exits=2.5"])

@@ -10,7 +10,7 @@ import pytest
 import tiny_run
 from flax import nnx
 
-from benchmarks import stage_floors
+from benchmarks import cases, stage_floors
 from benchmarks.stage_floors import Stage
 from imta_jax.evaluation import exit_costs
 from imta_jax.nn.cpu.layout import Layout
@@ -33,21 +33,21 @@ def stages(classifier, layout):
 
 
 @pytest.mark.parametrize("layout", Layout)
-def test_stages_cost_what_the_network_costs(classifier, layout):
+def test_multiply_adds_of_stages_add_up_to_the_networks(classifier, layout):
     counted = [stage.counts()[0] for stage in stages(classifier, layout)]
     heads = np.cumsum([width * tiny_run.CLASSES for width in classifier.backbone.feature_widths])
     expected = exit_costs(classifier).macs - heads
     np.testing.assert_array_equal(np.cumsum(counted), len(IMAGES) * expected)
 
 
-def test_stages_one_after_the_other_compute_the_networks_features(classifier):
+def test_stages_in_sequence_compute_the_networks_features(classifier):
     expected = nnx.clone(classifier).features(IMAGES)
     for stage, features in zip(stages(classifier, Layout.CHANNELS_FIRST), expected, strict=True):
         found = stage.forward(stage.params, stage.rest, stage.state)[1]
         np.testing.assert_allclose(found, features, rtol=1e-4, atol=1e-5)
 
 
-def test_a_stage_has_gradients_of_its_own_parameters_alone(classifier):
+def test_a_stage_has_gradients_of_its_own_parameters_only(classifier):
     total = 0
     for stage in stages(classifier, Layout.CHANNELS_FIRST):
         given = (stage.params, stage.rest, stage.state)
@@ -59,20 +59,18 @@ def test_a_stage_has_gradients_of_its_own_parameters_alone(classifier):
     assert total == sum(leaf.size for leaf in jax.tree.leaves(backbone))
 
 
-def test_the_script_writes_rates_stages_and_whole_steps(tmp_path, monkeypatch):
+def test_the_script_writes_rates_stages_and_full_steps(tmp_path, monkeypatch):
     out = tmp_path / "floors.json"
     network = {"networks": ("cifar_5_exits",), "batch_size": 2, "rounds": 1}
     monkeypatch.setattr(stage_floors, "QUICK", network)
     monkeypatch.setattr(stage_floors, "MATRIX", 16)
     monkeypatch.setattr(stage_floors, "ARRAY", 64)
-    monkeypatch.setattr(
-        stage_floors.our_steps, "settings", lambda network: tiny_run.tiny_config("").to_dict()
-    )
+    monkeypatch.setattr(cases, "case_config", lambda network: tiny_run.tiny_config("").to_dict())
     monkeypatch.setattr(sys, "argv", ["stage_floors.py", f"--out={out}", "--quick"])
     stage_floors.main()
     rows = json.loads(out.read_text())["rows"]
     assert [row["part"] for row in rows] == ["rates"] + ["stages"] * 2 * (2 + 1)
     for kind in ("phase_one", "phase_two"):
-        *own, whole = (row for row in rows if row.get("kind") == kind)
-        assert whole["stage"] == "all" and whole["whole_ms"] > 0
-        assert whole["macs_ms"] == pytest.approx(sum(row["macs_ms"] for row in own), rel=1e-2)
+        *own, step = (row for row in rows if row.get("kind") == kind)
+        assert step["stage"] == "all" and step["whole_ms"] > 0
+        assert step["macs_ms"] == pytest.approx(sum(row["macs_ms"] for row in own), rel=1e-2)

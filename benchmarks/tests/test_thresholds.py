@@ -1,19 +1,19 @@
-"""The benchmark of threshold methods measures all of them; how long they take is not tested."""
+"""The benchmark of threshold methods measures all of them. Times are not tested."""
 
 import json
 import sys
 
 import numpy as np
 
-from benchmarks import environment, thresholds
+from benchmarks import measurement, thresholds
 from imta_jax.evaluation.methods.risk_control import GUARANTEES
 from imta_jax.evaluation.predictions import anytime_accuracy
 
 TINY = {"images": 60, "exits": 3, "classes": 5, "rounds": 2}
 
 
-def test_made_up_logits_are_worth_choosing_on():
-    predictions = thresholds.made_up_logits(TINY | {"images": 2000, "classes": 100}, seed=0)
+def test_synthetic_logits_are_more_accurate_at_later_exits():
+    predictions = thresholds.synthetic_logits(TINY | {"images": 2000, "classes": 100}, seed=0)
     accuracy = anytime_accuracy(predictions)
     assert (np.diff(accuracy) > 2).all() and accuracy[0] > 30 and accuracy[-1] < 99
 
@@ -21,7 +21,7 @@ def test_made_up_logits_are_worth_choosing_on():
 def test_every_method_is_timed(tmp_path, monkeypatch):
     out = tmp_path / "result.json"
     monkeypatch.setattr(thresholds, "QUICK", TINY)
-    monkeypatch.setattr(environment, "in_own_process", lambda function, *args: function(*args))
+    monkeypatch.setattr(measurement, "in_own_process", lambda function, *args: function(*args))
     monkeypatch.setattr(sys, "argv", ["", "--quick", f"--out={out}"])
     thresholds.main()
     result = json.loads(out.read_text())

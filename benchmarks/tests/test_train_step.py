@@ -1,4 +1,4 @@
-"""The training-step benchmark's arithmetic, and that its contenders compute the same."""
+"""The arithmetic of the train-step benchmark; its contenders compute the same numbers."""
 
 import re
 import sys
@@ -8,8 +8,8 @@ import golden
 import numpy as np
 import pytest
 
-from benchmarks import first_step, our_steps, step_contenders, train_step
-from benchmarks.step_contenders import Case
+from benchmarks import cases, first_step, jax_steps, step_contenders, train_step
+from benchmarks.cases import Case
 from imta_jax.models import resolve_model_config
 
 OURS, EAGER, COMPILED = ("ours", "batches"), ("pytorch", "eager"), ("pytorch", "compiled")
@@ -31,12 +31,12 @@ FOUND = {
 }
 
 
-def test_pytorch_is_given_its_fastest_mode_of_each_kind():
+def test_pytorch_is_compared_in_its_fastest_mode():
     assert train_step.best(FOUND, "phase_one", "pytorch").tolist() == [3, 9, 3]
     assert train_step.best(FOUND, "forward", "pytorch").tolist() == [2, 2, 2]
 
 
-def test_ratios_are_of_one_round_each():
+def test_ratios_are_computed_per_round():
     found = {name: values.tolist() for name, values in train_step.ratios(FOUND).items()}
     assert found == {
         "forward_vs_torch": [2, 2, 2],
@@ -45,7 +45,7 @@ def test_ratios_are_of_one_round_each():
     }
 
 
-def test_least_times_are_over_all_modes():
+def test_least_ratios_use_all_modes_and_rounds():
     found = train_step.least_ratios(FOUND)
     assert found == {
         "forward_vs_torch": 1.0,
@@ -54,23 +54,23 @@ def test_least_times_are_over_all_modes():
     }
 
 
-def test_the_summary_names_the_worst_case():
+def test_the_summary_has_the_worst_case():
     faster = {key: values / 2 if key[1] == OURS else values for key, values in FOUND.items()}
     faster["phase_two", OURS] = seconds(0.9, 0.9, 0.9)
-    summary = train_step.summarise({CASE: FOUND, OTHER: faster})
+    summary = train_step.summarize({CASE: FOUND, OTHER: faster})
     assert summary["phase_one_vs_torch"] == 1.5 and summary["forward_vs_torch"] == 2
     assert summary["phase_two_vs_phase_one"] == 0.9
     assert summary[f"phase_one_vs_torch ({OTHER.name})"] == 3
     assert summary["spread"][CASE.name]["phase_one_vs_torch"]["most"] == 2.25
 
 
-def test_without_pytorch_there_is_no_ratio_to_it():
-    summary = train_step.summarise({CASE: {k: v for k, v in FOUND.items() if k[1] == OURS}})
+def test_without_pytorch_the_summary_has_no_ratio_to_it():
+    summary = train_step.summarize({CASE: {k: v for k, v in FOUND.items() if k[1] == OURS}})
     assert {name for name in summary if "torch" in name} == set()
     assert summary["phase_two_vs_phase_one"] == 0.5
 
 
-def test_hours_are_those_of_the_papers_schedule():
+def test_hours_follow_the_papers_schedule():
     ours, pytorch = train_step.whole_run_rows(CASE, FOUND)
     # 703 full batches of 64 in 45,000 images, 300 and 180 times.
     assert ours["phase_one_hours"] == pytest.approx(2 * 703 * 300 / 3600, rel=1e-3)
@@ -82,23 +82,23 @@ def test_hours_are_those_of_the_papers_schedule():
     assert row["phase_one_hours"] == pytest.approx(2 * (1_231_167 // 256) * 90 / 3600, rel=1e-3)
 
 
-def test_a_contender_that_computes_something_else_is_refused():
-    apart = train_step._apart([1.0, 2.1], [1.0, 2.0])
-    assert apart == pytest.approx(0.05)
-    train_step._check_agreement(OTHER, {"pytorch: eager, forward": apart})
-    for share in (apart, float("nan")):
-        with pytest.raises(ValueError, match="not the same numbers"):
-            train_step._check_agreement(CASE, {"pytorch: eager, forward": share})
+def test_a_contender_with_other_numbers_raises():
+    difference = train_step._difference([1.0, 2.1], [1.0, 2.0])
+    assert difference == pytest.approx(0.05)
+    train_step._check_agreement(OTHER, {"pytorch: eager, forward": difference})
+    for value in (difference, float("nan")):
+        with pytest.raises(ValueError, match=r"cifar_5_exits.*pytorch: eager, forward"):
+            train_step._check_agreement(CASE, {"pytorch: eager, forward": value})
 
 
-def test_graphics_processors_measure_more():
+def test_gpus_have_more_cases_and_modes():
     asked = SimpleNamespace(device="cuda", network=None, batch=None, precision=None)
     on_cuda = train_step.cases(asked, train_step.CIFAR, 2)
     assert {(c.network, c.batch_size) for c in on_cuda} == {
         *((network, size) for network in train_step.CIFAR for size in (64, 256)),
         (train_step.IMAGENET, 256),
     }
-    assert {c.precision for c in on_cuda} == set(step_contenders.PRECISIONS)
+    assert {c.precision for c in on_cuda} == set(cases.PRECISIONS)
     asked.device = "cpu"
     assert [c.name for c in train_step.cases(asked, train_step.CIFAR[:1], 2)] == [CASE.name]
     modes = {device: step_contenders.modes_for(device) for device in ("cpu", "cuda")}
@@ -110,7 +110,7 @@ def test_graphics_processors_measure_more():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (["--device=cuda", "--without-torch"], 'JAX computes on "cpu" here.*[cuda]'),
         (["--device=tpu", "--without-torch"], 'JAX computes on "cpu" here.*[tpu]'),
@@ -121,21 +121,23 @@ def test_graphics_processors_measure_more():
         (["--compile-times", "foo"], "invalid choice: 'foo'.*cifar_7_exits"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_is(given, told, monkeypatch, capsys):
+def test_unavailable_devices_and_bad_values_exit_with_the_valid_ones(
+    given, message, monkeypatch, capsys
+):
     monkeypatch.setattr(sys, "argv", ["train_step.py", "--out=none.json", *given])
-    monkeypatch.setattr(train_step.environment, "in_own_process", lambda f, *a: f(*a))
+    monkeypatch.setattr(train_step.measurement, "in_own_process", lambda f, *a: f(*a))
     with pytest.raises(SystemExit):
         train_step.main()
-    assert re.search(told.replace("[", "\\["), capsys.readouterr().err)
+    assert re.search(message.replace("[", "\\["), capsys.readouterr().err)
 
 
-def test_a_pytorch_that_is_not_there_or_broken_is_named(monkeypatch):
-    assert step_contenders.hindrance("cpu", with_torch=False) == ""
+def test_a_missing_pytorch_is_reported_with_the_option_to_skip_it(monkeypatch):
+    assert step_contenders.unavailable("cpu", with_torch=False) == ""
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert "--without-torch" in step_contenders.hindrance("cpu", with_torch=True)
+    assert "--without-torch" in step_contenders.unavailable("cpu", with_torch=True)
 
 
-def test_the_launch_is_one_of_the_commands_of_a_run(tmp_path, monkeypatch):
+def test_the_launch_command_trains_the_named_network(tmp_path, monkeypatch):
     monkeypatch.setitem(first_step.DATA, "cifar", (8, 3, 100, 4))
     data = first_step.write_images(tmp_path / "images.npz", "cifar")
     with np.load(data) as arrays:
@@ -144,7 +146,7 @@ def test_the_launch_is_one_of_the_commands_of_a_run(tmp_path, monkeypatch):
     assert command[1].endswith("launch.py") and "--config.model.preset=cifar_7_exits" in command
 
 
-def test_the_clock_stops_at_the_line():
+def test_seconds_to_line_stops_at_the_line():
     program = "print('before'); print('phase_one step 1/9: loss'); import time; time.sleep(60)"
     command = [sys.executable, "-c", program]
     assert 0 < first_step.seconds_to_line(command, first_step.LINE, "cpu") < 30
@@ -152,21 +154,21 @@ def test_the_clock_stops_at_the_line():
         first_step.seconds_to_line([sys.executable, "-c", "print('no such run')"], "step", "cpu")
 
 
-def test_both_ways_of_ours_take_the_same_steps(monkeypatch):
-    settings = our_steps.settings("cifar_5_exits")
+def test_batches_and_on_device_images_give_the_same_losses(monkeypatch):
+    settings = cases.case_config("cifar_5_exits")
     tiny = {"model": settings["model"] | golden.TINY | {"preset": "", "backbone": "msdnet"}}
-    monkeypatch.setattr(our_steps, "settings", lambda network: {**settings, **tiny})
+    monkeypatch.setattr(cases, "case_config", lambda network: {**settings, **tiny})
     case = Case("tiny", 4)
-    batches, resident = (our_steps.OurSteps(case, resident=how) for how in (False, True))
-    assert our_steps.model_fields("tiny") == resolve_model_config(tiny["model"])
-    assert all((batches.weights[n] == resident.weights[n]).all() for n in batches.weights)
-    np.testing.assert_allclose(batches.phase_one(2), resident.phase_one(2), rtol=1e-4)
+    batches, on_device = (jax_steps.JaxSteps(case, on_device=how) for how in (False, True))
+    assert cases.model_fields("tiny") == resolve_model_config(tiny["model"])
+    assert all((batches.weights[n] == on_device.weights[n]).all() for n in batches.weights)
+    np.testing.assert_allclose(batches.phase_one(2), on_device.phase_one(2), rtol=1e-4)
     assert len(batches.forward(1)) == golden.TINY["num_exits"]
 
 
-def test_the_pytorch_network_is_the_recorded_one():
+def test_the_pytorch_network_matches_the_recorded_numbers():
     pytest.importorskip("torch")
-    from benchmarks.torch_msdnet import prove
+    from benchmarks.torch_msdnet import verify
 
-    shares = prove()
-    assert len(shares) == 7 and max(shares.values()) <= 1
+    deviations = verify()
+    assert len(deviations) == 7 and max(deviations.values()) <= 1

@@ -1,6 +1,6 @@
-"""ImageNet's training pipeline and what it is compared with: contenders of `input_pipeline.py`.
+"""Contenders of `input_pipeline.py` on image files: ImageNet's training pipeline, and Pillow.
 
-All make the same windows of the same files, or do parts of that work alone.
+All produce the same crops of the same files, or do only a part of that work.
 """
 
 import functools
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.environment import Measurements, clocks, spread, take_turns
+from benchmarks.measurement import Measurements, clocks, spread, take_turns
 from configs import imagenet, quickstart
 from imta_jax.data import Dataset, epoch_plan, load_dataset, train_batches
 from imta_jax.data.pipeline.batch_indices import BatchIndices, train_indices
@@ -26,25 +26,27 @@ Batches = Iterator[np.ndarray]
 
 
 def find_jpegs(root: Path) -> list[Path]:
-    """The JPEGs of ROOT/SPLIT/CLASS, of all splits."""
+    """All JPEGs in ROOT/SPLIT/CLASS, of all splits."""
     found = sorted(p for p in root.glob("*/*/*") if p.suffix.lower() in (".jpg", ".jpeg"))
     if len(found) < CLASSES:
-        raise FileNotFoundError(f"{root}: {len(found)} JPEGs in SPLIT/CLASS, at least 4 are needed")
+        raise FileNotFoundError(
+            f"{root}: found {len(found)} JPEGs in SPLIT/CLASS; at least {CLASSES} are needed"
+        )
     return found
 
 
 def make_jpegs(folder: Path, count: int = 160) -> list[Path]:
-    """JPEGs of ImageNet's usual size, enlarged from the small images in the package."""
+    """Writes JPEGs of ImageNet's typical size, enlarged from the images in the package."""
     small = load_dataset(quickstart.get_config().data).splits["train"].images[:count, ..., 0]
     files = [folder / f"{i}.jpg" for i in range(len(small))]
     for pixels, file in zip(small, files, strict=True):
-        picture = Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC)
-        picture.convert("RGB").save(file, quality=90)
+        image = Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC)
+        image.convert("RGB").save(file, quality=90)
     return files
 
 
 def link_tree(files: Sequence[Path], root: Path, images: int) -> Path:
-    """ROOT/SPLIT/CLASS of links: the files in turn to train on, one a class to judge with."""
+    """Makes ROOT/SPLIT/CLASS of links: `images` training images, one per class for evaluation."""
     for split, count in {"train": images, "validation": CLASSES, "test": CLASSES}.items():
         for i, file in zip(range(count), itertools.cycle(files), strict=False):
             folder = root / split / f"class_{i % CLASSES}"
@@ -53,8 +55,8 @@ def link_tree(files: Sequence[Path], root: Path, images: int) -> Path:
     return root
 
 
-def load_photographs(root: Path | str, image_size: int = 224) -> Dataset:
-    """A folder as ImageNet's config treats one; its index is not kept."""
+def load_image_folder(root: Path | str, image_size: int = 224) -> Dataset:
+    """Loads an image folder with ImageNet's config; its index is not cached."""
     config = imagenet.get_config().data
     config.update(source=str(root), validation_split="auto", test_split="auto", index_dir="")
     config.image_size = image_size
@@ -62,7 +64,7 @@ def load_photographs(root: Path | str, image_size: int = 224) -> Dataset:
 
 
 def drawn_rows(dataset: Dataset, batch_size: int, epoch: int) -> tuple[np.ndarray, BatchIndices]:
-    """Path and row of each image of an epoch, the same for every contender."""
+    """Path and crop of each image of an epoch, the same for every contender."""
     train = dataset.splits["train"]
     plan = epoch_plan(dataset.preprocessing, train.sizes, seed=SEED, epoch=epoch)
     rows = train_indices(plan, batch_size=batch_size, start_step=0, steps=len(train) // batch_size)
@@ -70,13 +72,13 @@ def drawn_rows(dataset: Dataset, batch_size: int, epoch: int) -> tuple[np.ndarra
 
 
 def our_batches(dataset: Dataset, batch_size: int, epoch: int) -> Batches:
-    """The training batches of imta_jax."""
+    """The training batches of this package."""
     train, draw = dataset.splits["train"], {"batch_size": batch_size, "seed": SEED, "epoch": epoch}
     return (b.images for b in train_batches(train, dataset.preprocessing, **draw))
 
 
 def pillow_batches(dataset: Dataset, batch_size: int, epoch: int) -> Batches:
-    """The same images by Pillow, as torchvision's RandomResizedCrop does it, in one thread."""
+    """The same crops by Pillow, as in torchvision's RandomResizedCrop, in one thread."""
     paths, rows = drawn_rows(dataset, batch_size, epoch)
     size, made = (dataset.preprocessing.size,) * 2, []
     for path, (top, left, height, width), flip in zip(paths, rows.window, rows.flip, strict=True):
@@ -90,7 +92,7 @@ def pillow_batches(dataset: Dataset, batch_size: int, epoch: int) -> Batches:
 
 
 def _shapes(decode: Callable[..., Any], dataset: Dataset, batch_size: int, epoch: int) -> Batches:
-    """Reads and decodes the same files; of the pixels only the shape is kept."""
+    """Reads and decodes the same files; yields the shapes of the decoded images."""
     tf, (paths, rows) = import_tensorflow(), drawn_rows(dataset, batch_size, epoch)
     windows = tf.data.Dataset.from_tensor_slices((paths, rows.window.astype(np.int32)))
     shapes = windows.map(
@@ -98,7 +100,9 @@ def _shapes(decode: Callable[..., Any], dataset: Dataset, batch_size: int, epoch
         num_parallel_calls=usable_cores(),
     )
     options = tf.data.Options()
-    options.autotune.enabled = False  # as in ours; on one core it left a third of it idle
+    options.autotune.enabled = (
+        False  # as in ours; it left a single core idle for a third of the time
+    )
     return shapes.batch(batch_size).prefetch(2).with_options(options).as_numpy_iterator()
 
 
@@ -114,18 +118,18 @@ CONTENDERS = {
     "ours": our_batches,
     "pillow": pillow_batches,
     "bare_decode": functools.partial(_shapes, _window),
-    # Of whole files, and little more than that.
+    # Entropy decoding of entire files with little other work.
     "entropy_decode": functools.partial(_shapes, _eighth),
 }
 
 
-def time_photographs(root: str, batch_size: int, rounds: int, cores: int) -> Measurements:
-    """Seconds per image [rounds, 2]: on the clock, and of the processor, all threads together.
+def time_image_pipelines(root: str, batch_size: int, rounds: int, cores: int) -> Measurements:
+    """Wall-clock and CPU seconds per image, [rounds, 2], by contender.
 
-    To be run in a process of its own: it and its threads stay on so many cores from then on.
+    Call it in a separate process: it restricts the process and its threads to `cores` cores.
     """
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    dataset = load_photographs(root)
+    dataset = load_image_folder(root)
     images = len(dataset.splits["train"]) // batch_size * batch_size
 
     def timed(batches: Callable[..., Batches], epoch: int) -> np.ndarray:
@@ -138,13 +142,13 @@ def time_photographs(root: str, batch_size: int, rounds: int, cores: int) -> Mea
 
 
 def pillow_difference(dataset: Dataset, batch_size: int) -> float:
-    """Mean absolute difference, 0 to 255, of an epoch's pixels by Pillow and by us."""
+    """Mean absolute pixel difference (0 to 255) of Pillow's and our images over an epoch."""
     both = zip(*(CONTENDERS[n](dataset, batch_size, 0) for n in ("ours", "pillow")), strict=True)
     return float(np.mean([np.abs(a.astype(int) - b).mean() for a, b in both]))
 
 
-def photograph_rows(photographs: Measurements, cores: int) -> list[dict[str, Any]]:
-    """What is reported of each contender on so many cores."""
+def image_rows(times: Measurements, cores: int) -> list[dict[str, Any]]:
+    """One row per contender: times and throughput on `cores` cores."""
     return [
         {
             "part": f"imagenet, cores: {cores}",
@@ -153,12 +157,12 @@ def photograph_rows(photographs: Measurements, cores: int) -> list[dict[str, Any
             "images_per_second_per_core": spread(1 / seconds[:, 1])["median"],
             "images_per_second_on_clock": spread(1 / seconds[:, 0])["median"],
         }
-        for name, seconds in photographs.items()
+        for name, seconds in times.items()
     ]
 
 
-def photograph_ratios(photographs: Measurements, suffix: str) -> Measurements:
-    """By processor time: how many times the others' images ours makes."""
-    cpu = {name: seconds[:, 1] for name, seconds in photographs.items()}
+def image_ratios(times: Measurements, suffix: str) -> Measurements:
+    """Throughput of our pipeline over that of the others, in CPU time."""
+    cpu = {name: seconds[:, 1] for name, seconds in times.items()}
     others = {"pillow": cpu["pillow"], "bare_decode": cpu["bare_decode"]}
     return {f"imagenet_vs_{name}{suffix}": other / cpu["ours"] for name, other in others.items()}
