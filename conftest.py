@@ -16,6 +16,6 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 @pytest.fixture(autouse=True, scope="session")
 def _compiled_stages_are_kept_for_this_session_only(tmp_path_factory):
-    from imta_jax.runtime import compilation
+    from imta_jax.runtime import parallel_compilation
 
-    compilation.CACHE = tmp_path_factory.mktemp("cache")
+    parallel_compilation.DEFAULT_CACHE_DIR = tmp_path_factory.mktemp("cache")

@@ -16,7 +16,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from imta_jax.runtime.command_line import end_with, parse_flags
-from imta_jax.runtime.huge_pages import start_with_huge_pages
+from imta_jax.runtime.huge_pages import restart_with_huge_pages
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or file.py:preset.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go; made if need be.")
@@ -61,13 +61,13 @@ def _set_up() -> None:
 def main(argv: list[str]) -> None:
     """Runs the steps of a run that are not yet done, or the one that `--mode` names."""
     from imta_jax.cli.run import run
-    from imta_jax.training import EXIT_CODE, Interrupted, exit_when_told
+    from imta_jax.training import EXIT_CODE, Interrupted, install_sigterm_handler
 
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
         _set_up()
-        exit_when_told()
+        install_sigterm_handler()
         if _MODE.value == "study":
             from imta_jax.studies import run_study
 
@@ -82,6 +82,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    start_with_huge_pages()
+    restart_with_huge_pages()
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=parse_flags)

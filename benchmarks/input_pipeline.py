@@ -47,7 +47,7 @@ from imta_jax.data.sources.tfds import import_tfds
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.distributed import data_mesh, place_batch, place_rows
 from imta_jax.runtime.environment import usable_cores
-from imta_jax.runtime.huge_pages import start_with_huge_pages
+from imta_jax.runtime.huge_pages import restart_with_huge_pages
 from imta_jax.training import new_phase_one
 from imta_jax.training.feed import Feed, host_feed, steps_per_dispatch, training_feed
 from imta_jax.training.objectives import ALL_PARAMETERS
@@ -260,5 +260,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start_with_huge_pages()  # as launch.py does
+    restart_with_huge_pages()  # as launch.py does
     main()

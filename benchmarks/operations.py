@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks import jax_steps, measurement, result_file
 from benchmarks.cases import SEED, Case
 from benchmarks.stage_floors import KINDS, least_seconds
-from imta_jax.runtime.huge_pages import start_with_huge_pages
+from imta_jax.runtime.huge_pages import restart_with_huge_pages
 
 FULL = {"network": "cifar_5_exits", "batch_size": 64, "steps": 6}
 QUICK = FULL | {"network": "quickstart", "batch_size": 16, "steps": 2}
@@ -203,5 +203,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start_with_huge_pages()  # as launch.py does
+    restart_with_huge_pages()  # as launch.py does
     main()

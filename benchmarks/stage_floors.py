@@ -29,7 +29,7 @@ from imta_jax.distributed import is_one_processor
 from imta_jax.models import MultiExitClassifier
 from imta_jax.nn.convolution import convolve
 from imta_jax.nn.cpu.layout import Layout, lay_out
-from imta_jax.runtime.huge_pages import start_with_huge_pages
+from imta_jax.runtime.huge_pages import restart_with_huge_pages
 from imta_jax.training import phases
 
 FULL = {"networks": ("cifar_5_exits", "cifar_7_exits"), "batch_size": 64, "rounds": 15}
@@ -209,5 +209,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start_with_huge_pages()
+    restart_with_huge_pages()
     main()

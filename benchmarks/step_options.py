@@ -22,7 +22,7 @@ from benchmarks import measurement, result_file
 from benchmarks.cases import SEED, Case, Losses
 from benchmarks.jax_steps import JaxSteps
 from benchmarks.measurement import spread, take_turns
-from imta_jax.runtime.huge_pages import start_with_huge_pages
+from imta_jax.runtime.huge_pages import restart_with_huge_pages
 
 FULL = {"network": "cifar_5_exits", "batch_size": 64, "rounds": 9, "steps": 8}
 QUICK = FULL | {"network": "quickstart", "batch_size": 16, "rounds": 3, "steps": 2}
@@ -78,5 +78,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start_with_huge_pages()  # as launch.py does
+    restart_with_huge_pages()  # as launch.py does
     main()

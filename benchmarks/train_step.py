@@ -37,7 +37,7 @@ from benchmarks.measurement import Measurements, spread
 from benchmarks.step_contenders import CLOCKS, TORCH_MODES
 from imta_jax.models import NETWORK_PRESETS
 from imta_jax.runtime.environment import usable_cores
-from imta_jax.runtime.huge_pages import start_with_huge_pages
+from imta_jax.runtime.huge_pages import restart_with_huge_pages
 
 Contender = tuple[str, str]  # framework and mode
 Found = dict[tuple[str, Contender], np.ndarray]  # (kind, contender) -> seconds per step [rounds]
@@ -307,5 +307,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start_with_huge_pages()  # as launch.py does; child processes inherit it
+    restart_with_huge_pages()  # as launch.py does; child processes inherit it
     main()

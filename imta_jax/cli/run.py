@@ -18,16 +18,16 @@ from imta_jax.data.fingerprint import fingerprint, fingerprint_differences
 from imta_jax.distributed import data_mesh, first_process_first, is_first_process, wait_for_all
 from imta_jax.errors import unknown_name
 from imta_jax.evaluation import check_evaluation_config, evaluate, evaluation_is_finished
-from imta_jax.runtime.config_diff import FREE_PARTS, different_fields, plain
+from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences, to_json_types
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.lock import only_run_in
 from imta_jax.training import (
     PHASES,
     check_training_config,
     check_training_data,
+    executable_label,
     phase_is_finished,
-    read_ahead,
-    step_label,
+    prefetch_executable,
     train_phase_one,
     train_phase_two,
     training_pipeline,
@@ -121,7 +121,7 @@ def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:
     if begun and not due:
         return
     for phase in [name for name in due if name in PHASES][:1]:
-        read_ahead(step_label(config, phase))
+        prefetch_executable(executable_label(config, phase))
     dataset = _prepare(config)
     data = fingerprint(dataset)
     if begun:
@@ -134,7 +134,7 @@ def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:
             # Before the config: where that is, the run has begun, and with these data.
             write_json(workdir / "dataset.json", data)
             if not _is_begun(config, workdir):
-                write_json(workdir / "config.json", plain(config))
+                write_json(workdir / "config.json", to_json_types(config))
         for step in due.values():
             step(config, dataset, workdir)
         wait_for_all("a run's steps are done")
@@ -172,10 +172,10 @@ def _is_begun(config: Mapping[str, Any], workdir: Path) -> bool:
     if not path.exists():
         return False
     theirs, ours = (
-        {name: part for name, part in whole.items() if name not in FREE_PARTS}
-        for whole in (json.loads(path.read_text()), plain(config))
+        {name: part for name, part in whole.items() if name not in IGNORED_SECTIONS}
+        for whole in (json.loads(path.read_text()), to_json_types(config))
     )
-    differences = different_fields(theirs, ours)
+    differences = config_differences(theirs, ours)
     if differences:
         raise ValueError(
             f"{workdir} belongs to a run with another config; use another --workdir, or the same "

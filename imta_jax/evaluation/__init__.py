@@ -49,7 +49,7 @@ from imta_jax.evaluation.predictions import (
     save_predictions,
 )
 from imta_jax.evaluation.thresholds import exit_of, geometric_quota, thresholds_for_quota
-from imta_jax.runtime.lazy_names import lazy_names
+from imta_jax.runtime.lazy_imports import lazy_imports
 
 # What needs JAX or pandas.
 _BY_MODULE = {
@@ -104,4 +104,4 @@ __all__ = [
     *_BY_MODULE,
 ]
 
-__getattr__, __dir__ = lazy_names(__name__, _BY_MODULE)
+__getattr__, __dir__ = lazy_imports(__name__, _BY_MODULE)

@@ -4,7 +4,7 @@ Names are imported when they are first asked for: what runs an exported network 
 nor the code of models and training.
 """
 
-from imta_jax.runtime.lazy_names import lazy_names
+from imta_jax.runtime.lazy_imports import lazy_imports
 
 _BY_MODULE = {
     "AdaptiveClassifier": "imta_jax.inference.adaptive",
@@ -24,4 +24,4 @@ _BY_MODULE = {
 
 __all__ = [*_BY_MODULE]
 
-__getattr__, __dir__ = lazy_names(__name__, _BY_MODULE)
+__getattr__, __dir__ = lazy_imports(__name__, _BY_MODULE)

@@ -1,27 +1,35 @@
-"""Configs as a folder keeps them, and in what two of them differ."""
+"""Comparison of a run's config with the `config.json` of its folder."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# Parts of a config that change no result beyond rounding, and may change when a run goes on: the
-# machine that it goes on with may have fewer devices.
-FREE_PARTS = ("log", "checkpoint", "mesh")
+# Sections that do not change results beyond rounding. They may change when a run resumes: the new
+# machine may have fewer devices.
+IGNORED_SECTIONS = ("log", "checkpoint", "mesh")
 
 
-def plain(config: Any) -> Any:
-    """A config as JSON holds it: mappings become dicts, tuples become lists."""
+def to_json_types(config: Any) -> Any:
+    """A config as `json.loads` would return it: mappings are dicts and tuples are lists."""
     if isinstance(config, Mapping):
-        return {name: plain(config[name]) for name in config}
-    return [plain(entry) for entry in config] if isinstance(config, tuple | list) else config
+        return {name: to_json_types(config[name]) for name in config}
+    if isinstance(config, tuple | list):
+        return [to_json_types(entry) for entry in config]
+    return config
 
 
-def different_fields(theirs: Any, ours: Any, name: str = "config") -> list[str]:
-    """One line per field in which two plain configs differ."""
+def config_differences(theirs: Any, ours: Any, name: str = "config") -> list[str]:
+    """One line per field in which two configs of JSON types differ.
+
+    Args:
+      theirs: the config of the run's folder.
+      ours: the config of this launch.
+      name: prefix of the field names.
+    """
     if isinstance(theirs, dict) and isinstance(ours, dict):
         fields = sorted(theirs.keys() | ours.keys())
         return [
             line
             for field in fields
-            for line in different_fields(theirs.get(field), ours.get(field), f"{name}.{field}")
+            for line in config_differences(theirs.get(field), ours.get(field), f"{name}.{field}")
         ]
     return [] if theirs == ours else [f"{name}: the folder's {theirs!r}, now {ours!r}"]

@@ -1,22 +1,23 @@
-"""Compiled steps that a later launch reads back while it still traces.
+"""A cache of compiled train steps that is read while Python still traces the step.
 
-JAX keeps compiled programs too, and looks for one when the step has been traced and lowered. Both
-take seconds, of a deep network: Python traces on one core while XLA, which needs nothing of Python
-meanwhile, could read on another. So the step that the last launch of a config used is read at once,
-and used only if what was lowered is what it was compiled from. Nothing can be out of date. JAX's
-own cache is left out: of a program that JAX read from it, jaxlib 0.10 writes one without functions.
+JAX's persistent cache is looked up after a step was traced and lowered, which takes seconds for a
+deep network. Tracing uses one core, and XLA can load an executable on another at the same time. So
+the executable that the last launch of a config used is read ahead of time, and used only if the
+lowered program is the one that it was compiled from. A stale executable is never run.
+
+JAX's own cache is disabled while a step compiles: jaxlib 0.10 serializes an executable that came
+from that cache without its functions.
 """
 
 import contextlib
 import functools
 import hashlib
-import json
 import logging
 import os
 import pickle
 import platform
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,135 +29,124 @@ from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from imta_jax.runtime.config_diff import plain
 from imta_jax.runtime.files import write_atomically
 
 _log = logging.getLogger(__name__)
 
 
-class _Kept(NamedTuple):
-    """A step that was read, the key of what it was compiled from, and what it takes and returns."""
+class _Entry(NamedTuple):
+    """A loaded executable, the key of its program, and the structure of arguments and results."""
 
     key: str
     run: Callable[..., Any]
     arguments: jax.tree_util.PyTreeDef
     results: jax.tree_util.PyTreeDef
 
-    def fits(self, lowered: jax.stages.Lowered) -> bool:
-        """Whether it can be called in its place: equal programs may name their arguments anew."""
+    def matches(self, lowered: jax.stages.Lowered) -> bool:
+        """Whether it takes and returns the same pytrees, which equal programs need not do."""
         return (self.arguments, self.results) == (lowered.in_tree, lowered.out_tree)
 
 
-class KeptStep:
-    """A jitted step, on its first call read back from a former launch or compiled, and then kept.
+class CachedExecutable:
+    """A jitted step that is loaded from the cache, or compiled and stored, on its first call.
 
-    Reads what the last step of this label was as soon as it is made. Without a local folder for
-    compiled programs (`jax_compilation_cache_dir`), or with several processes, it only compiles.
+    Prefetches the last executable of its label on construction. Without a local
+    `jax_compilation_cache_dir`, or with several processes, the step is only compiled.
 
     Args:
-      jitted: what `jax.jit` made; all its calls have arguments of the same shapes.
-      label: see `step_label`.
-      mesh: the devices that it runs on.
+      jitted: result of `jax.jit`; all calls have arguments of the same shapes.
+      label: names the step's config, so that its last executable is known before it is traced.
+      mesh: the devices that run it.
     """
 
     def __init__(self, jitted: Any, label: str, mesh: Mesh):
         self._jitted, self._label = jitted, label
         self._devices = [device.id for device in mesh.devices.flat]
         self._run: Callable[..., Any] | None = None
-        read_ahead(label)
+        prefetch_executable(label)
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the jitted step returns; donates what it donates."""
+        """Calls the step; arguments that the jitted step donates are donated."""
         if self._run is None:
-            self._run = self._first(arguments) if _folder() else self._jitted
+            self._run = self._load_or_compile(arguments) if _folder() else self._jitted
         return self._run(*arguments)
 
-    def _first(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+    def _load_or_compile(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         lowered = self._jitted.lower(*arguments)
-        key = _key(lowered, self._devices)
-        last = _ahead.pop(self._label, None)
-        kept = last.result() if last else None
-        if kept is None or kept.key != key:
-            kept = _read(key)
-        if kept and kept.fits(lowered):
-            _background().submit(_remember, self._label, key)
-            return kept.run
-        with _without_cache():
+        key = _program_key(lowered, self._devices)
+        prefetched = _prefetched.pop(self._label, None)
+        entry = prefetched.result() if prefetched else None
+        if entry is None or entry.key != key:
+            entry = _read(key)
+        if entry and entry.matches(lowered):
+            _background().submit(_write_last_key, self._label, key)
+            return entry.run
+        with _without_jax_cache():
             compiled = lowered.compile()
         _background().submit(_write, self._label, key, compiled, self._devices)
         return compiled
 
 
-def step_label(config: Mapping[str, Any], phase: str) -> str:
-    """Names a config's step in a phase: it tells which program to read before there is one.
-
-    Args:
-      config: a whole config.
-      phase: "phase_one" or "phase_two".
-    """
-    parts = [phase, *(plain(config[name]) for name in ("model", phase, "data", "mesh"))]
-    return hashlib.sha256(json.dumps(parts, default=repr).encode()).hexdigest()[:16]
+def prefetch_executable(label: str) -> None:
+    """Starts to read the last executable of a label in the background."""
+    if _folder() and label not in _prefetched:
+        _prefetched[label] = _background().submit(_read_last, label)
 
 
-def read_ahead(label: str) -> None:
-    """Begins to read, beside everything else, the step that was last used under a label."""
-    if _folder() and label not in _ahead:
-        _ahead[label] = _background().submit(_read_last, label)
-
-
-# By label, until they are asked for.
-_ahead: dict[str, Future[_Kept | None]] = {}
+# By label, until the executable is first called.
+_prefetched: dict[str, Future[_Entry | None]] = {}
 
 
 @functools.cache
 def _background() -> ThreadPoolExecutor:
-    """One thread: XLA reads a step on one core. A process that ends waits for it."""
-    return ThreadPoolExecutor(1, "kept_steps")
+    """One thread, because XLA loads an executable on one core. The process waits for it at exit."""
+    return ThreadPoolExecutor(1, "executable_cache")
 
 
 def _folder() -> Path | None:
-    """Where steps are kept, if they are."""
+    """The folder of the cache; None if it is disabled."""
     cache = jax.config.jax_compilation_cache_dir
     if not cache or "://" in cache or jax.process_count() > 1:
         return None
     return Path(cache) / "steps"
 
 
-def _key(lowered: jax.stages.Lowered, devices: Sequence[int]) -> str:
-    """Of all that decides what XLA makes of a program, and whether this machine can run it."""
+def _program_key(lowered: jax.stages.Lowered, devices: Sequence[int]) -> str:
+    """Hash of everything that affects the executable or whether this machine can run it."""
     digest = hashlib.sha256(lowered.as_text().encode())
     client = jax.local_devices()[0].client
     flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     versions = jax.__version__, jaxlib.__version__, flax.__version__, client.platform_version
     kinds = [device.device_kind for device in jax.devices()]
     settings = sorted(item for item in jax.config.values.items() if "_cache_" not in item[0])
-    for part in (versions, kinds, devices, flags, settings, _processor()):
+    for part in (versions, kinds, devices, flags, settings, _cpu_features()):
         digest.update(repr(part).encode())
     return digest.hexdigest()
 
 
 @functools.cache
-def _processor() -> tuple[str, ...]:
-    """The host's processor and what it can do: compiled code may use all of it."""
+def _cpu_features() -> tuple[str, ...]:
+    """The host's CPU and its instruction sets, which compiled code may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    told = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU "))}
-    return platform.machine(), platform.processor(), *sorted(told)
+    names = ("model name", "flags", "Features", "CPU ")
+    features = {line for line in lines if line.startswith(names)}
+    return platform.machine(), platform.processor(), *sorted(features)
 
 
-def _read_last(label: str) -> _Kept | None:
-    """The step that was last used under a label."""
+def _read_last(label: str) -> _Entry | None:
+    """The executable that was last used under a label."""
     folder = _folder()
     try:
         return _read((folder / f"{label}.last").read_text()) if folder else None
-    except (OSError, ValueError):  # none yet, or damaged: it will be written again
+    except (OSError, ValueError):  # Missing or damaged: it is written again.
         return None
 
 
-def _read(key: str) -> _Kept | None:
-    """The step of a key, loaded; None where there is none, or none that this version can read."""
+def _read(key: str) -> _Entry | None:
+    """The executable of a key, loaded; None if there is none or this version cannot read it."""
     folder = _folder()
     path = folder / f"{key}.step" if folder else None
     if path is None or not path.exists():
@@ -167,45 +157,45 @@ def _read(key: str) -> _Kept | None:
         run = serialize_executable.deserialize_and_load(
             program, arguments, results, execution_devices=[devices[i] for i in ids]
         )
-    except Exception as error:  # of any kind: the file is another version's, or damaged
+    except Exception as error:  # Damage and other versions raise many types.
         _log.info("%s cannot be read (%s: %s); compiling", path, type(error).__name__, error)
         return None
-    return _Kept(key, run, arguments, results)
+    return _Entry(key, run, arguments, results)
 
 
 def _write(label: str, key: str, compiled: jax.stages.Compiled, devices: Sequence[int]) -> None:
     try:
         content = (*serialize_executable.serialize(compiled), devices)
-    except (ValueError, NotImplementedError) as error:  # some kinds of program cannot be
-        _log.debug("the step is not kept: %s", error)
+    except (ValueError, NotImplementedError) as error:  # Some backends cannot serialize.
+        _log.debug("the compiled step is not cached: %s", error)
         return
-    _replace(f"{key}.step", zlib.compress(pickle.dumps(content), 1))
-    _remember(label, key)
+    _write_file(f"{key}.step", zlib.compress(pickle.dumps(content), 1))
+    _write_last_key(label, key)
 
 
-def _remember(label: str, key: str) -> None:
-    _replace(f"{label}.last", key.encode())
+def _write_last_key(label: str, key: str) -> None:
+    _write_file(f"{label}.last", key.encode())
 
 
-def _replace(name: str, content: bytes) -> None:
-    """Writes a file whole or not at all; a launch is only slower where it cannot be written."""
+def _write_file(name: str, content: bytes) -> None:
+    """Writes a file of the cache. Without it, the next launch is only slower."""
     folder = _folder()
     if folder is None:
         return
     try:
         write_atomically(folder / name, content)
     except OSError as error:
-        _log.info("the compiled step is not kept in %s: %s", folder, error)
+        _log.info("the compiled step is not cached in %s: %s", folder, error)
 
 
 @contextlib.contextmanager
-def _without_cache() -> Iterator[None]:
-    """Compiling neither reads nor writes JAX's own cache; JAX settles once whether it has one."""
-    wished = jax.config.jax_enable_compilation_cache
+def _without_jax_cache() -> Iterator[None]:
+    """Disables JAX's persistent cache, whose state JAX otherwise evaluates only once."""
+    enabled = jax.config.jax_enable_compilation_cache
     try:
         jax.config.update("jax_enable_compilation_cache", False)
         compilation_cache.reset_cache()
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", wished)
+        jax.config.update("jax_enable_compilation_cache", enabled)
         compilation_cache.reset_cache()

@@ -1,4 +1,4 @@
-"""Memory in large pages for what a processor computes with."""
+"""Transparent huge pages for the memory of XLA on CPU."""
 
 import os
 import sys
@@ -6,15 +6,15 @@ import sys
 VARIABLE, SETTING = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 
 
-def start_with_huge_pages() -> None:
-    """Starts this process anew, once, such that glibc asks Linux for transparent huge pages.
+def restart_with_huge_pages() -> None:
+    """Restarts this process once, with glibc set to request transparent huge pages from Linux.
 
-    XLA's processor backend takes the memory of a step from malloc as one block and hands it back
-    afterwards; the system then finds and clears it in pages of 4 KB, every step anew. For a step of
-    `cifar_5_exits` these are 90,000 pages and a quarter of the processors' time, in huge pages less
-    than a tenth (`benchmarks/PROFILE.md`). The variable is read when a process starts.
+    XLA on CPU allocates the memory of a step as one block and frees it after the step. The kernel
+    then maps and clears it again in every step, in pages of 4 KB. For `cifar_5_exits` these are
+    90,000 pages and a quarter of the CPU time; with huge pages less than a tenth (see
+    `benchmarks/PROFILE.md`). glibc reads the variable when a process starts.
 
-    Does nothing on other systems, or where the variable is set already.
+    Does nothing on other systems, or if the variable is set.
     """
     if sys.platform != "linux" or VARIABLE in os.environ:
         return

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM, as schedulers send it before they take a machine away."""
+"""Preemption handling: SIGTERM, which schedulers send before they take a machine away."""
 
 import contextlib
 import itertools
@@ -11,68 +11,71 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-# Of sysexits.h, "try again": a scheduler that restarts what failed restarts this.
+# `EX_TEMPFAIL` of sysexits.h: a scheduler that restarts failed jobs restarts this one.
 EXIT_CODE = 75
 
-# Seconds that threads have to end in where nothing is trained: checkpoints are written by then.
-PATIENCE = 10
+# Seconds that other threads get to finish when SIGTERM arrives outside training.
+GRACE_SECONDS = 10
 
-# Processes agree to stop at the question after the last that any of them has asked, by its number:
-# so numbers leave none out, whatever a dispatch does of an epoch, and go on from phase to phase.
-_questions = itertools.count(1)
+# With several processes, JAX stops them at the sync point after the highest that any of them has
+# reached. So sync points are numbered without gaps, in all phases of the process.
+_sync_points = itertools.count(1)
 
 
 class Interrupted(Exception):
-    """Training stopped as it was told to, after saving; the same command goes on."""
+    """Training was preempted and its state is saved; the same command resumes it."""
 
 
-def exit_when_told() -> None:
-    """Makes SIGTERM end the process with `EXIT_CODE` wherever nothing is being trained.
+def install_sigterm_handler() -> None:
+    """Makes SIGTERM end the process with `EXIT_CODE` outside of training.
 
-    Of several processes JAX's runtime hears the signal itself, and keeps it.
+    With several processes, JAX's runtime handles the signal.
     """
     if jax.process_count() == 1:
-        signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGTERM, _exit)
 
 
-def _leave(*_: object) -> None:
-    """Ends the process, after `PATIENCE` also where a thread, as of a download, goes on trying."""
-    last = threading.Timer(PATIENCE, os._exit, [EXIT_CODE])
-    last.daemon = True
-    last.start()
+def _exit(*_: object) -> None:
+    """Exits, after `GRACE_SECONDS` even if a thread, such as a download, does not finish."""
+    deadline = threading.Timer(GRACE_SECONDS, os._exit, [EXIT_CODE])
+    deadline.daemon = True
+    deadline.start()
     sys.exit(EXIT_CODE)
 
 
 class StopRequest:
-    """Whether the process was told to stop."""
+    """Whether training was asked to stop."""
 
     def __init__(self) -> None:
-        self._told = False
+        self._requested = False
 
-    def tell(self, *_: object) -> None:
-        """Notes the request; a signal handler."""
-        self._told = True
+    def set(self, *_: object) -> None:
+        """Requests a stop; a signal handler."""
+        self._requested = True
 
-    def is_due(self) -> bool:
-        """Whether to stop now: in all processes at the same question.
+    def should_stop(self) -> bool:
+        """Whether to stop now, with the same result in all processes.
 
-        All must ask equally often, and nobody else may ask JAX's runtime.
+        All processes must call this equally often, and nothing else may use JAX's sync points.
         """
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(next(_questions))
-        return self._told
+            return multihost_utils.reached_preemption_sync_point(next(_sync_points))
+        return self._requested
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[StopRequest]:
-    """Takes SIGTERM as a request while inside; JAX's runtime does so for several processes."""
+def preemption_guard() -> Iterator[StopRequest]:
+    """Turns SIGTERM into a stop request inside the block.
+
+    With several processes, JAX's runtime handles the signal. Outside the main thread, where Python
+    cannot install handlers, SIGTERM keeps its handler.
+    """
     request = StopRequest()
-    # Only the main thread may set handlers; in a notebook's other threads nobody sends signals.
-    alone = jax.process_count() == 1
-    if not alone or threading.current_thread() is not threading.main_thread():
+    one_process = jax.process_count() == 1
+    if not one_process or threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = signal.signal(signal.SIGTERM, request.tell)
+    before = signal.signal(signal.SIGTERM, request.set)
     try:
         yield request
     finally:

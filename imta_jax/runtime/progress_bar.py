@@ -1,4 +1,4 @@
-"""How long work is shown: a bar on a terminal, now and then a plain line in a log."""
+"""Progress of long work: a bar on a terminal, periodic lines in a log."""
 
 import logging
 import sys
@@ -23,16 +23,16 @@ def with_progress(
     size_of: Callable[[Item], int] = lambda item: 1,
     log: logging.Logger | None = None,
 ) -> Iterator[Item]:
-    """Passes items on under a bar with an estimate of the time left.
+    """Yields items and shows a progress bar with the estimated time left.
 
     Args:
-      items: to be passed on.
-      total: how many there are with those already `done`.
-      done: where the bar starts.
-      description: before the bar.
-      unit: what is counted.
-      size_of: how many of them an item is.
-      log: gets a line every half minute where there is no terminal; None for none.
+      items: the items to yield.
+      total: number of units, including `done`.
+      done: units that were finished before.
+      description: text before the bar.
+      unit: name of a unit.
+      size_of: number of units in an item.
+      log: logger that gets a line every 30 s without a terminal; None for no lines.
     """
     on_terminal = sys.stderr.isatty()
     bar = tqdm(
@@ -53,22 +53,20 @@ def with_progress(
             bar.update(size_of(item))
             now = time.monotonic()
             if log is not None and not on_terminal and now - last > _LOG_SECONDS:
-                last, left = now, (now - start) / i * (total - done - i)
-                log.info(
-                    "%s: %d of %d, about %s left", description, done + i, total, duration(left)
-                )
+                last, left = now, format_duration((now - start) / i * (total - done - i))
+                log.info("%s: %d of %d, about %s left", description, done + i, total, left)
 
 
 def write_line(log: logging.Logger, message: str) -> None:
-    """A line above the bar on a terminal, and in the log elsewhere, if the log takes it."""
+    """Writes a line above the bar on a terminal, and to the log elsewhere, at level INFO."""
     if sys.stderr.isatty() and log.isEnabledFor(logging.INFO):
         tqdm.write(message, file=sys.stderr)
     else:
         log.info(message)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: "2 h 05 min", "3 min 20 s", "12 s"."""
+def format_duration(seconds: float) -> str:
+    """Formats seconds for messages: "2 h 05 min", "3 min 20 s", "12 s"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,11 +1,10 @@
-"""A disk that is full or read-only: told always, and borne or not, as the config says."""
+"""The policy for failed writes: a full or read-only disk stops training or is only logged."""
 
 import contextlib
 import dataclasses
 import errno
 import logging
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,19 +13,17 @@ from imta_jax.errors import unknown_name
 _log = logging.getLogger(__name__)
 
 POLICIES = ("stop", "continue")
-# How orbax's storage tells of the operating system's refusals, in errors that are no OSErrors.
-_MARKS = ("os_error_code", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
 
 
 @dataclasses.dataclass(frozen=True)
-class WriteErrors:
-    """What happens when something cannot be written.
+class WriteErrorPolicy:
+    """What happens when a file cannot be written.
 
     Attributes:
-      policy: "stop", or "continue" without what was to be written.
+      policy: "stop", or "continue" with a logged error.
 
     Raises:
-      ValueError: another policy.
+      ValueError: an unknown policy.
     """
 
     policy: str
@@ -36,40 +33,47 @@ class WriteErrors:
             raise unknown_name("config.checkpoint.on_write_error", self.policy, POLICIES)
 
     @contextlib.contextmanager
-    def writing(self, what: str, folder: Path, needed: bool = False) -> Iterator[None]:
-        """Surrounds a write.
+    def writing(self, what: str, folder: Path, required: bool = False) -> Iterator[None]:
+        """Applies the policy to an OSError of the block.
 
         Args:
-          what: is written, for messages.
-          folder: where to.
-          needed: whether nothing can go on without it, whatever the policy.
+          what: what the block writes, for messages.
+          folder: where it is written.
+          required: whether training cannot continue without it under any policy.
 
         Raises:
-          OSError: it failed and the policy is to stop; says what to do.
+          OSError: the write failed and the policy is to stop; the message says what to do.
         """
         try:
             yield
-        except (OSError, ValueError) as error:
-            if not isinstance(error, OSError) and not any(mark in str(error) for mark in _MARKS):
-                raise
-            number, told = _cause(error)
-            message = f"{what} cannot be written to {folder} ({told})"
-            if self.policy == "continue" and not needed:
-                _log.error("%s; going on without it", message)
+        except OSError as error:
+            number = error.errno or errno.EIO
+            reason = os.strerror(number) if error.errno else str(error)
+            message = f"{what} cannot be written to {folder} ({reason})"
+            if self.policy == "continue" and not required:
+                _log.error("%s; training continues without it", message)
                 return
             raise OSError(
                 number,
-                f"{message}. Make room, or make the folder writable, then start the same command:"
-                " it goes on from the last checkpoint that was written",
+                f"{message}. Free space, or make the folder writable, then run the same command:"
+                " training resumes from the last checkpoint",
             ) from error
 
 
-def _cause(error: Exception) -> tuple[int, str]:
-    """The system's number of an error and what it means, out of orbax's long text too."""
-    number = getattr(error, "errno", None)
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    if number is None and found:
-        number = int(found[1])
-    if number is None:
-        return errno.EIO, str(error).partition("\n")[0][:300]
-    return number, os.strerror(number)
+# Status codes of TensorStore without an error number of the operating system, as from buckets.
+_STATUS_CODES = {"RESOURCE_EXHAUSTED": errno.ENOSPC, "PERMISSION_DENIED": errno.EACCES}
+
+
+@contextlib.contextmanager
+def storage_errors_as_os_errors() -> Iterator[None]:
+    """Raises TensorStore's storage errors as OSErrors; it raises them as ValueErrors."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        code = message.partition("[os_error_code='")[2].partition("'")[0]
+        status = (number for name, number in _STATUS_CODES.items() if message.startswith(name))
+        number = int(code) if code else next(status, None)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number)) from error

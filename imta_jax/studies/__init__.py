@@ -3,7 +3,7 @@
 Names are imported on first use: drawing tables and figures of finished studies needs no JAX.
 """
 
-from imta_jax.runtime.lazy_names import lazy_names
+from imta_jax.runtime.lazy_imports import lazy_imports
 
 _BY_MODULE = {
     "Arm": "imta_jax.studies.variants",
@@ -14,4 +14,4 @@ _BY_MODULE = {
 
 __all__ = [*_BY_MODULE]
 
-__getattr__, __dir__ = lazy_names(__name__, _BY_MODULE)
+__getattr__, __dir__ = lazy_imports(__name__, _BY_MODULE)

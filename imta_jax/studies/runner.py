@@ -20,10 +20,10 @@ from imta_jax.data import Dataset, DatasetInfo, dataset_info, load_dataset
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
 from imta_jax.evaluation import ExitCosts, exit_costs
 from imta_jax.evaluation.run import describe_data
-from imta_jax.runtime.config_diff import FREE_PARTS, different_fields, plain
+from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences, to_json_types
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.lock import only_run_in
-from imta_jax.runtime.progress_bar import duration
+from imta_jax.runtime.progress_bar import format_duration
 from imta_jax.studies.network import Judged, SharedNetwork
 from imta_jax.studies.record import row_path, write_record
 from imta_jax.studies.report import write_evidence
@@ -115,7 +115,7 @@ def _read_arms(folder: Path) -> dict[str, Any]:
 def _of_a_row(arm: Arm, config: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides what an arm's rows hold, besides the seed."""
     images = config["gradient_variance_images"]
-    return plain(arm.config) | {"gradient_variance_images": images}
+    return to_json_types(arm.config) | {"gradient_variance_images": images}
 
 
 def _refuse_other_arms(arms: Mapping[str, Any], folder: Path) -> None:
@@ -123,10 +123,10 @@ def _refuse_other_arms(arms: Mapping[str, Any], folder: Path) -> None:
     earlier, lines = _read_arms(folder), []
     for arm in arms.keys() & earlier.keys():
         theirs, ours = (
-            {name: part for name, part in whole[arm].items() if name not in FREE_PARTS}
+            {name: part for name, part in whole[arm].items() if name not in IGNORED_SECTIONS}
             for whole in (earlier, arms)
         )
-        lines += different_fields(theirs, ours, f"arms.{arm}")
+        lines += config_differences(theirs, ours, f"arms.{arm}")
     if lines:
         shown = lines[:20] + ([f"... and {len(lines) - 20} more"] if len(lines) > 20 else [])
         raise ValueError(
@@ -175,7 +175,7 @@ class _Study:
                 "study: network %d of %d%s: seed %d, arms %s",
                 done + 1,
                 len(todo),
-                f", about {duration(left)} left" if done else "",
+                f", about {format_duration(left)} left" if done else "",
                 network.seed,
                 " ".join(arm.name for arm in network.arms),
             )

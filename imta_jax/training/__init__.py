@@ -1,14 +1,14 @@
 """Objectives, optimiser, state, steps, the loop, checkpoints and the two phases."""
 
-from imta_jax.runtime.executable_cache import read_ahead, step_label
-from imta_jax.runtime.preemption import EXIT_CODE, Interrupted, exit_when_told
+from imta_jax.runtime.executable_cache import prefetch_executable
+from imta_jax.runtime.preemption import EXIT_CODE, Interrupted, install_sigterm_handler
 from imta_jax.training.checkpoints import (
     AnotherNetworkError,
     check_which,
     read_meta,
     restore_model,
 )
-from imta_jax.training.feed import training_pipeline
+from imta_jax.training.feed import executable_label, training_pipeline
 from imta_jax.training.loop import EpochLoop, NonFiniteLossError
 from imta_jax.training.objectives import PhaseOneObjective, PhaseTwoObjective
 from imta_jax.training.phases import (
@@ -38,17 +38,17 @@ __all__ = [
     "check_training_data",
     "check_which",
     "evaluation_batch_size",
-    "exit_when_told",
+    "executable_label",
+    "install_sigterm_handler",
     "last_phase",
     "load_classifier",
     "mesh_of",
     "new_phase_one",
     "new_phase_two",
     "phase_is_finished",
-    "read_ahead",
+    "prefetch_executable",
     "read_meta",
     "restore_model",
-    "step_label",
     "train_phase_one",
     "train_phase_two",
     "training_pipeline",

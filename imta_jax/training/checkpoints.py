@@ -21,6 +21,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from imta_jax.distributed import is_first_process, wait_for_all
 from imta_jax.errors import unknown_name
+from imta_jax.runtime.write_errors import storage_errors_as_os_errors
 from imta_jax.training.packing import packed_like, unpacked
 from imta_jax.training.state import TrainState, named_arrays
 
@@ -144,7 +145,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until all is saved, and raises what went wrong."""
-        self._manager.wait_until_finished()
+        with storage_errors_as_os_errors():
+            self._manager.wait_until_finished()
 
     def save(
         self, epoch: int, state: TrainState, meta: Mapping[str, Any], validation_top1: float
@@ -154,11 +156,12 @@ class Checkpoints:
         Of checkpoints within epochs it is the step.
         """
         items = {name: ocp.args.StandardSave(arrays) for name, arrays in _arrays(state).items()}
-        self._manager.save(
-            epoch,
-            args=ocp.args.Composite(meta=ocp.args.JsonSave(dict(meta)), **items),
-            metrics={SELECTION_METRIC: float(validation_top1)},
-        )
+        with storage_errors_as_os_errors():
+            self._manager.save(
+                epoch,
+                args=ocp.args.Composite(meta=ocp.args.JsonSave(dict(meta)), **items),
+                metrics={SELECTION_METRIC: float(validation_top1)},
+            )
 
     def newest(self) -> int:
         """The name of the newest checkpoint, 0 where there is none."""

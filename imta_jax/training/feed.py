@@ -1,5 +1,7 @@
 """How the images of an epoch reach the compiled step: batch by batch, or from the device itself."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +22,8 @@ from imta_jax.data.pipeline.on_device import (
     supports_on_device,
 )
 from imta_jax.distributed import place_batch, place_rows, process_shard
-from imta_jax.runtime.executable_cache import KeptStep, step_label
+from imta_jax.runtime.config_diff import to_json_types
+from imta_jax.runtime.executable_cache import CachedExecutable
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.state import TrainState
 from imta_jax.training.step import TrainStep, on_batches, on_resident
@@ -92,11 +95,11 @@ def training_feed(
                 **draw,
             )
 
-        kept = KeptStep(on_batches(step, mesh, state), step_label(config, name), mesh)
+        kept = CachedExecutable(on_batches(step, mesh, state), executable_label(config, name), mesh)
         return host_feed(pipeline, batches, kept, mesh)
     several = steps_per_dispatch(config, mesh)
     images = copy_to_devices(train, mesh)
-    advance = KeptStep(on_resident(step, mesh, state), step_label(config, name), mesh)
+    advance = CachedExecutable(on_resident(step, mesh, state), executable_label(config, name), mesh)
     return Feed(
         pipeline,
         lambda epoch, start_step: on_device_indices(
@@ -110,6 +113,17 @@ def training_feed(
         lambda rows: int(rows.steps),
         lambda state, rows: advance(state, images, place_rows(rows, mesh)),
     )
+
+
+def executable_label(config: Mapping[str, Any], phase: str) -> str:
+    """Names the train step of a config and phase before it is traced, for the executable cache.
+
+    Args:
+      config: the run's config.
+      phase: "phase_one" or "phase_two".
+    """
+    parts = [phase, *(to_json_types(config[name]) for name in ("model", phase, "data", "mesh"))]
+    return hashlib.sha256(json.dumps(parts, default=repr).encode()).hexdigest()[:16]
 
 
 def check_feed(config: Mapping[str, Any], name: str, dataset: Dataset, mesh: Mesh) -> None:

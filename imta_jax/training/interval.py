@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from imta_jax.runtime.progress_bar import duration, write_line
+from imta_jax.runtime.progress_bar import format_duration, write_line
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.progress import per_exit
 
@@ -64,7 +64,7 @@ class IntervalLines:
             f"{self.phase} step {step}/{total}: loss {loss}; top-1 {top1};"
             f" {done * self.batch_size / seconds:,.0f} images/s; {waited / seconds:.0%} waiting for"
             f" input;{f' {memory / 1e9:.2f} GB on the device;' if memory else ''}"
-            f" about {duration((total - step) * seconds / done)} left in this phase"
+            f" about {format_duration((total - step) * seconds / done)} left in this phase"
         )
 
 

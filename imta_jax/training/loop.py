@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from imta_jax.runtime.preemption import Interrupted, StopRequest, listening
+from imta_jax.runtime.preemption import Interrupted, StopRequest, preemption_guard
 from imta_jax.runtime.progress_bar import with_progress
-from imta_jax.runtime.write_errors import WriteErrors
+from imta_jax.runtime.write_errors import WriteErrorPolicy
 from imta_jax.training.checkpoints import Checkpoints
 from imta_jax.training.feed import Feed
 from imta_jax.training.interval import IntervalLines
@@ -82,7 +82,7 @@ class EpochLoop:
     save_every_steps: int
     lines: IntervalLines
     profiler: StepProfiler
-    write_errors: WriteErrors
+    write_errors: WriteErrorPolicy
 
     def run(self, state: TrainState) -> TrainState:
         """Trains to the last epoch, from where the newest checkpoint left off if there is one.
@@ -91,9 +91,9 @@ class EpochLoop:
           NonFiniteLossError: names the step and the exits whose loss was not finite.
           Interrupted: the process was told to stop, and all is saved.
         """
-        with listening() as stop:  # outermost: until the last checkpoint is written
+        with preemption_guard() as stop:  # outermost: until the last checkpoint is written
             state = self._run(state, stop)
-            if stop.is_due():
+            if stop.should_stop():
                 raise Interrupted(f"{self.phase} stopped after its last epoch, saved")
         return state
 
@@ -143,7 +143,7 @@ class EpochLoop:
     ) -> None:
         """Saves in the background or, what is needed, before it returns."""
         self._settle(into)
-        with self.write_errors.writing("a checkpoint", into.folder, needed=needed):
+        with self.write_errors.writing("a checkpoint", into.folder, required=needed):
             into.save(name, state, meta, top1)
             if needed:
                 into.wait()
@@ -187,7 +187,7 @@ class EpochLoop:
             state, metrics = self.feed.advance(state, item)
             pending.append((metrics, self.feed.steps_of(item)))
             at = len(collected) + _steps(pending)
-            told, due = stop.is_due(), self._save_is_due(at, self.feed.steps_of(item))
+            told, due = stop.should_stop(), self._save_is_due(at, self.feed.steps_of(item))
             if told or due or at - len(collected) >= self.check_every_steps:
                 fetched, pending = self._fetch(state, pending), []
                 collected += fetched

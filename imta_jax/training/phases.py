@@ -24,7 +24,7 @@ from imta_jax.models import (
     resolve_model_config,
     with_collaborative_heads,
 )
-from imta_jax.runtime.write_errors import WriteErrors
+from imta_jax.runtime.write_errors import WriteErrorPolicy
 from imta_jax.training.checkpoints import check_which, has_readable_epoch, restore_model
 from imta_jax.training.feed import PHASES, check_feed, training_feed
 from imta_jax.training.gate_objective import GateSupervisedObjective
@@ -155,7 +155,7 @@ def check_training_config(config: Mapping[str, Any]) -> None:
     if config["checkpoint"]["every_steps"] < 0:
         found = config["checkpoint"]["every_steps"]
         raise ValueError(f"config.checkpoint.every_steps must not be negative; found {found}")
-    WriteErrors(config["checkpoint"]["on_write_error"])
+    WriteErrorPolicy(config["checkpoint"]["on_write_error"])
     check_profile_steps(config["log"]["profile_steps"])
     phase_one_objective(config)
     phase_two_objective(config)
@@ -253,7 +253,7 @@ def train_phase(
             name, steps, epochs, phase["batch_size"], config["log"]["line_every_seconds"]
         ),
         profiler=StepProfiler(folder, config["log"]["profile_steps"]),
-        write_errors=WriteErrors(config["checkpoint"]["on_write_error"]),
+        write_errors=WriteErrorPolicy(config["checkpoint"]["on_write_error"]),
     ).run(state)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from imta_jax.distributed import is_first_process
 from imta_jax.runtime.files import write_atomically
-from imta_jax.runtime.progress_bar import duration, write_line
+from imta_jax.runtime.progress_bar import format_duration, write_line
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -103,7 +103,7 @@ def log_epoch(
     """One plain line per epoch, on a terminal above the bar and in a log."""
     message = (
         f"{phase} epoch {epoch}/{total}: validation top-1 {per_exit(validation_top1, 1)}; "
-        f"about {duration(seconds_left)} left in this phase"
+        f"about {format_duration(seconds_left)} left in this phase"
     )
     write_line(_log, message)
 

@@ -15,17 +15,18 @@ import pytest
 import tiny_run
 
 from imta_jax.distributed import data_mesh, replicated
-from imta_jax.runtime import executable_cache as kept_steps
-from imta_jax.runtime.executable_cache import KeptStep, step_label
+from imta_jax.runtime import executable_cache
+from imta_jax.runtime.executable_cache import CachedExecutable
+from imta_jax.training import executable_label
 
 
 @pytest.fixture
 def cache(tmp_path):
     """A folder for compiled programs; what was read from an earlier one is forgotten."""
     with tiny_run.compiled_once(tmp_path / "cache"):
-        kept_steps._ahead.clear()
+        executable_cache._prefetched.clear()
         yield tmp_path / "cache" / "steps"
-        kept_steps._ahead.clear()
+        executable_cache._prefetched.clear()
 
 
 def make_step(table: np.ndarray, mesh):
@@ -47,14 +48,14 @@ def arguments(mesh):
 
 def settle():
     """Waits for what is read and written in the background."""
-    kept_steps._background().submit(int).result()
+    executable_cache._background().submit(int).result()
 
 
 def launch(table: np.ndarray, mesh, label: str = "label"):
     """A process's first call, as far as this module knows, and whether it compiled."""
     jax.clear_caches()  # what a new process would not know
     before = len(compilations())
-    step = KeptStep(make_step(table, mesh), label, mesh)
+    step = CachedExecutable(make_step(table, mesh), label, mesh)
     given = arguments(mesh)
     found = step(*given)
     settle()
@@ -96,7 +97,7 @@ def test_a_second_launch_reads_the_step_and_computes_the_same(cache, devices):
 def test_a_step_that_was_read_goes_on_with_what_it_returned(cache):
     mesh = data_mesh()
     launch(TABLE, mesh)
-    step, (state, x) = KeptStep(make_step(TABLE, mesh), "label", mesh), arguments(mesh)
+    step, (state, x) = CachedExecutable(make_step(TABLE, mesh), "label", mesh), arguments(mesh)
     expected, seen = np.asarray(state), np.asarray(x)
     for _ in range(3):
         state, _ = step(state, x)
@@ -123,7 +124,7 @@ def test_another_program_under_the_same_label_is_never_run(cache):
     "change",
     [
         lambda patch: patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " --xla_dump_to="),
-        lambda patch: patch.setattr(kept_steps, "_processor", lambda: ("another",)),
+        lambda patch: patch.setattr(executable_cache, "_cpu_features", lambda: ("another",)),
         lambda patch: patch.setattr(jax, "__version__", "0.0.1"),
         lambda patch: jax.config.update("jax_default_matmul_precision", "highest"),
     ],
@@ -134,14 +135,14 @@ def test_surroundings_that_may_compile_otherwise_have_steps_of_their_own(
 ):
     mesh, whole = data_mesh(), arguments(data_mesh())
     lowered = make_step(TABLE, mesh).lower(*whole)
-    key = kept_steps._key(lowered, [0])
-    assert key == kept_steps._key(make_step(TABLE, mesh).lower(*whole), [0])
+    key = executable_cache._program_key(lowered, [0])
+    assert key == executable_cache._program_key(make_step(TABLE, mesh).lower(*whole), [0])
     try:
         change(monkeypatch)
-        assert kept_steps._key(lowered, [0]) != key
+        assert executable_cache._program_key(lowered, [0]) != key
     finally:
         jax.config.update("jax_default_matmul_precision", None)
-    assert kept_steps._key(lowered, [1]) != key
+    assert executable_cache._program_key(lowered, [1]) != key
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a step", None])
@@ -184,7 +185,7 @@ def test_a_program_whose_arguments_are_named_otherwise_is_compiled_anew(cache):
         jax.clear_caches()
         before = len(compilations())
         step = jax.jit(lambda given: {"y": value_of(given) * jnp.asarray(TABLE)})
-        found = KeptStep(step, "label", mesh)(given)
+        found = CachedExecutable(step, "label", mesh)(given)
         settle()
         np.testing.assert_allclose(found["y"], x * TABLE, rtol=1e-6)
         return len(compilations()) > before
@@ -219,7 +220,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(cache, tmp_path,
     cache.write_text("no folder")
     with caplog.at_level(logging.INFO, "imta_jax"):
         found, donated, compiled = launch(TABLE, mesh)
-    assert compiled and donated and "is not kept in" in caplog.text
+    assert compiled and donated and "is not cached in" in caplog.text
     assert not list(tmp_path.rglob("*.partial"))
     state, x = jax.device_get(arguments(mesh))
     np.testing.assert_allclose(found[0], state + x * TABLE, rtol=1e-6)
@@ -230,8 +231,8 @@ def test_without_a_local_folder_steps_are_only_compiled(folder):
     mesh, before = data_mesh(), jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", folder)
-        step = KeptStep(make_step(TABLE, mesh), "label", mesh)
-        assert not kept_steps._ahead
+        step = CachedExecutable(make_step(TABLE, mesh), "label", mesh)
+        assert not executable_cache._prefetched
         if folder is None:  # a bucket would be asked
             state, x = arguments(mesh)
             expected = np.asarray(state) + np.asarray(x) * TABLE
@@ -242,7 +243,7 @@ def test_without_a_local_folder_steps_are_only_compiled(folder):
 
 def test_a_label_is_of_what_the_program_is_made_of():
     def label(phase: str = "phase_one", **changes) -> str:
-        return step_label(tiny_run.tiny_config("images.npz", **changes).to_dict(), phase)
+        return executable_label(tiny_run.tiny_config("images.npz", **changes).to_dict(), phase)
 
     assert label() == label(seed=5) == label(log__check_every_steps=7)
     others = [

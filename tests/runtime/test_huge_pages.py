@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from imta_jax.runtime.huge_pages import SETTING, VARIABLE, start_with_huge_pages
+from imta_jax.runtime.huge_pages import SETTING, VARIABLE, restart_with_huge_pages
 
 PROGRAM = """
 import json, os, sys
-from imta_jax.runtime.huge_pages import start_with_huge_pages
-start_with_huge_pages()
+from imta_jax.runtime.huge_pages import restart_with_huge_pages
+restart_with_huge_pages()
 print(json.dumps([sys.argv[1:], os.getpid(), os.environ["GLIBC_TUNABLES"]]))
 """
 
@@ -41,5 +41,5 @@ def test_what_the_user_set_stays() -> None:
 def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.delenv(VARIABLE, raising=False)
-    start_with_huge_pages()
+    restart_with_huge_pages()
     assert VARIABLE not in os.environ

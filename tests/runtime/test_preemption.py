@@ -15,8 +15,8 @@ import tiny_run
 from jax.experimental import multihost_utils
 
 from imta_jax.distributed import data_mesh
-from imta_jax.runtime import preemption as interruption
-from imta_jax.runtime.preemption import StopRequest, listening
+from imta_jax.runtime import preemption
+from imta_jax.runtime.preemption import StopRequest, preemption_guard
 from imta_jax.training.checkpoints import Checkpoints
 
 
@@ -29,17 +29,17 @@ def asked(monkeypatch):
         numbers.append(number)
         return number == 5
 
-    monkeypatch.setattr(interruption, "_questions", itertools.count(1))
+    monkeypatch.setattr(preemption, "_sync_points", itertools.count(1))
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", reached)
     monkeypatch.setattr(jax, "process_count", lambda *_: 2)
     return numbers
 
 
-def test_questions_are_numbered_without_gaps_from_phase_to_phase(asked):
-    with listening() as stop:
-        assert not any(stop.is_due() for _ in range(3))
-    with listening() as stop:
-        assert [stop.is_due() for _ in range(3)] == [False, True, False]
+def test_sync_points_are_numbered_without_gaps_from_phase_to_phase(asked):
+    with preemption_guard() as stop:
+        assert not any(stop.should_stop() for _ in range(3))
+    with preemption_guard() as stop:
+        assert [stop.should_stop() for _ in range(3)] == [False, True, False]
     assert asked == [1, 2, 3, 4, 5, 6]
 
 
@@ -59,17 +59,17 @@ def test_checkpoints_do_not_ask(monkeypatch, tmp_path):
 def test_one_process_asks_nobody(monkeypatch):
     monkeypatch.delattr(multihost_utils, "reached_preemption_sync_point")
     stop = StopRequest()
-    assert not stop.is_due()
-    stop.tell()
-    assert stop.is_due()
+    assert not stop.should_stop()
+    stop.set()
+    assert stop.should_stop()
 
 
 TRYING = """
 import threading
-from imta_jax.runtime import preemption as interruption
+from imta_jax.runtime import preemption
 
-interruption.PATIENCE = 0.1
-interruption.exit_when_told()
+preemption.GRACE_SECONDS = 0.1
+preemption.install_sigterm_handler()
 threading.Thread(target=threading.Event().wait).start()  # as a download that is tried again
 print("trying", flush=True)
 threading.Event().wait()
@@ -81,6 +81,6 @@ def test_a_thread_that_goes_on_trying_does_not_keep_the_process():
         assert process.stdout.readline() == b"trying\n"
         process.send_signal(signal.SIGTERM)
         try:
-            assert process.wait(60) == interruption.EXIT_CODE
+            assert process.wait(60) == preemption.EXIT_CODE
         finally:
             process.kill()

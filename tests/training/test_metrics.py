@@ -7,6 +7,7 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tiny_run
 
@@ -14,9 +15,8 @@ from imta_jax.cli.run import run
 from imta_jax.data.sources import SourceRequest
 from imta_jax.distributed import data_mesh
 from imta_jax.runtime.preemption import StopRequest
-from imta_jax.runtime.write_errors import WriteErrors
+from imta_jax.runtime.write_errors import WriteErrorPolicy
 from imta_jax.training import phases
-from imta_jax.training.checkpoints import Checkpoints
 from imta_jax.training.interval import IntervalLines
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.profiling import StepProfiler
@@ -89,14 +89,14 @@ STORAGE = ValueError(f"RESOURCE_EXHAUSTED: Error writing {'a/' * 200} [os_error_
 
 def refuse_saves(patch, error, names=None):
     """Makes saving fail, for these names or for all."""
-    save = Checkpoints.save
+    save = ocp.CheckpointManager.save
 
-    def refuse(self, name, *arguments):
-        if names is None or name in names:
+    def fail(self, step, *arguments, **more):
+        if names is None or step in names:
             raise error
-        save(self, name, *arguments)
+        return save(self, step, *arguments, **more)
 
-    patch.setattr(Checkpoints, "save", refuse)
+    patch.setattr(ocp.CheckpointManager, "save", fail)
 
 
 @pytest.mark.parametrize("error", [FULL, STORAGE])
@@ -106,7 +106,7 @@ def test_a_full_disk_stops_the_run_with_what_to_do_and_loses_nothing(
     config = tiny_run.tiny_config(source)
     with monkeypatch.context() as patch:
         refuse_saves(patch, error, names=[2])
-        message = r"a checkpoint cannot be written .*No space left on device\)\. Make room"
+        message = r"a checkpoint cannot be written .*No space left on device\)"
         with pytest.raises(OSError, match=message) as told:
             run(config, tmp_path, "phase_one")
         assert told.value.errno == errno.ENOSPC
@@ -121,7 +121,7 @@ def test_a_full_disk_is_borne_if_the_config_says_so_but_never_in_silence(
     refuse_saves(monkeypatch, STORAGE, names=[2])
     with caplog.at_level(logging.ERROR, "imta_jax"):
         run(config, tmp_path, "phase_one")
-    assert "a checkpoint cannot be written" in caplog.text and "going on without" in caplog.text
+    assert "a checkpoint cannot be written" in caplog.text and "continues without it" in caplog.text
     assert phases.phase_is_finished(config.to_dict(), tmp_path, "phase_one")
 
 
@@ -137,18 +137,18 @@ def test_without_its_last_checkpoint_a_phase_is_not_done_whatever_the_policy(
 def test_saving_that_fails_in_the_background_costs_no_other_checkpoint(
     source, tmp_path, monkeypatch, caplog
 ):
-    wait, failures = Checkpoints.wait, [STORAGE]
+    wait, failures = ocp.CheckpointManager.wait_until_finished, [STORAGE]
 
     def fails_once(self):
         wait(self)
-        if self.newest() == 1 and failures:
+        if self.latest_step() == 1 and failures:
             raise failures.pop()
 
     config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
-    monkeypatch.setattr(Checkpoints, "wait", fails_once)
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fails_once)
     with caplog.at_level(logging.ERROR, "imta_jax"):
         run(config, tmp_path, "phase_one")
-    assert "going on without" in caplog.text
+    assert "continues without it" in caplog.text
     assert {path.name for path in (tmp_path / "phase_one").glob("[0-9]")} >= {"2", "3"}
 
 
@@ -156,7 +156,7 @@ def test_what_was_not_saved_is_not_called_saved(source, tmp_path, monkeypatch):
     config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
     refuse_saves(monkeypatch, FULL)
     answers = iter([False, True])  # after one step and after two
-    monkeypatch.setattr(StopRequest, "is_due", lambda self: next(answers))
+    monkeypatch.setattr(StopRequest, "should_stop", lambda self: next(answers))
     with pytest.raises(OSError, match="a checkpoint cannot be written"):
         run(config, tmp_path, "phase_one")
 
@@ -164,11 +164,11 @@ def test_what_was_not_saved_is_not_called_saved(source, tmp_path, monkeypatch):
 def test_errors_of_other_kinds_are_not_taken_for_the_disks(tmp_path):
     with (
         pytest.raises(ValueError, match="a bug"),
-        WriteErrors("continue").writing("metrics", tmp_path),
+        WriteErrorPolicy("continue").writing("metrics", tmp_path),
     ):
         raise ValueError("a bug")
     with pytest.raises(ValueError, match="valid, the closest first: continue, stop"):
-        WriteErrors("contineu")
+        WriteErrorPolicy("contineu")
 
 
 def test_what_changes_no_result_may_change_when_a_run_goes_on(source, tmp_path):

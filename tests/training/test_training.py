@@ -12,7 +12,7 @@ from flax import nnx
 
 from imta_jax.distributed import data_mesh, place_batch
 from imta_jax.nn.pixels import normalize
-from imta_jax.runtime.write_errors import WriteErrors
+from imta_jax.runtime.write_errors import WriteErrorPolicy
 from imta_jax.techniques import one_for_all_loss
 from imta_jax.training import NonFiniteLossError, PhaseTwoObjective
 from imta_jax.training.checkpoints import Checkpoints
@@ -341,7 +341,7 @@ def make_loop(phase, folder, batches, step=None, **changes):
         "save_every_steps": 0,
         "lines": IntervalLines("phase_one", len(BATCHES), 2, 16, 0.0),
         "profiler": StepProfiler(folder, (0, 0)),
-        "write_errors": WriteErrors("stop"),
+        "write_errors": WriteErrorPolicy("stop"),
     }
     return EpochLoop(**{**settings, **changes})
 

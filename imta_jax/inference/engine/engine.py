@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imta_jax.inference.engine.staged import Rows, StagedNetwork, Weights
-from imta_jax.runtime.compilation import compile_all
+from imta_jax.runtime.parallel_compilation import compile_all
 
 # No softmax exceeds 1 by more than rounding: above this threshold an exit answers nobody.
 _REACHABLE = 1.0 + 1e-5

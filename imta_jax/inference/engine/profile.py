@@ -21,7 +21,7 @@ import pandas as pd
 
 from imta_jax.inference.engine.engine import Engine, Programs, Segment, pool_shapes
 from imta_jax.inference.engine.staged import Rows, StagedNetwork
-from imta_jax.runtime import compilation
+from imta_jax.runtime import parallel_compilation
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.progress_bar import with_progress
@@ -181,7 +181,7 @@ def kept_profile(
 
 
 def _path(programs: Programs, sizes: Sequence[int], lanes: int, folder: str | Path | None) -> Path:
-    root = Path(folder or compilation.CACHE / "profiles").expanduser()
+    root = Path(folder or parallel_compilation.DEFAULT_CACHE_DIR / "profiles").expanduser()
     return root / f"{_key(programs, sizes, lanes)}.json"
 
 

@@ -1,0 +1,45 @@
+"""Compilation of many small programs in parallel, with JAX's persistent compilation cache.
+
+The train step has a cache of its own, `executable_cache`, because it is one large program that can
+be read while Python still traces it.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+
+from imta_jax.runtime.environment import usable_cores
+
+DEFAULT_CACHE_DIR = Path("~/.cache/imta_jax")
+
+
+def compile_all(lowered: Sequence[jax.stages.Lowered]) -> list[jax.stages.Compiled]:
+    """Compiles programs on all cores, or reads them from JAX's cache; returns them in order."""
+    with _cache_every_program(), ThreadPoolExecutor(usable_cores()) as pool:
+        return list(pool.map(lambda program: program.compile(), lowered))
+
+
+@contextlib.contextmanager
+def _cache_every_program() -> Iterator[None]:
+    """Lowers the threshold of JAX's cache, which by default ignores programs of under a second.
+
+    Uses the cache folder that is configured, or `DEFAULT_CACHE_DIR`. With
+    `jax_enable_compilation_cache` off, nothing is cached.
+    """
+    settings = {
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir
+        or str(DEFAULT_CACHE_DIR.expanduser()),
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
