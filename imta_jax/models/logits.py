@@ -28,7 +28,7 @@ class _Way(NamedTuple):
     lanes: int
 
 
-# Measured in benchmarks/PROFILE.md: small images take 0.8 of the time channels first, photographs
+# Measured in docs/results/cpu.md: small images take 0.8 of the time channels first, photographs
 # as long or longer; a batch of 256 takes 0.75 in slices.
 _CHANNELS_FIRST = _Way(Layout.CHANNELS_FIRST, images=64, lanes=1)
 _IMAGES_FIRST = _Way(Layout.IMAGES_FIRST, images=16, lanes=2)

@@ -2,7 +2,7 @@
 
 JAX's own gradient sums over the map three times and keeps what it could compute again; the one here
 sums twice, at once, and takes the mask of a following ReLU from the result, which the next layer
-keeps anyway. A phase-I step takes 10-13% less time with it (`benchmarks/PROFILE.md`).
+keeps anyway. A phase-I step takes 10-13% less time with it (`docs/results/cpu.md`).
 """
 
 import functools

@@ -1,7 +1,7 @@
 """How convolutions are computed: the same sums, in the form that compilers turn into fast code.
 
 Networks of many narrow convolutions, as MSDNet's, leave most of a processor idle when each is
-handed to XLA as it is. The forms here were chosen by measurement; `benchmarks/PROFILE.md` has the
+handed to XLA as it is. The forms here were chosen by measurement; `docs/results/cpu.md` has the
 numbers. Every form is a sum of the same products, so costs do not depend on it:
 `imta_jax.evaluation.exit_costs` counts a call of `convolve` by its shapes, not by what is inside.
 """

@@ -99,7 +99,7 @@ class BatchNorm(nnx.Module):
     The batch is normalised with its biased variance; the running variance moves towards the
     unbiased one, n/(n-1) larger (n = elements per channel), by 0.1 a step. Epsilon is 1e-5.
     Computed in float32 whatever the type of the map, which the result has again. Not Flax's own
-    class, which has a program compiled for every number of channels (`benchmarks/PROFILE.md`).
+    class, which has a program compiled for every number of channels (`docs/results/cpu.md`).
 
     Attributes:
       num_features: C, channels.

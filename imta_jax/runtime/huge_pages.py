@@ -12,7 +12,7 @@ def restart_with_huge_pages() -> None:
     XLA on CPU allocates the memory of a step as one block and frees it after the step. The kernel
     then maps and clears it again in every step, in pages of 4 KB. For `cifar_5_exits` these are
     90,000 pages and a quarter of the CPU time; with huge pages less than a tenth (see
-    `benchmarks/PROFILE.md`). glibc reads the variable when a process starts.
+    `docs/results/cpu.md`). glibc reads the variable when a process starts.
 
     Does nothing on other systems, or if the variable is set.
     """

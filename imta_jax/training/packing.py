@@ -2,7 +2,7 @@
 
 A multi-exit network has hundreds of parameters of a few numbers each: of 614 of the 7-exit CIFAR
 network, 84 hold 95% of the numbers. Checking, updating and copying each of them apart is a third of
-a step's program, which takes long to compile and to read back (`benchmarks/PROFILE.md`). In a step
+a step's program, which takes long to compile and to read back (`docs/results/cpu.md`). In a step
 each is a slice of the vector, at no cost to whoever reads it; outside, `named_arrays` tells them
 apart, so that checkpoints know nothing of it.
 """

@@ -5,7 +5,7 @@ itself shifted by a column to either side, 3 I rows, gives by one product the pa
 rows, 3 O rows, which are added, shifted by a row. That moves a third of what patches of nine
 neighbours would, and the gradients are built the same way: what they read is shifted once for both.
 Gradients are written out because JAX's own are made of additions of padded maps, several times as
-slow on a processor (`benchmarks/PROFILE.md`).
+slow on a processor (`docs/results/cpu.md`).
 """
 
 import jax

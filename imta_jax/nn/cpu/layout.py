@@ -4,7 +4,7 @@ Images first is what the contracts speak of, what accelerators are given and wha
 which picks images out one by one. On a processor a step of training takes three quarters of the
 time channels first, images last: a 1x1 convolution is then a product with rows of 65,536 numbers
 instead of columns of 6, a neighbour's pixel lies one block of images away, and channels are joined
-by laying blocks side by side (`benchmarks/PROFILE.md`). It is set on the copy of a network that one
+by laying blocks side by side (`docs/results/cpu.md`). It is set on the copy of a network that one
 program computes with, so that nothing outside ever sees such maps.
 """
 

@@ -12,7 +12,7 @@ def materialized(x: jax.Array) -> jax.Array:
     is all earlier ones beside each other, it adds up and normalises each of them again for every
     later layer. A call that is not inlined is not fused either. (On a processor
     `jax.lax.optimization_barrier` does not help: it is dropped before operations are fused.)
-    Nothing is copied. Measured in benchmarks/PROFILE.md, "Each map once".
+    Nothing is copied. Measured in docs/results/cpu.md, "One computation per map".
 
     Args:
       x: of any shape and type.
