@@ -11,8 +11,8 @@ from imta_jax.evaluation.budget import (
     budget_curve,
     curve_of_outcomes,
     decisions,
-    operating_point,
     outcomes,
+    rows_with_costs,
 )
 from imta_jax.evaluation.calibration import (
     calibration_errors,
@@ -39,6 +39,13 @@ from imta_jax.evaluation.methods.temperature import (
     scaled_confidence,
     temperatures,
 )
+from imta_jax.evaluation.operating_points import (
+    OperatingPoint,
+    best_within_budget,
+    cheapest_within_tolerance,
+    operating_points,
+    pareto_front,
+)
 from imta_jax.evaluation.predictions import (
     Predictions,
     anytime_accuracy,
@@ -48,6 +55,7 @@ from imta_jax.evaluation.predictions import (
     predicted,
     save_predictions,
 )
+from imta_jax.evaluation.results import read_budget_curve
 from imta_jax.evaluation.thresholds import exit_of, geometric_quota, thresholds_for_quota
 from imta_jax.runtime.lazy_imports import lazy_imports
 
@@ -67,12 +75,15 @@ __all__ = [
     "BudgetCurve",
     "Decisions",
     "MethodCurve",
+    "OperatingPoint",
     "Outcomes",
     "Predictions",
     "anytime_accuracy",
+    "best_within_budget",
     "bootstrap_interval",
     "budget_curve",
     "calibration_errors",
+    "cheapest_within_tolerance",
     "common_thresholds",
     "compare_methods",
     "comparison_record",
@@ -89,13 +100,16 @@ __all__ = [
     "load_predictions",
     "monotone_envelope",
     "negative_log_likelihood",
-    "operating_point",
+    "operating_points",
     "optimised_thresholds",
     "outcomes",
+    "pareto_front",
     "patience_exits",
     "predicted",
+    "read_budget_curve",
     "reliability",
     "risk_controlled_thresholds",
+    "rows_with_costs",
     "save_predictions",
     "scaled_confidence",
     "temperatures",

@@ -6,7 +6,7 @@ The thresholds themselves are in `thresholds`, costs per exit in `costs`, per-im
 `records`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -77,15 +77,24 @@ class BudgetCurve:
     exit_fractions: np.ndarray
 
     def rows(self, cost_name: str) -> list[dict[str, Any]]:
-        """The points as JSON keeps them; `cost_name` tells the unit of the mean cost."""
+        """One JSON row per point, as `results.json` has them.
+
+        Args:
+          cost_name: key of the mean cost per test image, e.g. "mean_macs" or "mean_ms".
+
+        Returns:
+          B rows. `validation_` before a key marks the value on the validation images.
+        """
         return [
             {
                 "quota": self.quota[i].item(),
                 "thresholds": self.thresholds[i].tolist(),
                 cost_name: self.mean_cost[i].item(),
+                f"validation_{cost_name}": self.validation_cost[i].item(),
                 "validation_top1": self.validation_accuracy[i].item(),
                 "top1": self.accuracy[i].item(),
                 "exit_fractions": self.exit_fractions[i].tolist(),
+                "validation_exit_fractions": self.validation_exit_fractions[i].tolist(),
             }
             for i in range(len(self.quota))
         ]
@@ -163,29 +172,38 @@ def curve_of_outcomes(
     )
 
 
-def operating_point(curve: BudgetCurve, budget: float) -> int:
-    """The point to deploy under a budget: the best validation accuracy that it can pay for.
+def rows_with_costs(
+    rows: Sequence[Mapping[str, Any]], costs: object, cost_name: str
+) -> list[dict[str, Any]]:
+    """Budget curve rows with the same thresholds under other costs, e.g. milliseconds.
 
-    Test images are never looked at. Among equally accurate points the cheapest is taken.
+    Thresholds and accuracies do not depend on costs, so only the mean costs change.
 
     Args:
-      curve: from `budget_curve`.
-      budget: largest mean cost per validation image, in the curve's unit.
+      rows: from `BudgetCurve.rows`, with the keys of a current `results.json`.
+      costs: [E] cumulative cost per exit, or an object whose `.macs` holds them.
+      cost_name: key of the mean cost per test image in the new rows.
 
     Returns:
-      Index of the point, from 0.
+      As many rows as given.
 
     Raises:
-      ValueError: even the cheapest point costs more.
+      ValueError: costs for another number of exits, or not cumulative.
     """
-    affordable = np.flatnonzero(curve.validation_cost <= budget)
-    if affordable.size == 0:
-        raise ValueError(
-            f"no point of the curve fits a budget of {budget:g} per image; the cheapest costs "
-            f"{curve.validation_cost.min():g}: raise the budget or add smaller quotas"
-        )
-    cost, accuracy = curve.validation_cost[affordable], curve.validation_accuracy[affordable]
-    return int(affordable[np.lexsort((cost, -accuracy))[0]])
+    costs = checked_costs(costs, len(rows[0]["exit_fractions"])).astype(np.float64)
+    return [
+        {
+            "quota": row["quota"],
+            "thresholds": row["thresholds"],
+            cost_name: float(np.dot(row["exit_fractions"], costs)),
+            f"validation_{cost_name}": float(np.dot(row["validation_exit_fractions"], costs)),
+            "validation_top1": row["validation_top1"],
+            "top1": row["top1"],
+            "exit_fractions": row["exit_fractions"],
+            "validation_exit_fractions": row["validation_exit_fractions"],
+        }
+        for row in rows
+    ]
 
 
 def decisions(

@@ -16,15 +16,18 @@ import numpy as np
 from imta_jax.data import Dataset, HostPipeline, evaluation_images
 from imta_jax.distributed import data_mesh, is_first_process
 from imta_jax.evaluation.budget import (
-    BudgetCurve,
     Decisions,
     budget_curve,
     decisions,
-    operating_point,
 )
 from imta_jax.evaluation.calibration import calibration_errors, reliability
 from imta_jax.evaluation.collect import collect_predictions
 from imta_jax.evaluation.methods.comparison_record import comparison_record
+from imta_jax.evaluation.operating_points import (
+    OperatingPoint,
+    best_within_budget,
+    operating_points,
+)
 from imta_jax.evaluation.predictions import (
     Predictions,
     anytime_accuracy,
@@ -101,18 +104,20 @@ def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict
     )
     curve = budget_curve(validation, test, costs.macs, quotas=np.asarray(settings["quotas"]))
     rows = curve.rows("mean_macs")
-    points = _reported_points(curve, costs, settings["reported_budgets"])
+    points = operating_points(rows, costs.macs[-1])
+    row_of = dict(zip(points, rows, strict=True))
+    reported = _reported_points(points, settings["reported_budgets"])
     results = {
         "dataset": describe_data(dataset),
         "phases": _describe_phases(config, workdir),
         "environment": _describe_environment(config, phase),
         "exits": exit_rows(validation, test, costs, settings["calibration_bins"]),
         "budget_curve": rows,
-        "reported_budgets": [{"budget": b, **rows[i]} for b, i in points.items()],
+        "reported_budgets": [{"budget": b, **row_of[p]} for b, p in reported.items()],
         "threshold_methods": _compare(validation, test, costs, settings),
     }
     if is_first_process():
-        chosen = _decide(test, costs, {b: curve.thresholds[i] for b, i in points.items()})
+        chosen = _decide(test, costs, {b: p.thresholds for b, p in reported.items()})
         write_samples(
             folder / "samples.parquet",
             index=np.arange(len(test.labels)),
@@ -172,19 +177,19 @@ def split_predictions(
 
 
 def _reported_points(
-    curve: BudgetCurve, costs: ExitCosts, budgets: tuple[float, ...]
-) -> dict[float, int]:
-    """The curve point for each reported budget; one that no point fits is left out, with a word.
+    points: tuple[OperatingPoint, ...], budgets: tuple[float, ...]
+) -> dict[float, OperatingPoint]:
+    """The operating point of each reported budget; a budget below all points is skipped.
 
-    With one exit there is nothing to choose.
+    A network with one exit has none.
     """
-    points = {}
-    for budget in budgets if len(costs.macs) > 1 else ():
+    reported = {}
+    for budget in budgets if len(points[0].thresholds) > 1 else ():
         try:
-            points[budget] = operating_point(curve, budget * costs.macs[-1])
+            reported[budget] = best_within_budget(points, budget)
         except ValueError as error:
             _log.warning("budget %g is not reported: %s", budget, error)
-    return points
+    return reported
 
 
 def _compare(

@@ -11,7 +11,7 @@ _BY_MODULE = {
     "AdaptivePredictions": "imta_jax.inference.adaptive",
     "AdaptiveStream": "imta_jax.inference.stream.stream",
     "ExportedClassifier": "imta_jax.inference.export.loader",
-    "OperatingPoint": "imta_jax.inference.engine.operating_points",
+    "OperatingPoint": "imta_jax.evaluation.operating_points",
     "StageProfile": "imta_jax.inference.engine.profile",
     "StagedNetwork": "imta_jax.inference.engine.staged",
     "StreamAnswers": "imta_jax.inference.stream.request_queue",

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from imta_jax.inference.adaptive import AdaptiveClassifier, AdaptivePredictions
-from imta_jax.inference.engine.operating_points import point_within_ms
+from imta_jax.inference.engine.operating_points import best_within_ms
 from imta_jax.inference.export.loader import ExportedClassifier, load_exported, platform_here
 from imta_jax.inference.formatting import Answer, JsonLines, Table, description, summary
 from imta_jax.inference.image_files import Picture, find_pictures, read_picture
@@ -130,10 +130,10 @@ def _adaptive_in_time(
     """The classifier for a budget in milliseconds, which asks for a measured profile."""
     adaptive = exported.adaptive(1.0, **options)
     exit_ms = adaptive.measure().exit_ms()
-    point = point_within_ms(exported.points, exit_ms, budget_ms)
+    point = best_within_ms(exported.points, exit_ms, budget_ms)
     chosen = f"budget {budget_ms:g} ms, thresholds exported for {point.budget:.3f}"
     return (
-        adaptive.with_thresholds(point.thresholds, exit_fractions=point.exit_fractions),
+        adaptive.with_thresholds(point.thresholds, exit_fractions=point.validation_exit_fractions),
         chosen,
     )
 

@@ -2,14 +2,14 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from imta_jax.distributed import is_first_process, wait_for_all
-from imta_jax.evaluation import Predictions, budget_curve, load_predictions
+from imta_jax.evaluation import read_budget_curve, rows_with_costs
 from imta_jax.inference.adaptive import AdaptiveClassifier
 from imta_jax.inference.engine.profile import StageProfile
 from imta_jax.models import MultiExitClassifier
@@ -39,7 +39,7 @@ def time_run(workdir: str | Path, *, profile_dir: str | Path | None = None) -> N
     """
     workdir = Path(workdir)
     folder = workdir / "evaluation"
-    validation, test = (_predictions(folder, split) for split in ("validation", "test"))
+    rows = read_budget_curve(workdir)
     config = json.loads((workdir / "config.json").read_text())
     which = config["evaluation"]["checkpoint"]
     classifier, meta = load_classifier(workdir / last_phase(config), which)
@@ -47,8 +47,7 @@ def time_run(workdir: str | Path, *, profile_dir: str | Path | None = None) -> N
         with only_run_in(workdir):
             profile = _measured(classifier, meta, profile_dir)
             profile.save(folder / "stage_profile.json")
-            found = _in_time(profile, validation, test, config["evaluation"]["quotas"])
-            write_json(folder / "time.json", found)
+            write_json(folder / "time.json", _in_time(profile, rows))
     wait_for_all("a run's stages are measured")
 
 
@@ -64,25 +63,13 @@ def _measured(
     return adaptive.measure()
 
 
-def _predictions(folder: Path, split: str) -> Predictions:
-    path = folder / f"logits_{split}.npz"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is not there: the run was not evaluated; do so first with --mode=evaluate"
-        )
-    return load_predictions(path)
-
-
-def _in_time(
-    profile: StageProfile, validation: Predictions, test: Predictions, quotas: list[float]
-) -> dict[str, Any]:
-    """The curve against milliseconds per image at the fastest batch size."""
+def _in_time(profile: StageProfile, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The budget curve against milliseconds per image at the fastest batch size."""
     exit_ms = profile.exit_ms()
-    curve = budget_curve(validation, test, exit_ms, quotas=quotas)
     return {
         "device": profile.device,
         "versions": profile.versions,
         "lanes": profile.lanes,
         "exit_ms": exit_ms.tolist(),
-        "budget_curve": curve.rows("mean_ms"),
+        "budget_curve": rows_with_costs(rows, exit_ms, "mean_ms"),
     }

@@ -21,12 +21,11 @@ from imta_jax.report.run.methods import figure_threshold_methods, methods_table
 from imta_jax.report.run.page import write_report
 from imta_jax.report.run.progress import figure_training
 from imta_jax.report.run.record import RunRecord, load_progress, load_run, read_metrics
-from imta_jax.report.run.summary import OperatingPoint, operating_point
+from imta_jax.report.run.summary import operating_point
 from imta_jax.report.run.tables import budgets_table, exits_table, run_table, tables_markdown
 
 __all__ = [
     "DataRecord",
-    "OperatingPoint",
     "RunRecord",
     "budgets_table",
     "exits_table",

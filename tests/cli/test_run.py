@@ -116,6 +116,8 @@ def test_results_have_the_fields_of_the_design(results):
             "quota",
             "thresholds",
             "mean_macs",
+            "validation_mean_macs",
+            "validation_exit_fractions",
             "validation_top1",
             "top1",
             "exit_fractions",

@@ -196,28 +196,6 @@ def test_permuted_images_get_permuted_decisions(curve):
         np.testing.assert_array_equal(found, expected[order])
 
 
-def test_operating_point_ignores_test_images(curve):
-    budget = float(np.median(curve.validation_cost))
-    chosen = adaptive.operating_point(curve, budget)
-    affordable = curve.validation_cost <= budget
-    assert affordable[chosen]
-    assert curve.validation_accuracy[chosen] == curve.validation_accuracy[affordable].max()
-    misleading = dataclasses.replace(
-        curve, accuracy=curve.accuracy[::-1], mean_cost=curve.mean_cost[::-1]
-    )
-    assert adaptive.operating_point(misleading, budget) == chosen
-
-
-def test_operating_point_takes_the_cheapest_of_equals(curve):
-    flat = dataclasses.replace(curve, validation_accuracy=np.full(40, 50.0))
-    assert adaptive.operating_point(flat, 1e9) == int(np.argmin(curve.validation_cost))
-
-
-def test_unaffordable_budget_names_the_cheapest_point(curve):
-    with pytest.raises(ValueError, match=f"cheapest costs {curve.validation_cost.min():g}"):
-        adaptive.operating_point(curve, 1.0)
-
-
 @pytest.mark.parametrize(
     ("test", "costs", "message"),
     [

@@ -12,11 +12,11 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from imta_jax.evaluation.operating_points import OperatingPoint, best_within_budget
 from imta_jax.inference.adaptive import AdaptiveClassifier
-from imta_jax.inference.engine.operating_points import OperatingPoint, point_for
 from imta_jax.inference.engine.staged import Rows, StagedNetwork, Weights
 from imta_jax.inference.export import folder as export_folder
-from imta_jax.inference.export.manifest import check_fit
+from imta_jax.inference.export.manifest import check_fit, point_from_manifest
 from imta_jax.nn.pixels import normalize
 
 
@@ -45,7 +45,7 @@ class ExportedClassifier:
         Raises:
           ValueError: there is none; lists those there are.
         """
-        return point_for(self.points, budget)
+        return best_within_budget(self.points, budget)
 
     def adaptive(self, budget: float = 1.0, **options: Any) -> AdaptiveClassifier:
         """A classifier with early exits for a budget; `options` go to `AdaptiveClassifier`.
@@ -55,7 +55,10 @@ class ExportedClassifier:
         """
         point = self.point_for(budget)
         return AdaptiveClassifier(
-            self.network, point.thresholds, exit_fractions=point.exit_fractions, **options
+            self.network,
+            point.thresholds,
+            exit_fractions=point.validation_exit_fractions,
+            **options,
         )
 
 
@@ -115,7 +118,7 @@ def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
     return ExportedClassifier(
         network,
         tuple(manifest["class_names"]),
-        tuple(OperatingPoint.from_json(point) for point in manifest["operating_points"]),
+        tuple(point_from_manifest(point) for point in manifest["operating_points"]),
         pixels["resize"],
         manifest,
     )

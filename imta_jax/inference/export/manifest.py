@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.export
 
+from imta_jax.evaluation.operating_points import OperatingPoint
+
 
 def check_fit(manifest: Mapping[str, Any], programs: Sequence[jax.export.Exported]) -> None:
     """Refuses a manifest that was changed, or written, so that the programs cannot be used by it.
@@ -39,6 +41,32 @@ def check_fit(manifest: Mapping[str, Any], programs: Sequence[jax.export.Exporte
         _check_numbers("operating_points.budget", [point["budget"]], 1, least=above_zero)
         _check_numbers("operating_points.thresholds", point["thresholds"], exits)
         _check_numbers("operating_points.exit_fractions", point["exit_fractions"], exits, least=0)
+
+
+def point_for_manifest(point: OperatingPoint) -> dict[str, Any]:
+    """The fields of an operating point that a manifest of format version 1 has."""
+    return {
+        "budget": point.budget,
+        "thresholds": point.thresholds,
+        "exit_fractions": point.validation_exit_fractions,
+        "validation_top1": point.validation_top1,
+        "top1": point.top1,
+    }
+
+
+def point_from_manifest(fields: Mapping[str, Any]) -> OperatingPoint:
+    """The operating point of a manifest.
+
+    Raises:
+      KeyError, TypeError: a field is missing or not a list.
+    """
+    return OperatingPoint(
+        budget=fields["budget"],
+        thresholds=tuple(fields["thresholds"]),
+        validation_exit_fractions=tuple(fields["exit_fractions"]),
+        validation_top1=fields["validation_top1"],
+        top1=fields["top1"],
+    )
 
 
 def _image_shape(first: jax.export.Exported) -> list[int]:

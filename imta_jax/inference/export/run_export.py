@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imta_jax.data import preprocessing_from
-from imta_jax.evaluation import ExitCosts, budget_curve, exit_costs, load_predictions
-from imta_jax.inference.engine.operating_points import OperatingPoint
+from imta_jax.evaluation import ExitCosts, exit_costs, operating_points, read_budget_curve
 from imta_jax.inference.export import folder as export_folder
 from imta_jax.inference.export.writer import (
     DEFAULT_PLATFORMS,
@@ -59,7 +58,7 @@ def export_run(
     export_classifier(
         classifier,
         folder,
-        points=_points(workdir / "evaluation", costs, config["evaluation"]["quotas"]),
+        points=operating_points(read_budget_curve(workdir), costs.macs[-1]),
         class_names=meta["class_names"],
         mean=meta["mean"],
         std=meta["std"],
@@ -70,24 +69,6 @@ def export_run(
         origin={name: meta[name] for name in ("dataset", "phase", "epoch")},
         overwrite=overwrite,
     )
-
-
-def _points(folder: Path, costs: ExitCosts, quotas: Sequence[float]) -> list[OperatingPoint]:
-    """Every point of the run's budget curve, with its cost on the validation images."""
-    validation, test = (
-        load_predictions(folder / f"logits_{split}.npz") for split in ("validation", "test")
-    )
-    curve = budget_curve(validation, test, costs, quotas=quotas)
-    return [
-        OperatingPoint(
-            budget=float(curve.validation_cost[i] / costs.macs[-1]),
-            thresholds=tuple(curve.thresholds[i].tolist()),
-            exit_fractions=tuple(curve.validation_exit_fractions[i].tolist()),
-            validation_top1=float(curve.validation_accuracy[i]),
-            top1=float(curve.accuracy[i]),
-        )
-        for i in range(len(curve.quota))
-    ]
 
 
 def _check_results(

@@ -14,11 +14,11 @@ import numpy as np
 
 from imta_jax.data import Preprocessing, RandomAreaCrop
 from imta_jax.errors import unknown_name
-from imta_jax.evaluation import ExitCosts, exit_costs
+from imta_jax.evaluation import ExitCosts, OperatingPoint, exit_costs, pareto_front
 from imta_jax.inference.engine.classifier_stages import DTYPES, staged_classifier
-from imta_jax.inference.engine.operating_points import OperatingPoint, worthwhile
 from imta_jax.inference.engine.staged import StagedNetwork
 from imta_jax.inference.export import folder as export_folder
+from imta_jax.inference.export.manifest import point_for_manifest
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.environment import package_versions
 from imta_jax.runtime.files import write_json
@@ -73,7 +73,7 @@ def export_classifier(
         "class_names": [str(name) for name in class_names],
         "preprocessing": _describe_preprocessing(preprocessing, mean, std),
         "exits": _describe_exits(exit_costs(classifier), accuracy),
-        "operating_points": [vars(point) for point in worthwhile(points)],
+        "operating_points": [point_for_manifest(point) for point in pareto_front(points)],
         "origin": dict(origin or {}),
     }
     with export_folder.written_folder(folder, overwrite=overwrite) as partial:
@@ -193,7 +193,10 @@ def _check_fit(
         ("mean", len(mean), channels),
         ("std", len(std), channels),
         *(("thresholds", len(point.thresholds), exits) for point in points),
-        *(("exit_fractions", len(point.exit_fractions), exits) for point in points),
+        *(
+            ("validation_exit_fractions", len(point.validation_exit_fractions), exits)
+            for point in points
+        ),
     ]:
         if found != expected:
             raise ValueError(f"{name}: expected {expected} for this network; found {found}")

@@ -136,11 +136,11 @@ def _name_lines(axes: Axes) -> None:
 
 def _draw_operating_point(axes: Axes, run: RunRecord) -> None:
     point = operating_point(run)
-    cost = point.mean_macs / MILLION
+    cost = point.mean_cost / MILLION
     ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.8}
     axes.plot(cost, point.top1, "o", color=INK, zorder=6, **ring)
     axes.annotate(
-        f"{point.top1:.1f}% at {format_count(point.mean_macs)}",
+        f"{point.top1:.1f}% at {format_count(point.mean_cost)}",
         (cost, point.top1),
         xytext=(cost, axes.get_ylim()[1]),
         ha="center",
@@ -158,7 +158,7 @@ def figure_exit_shares(run: RunRecord) -> Figure:
     Reads `run.budget_curve`; returns the figure.
     """
     point = operating_point(run)
-    cost, shares = format_count(point.mean_macs), point.exit_fractions
+    cost, shares = format_count(point.mean_cost), point.exit_fractions
     last = "under 1%" if 0 < shares[-1] < 0.005 else f"{shares[-1]:.0%}"
     title = f"At {cost}, {shares[0]:.0%} leave at exit 1 and {last} need the last"
     figure = new_figure(8.4, 4.2, title)
@@ -170,7 +170,7 @@ def figure_exit_shares(run: RunRecord) -> Figure:
     colors = exit_colors(run.num_exits)
     axes.stackplot(costs, shares, colors=colors, edgecolor="white", linewidth=0.8)
     axes.margins(x=0.0 if len(costs) > 1 else 0.05, y=0)
-    marked = point.mean_macs / MILLION
+    marked = point.mean_cost / MILLION
     _name_bands(axes, costs, shares, colors, marked)
     _mark_cost(axes, marked)
     return figure

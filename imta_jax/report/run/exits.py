@@ -160,7 +160,7 @@ def nearest_reported_budget(run: RunRecord) -> int:
     budgets = [int(name[1]) for name in names if name]
     if not budgets:
         raise ValueError(f"samples.parquet has no budget_*_macs: {list(run.samples.columns)}")
-    target = operating_point(run).mean_macs
+    target = operating_point(run).mean_cost
     return min(budgets, key=lambda b: abs(run.samples[f"budget_{b}_macs"].mean() - target))
 
 
