@@ -1,6 +1,6 @@
-"""Made-up studies: fixtures for the tests of the report, results of nothing.
+"""Synthetic studies for tests of the study report.
 
-Accuracies come from a seeded generator and a smooth formula, in the agreed form of `study.json`.
+Contents of `study.json` with accuracies from a smooth formula and seeded noise.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ IMAGES = {"train": 9000, "validation": 1000, "test": 2000}
 TECHNIQUES = {"none": [], "GE": ["GE"], "ISC": ["ISC"], "OFA": ["OFA"], "all": ["GE", "ISC", "OFA"]}
 
 
-def arm(label, techniques, network="cifar_5_exits", **overrides):
+def variant(label, techniques, network="cifar_5_exits", **overrides):
     return {
         "label": label,
         "techniques": techniques,
@@ -19,8 +19,8 @@ def arm(label, techniques, network="cifar_5_exits", **overrides):
     }
 
 
-def made_up_row(name, seed, *, exits=5, gain=0.0, phase_two=True, first=0, measured=False):
-    """A row that is done, every number of it drawn from a generator seeded by arm and seed."""
+def synthetic_row(name, seed, *, exits=5, gain=0.0, phase_two=True, first=0, measured=False):
+    """The row of a finished run, with noise seeded by variant and seed."""
     rng = np.random.default_rng([seed, *map(ord, name)])
     costs = np.array(COSTS[first : first + exits])
     top1 = 65 + 8 * np.log10(costs / COSTS[0]) + gain + rng.normal(0, 0.25, exits)
@@ -63,31 +63,33 @@ def made_up_row(name, seed, *, exits=5, gain=0.0, phase_two=True, first=0, measu
             else [],
         },
         "rank_correlation": float(0.7 + 0.02 * gain + rng.normal(0, 0.01)) if exits > 1 else None,
-        "confidence_ranks": made_up_ranks(rng, gain) if seed == 0 and exits > 1 else None,
-        "gradient_variance": made_up_variance(rng, exits, gain) if measured else None,
+        "confidence_ranks": synthetic_ranks(rng, gain) if seed == 0 and exits > 1 else None,
+        "gradient_variance": synthetic_variance(rng, exits, gain) if measured else None,
         "seconds": {"phase_one": 61.0, "phase_two": 12.0},
     }
 
 
-def made_up_ranks(rng, gain):
+def synthetic_ranks(rng, gain):
     base = rng.normal(size=400)
     noisy = [base + rng.normal(0, 0.8 / (1 + gain), 400) for _ in range(2)]
     return [np.argsort(np.argsort(values)).tolist() for values in noisy]
 
 
-def made_up_variance(rng, exits, gain):
+def synthetic_variance(rng, exits, gain):
     losses = np.triu(rng.uniform(0.5, 2, (exits, exits))) * 10.0 ** -np.arange(exits)[:, None]
     return {"stages": list(losses.sum(axis=1) * (1.1 - 0.1 * gain)), "losses": losses.tolist()}
 
 
-def made_up_study(name, arms, rows, *, preset="quickstart", dataset="fashion_mnist_small", seeds=3):
+def synthetic_study(
+    name, variants, rows, *, preset="quickstart", dataset="fashion_mnist_small", seeds=3
+):
     return {
         "study": name,
         "preset": preset,
         "environment": {"device": "cpu", "devices": 1, "versions": {"jax": "0.10.2"}},
         "dataset": {"name": dataset, "examples": IMAGES, "image_shape": [28, 28, 1], "note": ""},
-        "baseline": next(iter(arms)),
-        "arms": arms,
+        "baseline": next(iter(variants)),
+        "arms": variants,
         "seeds": list(range(seeds)),
         "rows": rows,
         "summary": [],
@@ -99,76 +101,78 @@ def failed_row(name, seed, error="loss not finite at step 12"):
 
 
 def ablation(*, leave_out=("OFA",), fail=(("ISC", 2),), **where):
-    arms = {name: arm(" + ".join(used) or "plain", used) for name, used in TECHNIQUES.items()}
+    variants = {
+        name: variant(" + ".join(used) or "plain", used) for name, used in TECHNIQUES.items()
+    }
     rows = [
         failed_row(name, seed)
         if (name, seed) in fail
-        else made_up_row(name, seed, gain=0.4 * len(used), phase_two=bool(set(used) - {"GE"}))
+        else synthetic_row(name, seed, gain=0.4 * len(used), phase_two=bool(set(used) - {"GE"}))
         for name, used in TECHNIQUES.items()
         if name not in leave_out
         for seed in range(3)
     ]
-    return made_up_study("ablation", arms, rows, **where)
+    return synthetic_study("ablation", variants, rows, **where)
 
 
 def exits(**where):
-    arms = {
-        "plain": arm("MSDNet", [], "cifar_7_exits"),
-        "all": arm("Ours", TECHNIQUES["all"], "cifar_7_exits"),
-        "hydra_2": arm("Hydra-Res-d2", None, "hydra_2"),
-        "hydra_9": arm("Hydra-Res-d9", None, "hydra_9"),
+    variants = {
+        "plain": variant("MSDNet", [], "cifar_7_exits"),
+        "all": variant("Ours", TECHNIQUES["all"], "cifar_7_exits"),
+        "hydra_2": variant("Hydra-Res-d2", None, "hydra_2"),
+        "hydra_9": variant("Hydra-Res-d9", None, "hydra_9"),
     }
     rows = [
-        made_up_row(name, seed, exits=7, gain=gain)
+        synthetic_row(name, seed, exits=7, gain=gain)
         for name, gain in (("plain", 0), ("all", 1))
         for seed in range(3)
     ]
-    rows += [made_up_row("hydra_2", 0, exits=1, first=5, phase_two=False)]
-    return made_up_study("exits", arms, rows, **where)
+    rows += [synthetic_row("hydra_2", 0, exits=1, first=5, phase_two=False)]
+    return synthetic_study("exits", variants, rows, **where)
 
 
 def budget(*, seeds=3, **where):
-    arms, rows = {}, []
+    variants, rows = {}, []
     for depth in (4, 6, 8):
         for name, used, gain in (("plain", [], 0), ("all", TECHNIQUES["all"], 0.8)):
             key = f"{name}_{depth}"
             label = f"{'MSDNet' if not used else 'Ours'}, {depth} exits"
-            arms[key] = arm(label, used, f"cifar_{depth}_exits")
+            variants[key] = variant(label, used, f"cifar_{depth}_exits")
             gain += 0.1 * depth
-            rows += [made_up_row(key, s, exits=depth, gain=gain) for s in range(seeds)]
+            rows += [synthetic_row(key, s, exits=depth, gain=gain) for s in range(seeds)]
     for family, lag in (("resnet", -4), ("densenet", -2)):
         for place, depth in enumerate((20, 32, 44)):
             key = f"{family}_{depth}"
-            arms[key] = arm(key, None, key)
+            variants[key] = variant(key, None, key)
             rows += [
-                made_up_row(key, s, exits=1, gain=lag, first=2 + place, phase_two=False)
+                synthetic_row(key, s, exits=1, gain=lag, first=2 + place, phase_two=False)
                 for s in range(seeds)
             ]
-    return made_up_study("budget", arms, rows, seeds=seeds, **where)
+    return synthetic_study("budget", variants, rows, seeds=seeds, **where)
 
 
 def equilibrium(**where):
-    arms = {
-        "off": arm("without GE", []),
-        "coarsest": arm("GE, coarsest map", ["GE"], phase_one__equilibrium="coarsest"),
-        "all": arm("GE, all maps", ["GE"], phase_one__equilibrium="all"),
+    variants = {
+        "off": variant("without GE", []),
+        "coarsest": variant("GE, coarsest map", ["GE"], phase_one__equilibrium="coarsest"),
+        "all": variant("GE, all maps", ["GE"], phase_one__equilibrium="all"),
     }
     rows = [
-        made_up_row(name, seed, gain=gain, phase_two=False, measured=True)
-        for gain, name in enumerate(arms)
+        synthetic_row(name, seed, gain=gain, phase_two=False, measured=True)
+        for gain, name in enumerate(variants)
         for seed in range(3)
     ]
-    return made_up_study("equilibrium", arms, rows, **where)
+    return synthetic_study("equilibrium", variants, rows, **where)
 
 
 def distillation(*, seeds=3, **where):
-    arms, rows = {"none": arm("without OFA", ["GE", "ISC"])}, []
-    rows += [made_up_row("none", seed) for seed in range(seeds)]
+    variants, rows = {"none": variant("without OFA", ["GE", "ISC"])}, []
+    rows += [synthetic_row("none", seed) for seed in range(seeds)]
     for teacher in ("last_exit", "phase_one"):
         for alpha in (0.1, 0.5, 0.9):
             for temperature in (1.0, 3.0, 10.0):
                 name = f"{teacher}_{alpha:g}_{temperature:g}"
-                arms[name] = arm(
+                variants[name] = variant(
                     f"{teacher}, alpha {alpha:g}, T {temperature:g}",
                     TECHNIQUES["all"],
                     phase_two__alpha=alpha,
@@ -178,9 +182,9 @@ def distillation(*, seeds=3, **where):
                     phase_two__temperature_squared=True,
                 )
                 gain = 0.5 - (alpha - 0.5) ** 2 + 0.1 * np.log(temperature)
-                rows += [made_up_row(name, seed, gain=gain) for seed in range(seeds)]
+                rows += [synthetic_row(name, seed, gain=gain) for seed in range(seeds)]
     rows = [row for row in rows if row["arm"] != "phase_one_0.9_10"]
-    return made_up_study("distillation", arms, rows, seeds=seeds, **where)
+    return synthetic_study("distillation", variants, rows, seeds=seeds, **where)
 
 
 def all_studies():

@@ -1,4 +1,4 @@
-"""Figures 2, 3 and 5: accuracy against the compute that a budget allows, and static networks.
+"""Figures 2, 3 and 5: accuracy against mean cost under a budget, with static networks.
 
     python launch.py --mode=study --config=configs/studies/budget.py:cifar10 --workdir=runs/budget
 
@@ -7,15 +7,16 @@ Presets as in `configs/studies/ablation.py`.
 
 from configs.studies import shared
 
-# The paper's networks of each figure: adaptive ones, and those with one exit. The quickstart's are
-# ours: what the paper claims of other networks than MSDNet, tried.
+# The adaptive networks of the paper's figures. The quickstart has networks other than MSDNet, for
+# which the paper claims gains without showing them.
 ADAPTIVE = {
     "quickstart": ("quickstart", "quickstart_resnet_mc", "quickstart_densenet_mc"),
     "cifar10": ("cifar_6_exits", "cifar_8_exits"),
     "cifar100": ("cifar_4_exits", "cifar_5_exits", "cifar_6_exits", "cifar_8_exits"),
     "imagenet": ("imagenet_step_4", "imagenet_step_6", "imagenet_step_7"),
 }
-# Those of CIFAR are the depths whose costs are the points of the figures (by multiply-adds).
+# The static networks, with one exit. The DenseNet depths are those whose multiply-adds match the
+# points of the CIFAR figures.
 _DENSENETS = tuple(f"densenet_{depth}" for depth in (16, 22, 28, 34, 40, 46))
 STATIC = {
     "quickstart": (),
@@ -34,7 +35,7 @@ STATIC = {
 
 
 def _label(network):
-    """What kind of network, and which."""
+    """Kind and name of a network, for labels."""
     for part, kind in (("resnet", "ResNet"), ("densenet", "DenseNet")):
         if part in network:
             return kind, ""
@@ -50,7 +51,7 @@ def get_config(preset="cifar100"):
     for network in ADAPTIVE[dataset]:
         kind, name = _label(network)
         same = {"model.preset": network}
-        shared.add_technique_arm(
+        shared.add_technique_variant(
             config,
             f"none_{network}",
             (),
@@ -59,7 +60,7 @@ def get_config(preset="cifar100"):
             phase_two=False,
             against=f"none_{network}",
         )
-        shared.add_technique_arm(
+        shared.add_technique_variant(
             config,
             f"all_{network}",
             ("GE", "ISC", "OFA"),
@@ -69,5 +70,5 @@ def get_config(preset="cifar100"):
         )
     for network in STATIC[dataset]:
         changes = {"model.preset": network} | shared.SINGLE_EXIT
-        shared.add_arm(config, network, network, None, changes, against=network)
+        shared.add_variant(config, network, network, None, changes, against=network)
     return config.lock()

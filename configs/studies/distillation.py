@@ -1,7 +1,7 @@
-"""One-for-all distillation: alpha, temperature, teacher, convention, chosen on validation images.
+"""One-for-all distillation: alpha, temperature, teacher and reduction.
 
-The paper gives neither alpha nor the temperature; this is where our default comes from. All arms
-share one phase I per seed and one pass through its frozen backbone.
+The paper states neither alpha nor the temperature. Our defaults were chosen by this study, on
+validation images. All variants share one phase I per seed and one pass through its backbone.
 
     python launch.py --mode=study --config=configs/studies/distillation.py:quickstart \
         --workdir=runs/distillation
@@ -17,8 +17,8 @@ from configs.studies.ablation import NETWORKS
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 TEMPERATURES = (1.0, 2.0, 4.0)
 TEACHERS = {"own": "own_last_exit", "first": "phase_one_last_exit"}
-# The divergence summed over classes (Eq. 8), the same times T^2, and the reference code's, which
-# averages over classes too.
+# The divergence summed over classes (Eq. 8), the same times T^2, and averaged over classes times
+# T^2 as in the published code.
 CONVENTIONS = {"sum": ("batch", False), "sum_t2": ("batch", True), "mean_t2": ("elements", True)}
 
 
@@ -26,16 +26,16 @@ def get_config(preset="cifar100"):
     base = shared.base(preset)
     dataset = preset.partition(",")[0]
     base.model.preset = NETWORKS.get(dataset, base.model.preset)
-    # What a setting is chosen by are the exits; a few points are enough of its curve.
+    # Settings are compared by their exits, so a coarse budget curve suffices.
     base.evaluation.quotas = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
     config = shared.study("distillation", preset, base, baseline="off")
-    shared.add_technique_arm(config, "off", ("GE", "ISC"), "no distillation")
+    shared.add_technique_variant(config, "off", ("GE", "ISC"), "no distillation")
     grid = itertools.product(TEACHERS, CONVENTIONS, ALPHAS, TEMPERATURES)
     for teacher, convention, alpha, temperature in grid:
         reduction, squared = CONVENTIONS[convention]
         if squared and reduction == "batch" and temperature == 1.0:
-            continue  # the same as without the square
-        shared.add_arm(
+            continue  # Equal to the variant without the square.
+        shared.add_variant(
             config,
             f"{teacher}_{convention}_a{10 * alpha:02.0f}_t{temperature:.0f}",
             f"alpha {alpha}, T {temperature:g}, {teacher}, {convention}",

@@ -1,4 +1,4 @@
-"""How far gradient equilibrium should reach, and Figure 6: the maps it rescales, or none.
+"""Figure 6: gradient equilibrium on all feature maps, on the coarsest one, or off.
 
     python launch.py --mode=study --config=configs/studies/equilibrium.py:quickstart \
         --workdir=runs/equilibrium
@@ -28,5 +28,5 @@ def get_config(preset="cifar100"):
             {"phase_one.equilibrium": "off", "phase_one.exit_losses": "mean"},
         ),
     ):
-        shared.add_arm(config, name, label, techniques, changes | only)
+        shared.add_variant(config, name, label, techniques, changes | only)
     return config.lock()

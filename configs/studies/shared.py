@@ -1,7 +1,7 @@
-"""What a study's config is made of: a base config, and arms that each change a few of its fields.
+"""Parts of all studies: a base config, and variants ("arms") that each change a few of its fields.
 
-A study's preset names the base, `quickstart` (the images in the package, on a laptop's processor),
-`cifar10`, `cifar100` or `imagenet`, and after a comma presets of that base's own: `cifar10,short`.
+A study's preset names the base: `quickstart` (the packaged images, on a laptop's CPU), `cifar10`,
+`cifar100` or `imagenet`. Presets of the base may follow after a comma: `cifar10,short`.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -11,7 +11,7 @@ from configs import cifar10, cifar100, imagenet, quickstart
 
 def _quickstart(preset):
     config = quickstart.get_config(preset)
-    # Long enough for the exits to differ, short enough for three seeds of every arm on a laptop.
+    # Long enough for the exits to differ, short enough for three seeds per variant on a laptop.
     config.phase_one.total_epochs = 12
     config.phase_two.total_epochs = 6
     return config
@@ -29,7 +29,7 @@ def base(preset):
     """The base config that a study's preset names.
 
     Raises:
-      ValueError: an unknown name; the valid ones are listed.
+      ValueError: An unknown name. The message lists the valid ones.
     """
     name, _, own = preset.partition(",")
     if name not in BASES:
@@ -38,41 +38,40 @@ def base(preset):
 
 
 def study(name, preset, base_config, baseline):
-    """A study without arms yet."""
+    """The config of a study, without variants."""
     config = ConfigDict()
-    # Which tables and figures its rows are drawn as: the name of its file.
+    # Name of the study (that of its file); selects the tables and figures of its report.
     config.study = name
-    # Which variant of it.
+    # Preset of this file.
     config.preset = preset
-    # Every arm is trained once with each; () trains nothing and records the costs alone.
+    # Every variant is trained once per seed; () records costs only.
     config.seeds = (0, 1, 2)
-    # The arm that the others are compared with.
+    # Name of the variant that the others are compared with.
     config.baseline = baseline
-    # Images of the validation split on which the variance of gradients is measured after phase I;
-    # 0 leaves that out.
+    # Validation images for the variance of gradients after phase I; 0 skips it.
     config.gradient_variance_images = 0
-    # A whole config (configs/common.py); arms change it.
+    # Config of a run (configs/common.py), which variants change.
     config.base = base_config
-    # Names of the arms to run, in the order of the tables.
+    # Names of the variants to run, in the order of the tables.
     config.chosen = ()
-    # By name: label, techniques, the arm it is compared with, and the changed fields of the base.
+    # By variant: label, techniques, the variant it is compared with, and changes of the base.
     config.arms = ConfigDict()
     return config
 
 
-def add_arm(config, name, label, techniques, changes, against=None):
-    """Adds an arm to a study.
+def add_variant(config, name, label, techniques, changes, against=None):
+    """Adds a variant to a study.
 
     Args:
-      config: of the study.
-      name: of the arm, also of its folder.
-      label: in tables and figures.
-      techniques: those of "GE", "ISC", "OFA" that it uses; None for other networks than MSDNet.
-      changes: {"phase_one.equilibrium": "off", ...}: fields of the base.
-      against: the arm it is compared with; default, the study's baseline.
+      config: Config of the study.
+      name: Name of the variant, also used in file names.
+      label: Name in tables and figures.
+      techniques: Those of "GE", "ISC", "OFA" that it uses; None for networks other than MSDNet.
+      changes: New values of fields of the base, `{"phase_one.equilibrium": "off", ...}`.
+      against: Name of the variant it is compared with; the study's baseline by default.
     """
     arm = ConfigDict()
-    # Empty for whatever baseline the study has in the end: it may be set on the command line.
+    # Empty stands for config.baseline, which the command line may change.
     arm.against = against or ""
     arm.label = label
     arm.techniques = config_dict.placeholder(tuple) if techniques is None else tuple(techniques)
@@ -89,33 +88,33 @@ def add_arm(config, name, label, techniques, changes, against=None):
     config.chosen += (name,)
 
 
-# What each technique is in fields; the base's own values are the paper's method.
+# The fields that switch each technique on or off. The base's values are the paper's method.
 EQUILIBRIUM = {True: {"phase_one.equilibrium": "all"}, False: {"phase_one.equilibrium": "off"}}
 COLLABORATION = {True: {}, False: {"phase_two.transfer": "none"}}
 DISTILLATION = {True: {}, False: {"phase_two.alpha": 1.0}}
 NO_PHASE_TWO = {"phase_two.total_epochs": 0}
-# A network with one exit knows neither equilibrium nor collaboration.
+# Equilibrium and collaboration need several exits.
 SINGLE_EXIT = NO_PHASE_TWO | {"phase_one.equilibrium": "off"}
 
 
-def add_technique_arm(
+def add_technique_variant(
     config, name, techniques, label=None, changes=None, phase_two=True, against=None
 ):
-    """Adds an arm by the techniques it uses.
+    """Adds a variant that is defined by the techniques it uses.
 
     Args:
-      config: of the study.
-      name: of the arm.
-      techniques: those of "GE", "ISC", "OFA" that it uses.
-      label: default, the techniques joined by "+".
-      changes: further ones, as in `add_arm`.
-      phase_two: whether there is a second phase; without ISC and OFA it trains the linear layers
-        on, which tells what the techniques do from what more training does.
-      against: as in `add_arm`.
+      config: Config of the study.
+      name: Name of the variant.
+      techniques: Those of "GE", "ISC", "OFA" that it uses.
+      label: Name in tables and figures; by default the techniques joined by "+".
+      changes: Further changes, as in `add_variant`.
+      phase_two: Whether there is a phase II. Without ISC and OFA it only continues to train the
+        linear layers, which separates the effect of the techniques from that of more training.
+      against: As in `add_variant`.
     """
     fields = dict(EQUILIBRIUM["GE" in techniques])
     fields |= COLLABORATION["ISC" in techniques] | DISTILLATION["OFA" in techniques]
     if not phase_two:
         fields = EQUILIBRIUM["GE" in techniques] | NO_PHASE_TWO
     label = label or " + ".join(techniques)
-    add_arm(config, name, label, techniques, fields | (changes or {}), against)
+    add_variant(config, name, label, techniques, fields | (changes or {}), against)

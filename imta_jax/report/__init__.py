@@ -1,7 +1,7 @@
-"""The report of a run, and that of its data: figures, tables and a page, from its folder alone.
+"""Reports of a run and of its dataset: figures, tables and an HTML page, from the run's folder.
 
-Imports neither JAX nor TensorFlow, so it works wherever the folder was copied to. Each figure is a
-function of a `RunRecord`, or of a `DataRecord`, for notebooks:
+This package imports neither JAX nor TensorFlow, so a report can be drawn from a copied folder on
+any machine. Each figure is a function of a `RunRecord` or a `DataRecord`, for use in notebooks:
 
     run = load_run(workdir)
     figure_budget_curve(run)

@@ -1,4 +1,4 @@
-"""What both pages share: sections of figures, templates, and files that are whole or not there."""
+"""Shared by all report pages: sections of figures, HTML templates, Markdown tables."""
 
 import base64
 import io
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
@@ -19,11 +20,11 @@ class Section:
     """One figure of a page.
 
     Attributes:
-      name: the file's name, without `.png`.
-      draw: the function that makes the figure of a record.
-      heading: the question it answers.
-      caption: one sentence or two for somebody who has never seen such a figure.
-      needs: the part of the record without which it cannot be drawn; "" if it always can.
+      name: File name without `.png`.
+      draw: Function from a record to the figure.
+      heading: The question that the figure answers.
+      caption: One or two sentences for readers who are new to such figures.
+      needs: Attribute of the record that must not be None; "" if the figure can always be drawn.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Section:
 
 
 def draw_figures(record: Any, sections: Sequence[Section]) -> dict[str, bytes]:
-    """Every figure the record has data for, by name, as PNG."""
+    """Draws every figure that the record has data for; returns PNGs by section name."""
     return {
         section.name: figure_png(section.draw(record))
         for section in sections
@@ -43,26 +44,26 @@ def draw_figures(record: Any, sections: Sequence[Section]) -> dict[str, bytes]:
 
 
 def write_figures(folder: Path, sections: Sequence[Section], figures: Mapping[str, bytes]) -> None:
-    """Writes each section's figure as `NAME.png`, and removes those that could not be drawn."""
+    """Writes each figure as `NAME.png` and deletes earlier figures that were not drawn again."""
     for section in sections:
         path = folder / f"{section.name}.png"
         if section.name in figures:
             write_atomically(path, figures[section.name])
         else:
-            # An older report's figure would look as if it belonged to this one.
+            # A figure of an earlier report would look as if it belonged to this one.
             path.unlink(missing_ok=True)
 
 
 def render(
     template: str, sections: Sequence[Section], figures: Mapping[str, bytes], **values: Any
 ) -> str:
-    """A page as HTML that embeds its figures and refers to nothing.
+    """Renders a self-contained HTML page with embedded figures.
 
     Args:
-      template: the file's name in this folder; every value is escaped in it.
-      sections: the page's sections, in order; the template gets those that have a figure.
-      figures: PNG by section name.
-      **values: what else the template names.
+      template: File name in the folder `templates`; all values are escaped.
+      sections: Sections of the page in order; those without a figure are omitted.
+      figures: PNGs by section name.
+      **values: Further variables of the template.
     """
     environment = Environment(
         loader=PackageLoader("imta_jax.report", "templates"),
@@ -77,8 +78,15 @@ def render(
     return environment.get_template(template).render(sections=embedded, **values)
 
 
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A frame of text cells as a Markdown table."""
+    cells = frame.map(lambda text: text.replace("|", "\\|").replace("\n", " "))
+    # Numbers are formatted already; tabulate must not parse them.
+    return cells.to_markdown(index=False, disable_numparse=True)
+
+
 def figure_png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
+    """A figure as the content of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

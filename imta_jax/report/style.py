@@ -1,7 +1,7 @@
-"""What all figures share: one color per exit, quiet axes, labels instead of legends.
+"""Shared style of all figures: one color per exit, plain axes, direct labels, text formats.
 
-Figures are made through matplotlib's object interface and styled piece by piece: no pyplot, no
-global settings, so that a server's threads and a notebook can draw at the same time.
+Figures are created through matplotlib's object interface, without pyplot and global settings, so
+that several threads can draw at the same time.
 """
 
 from collections.abc import Sequence
@@ -25,22 +25,22 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def exit_colors(count: int) -> list[str]:
-    """One color per exit, light and warm for the earliest, dark and cold for the last.
+    """One color per exit, from light and warm for the first to dark and cold for the last.
 
-    The ramp falls evenly in lightness, so it also reads without color vision or in gray.
+    Lightness falls evenly, so the order is visible in grayscale and with color blindness.
     """
     return [to_hex(matplotlib.colormaps["plasma"](x)) for x in np.linspace(0.80, 0.06, count)]
 
 
 def text_color_on(color: str) -> str:
-    """Black or white, whichever can be read on a background of this color."""
+    """Black or white, whichever is readable on a background of this color."""
     return INK if np.array(matplotlib.colors.to_rgb(color)) @ LUMA > 0.55 else "white"
 
 
 def numbered_circle(
     axes: Axes, number: int, x: float, y: float, color: str, size: float = 14
 ) -> None:
-    """A circle with a number in it, `size` points wide, at (x, y) of the data."""
+    """Draws a circle with a number at data coordinates (x, y); `size` is its width in points."""
     axes.plot(x, y, "o", color=color, markersize=size, markeredgecolor="white", zorder=5)
     axes.annotate(
         str(number),
@@ -55,24 +55,27 @@ def numbered_circle(
 
 
 def darken_for_text(color: str) -> str:
-    """The color, darkened where it is too light to be that of a text on white."""
+    """The color, darkened if it is too light for text on a white background."""
     rgb = np.array(matplotlib.colors.to_rgb(color))
     return to_hex(rgb * min(1.0, 0.55 / float(rgb @ LUMA)))
 
 
-def new_figure(width: float, height: float, title: str, *, placed: bool = False) -> Figure:
-    """An empty figure of a size in inches, its title (the finding) at the top left.
+def new_figure(width: float, height: float, title: str, *, manual_layout: bool = False) -> Figure:
+    """An empty figure with a title at the top left.
 
-    With `placed` the caller places all axes itself: below the title's 0.4 inches, which are the
-    same at every height of the figure.
+    Args:
+      width: Width in inches.
+      height: Height in inches.
+      title: The main result that the figure shows.
+      manual_layout: Whether the caller places all axes. The title then takes the top 0.4 inches.
     """
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     position = {"x": 0.012}
-    if placed:
+    if manual_layout:
         position["y"] = 1 - 0.1 / height
     else:
         figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06)
-    # Titles may hold class names, in which a dollar sign is no mathematics.
+    # Titles may contain class names; a dollar sign in them must not start math text.
     figure.suptitle(
         title, **position, ha="left", fontsize=13, fontweight="bold", color=INK, parse_math=False
     )
@@ -80,7 +83,7 @@ def new_figure(width: float, height: float, title: str, *, placed: bool = False)
 
 
 def style_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: str = "y") -> None:
-    """Names the axes and takes away all ink that carries no data; `grid` is "x", "y" or ""."""
+    """Sets titles and labels and removes spines and ticks; `grid` is "x", "y" or ""."""
     axes.set_title(title, loc="left", fontsize=10, color=MUTED, pad=9)
     axes.set_xlabel(x, fontsize=10, color=INK)
     axes.set_ylabel(y, fontsize=10, color=INK)
@@ -93,18 +96,18 @@ def style_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: s
 
 
 def percentage_ticks(axes: Axes) -> None:
-    """Takes away the y ticks above 100%, which room for labels may have brought."""
+    """Removes y ticks above 100%, which appear where limits leave space for labels."""
     low, high = axes.get_ylim()
     axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, 100)])
 
 
 def white_outline() -> list[withStroke]:
-    """A white outline that keeps a text readable where it crosses a line."""
+    """A path effect that keeps text readable where it crosses a line."""
     return [withStroke(linewidth=3, foreground="white")]
 
 
 def format_count(count: float) -> str:
-    """A count in thousands or millions with about three digits, e.g. "187 k", "12.3 M"."""
+    """A count in thousands or millions with about three digits: "187 k", "12.3 M"."""
     if count < MILLION:
         return f"{count / 1000:.0f} k"
     value = count / MILLION
@@ -114,23 +117,23 @@ def format_count(count: float) -> str:
 
 
 def format_signed(points: float, digits: int = 1) -> str:
-    """A change with its sign, e.g. "+0.4", "−1.2"; what rounds to nothing is "+0.0"."""
-    points = round(points, digits) + 0.0  # adding zero takes the sign off a negative one
+    """A difference with its sign: "+0.4", "−1.2"; values that round to zero are "+0.0"."""
+    points = round(points, digits) + 0.0  # Adding zero turns -0.0 into 0.0.
     return f"{points:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def truncate(text: str, length: int) -> str:
-    """The text, cut to a length with an ellipsis where it is longer."""
+    """Shortens a text to a length, with an ellipsis at the end."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def pluralize(count: int, noun: str, plural: str = "") -> str:
-    """A count with its noun, e.g. "1 image", "2,000 images"; the plural adds an s if not given."""
+    """A count with its noun: "1 image", "2,000 images"; by default the plural adds an s."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def quote_names(names: Sequence[str], most: int, length: int) -> str:
-    """Names in quotes, each cut to a length: "“a” and “b”", or "“a”, “b” and 7 more" of many."""
+    """Quotes and joins names, each truncated: "“a” and “b”", or "“a”, “b” and 7 more"."""
     quoted = [f"“{truncate(name, length)}”" for name in names[:most]]
     if len(names) > most:
         return f"{', '.join(quoted)} and {len(names) - most:,} more"
@@ -138,28 +141,28 @@ def quote_names(names: Sequence[str], most: int, length: int) -> str:
 
 
 def separate_labels(positions: Sequence[float], gap: float) -> np.ndarray:
-    """Moves positions apart until neighbors are a gap away from each other, keeping their order.
+    """Moves positions apart until neighbors have a minimum distance; keeps their order.
 
     Args:
-      positions: [n], where labels would like to be.
-      gap: the least distance between two labels, in the same unit.
+      positions: Preferred positions of labels, [n].
+      gap: Minimum distance between two labels, in the same unit.
 
     Returns:
-      [n] float positions; unchanged where there was room.
+      Positions [n]; those without close neighbors are unchanged.
     """
-    wanted = np.asarray(positions, dtype=float)
-    # Labels that touch move as one group, around the mean of where they want to be.
+    preferred = np.asarray(positions, dtype=float)
+    # Labels that touch form one group, centered on the mean of their preferred positions.
     groups: list[list[int]] = []
     centers: list[float] = []
-    for index in np.argsort(wanted, kind="stable"):
+    for index in np.argsort(preferred, kind="stable"):
         groups.append([int(index)])
-        centers.append(wanted[index])
+        centers.append(preferred[index])
         while len(groups) > 1 and (
             centers[-1] - centers[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2
         ):
             groups[-2:] = [groups[-2] + groups[-1]]
-            centers[-2:] = [float(wanted[groups[-1]].mean())]
-    placed = wanted.copy()
+            centers[-2:] = [float(preferred[groups[-1]].mean())]
+    placed = preferred.copy()
     for group, center in zip(groups, centers, strict=True):
         placed[group] = center + gap * (np.arange(len(group)) - (len(group) - 1) / 2)
     return placed
@@ -168,7 +171,7 @@ def separate_labels(positions: Sequence[float], gap: float) -> np.ndarray:
 def label_line_ends(
     axes: Axes, x: float, heights: Sequence[float], texts: Sequence[str], colors: Sequence[str]
 ) -> None:
-    """Writes each line's name at its right end, apart from each other; set the y limits first."""
+    """Labels each line at its right end without overlaps; set the y limits before the call."""
     low, high = axes.get_ylim()
     inches = axes.figure.get_figheight() * axes.get_position().height
     gap = (high - low) * 0.16 / inches

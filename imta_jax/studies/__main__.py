@@ -1,8 +1,8 @@
-"""Draws the paper's tables and figures from studies.
+"""Draws the paper's tables and figures from finished studies.
 
-    python -m imta_jax.studies runs/ablation/study.json runs/exits/study.json --out=evidence
+    python -m imta_jax.studies runs/ablation/ablation/study.json --out=runs/study_report
 
-Without any study every table and figure is there, empty, with the command that fills it.
+Tables and figures without a study are empty and show the command that produces them.
 """
 
 import argparse
@@ -10,42 +10,44 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imta_jax.studies.report.page import write_evidence
-from imta_jax.studies.report.record import read_json, study_from
+from imta_jax.studies.report.page import write_study_report
+from imta_jax.studies.report.record import parse_study, read_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads studies and writes the evidence.
+    """Reads studies and writes their report.
 
     Args:
-      arguments: the command line without the program's name; None takes that of the process.
+      arguments: Command-line arguments without the program name; None takes `sys.argv`.
 
     Returns:
-      0, or 2 where a file is missing or no study, which is said on the standard error.
+      The exit status: 0, or 2 after printing an error to standard error where a file is missing or
+      not a study.
     """
     parser = argparse.ArgumentParser(
         prog="python -m imta_jax.studies",
-        description="Tables 1-3 and Figures 2-7 of the paper from studies, ours beside its own.",
+        description="Draw Tables 1-3 and Figures 2-7 of the paper from studies, with the paper's "
+        "own numbers for comparison.",
     )
     parser.add_argument("studies", nargs="*", metavar="STUDY.json", help="studies, in any order")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write into")
     options = parser.parse_args(arguments)
     try:
-        studies = [_checked(path) for path in options.studies]
+        studies = [_read_study(path) for path in options.studies]
         out = Path(options.out)
         if out.exists() and not out.is_dir():
-            raise ValueError(f"--out: expected a folder, found a file: {out}")
+            raise ValueError(f"--out must be a folder; found a file: {out}")
     except (FileNotFoundError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    print(write_evidence(studies, out))
+    print(write_study_report(studies, out))
     return 0
 
 
-def _checked(path: str) -> dict:
-    """A study as read, checked under its file's name."""
+def _read_study(path: str) -> dict:
+    """The content of a study file, after checking it."""
     study = read_json(path)
-    study_from(study, path)
+    parse_study(study, path)
     return study
 
 

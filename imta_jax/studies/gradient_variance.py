@@ -1,9 +1,10 @@
-"""How much gradients vary at each stage of a network: what Eq. 3 and 6 of the paper speak of.
+"""Variance over images of the gradients at each stage's output (paper Sec. 3.1, Eq. 3 and 6).
 
-Per image, the gradient of the loss with respect to the maps that a stage hands on is one draw; its
-total variance is the sum over the maps' elements of the variance over images. Eq. 3 says that
-without gradient equilibrium it is the sum of the variances that the exits contribute, if these were
-uncorrelated; Eq. 6 bounds it under equilibrium by twice the largest contribution before rescaling.
+The gradient of the loss of one image with respect to a stage's output maps is one sample. Its total
+variance is the sum, over the elements of the maps, of the variance over images. Without gradient
+equilibrium and with uncorrelated losses it equals the sum of the variances that the exits' losses
+contribute (Eq. 3). With equilibrium it is at most twice the largest contribution before rescaling
+(Eq. 6).
 """
 
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from imta_jax.models import MultiExitClassifier
 from imta_jax.techniques import cross_entropy
@@ -23,77 +25,88 @@ class GradientVariance(NamedTuple):
     """Total variances over images.
 
     Attributes:
-      stages: [E], of the summed (or averaged) loss's gradient with respect to what stage i hands
-        on.
-      losses: [E, E], row i: of what each exit's loss alone contributes there; 0 before the stage.
+      stages: Entry i: variance of the gradient of the total loss at the output of stage i.
+      losses: Entry (i, j): variance of the gradient of exit j's loss there; 0 for j < i.
     """
 
-    stages: np.ndarray
-    losses: np.ndarray
+    stages: Float[np.ndarray, " E"]
+    losses: Float[np.ndarray, "E E"]
 
 
 class _Sums(NamedTuple):
-    """Over images: of gradients per stage and loss (maps [E, H, W, C]), and of their squares."""
+    """Sums over images.
 
-    count: jax.Array
+    Attributes:
+      count: Number of images.
+      first: Per stage, a pytree of summed gradients [E, H, W, C], one per loss.
+      each_second: Summed squares per stage and loss.
+      total_second: Summed squares of the total loss's gradient, per stage.
+    """
+
+    count: Float[Array, ""]
     first: list[Any]
-    each_second: jax.Array
-    all_second: jax.Array
+    each_second: Float[Array, "E E"]
+    total_second: Float[Array, " E"]
 
 
 def gradient_variance(
     classifier: MultiExitClassifier,
     objective: PhaseOneObjective,
-    batches: Iterable[tuple[jax.Array, jax.Array]],
+    batches: Iterable[tuple[Float[Array, "N H W C"], Int[Array, " N"]]],
 ) -> GradientVariance:
-    """Measures how much gradients vary over the images of some batches.
+    """Measures the variance of gradients over the images of some batches.
 
-    Batches are normalized by their own statistics, as in training; the classifier is left as it is.
+    Batch normalization uses batch statistics, as in training. The classifier is not changed.
 
     Args:
-      classifier: a phase-I one, at any point of its training.
-      objective: its reach of gradient equilibrium and its way of joining losses are those measured.
-      batches: of normalized images [N, H, W, C] and labels [N]; two images at the least.
+      classifier: A phase-I classifier at any point of its training.
+      objective: Objective whose gradient equilibrium and combination of losses are measured.
+      batches: Normalized images and labels; at least two images in total.
+
+    Returns:
+      The variances.
 
     Raises:
-      ValueError: no batches.
+      ValueError: `batches` is empty.
     """
     graphdef, state = nnx.split(classifier)
 
     @jax.jit
-    def sums_of(state: nnx.State, images: jax.Array, labels: jax.Array) -> _Sums:
+    def batch_sums(state: nnx.State, images: jax.Array, labels: jax.Array) -> _Sums:
         network = nnx.merge(graphdef, state, copy=True)
         network.train()
         return _sums(network, objective, images, labels)
 
-    parts = [sums_of(state, images, labels) for images, labels in batches]
+    parts = [batch_sums(state, images, labels) for images, labels in batches]
     if not parts:
-        raise ValueError("no batches to measure gradients on; expected at least one")
+        raise ValueError("batches is empty; expected at least one batch")
     total = jax.tree.map(lambda *leaves: sum(np.asarray(x, np.float64) for x in leaves), *parts)
     return _variances(total)
 
 
-def _weight(objective: PhaseOneObjective, num_exits: int) -> float:
-    """Of each exit's loss in the whole."""
+def _loss_weight(objective: PhaseOneObjective, num_exits: int) -> float:
+    """The weight of each exit's loss in the total loss."""
     return 1.0 if objective.exit_losses == "sum" else 1.0 / num_exits
 
 
 def _sums(
     network: MultiExitClassifier, objective: PhaseOneObjective, images: jax.Array, labels: jax.Array
 ) -> _Sums:
-    """One batch's part of the sums."""
+    """The sums over one batch."""
     k, count = network.num_exits, len(labels)
     shapes = jax.eval_shape(lambda x: _stage_outputs(network, x), images)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     _, pull_back = jax.vjp(lambda added: _losses(network, objective, images, labels, added), zeros)
-    # The loss is a mean over the batch: times its size, each row is one image's gradient.
-    (each,) = jax.vmap(pull_back)(count * jnp.eye(k) * _weight(objective, k))  # [E, N, H, W, C]
-    whole = jax.tree.map(lambda g: g.sum(axis=0), each)
+    # The loss is a mean over the batch. Multiplied by the batch size, the slice of each image is
+    # the gradient of that image's own loss.
+    weights = count * jnp.eye(k) * _loss_weight(objective, k)
+    (each,) = jax.vmap(pull_back)(weights)  # Per stage: maps [E, N, H, W, C].
+    total = jax.tree.map(lambda g: g.sum(axis=0), each)
     return _Sums(
         jnp.float32(count),
         jax.tree.map(lambda g: g.sum(axis=1), each),
         jnp.stack([_squares(stage, (1, 2, 3, 4)) for stage in each]),
-        jnp.stack([_squares(stage, None) for stage in whole]),
+        jnp.stack([_squares(stage, None) for stage in total]),
     )
 
 
@@ -118,9 +131,12 @@ def _losses(
     images: jax.Array,
     labels: jax.Array,
     added: list[Any],
-) -> jax.Array:
-    """Losses [E], with `added` (zeros, to differentiate by) added to what each stage hands on."""
-    network = nnx.clone(network)  # within the trace, so that its statistics may move
+) -> Float[Array, " E"]:
+    """The exits' losses, with `added` (zeros) added to the stages' outputs.
+
+    The gradient with respect to `added` is the gradient with respect to the outputs.
+    """
+    network = nnx.clone(network)  # Within the trace, so that batch statistics may be updated.
 
     def add(i: int, state: Any) -> Any:
         return jax.tree.map(jnp.add, state, added[i])
@@ -130,18 +146,18 @@ def _losses(
 
 
 def _variances(total: _Sums) -> GradientVariance:
-    """Mean square minus square mean, summed over elements, with n - 1 degrees of freedom."""
+    """Mean of squares minus square of the mean, with n - 1 degrees of freedom."""
     n = total.count
     each_mean = np.array(
         [sum(np.square(g).sum(axis=(1, 2, 3)) for g in jax.tree.leaves(stage)) / n**2
          for stage in total.first]
     )  # fmt: skip
-    all_mean = np.array(
+    total_mean = np.array(
         [sum(np.square(g.sum(axis=0)).sum() for g in jax.tree.leaves(stage)) / n**2
          for stage in total.first]
     )  # fmt: skip
     correction = n / (n - 1)
     return GradientVariance(
-        (total.all_second / n - all_mean) * correction,
+        (total.total_second / n - total_mean) * correction,
         (total.each_second / n - each_mean) * correction,
     )

@@ -1,7 +1,7 @@
-"""From a trained arm to its row: accuracy per exit, budget curve, and what the figures need."""
+"""The result row of one trained variant and seed: accuracy per exit, budget curve, figure data."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import rankdata, spearmanr
 
-from imta_jax.data import Dataset, HostPipeline, Split, eval_batches
+from imta_jax.config import DataConfig, PhaseConfig, RunConfig
+from imta_jax.data import Dataset, HostPipeline, eval_batches
 from imta_jax.evaluation import ExitCosts, Predictions, budget_curve
 from imta_jax.evaluation.predictions import confidence
 from imta_jax.evaluation.run import exit_rows
@@ -19,114 +20,129 @@ from imta_jax.nn.pixels import normalize
 from imta_jax.studies.gradient_variance import gradient_variance
 from imta_jax.training.phases import phase_one_objective
 
-# What a row keeps of each point of its budget curve.
-_OF_A_POINT = ("quota", "mean_macs", "top1", "validation_top1")
+# Fields of the budget curve's points that a row keeps.
+_BUDGET_FIELDS = ("quota", "mean_macs", "top1", "validation_top1")
 # Validation images whose confidence ranks are kept for Figure 7.
 _RANKED_IMAGES = 400
-# Images per batch in which gradients are measured: the paper's batch on CIFAR.
+# Images per batch of the gradient variance: the paper's batch size on CIFAR.
 _GRADIENT_BATCH = 64
 
 
-def measured(
-    config: Mapping[str, Any],
+def prediction_results(
+    config: RunConfig,
     costs: ExitCosts,
     validation: Predictions,
     test: Predictions,
     *,
     keep_ranks: bool,
 ) -> dict[str, Any]:
-    """The part of a row that follows from an arm's predictions.
+    """Computes the part of a row that follows from a variant's predictions.
 
     Args:
-      config: of the arm.
-      costs: of its network.
-      validation: its predictions there.
-      test: its predictions there.
-      keep_ranks: whether confidence ranks are kept, not their correlation alone.
+      config: Config of the variant.
+      costs: Costs of its exits.
+      validation: Its predictions on the validation images.
+      test: Its predictions on the test images.
+      keep_ranks: Whether to keep the confidence ranks besides their correlation.
+
+    Returns:
+      `exits`, `budget_curve`, `rank_correlation` and `confidence_ranks` of `study.json`.
     """
-    settings = config["evaluation"]
-    curve = budget_curve(validation, test, costs.macs, quotas=settings["quotas"])
-    points = [{name: point[name] for name in _OF_A_POINT} for point in curve.rows("mean_macs")]
-    sure = confidence(validation.logits)
-    several = len(sure) > 1
+    settings = config.evaluation
+    curve = budget_curve(validation, test, costs.macs, quotas=settings.quotas)
+    points = [{name: point[name] for name in _BUDGET_FIELDS} for point in curve.rows("mean_macs")]
+    by_exit = confidence(validation.logits)
+    has_two = len(by_exit) > 1
     return {
-        "exits": exit_rows(validation, test, costs, settings["calibration_bins"]),
+        "exits": exit_rows(validation, test, costs, settings.calibration_bins),
         "budget_curve": points,
-        "rank_correlation": float(spearmanr(sure[0], sure[1]).statistic) if several else None,
-        "confidence_ranks": _ranks(sure) if several and keep_ranks else None,
+        "rank_correlation": float(spearmanr(by_exit[0], by_exit[1]).statistic) if has_two else None,
+        "confidence_ranks": _ranks(by_exit) if has_two and keep_ranks else None,
     }
 
 
-def _ranks(sure: np.ndarray) -> list[list[int]]:
-    """Ranks of the first images' confidences [E, N] at the first two exits, 0 the least sure."""
-    shown = sure[:2, :_RANKED_IMAGES]
-    return [(rankdata(row, method="ordinal") - 1).astype(int).tolist() for row in shown]
+def _ranks(by_exit: np.ndarray) -> list[list[int]]:
+    """Ranks of the first images' confidences [E, N] at exits 1 and 2; 0 is the least confident."""
+    shown = by_exit[:2, :_RANKED_IMAGES]
+    return [(rankdata(values, method="ordinal") - 1).astype(int).tolist() for values in shown]
 
 
 def validation_curve(folder: Path, exits: slice) -> list[dict[str, Any]]:
-    """Validation accuracy in percent per epoch of a phase, of some of the exits in its metrics."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """Validation top-1 (percent) per epoch of a phase.
+
+    Args:
+      folder: Folder of the phase, with `metrics.jsonl`.
+      exits: The exits to return.
+    """
     return [
-        {"epoch": row["epoch"], "top1": row["top1_per_exit"][exits]}
-        for row in rows
-        if row["split"] == "validation"
+        {"epoch": line["epoch"], "top1": line["top1_per_exit"][exits]}
+        for line in _metrics(folder)
+        if line["split"] == "validation"
     ]
 
 
-def seconds_of(folder: Path, batch_size: int) -> float:
-    """How long a phase's training steps took, from its metrics."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    trained = [row for row in rows if row["split"] == "train"]
-    images = trained[0]["step"] * batch_size
-    return sum(images / row["images_per_second"] for row in trained if row["images_per_second"])
+def training_seconds(folder: Path, phase: PhaseConfig) -> float:
+    """Time in seconds that the training steps of a phase took, from its metrics."""
+    lines = [line for line in _metrics(folder) if line["split"] == "train"]
+    images = lines[0]["step"] * phase.batch_size
+    return sum(images / line["images_per_second"] for line in lines if line["images_per_second"])
 
 
-def measured_gradients(
-    config: Mapping[str, Any], dataset: Dataset, classifier: MultiExitClassifier, images: int
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def gradient_variance_results(
+    config: RunConfig, dataset: Dataset, classifier: MultiExitClassifier, images: int
 ) -> dict[str, Any]:
-    """Variance of gradients per stage of a trained phase-I network, on validation images.
+    """Measures the gradient variance of a trained phase-I network on validation images.
 
     Args:
-      config: of the arm.
-      dataset: its data.
-      classifier: the network after phase I.
-      images: how many, in whole batches of 64; fewer if the split has fewer.
+      config: Config of the variant.
+      dataset: Dataset that it was trained on.
+      classifier: Network after phase I.
+      images: Number of images; rounded down to full batches of 64 that the split can fill.
+
+    Returns:
+      `stages` [E] and `losses` [E, E], see `GradientVariance`.
 
     Raises:
-      ValueError: the split does not fill one batch.
+      ValueError: The split does not fill one batch.
     """
-    batches = list(_normalized_batches(dataset, config, images))
+    batches = list(_normalized_batches(dataset, config.data, images))
     if not batches:
         count = len(dataset.splits["validation"])
         raise ValueError(
-            f"gradient_variance_images needs a batch of {_GRADIENT_BATCH}; there are {count} "
-            f"validation images and {images} are asked for"
+            f"config.gradient_variance_images must fill a batch of {_GRADIENT_BATCH} images; found "
+            f"{images}, with {count} validation images"
         )
-    found = gradient_variance(classifier, phase_one_objective(config), batches)
-    return {"stages": found.stages.tolist(), "losses": found.losses.tolist()}
+    variance = gradient_variance(classifier, phase_one_objective(config), batches)
+    return {"stages": variance.stages.tolist(), "losses": variance.losses.tolist()}
 
 
 def _normalized_batches(
-    dataset: Dataset, config: Mapping[str, Any], images: int
+    dataset: Dataset, config: DataConfig, images: int
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
-    split: Split = dataset.splits["validation"]
-    host = HostPipeline.from_config(config["data"])
+    """Yields full batches of normalized images [64, H, W, C] and labels [64]."""
     batches = eval_batches(
-        split, dataset.preprocessing, _GRADIENT_BATCH, pipeline=config["data"]["pipeline"],
-        host=host,
-    )  # fmt: skip
-    for number, batch in enumerate(batches):
-        if (number + 1) * _GRADIENT_BATCH > images or not batch.mask.all():
+        dataset.splits["validation"],
+        dataset.preprocessing,
+        _GRADIENT_BATCH,
+        pipeline=config.pipeline,
+        host=HostPipeline.from_config(config),
+    )
+    for number, batch in enumerate(batches, start=1):
+        if number * _GRADIENT_BATCH > images or not batch.mask.all():
             return
         pixels = normalize(jnp.asarray(batch.images), dataset.mean, dataset.std)
         yield pixels, jnp.asarray(batch.labels)
 
 
 def cost_rows(costs: ExitCosts) -> list[dict[str, int]]:
-    """Costs per exit, as `study.json` holds them."""
+    """Costs per exit in the form of `study.json`."""
     names = ("macs", "published_ops", "params")
-    columns: Sequence[np.ndarray] = [getattr(costs, name) for name in names]
+    columns = {name: getattr(costs, name) for name in names}
     return [
-        {"exit": i + 1, **{name: int(c[i]) for name, c in zip(names, columns, strict=True)}}
+        {"exit": i + 1, **{name: int(column[i]) for name, column in columns.items()}}
         for i in range(len(costs.macs))
     ]

@@ -177,7 +177,7 @@ def test_threshold_methods_are_drawn_and_listed_where_they_were_compared(tmp_pat
     points = results["threshold_methods"]["points"]
     shown = [p for p in points if p.get("budget", 0.3) in (0.3, 0.5)]
     assert table["top-1 (%)"].to_list() == [f"{p['top1']:.2f}" for p in shown]
-    assert set(table["asked for"]) >= {"budget 30%", "2 exits agree", "1 point, 95% sure"}
+    assert set(table["target"]) >= {"budget 30%", "2 exits agree", "1 point, 95% sure"}
     markdown = (tmp_path / "report" / "tables.md").read_text()
     assert all(cell in markdown for cell in table.to_numpy().ravel())
 
@@ -192,7 +192,7 @@ def test_threshold_methods_are_optional(folder, results):
 
 @pytest.mark.parametrize(
     ("low", "high", "finding"),
-    [(-1, 1, "cannot be told apart"), (0.1, 1, "beat the sweep at 4"), (-1, -0.1, "lose to")],
+    [(-1, 1, "do not differ"), (0.1, 1, "beat the sweep at 4"), (-1, -0.1, "lose to")],
 )
 def test_figure_of_methods_claims_what_the_intervals_allow(tmp_path, results, low, high, finding):
     results = compared(results)

@@ -1,4 +1,4 @@
-"""The variance of gradients per stage obeys Eq. 1, 2 and 5 exactly."""
+"""The variance of gradients per stage satisfies Eq. 1, 2, 5 and 6 of the paper."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,23 +21,24 @@ def classifier():
 
 @pytest.fixture(scope="module")
 def measured(classifier):
+    """Variances by (equilibrium, exit_losses); also checks that the classifier is unchanged."""
     images, labels = tiny_run.draw_images(32, 0)
     pixels = jnp.asarray(images / 255 - 0.4, jnp.float32)
     halves = [(pixels[:16], jnp.asarray(labels[:16])), (pixels[16:], jnp.asarray(labels[16:]))]
-    arms = (("off", "sum"), ("all", "sum"), ("coarsest", "sum"), ("off", "mean"))
+    settings = (("off", "sum"), ("all", "sum"), ("coarsest", "sum"), ("off", "mean"))
     before = nnx.state(classifier)
-    found = {arm: gradient_variance(classifier, PhaseOneObjective(*arm), halves) for arm in arms}
+    variances = {s: gradient_variance(classifier, PhaseOneObjective(*s), halves) for s in settings}
     tiny_run.assert_same(nnx.state(classifier), before)
-    return found
+    return variances
 
 
-def test_a_stage_sees_its_own_and_later_losses_only(measured):
+def test_a_stage_has_gradients_of_its_own_and_later_losses_only(measured):
     losses = measured["off", "sum"].losses
     np.testing.assert_array_equal(np.tril(losses, -1), 0)
     assert (losses[np.triu_indices(EXITS)] > 0).all()
 
 
-def test_equilibrium_divides_each_contribution_as_equation_5_says(measured):
+def test_equilibrium_scales_contributions_as_in_equation_5(measured):
     plain, balanced = measured["off", "sum"].losses, measured["all", "sum"].losses
     remaining = np.arange(EXITS, 0, -1.0)[:, None]  # k - i + 1
     np.testing.assert_allclose(balanced * remaining**2, plain, rtol=1e-4)
@@ -49,28 +50,28 @@ def test_equilibrium_divides_each_contribution_as_equation_5_says(measured):
 
 
 def test_equation_6_bounds_the_variance_under_equilibrium(measured):
-    most = measured["off", "sum"].losses.max(axis=1)
-    assert (measured["all", "sum"].stages <= 2 * most).all()
+    largest = measured["off", "sum"].losses.max(axis=1)
+    assert (measured["all", "sum"].stages <= 2 * largest).all()
 
 
-def test_the_averaged_loss_divides_everything_alike(measured):
+def test_averaging_the_losses_divides_all_variances_equally(measured):
     np.testing.assert_allclose(
         measured["off", "mean"].stages * EXITS**2, measured["off", "sum"].stages, rtol=1e-4
     )
 
 
-def test_rescaling_the_coarsest_map_alone_lies_between(measured):
-    # The last stage has no later reader: nothing is rescaled there.
-    off, coarsest, every = (measured[a, "sum"].stages for a in ("off", "coarsest", "all"))
+def test_rescaling_only_the_coarsest_map_gives_variances_in_between(measured):
+    # Nothing is rescaled at the last stage, which has no later exit.
+    off, coarsest, every = (measured[e, "sum"].stages for e in ("off", "coarsest", "all"))
     assert (every[:-1] < coarsest[:-1]).all() and (coarsest[:-1] < off[:-1]).all()
     np.testing.assert_allclose(every[-1], off[-1], rtol=1e-4)
 
 
-def test_the_last_stage_varies_as_its_one_loss(measured):
-    found = measured["off", "sum"]
-    assert found.stages[-1] == pytest.approx(found.losses[-1, -1], rel=1e-4)
+def test_the_last_stage_has_the_variance_of_its_single_loss(measured):
+    variances = measured["off", "sum"]
+    assert variances.stages[-1] == pytest.approx(variances.losses[-1, -1], rel=1e-4)
 
 
-def test_no_batches_are_refused(classifier):
-    with pytest.raises(ValueError, match="no batches"):
+def test_empty_batches_are_rejected(classifier):
+    with pytest.raises(ValueError, match="batches is empty"):
         gradient_variance(classifier, PhaseOneObjective("off"), [])

@@ -1,5 +1,6 @@
-"""A study: every arm and seed has a row, done things stay done, and failures stay apart."""
+"""Studies: each variant and seed gets one row; finished rows are kept; failures are isolated."""
 
+import hashlib
 import importlib
 import json
 
@@ -12,14 +13,14 @@ from imta_jax.cli.run import run
 from imta_jax.data import dataset_info, load_dataset
 from imta_jax.evaluation import anytime_accuracy
 from imta_jax.evaluation.run import split_predictions
-from imta_jax.studies import run_study, study_arms
+from imta_jax.studies import StudyConfig, run_study, study_variants
 from imta_jax.studies import runner as study_runner
 from imta_jax.studies.record import row_path, summarize
 from imta_jax.studies.report.record import load_study
 from imta_jax.training import load_classifier
 
 STUDIES = ("ablation", "budget", "distillation", "equilibrium", "exits")
-# Divides logits by so little that the divergence is not a number.
+# Divides the logits by a number so small that the divergence is not finite.
 DIVERGES = {"phase_two.temperature": 1e-38}
 
 
@@ -35,30 +36,30 @@ def source(tmp_path_factory):
 
 
 def tiny_study(source, *more, **changes):
-    """Four arms, three of which share a network; `more` are further (name, fields)."""
+    """Four variants, three of which share a network; `more` has further (name, fields)."""
     base = tiny_run.tiny_config(source, phase_one__total_epochs=1, phase_two__total_epochs=1)
     base.evaluation.quotas = (0.5, 1.0, 2.0)
     config = shared.study("ablation", "tiny", base, baseline="none")
-    shared.add_technique_arm(config, "none", (), "none", phase_two=False)
-    shared.add_technique_arm(config, "isc", ("ISC",))
-    shared.add_technique_arm(config, "ofa", ("OFA",))
-    shared.add_technique_arm(config, "ge", ("GE",), phase_two=False)
+    shared.add_technique_variant(config, "none", (), "none", phase_two=False)
+    shared.add_technique_variant(config, "isc", ("ISC",))
+    shared.add_technique_variant(config, "ofa", ("OFA",))
+    shared.add_technique_variant(config, "ge", ("GE",), phase_two=False)
     for name, fields in more:
-        shared.add_technique_arm(config, name, ("OFA",), changes=fields)
+        shared.add_technique_variant(config, name, ("OFA",), changes=fields)
     config.seeds = (0,)
     config.update(changes)
     return config
 
 
 @pytest.fixture(scope="module")
-def studied(source, tmp_path_factory):
-    """A finished study's folder and record."""
-    folder = tmp_path_factory.mktemp("studied")
+def finished(source, tmp_path_factory):
+    """Folder and record of a finished study."""
+    folder = tmp_path_factory.mktemp("finished")
     return folder, run_study(tiny_study(source, gradient_variance_images=0), folder)
 
 
-def test_every_arm_has_a_row_with_what_the_figures_need(studied):
-    record = studied[1]
+def test_every_variant_has_a_row_with_the_data_of_all_figures(finished):
+    record = finished[1]
     assert [row["arm"] for row in record["rows"]] == ["none", "isc", "ofa", "ge"]
     assert list(record["arms"]) == ["none", "isc", "ofa", "ge"]
     for row in record["rows"]:
@@ -67,14 +68,14 @@ def test_every_arm_has_a_row_with_what_the_figures_need(studied):
         assert sorted(row["confidence_ranks"][0]) == list(range(24))
         assert -1 <= row["rank_correlation"] <= 1
         assert len(row["validation_curve"]["phase_one"]) == 1
-    second = {row["arm"]: len(row["validation_curve"]["phase_two"]) for row in record["rows"]}
-    assert second == {"none": 0, "isc": 1, "ofa": 1, "ge": 0}
+    epochs = {row["arm"]: len(row["validation_curve"]["phase_two"]) for row in record["rows"]}
+    assert epochs == {"none": 0, "isc": 1, "ofa": 1, "ge": 0}
 
 
-def test_a_row_is_what_the_trained_network_says(studied, source):
-    folder, record = studied
-    config = tiny_study(source).base.to_dict()
-    dataset = load_dataset(config["data"])
+def test_row_accuracy_equals_that_of_the_saved_network(finished, source):
+    folder, record = finished
+    config = StudyConfig.from_mapping(tiny_study(source)).base
+    dataset = load_dataset(config.data)
     without = next(n for n in folder.glob("networks/*/seed_0") if not [*n.glob("phase_two-*")])
     classifier, _ = load_classifier(without / "phase_one")
     test = split_predictions(config, dataset, classifier, "test")
@@ -82,114 +83,114 @@ def test_a_row_is_what_the_trained_network_says(studied, source):
     assert [e["top1"] for e in row["exits"]] == pytest.approx(anytime_accuracy(test))
 
 
-def test_arms_of_one_phase_one_share_its_network(studied):
-    folder, _ = studied
+def test_variants_with_equal_phase_one_share_its_network(finished):
+    folder, _ = finished
     networks = sorted(folder.glob("networks/*/seed_0"))
     second = [len(list(network.glob("phase_two-*"))) for network in networks]
     assert len(networks) == 2 and sorted(second) == [0, 1]
 
 
-def test_costs_of_every_arm_are_known_and_count_its_heads(studied):
-    arms = studied[1]["arms"]
+def test_costs_of_every_variant_include_its_heads(finished):
+    arms = finished[1]["arms"]
     last = {name: arm["costs"][-1]["macs"] for name, arm in arms.items()}
     assert last["none"] == last["ge"] == last["ofa"] < last["isc"]
-    measured = {row["arm"]: row["exits"][-1]["macs"] for row in studied[1]["rows"]}
-    assert measured == last
+    in_rows = {row["arm"]: row["exits"][-1]["macs"] for row in finished[1]["rows"]}
+    assert in_rows == last
 
 
-def test_the_record_is_one_that_the_report_reads(studied):
-    folder, record = studied
+def test_study_json_is_readable_by_the_report(finished):
+    folder, record = finished
     assert load_study(folder / "ablation" / "study.json")
     assert (folder / "report" / "index.html").stat().st_size > 10_000
     assert json.loads((folder / "ablation" / "study.json").read_text()) == record
 
 
-def test_what_is_done_is_not_done_again(studied, source, monkeypatch):
-    folder, record = studied
-    monkeypatch.setattr(study_runner.SharedNetwork, "train_phase_one", None)
+def test_finished_runs_are_not_repeated(finished, source, monkeypatch):
+    folder, record = finished
+    monkeypatch.setattr(study_runner.PhaseOneGroup, "train_phase_one", None)
     assert run_study(tiny_study(source), folder)["rows"] == record["rows"]
 
 
-def test_an_arm_that_is_added_is_all_that_is_trained(studied, source, monkeypatch):
-    folder, record = studied
+def test_only_an_added_variant_is_trained(finished, source, monkeypatch):
+    folder, record = finished
     trained = []
-    original = study_runner._Study._run_network
+    original = study_runner._StudyRunner._run_group
 
-    def remembered(self, network):
-        trained.extend(arm.name for arm in network.arms)
-        original(self, network)
+    def record_group(self, group):
+        trained.extend(variant.name for variant in group.variants)
+        original(self, group)
 
-    monkeypatch.setattr(study_runner._Study, "_run_network", remembered)
+    monkeypatch.setattr(study_runner._StudyRunner, "_run_group", record_group)
     longer = tiny_study(source, ("ofa_half", {"phase_two.alpha": 0.5}))
-    found = run_study(longer, folder)
+    result = run_study(longer, folder)
     assert trained == ["ofa_half"]
-    assert found["rows"][: len(record["rows"])] == record["rows"]
-    # As if it had been stopped before the row was written: the trained second phase is found.
+    assert result["rows"][: len(record["rows"])] == record["rows"]
+    # As after an interruption before the row was written: the trained phase II is reused.
     row_path(folder / "ablation", "ofa_half", 0).unlink()
     again = run_study(longer, folder)
-    assert again["rows"] == found["rows"]
+    assert again["rows"] == result["rows"]
 
 
-def test_choosing_less_later_takes_nothing_away(studied, source):
-    folder, _ = studied
+def test_choosing_fewer_variants_keeps_earlier_results(finished, source):
+    folder, _ = finished
     before = json.loads((folder / "ablation" / "study.json").read_text())
     fewer = run_study(tiny_study(source, chosen=("isc",), seeds=()), folder)
-    by_arm = {row["arm"]: row for row in fewer["rows"]}
-    assert by_arm == {row["arm"]: row for row in before["rows"] if row["arm"] in by_arm}
-    assert {"none", "isc", "ofa", "ge"} <= by_arm.keys() and fewer["seeds"] == [0]
+    by_name = {row["arm"]: row for row in fewer["rows"]}
+    assert by_name == {row["arm"]: row for row in before["rows"] if row["arm"] in by_name}
+    assert {"none", "isc", "ofa", "ge"} <= by_name.keys() and fewer["seeds"] == [0]
     assert fewer["dataset"] == before["dataset"]
-    assert all(fewer["arms"][name]["costs"] for name in by_arm)
+    assert all(fewer["arms"][name]["costs"] for name in by_name)
 
 
 @pytest.mark.parametrize("seeds", [(0, 0), (-1,), (0.5,)])
-def test_seeds_that_are_none_are_refused(source, tmp_path, seeds):
-    with pytest.raises(ValueError, match=r"config.seeds must be different integers.*found"):
+def test_invalid_seeds_are_rejected(source, tmp_path, seeds):
+    with pytest.raises(ValueError, match=rf"config\.seeds .*{seeds[0]}"):
         run_study(tiny_study(source, seeds=seeds), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_a_baseline_set_later_is_what_arms_are_compared_with(source):
+def test_variants_are_compared_with_the_baseline_of_the_final_config(source):
     config = tiny_study(source)
     config.baseline = "ge"
-    assert {arm.against for arm in study_arms(config.to_dict())} == {"ge"}
+    assert {v.against for v in study_variants(StudyConfig.from_mapping(config))} == {"ge"}
 
 
-def test_a_baseline_that_is_no_arm_is_refused(source, tmp_path):
+def test_an_unknown_baseline_is_rejected(source, tmp_path):
     config = tiny_study(source)
     config.baseline = "zzz"
-    with pytest.raises(ValueError, match=r"arm in config.baseline 'zzz'.*none"):
+    with pytest.raises(ValueError, match=r"config\.baseline 'zzz'.*none"):
         run_study(config, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_an_arm_that_changes_is_refused(studied, source):
-    folder, _ = studied
+def test_changed_settings_of_a_finished_variant_are_rejected(finished, source):
+    folder, _ = finished
     other = tiny_study(source)
     other.base.phase_one.learning_rate = 0.3
-    with pytest.raises(ValueError, match=r"other arms.*\n.*phase_one.learning_rate"):
+    with pytest.raises(ValueError, match=r"phase_one\.learning_rate.*0\.3"):
         run_study(other, folder)
     measured = tiny_study(source, gradient_variance_images=16)
-    with pytest.raises(ValueError, match=r"other arms.*\n.*gradient_variance_images"):
+    with pytest.raises(ValueError, match=r"gradient_variance_images.*16"):
         run_study(measured, folder)
 
 
-def test_an_arm_that_diverges_fails_alone(source, tmp_path):
+def test_only_the_diverging_variant_fails(source, tmp_path):
     config = tiny_study(source, ("diverges", DIVERGES))
     config.chosen = ("none", "ofa", "diverges")
     rows = {row["arm"]: row for row in run_study(config, tmp_path)["rows"]}
     assert rows["diverges"]["status"] == "failed" and "not finite" in rows["diverges"]["error"]
     assert rows["ofa"]["status"] == rows["none"]["status"] == "done"
-    # Failed is done too, until its row is deleted.
+    # A failed run has a row too; it is repeated only after the row is deleted.
     assert row_path(tmp_path / "ablation", "diverges", 0).exists()
 
 
-def test_without_seeds_the_costs_alone_are_recorded(source, tmp_path):
+def test_a_study_without_seeds_records_costs_only(source, tmp_path):
     record = run_study(tiny_study(source, seeds=()), tmp_path)
     assert record["rows"] == [] and not (tmp_path / "networks").exists()
     assert all(arm["costs"] for arm in record["arms"].values())
 
 
-def test_costs_of_a_dataset_that_tfds_describes_need_no_images(tmp_path):
+def test_costs_on_a_tfds_dataset_do_not_need_images(tmp_path):
     config = importlib.import_module("configs.studies.exits").get_config("cifar100")
     config.seeds, config.chosen = (), ("none",)
     record = run_study(config, tmp_path)
@@ -198,36 +199,37 @@ def test_costs_of_a_dataset_that_tfds_describes_need_no_images(tmp_path):
     assert [round(ops / 1e6, 2) for ops in published] == [
         6.86, 14.35, 27.29, 48.45, 76.43, 108.85, 137.28
     ]  # fmt: skip
-    photographs = importlib.import_module("configs.studies.ablation").get_config("imagenet")
-    assert dataset_info(photographs.base.data.to_dict()) == ("imagenet2012", 1000, (224, 224, 3))
+    imagenet = importlib.import_module("configs.studies.ablation").get_config("imagenet")
+    info = dataset_info(imagenet.base.data.to_dict())
+    assert (info.name, info.num_classes, info.image_shape) == ("imagenet2012", 1000, (224, 224, 3))
 
 
-def test_a_summary_is_means_and_paired_differences():
+def test_summary_has_means_and_paired_differences():
     rng = np.random.default_rng(0)
-    accuracy = rng.uniform(50, 90, (2, 3, 2))  # arms, seeds, exits
+    accuracy = rng.uniform(50, 90, (2, 3, 2))  # Variants, seeds, exits.
     rows = [
         {
-            "arm": arm,
+            "arm": name,
             "seed": seed,
             "status": "done",
             "exits": [
-                {"exit": e + 1, "top1": accuracy[a, s, e], "validation_top1": 1.0} for e in (0, 1)
+                {"exit": e + 1, "top1": accuracy[v, s, e], "validation_top1": 1.0} for e in (0, 1)
             ],
         }
-        for a, arm in enumerate(("none", "all"))
+        for v, name in enumerate(("none", "all"))
         for s, seed in enumerate((0, 1, 2))
     ]
     rows.append({"arm": "all", "seed": 3, "status": "failed", "error": "diverged"})
-    found = summarize(rows, {"none": "none", "all": "none"})
-    assert [(entry["arm"], entry["exit"]) for entry in found] == [
+    summary = summarize(rows, {"none": "none", "all": "none"})
+    assert [(entry["arm"], entry["exit"]) for entry in summary] == [
         ("none", 1), ("none", 2), ("all", 1), ("all", 2)
     ]  # fmt: skip
-    assert found[0]["difference_mean"] is None
-    assert found[3]["top1_mean"] == pytest.approx(accuracy[1, :, 1].mean())
-    assert found[3]["top1_std"] == pytest.approx(accuracy[1, :, 1].std(ddof=1))
+    assert summary[0]["difference_mean"] is None
+    assert summary[3]["top1_mean"] == pytest.approx(accuracy[1, :, 1].mean())
+    assert summary[3]["top1_std"] == pytest.approx(accuracy[1, :, 1].std(ddof=1))
     paired = accuracy[1, :, 1] - accuracy[0, :, 1]
-    assert found[3]["difference_mean"] == pytest.approx(paired.mean())
-    assert found[3]["difference_std"] == pytest.approx(paired.std(ddof=1))
+    assert summary[3]["difference_mean"] == pytest.approx(paired.mean())
+    assert summary[3]["difference_std"] == pytest.approx(paired.std(ddof=1))
 
 
 # ----- configs
@@ -235,38 +237,69 @@ def test_a_summary_is_means_and_paired_differences():
 
 @pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.parametrize("preset", ["quickstart", "cifar10,short", "cifar100", "imagenet"])
-def test_every_study_has_arms_that_differ(name, preset):
+def test_variants_of_every_study_differ(name, preset):
     config = importlib.import_module(f"configs.studies.{name}").get_config(preset).to_dict()
     assert config["baseline"] in config["chosen"]
-    flat = [json.dumps(config["arms"][arm]["changes"], sort_keys=True) for arm in config["chosen"]]
-    assert len(set(flat)) == len(flat) >= 2
+    arms = [config["arms"][variant] for variant in config["chosen"]]
+    changes = [json.dumps(arm["changes"], sort_keys=True) for arm in arms]
+    assert len(set(changes)) == len(changes) >= 2
 
 
 @pytest.mark.parametrize("name", ["ablation", "distillation", "equilibrium", "budget"])
-def test_every_arm_of_the_quickstarts_studies_passes_the_checks(name):
+def test_configs_of_all_quickstart_variants_are_valid(name):
     config = importlib.import_module(f"configs.studies.{name}").get_config("quickstart")
-    assert study_arms(config.to_dict())
+    assert study_variants(StudyConfig.from_mapping(config))
 
 
-def test_every_config_file_of_a_study_is_listed_here():
+def test_folders_of_phase_one_networks_keep_their_names():
+    """Other names would orphan the networks of studies that were begun with earlier versions."""
+    config = importlib.import_module("configs.studies.ablation").get_config("quickstart")
+    variants = study_variants(StudyConfig.from_mapping(config))
+    digests = {v.name: hashlib.sha256(v.phase_one_key.encode()).hexdigest()[:8] for v in variants}
+    assert (digests["none"], digests["ge"], digests["isc"]) == ("7d81f490", "f0a53612", "7d81f490")
+
+
+def test_every_study_config_is_covered():
     files = {path.stem for path in (tiny_run.ROOT / "configs" / "studies").glob("*.py")}
     assert files == {*STUDIES, "shared"}
 
 
-def test_a_study_that_does_not_fit_is_refused_with_what_would(source, tmp_path):
+def test_run_and_study_reject_the_config_of_the_other(source, tmp_path):
     config = tiny_study(source)
-    with pytest.raises(ValueError, match="add --mode=study"):
+    with pytest.raises(ValueError, match="--mode=study"):
         run(config, tmp_path)
-    with pytest.raises(ValueError, match="leave --mode away"):
+    with pytest.raises(ValueError, match=r"config\.arms"):
         run_study(config.base, tmp_path)
-    with pytest.raises(ValueError, match=r"unknown arm in config.chosen 'non'.*none"):
-        run_study(tiny_study(source, chosen=("non",)), tmp_path)
-    wrong = tiny_study(source, ("bad", {"phase_two.alpha": 2.0}))
-    with pytest.raises(ValueError, match="arm bad: alpha must lie"):
-        run_study(wrong, tmp_path)
-    missing = tiny_study(source, ("bad", {"phase_two.alfa": 0.2}))
-    with pytest.raises(ValueError, match=r"phase_two.alfa.*alpha"):
-        run_study(missing, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_invalid_fields_of_a_study_are_named(source):
+    def parse(**changes):
+        return StudyConfig.from_mapping(tiny_study(source).to_dict() | changes)
+
+    with pytest.raises(ValueError, match=r"config\.chosen 'non'.*none"):
+        parse(chosen=("non",))
+    with pytest.raises(ValueError, match=r"config 'bases'.*base"):
+        parse(bases=1)
+    with pytest.raises(ValueError, match=r"config\.gradient_variance_images.*-1"):
+        parse(gradient_variance_images=-1)
+    arms = tiny_study(source).to_dict()["arms"]
+    for field, value in (("techniques", ("GEE",)), ("against", "nobody")):
+        changed = arms | {"isc": arms["isc"] | {field: value}}
+        with pytest.raises(ValueError, match=rf"config\.arms\.isc\.{field} '(GEE|nobody)'"):
+            parse(arms=changed)
     with pytest.raises(ValueError, match="unknown preset 'mnist'"):
         shared.base("mnist")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("phase_two.alpha", 2.0, r"variant bad: .*alpha.*2\.0"),
+        ("phase_two.alfa", 0.2, r"phase_two\.alfa.*variant bad.*alpha"),
+    ],
+)
+def test_invalid_fields_of_a_variant_are_named(source, tmp_path, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        run_study(tiny_study(source, ("bad", {field: value})), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -125,7 +125,7 @@ def figure_contact_sheet(record: DataRecord, split: str = "train") -> Figure:
     header = round(DPI * (TITLE_INCHES + LINE_INCHES * (len(note) + 1)))
     height = (layout.height + header) / DPI
     title = f"{SPLITS[split].capitalize()} images as the network sees them"
-    figure = new_figure(width, height, title, placed=True)
+    figure = new_figure(width, height, title, manual_layout=True)
     figure.text(
         0.012,
         1 - TITLE_INCHES / height,

@@ -1,4 +1,4 @@
-"""Figures about budgets: accuracy against cost, and where images leave."""
+"""Figures of the budget curve: accuracy against cost, and the exits that images take."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,9 +26,9 @@ COST_AXIS = "mean multiply-adds per image (millions)"
 
 
 def figure_budget_curve(run: RunRecord) -> Figure:
-    """Test top-1 against mean multiply-adds: adaptive, anytime, and the full network.
+    """Draws test top-1 against mean multiply-adds: adaptive, single exits, and the full network.
 
-    Reads `run.exits`, `run.budget_curve` and `run.metrics`; returns the figure.
+    Reads `run.exits` and `run.budget_curve`.
     """
     point = operating_point(run)
     title = f"{point.top1:.1f}% at {point.cost_share:.0%} of the full network's multiply-adds"
@@ -40,7 +40,7 @@ def figure_budget_curve(run: RunRecord) -> Figure:
     axes.set_ylim(low, high + 0.2 * (high - low))
     axes.set_xlim(0, 1.04 * run.full_macs / MILLION)
     _draw_full_network(axes, run)
-    _draw_anytime(axes, run)
+    _draw_single_exits(axes, run)
     _draw_adaptive(axes, run)
     _draw_operating_point(axes, run)
     _name_lines(axes)
@@ -49,10 +49,10 @@ def figure_budget_curve(run: RunRecord) -> Figure:
 
 
 def accuracy_range(run: RunRecord) -> tuple[float, float]:
-    """Limits of top-1, in percent, between which the budget curve is worth looking at.
+    """Limits of the top-1 axis in percent.
 
-    The cheapest points may lie tens of points below the rest and would flatten it: points that
-    cost less than 30% of the full network count only if they no more than triple the range.
+    The cheapest points may be tens of points below the others and would flatten the curve. Points
+    below 30% of the full network's cost are included only if they at most triple the range.
     """
     costs = np.concatenate([run.exits["macs"], run.budget_curve["mean_macs"]])
     top1 = np.concatenate([run.exits["top1"], run.budget_curve["top1"]]).astype(float)
@@ -60,7 +60,7 @@ def accuracy_range(run: RunRecord) -> tuple[float, float]:
     low = top1[costs >= 0.3 * run.full_macs].min()
     if top1.min() >= low - 2 * max(high - low, 0.5):
         low = top1.min()
-    # Differences of tenths of a point are noise on some thousand test images: not to be magnified.
+    # On a few thousand test images, differences of tenths of a point are noise.
     missing = max(LEAST_RANGE_POINTS - (high - low), 0.0)
     margin = 0.07 * (high - low)
     return low - margin - 0.7 * missing, high + margin + 0.3 * missing
@@ -79,8 +79,8 @@ def _draw_full_network(axes: Axes, run: RunRecord) -> None:
     )
 
 
-def _draw_anytime(axes: Axes, run: RunRecord) -> None:
-    """Each exit alone: a thin line through circles that hold the exit's number."""
+def _draw_single_exits(axes: Axes, run: RunRecord) -> None:
+    """Draws each exit as a numbered circle, on a thin line."""
     costs, top1 = run.exits["macs"] / MILLION, run.exits["top1"]
     axes.plot(costs, top1, color=MUTED, linewidth=1, zorder=2)
     low, high = axes.get_ylim()
@@ -93,7 +93,7 @@ def _draw_anytime(axes: Axes, run: RunRecord) -> None:
 
 
 def _note_below_range(axes: Axes, cost: float, height: float, top1: float) -> None:
-    """Upright above the circle, since the cheapest exits stand close together."""
+    """Labels a circle below the axis range; vertically, since cheap exits are close together."""
     axes.annotate(
         f"← {top1:.1f}%",
         (cost, height),
@@ -115,10 +115,10 @@ def _draw_adaptive(axes: Axes, run: RunRecord) -> None:
 
 
 def _name_lines(axes: Axes) -> None:
-    """Names both lines above the axes, where no curve can run into them."""
+    """Labels both lines above the axes, where they cannot cross a curve."""
     names = (
-        (1.075, "adaptive: each image leaves once confident", ADAPTIVE, "bold"),
-        (1.025, "anytime: all images leave at the numbered exit", MUTED, "normal"),
+        (1.075, "adaptive: each image exits once confident", ADAPTIVE, "bold"),
+        (1.025, "single exit: all images use the numbered exit", MUTED, "normal"),
     )
     for height, name, color, weight in names:
         axes.text(
@@ -153,46 +153,46 @@ def _draw_operating_point(axes: Axes, run: RunRecord) -> None:
 
 
 def figure_exit_shares(run: RunRecord) -> Figure:
-    """The share of test images that leave at each exit, against mean multiply-adds.
+    """Draws the fraction of test images that use each exit, against mean multiply-adds.
 
-    Reads `run.budget_curve`; returns the figure.
+    Reads `run.budget_curve`.
     """
     point = operating_point(run)
-    cost, shares = format_count(point.mean_cost), point.exit_fractions
-    last = "under 1%" if 0 < shares[-1] < 0.005 else f"{shares[-1]:.0%}"
-    title = f"At {cost}, {shares[0]:.0%} leave at exit 1 and {last} need the last"
+    cost, fractions = format_count(point.mean_cost), point.exit_fractions
+    last = "under 1%" if 0 < fractions[-1] < 0.005 else f"{fractions[-1]:.0%}"
+    title = f"At {cost}, {fractions[0]:.0%} of images use exit 1 and {last} the last exit"
     figure = new_figure(8.4, 4.2, title)
     axes = figure.subplots()
-    style_axes(axes, x=COST_AXIS, y="share of test images (%)", grid="")
+    style_axes(axes, x=COST_AXIS, y="fraction of test images (%)", grid="")
     curve = run.budget_curve.drop_duplicates("mean_macs")
     costs = curve["mean_macs"].to_numpy(dtype=float) / MILLION
-    shares = 100 * np.stack(curve["exit_fractions"].to_list(), axis=1)
+    fractions = 100 * np.stack(curve["exit_fractions"].to_list(), axis=1)
     colors = exit_colors(run.num_exits)
-    axes.stackplot(costs, shares, colors=colors, edgecolor="white", linewidth=0.8)
+    axes.stackplot(costs, fractions, colors=colors, edgecolor="white", linewidth=0.8)
     axes.margins(x=0.0 if len(costs) > 1 else 0.05, y=0)
     marked = point.mean_cost / MILLION
-    _name_bands(axes, costs, shares, colors, marked)
+    _name_bands(axes, costs, fractions, colors, marked)
     _mark_cost(axes, marked)
     return figure
 
 
 def _name_bands(
-    axes: Axes, costs: np.ndarray, shares: np.ndarray, colors: list[str], marked: float
+    axes: Axes, costs: np.ndarray, fractions: np.ndarray, colors: list[str], marked: float
 ) -> None:
-    """Names each exit where its band is thickest, off both edges and off the marked cost."""
+    """Labels each exit where its band is thickest, away from the edges and the marked cost."""
     start, width = costs[0], costs[-1] - costs[0]
     places = start + width * np.linspace(0.07, 0.93, 60)
     free = np.abs(places - marked) > 0.05 * width
     places = places[free] if free.any() else places
-    shares = np.stack([np.interp(places, costs, share) for share in shares])
-    tops = np.cumsum(shares, axis=0)
+    fractions = np.stack([np.interp(places, costs, share) for share in fractions])
+    tops = np.cumsum(fractions, axis=0)
     for exit_, color in enumerate(colors):
-        at = int(np.argmax(shares[exit_]))
-        if shares[exit_, at] < 7:
+        at = int(np.argmax(fractions[exit_]))
+        if fractions[exit_, at] < 7:
             continue
         axes.annotate(
             f"exit {exit_ + 1}",
-            (places[at], tops[exit_, at] - shares[exit_, at] / 2),
+            (places[at], tops[exit_, at] - fractions[exit_, at] / 2),
             ha="center",
             va="center",
             fontsize=9.5,
@@ -210,7 +210,7 @@ def _mark_cost(axes: Axes, cost: float) -> None:
         (cost, 100),
         xytext=(0, 3),
         textcoords="offset points",
-        # At an edge of the axes it would run into the tick labels.
+        # A centered text at an edge of the axes would overlap the tick labels.
         ha="left" if place < 0.1 else "right" if place > 0.9 else "center",
         fontsize=9,
         color=INK,

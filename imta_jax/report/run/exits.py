@@ -1,4 +1,4 @@
-"""Figures about single exits: accuracy, cost, calibration, and the classes that leave early."""
+"""Figures of single exits: accuracy, cost, calibration, and the classes that exit early."""
 
 import re
 
@@ -20,20 +20,20 @@ from imta_jax.report.style import (
     truncate,
 )
 
-MOST_CLASSES_WHOLE = 24
+MAX_CLASSES = 24
 CLASSES_PER_END = 10
 PANELS_PER_ROW = 4
-MOST_NAMED_EXITS = 8
+MAX_LABELED_EXITS = 8
 
 
 def figure_exits(run: RunRecord) -> Figure:
-    """Top-1, top-5 (with more than five classes) and calibration error of each exit alone.
+    """Draws top-1, top-5 (if there are more than five classes) and calibration error per exit.
 
-    Reads `run.exits` and the class names; returns the figure.
+    Reads `run.exits` and the class names.
     """
     first = run.exits.iloc[0]
     title = (
-        f"Exit 1 alone: {first['top1']:.1f}% at {first['macs'] / run.full_macs:.0%} of the cost; "
+        f"Exit 1: {first['top1']:.1f}% at {first['macs'] / run.full_macs:.0%} of the cost; "
         f"exit {run.num_exits}: {run.full_top1:.1f}%"
     )
     panels = {"top1": "top-1 (%)", "top5": "top-5 (%)", "ece": "expected calibration error (%)"}
@@ -43,7 +43,7 @@ def figure_exits(run: RunRecord) -> Figure:
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (column, name) in zip(grid, panels.items(), strict=True):
         _draw_column(axes, run, column)
-        # Each point says its value: an axis would say it twice.
+        # Each point is labeled with its value, so ticks would be redundant.
         axes.set_yticks([])
         style_axes(axes, title=name, grid="")
     _name_exits(grid[-1], run)
@@ -77,21 +77,21 @@ def _name_exits(axes: Axes, run: RunRecord) -> None:
         for _, row in run.exits.iterrows()
     ]
     axes.set_xticks(range(run.num_exits), names, linespacing=1.5)
-    axes.set_xlabel("below each exit: multiply-adds, then parameters, both cumulative", color=MUTED)
+    axes.set_xlabel("below each exit: cumulative multiply-adds, cumulative parameters", color=MUTED)
 
 
 def figure_reliability(run: RunRecord) -> Figure:
-    """Accuracy against confidence, one small panel per exit.
+    """Draws accuracy against confidence, one panel per exit.
 
-    Reads `run.calibration` and `run.exits`; returns the figure.
+    Reads `run.calibration` and `run.exits`.
 
     Raises:
-      ValueError: the run has no calibration.
+      ValueError: The run has no calibration.
     """
     if run.calibration is None:
-        raise ValueError(f"{run.workdir} has no evaluation/calibration.npz to draw")
+        raise ValueError(f"{run.workdir} has no evaluation/calibration.npz; evaluate the run again")
     errors = run.exits["ece"]
-    title = f"Confidence is off by {errors.min():.1f} to {errors.max():.1f} points (mean per exit)"
+    title = f"Expected calibration error: {errors.min():.1f}% to {errors.max():.1f}% over the exits"
     rows = -(-run.num_exits // PANELS_PER_ROW)
     figure = new_figure(8.4, 0.7 + 2.1 * rows, title)
     grid = figure.subplots(rows, PANELS_PER_ROW, squeeze=False).ravel()
@@ -111,7 +111,7 @@ def _draw_reliability(axes: Axes, run: RunRecord, exit_: int, color: str) -> Non
     axes.plot(100 * confidence[seen], 100 * accuracy[seen], color=color, linewidth=1.5)
     sizes = 8 + 130 * count[seen] / max(count.sum(), 1)
     points = (100 * confidence[seen], 100 * accuracy[seen])
-    # The largest point stands in the corner, where every sure and right answer falls.
+    # Not clipped: the largest point is in the corner, at high confidence and accuracy.
     axes.scatter(*points, s=sizes, color=color, zorder=3, clip_on=False)
     axes.set(xlim=(0, 104), ylim=(0, 104), xticks=(0, 50, 100), yticks=(0, 50, 100), aspect=1)
     below = exit_ + PANELS_PER_ROW < run.num_exits
@@ -124,15 +124,16 @@ def _draw_reliability(axes: Axes, run: RunRecord, exit_: int, color: str) -> Non
 
 
 def figure_classes(run: RunRecord) -> Figure:
-    """Where each class leaves, cheapest first, at the reported budget nearest the operating point.
+    """Draws the exits that each class uses, cheapest class first.
 
-    Reads `run.samples`; of many classes only the cheapest and the dearest are drawn.
+    The budget is the reported one nearest to the operating point. With many classes, only the
+    cheapest and the most expensive ones are drawn. Reads `run.samples`.
 
     Raises:
-      ValueError: the run has no samples.
+      ValueError: The run has no samples.
     """
     if run.samples is None:
-        raise ValueError(f"{run.workdir} has no evaluation/samples.parquet to draw")
+        raise ValueError(f"{run.workdir} has no evaluation/samples.parquet; evaluate the run again")
     budget = nearest_reported_budget(run)
     table = class_costs(run, budget)
     names = [f"“{truncate(run.class_name(table.index[i]), 16)}”" for i in (0, -1)]
@@ -144,50 +145,51 @@ def figure_classes(run: RunRecord) -> Figure:
     _draw_classes(axes, run, shown, gap_after)
     style_axes(
         axes,
-        x=f"share of the class's test images (%), at a budget of {budget}% of the full cost",
+        x=f"fraction of the class's test images (%), at a budget of {budget}% of the full cost",
         grid="",
     )
     return figure
 
 
 def nearest_reported_budget(run: RunRecord) -> int:
-    """The budget in `samples.parquet`, in percent, whose mean cost is nearest the operating point.
+    """The budget (percent) in `samples.parquet` with mean cost nearest to the operating point.
 
     Raises:
-      ValueError: the samples hold no budget.
+      ValueError: The samples have no budget.
     """
     names = [re.fullmatch(r"budget_(\d+)_macs", str(column)) for column in run.samples.columns]
     budgets = [int(name[1]) for name in names if name]
     if not budgets:
-        raise ValueError(f"samples.parquet has no budget_*_macs: {list(run.samples.columns)}")
+        found = list(run.samples.columns)
+        raise ValueError(f"samples.parquet must have columns budget_*_macs; found {found}")
     target = operating_point(run).mean_cost
     return min(budgets, key=lambda b: abs(run.samples[f"budget_{b}_macs"].mean() - target))
 
 
 def class_costs(run: RunRecord, budget: int) -> pd.DataFrame:
-    """Per class, cheapest first: mean `macs`, `top1` (percent), and the share per exit.
+    """Mean cost, accuracy and exit fractions per class, cheapest class first.
 
     Args:
-      run: the run, with samples.
-      budget: which reported budget, in percent.
+      run: A run with samples.
+      budget: A reported budget in percent.
 
     Returns:
-      A frame indexed by class number; the share of its images (percent) that leave at exit i, from
-      0, is in column i.
+      A frame indexed by class number with the columns `macs` (mean), `top1` (percent) and, for
+      each exit i from 0, column i with the fraction of images that use it (percent).
     """
     samples, prefix = run.samples, f"budget_{budget}"
     labels = samples["label"]
-    leaves = pd.DataFrame(
+    frame = pd.DataFrame(
         {i: 100.0 * (samples[f"{prefix}_exit"] == i) for i in range(run.num_exits)}
     )
-    leaves["macs"] = samples[f"{prefix}_macs"]
-    leaves["top1"] = 100.0 * (samples[f"{prefix}_prediction"] == labels)
-    return leaves.groupby(labels).mean().sort_values("macs", kind="stable")
+    frame["macs"] = samples[f"{prefix}_macs"]
+    frame["top1"] = 100.0 * (samples[f"{prefix}_prediction"] == labels)
+    return frame.groupby(labels).mean().sort_values("macs", kind="stable")
 
 
 def _both_ends(table: pd.DataFrame) -> tuple[pd.DataFrame, int | None]:
-    """All classes, or the two ends of the table and the row after which classes are left out."""
-    if len(table) <= MOST_CLASSES_WHOLE:
+    """All classes, or the first and last ones with the row after which classes are omitted."""
+    if len(table) <= MAX_CLASSES:
         return table, None
     return pd.concat([table.head(CLASSES_PER_END), table.tail(CLASSES_PER_END)]), CLASSES_PER_END
 
@@ -209,7 +211,7 @@ def _draw_classes(axes: Axes, run: RunRecord, table: pd.DataFrame, gap_after: in
 
 
 def _note_columns(axes: Axes, rows: np.ndarray, table: pd.DataFrame) -> None:
-    """Mean cost and top-1 as two columns of figures to the right of the bars."""
+    """Writes mean cost and top-1 as two columns to the right of the bars."""
     columns = (
         (112, "mean cost", [format_count(v) for v in table["macs"]]),
         (124, "top-1", [f"{v:.0f}%" for v in table["top1"]]),
@@ -221,14 +223,14 @@ def _note_columns(axes: Axes, rows: np.ndarray, table: pd.DataFrame) -> None:
 
 
 def _name_exit_colors(axes: Axes, num_exits: int) -> None:
-    """The exits' names in their colors, above the bars in the order of the bars."""
+    """Writes the exits' names in their colors above the bars."""
     colors = exit_colors(num_exits)
-    word = "exit " if num_exits <= MOST_NAMED_EXITS else ""
+    prefix = "exit " if num_exits <= MAX_LABELED_EXITS else ""
     for exit_, x in enumerate(np.linspace(0, 100, num_exits + 1)[:-1]):
         axes.text(
             x,
             -1,
-            f"■ {word}{exit_ + 1}",
+            f"■ {prefix}{exit_ + 1}",
             va="center",
             fontsize=9,
             fontweight="bold",

@@ -1,4 +1,4 @@
-"""The figure that shows what easy and hard mean: images that leave first beside deep ones."""
+"""Figure of easy and hard images: those that use the first exit, and those that need the last."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,33 +17,33 @@ from imta_jax.report.style import (
 )
 
 COLUMNS = 4
-MOST_IMAGES = 12
+MAX_IMAGES = 12
 NAME_LENGTH = 14
 
 
 def figure_gallery(run: RunRecord) -> Figure:
-    """Images that leave at the first exit beside images that need the last.
+    """Draws images that use the first exit next to images that need the last exit.
 
-    Reads `run.gallery` (uint8 images [M, H, W, C], gray or color) and `run.exits`; at most twelve
-    a side are drawn.
+    Reads `run.gallery` (uint8 images [M, H, W, C], C = 1 or 3) and `run.exits`. Draws at most
+    twelve images per side.
 
     Raises:
-      ValueError: the run has no gallery.
+      ValueError: The run has no gallery.
     """
     if run.gallery is None:
-        raise ValueError(f"{run.workdir} has no evaluation/gallery.npz to draw")
+        raise ValueError(f"{run.workdir} has no evaluation/gallery.npz; evaluate the run again")
     first = run.gallery["first"].astype(bool)
-    sides = [np.flatnonzero(first)[:MOST_IMAGES], np.flatnonzero(~first)[:MOST_IMAGES]]
+    sides = [np.flatnonzero(first)[:MAX_IMAGES], np.flatnonzero(~first)[:MAX_IMAGES]]
     rows = max(1, -(-max(map(len, sides)) // COLUMNS))
     factor = run.full_macs / run.exits["macs"].iloc[0]
-    title = f"The images on the right cost {factor:.1f} times as much as those on the left"
+    title = f"Images on the right cost {factor:.1f} times as much as images on the left"
     figure = new_figure(8.8, 0.8 + 1.5 * rows, title)
-    # One grid, so that both sides' rows are level; its middle column keeps them apart.
+    # One grid aligns the rows of both sides; its middle column separates them.
     widths = [1.0] * COLUMNS + [0.15] + [1.0] * COLUMNS
     grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
     for axes in grid.flat:
         axes.set_axis_off()
-    _draw_side(grid[:, :COLUMNS], run, sides[0], "leave at", exit_=0)
+    _draw_side(grid[:, :COLUMNS], run, sides[0], "use", exit_=0)
     _draw_side(grid[:, -COLUMNS:], run, sides[1], "need", exit_=run.num_exits - 1)
     return figure
 
@@ -62,7 +62,8 @@ def _draw_side(
         fontweight="bold",
         color=darken_for_text(exit_colors(run.num_exits)[exit_]),
     )
-    # It spans the columns and must not widen the first: a blank title keeps its height free.
+    # The heading spans several columns and must not widen the first one. A blank title reserves
+    # its height.
     heading.set_in_layout(False)
     grid[0, 0].set_title(" ", fontsize=10.5, pad=8)
     for axes, member in zip(grid.flat, members, strict=False):
@@ -79,18 +80,18 @@ def _draw_image(axes: Axes, run: RunRecord, member: int) -> None:
 
 
 def _caption(axes: Axes, run: RunRecord, member: int) -> None:
-    """The true class below the image; a wrong answer is framed, crossed and named."""
+    """Writes the true class below the image; a wrong prediction is framed and named."""
     label, prediction = (int(run.gallery[name][member]) for name in ("label", "prediction"))
     confidence = f"{run.gallery['confidence'][member]:.0%}"
-    right = label == prediction
+    correct = label == prediction
     wrong = f"✗ {truncate(run.class_name(prediction), NAME_LENGTH - 2)}\n{confidence}"
-    # As many lines either way, so that rows are equally high.
-    answer = f"✓ {confidence}\n " if right else wrong
-    axes.spines[:].set(color=RULE if right else WRONG, linewidth=0.8 if right else 2.2)
-    # Class names may hold a dollar sign, which is no mathematics.
+    # Both texts have two lines, so that all rows have the same height.
+    result = f"✓ {confidence}\n " if correct else wrong
+    axes.spines[:].set(color=RULE if correct else WRONG, linewidth=0.8 if correct else 2.2)
+    # A dollar sign in a class name must not start math text.
     axes.set_xlabel(
-        f"{truncate(run.class_name(label), NAME_LENGTH)}\n{answer}",
+        f"{truncate(run.class_name(label), NAME_LENGTH)}\n{result}",
         fontsize=8,
-        color=INK if right else WRONG,
+        color=INK if correct else WRONG,
         parse_math=False,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from imta_jax.report.rendering import markdown_table
 from imta_jax.report.run.methods import methods_table
 from imta_jax.report.run.record import PHASES, RunRecord
 
@@ -72,9 +73,7 @@ def tables_markdown(run: RunRecord) -> str:
     """All tables as one Markdown text."""
     parts = [f"# Results of {run.dataset['name']}"]
     for heading, table in all_tables(run).items():
-        cells = table.map(lambda text: text.replace("|", "\\|").replace("\n", " "))
-        # Texts stay as they are: the numbers carry their digits already.
-        parts += [f"## {heading}", cells.to_markdown(index=False, disable_numparse=True)]
+        parts += [f"## {heading}", markdown_table(table)]
     return "\n\n".join(parts) + "\n"
 
 

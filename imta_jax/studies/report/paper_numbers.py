@@ -1,11 +1,11 @@
-"""What "Improved Techniques for Training Adaptive Deep Networks" (ICCV 2019) prints, as data.
+"""Results printed in "Improved Techniques for Training Adaptive Deep Networks" (ICCV 2019).
 
-Tables 1-3 are printed numbers. The curves of Figures 2, 3 and 5 are printed nowhere: what stands
-here was read by eye off other authors' figures of the same comparison, and each reading names its
-figure and how far off it may be. Where two figures disagree, both are kept.
+Tables 1-3 are printed numbers. The curves of Figures 2, 3 and 5 are not printed as numbers. The
+values here were read by eye from figures of the same comparison by other authors. Each reading
+names its figure and its uncertainty. Where two figures disagree, both are kept.
 
-Accuracies are top-1 in percent. Costs are the paper's "MADDs", which count more than multiply-adds
-(`evaluation.exit_costs(...).published_ops`); they agree within a few percent.
+Accuracies are top-1 in percent. Costs are the paper's "MADDs", which correspond to
+`evaluation.exit_costs(...).published_ops`. They exceed multiply-adds by a few percent.
 """
 
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ class TableOneRow:
 
     Attributes:
       model: "MSDNet", "Ours" or "Hydra-Res".
-      number: the exit, from 1; of Hydra-Res its number of branches.
-      params: parameters in millions.
-      madds: the cost as printed, in millions.
-      top1: percent.
+      number: Exit, from 1; for Hydra-Res the number of branches.
+      params: Parameters in millions.
+      madds: Printed cost in millions.
+      top1: Top-1 in percent.
     """
 
     model: str
@@ -42,11 +42,11 @@ class TableOneRow:
 
     @property
     def name(self) -> str:
-        """The row's name as printed, e.g. "MSDNet-Exit3", "Hydra-Res-d9"."""
+        """The printed name, for example "MSDNet-Exit3" or "Hydra-Res-d9"."""
         return f"{self.model}-{'d' if self.model == HYDRA else 'Exit'}{self.number}"
 
 
-_HYDRA_RES = (  # quoted by the paper, which took them from the HydraNet paper
+_HYDRA_RES = (  # The paper quotes these from the HydraNet paper.
     (1, 1.28, 52, 65.81),
     (2, 2.86, 118, 71.24),
     (3, 4.43, 184, 72.30),
@@ -74,10 +74,10 @@ class AblationTable:
     """Table 2 or 3: top-1 at five exits with and without each technique.
 
     Attributes:
-      number: of the table.
+      number: Number of the table.
       dataset: "cifar100" or "imagenet".
-      top1: percent at exits 1 to 5, by the techniques used.
-      remark: what to know before comparing, or "".
+      top1: Top-1 in percent at exits 1 to 5, by the techniques used.
+      remark: A caveat for comparisons, or "".
     """
 
     number: int
@@ -97,8 +97,8 @@ ABLATIONS = (
             frozenset({"OFA"}): (60.39, 64.20, 68.10, 70.65, 71.85),
             frozenset(TECHNIQUES): (60.78, 65.54, 69.98, 72.27, 73.45),
         },
-        "Exit 1 of the paper's Table 2 (60.09) lies 4 points below exit 1 of its Table 1 (64.1), "
-        "although it is the same classifier at the same depth: the two tables cannot both be met.",
+        "Exit 1 of the paper's Table 2 (60.09) is 4 points below exit 1 of its Table 1 (64.1), "
+        "although both are the same classifier at the same depth. One network cannot match both.",
     ),
     AblationTable(
         3,
@@ -110,22 +110,22 @@ ABLATIONS = (
             frozenset({"OFA"}): (57.15, 65.77, 68.87, 70.23, 71.39),
             frozenset(TECHNIQUES): (57.28, 66.22, 70.24, 71.71, 72.43),
         },
-        "The paper does not say which step (4, 6 or 7) its Table 3 has.",
+        "The paper does not state which step (4, 6 or 7) its Table 3 uses.",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Points read by eye off a published figure.
+    """Points read by eye from a published figure.
 
     Attributes:
       dataset: "cifar10", "cifar100" or "imagenet".
-      series: the method's name.
-      points: (mean cost per image in millions, top-1 in percent), by rising cost.
-      source: which figure, and of whom.
-      uncertainty: how far off an accuracy may be, in points.
-      adaptive: whether it is a budget curve; otherwise each point is a network by itself.
+      series: Name of the method.
+      points: Pairs (mean cost per image in millions, top-1 in percent), by rising cost.
+      source: Figure and its authors.
+      uncertainty: Possible error of the accuracies, in points.
+      adaptive: Whether it is a budget curve; otherwise each point is a separate network.
     """
 
     dataset: str
@@ -140,7 +140,7 @@ RANET = "RANet authors' dynamic_results.png"
 BOOSTNET = "BoostNet authors' cifar100_dynamic_msdnet.png"
 BOOSTNET_IMAGENET = "BoostNet authors' ImageNet figure"
 DYNAMIC_PERCEIVER = "Dynamic Perceiver authors' fig7_main_results.png, panel c"
-UNNAMED = "a published figure, not named in the notes"
+UNNAMED = "a published figure, source not recorded"
 
 READINGS = (
     Reading(
@@ -221,27 +221,27 @@ READINGS = (
 BUDGET_FIGURES = {"cifar10": 2, "cifar100": 3, "imagenet": 5}
 BUDGET_CLAIMS = {
     "cifar10": "Sec. 4.1: more than 0.5 points over MSDNet at 1e8 operations.",
-    "cifar100": "Sec. 4.1: more than 0.5 points over MSDNet at 1e8 operations, and the accuracy of "
-    "DenseNet at half, of ResNet at a third of their operations.",
+    "cifar100": "Sec. 4.1: more than 0.5 points over MSDNet at 1e8 operations, the accuracy of "
+    "DenseNet with half and of ResNet with a third of their operations.",
     "imagenet": "Sec. 4.2: about 0.5 points over MSDNet and more than 6% over ResNet and DenseNet "
-    "at a budget printed as 1e8 operations (the smallest exit costs 3e8: surely 1e9).",
+    "at a budget printed as 1e8 operations (the smallest exit costs 3e8, so probably 1e9).",
 }
 
 
 def paper_ablation(dataset: str) -> AblationTable:
-    """The table to set beside an ablation: Table 3 beside ImageNet, Table 2 beside all else."""
+    """The table to compare an ablation with: Table 3 for ImageNet, Table 2 otherwise."""
     return ABLATIONS[1] if dataset == "imagenet" else ABLATIONS[0]
 
 
 def readings_of(dataset: str) -> list[Reading]:
-    """What was read off figures for this dataset; of any other nothing, as none would compare."""
+    """The readings of a dataset; none for datasets that the paper does not use."""
     return [reading for reading in READINGS if reading.dataset == dataset]
 
 
 def known_dataset(name: str | None) -> str | None:
-    """The paper's dataset that this name stands for, or None: "imagenet2012" is "imagenet".
+    """Key of the paper's dataset with this name ("imagenet2012" is "imagenet"), or None.
 
-    A reduced variant ("cifar10_small") is another dataset: its accuracies do not compare.
+    A reduced version ("cifar10_small") counts as another dataset: accuracies are not comparable.
     """
     plain = (name or "").lower().replace("-", "").replace("_", "").replace("ilsvrc", "imagenet")
     plain = plain.removesuffix("2012")
@@ -249,6 +249,6 @@ def known_dataset(name: str | None) -> str | None:
 
 
 def dataset_title(name: str | None) -> str:
-    """A dataset's name as it is written, e.g. "CIFAR-100"; an unknown one stays as it is."""
+    """A dataset's usual spelling, for example "CIFAR-100"; other names are unchanged."""
     known = known_dataset(name)
-    return DATASET_NAMES[known] if known else (name or "dataset not known yet")
+    return DATASET_NAMES[known] if known else (name or "an unknown dataset")

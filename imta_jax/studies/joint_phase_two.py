@@ -1,0 +1,228 @@
+"""Trains phase II of several variants at once, on one pass through the frozen backbone.
+
+Phase II differs only in the heads (paper Sec. 4). Variants that start from the same phase-I network
+can therefore share its features, which are by far the most expensive part of a step. Heads of equal
+structure are stacked, [V, ...], and mapped over with `jax.vmap`. Each variant sees the same batches
+in the same order as if it were trained alone, and gets the same updates.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from imta_jax.config import RunConfig
+from imta_jax.data import Dataset
+from imta_jax.models import Heads, MultiExitClassifier, run_heads
+from imta_jax.training.checkpoints import restore_model
+from imta_jax.training.objectives import (
+    HEAD_PARAMETERS,
+    ExitMetrics,
+    PhaseTwoObjective,
+    exit_metrics,
+    freeze_backbone,
+)
+from imta_jax.training.phases import (
+    new_phase_two,
+    phase_two_objective,
+    train_phase,
+    trained_phase_one,
+)
+
+# Fields of phase II that variants may differ in and still share a backbone, besides the loss.
+_HEAD_FIELDS = ("transfer", "stop_gradient", "start")
+# Fields of the loss that are mapped over. Variants that differ in other fields are another group.
+_MAPPED_FIELDS = ("alpha", "temperature")
+
+
+def can_train_jointly(config: RunConfig) -> bool:
+    """Whether a variant can share a backbone: it leaves the backbone unchanged.
+
+    A variant that is evaluated at its best epoch needs checkpoints of its own.
+    """
+    frozen = config.phase_two.backbone_statistics == "frozen"
+    return frozen and config.evaluation.checkpoint == "last"
+
+
+def joint_training_key(config: RunConfig) -> str:
+    """A string that is equal for configs that may share a backbone in phase II."""
+    free = {*_HEAD_FIELDS, *(field.name for field in dataclasses.fields(PhaseTwoObjective))}
+    sections = config.to_dict()
+    phase = {name: value for name, value in sections["phase_two"].items() if name not in free}
+    shared = ("seed", "data", "model", "phase_one", "mesh")
+    return json.dumps([phase, *(sections[name] for name in shared)], sort_keys=True)
+
+
+def train_phase_two_jointly(
+    configs: Sequence[RunConfig], dataset: Dataset, workdir: Path, folder: Path
+) -> None:
+    """Trains phase II of several variants, with one pass through the backbone per step.
+
+    Args:
+      configs: One config per variant, equal in `joint_training_key`.
+      dataset: Dataset to train on and to validate with.
+      workdir: Folder of the phase-I run.
+      folder: Folder of checkpoints and metrics. Exit e of variant v is exit v * E + e there.
+
+    Raises:
+      ValueError: Variants that cannot share a backbone.
+      NonFiniteLossError: The loss of one of them is not finite.
+      FileNotFoundError: Phase I has not been trained.
+    """
+    if len({joint_training_key(config) for config in configs}) != 1:
+        raise ValueError(
+            "variants differ in more than phase-II heads and loss; train them separately"
+        )
+    if not all(can_train_jointly(config) for config in configs):
+        raise ValueError(
+            'joint training needs phase_two.backbone_statistics="frozen" and '
+            'evaluation.checkpoint="last"; train the other variants separately'
+        )
+    classifier = _new_joint_classifier(configs, trained_phase_one(configs[0], dataset, workdir))
+    objective = JointObjective(tuple(phase_two_objective(config) for config in configs))
+    train_phase(
+        "phase_two",
+        configs[0],
+        dataset,
+        folder,
+        classifier,
+        objective,
+        HEAD_PARAMETERS,
+        meta={"arms": len(configs)},
+    )
+
+
+def load_joint_classifier(
+    configs: Sequence[RunConfig], dataset: Dataset, workdir: Path, folder: Path
+) -> "JointClassifier":
+    """Loads what `train_phase_two_jointly` trained, after its last epoch, in inference mode."""
+    classifier = _new_joint_classifier(configs, trained_phase_one(configs[0], dataset, workdir))
+    restore_model(classifier, folder)
+    classifier.eval()
+    return classifier
+
+
+def _new_joint_classifier(
+    configs: Sequence[RunConfig], classifier: MultiExitClassifier
+) -> "JointClassifier":
+    return JointClassifier([new_phase_two(config, classifier) for config in configs])
+
+
+class StackedHeads(nnx.Module):
+    """Heads of V variants as one module whose variables have a leading axis [V]."""
+
+    def __init__(self, heads: Sequence[Heads]):
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.state(h) for h in heads))
+        self.heads = nnx.merge(nnx.graphdef(heads[0]), stacked)
+
+    def __call__(self, features: Sequence[jax.Array]) -> jax.Array:
+        """Logits [V, E, N, K] from the features of all exits, [N, width] each."""
+        graphdef, state = nnx.split(self.heads)
+
+        def one(state: nnx.State) -> tuple[jax.Array, nnx.State]:
+            heads = nnx.merge(graphdef, state, copy=True)
+            return run_heads(heads, features), nnx.state(heads)
+
+        logits, state = jax.vmap(one)(state)
+        nnx.update(self.heads, state)  # Batch statistics, in training mode.
+        return logits
+
+    def variant(self, index: int) -> Heads:
+        """The heads of one variant, without the leading axis."""
+        graphdef, state = nnx.split(self.heads)
+        return nnx.merge(graphdef, jax.tree.map(lambda x: x[index], state))
+
+
+class JointClassifier(MultiExitClassifier):
+    """Phase-II classifiers on one backbone as one classifier with V * E exits, in variant order."""
+
+    def __init__(self, variants: Sequence[MultiExitClassifier]):
+        first = variants[0]
+        groups: dict[Any, list[int]] = {}
+        for index, variant in enumerate(variants):
+            groups.setdefault(nnx.graphdef(variant.heads), []).append(index)
+        # For each entry of the concatenated logits: group, index in the group, and variant.
+        entries = [(g, i, v) for g, m in enumerate(groups.values()) for i, v in enumerate(m)]
+        stacked_order = [variant for _, _, variant in entries]
+        self.order = tuple(stacked_order.index(v) for v in range(len(variants)))
+        self.places = tuple(entries[position][:2] for position in self.order)
+        stacked = nnx.List(
+            [StackedHeads([variants[v].heads for v in members]) for members in groups.values()]
+        )
+        super().__init__(
+            first.backbone,
+            stacked,
+            num_classes=first.num_classes,
+            image_shape=first.image_shape,
+            phase_one_heads=first.phase_one_heads,
+        )
+
+    def logits(self, features: tuple[jax.Array, ...]) -> jax.Array:
+        """Logits [V * E, N, K] in float32 from the features of all exits."""
+        stacked = jnp.concatenate([heads(features) for heads in self.heads])
+        in_order = stacked[jnp.array(self.order)]
+        return in_order.reshape(-1, *in_order.shape[2:]).astype(jnp.float32)
+
+    def variant(self, index: int) -> MultiExitClassifier:
+        """One variant as an ordinary phase-II classifier on the shared backbone."""
+        group, place = self.places[index]
+        return MultiExitClassifier(
+            self.backbone,
+            self.heads[group].variant(place),
+            num_classes=self.num_classes,
+            image_shape=self.image_shape,
+            phase_one_heads=self.phase_one_heads,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class JointObjective:
+    """The sum of the variants' losses; no trainable parameter is shared by two variants.
+
+    Attributes:
+      objectives: Phase-II objectives, in variant order.
+    """
+
+    objectives: tuple[PhaseTwoObjective, ...]
+
+    def set_mode(self, classifier: JointClassifier) -> None:
+        """Sets the heads to training mode and freezes the backbone."""
+        classifier.train()
+        freeze_backbone(classifier)
+
+    def __call__(
+        self, classifier: JointClassifier, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, ExitMetrics]:
+        """See `Objective`. The metrics have V * E exits, in variant order."""
+        features = jax.lax.stop_gradient(classifier.features(images))
+        logits = classifier.logits(features)
+        by_variant = logits.reshape(len(self.objectives), -1, *logits.shape[1:])
+        earlier = classifier.phase_one_logits(features)
+        losses = [self._losses(group, by_variant, labels, earlier) for group in self._groups()]
+        return jnp.concatenate(losses).sum(), exit_metrics(logits, labels)
+
+    def _groups(self) -> list[list[int]]:
+        """Indices of variants whose losses differ only in `_MAPPED_FIELDS`."""
+        groups: dict[PhaseTwoObjective, list[int]] = {}
+        for index, objective in enumerate(self.objectives):
+            key = dataclasses.replace(objective, alpha=1.0, temperature=1.0)
+            groups.setdefault(key, []).append(index)
+        return list(groups.values())
+
+    def _losses(
+        self, group: list[int], by_variant: jax.Array, labels: jax.Array, earlier: jax.Array
+    ) -> jax.Array:
+        """Losses [len(group)] of one group, from the logits [V, E, N, K] of all variants."""
+        objectives = [self.objectives[index] for index in group]
+
+        def loss(logits: jax.Array, alpha: jax.Array, temperature: jax.Array) -> jax.Array:
+            teacher = logits[-1] if objectives[0].teacher == "own_last_exit" else earlier
+            return objectives[0].loss(logits, labels, teacher, alpha, temperature)
+
+        mapped = (jnp.array([getattr(o, name) for o in objectives]) for name in _MAPPED_FIELDS)
+        return jax.vmap(loss)(by_variant[jnp.array(group)], *mapped)
