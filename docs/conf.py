@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
-# The extension, and the repository root for `configs` and `launch`, which are not installed.
+# The extension, and the repository root for `configs`, which is not installed.
 sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent)]
 
 from imta_jax import __version__  # noqa: E402

@@ -1,23 +1,67 @@
-"""Errors that reach a user: what was found, what was expected, what to do next."""
+"""Exceptions that a user can fix, and the message for an unknown name.
+
+The command line prints a `UserError` as one line without a traceback. Every other exception is a
+bug and keeps its traceback. Each class is also the built-in exception that callers expect. Messages
+name the value, what was expected, and the fix.
+"""
 
 import difflib
 from collections.abc import Iterable
 
 
-def closest_first(found: str, valid: Iterable[str]) -> list[str]:
-    """Orders the valid names by likeness to `found`, the likeliest first."""
+class UserError(Exception):
+    """Base class of errors that a user can fix."""
+
+
+class InputError(UserError, ValueError):
+    """A value, a file's content or a combination of settings cannot be used."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file, folder, dataset or checkpoint does not exist."""
+
+
+class ExistingFileError(UserError, FileExistsError):
+    """A file or folder exists and would be overwritten."""
+
+
+class FilePermissionError(UserError, PermissionError):
+    """A file or folder may not be read or written."""
+
+
+class StorageError(UserError, OSError):
+    """Reading or writing failed, for example because a disk is full."""
+
+
+class FolderInUseError(UserError, BlockingIOError):
+    """Another process uses the folder."""
+
+
+class ServiceError(UserError, ConnectionError):
+    """A service on the network does not respond."""
+
+
+class MissingPackageError(UserError, ModuleNotFoundError):
+    """An optional package is not installed."""
+
+
+def closest_first(name: str, valid: Iterable[str]) -> list[str]:
+    """The valid names, sorted by similarity to `name`."""
     return sorted(
-        valid, key=lambda name: (-difflib.SequenceMatcher(None, found, name).ratio(), name)
+        valid, key=lambda other: (-difflib.SequenceMatcher(None, name, other).ratio(), other)
     )
 
 
-def unknown_name(kind: str, found: object, valid: Iterable[str]) -> ValueError:
-    """A ValueError for a name that is not one of the valid ones, which it lists closest first.
+def unknown_name(kind: str, name: object, valid: Iterable[str]) -> InputError:
+    """Makes the error for a name that is not valid; the message lists the closest name first.
 
     Args:
-      kind: what was to be named, e.g. "dataset"; opens the message.
-      found: the name given.
-      valid: the names that would have worked.
+      kind: what is named, for example "dataset"; part of the message.
+      name: the unknown name.
+      valid: all valid names.
+
+    Returns:
+      The error, to be raised by the caller.
     """
-    names = ", ".join(closest_first(str(found), valid))
-    return ValueError(f"unknown {kind} {found!r}; valid, the closest first: {names}")
+    names = ", ".join(closest_first(str(name), valid))
+    return InputError(f"unknown {kind} {name!r}; valid, the closest first: {names}")

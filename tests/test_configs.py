@@ -218,8 +218,8 @@ def test_the_command_line_says_what_was_found_and_what_is_valid(tmp_path):
 
 def test_a_field_of_the_network_can_be_set_besides_its_preset():
     code = (
-        "import sys, launch; launch.parse_flags(sys.argv);"
-        "print(launch._CONFIG.value.model.num_exits)"
+        "import sys; from imta_jax.cli import main; main.parse_flags(sys.argv);"
+        "print(main._CONFIG.value.model.num_exits)"
     )
     arguments = [QUICKSTART, "--config.model.num_exits=4", "--workdir=unused"]
     code, out, err = outcome(python("-c", code, *arguments))

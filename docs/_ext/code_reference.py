@@ -65,8 +65,8 @@ class LaunchFlags(SphinxDirective):
     """A table of the flags of `launch.py`."""
 
     def run(self) -> list[nodes.Node]:
-        """Imports `launch`, which defines the flags, and builds the table."""
-        module = importlib.import_module("launch")
+        """Imports the module that defines the flags, and builds the table."""
+        module = importlib.import_module("imta_jax.cli.main")
         defined = flags.FLAGS.flags_by_module_dict()[module.__name__]
         rows = [
             (f"`--{flag.name}`", "" if flag.default is None else _value(flag.default), flag.help)

@@ -1,1 +1,1 @@
-"""What `launch.py` calls: the steps of a run and the modes that only inspect it."""
+"""The command line: `main` is called by `launch.py` and by the console command `imta-jax`."""

@@ -1,4 +1,4 @@
-"""What a run would be made of, told before anything is spent: `--mode=doctor`."""
+"""A description of a run before it starts, for `--mode=doctor`."""
 
 import dataclasses
 import platform
@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from tabulate import tabulate
 
+from imta_jax.config import RunConfig
 from imta_jax.data import Dataset
 from imta_jax.models import MultiExitClassifier, resolve_model_config
 from imta_jax.models.network_table import network_rows
@@ -34,43 +35,43 @@ _PACKAGES = (
     "tensorflow-cpu",
     "tensorflow",
 )
-_MOST_CHARACTERS = 80
+_MAX_VALUE_LENGTH = 80
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def examine(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> str:
-    """Devices, versions, data, config, network and memory of a run, as text.
+def examine(config: RunConfig, dataset: Dataset, workdir: Path) -> str:
+    """Describes devices, versions, data, config, network and memory of a run, as text.
 
     Args:
-      config: a whole config that was checked.
-      dataset: its data.
-      workdir: its folder, which need not be there.
+      config: a config that passed all checks.
+      dataset: the data of the run.
+      workdir: folder of the run; it need not exist.
     """
     classifier = new_phase_one(config, dataset)
-    parts = {
+    sections = {
         "devices": _table(_devices(config)),
         "versions": _table(_versions()),
         "folders": _table(_folders(workdir)),
         "data": _table(_data(config, dataset)),
         "config, after overrides": _table(
-            _flat({**config, "model": resolve_model_config(config["model"])})
+            _flat({**config.to_dict(), "model": resolve_model_config(config.model)})
         ),
         "network, per image, independent heads": _network(classifier),
         "memory of a device in phase I, predicted": _table(_memory(config, dataset, classifier)),
     }
-    return "\n\n".join(f"== {title}\n{text}" for title, text in parts.items())
+    return "\n\n".join(f"== {title}\n{text}" for title, text in sections.items())
 
 
 def _table(pairs: Iterator[tuple[str, Any]]) -> str:
     return tabulate([(name, str(value)) for name, value in pairs], tablefmt="plain")
 
 
-def _devices(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _devices(config: RunConfig) -> Iterator[tuple[str, Any]]:
     mesh, devices = mesh_of(config), jax.devices()
     yield "devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
-    yield "processes", f"{jax.process_count()}, this is number {jax.process_index()}"
+    yield "processes", f"{jax.process_count()}, this is process {jax.process_index()}"
     yield "mesh", ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    yield "memory of a device", _size(device_limit()) if device_limit() else "not told"
+    yield "memory of a device", _size(device_limit()) if device_limit() else "unknown"
     yield "host", f"{platform.node()}, {usable_cores()} cores, {platform.platform()}"
 
 
@@ -84,21 +85,21 @@ def _versions() -> Iterator[tuple[str, Any]]:
 
 
 def _folders(workdir: Path) -> Iterator[tuple[str, Any]]:
-    there = next(
+    existing = next(
         path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists()
     )
-    yield "workdir", f"{workdir.absolute()}, {_size(shutil.disk_usage(there).free)} free"
-    cache = jax.config.jax_compilation_cache_dir
-    kept = list(Path(cache).glob("*-cache")) if cache else []
-    yield "compiled programs", f"{cache}, {len(kept)} kept" if cache else "not kept"
+    yield "workdir", f"{workdir.absolute()}, {_size(shutil.disk_usage(existing).free)} free"
+    cache = jax.config.read("jax_compilation_cache_dir")
+    programs = list(Path(cache).glob("*-cache")) if cache else []
+    yield "compilation cache", f"{cache}, {len(programs)} programs" if cache else "disabled"
 
 
-def _data(config: Mapping[str, Any], dataset: Dataset) -> Iterator[tuple[str, Any]]:
-    yield "source", config["data"]["source"]
+def _data(config: RunConfig, dataset: Dataset) -> Iterator[tuple[str, Any]]:
+    yield "source", config.data.source
     yield "splits", ", ".join(f"{name} {len(s):,}" for name, s in dataset.splits.items())
     yield "images", f"{dataset.image_shape}, {dataset.num_classes} classes"
-    yield "shown", dataset.preprocessing.describe()
-    yield "batches made by", training_pipeline(config["data"], dataset, mesh_of(config))
+    yield "preprocessing", dataset.preprocessing.describe()
+    yield "input pipeline", training_pipeline(config.data, dataset, mesh_of(config))
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -106,7 +107,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", textwrap.shorten(str(value), _MOST_CHARACTERS)
+            yield f"{prefix}{name}", textwrap.shorten(str(value), _MAX_VALUE_LENGTH)
 
 
 def _network(classifier: MultiExitClassifier) -> str:
@@ -114,54 +115,57 @@ def _network(classifier: MultiExitClassifier) -> str:
 
 
 def _memory(
-    config: Mapping[str, Any], dataset: Dataset, classifier: MultiExitClassifier
+    config: RunConfig, dataset: Dataset, classifier: MultiExitClassifier
 ) -> Iterator[tuple[str, Any]]:
-    phase, mesh = config["phase_one"], mesh_of(config)
-    images = phase["batch_size"] // mesh.size // phase["accumulate_parts"]
+    phase, mesh = config.phase_one, mesh_of(config)
+    images = phase.batch_size // mesh.size // phase.accumulate_parts
     parameters = _bytes(nnx.state(classifier, nnx.Param)) // mesh.shape["parameters"]
-    saves = mesh.devices.flat[0].platform != "cpu"
+    accelerated = mesh.devices.flat[0].platform != "cpu"
     objective = dataclasses.replace(
-        phase_one_objective(config), rematerialize=saves and phase["rematerialize"]
+        phase_one_objective(config), rematerialize=accelerated and phase.rematerialize
     )
-    classifier.compute_dtype = jnp.dtype(phase["compute_dtype"] if saves else "float32")
-    kept = activation_bytes(classifier, objective, images)
+    classifier.compute_dtype = jnp.dtype(phase.compute_dtype if accelerated else "float32")
+    activations = activation_bytes(classifier, objective, images)
     train = dataset.splits["train"].images
-    here = training_pipeline(config["data"], dataset, mesh) == "device"
-    images_bytes = train.nbytes if here else 0
+    on_device = training_pipeline(config.data, dataset, mesh) == "device"
+    images_bytes = train.nbytes if on_device and isinstance(train, np.ndarray) else 0
     yield "parameters, momentum, gradient", _size(3 * parameters)
-    yield "training images that live there", _size(images_bytes)
-    yield f"activations kept for {images} images", _size(kept)
-    yield "together", _size(3 * parameters + images_bytes + kept)
-    yield "note", "before the compiler saves some of it; buffers of single operations come on top"
-    if not saves and (phase["rematerialize"] or phase["compute_dtype"] != "float32"):
-        yield "note", "rematerialize and bfloat16 save memory on accelerators, none on a processor"
+    yield "training images on the device", _size(images_bytes)
+    yield f"stored activations of {images} images", _size(activations)
+    yield "total", _size(3 * parameters + images_bytes + activations)
+    yield "note", "without compiler optimizations and without temporary buffers of operations"
+    if not accelerated and (phase.rematerialize or phase.compute_dtype != "float32"):
+        yield "note", "rematerialize and bfloat16 save memory on accelerators, not on a CPU"
 
 
 def activation_bytes(classifier: MultiExitClassifier, objective: Any, images: int) -> int:
-    """Bytes that the forward pass of a step keeps for the backward pass; traces, computes nothing.
+    """Bytes that the forward pass of a step stores for the backward pass, from a trace.
 
     Args:
-      classifier: left as it is.
-      objective: of the phase.
-      images: per device.
+      classifier: the network; it is not changed.
+      objective: the objective of the phase.
+      images: images per device.
+
+    Returns:
+      The bytes that grow with the images; parameters are not included.
     """
     network = nnx.clone(classifier)
     objective.set_mode(network)
     graphdef, params, rest = nnx.split(network, nnx.Param, ...)
 
-    def kept(params: nnx.State, rest: nnx.State, pixels: jax.Array, labels: jax.Array) -> Any:
+    def residuals(params: nnx.State, rest: nnx.State, pixels: jax.Array, labels: jax.Array) -> Any:
         def loss(params: nnx.State) -> jax.Array:
             return objective(nnx.merge(graphdef, params, rest, copy=True), pixels, labels)[0]
 
         return jax.vjp(loss, params)[1]
 
-    def kept_of(count: int) -> int:
+    def stored_bytes(count: int) -> int:
         pixels = jax.ShapeDtypeStruct((count, *classifier.image_shape), jnp.float32)
         labels = jax.ShapeDtypeStruct((count,), jnp.int32)
-        return _bytes(jax.eval_shape(kept, params, rest, pixels, labels))
+        return _bytes(jax.eval_shape(residuals, params, rest, pixels, labels))
 
-    # Parameters, or what they were cast to, are kept as well, and counted elsewhere.
-    return kept_of(2 * images) - kept_of(images)
+    # The difference excludes stored parameters and their casts.
+    return stored_bytes(2 * images) - stored_bytes(images)
 
 
 def _bytes(tree: Any) -> int:

@@ -1,7 +1,7 @@
-"""A run and its folder: which steps it has, which are done, and that its config stays the same.
+"""A run: its steps, which of them are finished, and the checks before each.
 
-What a training does not need before its first step (drawing, timing, looking) is imported when it
-is due: it takes seconds.
+Modules that training does not need (figures, timing, preview) take seconds to import. They are
+imported where they are used.
 """
 
 import contextlib
@@ -13,12 +13,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from imta_jax.config import RunConfig
 from imta_jax.data import Dataset, load_dataset
 from imta_jax.data.fingerprint import fingerprint, fingerprint_differences
-from imta_jax.distributed import data_mesh, first_process_first, is_first_process, wait_for_all
-from imta_jax.errors import unknown_name
+from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
+from imta_jax.errors import InputError, unknown_name
 from imta_jax.evaluation import check_evaluation_config, evaluate, evaluation_is_finished
-from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences, to_json_types
+from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.lock import only_run_in
 from imta_jax.training import (
@@ -26,6 +27,7 @@ from imta_jax.training import (
     check_training_config,
     check_training_data,
     executable_label,
+    mesh_of,
     phase_is_finished,
     prefetch_executable,
     train_phase_one,
@@ -39,46 +41,49 @@ MODES = ("all", "doctor", "data", "phase_one", "phase_two", "evaluate", "time", 
 
 
 def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str = "all") -> None:
-    """Does the steps of a run that are not yet done; the same call goes on after an interruption.
+    """Does the unfinished steps of a run; call it again to resume after an interruption.
 
     Args:
-      config: a whole config (configs/common.py), as a ConfigDict or as nested mappings.
-      workdir: the run's folder, made if need be.
-      mode: "all", or one step of `MODES`. A finished step is not run twice; "report" is drawn
-        again when it is asked for by name; "time" measures what the exits of an evaluated run cost
-        in milliseconds on this device, and adds it to the report. "doctor" and "data" train nothing
-        and are no steps of a run: they tell what it would be made of, and draw what training would
-        see.
+      config: all fields of `configs/common.py`, as a ConfigDict or as nested mappings.
+      workdir: folder of the run; created if it does not exist.
+      mode: "all", or one of `MODES`. "phase_one", "phase_two" and "evaluate" are skipped if they
+        are finished. "report" always writes the report. "time" measures the milliseconds per exit
+        of an evaluated run on this device and adds them to the report. "doctor" prints and "data"
+        draws what a run would use; neither trains.
 
     Raises:
-      ValueError: an unknown mode, a config that does not fit, or not the one the folder belongs to.
-      FileNotFoundError: a dataset, or the result of an earlier step, is not there.
-      BlockingIOError: another run is at work in the folder.
-      Interrupted: the process was told to stop, and what was trained is saved.
+      ValueError: the mode is unknown, the config is invalid, or the folder belongs to a run with
+        another config or other data.
+      FileNotFoundError: a dataset or the result of an earlier step does not exist.
+      BlockingIOError: another run uses the folder.
+      Interrupted: the process received SIGTERM; a checkpoint is saved.
     """
     if mode not in MODES:
         raise unknown_name("mode", mode, (*MODES, "study"))
-    workdir = Path(workdir)
-    config = config.to_dict() if isinstance(config, ConfigDict) else config
     if "arms" in config:
-        raise ValueError("this is the config of a study: add --mode=study")
+        raise InputError("this is the config of a study: add --mode=study")
+    parsed, workdir = RunConfig.from_mapping(config), Path(workdir)
     if mode == "doctor":
         from imta_jax.cli.doctor import examine
 
-        print(examine(config, _prepare(config), workdir))
+        print(examine(parsed, _load_checked_data(parsed), workdir))
         return
     if mode == "data":
-        _look_at_data(config, workdir)
+        _preview_data(parsed, workdir)
         return
     if mode == "time":
         from imta_jax.inference.timing import time_run
 
         time_run(workdir)
     elif mode != "report":
-        _compute(config, workdir, mode)
+        _run_steps(parsed, workdir, mode)
+    if is_first_process():
+        _report(workdir, mode)
+
+
+def _report(workdir: Path, mode: str) -> None:
+    """Writes the report if the mode asks for it or if "all" finds none."""
     page = workdir / "report" / "index.html"
-    if not is_first_process():
-        return
     if mode in ("report", "time") or (mode == "all" and not page.exists()):
         from imta_jax.report import write_report
 
@@ -87,28 +92,28 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
         _log.info("report: %s", page)
 
 
-def _look_at_data(config: Mapping[str, Any], workdir: Path) -> None:
-    """Draws batches, class balance and pace into the folder's `data`."""
+def _preview_data(config: RunConfig, workdir: Path) -> None:
+    """Writes sample batches, class counts and throughput to the folder's `data`."""
     from imta_jax.data.preview import write_preview
     from imta_jax.report import write_data_page
 
-    dataset, mesh, folder = load_dataset(config["data"]), data_mesh(), workdir / "data"
+    dataset, mesh, folder = load_dataset(config.data), mesh_of(config), workdir / "data"
     write_preview(
-        config["data"],
+        config.data,
         dataset,
         folder,
-        pipeline=training_pipeline(config["data"], dataset, mesh),
-        batch_size=config["phase_one"]["batch_size"],
-        seed=config["seed"],
+        pipeline=training_pipeline(config.data, dataset, mesh),
+        batch_size=config.phase_one.batch_size,
+        seed=config.seed,
         mesh=mesh,
     )
     _log.info("data: %s", write_data_page(folder))
 
 
-def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:
-    """The steps that need the data and the devices."""
-    begun = _is_begun(config, workdir)
-    steps: dict[str, tuple[bool, Callable[[Mapping[str, Any], Dataset, Path], Any]]] = {
+def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
+    """Does the unfinished steps among phase I, phase II and evaluation that the mode names."""
+    has_begun = _check_same_config(config, workdir)
+    steps: dict[str, tuple[bool, Callable[[RunConfig, Dataset, Path], Any]]] = {
         "phase_one": (phase_is_finished(config, workdir, "phase_one"), train_phase_one),
         "phase_two": (phase_is_finished(config, workdir, "phase_two"), train_phase_two),
         "evaluate": (evaluation_is_finished(workdir), evaluate),
@@ -118,66 +123,75 @@ def _compute(config: Mapping[str, Any], workdir: Path, mode: str) -> None:
         if finished:
             _log.info("%s: already done in %s", name, workdir)
     due = {name: step for name, (finished, step) in chosen.items() if not finished}
-    if begun and not due:
+    if has_begun and not due:
         return
     for phase in [name for name in due if name in PHASES][:1]:
         prefetch_executable(executable_label(config, phase))
-    dataset = _prepare(config)
-    data = fingerprint(dataset)
-    if begun:
-        _check_same_data(data, workdir)
-    # Only now: a run that was refused leaves no folder.
+    dataset = _load_checked_data(config)
+    data_fingerprint = fingerprint(dataset)
+    if has_begun:
+        _check_same_data(data_fingerprint, workdir)
+    # The folder is created after all checks: a rejected run leaves none.
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
         if is_first_process():
-            for part in workdir.rglob(".*.partial"):  # of a run that was killed while it wrote
-                part.unlink()
-            # Before the config: where that is, the run has begun, and with these data.
-            write_json(workdir / "dataset.json", data)
-            if not _is_begun(config, workdir):
-                write_json(workdir / "config.json", to_json_types(config))
+            _begin(config, data_fingerprint, workdir)
         for step in due.values():
             step(config, dataset, workdir)
         wait_for_all("a run's steps are done")
 
 
-def _prepare(config: Mapping[str, Any]) -> Dataset:
-    """Loads the data and finds now, not after hours, whatever does not fit."""
+def _begin(config: RunConfig, data_fingerprint: Mapping[str, Any], workdir: Path) -> None:
+    """Deletes temporary files of a killed process; writes `dataset.json` and `config.json`."""
+    for temporary in workdir.rglob(".*.partial"):
+        temporary.unlink()
+    # config.json is written last: if it exists, the run has begun with this data.
+    write_json(workdir / "dataset.json", data_fingerprint)
+    if not _check_same_config(config, workdir):
+        write_json(workdir / "config.json", config.to_dict())
+
+
+def _load_checked_data(config: RunConfig) -> Dataset:
+    """Loads the data after all checks of the config that need no data, and checks both."""
     check_training_config(config)
     check_evaluation_config(config)
-    dataset = first_process_first(lambda: load_dataset(config["data"]))
+    dataset = first_process_first(lambda: load_dataset(config.data))
     check_training_data(config, dataset)
     return dataset
 
 
-def _check_same_data(data: Mapping[str, Any], workdir: Path) -> None:
-    """A ValueError unless the data are those that the folder's run began with.
+def _check_same_data(data_fingerprint: Mapping[str, Any], workdir: Path) -> None:
+    """Raises an `InputError` if the folder's run began with other data.
 
-    A run of a version that did not keep them goes on.
+    Runs of older versions have no `dataset.json` and are not checked.
     """
     path = workdir / "dataset.json"
-    found = fingerprint_differences(json.loads(path.read_text()), data) if path.exists() else []
-    if found:
-        raise ValueError(
-            f"{workdir} belongs to a run that began with other data; bring them back, or use"
-            " another --workdir:\n  " + "\n  ".join(found)
+    if not path.exists():
+        return
+    differences = fingerprint_differences(json.loads(path.read_text()), data_fingerprint)
+    if differences:
+        raise InputError(
+            f"{workdir} belongs to a run that began with other data; restore that data, or use"
+            " another --workdir:\n  " + "\n  ".join(differences)
         )
 
 
-def _is_begun(config: Mapping[str, Any], workdir: Path) -> bool:
-    """Whether the folder holds a config.json; a ValueError unless that is this config.
+def _check_same_config(config: RunConfig, workdir: Path) -> bool:
+    """Whether the folder has a `config.json`; raises an `InputError` if that is another config.
 
-    Only what changes no result beyond rounding may differ.
+    A field that an older run did not record has its default. Sections that change results only by
+    rounding may differ.
     """
     path = workdir / "config.json"
     if not path.exists():
         return False
+    recorded = RunConfig.from_mapping(json.loads(path.read_text()))
     theirs, ours = (
-        {name: part for name, part in whole.items() if name not in IGNORED_SECTIONS}
-        for whole in (json.loads(path.read_text()), to_json_types(config))
+        {name: part for name, part in run.to_dict().items() if name not in IGNORED_SECTIONS}
+        for run in (recorded, config)
     )
     differences = config_differences(theirs, ours)
     if differences:
-        raise ValueError(
+        raise InputError(
             f"{workdir} belongs to a run with another config; use another --workdir, or the same "
             "values:\n  " + "\n  ".join(differences)
         )

@@ -1,4 +1,4 @@
-"""What the launcher tells who started it: fields that are not there, and errors in one line."""
+"""Command-line errors: unknown config fields, and errors that are printed without a traceback."""
 
 import errno
 import os
@@ -8,73 +8,77 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from imta_jax.errors import unknown_name
+from imta_jax.errors import UserError, unknown_name
 
-# Of a disk that is full, over its quota or read-only: no bug, wherever it is met.
-_REFUSED_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-# What our checks raise, and the system, where something that was given does not fit.
-_TOLD_PLAINLY = (ValueError, OSError, FloatingPointError, ImportError)
-_PACKAGE = Path(__file__).parent.parent
+# A full disk, an exceeded quota or a read-only file system: no bug, whoever raises it.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """As absl does it, but a config that is not there, or a field of it, is told in one line."""
-    _refuse_bad_config(argv)
+    """Parses flags as absl does; a missing config file or unknown field is a one-line error."""
+    _exit_on_bad_config(argv)
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError):  # of the locked config, which does not list its fields
-        _refuse_unknown_field(argv)
+        return app.parse_flags_with_usage(list(argv))
+    except (AttributeError, KeyError):  # from the locked config, which does not list its fields
+        _exit_on_unknown_field(argv)
         raise
 
 
 def plain_message(error: Exception) -> str | None:
-    """An error without its traceback, if it was raised on purpose or is a disk's; else None.
-
-    On purpose means by a `raise` in this package, of a type that is for users. The same types out
-    of a library, or out of an expression of ours, are a bug that only the traceback tells.
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames or not isinstance(error, _TOLD_PLAINLY):
-        return None
-    last = frames[-1]
-    ours = _PACKAGE in Path(last.filename).parents and (last.line or "").startswith("raise")
-    if not ours and getattr(error, "errno", None) in _REFUSED_WRITES:
-        return (
-            f"error: the disk refuses what is to be written ({error}): make room, or choose a"
-            " --workdir on another disk, then start the same command again"
-        )
-    return f"error: {error}" if ours else None
-
-
-def end_with(error: Exception, *, whole: bool) -> NoReturn:
-    """Ends the process with status 1, by a plain message where there is one.
+    """The line to print for an error that a user can fix; None for a bug.
 
     Args:
-      error: what stopped the program; raised again if it has no plain message.
-      whole: asks for the traceback in any case.
+      error: a `UserError`, an error of the disk, or any other exception (a bug).
     """
-    message = None if whole else plain_message(error)
+    if isinstance(error, UserError) or _is_raised_here(error):
+        return f"error: {error}"
+    if getattr(error, "errno", None) in _DISK_ERRORS:
+        return (
+            f"error: the disk cannot be written ({error}): make room, or choose a --workdir on"
+            " another disk, then run the same command to resume"
+        )
+    return None
+
+
+# Temporary: until every check raises a UserError.
+def _is_raised_here(error: Exception) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    kinds = (ValueError, OSError, FloatingPointError, ImportError)
+    if not frames or not isinstance(error, kinds):
+        return False
+    package, last = Path(__file__).parent.parent, frames[-1]
+    return package in Path(last.filename).parents and (last.line or "").startswith("raise")
+
+
+def exit_with_error(error: Exception, *, show_traceback: bool) -> NoReturn:
+    """Exits with status 1 and one line for a `UserError`; raises other errors again.
+
+    Args:
+      error: the exception that stopped the program.
+      show_traceback: whether to show the traceback of a `UserError` too.
+    """
+    message = None if show_traceback else plain_message(error)
     if message is None and not isinstance(error, OSError):
         raise error
     if message is None:
         traceback.print_exception(error)
     else:
         program = Path(sys.argv[0]).name
-        print(f"{program}: {message}\n(--traceback tells where from)", file=sys.stderr)
+        print(f"{program}: {message}\n(--traceback prints the traceback)", file=sys.stderr)
     if isinstance(error, OSError):
-        # At once, or what orbax's threads left undone would bury the message.
+        # Exit at once: Orbax's threads would print their own errors after the message.
         sys.stderr.flush()
         os._exit(1)
     sys.exit(1)
 
 
-def _config_of(argv: Sequence[str]) -> str | None:
-    """The last value of --config, in either way of writing it."""
+def _config_value(argv: Sequence[str]) -> str | None:
+    """The last value of --config, from "--config=VALUE" or "--config VALUE"."""
     names = [argument.lstrip("-").partition("=") for argument in argv]
     values = [
         value if equals else argv[i + 1]
@@ -84,9 +88,9 @@ def _config_of(argv: Sequence[str]) -> str | None:
     return values[-1] if values else None
 
 
-def _refuse_bad_config(argv: Sequence[str]) -> None:
-    """Exits if the config's file is not there or does not know the preset behind the colon."""
-    file, _, preset = (_config_of(argv) or "").partition(":")
+def _exit_on_bad_config(argv: Sequence[str]) -> None:
+    """Exits if the config file does not exist or does not have the preset after the colon."""
+    file, _, preset = (_config_value(argv) or "").partition(":")
     if not file:
         return
     if not Path(file).is_file():
@@ -99,16 +103,20 @@ def _refuse_bad_config(argv: Sequence[str]) -> None:
     except ValueError as error:
         sys.exit(f"--config={file}:{preset}: {error}")
     except Exception:
-        return  # whatever else is wrong with it, absl tells with its traceback
+        return  # absl reports any other error of the file with its traceback
 
 
-def _refuse_unknown_field(argv: Sequence[str]) -> None:
-    """Exits with the first override in argv whose field the config file does not have."""
-    names = [argument.lstrip("-").partition("=")[0] for argument in argv]
-    for override in (re.fullmatch(r"(?:no)?config\.(.+)", name) for name in names):
-        node, path = flags.FLAGS["config"].parser.parse(_config_of(argv)), "config"
-        for field in override[1].split(".") if override else ():
+def _exit_on_unknown_field(argv: Sequence[str]) -> None:
+    """Exits with the first override in argv whose field the config does not have."""
+    parser = cast(Any, flags.FLAGS["config"].parser)
+    for argument in argv:
+        name = argument.lstrip("-").partition("=")[0]
+        override = re.fullmatch(r"(?:no)?config\.(.+)", name)
+        if override is None:
+            continue
+        node, path = parser.parse(_config_value(argv)), "config"
+        for field in override[1].split("."):
             if not isinstance(node, ConfigDict) or field not in node:
                 valid = node if isinstance(node, ConfigDict) else ()
-                sys.exit(f"{override[0]}: {unknown_name(f'field of {path}', field, valid)}")
+                sys.exit(f"{name}: {unknown_name(f'field of {path}', field, valid)}")
             node, path = node[field], f"{path}.{field}"

@@ -1,4 +1,4 @@
-"""`--mode=doctor`: everything about a run is told, and nothing is spent or left behind."""
+"""`--mode=doctor`: the printed description of a run; it trains and writes nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -19,45 +19,45 @@ def source(tmp_path_factory):
     return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "thirds.npz")
 
 
-def test_it_prints_what_the_run_is_made_of_and_leaves_no_folder(source, tmp_path, capsys):
+def test_it_prints_the_run_and_creates_no_folder(source, tmp_path, capsys):
     config = tiny_run.tiny_config(source, phase_one__batch_size=32, mesh__parameter_shards=2)
     run(config, tmp_path / "run", "doctor")
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert not (tmp_path / "run").exists()
-    for fact in (
+    for text in (
         "8 x cpu",
         "data 4, parameters 2",
         jax.__version__,
         "train 48, validation 24, test 21",
         "phase_one.batch_size           32",
         "model.growth_factors           (1, 2)",
-        "activations kept for 4 images",
+        "stored activations of 4 images",
         str(tmp_path / "run"),
     ):
-        assert fact in told, fact
+        assert text in printed, text
 
 
-def test_the_network_it_prints_is_the_one_that_is_built(source, tmp_path):
+def test_the_network_table_has_the_costs_of_the_built_network(source, tmp_path):
     config = tiny_run.tiny_config(source).to_dict()
     dataset = load_dataset(config["data"])
-    told = examine(config, dataset, tmp_path)
+    text = examine(config, dataset, tmp_path)
     costs = exit_costs(tiny_run.make_phase("phase_one", data_mesh()).classifier)
-    assert f"{costs.macs[-1]:,}" in told and f"{costs.params[-1]:,}" in told
+    assert f"{costs.macs[-1]:,}" in text and f"{costs.params[-1]:,}" in text
 
 
-def test_what_saves_nothing_on_a_processor_is_told(source, tmp_path):
+def test_options_that_save_no_memory_on_a_cpu_have_a_note(source, tmp_path):
     def memory(**changes):
         config = tiny_run.tiny_config(source, **changes).to_dict()
         return examine(config, load_dataset(config["data"]), tmp_path).partition("== memory")[2]
 
-    plain, note = memory(), "none on a processor"
+    plain, note = memory(), "not on a CPU"
     assert note not in plain
     for change in ({"phase_one__rematerialize": True}, {"phase_one__compute_dtype": "bfloat16"}):
-        told = memory(**change)
-        assert told.startswith(plain.rstrip()) and note in told
+        text = memory(**change)
+        assert text.startswith(plain.rstrip()) and note in text
 
 
-def test_maps_in_bfloat16_count_half():
+def test_activations_in_bfloat16_take_about_half_the_memory():
     phase = tiny_run.make_phase("phase_one", data_mesh())
     network, objective = phase.classifier, phase.objective
     wide = activation_bytes(network, objective, 4)
@@ -65,12 +65,12 @@ def test_maps_in_bfloat16_count_half():
     assert 0.4 * wide < activation_bytes(network, objective, 4) < 0.8 * wide
 
 
-def test_what_does_not_fit_is_refused_as_a_run_would_be(source, tmp_path):
+def test_an_invalid_mesh_raises_as_in_a_run(source, tmp_path):
     with pytest.raises(ValueError, match="parameter_shards is 3, but there are 8 devices"):
         run(tiny_run.tiny_config(source, mesh__parameter_shards=3), tmp_path, "doctor")
 
 
-def test_kept_activations_are_counted_by_hand():
+def test_activation_bytes_of_a_small_function_match_by_hand():
     class Square(nnx.Module):
         image_shape = (5,)
 
@@ -82,7 +82,7 @@ def test_kept_activations_are_counted_by_hand():
             """Has none."""
 
         def __call__(self, classifier, images, labels):
-            # d/dw of (w x)^2 keeps x and w x, of [N, 5] floats each; a factor 2 costs nothing.
+            # d/dw of (w x)^2 stores x and w x, each [N, 5] float32.
             loss = jnp.square(classifier.weight[None] * images).sum()
             return loss, ExitMetrics(loss, loss)
 

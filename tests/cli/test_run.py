@@ -1,4 +1,4 @@
-"""A run and its folder: what is written, that nothing is done twice, and what is refused early."""
+"""A run and its folder: written files, skipped steps, and checks before anything is written."""
 
 import json
 import logging
@@ -10,6 +10,8 @@ import pytest
 import tiny_run
 
 from imta_jax.cli.run import MODES, run
+from imta_jax.config import RunConfig
+from imta_jax.data import preview
 from imta_jax.evaluation import exit_of, load_predictions, read_samples
 from imta_jax.evaluation.predictions import confidence
 from imta_jax.inference import timing
@@ -34,23 +36,23 @@ def config(source):
 
 
 @pytest.fixture(scope="module")
-def whole(config, tmp_path_factory):
-    """The folder of a run from start to end; not to be changed."""
-    folder = tmp_path_factory.mktemp("runs") / "made" / "whole"
+def finished(config, tmp_path_factory):
+    """The folder of a finished run; read-only."""
+    folder = tmp_path_factory.mktemp("runs") / "new" / "finished"
     run(config, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def results(whole):
-    return json.loads((whole / "results.json").read_text())
+def results(finished):
+    return json.loads((finished / "results.json").read_text())
 
 
 @pytest.fixture
-def trained(whole, tmp_path):
-    """A copy of its two phases alone."""
+def trained(finished, tmp_path):
+    """A folder with only the two trained phases."""
     for phase in ("phase_one", "phase_two"):
-        shutil.copytree(whole / phase, tmp_path / "trained" / phase)
+        shutil.copytree(finished / phase, tmp_path / "trained" / phase)
     return tmp_path / "trained"
 
 
@@ -62,11 +64,11 @@ def files(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-# ----- what a run leaves behind
+# ----- files of a run
 
 
-def test_a_run_leaves_what_the_design_lists(whole):
-    found = files(whole)
+def test_a_run_writes_the_documented_files(finished):
+    found = files(finished)
     for name in (
         "config.json",
         "dataset.json",
@@ -80,14 +82,14 @@ def test_a_run_leaves_what_the_design_lists(whole):
     ):
         assert name in found
     for phase, epoch in (("phase_one", 3), ("phase_two", 2)):
-        assert (whole / phase / str(epoch) / "model").is_dir()
+        assert (finished / phase / str(epoch) / "model").is_dir()
         assert any(name.startswith(f"{phase}/tensorboard/events") for name in found)
     for ending in (".png", ".md"):
         assert any(name.startswith("report/") and name.endswith(ending) for name in found)
     assert not [name for name in found if name.endswith(".partial")]
 
 
-def test_without_tensorboard_a_run_keeps_its_rows(tmp_path, monkeypatch, caplog):
+def test_without_tensorboard_metrics_are_still_written(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)  # or the PyTorch that it imports
     row = {"epoch": 1, "step": 3, "split": "training", "loss": 0.5}
     with MetricsLog(tmp_path, "phase_one") as log, caplog.at_level("WARNING", "imta_jax"):
@@ -97,12 +99,12 @@ def test_without_tensorboard_a_run_keeps_its_rows(tmp_path, monkeypatch, caplog)
     assert caplog.text.count("no TensorBoard events are written") == 1
 
 
-def test_the_kept_config_is_the_one_given(config, whole):
-    kept = json.loads((whole / "config.json").read_text())
-    assert kept == json.loads(json.dumps(config.to_dict()))
+def test_config_json_holds_the_config(config, finished):
+    recorded = json.loads((finished / "config.json").read_text())
+    assert recorded == json.loads(json.dumps(RunConfig.from_mapping(config).to_dict()))
 
 
-def test_results_have_the_fields_of_the_design(results):
+def test_results_have_the_documented_fields(results):
     assert results.keys() >= {"dataset", "phases", "exits", "budget_curve"}
     exits, curve = results["exits"], results["budget_curve"]
     assert [row["exit"] for row in exits] == [1, 2]
@@ -130,23 +132,23 @@ def test_results_have_the_fields_of_the_design(results):
     assert results["dataset"]["examples"] == {"train": 48, "validation": 24, "test": 21}
 
 
-def test_threshold_methods_are_compared_at_the_reported_budgets(whole, results):
+def test_threshold_methods_are_compared_at_the_reported_budgets(finished, results):
     points = results["threshold_methods"]["points"]
     for row in results["reported_budgets"]:
         at_budget = {p["method"]: p for p in points if p.get("budget") == row["budget"]}
         assert at_budget.keys() == {"sweep", "envelope", "temperature", "optimised"}
         assert at_budget["envelope"]["validation_top1"] >= row["validation_top1"]
         assert at_budget["optimised"]["validation_top1"] >= row["validation_top1"]
-    assert (whole / "report" / "threshold_methods.png").exists()
+    assert (finished / "report" / "threshold_methods.png").exists()
 
 
-def test_budgets_in_time_are_measured_and_drawn(config, whole, results, tmp_path):
-    timed = shutil.copytree(whole, tmp_path / "timed")
+def test_mode_time_measures_exits_and_adds_them_to_the_report(config, finished, results, tmp_path):
+    timed = shutil.copytree(finished, tmp_path / "timed")
     run(config, timed, mode="time")
     found = json.loads((timed / "evaluation" / "time.json").read_text())
     assert len(found["exit_ms"]) == 2 and 0 < found["exit_ms"][0] < found["exit_ms"][1]
     for row, of_macs in zip(found["budget_curve"], results["budget_curve"], strict=True):
-        # The sweep's thresholds do not depend on costs: the same images leave at the same exits.
+        # The sweep's thresholds do not depend on costs, so images take the same exits.
         assert row["thresholds"] == of_macs["thresholds"] and row["top1"] == of_macs["top1"]
         assert row["mean_ms"] == pytest.approx(np.dot(row["exit_fractions"], found["exit_ms"]))
     profile = json.loads((timed / "evaluation" / "stage_profile.json").read_text())
@@ -160,10 +162,10 @@ def test_time_needs_an_evaluated_run(config, tmp_path):
         run(config, tmp_path / "nothing", mode="time")
 
 
-def test_time_is_measured_by_the_first_process_and_in_a_folder_it_has_to_itself(
-    config, whole, tmp_path, monkeypatch
+def test_mode_time_runs_in_the_first_process_and_locks_the_folder(
+    config, finished, tmp_path, monkeypatch
 ):
-    timed = shutil.copytree(whole, tmp_path / "timed")
+    timed = shutil.copytree(finished, tmp_path / "timed")
     with only_run_in(timed), pytest.raises(BlockingIOError, match="another run is at work"):
         run(config, timed, mode="time")
     with monkeypatch.context() as patch:
@@ -172,9 +174,9 @@ def test_time_is_measured_by_the_first_process_and_in_a_folder_it_has_to_itself(
     assert not (timed / "evaluation" / "time.json").exists()
 
 
-def test_metrics_have_one_row_per_epoch_and_split(whole):
+def test_metrics_have_one_row_per_epoch_and_split(finished):
     for phase, epochs in (("phase_one", 3), ("phase_two", 2)):
-        rows = metrics(whole / phase)
+        rows = metrics(finished / phase)
         seen = [(row["epoch"], row["step"], row["split"]) for row in rows]
         assert seen == [
             (e, 3 * e, split) for e in range(1, epochs + 1) for split in ("train", "validation")
@@ -182,12 +184,12 @@ def test_metrics_have_one_row_per_epoch_and_split(whole):
         assert all(row["loss"] == pytest.approx(sum(row["loss_per_exit"])) for row in rows)
 
 
-def test_samples_have_one_row_per_test_image_whose_cost_is_its_exits(whole, results):
-    table = read_samples(whole / "evaluation" / "samples.parquet")
+def test_samples_have_one_row_per_test_image_with_the_cost_of_its_exit(finished, results):
+    table = read_samples(finished / "evaluation" / "samples.parquet")
     assert table["index"].tolist() == list(range(tiny_run.TEST_IMAGES))
     assert table["label"].tolist() == [i % 3 for i in range(tiny_run.TEST_IMAGES)]
     costs = np.asarray([row["macs"] for row in results["exits"]])
-    logits = load_predictions(whole / "evaluation" / "logits_test.npz").logits
+    logits = load_predictions(finished / "evaluation" / "logits_test.npz").logits
     reported = results["reported_budgets"]
     assert [row["budget"] for row in reported] == [0.7, 0.9]
     for row in reported:
@@ -200,7 +202,7 @@ def test_samples_have_one_row_per_test_image_whose_cost_is_its_exits(whole, resu
         assert row["mean_macs"] == pytest.approx(table[f"{prefix}_macs"].mean())
 
 
-def test_test_labels_decide_no_threshold(config, source, trained, results, tmp_path):
+def test_thresholds_do_not_depend_on_test_labels(config, source, trained, results, tmp_path):
     with np.load(source) as archive:
         arrays = dict(archive)
     arrays["test_labels"] = (arrays["test_labels"] + 1) % 3
@@ -215,25 +217,25 @@ def test_test_labels_decide_no_threshold(config, source, trained, results, tmp_p
     assert found["exits"][1]["top1"] != results["exits"][1]["top1"]
 
 
-# ----- steps, and none of them twice
+# ----- steps and modes
 
 
-def test_a_second_start_does_nothing_again(config, whole, caplog):
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+def test_a_finished_run_is_not_changed_by_a_second_start(config, finished, caplog):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     with caplog.at_level(logging.INFO, "imta_jax"):
-        run(config, whole)
-    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+        run(config, finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
     for step in ("phase_one", "phase_two", "evaluate"):
-        assert f"{step}: already done in {whole}" in caplog.text
+        assert f"{step}: already done in {finished}" in caplog.text
     assert "report: " in caplog.text
 
 
-def test_nothing_is_loaded_for_a_finished_run(config, whole, monkeypatch):
+def test_a_finished_run_loads_no_data(config, finished, monkeypatch):
     monkeypatch.setattr("imta_jax.cli.run.load_dataset", lambda data: pytest.fail("loaded"))
-    run(config, whole)
+    run(config, finished)
 
 
-def test_modes_are_the_steps_one_at_a_time(config, whole, results, tmp_path):
+def test_each_mode_does_one_step(config, finished, results, tmp_path):
     run(config, tmp_path, "phase_one")
     assert (tmp_path / "phase_one" / "3").is_dir()
     assert not (tmp_path / "phase_two").exists()
@@ -244,15 +246,15 @@ def test_modes_are_the_steps_one_at_a_time(config, whole, results, tmp_path):
     assert not (tmp_path / "report").exists()
     run(config, tmp_path, "report")
     assert {name for name in files(tmp_path) if "phase_" not in name} == {
-        name for name in files(whole) if "phase_" not in name
+        name for name in files(finished) if "phase_" not in name
     }
     found = json.loads((tmp_path / "results.json").read_text())
     for field in ("exits", "budget_curve", "reported_budgets"):
         assert found[field] == results[field]
 
 
-def test_report_is_drawn_again_when_asked_for_by_name(config, whole, tmp_path):
-    copy = shutil.copytree(whole, tmp_path / "copy")
+def test_mode_report_writes_the_report_again(config, finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
     (copy / "report" / "index.html").unlink()
     run(config, copy, "report")
     assert (copy / "report" / "index.html").exists()
@@ -266,12 +268,12 @@ def test_report_is_drawn_again_when_asked_for_by_name(config, whole, tmp_path):
         ("report", r"results\.json"),
     ],
 )
-def test_a_step_before_its_turn_says_what_to_do(mode, message, config, tmp_path):
+def test_a_step_without_its_input_names_the_command_that_makes_it(mode, message, config, tmp_path):
     with pytest.raises(FileNotFoundError, match=message):
         run(config, tmp_path, mode)
 
 
-def test_without_a_second_phase_the_first_is_evaluated(source, trained):
+def test_without_phase_two_phase_one_is_evaluated(source, trained):
     shutil.rmtree(trained / "phase_two")
     run(tiny_run.tiny_config(source, phase_two__total_epochs=0), trained)
     found = json.loads((trained / "results.json").read_text())
@@ -284,31 +286,31 @@ def test_without_a_second_phase_the_first_is_evaluated(source, trained):
     assert (trained / "report" / "index.html").exists()
 
 
-def test_a_run_goes_on_where_memory_is_shared_otherwise(source, whole, trained, results):
-    shutil.copy(whole / "config.json", trained)
+def test_a_run_may_resume_with_another_mesh(source, finished, trained, results):
+    shutil.copy(finished / "config.json", trained)
     run(tiny_run.tiny_config(source, mesh__parameter_shards=4), trained, "evaluate")
-    assert (trained / "config.json").read_bytes() == (whole / "config.json").read_bytes()
+    assert (trained / "config.json").read_bytes() == (finished / "config.json").read_bytes()
     found = json.loads((trained / "results.json").read_text())
     assert [e["top1"] for e in found["exits"]] == [e["top1"] for e in results["exits"]]
 
 
-# ----- what is refused
+# ----- invalid input
 
 
-def test_another_config_is_refused_by_field_with_both_values(source, config, whole):
-    before = (whole / "config.json").read_bytes()
+def test_another_config_raises_with_fields_and_both_values(source, config, finished):
+    before = (finished / "config.json").read_bytes()
     other = tiny_run.tiny_config(source, phase_one__learning_rate=0.5, seed=7)
     with pytest.raises(ValueError) as error:
-        run(other, whole)
+        run(other, finished)
     message = str(error.value)
     assert "another --workdir" in message
     assert "config.phase_one.learning_rate: the folder's 0.05, now 0.5" in message
     assert "config.seed: the folder's 0, now 7" in message
     assert "batch_size" not in message
-    assert (whole / "config.json").read_bytes() == before
+    assert (finished / "config.json").read_bytes() == before
 
 
-def test_other_data_under_the_same_name_are_refused(trained, tmp_path):
+def test_other_data_under_the_same_name_raises(trained, tmp_path):
     images, labels = tiny_run.draw_images(tiny_run.TRAIN_IMAGES, 0)
     source = tiny_run.write_dataset(tmp_path / "thirds.npz")
     run(tiny_run.tiny_config(source), trained, "evaluate")
@@ -317,12 +319,12 @@ def test_other_data_under_the_same_name_are_refused(trained, tmp_path):
         arrays = dict(archive)
     np.savez(source, **arrays | {"train_images": images[1:], "train_labels": labels[1:]})
     before = files(trained)
-    with pytest.raises(ValueError, match=r"bring them back.*\n  train: \d+ images then"):
+    with pytest.raises(ValueError, match=r"another --workdir:\n  train: \d+ images then"):
         run(tiny_run.tiny_config(source), trained, "evaluate")
     assert files(trained) == before
 
 
-def test_an_unknown_mode_is_refused_with_the_valid_ones(config, tmp_path):
+def test_an_unknown_mode_raises_with_the_valid_ones(config, tmp_path):
     with pytest.raises(
         ValueError, match="'evalute'; valid, the closest first: evaluate, "
     ) as error:
@@ -335,42 +337,65 @@ BAD_VALUES = {
     "data__source": ("nowhere.npz", "no file .*nowhere.npz"),
     "data__pipeline": ("tfdata", "valid, the closest first: tf_data, "),
     "data__validation_examples": (72, "validation_examples is 72"),
-    "data__crop_padding": (-1, "crop_padding is -1"),
+    "data__crop_padding": (-1, "data.crop_padding .* found -1"),
     "model__preset": ("cifar_9_exits", "valid, the closest first: cifar_4_exits, "),
-    "model__num_exits": (0, "config.model.num_exits must be .* found 0"),
-    "phase_one__total_epochs": (-1, "config.phase_one.total_epochs must be .* found -1"),
+    "model__num_exits": (0, "model.num_exits .* found 0"),
+    "phase_one__total_epochs": (-1, "phase_one.total_epochs .* found -1"),
     "phase_one__batch_size": (12, "config.phase_one.batch_size=12 .* 8 devices.* 8 or 16"),
     "phase_one__equilibrium": ("al", "valid, the closest first: all, "),
-    "phase_one__learning_rate": (0.0, "learning_rate must be above 0"),
-    "phase_two__total_epochs": (-2, "config.phase_two.total_epochs must be .* found -2"),
+    "phase_one__learning_rate": (0.0, "phase_one.learning_rate .* found 0.0"),
+    "phase_two__total_epochs": (-2, "phase_two.total_epochs .* found -2"),
     "phase_two__batch_size": (64, "batch_size is 64, but the training split has 48 examples"),
     "phase_two__transfer": ("identty", "valid, the closest first: identity, "),
     "phase_two__start": ("phase_on", "valid, the closest first: phase_one, "),
-    "phase_two__alpha": (2.0, "alpha must lie in 0 to 1; found 2.0"),
-    "phase_two__temperature": (0.0, "temperature must be above 0; found 0.0"),
+    "phase_two__alpha": (2.0, "phase_two.alpha .* found 2.0"),
+    "phase_two__temperature": (0.0, "phase_two.temperature .* found 0.0"),
     "phase_two__reduction": ("mean", "valid, the closest first: "),
     "phase_two__last_exit": ("plain", "valid, the closest first: "),
     "phase_two__from_checkpoint": ("bst", "valid, the closest first: best, last"),
-    "phase_two__learning_rate_drops": ((90, 135), "shares of the training"),
+    "phase_two__learning_rate_drops": (
+        (90, 135),
+        r"phase_two.learning_rate_drops .* found \(90.0, 135.0\)",
+    ),
     "evaluation__batch_size": (20, "config.evaluation.batch_size=20 .* 16 or 24"),
     "evaluation__checkpoint": ("latest", "valid, the closest first: last, best"),
-    "evaluation__quotas": ((0.5, -1.0), "expected positive numbers"),
-    "evaluation__reported_budgets": ((30.0,), "budget 30.0; expected a fraction"),
-    "evaluation__calibration_bins": (0, "calibration_bins must be at least 1; found 0"),
+    "evaluation__quotas": ((0.5, -1.0), r"evaluation.quotas .* found \(0.5, -1.0\)"),
+    "evaluation__reported_budgets": ((30.0,), r"evaluation.reported_budgets .* found \(30.0,\)"),
+    "evaluation__calibration_bins": (0, "evaluation.calibration_bins .* found 0"),
 }
 
 
 @pytest.mark.parametrize("field", BAD_VALUES)
-def test_a_bad_value_is_found_before_anything_is_written(field, source, tmp_path):
+def test_an_invalid_value_raises_before_anything_is_written(field, source, tmp_path):
     value, message = BAD_VALUES[field]
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(tiny_run.tiny_config(source, **{field: value}), tmp_path)
-    # Not even a config.json, which would stand in the way of the corrected config.
+    # A config.json would conflict with the corrected config.
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("mode", ["phase_one", "phase_two", "evaluate"])
-def test_a_bad_value_of_any_step_is_found_in_every_mode(mode, source, tmp_path):
-    with pytest.raises(ValueError, match="total_epochs must be"):
+def test_every_mode_checks_the_values_of_all_steps(mode, source, tmp_path):
+    with pytest.raises(ValueError, match=r"phase_one\.total_epochs .* -1"):
         run(tiny_run.tiny_config(source, phase_one__total_epochs=-1), tmp_path, mode)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_field_that_an_older_run_did_not_record_has_its_default(config, finished, tmp_path):
+    older = shutil.copytree(finished, tmp_path / "older")
+    recorded = json.loads((older / "config.json").read_text())
+    del recorded["phase_two"]["temperature_squared"], recorded["checkpoint"]
+    (older / "config.json").write_text(json.dumps(recorded))
+    run(config, older)
+    recorded["phase_two"]["temperature_squared"] = False
+    (older / "config.json").write_text(json.dumps(recorded))
+    with pytest.raises(ValueError, match=r"phase_two\.temperature_squared: .*False, now True"):
+        run(config, older)
+
+
+def test_mode_data_uses_the_mesh_of_the_config(source, tmp_path, monkeypatch):
+    meshes = []
+    monkeypatch.setattr(preview, "write_preview", lambda *_, mesh, **__: meshes.append(mesh))
+    monkeypatch.setattr("imta_jax.report.write_data_page", lambda folder: folder)
+    run(tiny_run.tiny_config(source, mesh__parameter_shards=4), tmp_path, "data")
+    assert [dict(mesh.shape) for mesh in meshes] == [{"data": 2, "parameters": 4}]

@@ -1,0 +1,97 @@
+"""Flags, process setup and dispatch of `launch.py` and of the console command `imta-jax`.
+
+JAX is imported late: `start` may restart the process, and errors in flags are reported at once.
+"""
+
+import gc
+import logging
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from imta_jax.runtime.command_line import exit_with_error, parse_flags
+from imta_jax.runtime.huge_pages import restart_with_huge_pages
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, or FILE:PRESET, for example configs/cifar100.py:published."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created if it does not exist.")
+_MODE = flags.DEFINE_string(
+    "mode",
+    "all",
+    "phase_one, phase_two, evaluate, time, report, doctor, data or study; all does every step of a"
+    " run that is not finished.",
+)
+_CACHE = flags.DEFINE_string(
+    "compilation_cache", "~/.cache/imta_jax", "Folder of compiled programs; empty disables it."
+)
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Print the full traceback of errors.")
+# Detected on Cloud TPU, Slurm, Kubernetes and Open MPI.
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0, if it is not detected."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
+
+
+def start() -> None:
+    """Parses the command line and runs `main`; the process exits at the end."""
+    restart_with_huge_pages()
+    flags.mark_flags_as_required(["config", "workdir"])
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # --help lists these
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    app.run(main, flags_parser=parse_flags)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the unfinished steps of a run, or the mode that `--mode` names."""
+    from imta_jax.cli.run import run
+    from imta_jax.training import EXIT_CODE, Interrupted, install_sigterm_handler
+
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    try:
+        _set_up_process()
+        install_sigterm_handler()
+        if _MODE.value == "study":
+            from imta_jax.studies import run_study
+
+            run_study(_CONFIG.value, Path(_WORKDIR.value))
+        else:
+            run(_CONFIG.value, Path(_WORKDIR.value), _MODE.value)
+    except Interrupted as error:
+        logging.getLogger("imta_jax").warning("%s; run the same command to resume", error)
+        sys.exit(EXIT_CODE)
+    except Exception as error:
+        exit_with_error(error, show_traceback=_TRACEBACK.value)
+
+
+def _set_up_process() -> None:
+    """Joins the other processes; configures logging, garbage collection and compilation cache."""
+    import jax
+
+    from imta_jax.distributed import is_first_process, join_processes
+
+    join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+
+    # Orbax logs every step of a save, and errors that are raised as exceptions too.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger = logging.getLogger("imta_jax")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if is_first_process() else logging.WARNING)
+    logger.propagate = False
+    # Tracing a deep network creates millions of long-lived objects. With Python's default
+    # thresholds, garbage collection takes a third of the tracing time.
+    gc.set_threshold(100_000, 50, 50)
+    if _CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
+        # By default programs that compile within a second are not cached.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    else:
+        jax.config.update("jax_enable_compilation_cache", False)
