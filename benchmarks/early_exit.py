@@ -39,6 +39,7 @@ from imta_jax.data import load_dataset
 from imta_jax.evaluation import load_predictions, outcomes
 from imta_jax.evaluation.budget import curve_of_outcomes
 from imta_jax.inference import AdaptiveClassifier, AdaptiveStream
+from imta_jax.models import optimize_classifier
 from imta_jax.nn.pixels import normalize
 from imta_jax.report.style import new_figure, style_axes
 from imta_jax.training import last_phase, load_classifier
@@ -111,6 +112,7 @@ class Contenders:
 
         def predict(state: nnx.State, images: jax.Array) -> tuple[jax.Array, jax.Array]:
             network, carry = nnx.merge(self.graphdef, state, copy=True), None
+            network = optimize_classifier(network)
             maps = network.stem(normalize(images, self.meta["mean"], self.meta["std"]))
             for i in range(last + 1):
                 maps, logits, carry = network.advance(i, maps, carry)

@@ -90,7 +90,7 @@ def kind_of(origin: Origin) -> tuple[str, str]:
     way = "backward" if "transpose(" in name else "forward" if "jvp(" in name else "update"
     if not name:
         return "copies", ""
-    if "jit(convolve)" in name:
+    if "jit(convolve" in name:
         scope = re.search(r"(\d+x\d+)_stride_(\d)", name)
         form = f"{scope[1]} convolutions, stride {scope[2]}" if scope else "other convolutions"
         return form + (": products" if origin.product else ": data movement and sums"), way

@@ -26,15 +26,18 @@ from flax import nnx
 from benchmarks import jax_steps, measurement, result_file
 from benchmarks.cases import SEED, Case
 from imta_jax.distributed import is_one_processor
-from imta_jax.models import MultiExitClassifier
+from imta_jax.models import MultiExitClassifier, optimize_classifier
 from imta_jax.nn.convolution import convolve
-from imta_jax.nn.cpu.layout import Layout, lay_out
+from imta_jax.nn.cpu.channels_first import convolve_channels_first
+from imta_jax.nn.cpu.layout import Layout
 from imta_jax.runtime.huge_pages import restart_with_huge_pages
 from imta_jax.training import phases
 
 FULL = {"networks": ("cifar_5_exits", "cifar_7_exits"), "batch_size": 64, "rounds": 15}
 QUICK = {"networks": ("cifar_5_exits",), "batch_size": 64, "rounds": 3}
 KINDS = ("phase_one", "phase_two")
+# Names of the jitted functions that convolve.
+CONVOLUTIONS = (convolve.__name__, convolve_channels_first.__name__)
 # Size and number of the matrix products, and size of the array, that measure the device's rates.
 MATRIX, PRODUCTS, ARRAY = 2048, 16, 2**26
 NOTES = {
@@ -67,7 +70,7 @@ class Stage:
     def forward(self, params: nnx.State, rest: nnx.State, state: Any) -> tuple[Any, jax.Array]:
         """(State after the stage, features of its exit)."""
         classifier = nnx.merge(self.graphdef, params, rest, copy=True)
-        lay_out(classifier.backbone, self.layout)
+        classifier = optimize_classifier(classifier, layout=self.layout, fold_batch_norm=True)
         state = state if self.i else classifier.stem(state)
         state = classifier.backbone.stage(self.i, state)
         return state, classifier.backbone.exit_features(self.i, state)
@@ -88,9 +91,9 @@ class Stage:
 
 
 def _convolutions(jaxpr: Any) -> Iterator[Any]:
-    """All calls of `convolve` in a jaxpr, including nested ones."""
+    """All convolutions in a jaxpr, including nested ones."""
     for eqn in jaxpr.eqns:
-        if eqn.params.get("name") == convolve.__name__:
+        if eqn.params.get("name") in CONVOLUTIONS:
             yield eqn
             continue
         for value in eqn.params.values():
@@ -137,7 +140,7 @@ def rates(rounds: int) -> dict[str, float]:
 def network_rows(case: Case, rounds: int, found: Mapping[str, float]) -> list[dict[str, Any]]:
     """One row per phase and stage, and one for the full step of each phase."""
     ours, rows = jax_steps.JaxSteps(case, on_device=False), []
-    layout = Layout.CHANNELS_FIRST if is_one_processor(ours.mesh) else Layout.IMAGES_FIRST
+    layout = Layout.CHWN if is_one_processor(ours.mesh) else Layout.NHWC
     for kind in KINDS:
         classifier = phases.new_phase_one(ours.config, case.dataset_info)
         if kind == "phase_two":

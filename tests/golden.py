@@ -18,7 +18,7 @@ from flax import nnx
 from imta_jax.interop import load_published_weights, published_slots
 from imta_jax.models import MultiExitClassifier, build_classifier, with_collaborative_heads
 from imta_jax.models.costs import ExitCosts, exit_costs
-from imta_jax.nn.layers import initialization
+from imta_jax.nn.initialization import get_initialization
 from imta_jax.techniques import IndependentHeads
 
 DATA = Path(__file__).parent / "data"
@@ -147,7 +147,7 @@ class Measured(NamedTuple):
 @functools.cache
 def _measured(fields: tuple[tuple[str, Any], ...]) -> dict[int, Measured]:
     stem = dict(fields)["stem"]
-    shape, init = image_shape(stem), initialization("pytorch")
+    shape, init = image_shape(stem), get_initialization("pytorch")
     # The backbone knows no classes, so that one serves several data sets.
     backbone, found = untrained(dict(fields)).backbone, {}
     for classes in (1000,) if stem == "imagenet" else (10, 100):

@@ -8,7 +8,7 @@ import tiny_run
 from benchmarks import cases, operations
 from benchmarks.operations import Origin, Program, kind_of, own_times
 from imta_jax.nn.convolution import convolve
-from imta_jax.nn.cpu.layout import Layout
+from imta_jax.nn.cpu.channels_first import convolve_channels_first
 
 
 def test_self_time_excludes_nested_events():
@@ -17,13 +17,13 @@ def test_self_time_excludes_nested_events():
     assert sum(own_times(events).values()) == 10 + 30
 
 
-@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("convolution", [convolve, convolve_channels_first])
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (3, 2)])
-def test_convolutions_are_named_by_size_stride_and_direction(layout, size, stride):
+def test_convolutions_are_named_by_size_stride_and_direction(convolution, size, stride):
     x, kernel = jnp.ones((16, 16, 16, 16)), jnp.ones((size, size, 16, 16))
 
     def loss(x, kernel):
-        return (convolve(x, kernel, stride, layout) ** 2).sum()
+        return (convolution(x, kernel, stride) ** 2).sum()
 
     step = jax.jit(jax.value_and_grad(loss, (0, 1)))
     program = Program(step.lower(x, kernel).compile().as_text())

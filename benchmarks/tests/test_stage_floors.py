@@ -42,14 +42,14 @@ def test_multiply_adds_of_stages_add_up_to_the_networks(classifier, layout):
 
 def test_stages_in_sequence_compute_the_networks_features(classifier):
     expected = nnx.clone(classifier).features(IMAGES)
-    for stage, features in zip(stages(classifier, Layout.CHANNELS_FIRST), expected, strict=True):
+    for stage, features in zip(stages(classifier, Layout.CHWN), expected, strict=True):
         found = stage.forward(stage.params, stage.rest, stage.state)[1]
         np.testing.assert_allclose(found, features, rtol=1e-4, atol=1e-5)
 
 
 def test_a_stage_has_gradients_of_its_own_parameters_only(classifier):
     total = 0
-    for stage in stages(classifier, Layout.CHANNELS_FIRST):
+    for stage in stages(classifier, Layout.CHWN):
         given = (stage.params, stage.rest, stage.state)
         gradient = jax.tree.map(jnp.ones_like, stage.forward(*given))
         to_params = stage.both(*given, gradient)[0]

@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from imta_jax.config import RunConfig
 from imta_jax.data import Dataset
-from imta_jax.models import MultiExitClassifier, resolve_model_config
+from imta_jax.models import MultiExitClassifier, optimize_classifier, resolve_model_config
 from imta_jax.models.network_table import network_rows
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.training import mesh_of, new_phase_one, training_pipeline
@@ -155,7 +155,8 @@ def activation_bytes(classifier: MultiExitClassifier, objective: Any, images: in
 
     def residuals(params: nnx.State, rest: nnx.State, pixels: jax.Array, labels: jax.Array) -> Any:
         def loss(params: nnx.State) -> jax.Array:
-            return objective(nnx.merge(graphdef, params, rest, copy=True), pixels, labels)[0]
+            network = optimize_classifier(nnx.merge(graphdef, params, rest, copy=True))
+            return objective(network, pixels, labels)[0]
 
         return jax.vjp(loss, params)[1]
 

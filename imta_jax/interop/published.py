@@ -17,7 +17,8 @@ from flax import nnx
 
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.msdnet import Bottleneck, MSDNet, MultiScaleLayer, Stem
-from imta_jax.nn.layers import BatchNorm, ConvBNReLU
+from imta_jax.nn.batch_norm import BatchNorm
+from imta_jax.nn.layers import ConvBNReLU
 from imta_jax.techniques import TransferHeads
 
 

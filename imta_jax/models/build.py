@@ -15,7 +15,7 @@ from imta_jax.models.fields import read_fields
 from imta_jax.models.msdnet import MSDNet
 from imta_jax.models.plan import plan_network, spec_from_config
 from imta_jax.models.presets import NETWORK_PRESETS
-from imta_jax.nn.layers import Initialization, initialization
+from imta_jax.nn.initialization import Initialization, get_initialization
 from imta_jax.techniques import TRANSFERS, IndependentHeads, ResidualHeads, TransferHeads
 
 # What phase-II linear layers start from: phase I's ("fine-tune", Sec. 4) or new draws (reference).
@@ -112,7 +112,7 @@ def _read(model_config: Mapping[str, Any]) -> tuple[_Kind, dict[str, Any], Initi
     name = fields.pop("backbone", "msdnet")
     if name not in BACKBONES:
         raise unknown_name("config.model.backbone", name, BACKBONES)
-    return BACKBONES[name], fields, initialization(fields.get("initialization", "he_normal"))
+    return BACKBONES[name], fields, get_initialization(fields.get("initialization", "he_normal"))
 
 
 def with_collaborative_heads(
@@ -167,14 +167,14 @@ def check_heads(heads_config: Mapping[str, Any]) -> None:
         raise unknown_name("transfer", transfer, TRANSFERS)
     if start not in HEAD_STARTS:
         raise unknown_name("start of the phase-II heads", start, HEAD_STARTS)
-    initialization(heads_config.get("initialization", "he_normal"))
+    get_initialization(heads_config.get("initialization", "he_normal"))
 
 
 def _phase_two_heads(
     classifier: MultiExitClassifier, fields: Mapping[str, Any], rngs: nnx.Rngs
 ) -> IndependentHeads | TransferHeads:
     transfer = fields.get("transfer", "identity")
-    common = {"init": initialization(fields.get("initialization", "he_normal")), "rngs": rngs}
+    common = {"init": get_initialization(fields.get("initialization", "he_normal")), "rngs": rngs}
     sizes = (classifier.backbone.feature_widths, classifier.num_classes)
     if transfer == "none":
         return IndependentHeads(*sizes, **common)

@@ -1,4 +1,4 @@
-"""Logits of all exits, of images as they are stored: what validation and evaluation compute."""
+"""Logits of all exits for uint8 images: the computation of validation and evaluation."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,32 +7,35 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from imta_jax.distributed import is_one_processor
 from imta_jax.models.classifier import MultiExitClassifier
-from imta_jax.nn.cpu.layout import Layout, can_lay_out, lay_out
+from imta_jax.models.optimize import optimize_classifier, supports_layout
+from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.pixels import normalize
 
 
-class _Way(NamedTuple):
-    """How a processor computes a batch, so that its maps stay in the caches.
+class _CPUPlan(NamedTuple):
+    """How one CPU computes a batch so that feature maps fit in its caches.
 
     Attributes:
-      layout: of the maps, if the backbone has the choice.
-      images: about so many at a time.
-      lanes: such slices side by side: where one leaves a core idle the other has work.
+      layout: Of the feature maps.
+      slice_images: About this many images at a time.
+      parallel_slices: Slices computed side by side, so that a core that idles in one has work in
+        the other.
     """
 
     layout: Layout
-    images: int
-    lanes: int
+    slice_images: int
+    parallel_slices: int
 
 
-# Measured in docs/results/cpu.md: small images take 0.8 of the time channels first, photographs
-# as long or longer; a batch of 256 takes 0.75 in slices.
-_CHANNELS_FIRST = _Way(Layout.CHANNELS_FIRST, images=64, lanes=1)
-_IMAGES_FIRST = _Way(Layout.IMAGES_FIRST, images=16, lanes=2)
-_SMALL = 64 * 64  # pixels
+# Measured in docs/results/cpu.md: CHWN takes 0.8 of the time for small images and as long or
+# longer for large ones. Slices take 0.75 of the time for a batch of 256 images.
+_SMALL_IMAGES = _CPUPlan(Layout.CHWN, slice_images=64, parallel_slices=1)
+_LARGE_IMAGES = _CPUPlan(Layout.NHWC, slice_images=16, parallel_slices=2)
+_SMALL_PIXELS = 64 * 64
 
 
 def inference_logits(
@@ -43,49 +46,45 @@ def inference_logits(
     mean: Sequence[float],
     std: Sequence[float],
     mesh: Mesh,
-) -> jax.Array:
-    """Runs a classifier in inference mode, for use under `jax.jit`.
+) -> Float[Array, "E N K"]:
+    """Runs a classifier in inference mode; call it under `jax.jit`.
 
     Args:
-      graphdef: the structure of a classifier of any kind, in any mode.
-      states: its variables, as `nnx.split` gave them.
+      graphdef: Structure of a classifier of any kind, in any mode.
+      states: Its variables, as returned by `nnx.split`.
       images: uint8 [N, H, W, C].
-      mean: of the pixels per channel, 0..1.
-      std: likewise.
-      mesh: the devices that compute.
-
-    Returns:
-      [E, N, K] float32.
+      mean: Per channel, of pixels scaled to 0..1.
+      std: Per channel, of pixels scaled to 0..1.
+      mesh: The devices that run it.
     """
-    on_processor, (height, width) = is_one_processor(mesh), images.shape[1:3]
-    small = height * width <= _SMALL and can_lay_out(nnx.merge(graphdef, *states).backbone)
-    way = _CHANNELS_FIRST if on_processor and small else _IMAGES_FIRST
+    one_cpu, (height, width) = is_one_processor(mesh), images.shape[1:3]
+    small = height * width <= _SMALL_PIXELS and supports_layout(nnx.merge(graphdef, *states))
+    plan = _SMALL_IMAGES if one_cpu and small else _LARGE_IMAGES
 
     def logits_of(images: jax.Array) -> jax.Array:
-        # Made where it is used: a classifier may change its own variables while it computes.
+        # Merged within the trace that uses it: a classifier may write its own variables.
         classifier: MultiExitClassifier = nnx.merge(graphdef, *states, copy=True)
         classifier.eval()
-        if way.layout is Layout.CHANNELS_FIRST:
-            classifier.backbone.set_attributes(folds=True, raise_if_not_found=False)
-            lay_out(classifier.backbone, way.layout)
+        chwn = plan.layout is Layout.CHWN
+        classifier = optimize_classifier(classifier, layout=plan.layout, fold_batch_norm=chwn)
         return classifier(normalize(images, mean, std))
 
-    return _in_slices(logits_of, images, way) if on_processor else logits_of(images)
+    return _in_slices(logits_of, images, plan) if one_cpu else logits_of(images)
 
 
 def _in_slices(
-    logits_of: Callable[[jax.Array], jax.Array], images: jax.Array, way: _Way
+    logits_of: Callable[[jax.Array], jax.Array], images: jax.Array, plan: _CPUPlan
 ) -> jax.Array:
-    """The logits [E, N, K] of all images, of one slice per lane at a time."""
-    rounds = len(images) // (way.lanes * way.images)
-    if rounds < 2:
+    """Logits [E, N, K] of all images, computed slice by slice."""
+    steps = len(images) // (plan.parallel_slices * plan.slice_images)
+    if steps < 2:
         return logits_of(images)
-    # A little more in each slice rather than one that is nearly empty.
-    size = -(-len(images) // (rounds * way.lanes))
-    missing = rounds * way.lanes * size - len(images)
-    filled = jnp.pad(images, ((0, missing), *((0, 0),) * 3))
-    slices = filled.reshape(rounds, way.lanes, size, *images.shape[1:])
-    # A lane by itself, not one call for both: they are to be computed independently.
-    found = jax.lax.map(lambda lanes: jnp.stack([logits_of(lane) for lane in lanes]), slices)
-    by_exit = found.transpose(2, 0, 1, 3, 4)  # [E, slices, lanes, images, K]
-    return by_exit.reshape(len(by_exit), len(filled), -1)[:, : len(images)]
+    # Slightly larger slices rather than a last one that is nearly empty.
+    size = -(-len(images) // (steps * plan.parallel_slices))
+    missing = steps * plan.parallel_slices * size - len(images)
+    padded = jnp.pad(images, ((0, missing), *((0, 0),) * 3))
+    slices = padded.reshape(steps, plan.parallel_slices, size, *images.shape[1:])
+    # One call per slice, so that XLA may schedule them independently.
+    logits = jax.lax.map(lambda group: jnp.stack([logits_of(part) for part in group]), slices)
+    by_exit = logits.transpose(2, 0, 1, 3, 4)  # [E, steps, parallel slices, images, K]
+    return by_exit.reshape(len(by_exit), len(padded), -1)[:, : len(images)]

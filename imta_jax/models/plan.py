@@ -36,7 +36,7 @@ class NetworkSpec:
       bottleneck_factors: width of the 1x1 convolutions over the branch's outputs, per scale read.
       prune: "max" drops a scale every ceil(L/S) layers, "min" as late as possible.
       reduction: share of channels a transition keeps; 0 for no transitions.
-      initialization: a name in `imta_jax.nn.layers.INITIALIZATIONS`.
+      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
     """
 
     stem: str

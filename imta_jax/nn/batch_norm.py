@@ -1,8 +1,8 @@
-"""Batch normalisation as a function, with its gradient in as few passes over the map as it takes.
+"""Batch normalization: the module, and the functions that it calls.
 
-JAX's own gradient sums over the map three times and keeps what it could compute again; the one here
-sums twice, at once, and takes the mask of a following ReLU from the result, which the next layer
-keeps anyway. A phase-I step takes 10-13% less time with it (`docs/results/cpu.md`).
+The custom gradient makes two passes over the feature map where JAX's own makes three and stores
+intermediate maps. It takes the mask of a following ReLU from the output, which the next layer
+stores anyway. A phase-I step takes 10-13% less time with it (`docs/results/cpu.md`).
 """
 
 import functools
@@ -10,70 +10,134 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
 
-Moments = tuple[jax.Array, jax.Array]
+from imta_jax.nn.initialization import constant
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalization over all axes but the channels, with PyTorch's running statistics.
+
+    In training mode the batch is normalized with its biased variance. The running variance moves
+    by 0.1 per step towards the unbiased variance, which is n/(n-1) larger (n = elements per
+    channel). Epsilon is 1e-5. Statistics are computed in float32; the output has the input's dtype.
+
+    Flax's `nnx.BatchNorm` uses the biased running variance and compiles one program per channel
+    count.
+
+    Attributes:
+      num_features: Number of channels C.
+      scale: Parameter [C].
+      bias: Parameter [C].
+      mean: Running mean [C].
+      var: Running variance [C].
+      use_running_average: Whether the running statistics normalize. Set by `train()` and `eval()`.
+    """
+
+    momentum, epsilon = 0.9, 1e-5
+
+    def __init__(self, num_features: int, *, rngs: nnx.Rngs):
+        self.num_features, self.use_running_average = num_features, False
+        shape, ones, zeros = (num_features,), constant(1.0), constant(0.0)
+        key = rngs.params()
+        self.scale, self.var = nnx.Param(ones(key, shape)), nnx.BatchStat(ones(key, shape))
+        key = rngs.params()
+        self.bias, self.mean = nnx.Param(zeros(key, shape)), nnx.BatchStat(zeros(key, shape))
+
+    def __call__(self, x: Float[Array, "*N C"], *, relu: bool = False) -> Float[Array, "*N C"]:
+        """Normalizes x, then applies ReLU if asked; updates the statistics in training mode."""
+        affine = (self.scale[...], self.bias[...], self.epsilon)
+        if self.use_running_average:
+            y = normalize_with(x, (self.mean[...], self.var[...]), *affine)
+            return jax.nn.relu(y) if relu else y
+        y, mean, variance = batch_normalize(x, *affine, relu)
+        self.update_statistics(mean, variance, x.size // self.num_features)
+        return y
+
+    def update_statistics(
+        self, mean: Float[Array, " C"], variance: Float[Array, " C"], count: int
+    ) -> None:
+        """Moves the running statistics towards those of a batch.
+
+        Args:
+          mean: Batch mean.
+          variance: Biased batch variance.
+          count: Elements per channel that they were computed from.
+        """
+        unbiased = variance * (count / max(count - 1, 1))
+        for running, batch in ((self.mean, mean), (self.var, unbiased)):
+            # `running[...] = value` asks JAX for the sharding of the traced value. JAX then formats
+            # an error text whose cost grows with the length of the trace, so that tracing time
+            # grows quadratically with the depth of the network.
+            running.set_value(_moving_average(running[...], batch, self.momentum))
+
+
+@functools.partial(jax.jit, static_argnums=2, inline=True)  # traced once per shape
+def _moving_average(running: jax.Array, batch: jax.Array, momentum: float) -> jax.Array:
+    return momentum * running + (1 - momentum) * batch
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))  # traced once for all layers of one shape
 def batch_normalize(
     x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
+    scale: Float[Array, " C"],
+    bias: Float[Array, " C"],
     epsilon: float,
     relu: bool = False,
-    channels: int = -1,
+    channel_axis: int = -1,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises a map over all axes but that of channels with its own moments.
+    """Normalizes x with its own mean and variance over all axes but the channels.
 
-    Computed in float32 at the least, whatever the type of the map. No gradient flows through the
-    moments that it returns.
+    Computed in float32 or wider, whatever the dtype of x. No gradient flows through the returned
+    mean and variance.
 
     Args:
-      x: of any shape.
-      scale: [C].
-      bias: [C].
-      epsilon: added to the variance.
-      relu: whether max(., 0) follows.
-      channels: the axis of the C channels.
+      x: Array of any shape with C channels.
+      scale: Factor per channel.
+      bias: Offset per channel.
+      epsilon: Added to the variance.
+      relu: Whether ReLU follows.
+      channel_axis: Axis of the channels.
 
     Returns:
-      (y of the shape of x, in the type of x, mean [C], biased variance [C]).
+      (y, mean, variance): y has the shape and dtype of x; mean and biased variance are [C].
     """
-    return _normalize(x, scale, bias, epsilon, relu, channels)
+    return _normalize(x, scale, bias, epsilon, relu, channel_axis)
+
+
+def normalize_with(
+    x: jax.Array,
+    statistics: tuple[Float[Array, " C"], Float[Array, " C"]],
+    scale: Float[Array, " C"],
+    bias: Float[Array, " C"],
+    epsilon: float,
+    channel_axis: int = -1,
+) -> jax.Array:
+    """Returns (x - mean) / sqrt(variance + epsilon) * scale + bias, with (mean, variance) given."""
+    mean, variance = statistics
+    factor = scale * jax.lax.rsqrt(variance + epsilon)
+    broadcast = _broadcaster(channel_axis, x.ndim)
+    y = _at_least_float32(x) * broadcast(factor) + broadcast(bias - mean * factor)
+    return y.astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _normalize(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool, channels: int
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool, channel_axis: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return _forward(x, scale, bias, epsilon, relu, channels)[0]
-
-
-def normalize_by(
-    x: jax.Array,
-    moments: Moments,
-    scale: jax.Array,
-    bias: jax.Array,
-    epsilon: float,
-    channels: int = -1,
-) -> jax.Array:
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias, all [C] but x, along its channels."""
-    mean, variance = moments
-    factor = scale * jax.lax.rsqrt(variance + epsilon)
-    spread = _spread_along(channels, x.ndim)
-    y = _wide(x) * spread(factor) + spread(bias - mean * factor)
-    return y.astype(x.dtype)
+    return _forward(x, scale, bias, epsilon, relu, channel_axis)[0]
 
 
 def _forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool, channels: int
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool, channel_axis: int
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]]:
-    wide, axes = _wide(x), _others(channels, x.ndim)
-    mean, square = jnp.mean(wide, axes), jnp.mean(wide * wide, axes)
-    # One pass, as Flax has it; rounding may take it below 0. Where a mean is 100 times the
-    # deviation, a thousandth is lost: maps between convolutions are not like that.
-    variance = jnp.maximum(square - mean * mean, 0)
-    y = normalize_by(x, (mean, variance), scale, bias, epsilon, channels)
+    wide, axes = _at_least_float32(x), _other_axes(channel_axis, x.ndim)
+    # E[x^2] - E[x]^2 needs one pass, as in Flax. Rounding may take it below 0. It loses three
+    # digits where the mean is 100 times the deviation, which feature maps do not reach.
+    mean, mean_square = jnp.mean(wide, axes), jnp.mean(wide * wide, axes)
+    variance = jnp.maximum(mean_square - mean * mean, 0)
+    y = normalize_with(x, (mean, variance), scale, bias, epsilon, channel_axis)
     y = jax.nn.relu(y) if relu else y
     return (y, mean, variance), (x, y if relu else None, mean, variance, scale)
 
@@ -81,38 +145,39 @@ def _forward(
 def _backward(
     epsilon: float,
     relu: bool,
-    channels: int,
-    kept: tuple[jax.Array | None, ...],
-    gradients: tuple[jax.Array, ...],
+    channel_axis: int,
+    residuals: tuple[jax.Array | None, ...],
+    cotangents: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, y, mean, variance, scale = kept
-    wide, gradient = _wide(x), _wide(gradients[0])
+    x, y, mean, variance, scale = residuals
+    wide, gradient = _at_least_float32(x), _at_least_float32(cotangents[0])
     gradient = jnp.where(y > 0, gradient, 0) if relu else gradient
-    axes, count = _others(channels, x.ndim), x.size // x.shape[channels]
-    spread = _spread_along(channels, x.ndim)
+    axes, count = _other_axes(channel_axis, x.ndim), x.size // x.shape[channel_axis]
+    broadcast = _broadcaster(channel_axis, x.ndim)
     inverse = jax.lax.rsqrt(variance + epsilon)
-    to_bias = jnp.sum(gradient, axes)
-    to_scale = inverse * (jnp.sum(gradient * wide, axes) - mean * to_bias)
-    # scale * inverse * (g - mean(g) - normalised x * mean(g * normalised x)), as a g + b x + c.
+    bias_gradient = jnp.sum(gradient, axes)
+    scale_gradient = inverse * (jnp.sum(gradient * wide, axes) - mean * bias_gradient)
+    # With g the gradient and n the normalized x: scale * inverse * (g - mean(g) - n * mean(g * n)),
+    # written as a * g + b * x + c.
     a = scale * inverse
-    b = -a * inverse * to_scale / count
-    c = -a * to_bias / count - b * mean
-    to_x = spread(a) * gradient + spread(b) * wide + spread(c)
-    return to_x.astype(x.dtype), to_scale, to_bias
+    b = -a * inverse * scale_gradient / count
+    c = -a * bias_gradient / count - b * mean
+    x_gradient = broadcast(a) * gradient + broadcast(b) * wide + broadcast(c)
+    return x_gradient.astype(x.dtype), scale_gradient, bias_gradient
 
 
 _normalize.defvjp(_forward, _backward)
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def _at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _others(channels: int, ndim: int) -> tuple[int, ...]:
-    return tuple(axis for axis in range(ndim) if axis != channels % ndim)
+def _other_axes(channel_axis: int, ndim: int) -> tuple[int, ...]:
+    return tuple(axis for axis in range(ndim) if axis != channel_axis % ndim)
 
 
-def _spread_along(channels: int, ndim: int) -> Callable[[jax.Array], jax.Array]:
-    """Brings values [C] into a shape that broadcasts over a map."""
-    shape = [-1 if axis == channels % ndim else 1 for axis in range(ndim)]
+def _broadcaster(channel_axis: int, ndim: int) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function that reshapes values [C] to broadcast over an array of `ndim` axes."""
+    shape = [-1 if axis == channel_axis % ndim else 1 for axis in range(ndim)]
     return lambda values: values.reshape(shape)

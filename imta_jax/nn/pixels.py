@@ -1,24 +1,24 @@
-"""From the bytes that travel to the floats that networks read."""
+"""Pixel normalization, from uint8 images to the floats that networks read."""
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
-def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Maps pixels to (pixel / 255 - mean) / std; runs on the device, inside the step.
+def normalize(
+    images: jax.Array, mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "N H W C"]:
+    """Returns (pixel / 255 - mean) / std; runs on the device, inside the step.
 
     Args:
       images: uint8 [N, H, W, C].
-      mean: one value per channel, of pixels scaled to 0..1.
-      std: likewise, above 0.
-
-    Returns:
-      float32 [N, H, W, C].
+      mean: One value per channel, of pixels scaled to 0..1.
+      std: One value per channel, above 0, of pixels scaled to 0..1.
 
     Raises:
-      ValueError: images that are not bytes.
+      ValueError: The images are not uint8.
     """
     if images.dtype != jnp.uint8:
         raise ValueError(f"expected uint8 pixels, 0 to 255; found {images.dtype}")

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imta_jax.nn.layers import BatchNorm, Initialization, linear
+from imta_jax.nn.batch_norm import BatchNorm
+from imta_jax.nn.initialization import Initialization
+from imta_jax.nn.layers import linear
 
 # What travels from one exit to the next: nothing, the logits themselves, or a learned transform.
 TRANSFERS = ("none", "identity", "linear")

@@ -98,9 +98,8 @@ class PhaseOneObjective:
 
 
 def freeze_backbone(classifier: MultiExitClassifier) -> None:
-    """Puts the backbone in inference form: running statistics, folded into the convolutions."""
+    """Normalizes with the backbone's running statistics, which then stay as they are."""
     classifier.backbone.eval()
-    classifier.backbone.set_attributes(folds=True, raise_if_not_found=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit, on_device_batch
 from imta_jax.distributed import is_one_processor, replicated, split_batches, split_over_batch
-from imta_jax.models import inference_logits
-from imta_jax.nn.cpu.layout import Layout, lay_out
+from imta_jax.models import inference_logits, optimize_classifier
+from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.pixels import normalize
 from imta_jax.training.objectives import ExitMetrics, Objective, masked_sums
 from imta_jax.training.packing import Packed
@@ -57,9 +57,9 @@ def train_step(
         params: nnx.State, rest: nnx.State, images: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, tuple[ExitMetrics, nnx.State]]:
         classifier = nnx.merge(graphdef, params, rest, copy=True)
-        if is_one_processor(mesh):
-            lay_out(classifier.backbone, Layout.CHANNELS_FIRST)
-        loss, metrics = objective(classifier, normalize(images, mean, std), labels)
+        layout = Layout.CHWN if is_one_processor(mesh) else Layout.NHWC
+        optimized = optimize_classifier(classifier, layout=layout, fold_batch_norm=True)
+        loss, metrics = objective(optimized, normalize(images, mean, std), labels)
         _, _, rest = nnx.split(classifier, trainable, ...)
         return loss, (metrics, rest)
 

@@ -7,8 +7,8 @@ from flax import nnx
 
 from imta_jax.evaluation import confidence, exit_costs, exit_of, predicted, thresholds_for_quota
 from imta_jax.inference import AdaptiveClassifier
-from imta_jax.inference.engine import profile
-from imta_jax.models import build_classifier, with_collaborative_heads
+from imta_jax.inference.engine import classifier_stages, profile
+from imta_jax.models import build_classifier, optimize_classifier, with_collaborative_heads
 from imta_jax.nn.pixels import normalize
 
 TINY = {
@@ -142,7 +142,7 @@ def test_the_classifier_is_left_as_it_was(classifier, images, thresholds):
         {"base": 1, "step": 1, "step_mode": "even"},
     ],
 )
-def test_what_an_exit_leaves_for_later_makes_up_the_stage(more):
+def test_lazy_stages_equal_full_stages(more):
     network = build_classifier(
         TINY | more, num_classes=5, image_shape=(16, 16, 1), rngs=nnx.Rngs(0)
     )
@@ -150,16 +150,13 @@ def test_what_an_exit_leaves_for_later_makes_up_the_stage(more):
 
     @nnx.jit
     def both(network, images):
-        backbone = network.backbone
-        state, pairs = network.stem(images), []
+        full, lazy = network.backbone, optimize_classifier(network, lazy=True).backbone
+        state, pending, pairs = full.stem(images), lazy.stem(images), []
         for i in range(network.num_exits):
-            whole = backbone.stage(i, state)
-            for_exit, pending = backbone.stage_until_exit(i, state)
-            pairs.append((whole, backbone.rest_of_stage(i, pending)))
-            pairs.append((backbone.exit_features(i, whole), backbone.exit_features(i, for_exit)))
-            # Something is left out wherever there is more than one scale.
-            assert len(whole) == 1 or None in for_exit
-            state = whole
+            state, pending = full.stage(i, state), lazy.stage(i, pending)
+            pairs.append((full.exit_features(i, state), lazy.exit_features(i, pending)))
+            # Maps that the exit does not read wait wherever there is more than one scale.
+            assert len(state) == 1 or None in pending[-1]
         return pairs
 
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 1)).astype(np.float32)
@@ -167,11 +164,13 @@ def test_what_an_exit_leaves_for_later_makes_up_the_stage(more):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), expected, found)
 
 
-def test_a_backbone_that_leaves_nothing_for_later_will_do(
+def test_a_backbone_without_an_optimized_form_gives_the_same_predictions(
     classifier, images, thresholds, monkeypatch
 ):
     expected = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
-    monkeypatch.delattr(type(classifier.backbone), "stage_until_exit")
+    monkeypatch.setattr(
+        classifier_stages, "optimize_classifier", lambda classifier, **form: classifier
+    )
     found = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
     np.testing.assert_array_equal(found.exit, expected.exit)
     np.testing.assert_array_equal(found.labels, expected.labels)

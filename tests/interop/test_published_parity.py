@@ -19,8 +19,13 @@ import pytest
 from flax import nnx
 
 from imta_jax.interop import load_published_weights, published_slots, read_weights
-from imta_jax.models import Backbone, MultiExitClassifier, with_collaborative_heads
-from imta_jax.nn.cpu.layout import Layout, lay_out
+from imta_jax.models import (
+    Backbone,
+    MultiExitClassifier,
+    optimize_classifier,
+    with_collaborative_heads,
+)
+from imta_jax.nn.cpu.layout import Layout
 from imta_jax.techniques import cross_entropy, one_for_all_loss, teacher_divergence
 
 Arrays = dict[str, np.ndarray]
@@ -75,9 +80,12 @@ def evaluation_of(name: str) -> Arrays:
 
 
 def gradients_of(
-    name: str, equilibrium: str, layout: Layout = Layout.IMAGES_FIRST
+    name: str, equilibrium: str, layout: Layout | None = None
 ) -> tuple[Arrays, Arrays]:
-    """(results of a training step's forward pass, gradients by published name)."""
+    """(results of a training step's forward pass, gradients by published name).
+
+    A `layout` chooses the optimized form that training uses, None the plain network.
+    """
     network, images = golden.phase_one_network(name), golden.images(name)
     labels = jnp.asarray(golden.arrays(name)["labels"])
     network.train()
@@ -88,8 +96,8 @@ def gradients_of(
     def step(parameters: nnx.State, rest: nnx.State) -> tuple:
         def loss(parameters: nnx.State) -> tuple[jax.Array, tuple[jax.Array, nnx.State]]:
             copy = nnx.merge(graphdef, parameters, rest, copy=True)
-            lay_out(copy.backbone, layout)
-            logits = copy(images, equilibrium)
+            used = optimize_classifier(copy, layout=layout) if layout else copy
+            logits = used(images, equilibrium)
             return cross_entropy(logits, labels).sum(), (logits, nnx.state(copy, nnx.BatchStat))
 
         return jax.value_and_grad(loss, has_aux=True)(parameters)
@@ -110,8 +118,8 @@ def recomputed_phase_one(name: str) -> Arrays:
     if "train/loss" not in golden.arrays(name):
         return found
     _, plain = gradients_of(name, "off")
-    results, coarsest = gradients_of(name, "coarsest", Layout.CHANNELS_FIRST)
-    _, everywhere = gradients_of(name, "all")
+    results, coarsest = gradients_of(name, "coarsest", Layout.CHWN)
+    _, everywhere = gradients_of(name, "all", Layout.NHWC)
     found |= results | renamed(plain, "grad_plain/")
     for prefix, gradients in (("grad_ge/", coarsest), ("grad_ge_allscales/", everywhere)):
         blocks = {key: value for key, value in gradients.items() if key.startswith("blocks.")}

@@ -27,7 +27,7 @@ from imta_jax.models.baselines.class_clusters import (
 from imta_jax.models.baselines.hydranet import chosen_branches, spread_weights
 from imta_jax.models.costs import ExitCosts, exit_costs
 from imta_jax.models.network_table import main, network_rows
-from imta_jax.nn.layers import BatchNorm
+from imta_jax.nn.batch_norm import BatchNorm
 from imta_jax.report.run.record import load_run
 from imta_jax.studies import hydra_search
 from imta_jax.techniques import cross_entropy, one_for_all_loss

@@ -12,7 +12,7 @@ from flax import nnx
 
 from imta_jax.models import MultiExitClassifier, with_collaborative_heads
 from imta_jax.models.costs import exit_costs
-from imta_jax.nn.layers import initialization
+from imta_jax.nn.initialization import get_initialization
 from imta_jax.techniques import IndependentHeads
 
 CONFIGS = golden.facts("costs")["configs"]
@@ -175,7 +175,7 @@ TOY_PARAMS = [
 
 def test_a_new_backbone_needs_no_formula():
     rngs = nnx.Rngs(0)
-    heads = IndependentHeads((8, 16, 4), 7, init=initialization("pytorch"), rngs=rngs)
+    heads = IndependentHeads((8, 16, 4), 7, init=get_initialization("pytorch"), rngs=rngs)
     classifier = MultiExitClassifier(Toy(rngs=rngs), heads, num_classes=7, image_shape=(12, 12, 3))
     assert classifier(jnp.zeros((2, 12, 12, 3))).shape == (3, 2, 7)
     costs = exit_costs(classifier)

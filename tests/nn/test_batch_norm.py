@@ -1,13 +1,14 @@
-"""Batch normalisation: what it computes, its gradient, and its running statistics."""
+"""Batch normalization: values, gradient and running statistics."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from imta_jax.nn.batch_norm import batch_normalize
-from imta_jax.nn.layers import BatchNorm, normalize_together
+from imta_jax.nn.batch_norm import BatchNorm, batch_normalize
+from imta_jax.nn.fused import normalize_jointly
 
 EPSILON = 1e-5
 SHAPES = [(4, 6, 5, 3), (16, 7), (2, 1, 1, 4)]
@@ -19,10 +20,10 @@ def drawn(shape: tuple[int, ...], seed: int = 0, offset: float = 0.5) -> jax.Arr
 
 def by_definition(x: jax.Array, scale: jax.Array, bias: jax.Array, relu: bool) -> jax.Array:
     axes = tuple(range(x.ndim - 1))
-    centred = x - x.mean(axes, keepdims=True)
-    deviation = jnp.sqrt((centred**2).mean(axes, keepdims=True) + EPSILON)
+    centered = x - x.mean(axes, keepdims=True)
+    deviation = jnp.sqrt((centered**2).mean(axes, keepdims=True) + EPSILON)
     ones = (1,) * (x.ndim - 1)
-    y = centred / deviation * scale.reshape(*ones, -1) + bias.reshape(*ones, -1)
+    y = centered / deviation * scale.reshape(*ones, -1) + bias.reshape(*ones, -1)
     return jnp.where(y > 0, y, 0) if relu else y
 
 
@@ -32,7 +33,7 @@ def affine(width: int) -> tuple[jax.Array, jax.Array]:
 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_value_and_gradient_are_those_of_the_definition(shape: tuple[int, ...], relu: bool) -> None:
+def test_value_and_gradient_equal_the_definition(shape: tuple[int, ...], relu: bool) -> None:
     x, (scale, bias), weights = drawn(shape), affine(shape[-1]), drawn(shape, 3)
 
     def ours(*arguments: jax.Array) -> jax.Array:
@@ -43,11 +44,11 @@ def test_value_and_gradient_are_those_of_the_definition(shape: tuple[int, ...], 
 
     found = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(x, scale, bias)
     wanted = jax.jit(jax.value_and_grad(expected, (0, 1, 2)))(x, scale, bias)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, wanted)
+    chex.assert_trees_all_close(found, wanted, rtol=2e-4, atol=2e-4)
 
 
-def test_gradient_neither_shifts_nor_stretches() -> None:
-    """What normalisation takes out of the map, no gradient asks for: its mean and its spread."""
+def test_gradient_is_orthogonal_to_the_mean_and_the_scale() -> None:
+    """Normalization removes the map's mean and scale, so the gradient has no part along them."""
     x, (scale, bias) = drawn((8, 4, 4, 3)), affine(3)
     y, vjp = jax.vjp(lambda x: batch_normalize(x, scale, bias, EPSILON)[0], x)
     (gradient,) = vjp(drawn(y.shape, 3))
@@ -56,7 +57,7 @@ def test_gradient_neither_shifts_nor_stretches() -> None:
     np.testing.assert_array_less(np.abs((gradient * y).sum((0, 1, 2))), 1e-4 * size)
 
 
-def test_no_gradient_flows_through_the_moments() -> None:
+def test_no_gradient_flows_through_the_returned_statistics() -> None:
     x, (scale, bias) = drawn((8, 3)), affine(3)
     gradient = jax.grad(
         lambda x: sum(m.sum() for m in batch_normalize(x, scale, bias, EPSILON)[1:])
@@ -72,7 +73,7 @@ def test_a_constant_channel_becomes_its_bias() -> None:
     np.testing.assert_allclose(y, jnp.broadcast_to(bias, y.shape), atol=0.02)
 
 
-def test_half_precision_maps_have_moments_in_float32() -> None:
+def test_bfloat16_maps_have_float32_statistics() -> None:
     x, (scale, bias) = drawn((64, 8, 8, 3)), affine(3)
     y, *moments = batch_normalize(x.astype(jnp.bfloat16), scale, bias, EPSILON)
     assert y.dtype == jnp.bfloat16
@@ -93,14 +94,12 @@ def norms() -> list[BatchNorm]:
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_together_is_one_by_one(norms: list[BatchNorm], train: bool) -> None:
+def test_joint_normalization_equals_one_by_one(norms: list[BatchNorm], train: bool) -> None:
     x, alone = drawn((4, 6, 6, 10)), [nnx.clone(norm) for norm in norms]
     for norm in (*norms, *alone):
         norm.set_attributes(use_running_average=not train)
-    together = normalize_together(norms, x, relu=True)
-    for norm, twin, y, part in zip(
-        norms, alone, together, jnp.split(x, [2, 7], axis=-1), strict=True
-    ):
+    joint = normalize_jointly(norms, x, relu=True)
+    for norm, twin, y, part in zip(norms, alone, joint, jnp.split(x, [2, 7], axis=-1), strict=True):
         np.testing.assert_allclose(y, twin(part, relu=True), rtol=1e-6)
         assert float(y.min()) == 0
         np.testing.assert_allclose(norm.mean[...], twin.mean[...])
@@ -108,8 +107,8 @@ def test_together_is_one_by_one(norms: list[BatchNorm], train: bool) -> None:
         assert bool((norm.mean[...] != 0).any()) == train
 
 
-def test_running_variance_follows_the_unbiased_one(norms: list[BatchNorm]) -> None:
-    """As in PyTorch: 0.9 of the old and 0.1 of n/(n-1) times the batch's."""
+def test_running_variance_moves_towards_the_unbiased_variance(norms: list[BatchNorm]) -> None:
+    """As in PyTorch: 0.9 of the old value, 0.1 of n/(n-1) times the batch's biased variance."""
     x = drawn((3, 2, 2, 5))
     norms[1](x)
     pixels = np.asarray(x).reshape(-1, 5)
@@ -117,10 +116,10 @@ def test_running_variance_follows_the_unbiased_one(norms: list[BatchNorm]) -> No
     np.testing.assert_allclose(norms[1].mean[...], 0.1 * pixels.mean(0), rtol=1e-5)
 
 
-def test_training_never_asks_a_traced_array_where_it_lies(
+def test_training_does_not_ask_for_the_sharding_of_a_traced_array(
     norms: list[BatchNorm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Flax asks when a variable is set by index; JAX's answer costs time squared in the depth."""
+    """Flax asks when a variable is set by index; the cost is quadratic in the depth."""
 
     def asked(tracer: jax.core.Tracer) -> None:
         raise AssertionError("asked for the sharding of a tracer")

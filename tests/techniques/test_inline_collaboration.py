@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from imta_jax.models import MultiExitClassifier, with_collaborative_heads
-from imta_jax.nn.layers import initialization
+from imta_jax.nn.initialization import get_initialization
 from imta_jax.techniques import TRANSFERS, IndependentHeads, ResidualHeads, TransferHeads
 
 WIDTHS, N, K = (4, 6, 3), 8, 5
@@ -36,7 +36,7 @@ class Patches(nnx.Module):
 
 def phase_one() -> MultiExitClassifier:
     rngs = nnx.Rngs(0)
-    heads = IndependentHeads(WIDTHS, K, init=initialization("pytorch"), rngs=rngs)
+    heads = IndependentHeads(WIDTHS, K, init=get_initialization("pytorch"), rngs=rngs)
     return MultiExitClassifier(Patches(rngs=rngs), heads, num_classes=K, image_shape=SHAPE)
 
 

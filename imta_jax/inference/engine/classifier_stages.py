@@ -13,7 +13,7 @@ from flax import nnx
 from imta_jax.errors import unknown_name
 from imta_jax.evaluation import exit_costs
 from imta_jax.inference.engine.staged import Rows, StagedNetwork, Weights
-from imta_jax.models import MultiExitClassifier
+from imta_jax.models import MultiExitClassifier, optimize_classifier
 from imta_jax.nn.pixels import normalize
 
 # In which a backbone may compute.
@@ -90,12 +90,13 @@ def _run_stage(
 ) -> tuple[Any, jax.Array]:
     """Stage and exit i, from and to rows; the first also opens the images."""
     network = nnx.merge(graphdef, jax.tree.unflatten(structure, weights), copy=True)
+    network = optimize_classifier(network, lazy=True)
     if i == 0:
         images = normalize(rows[0], *pixels) if rows[0].dtype == jnp.uint8 else rows[0]
         state, carry = network.stem(images), None
     else:
         state, carry = jax.tree.unflatten(folded, rows)
-    state, logits, carry = network.advance_lazily(i, state, carry)
+    state, logits, carry = network.advance(i, state, carry)
     return ((state, carry) if i < network.num_exits - 1 else ()), logits
 
 

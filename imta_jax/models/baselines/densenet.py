@@ -17,7 +17,9 @@ from flax import nnx
 from imta_jax.models.baselines.single_scale import ImageNetOpening, SingleScaleBackbone
 from imta_jax.models.fields import check_depths, check_exits, check_one_of, check_positive
 from imta_jax.models.plan import STEMS
-from imta_jax.nn.layers import BatchNorm, Initialization, conv, initialization
+from imta_jax.nn.batch_norm import BatchNorm
+from imta_jax.nn.initialization import Initialization, get_initialization
+from imta_jax.nn.layers import conv
 
 _BOTTLENECK_FACTOR = 4
 
@@ -34,7 +36,7 @@ class DenseNetSpec:
       bottleneck: whether a layer has a 1x1 convolution before its 3x3 one.
       reduction: share of channels that a transition keeps, above 0 and at most 1.
       exits: layers, numbered from 1, after which an exit sits; the last layer has one anyway.
-      initialization: a name in `imta_jax.nn.layers.INITIALIZATIONS`.
+      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
     """
 
     stem: str
@@ -117,7 +119,7 @@ class Transition(nnx.Module):
 
 def densenet(spec: DenseNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> SingleScaleBackbone:
     """Builds the network that `spec` describes."""
-    init = initialization(spec.initialization)
+    init = get_initialization(spec.initialization)
     small = spec.stem == "cifar"
     # The first layer normalises what it reads, so that on small images nothing follows the stem.
     if small:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from imta_jax.models.baselines.single_scale import ImageNetOpening, SingleScaleBackbone, pool_by_two
-from imta_jax.nn.layers import ConvBNReLU, Initialization, initialization
+from imta_jax.nn.initialization import Initialization, get_initialization
+from imta_jax.nn.layers import ConvBNReLU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class GoogLeNetSpec:
     """The fields of `config.model` that a GoogLeNet has.
 
     Attributes:
-      initialization: a name in `imta_jax.nn.layers.INITIALIZATIONS`.
+      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
     """
 
     initialization: str = "he_normal"
@@ -78,7 +79,7 @@ class Inception(nnx.Module):
 
 def googlenet(spec: GoogLeNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> SingleScaleBackbone:
     """Builds the network."""
-    init = initialization(spec.initialization)
+    init = get_initialization(spec.initialization)
     opening = nnx.Sequential(
         ImageNetOpening(image_channels, 64, init=init, rngs=rngs),
         ConvBNReLU(64, 64, 1, init=init, rngs=rngs),

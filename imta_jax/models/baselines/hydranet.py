@@ -39,7 +39,8 @@ from flax import nnx
 from imta_jax.models.baselines.class_clusters import clusters_by_index
 from imta_jax.models.baselines.resnet import basic_group
 from imta_jax.models.fields import check_depths, check_positive
-from imta_jax.nn.layers import ConvBNReLU, Initialization, initialization, linear
+from imta_jax.nn.initialization import Initialization, get_initialization
+from imta_jax.nn.layers import ConvBNReLU, linear
 
 State = tuple[jax.Array, ...]
 
@@ -57,7 +58,7 @@ class HydraNetSpec:
       active_branches: k, how many run for an image.
       gate_weight: of the gate's own loss in phase I, 0 for none (`training/gate_objective.py`).
       class_clusters: the branch, from 0, that is to serve each class; () for runs of neighbours.
-      initialization: a name in `imta_jax.nn.layers.INITIALIZATIONS`.
+      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
     """
 
     channels: int
@@ -154,7 +155,7 @@ class HydraNet(nnx.Module):
     """
 
     def __init__(self, spec: HydraNetSpec, image_channels: int, *, rngs: nnx.Rngs):
-        init = initialization(spec.initialization)
+        init = get_initialization(spec.initialization)
         group = functools.partial(basic_group, init=init, rngs=rngs)
         first, second, third = (spec.channels * 2**n for n in range(_GROUPS))
         self.spec = spec

@@ -22,7 +22,8 @@ from flax import nnx
 from imta_jax.models.baselines.single_scale import ImageNetOpening, SingleScaleBackbone
 from imta_jax.models.fields import check_depths, check_exits, check_one_of, check_positive
 from imta_jax.models.plan import STEMS
-from imta_jax.nn.layers import ConvBNReLU, ConvNorm, Initialization, initialization
+from imta_jax.nn.initialization import Initialization, get_initialization
+from imta_jax.nn.layers import ConvBNReLU, ConvNorm
 
 _BOTTLENECK_FACTOR = 4
 
@@ -37,7 +38,7 @@ class ResNetSpec:
       depths: blocks per group, that is per resolution.
       bottleneck: blocks of 1x1, 3x3, 1x1 convolutions, 4 times as wide outside, instead of two 3x3.
       exits: blocks, numbered from 1, after which an exit sits; the last block has one anyway.
-      initialization: a name in `imta_jax.nn.layers.INITIALIZATIONS`.
+      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
     """
 
     stem: str
@@ -107,7 +108,7 @@ def basic_group(
 
 def resnet(spec: ResNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> SingleScaleBackbone:
     """Builds the network that `spec` describes."""
-    init = initialization(spec.initialization)
+    init = get_initialization(spec.initialization)
     small = spec.stem == "cifar"
     if small:
         opening = ConvBNReLU(image_channels, spec.channels, 3, init=init, rngs=rngs)

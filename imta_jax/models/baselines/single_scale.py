@@ -13,7 +13,9 @@ from flax import nnx
 
 from imta_jax.models.msdnet import ExitFeatures
 from imta_jax.models.plan import CIFAR_HEAD_WIDTH
-from imta_jax.nn.layers import BatchNorm, ConvBNReLU, Initialization
+from imta_jax.nn.batch_norm import BatchNorm
+from imta_jax.nn.initialization import Initialization
+from imta_jax.nn.layers import ConvBNReLU
 
 State = tuple[jax.Array, ...]
 

@@ -1,33 +1,29 @@
-"""Telling XLA's processor backend to compute an array once."""
+"""Keeps XLA on CPU from recomputing an array in every consumer."""
 
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 
 @jax.custom_vjp
-def materialized(x: jax.Array) -> jax.Array:
-    """The same array, kept in memory rather than computed again by each of its readers.
+def no_inline(x: jax.Array) -> jax.Array:
+    """Returns x, computed once and stored in memory.
 
-    XLA fuses what it thinks is cheap into everything that reads it: of a dense network's map, which
-    is all earlier ones beside each other, it adds up and normalises each of them again for every
-    later layer. A call that is not inlined is not fused either. (On a processor
-    `jax.lax.optimization_barrier` does not help: it is dropped before operations are fused.)
-    Nothing is copied. Measured in docs/results/cpu.md, "One computation per map".
+    XLA fuses cheap operations into every consumer. A dense network's feature map is a sum or
+    concatenation of all earlier maps with many consumers, each of which would compute it again. A
+    call that is not inlined is not fused. (`jax.lax.optimization_barrier` does not help on CPU: it
+    is removed before fusion.) Nothing is copied. Measured in `docs/results/cpu.md`.
 
     Args:
-      x: of any shape and type.
-
-    Returns:
-      x; its gradient is handed on as it is.
+      x: Array of any shape and dtype; its gradient is passed through.
     """
     with set_xla_metadata(inlineable="false"):
-        return _itself(x)
+        return _identity(x)
 
 
-# The rule for gradients keeps JAX from leaving the call out: it returns what it was given.
-materialized.defvjp(lambda x: (materialized(x), None), lambda _, gradient: (gradient,))
+# Without a gradient rule JAX removes the call, which returns its argument.
+no_inline.defvjp(lambda x: (no_inline(x), None), lambda _, gradient: (gradient,))
 
 
 @jax.jit
-def _itself(x: jax.Array) -> jax.Array:
+def _identity(x: jax.Array) -> jax.Array:
     return x
