@@ -13,7 +13,6 @@ the speed of the machine, so each kill is recorded with what the run was doing a
 import collections
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ import orbax.checkpoint as ocp
 import pandas as pd
 
 from benchmarks import result_file
+from benchmarks.run_comparison import differences, modification_times
 from configs import quickstart
 from imta_jax.data import load_dataset
 from imta_jax.training import EXIT_CODE
@@ -62,7 +62,6 @@ SIGNS = {
 }
 AT_WORK = r"\d+ epochs of|evaluation: |evaluate: already done"
 UNFINISHED = "*.orbax-checkpoint-tmp*"
-TIMINGS = ("images_per_second", "input_wait_share", "seconds", "finished")
 Row = dict[str, Any]
 
 
@@ -149,21 +148,12 @@ def catches(process: int, number: int) -> bool:
     return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
 
 
-def _stamps(folder: Path, pattern: str) -> dict[str, int]:
-    """Modification times of the files in a folder that match a pattern."""
-    stamps = {}
-    with contextlib.suppress(FileNotFoundError):  # renamed in the meantime
-        for path in folder.glob(pattern):
-            stamps[str(path.relative_to(folder))] = path.stat().st_mtime_ns
-    return stamps
-
-
 class Start:
     """One start of the command; its log is read while it runs."""
 
     def __init__(self, popen: Row, workdir: Path):
         self.workdir, self._log = workdir, workdir.with_suffix(".log")
-        self._before, self._ends = _stamps(workdir, "**/*"), time.monotonic() + LIMIT
+        self._before, self._ends = modification_times(workdir, "**/*"), time.monotonic() + LIMIT
         with self._log.open("a") as log:
             self._skip = log.tell()
             self.process = subprocess.Popen(**popen, stdout=log, stderr=subprocess.STDOUT)
@@ -175,7 +165,7 @@ class Start:
 
     def new(self, pattern: str) -> list[str]:
         """Files that match a pattern and are new or changed since the start."""
-        found = _stamps(self.workdir, pattern)
+        found = modification_times(self.workdir, pattern)
         return [name for name, stamp in found.items() if stamp != self._before.get(name)]
 
     def has_come(self, moment: Moment) -> bool:
@@ -199,7 +189,9 @@ class Start:
         row = {"place": STAGES[stage] + saving, "writing": " ".join(writing)}
         if stage not in (1, 3):
             return row
-        names = _stamps(self.workdir / f"phase_{'one' if stage == 1 else 'two'}", "partial/[0-9]*")
+        names = modification_times(
+            self.workdir / f"phase_{'one' if stage == 1 else 'two'}", "partial/[0-9]*"
+        )
         step = max([0, *(int(re.search(r"\d+", name)[0]) for name in names)])
         return row | {"epoch": max(step - 1, 0) // STEPS + 1, "step": step}  # of the newest save
 
@@ -248,51 +240,6 @@ def run_killed(popen: Row, workdir: Path, moments: list[Moment]) -> tuple[list[R
         last = " ".join(start.log.splitlines()[-1:])
         problems.append(f"does not resume, exit code {code}: {last}")
     return kills, problems
-
-
-def _bits(value: Any) -> tuple[str, tuple[int, ...], bytes]:
-    array = np.asarray(value)
-    return str(array.dtype), array.shape, array.tobytes()
-
-
-def _read_json(text: str) -> Row:
-    """Parses JSON without the fields that differ between any two runs."""
-    return json.loads(text, object_pairs_hook=lambda p: {k: v for k, v in p if k not in TIMINGS})
-
-
-def contents(workdir: Path) -> Iterator[tuple[str, Any]]:
-    """Names and values of everything in a finished run that must not depend on interruptions."""
-    for phase in sorted(workdir.glob("phase_*")):
-        last = max((p for p in phase.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-        for item in (last / "model", last / "progress"):
-            with ocp.StandardCheckpointer() as checkpointer:
-                tree = checkpointer.restore(item)
-            for name, array in jax.tree_util.tree_leaves_with_path(tree):
-                yield f"{item.relative_to(workdir)}{jax.tree_util.keystr(name)}", _bits(array)
-        for i, line in enumerate((phase / "metrics.jsonl").read_text().splitlines(), start=1):
-            yield f"{phase.name}/metrics.jsonl, row {i}", _read_json(line)
-    for field, value in _read_json((workdir / "results.json").read_text()).items():
-        yield f"results.json, {field}", value
-    for path in sorted(workdir.glob("evaluation/*.npz")):
-        with np.load(path) as arrays:
-            yield from ((f"evaluation/{path.name}, {name}", _bits(a)) for name, a in arrays.items())
-    for name, column in pd.read_parquet(workdir / "evaluation" / "samples.parquet").items():
-        yield f"evaluation/samples.parquet, {name}", _bits(column)
-    # The report's files, and files that an interruption may leave behind.
-    for pattern in ("report/*", "**/*.partial", "**/unreadable_*"):
-        yield from ((name, "exists") for name in _stamps(workdir, pattern))
-
-
-def differences(found: Path, expected: Path) -> list[str]:
-    """One line per difference between two finished runs."""
-    try:
-        ours, theirs = dict(contents(found)), dict(contents(expected))
-    except Exception as error:  # orbax raises many types for damaged checkpoints
-        return [f"cannot be read: {error}"]
-    lines = [f"missing: {name}" for name in theirs.keys() - ours.keys()]
-    lines += [f"unexpected: {name}" for name in ours.keys() - theirs.keys()]
-    lines += [f"differs: {n}" for n in ours.keys() & theirs.keys() if ours[n] != theirs[n]]
-    return sorted(lines)
 
 
 def one_run(root: Path, name: str, moments: list[Moment]) -> tuple[Row, list[Row]]:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (60,000 + 10,000 images) from TFDS, with the paper's CIFAR schedule shortened.
+"""Fashion-MNIST (60,000 + 10,000 images) from TFDS, with a shortened CIFAR schedule.
 
     python launch.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 
@@ -11,9 +11,9 @@ from configs import common
 def get_config(preset="paper"):
     config = common.assemble(
         model=common.network("cifar_4_exits"),
-        images=common.data("fashion_mnist", validation_examples=5000),
-        first=common.phase_one(total_epochs=60, batch_size=64),
-        second=common.phase_two(total_epochs=30, batch_size=64),
-        judged=common.evaluation(batch_size=1000),
+        data=common.data("fashion_mnist", validation_examples=5000),
+        phase_one=common.phase_one(total_epochs=60, batch_size=64),
+        phase_two=common.phase_two(total_epochs=30, batch_size=64),
+        evaluation=common.evaluation(batch_size=1000),
     )
     return common.with_preset(config, preset)

@@ -1,4 +1,4 @@
-"""A small adaptive network on the images in the package, in minutes on a laptop's processor.
+"""A small adaptive network on images included in the package; minutes on a laptop CPU.
 
     python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -11,11 +11,11 @@ from configs import common
 def get_config(preset="paper"):
     config = common.assemble(
         model=common.network("quickstart"),
-        images=common.data("fashion_mnist_small", validation_examples=1000),
-        first=common.phase_one(total_epochs=5, batch_size=64),
-        second=common.phase_two(total_epochs=2, batch_size=64),
-        judged=common.evaluation(batch_size=200),
+        data=common.data("fashion_mnist_small", validation_examples=1000),
+        phase_one=common.phase_one(total_epochs=5, batch_size=64),
+        phase_two=common.phase_two(total_epochs=2, batch_size=64),
+        evaluation=common.evaluation(batch_size=200),
     )
-    # In so few epochs random crops cost more than they teach; mirror images help.
+    # With so few epochs random crops lower the accuracy; flips raise it.
     config.data.crop_padding = 0
     return common.with_preset(config, preset)

@@ -1,4 +1,4 @@
-"""Rules that a parser can check: the direction of imports, docstrings and sizes."""
+"""Checks of the source code: import directions, docstrings, and sizes of files and functions."""
 
 import ast
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
 SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 
-# An import goes to a lower layer or stays in its own folder.
+# Imports go to a lower layer or stay in the same folder.
 LAYERS = (
     {"types", "errors"},
     {"fields"},
@@ -28,8 +28,8 @@ LAYERS = (
     {"cli"},
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-MOST_LINES_OF_A_FILE = 350
-MOST_LINES_OF_A_FUNCTION = 60
+MAX_FILE_LINES = 350
+MAX_FUNCTION_LINES = 60
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -40,7 +40,7 @@ def name_of(path: Path) -> str:
 
 
 def layer_name(path: Path) -> str:
-    """The first name below the package: a folder, or a module that stands by itself."""
+    """The first name below the package: a folder or a module."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -49,15 +49,15 @@ def parsed(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of every import, those inside functions too."""
+    """(line, dotted name) of every import, including those in functions."""
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name_of(path)}:{node.lineno}: import by the full name"
-            # `from imta_jax import errors` imports the same module as `import imta_jax.errors`.
-            if node.module == "imta_jax":
-                yield from ((node.lineno, f"imta_jax.{alias.name}") for alias in node.names)
+            assert node.level == 0, f"{name_of(path)}:{node.lineno}: use an absolute import"
+            # `from imta_jax import errors` imports the module imta_jax.errors.
+            if node.module in ("imta_jax", "benchmarks"):
+                yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
             else:
                 yield node.lineno, node.module
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
@@ -79,13 +79,17 @@ def parametrize_modules(paths: list[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", paths, ids=[name_of(path) for path in paths])
 
 
+def test_at_most_six_modules_are_outside_the_folders():
+    assert len([path for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]) <= 6
+
+
 def test_every_folder_has_a_layer():
     names = {layer_name(path) for path in MODULES} - {"__init__", "__main__"}
     assert names <= RANKS.keys()
 
 
 @parametrize_modules([path for path in MODULES if layer_name(path) in RANKS])
-def test_imports_go_to_a_lower_rank_or_stay_in_the_folder(path: Path):
+def test_imports_go_to_a_lower_layer_or_stay_in_the_folder(path: Path):
     own = layer_name(path)
     wrong = []
     for line, name in imports(path):
@@ -93,7 +97,7 @@ def test_imports_go_to_a_lower_rank_or_stay_in_the_folder(path: Path):
         if parts[0] != "imta_jax" or len(parts) == 1 or parts[1] == own:
             continue
         if RANKS[parts[1]] >= RANKS[own]:
-            wrong.append(f"{name_of(path)}:{line} (rank {RANKS[own]}) imports {name}")
+            wrong.append(f"{name_of(path)}:{line} (layer {RANKS[own]}) imports {name}")
     assert not wrong, wrong
 
 
@@ -113,25 +117,24 @@ def test_tensorflow_is_imported_only_in_data():
     assert not [one for one in found if not one.startswith(compared)], found
 
 
-def test_configs_are_plain():
+def test_configs_import_no_framework():
     found = offending(CONFIGS, {"imta_jax", "tensorflow", "tensorflow_datasets", *ACCELERATED})
     assert not found, found
 
 
 @parametrize_modules(MODULES)
 def test_files_and_functions_are_short(path: Path):
-    assert len(path.read_text().splitlines()) <= MOST_LINES_OF_A_FILE
+    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
     long = [
         f"{node.name}, line {node.lineno}"
         for node in ast.walk(parsed(path))
-        if isinstance(node, Function)
-        and node.end_lineno - node.lineno + 1 > MOST_LINES_OF_A_FUNCTION
+        if isinstance(node, Function) and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
     ]
     assert not long, long
 
 
 def public_definitions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
-    """Functions, classes and methods a reader may call; magic methods belong to their class."""
+    """Public functions, classes and methods; magic methods are documented by their class."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If | ast.Try):
             yield from public_definitions(node, prefix)
@@ -147,14 +150,30 @@ def test_every_module_and_public_name_has_a_docstring(path: Path):
     tree = parsed(path)
     missing = [name for name, node in public_definitions(tree) if not ast.get_docstring(node)]
     assert not missing, missing
-    assert ast.get_docstring(tree), "the module lacks a docstring"
+    assert ast.get_docstring(tree), "the module has no docstring"
 
 
-def test_no_module_is_a_catch_all():
-    catch_alls = {"utils.py", "common.py", "misc.py", "helpers.py"}
-    assert not [name_of(path) for path in MODULES if path.name in catch_alls]
+def test_no_module_has_a_generic_name():
+    generic = {"utils.py", "common.py", "misc.py", "helpers.py"}
+    assert not [name_of(path) for path in MODULES if path.name in generic]
 
 
-def test_the_launcher_is_flags_and_dispatch():
-    for path in ROOT.glob("launch.py"):
-        assert len(path.read_text().splitlines()) < 100
+def test_the_launcher_is_short():
+    assert len((ROOT / "launch.py").read_text().splitlines()) < 100
+
+
+@parametrize_modules([path for path in SCRIPTS if "tests" not in path.parts])
+def test_scripts_are_documented_and_within_the_size_limits(path: Path):
+    test_files_and_functions_are_short(path)
+    test_every_module_and_public_name_has_a_docstring(path)
+
+
+def test_benchmarks_have_no_import_cycle():
+    graph = {
+        path.stem: {name.split(".")[1] for _, name in imports(path) if name.count(".") == 1}
+        for path in (ROOT / "benchmarks").glob("*.py")
+    }
+    done: set[str] = set()
+    while ready := {name for name in graph.keys() - done if not graph[name] & graph.keys() - done}:
+        done |= ready
+    assert done == graph.keys()

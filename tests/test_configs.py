@@ -1,4 +1,4 @@
-"""Configs: every file and preset is one that trains, and the command line explains its errors."""
+"""Config files and presets pass all checks; errors on the command line name the valid values."""
 
 import ast
 import functools
@@ -33,7 +33,7 @@ def test_every_config_file_is_listed_here():
 
 @functools.cache
 def exits_built(model: str, heads: str) -> int:
-    """Exits of the network of a config's parts, built once however many configs have it: slow."""
+    """Number of exits of a config's network; cached, because building is slow."""
     config = {"seed": 0, "model": ast.literal_eval(model), "phase_two": ast.literal_eval(heads)}
     return phases.new_phase_two(config, phases.new_phase_one(config, tiny_run.Facts())).num_exits
 
@@ -95,7 +95,7 @@ def test_method_presets_are_the_columns_of_the_table(name, preset, values):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_paper_is_the_default_and_baseline_has_none_of_the_techniques(name):
+def test_paper_is_the_default_and_baseline_disables_the_techniques(name):
     assert get_config(name).to_dict() == get_config(name, "paper").to_dict()
     baseline = get_config(name, "baseline")
     assert baseline.phase_one.equilibrium == "off"
@@ -103,7 +103,7 @@ def test_paper_is_the_default_and_baseline_has_none_of_the_techniques(name):
 
 
 @pytest.mark.parametrize("name", CIFAR)
-def test_cifar_is_trained_as_in_section_4_1(name):
+def test_cifar_follows_section_4_1(name):
     config = get_config(name)
     for phase, epochs in ((config.phase_one, 300), (config.phase_two, 180)):
         assert (phase.total_epochs, phase.batch_size) == (epochs, 64)
@@ -114,7 +114,7 @@ def test_cifar_is_trained_as_in_section_4_1(name):
     assert (short.phase_one.total_epochs, short.phase_two.total_epochs) == (30, 18)
 
 
-def test_imagenet_is_trained_as_in_section_4_2():
+def test_imagenet_follows_section_4_2():
     config = get_config("imagenet")
     for phase in (config.phase_one, config.phase_two):
         assert (phase.total_epochs, phase.batch_size) == (90, 256)
@@ -122,17 +122,17 @@ def test_imagenet_is_trained_as_in_section_4_2():
     assert config.data.validation_examples == 50000
 
 
-def test_imagenet_exits_sit_where_the_preset_says():
+def test_imagenet_presets_place_the_first_exit():
     for preset, first in (("paper", 7), ("published", 4)):
         network = NETWORK_PRESETS[get_config("imagenet", preset).model.preset]
         assert (network["base"], network["step"], network["num_exits"]) == (first, 4, 5)
 
 
-# ----- what is refused
+# ----- invalid input
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_unknown_preset_is_refused_with_the_valid_ones(name):
+def test_an_unknown_preset_raises_with_the_valid_ones(name):
     with pytest.raises(ValueError, match="'publishd'; valid, the closest first: published, ") as e:
         get_config(name, "publishd")
     assert all(preset in str(e.value) for preset in METHODS)
@@ -148,12 +148,12 @@ def test_a_config_is_locked():
 
 
 def python(*arguments):
-    """Runs Python in the repository, beside its fellows; to be waited for with `outcome`."""
-    surroundings = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    """Starts Python in the repository root; `outcome` waits for it."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=tiny_run.ROOT,
-        env=surroundings,
+        env=environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -165,17 +165,17 @@ def outcome(process):
     return process.returncode, out, err
 
 
-def test_configs_import_no_accelerator():
+def test_configs_do_not_import_jax_or_tensorflow():
     loaded = "; ".join(f"import configs.{name}; configs.{name}.get_config()" for name in NAMES)
-    heavy = "{'imta_jax', 'jax', 'flax', 'tensorflow', 'orbax'}"
+    forbidden = "{'imta_jax', 'jax', 'flax', 'tensorflow', 'orbax'}"
     code, out, err = outcome(
-        python("-c", f"import sys; {loaded}; print(sorted({heavy} & sys.modules.keys()))")
+        python("-c", f"import sys; {loaded}; print(sorted({forbidden} & sys.modules.keys()))")
     )
     assert (code, out.strip()) == (0, "[]"), err
 
 
 QUICKSTART = "--config=configs/quickstart.py"
-REFUSED = {
+INVALID = {
     (f"{QUICKSTART}:publishd",): r"preset 'publishd'; valid, the closest first: published, ",
     (QUICKSTART, "--config.phase_one.total_epoch=3"): (
         r"config\.phase_one 'total_epoch'; valid, the closest first: total_epochs, .*batch_size"
@@ -200,10 +200,10 @@ REFUSED = {
 }
 
 
-def test_the_command_line_says_what_was_found_and_what_is_valid(tmp_path):
-    cases = list(REFUSED.items())
+def test_the_command_line_names_the_invalid_and_the_valid_values(tmp_path):
+    cases = list(INVALID.items())
     while cases:
-        some = [cases.pop() for _ in range(min(3, len(cases)))]
+        some = [cases.pop() for _ in range(min(3, len(cases)))]  # three processes at a time
         running = [
             python("launch.py", *arguments, f"--workdir={tmp_path}/run") for arguments, _ in some
         ]
@@ -211,12 +211,12 @@ def test_the_command_line_says_what_was_found_and_what_is_valid(tmp_path):
             code, _, err = outcome(process)
             last = "\n".join(err.strip().splitlines()[-4:])
             assert code != 0 and re.search(message, last), (arguments, err)
-            # What a config file raises is told by ml_collections, in its own way.
+            # ml_collections reports errors of a config file with a traceback.
             assert "Traceback" not in err or "Flags parsing error" in err, (arguments, err)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_field_of_the_network_can_be_set_besides_its_preset():
+def test_a_model_field_can_be_set_in_addition_to_a_preset():
     code = (
         "import sys; from imta_jax.cli import main; main.parse_flags(sys.argv);"
         "print(main._CONFIG.value.model.num_exits)"

@@ -18,11 +18,11 @@ from benchmarks import kill_and_resume
 from benchmarks.kill_and_resume import (
     UNFINISHED,
     Moment,
-    differences,
     draw_moments,
     run_killed,
     stage_of,
 )
+from benchmarks.run_comparison import differences
 
 
 def save_arrays(folder, **arrays):
