@@ -20,7 +20,7 @@ def simulate(rng, exits, labels, classes):
 
 
 def budget_rows(validation, test, macs):
-    """The sweep over quotas: thresholds from validation, results on both splits."""
+    """A sweep over quotas: thresholds from validation images, results on both splits."""
     rows = []
     for quota in np.geomspace(0.05, 20, 40):
         fractions = quota ** np.arange(len(macs))
@@ -57,7 +57,7 @@ def leave(split, thresholds):
 
 
 def metric_rows(phase, epochs, exits, start, end):
-    """Accuracy that rises towards the exits' final one, with a step at each drop of the rate."""
+    """Metrics with accuracy that rises to `end`, and drops of the learning rate."""
     for epoch in range(1, epochs + 1):
         level = start + (1 - start) * (1 - np.exp(-5 * epoch / epochs))
         rate = 0.1 * 0.1 ** ((epoch > epochs / 2) + int(epoch > 0.75 * epochs))
@@ -72,7 +72,7 @@ def metric_rows(phase, epochs, exits, start, end):
 
 
 def write_run(folder, *, exits=4, names=CLOTHES, epochs=(30, 18), images=None, seed=0):
-    """Writes a run's folder as `launch.py` would; `images` are uint8 [M, H, W, C]."""
+    """Writes a run's folder in the format of `launch.py`; `images` are uint8 [M, H, W, C]."""
     rng, classes = np.random.default_rng(seed), len(names)
     macs = (4.2e6 * np.cumsum(np.linspace(1, 3, exits))).astype(int)
     splits = []

@@ -13,6 +13,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from imta_jax.runtime import progress_bar
+
 INK = "#1f2328"
 MUTED = "#667080"
 RULE = "#dfe3e8"
@@ -120,6 +122,11 @@ def format_signed(points: float, digits: int = 1) -> str:
     """A difference with its sign: "+0.4", "−1.2"; values that round to zero are "+0.0"."""
     points = round(points, digits) + 0.0  # Adding zero turns -0.0 into 0.0.
     return f"{points:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def format_duration(seconds: float) -> str:
+    """A time with about two digits: "0.21 s", "42 s", "3 min 05 s", "11 h 40 min"."""
+    return f"{seconds:.2g} s" if seconds < 9.5 else progress_bar.format_duration(seconds)
 
 
 def truncate(text: str, length: int) -> str:

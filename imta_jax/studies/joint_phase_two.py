@@ -34,7 +34,7 @@ from imta_jax.training.phases import (
     trained_phase_one,
 )
 
-# Fields of phase II that variants may differ in and still share a backbone, besides the loss.
+# Fields of phase II, in addition to those of the loss, in which joint variants may differ.
 _HEAD_FIELDS = ("transfer", "stop_gradient", "start")
 # Fields of the loss that are mapped over. Variants that differ in other fields are another group.
 _MAPPED_FIELDS = ("alpha", "temperature")

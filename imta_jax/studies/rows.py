@@ -43,7 +43,7 @@ def prediction_results(
       costs: Costs of its exits.
       validation: Its predictions on the validation images.
       test: Its predictions on the test images.
-      keep_ranks: Whether to keep the confidence ranks besides their correlation.
+      keep_ranks: Whether to keep the confidence ranks in addition to their correlation.
 
     Returns:
       `exits`, `budget_curve`, `rank_correlation` and `confidence_ranks` of `study.json`.

@@ -1,4 +1,4 @@
-"""The page about a run's data, from made-up folders of every kind the computing half may write."""
+"""The report of a dataset, from synthetic folders as `launch.py --mode=data` writes them."""
 
 import io
 import json
@@ -11,13 +11,13 @@ from run_samples import CLOTHES, references
 
 from imta_jax import report
 from imta_jax.report.data.contact_sheet import sheet_layout
-from imta_jax.report.run.tables import duration
+from imta_jax.report.style import format_duration
 
 FIGURES = {"contact_sheet_train.png", "contact_sheet_validation.png", "class_balance.png"}
 
 
 def write_data(folder, *, names=CLOTHES, shape=(32, 32, 1), counts=None, shown=(48, 20), skipped=0):
-    """Writes `data/` as `launch.py --mode=data` would; `counts` are those of training images."""
+    """Writes a folder `data/`; `counts` has the training images per class."""
     rng, classes, channels = np.random.default_rng(0), len(names), shape[-1]
     folder.mkdir(parents=True)
     arrays = {}
@@ -73,12 +73,12 @@ def page(folder):
     return (folder / "index.html").read_text()
 
 
-def test_the_folder_gets_three_figures_and_the_page(folder):
+def test_the_folder_has_three_figures_and_the_page(folder):
     given = {"preview.npz", "summary.json"}
     assert {path.name for path in folder.iterdir()} == FIGURES | {"index.html"} | given
 
 
-def test_the_page_refers_to_nothing_outside_itself(page):
+def test_the_page_is_self_contained(page):
     parsed = references(page)
     assert len(parsed.addresses) == len(FIGURES)
     assert all(address.startswith("data:image/png;base64,") for address in parsed.addresses)
@@ -86,13 +86,13 @@ def test_the_page_refers_to_nothing_outside_itself(page):
     assert not re.search(r"https?://|url\(|@import", page)
 
 
-def test_the_page_tells_the_facts(page):
-    for fact in ("8,500", "1,500", "2,000", "no file skipped", "32 x 32 x 1", "/data/clothes.npz"):
-        assert fact in page
-    for fact in ("Cropped at random", "0.2500", "0.5000", "computed", "3,200 images per second"):
-        assert fact in page
+def test_the_page_has_the_properties_of_the_dataset(page):
+    for text in ("8,500", "1,500", "2,000", "no file skipped", "32 x 32 x 1", "/data/clothes.npz"):
+        assert text in page
+    for text in ("Cropped at random", "0.2500", "0.5000", "computed", "3,200 images per second"):
+        assert text in page
     assert "8 x NVIDIA H200, 16 CPU cores" in page
-    assert "an epoch cannot take less than 2.7 s" in page
+    assert "at least 2.7 s per epoch" in page
 
 
 @pytest.mark.parametrize("classes", [1, 2, 24, 25, 100, 1000])
@@ -106,18 +106,18 @@ def test_every_class_is_on_the_page_with_its_counts(tmp_path, classes):
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100, 1000])
-def test_a_class_without_training_images_is_named_in_figure_and_page(tmp_path, classes):
+def test_figure_and_page_name_a_class_without_training_images(tmp_path, classes):
     names, counts = numbered(classes), [500] * classes
-    names[1], counts[1] = "the forgotten one", 0
+    names[1], counts[1] = "empty class", 0
     folder = write_data(tmp_path / "data", names=names, counts=counts)
     page = report.write_data_page(folder).read_text()
-    assert "“the forgotten one” has no training image" in page.split("<section>")[0]
+    assert "“empty class” has no training image" in page.split("<section>")[0]
     drawn = texts(report.figure_class_balance(report.load_data_record(folder)))
-    assert "“the forgotten one” has no training image" in drawn
+    assert "“empty class” has no training image" in drawn
     assert any("none" in text for text in drawn)
 
 
-def test_of_many_unseen_classes_the_first_are_named_and_all_are_counted(tmp_path):
+def test_many_classes_without_images_are_counted_and_the_first_named(tmp_path):
     names, counts = numbered(100), [500] * 50 + [0] * 50
     folder = write_data(tmp_path / "data", names=names, counts=counts)
     page = report.write_data_page(folder).read_text()
@@ -128,13 +128,13 @@ def test_of_many_unseen_classes_the_first_are_named_and_all_are_counted(tmp_path
     assert "none: “class 0050”" in drawn and "and 44 more" in drawn
 
 
-def test_a_warning_is_shown_only_where_something_is_wrong(tmp_path, page):
+def test_warnings_appear_only_for_problems(tmp_path, page):
     assert 'class="warnings"' not in page
     folder = write_data(tmp_path / "data", skipped=3)
     assert "3 test files skipped" in report.write_data_page(folder).read_text()
 
 
-def test_names_from_outside_are_escaped_and_are_no_mathematics(tmp_path):
+def test_class_names_are_escaped_and_not_parsed_as_math(tmp_path):
     names = ["<script>alert(1)</script>", "$\\frac{$", "c & d", '"e"']
     page = report.write_data_page(write_data(tmp_path / "data", names=names)).read_text()
     assert "script" not in references(page).tags
@@ -143,7 +143,7 @@ def test_names_from_outside_are_escaped_and_are_no_mathematics(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 1), (28, 20, 3), (64, 256, 3), (224, 224, 3)])
-def test_a_sheet_holds_every_pixel_of_its_images(tmp_path, shape):
+def test_a_sheet_has_every_pixel_of_its_images(tmp_path, shape):
     folder = write_data(tmp_path / "data", shape=shape, shown=(13, 1))
     report.write_data_page(folder)
     png = matplotlib.image.imread(io.BytesIO((folder / "contact_sheet_train.png").read_bytes()))
@@ -158,7 +158,7 @@ def test_a_sheet_holds_every_pixel_of_its_images(tmp_path, shape):
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 1), (200, 20, 3), (256, 256, 3)])
-def test_names_beneath_images_do_not_meet(tmp_path, shape):
+def test_names_below_images_do_not_overlap(tmp_path, shape):
     names = ["WWW WWW WWW WWW WWW WWW WWW", "iiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiii", "bag", ""]
     folder = write_data(tmp_path / "data", names=names, shape=shape, shown=(8, 8))
     figure = report.figure_contact_sheet(report.load_data_record(folder), "validation")
@@ -167,14 +167,14 @@ def test_names_beneath_images_do_not_meet(tmp_path, shape):
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_a_sheet_shows_at_most_48_images_and_says_of_how_many(tmp_path):
+def test_a_sheet_has_at_most_48_images_and_the_total(tmp_path):
     folder = write_data(tmp_path / "data", shown=(60, 1))
     figure = report.figure_contact_sheet(report.load_data_record(folder))
     assert len(figure.axes[0].texts) == 48
     assert any("48 of 8,500 images" in text for text in texts(figure))
 
 
-def test_few_classes_are_bars_and_many_a_falling_curve(tmp_path):
+def test_few_classes_are_bars_and_many_are_a_falling_curve(tmp_path):
     few = report.figure_class_balance(report.load_data_record(write_data(tmp_path / "few")))
     assert [len(axes.patches) for axes in few.axes] == [len(CLOTHES)] * 3
     counts = np.random.default_rng(1).integers(1, 900, size=1000).tolist()
@@ -184,31 +184,31 @@ def test_few_classes_are_bars_and_many_a_falling_curve(tmp_path):
     assert (np.diff(curve) <= 0).all() and curve.sum() == sum(counts)
 
 
-def test_drawing_does_not_depend_on_the_speed_being_known(tmp_path):
+def test_an_unknown_throughput_is_omitted(tmp_path):
     folder = write_data(tmp_path / "data")
     changed(folder, lambda summary: summary["pipeline"].update(images_per_second=0.0, name="new"))
-    assert "an epoch cannot" not in report.write_data_page(folder).read_text()
+    assert "per epoch" not in report.write_data_page(folder).read_text()
 
 
 def test_durations_have_about_two_digits():
-    assert [duration(t) for t in (0.0213, 7.31, 42, 185, 42_000)] == [
+    assert [format_duration(t) for t in (0.0213, 7.31, 42, 185, 42_000)] == [
         "0.021 s",
         "7.3 s",
         "42 s",
-        "3 min 5 s",
+        "3 min 05 s",
         "11 h 40 min",
     ]
 
 
 def changed(folder, change):
-    """Rewrites `summary.json` after a change in place."""
+    """Applies an in-place change to `summary.json`."""
     summary = json.loads((folder / "summary.json").read_text())
     change(summary)
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
 @pytest.mark.parametrize("name", ["summary.json", "preview.npz"])
-def test_a_missing_file_is_told_with_the_command_that_writes_it(tmp_path, name):
+def test_a_missing_file_is_named_with_the_command_that_writes_it(tmp_path, name):
     folder = write_data(tmp_path / "data")
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=rf"{name}.*--workdir={tmp_path} --mode=data"):
@@ -217,7 +217,7 @@ def test_a_missing_file_is_told_with_the_command_that_writes_it(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["summary.json", "preview.npz"])
 @pytest.mark.parametrize("keep", [0, 1, 20, 300])
-def test_a_truncated_file_is_refused(tmp_path, name, keep):
+def test_a_truncated_file_is_rejected(tmp_path, name, keep):
     folder = write_data(tmp_path / "data")
     (folder / name).write_bytes((folder / name).read_bytes()[:keep])
     with pytest.raises(ValueError, match=rf"{name} is damaged.*--workdir={tmp_path} --mode=data"):
@@ -226,55 +226,61 @@ def test_a_truncated_file_is_refused(tmp_path, name, keep):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (lambda s: s.pop("pipeline"), "no 'pipeline'"),
-        (lambda s: s["splits"].pop("test"), "no 'test'"),
-        (lambda s: s["splits"]["train"]["per_class"].pop(), "9 counts for 10 classes"),
-        (lambda s: s["splits"]["test"]["per_class"].__setitem__(0, -1), "below 0"),
+        (lambda s: s.pop("pipeline"), "missing 'pipeline'"),
+        (lambda s: s["splits"].pop("test"), "missing 'test'"),
+        (
+            lambda s: s["splits"]["train"]["per_class"].pop(),
+            r"train\.per_class.*10.*found 9",
+        ),
+        (
+            lambda s: s["splits"]["test"]["per_class"].__setitem__(0, -1),
+            r"test\.per_class.*found -1",
+        ),
         (lambda s: s["splits"]["train"].update(examples=None), "NoneType"),
         (lambda s: s["splits"]["train"].update(examples=float("inf")), "infinity"),
-        (lambda s: s["statistics"].update(mean=[0.1, 0.2]), "2 mean and 1 std for 1 channels"),
-        (lambda s: s["pipeline"].update(seconds=float("nan")), "endless"),
+        (lambda s: s["statistics"].update(mean=[0.1, 0.2]), "statistics.* found 2 and 1"),
+        (lambda s: s["pipeline"].update(seconds=float("nan")), "pipeline.*nan"),
         (lambda s: s.update(image_shape=[32, 32]), "unpack"),
         (lambda s: s.update(class_names=[]), "class_names is empty"),
     ],
 )
-def test_a_summary_that_lacks_or_contradicts_is_refused(tmp_path, change, told):
+def test_an_incomplete_or_inconsistent_summary_is_rejected(tmp_path, change, message):
     folder = write_data(tmp_path / "data")
     changed(folder, change)
-    with pytest.raises(ValueError, match=rf"summary\.json is damaged.*{told}.*--mode=data"):
+    with pytest.raises(ValueError, match=rf"summary\.json is damaged.*{message}.*--mode=data"):
         report.write_data_page(folder)
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "message"),
     [
         ({"train_images": np.zeros((48, 32, 32, 1), np.float32)}, "float32"),
-        ({"train_images": np.zeros((48, 32, 32), np.uint8)}, "expected uint8"),
-        ({"validation_images": np.zeros((20, 32, 32, 2), np.uint8)}, "expected uint8"),
+        ({"train_images": np.zeros((48, 32, 32), np.uint8)}, "uint8.*found uint8"),
+        ({"validation_images": np.zeros((20, 32, 32, 2), np.uint8)}, "uint8.*found uint8"),
         ({"validation_images": np.zeros((0, 32, 32, 1), np.uint8)}, "empty"),
-        ({"train_labels": np.zeros(47, int)}, "for 48 images"),
-        ({"train_labels": np.full(48, 10)}, "10 to 10 for 10 classes"),
-        ({"train_labels": None}, "no train_labels"),
+        ({"train_labels": np.zeros(47, int)}, r"train_labels.*48.*found int64 \[47\]"),
+        ({"train_labels": np.full(48, 10)}, "train_labels.* 9; found 10 to 10"),
+        ({"train_labels": None}, "missing train_labels"),
     ],
 )
-def test_a_preview_that_does_not_fit_is_refused(tmp_path, arrays, told):
+def test_an_inconsistent_preview_is_rejected(tmp_path, arrays, message):
     folder = write_data(tmp_path / "data")
     with np.load(folder / "preview.npz") as archive:
-        whole = {**archive, **arrays}
-    kept = {name: array for name, array in whole.items() if array is not None}
+        changed_arrays = {**archive, **arrays}
+    kept = {name: array for name, array in changed_arrays.items() if array is not None}
     np.savez(folder / "preview.npz", **kept)
-    with pytest.raises(ValueError, match=rf"preview\.npz is damaged.*{told}.*--mode=data"):
+    with pytest.raises(ValueError, match=rf"preview\.npz is damaged.*{message}.*--mode=data"):
         report.write_data_page(folder)
 
 
-def test_a_preview_with_altered_bytes_is_drawn_or_refused(tmp_path):
+def test_a_preview_with_altered_bytes_is_read_or_rejected(tmp_path):
     folder, rng = write_data(tmp_path / "data", shown=(2, 1)), np.random.default_rng(0)
-    whole = np.frombuffer((folder / "preview.npz").read_bytes(), np.uint8)
+    original = np.frombuffer((folder / "preview.npz").read_bytes(), np.uint8)
     for _ in range(200):
-        altered = whole.copy()
-        altered[rng.integers(len(whole), size=3)] = rng.integers(256, size=3)
+        altered = original.copy()
+        altered[rng.integers(len(original), size=3)] = rng.integers(256, size=3)
         (folder / "preview.npz").write_bytes(altered.tobytes())
         try:
             report.load_data_record(folder)

@@ -1,4 +1,4 @@
-"""Reading a run's folder, and the made-up but plausible folder that the report's tests read."""
+"""Reading a run's folder: complete, damaged, resumed and still training."""
 
 import pytest
 from run_samples import write_run
@@ -14,13 +14,13 @@ def test_missing_results_name_the_command_that_writes_them(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", '{"dataset": {"name": "x"}, "exits": []}'])
-def test_damaged_results_are_refused(tmp_path, text):
+def test_damaged_results_are_rejected(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(ValueError, match=r"results\.json.*(not valid JSON|has no phases)"):
+    with pytest.raises(ValueError, match=r"results\.json.*(not valid JSON|missing phases)"):
         report.load_run(tmp_path)
 
 
-def test_metrics_of_a_killed_and_resumed_run_count_each_epoch_once(tmp_path):
+def test_metrics_of_a_resumed_run_have_each_epoch_once(tmp_path):
     folder = write_run(tmp_path / "run", epochs=(3, 0))
     path = folder / "phase_one" / "metrics.jsonl"
     lines = path.read_text().splitlines()
@@ -29,15 +29,15 @@ def test_metrics_of_a_killed_and_resumed_run_count_each_epoch_once(tmp_path):
     assert metrics[metrics["split"] == "train"]["epoch"].to_list() == [1, 2, 3]
 
 
-def test_a_run_that_still_trains_has_a_log_and_nothing_else(tmp_path):
+def test_a_run_in_training_has_metrics_only(tmp_path):
     workdir = write_run(tmp_path)
     (workdir / "results.json").unlink()
-    found = report.load_progress(workdir)
-    assert found.num_exits == 4 and len(found.metrics) == 2 * (30 + 18)
-    assert "still training" in repr(found)
+    record = report.load_progress(workdir)
+    assert record.num_exits == 4 and len(record.metrics) == 2 * (30 + 18)
+    assert "still training" in repr(record)
 
 
-def test_a_run_without_an_epoch_has_no_progress(tmp_path):
+def test_a_run_before_its_first_epoch_has_no_metrics(tmp_path):
     assert report.read_metrics(tmp_path) is None
-    with pytest.raises(FileNotFoundError, match="first epoch"):
+    with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
         report.load_progress(tmp_path)

@@ -1,4 +1,4 @@
-"""The report of a run: figures, tables and page, from a made-up run folder."""
+"""The report of a run: figures, tables and page, from a synthetic run folder."""
 
 import io
 import json
@@ -34,18 +34,18 @@ def results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-def test_report_has_every_figure_the_tables_and_the_page(folder):
+def test_the_report_has_all_figures_tables_and_the_page(folder):
     names = ["budget_curve", "exit_shares", "gallery", "classes", "exits", "reliability"]
     expected = {f"{name}.png" for name in [*names, "training"]} | {"tables.md", "index.html"}
     assert {path.name for path in (folder / "report").iterdir()} == expected
 
 
-def test_figures_are_sharp_enough_for_a_slide(folder):
+def test_figures_have_at_least_1200_pixels_of_width(folder):
     for path in (folder / "report").glob("*.png"):
         assert matplotlib.image.imread(io.BytesIO(path.read_bytes())).shape[1] >= 1200, path
 
 
-def test_page_refers_to_nothing_outside_itself(page):
+def test_the_page_is_self_contained(page):
     parsed = references(page)
     assert parsed.addresses
     assert all(address.startswith("data:image/png;base64,") for address in parsed.addresses)
@@ -53,14 +53,14 @@ def test_page_refers_to_nothing_outside_itself(page):
     assert not re.search(r"https?://|url\(|@import", page)
 
 
-def test_page_shows_the_numbers_of_the_run(page, results, folder):
+def test_the_page_has_the_numbers_of_the_run(page, results, folder):
     point = report.operating_point(report.load_run(folder))
     assert f"{results['exits'][-1]['top1']:.2f}%" in page
     assert f"{point.top1:.2f}%" in page
     assert f"{1 / point.cost_share:.1f} times less" in page
 
 
-def test_tables_hold_the_numbers_of_results(folder, results):
+def test_tables_have_the_numbers_of_results_json(folder, results):
     run = report.load_run(folder)
     exits, budgets = report.exits_table(run), report.budgets_table(run)
     for column, name in {"macs": "multiply-adds", "params": "parameters"}.items():
@@ -76,7 +76,7 @@ def test_tables_hold_the_numbers_of_results(folder, results):
     assert r"a \| b" in markdown
 
 
-def test_operating_point_is_chosen_on_validation_images_only(folder, tmp_path, results):
+def test_the_operating_point_depends_on_validation_images_only(folder, tmp_path, results):
     before = report.operating_point(report.load_run(folder))
     for row in results["budget_curve"]:
         row["top1"] = 100.0 - row["top1"]
@@ -87,14 +87,14 @@ def test_operating_point_is_chosen_on_validation_images_only(folder, tmp_path, r
     assert after.top1 == pytest.approx(100.0 - before.top1)
 
 
-def test_operating_point_is_the_best_where_none_is_good_enough(folder, results):
+def test_the_operating_point_is_the_best_if_none_is_within_the_tolerance(folder, results):
     run = report.load_run(folder)
     point = report.operating_point(run, tolerance_points=-100)
     best = max(results["budget_curve"], key=lambda row: row["validation_top1"])
     assert point.top1 == best["top1"]
 
 
-def test_names_from_outside_are_escaped(tmp_path):
+def test_names_are_escaped(tmp_path):
     names = ["<script>alert(1)</script>", "$\\frac{$", "c", "d", "e", "f"]
     folder = write_run(tmp_path / "run", names=names, epochs=(2, 0))
     results = json.loads((folder / "results.json").read_text())
@@ -112,13 +112,13 @@ def test_a_run_of_one_epoch_without_extras_is_reported(tmp_path, exits):
     for path in (folder / "evaluation").iterdir():
         path.unlink()
     (folder / "report").mkdir()
-    (folder / "report" / "gallery.png").write_bytes(b"of an older report")
+    (folder / "report" / "gallery.png").write_bytes(b"earlier report")
     assert report.write_report(folder).exists()
-    left = {path.name for path in (folder / "report").glob("*.png")}
-    assert left == {"budget_curve.png", "exit_shares.png", "exits.png", "training.png"}
+    drawn = {path.name for path in (folder / "report").glob("*.png")}
+    assert drawn == {"budget_curve.png", "exit_shares.png", "exits.png", "training.png"}
 
 
-def test_results_alone_make_a_report(tmp_path, results):
+def test_results_json_suffices_for_a_report(tmp_path, results):
     results |= {"reported_budgets": [], "budget_curve": results["budget_curve"][-1:]}
     (tmp_path / "results.json").write_text(json.dumps(results))
     page = report.write_report(tmp_path).read_text()
@@ -137,16 +137,16 @@ def test_color_images_and_many_classes_are_drawn(tmp_path):
     assert len(shown) == 20
 
 
-def test_labels_are_spread_apart_and_keep_their_order():
-    wanted = np.array([3.0, 1.0, 1.1, 1.05, 9.0])
-    placed = separate_labels(wanted, 1.0)
+def test_labels_are_separated_and_keep_their_order():
+    preferred = np.array([3.0, 1.0, 1.1, 1.05, 9.0])
+    placed = separate_labels(preferred, 1.0)
     assert np.diff(np.sort(placed)).min() >= 1.0 - 1e-9
-    assert (np.argsort(placed) == np.argsort(wanted)).all()
+    assert (np.argsort(placed) == np.argsort(preferred)).all()
     assert placed[-1] == 9.0
     np.testing.assert_array_equal(separate_labels([1.0, 5.0], 1.0), [1.0, 5.0])
 
 
-def test_report_imports_neither_jax_nor_tensorflow():
+def test_the_report_imports_neither_jax_nor_tensorflow():
     unwanted = "{'jax', 'flax', 'tensorflow'}"
     code = f"import sys, imta_jax.report; print(sorted({unwanted} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -154,7 +154,7 @@ def test_report_imports_neither_jax_nor_tensorflow():
 
 
 def compared(results, seed=0):
-    """Results with a comparison of threshold methods, on made-up logits of as many exits."""
+    """Results with a comparison of threshold methods, on synthetic logits."""
     macs = [row["macs"] for row in results["exits"]]
     budgets = [row["budget"] for row in results["reported_budgets"]]
     generator, splits = np.random.default_rng(seed), []
@@ -162,12 +162,12 @@ def compared(results, seed=0):
         labels = generator.integers(0, 5, count)
         logits = generator.normal(size=(len(macs), count, 5))
         logits[:, np.arange(count), labels] += np.linspace(1, 3, len(macs))[:, None]
-        splits.append(checked_predictions((logits, labels), "made up"))
+        splits.append(checked_predictions((logits, labels), "synthetic"))
     record = comparison_record(*splits, macs, sorted({*budgets, 0.35, 0.8}))
     return results | {"threshold_methods": json.loads(json.dumps(record))}
 
 
-def test_threshold_methods_are_drawn_and_listed_where_they_were_compared(tmp_path, results):
+def test_compared_threshold_methods_are_drawn_and_listed(tmp_path, results):
     results = compared(results)
     (tmp_path / "results.json").write_text(json.dumps(results))
     page = report.write_report(tmp_path).read_text()
@@ -186,18 +186,18 @@ def test_threshold_methods_are_optional(folder, results):
     assert "threshold_methods" not in results
     run = report.load_run(folder)
     assert report.methods_table(run).empty
-    with pytest.raises(ValueError, match="evaluate the run again"):
+    with pytest.raises(ValueError, match="threshold_methods"):
         report.figure_threshold_methods(run)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "finding"),
+    ("low", "high", "title"),
     [(-1, 1, "do not differ"), (0.1, 1, "beat the sweep at 4"), (-1, -0.1, "lose to")],
 )
-def test_figure_of_methods_claims_what_the_intervals_allow(tmp_path, results, low, high, finding):
+def test_the_title_of_methods_follows_from_the_intervals(tmp_path, results, low, high, title):
     results = compared(results)
     for point in results["threshold_methods"]["points"]:
         point |= {"gain_low": low, "gain_high": high}
     (tmp_path / "results.json").write_text(json.dumps(results))
     figure = report.figure_threshold_methods(report.load_run(tmp_path))
-    assert finding in figure.get_suptitle()
+    assert title in figure.get_suptitle()

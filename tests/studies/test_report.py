@@ -323,8 +323,10 @@ def test_variance_figure_is_logarithmic_with_both_sides_per_variant():
         (report.figure_gradient_variance, samples.equilibrium()),
     ],
 )
-def test_every_figure_has_the_provenance_line(draw, study):
-    below = draw(parse_study(study)).get_supxlabel().replace("\n", " ")
+def test_every_figure_has_the_provenance_line_and_a_title_that_fits(draw, study):
+    figure = draw(parse_study(study))
+    assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
+    below = figure.get_supxlabel().replace("\n", " ")
     assert "fashion_mnist_small (9,000 training" in below and "1 x cpu" in below
 
 

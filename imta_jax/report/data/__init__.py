@@ -1,1 +1,1 @@
-"""The report on a dataset: figures and the page."""
+"""The report of a dataset."""

@@ -1,4 +1,4 @@
-"""The figure of how many images each class has: a bar per class, or of many classes a curve."""
+"""Figure of the images per class: a bar per class, or a curve if there are many classes."""
 
 import textwrap
 
@@ -19,30 +19,30 @@ from imta_jax.report.style import (
     truncate,
 )
 
-MOST_BARS = 24
-MOST_NAMED = 6
+MAX_BARS = 24
+MAX_NAMED = 6
 NAME_LENGTH = 16
-LONGEST_NAME = 44
+MAX_NAME_LENGTH = 44
 LINE_LENGTH = 84
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def figure_class_balance(record: DataRecord) -> Figure:
-    """Images per class in each split; a class without an image is named in red.
+    """Draws the images per class in each split; classes without images are named in red.
 
-    Up to 24 classes are named bars, one column of them per split; more are a falling curve per
-    split, with the largest and the smallest class named.
+    Up to 24 classes are drawn as bars, one column per split. More classes are drawn as a falling
+    curve per split, with labels for the largest and smallest classes.
     """
-    draw = _figure_bars if record.num_classes <= MOST_BARS else _figure_curves
-    return draw(record, balance_finding(record))
+    draw = _figure_bars if record.num_classes <= MAX_BARS else _figure_curves
+    return draw(record, balance_title(record))
 
 
-def balance_finding(record: DataRecord) -> str:
-    """One line on how the training images are spread over the classes."""
+def balance_title(record: DataRecord) -> str:
+    """One line on the distribution of the training images over the classes."""
     counts = record.splits["train"].per_class
     low, high = int(counts.min()), int(counts.max())
     if low == 0:
-        return unseen_finding(record, "train")
+        return missing_classes(record, "train")
     if low == high:
         return f"Every class has {pluralize(low, 'training image')}"
     smallest, largest = (
@@ -51,12 +51,12 @@ def balance_finding(record: DataRecord) -> str:
     return f"“{smallest}” has {pluralize(low, 'training image')}, “{largest}” {high:,}"
 
 
-def unseen_finding(record: DataRecord, split: str) -> str:
-    """One line on the classes of which a split has no image; there must be one."""
-    unseen = record.classes_without(split)
-    if len(unseen) == 1:
-        return f"“{truncate(unseen[0], LONGEST_NAME)}” has no {SPLITS[split]} image"
-    return f"{len(unseen):,} of {record.num_classes:,} classes have no {SPLITS[split]} image"
+def missing_classes(record: DataRecord, split: str) -> str:
+    """One line on the classes without images in a split; requires at least one."""
+    missing = record.classes_without(split)
+    if len(missing) == 1:
+        return f"“{truncate(missing[0], MAX_NAME_LENGTH)}” has no {SPLITS[split]} image"
+    return f"{len(missing):,} of {record.num_classes:,} classes have no {SPLITS[split]} image"
 
 
 def _figure_bars(record: DataRecord, title: str) -> Figure:
@@ -76,7 +76,7 @@ def _figure_bars(record: DataRecord, title: str) -> Figure:
 
 
 def _draw_bars(axes: Axes, counts: np.ndarray) -> None:
-    """A bar per class that says its count: an axis would say it twice."""
+    """Draws a bar per class, labeled with its count instead of an axis."""
     axes.barh(np.arange(len(counts)), counts, color=QUANTITY, height=0.72)
     axes.set(xlim=(0, 1.3 * max(counts.max(), 1)), xticks=())
     for row, count in enumerate(counts):
@@ -111,9 +111,9 @@ def _draw_curve(axes: Axes, record: DataRecord, split: str) -> None:
     axes.stairs(falling, baseline=None, color=QUANTITY, linewidth=1.6)
     seen = int((counts > 0).sum())
     if seen < len(counts):
-        # Nothing has no height: the line on the ground is what can be seen of it.
+        # Classes without images have no height; a line on the axis makes them visible.
         axes.plot([seen, len(counts)], [0, 0], color=WRONG, linewidth=5, solid_capstyle="butt")
-    # Ticks before the limits: room for labels is no place for numbers.
+    # The ticks are set before the limits, which leave space for labels.
     ticks = MaxNLocator(nbins=4, integer=True).tick_values(0, max(counts.max(), 1))
     axes.set_yticks([tick for tick in ticks if tick <= max(counts.max(), 1)])
     axes.yaxis.set_major_formatter("{x:,.0f}")
@@ -122,7 +122,7 @@ def _draw_curve(axes: Axes, record: DataRecord, split: str) -> None:
 
 
 def _name_ends(axes: Axes, record: DataRecord, counts: np.ndarray) -> None:
-    """Names the largest class above the curve's start, the smallest ones above its end."""
+    """Labels the largest class above the curve's start, the smallest ones above its end."""
     low, high = int(counts.min()), int(counts.max())
     top = max(high, 1)
     if low == high:
@@ -132,10 +132,10 @@ def _name_ends(axes: Axes, record: DataRecord, counts: np.ndarray) -> None:
         return
     largest = quote_names(_classes_of(record, counts, high), 1, NAME_LENGTH)
     _label(axes, (0, 1.06 * top), f"{largest}: {high:,}", "left", INK)
-    smallest = quote_names(_classes_of(record, counts, low), MOST_NAMED, NAME_LENGTH)
+    smallest = quote_names(_classes_of(record, counts, low), MAX_NAMED, NAME_LENGTH)
     text = f"{smallest}: {low:,}" if low else f"none: {smallest}"
     lines = textwrap.wrap(_unbroken(text), LINE_LENGTH, break_on_hyphens=False)
-    # The end's label stands on lines of its own, so that the two never meet.
+    # The labels of start and end are on different lines, so that they cannot overlap.
     axes.set_ylim(0, top * (1.22 + 0.2 * len(lines)))
     color = INK if low else WRONG
     _label(axes, (len(counts), 1.28 * top), "\n".join(lines), "right", color)
@@ -151,7 +151,7 @@ def _classes_of(record: DataRecord, counts: np.ndarray, count: int) -> list[str]
 
 
 def _unbroken(text: str) -> str:
-    """The text with no place to break a line but between two names."""
+    """The text with line breaks allowed only between two names."""
     tied = text.replace(" ", NO_BREAK_SPACE)
     return tied.replace(f"”,{NO_BREAK_SPACE}“", "”, “")
 

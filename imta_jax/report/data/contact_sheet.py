@@ -1,7 +1,7 @@
-"""The figure that shows the images themselves: a sheet of them, each above its class's name.
+"""Figure of a contact sheet: images of a split with the names of their classes.
 
-The images are not left to matplotlib to scale: they are laid out as one array of the figure's own
-pixels, each image's pixel a whole square of them, so that a sheet is as sharp as its images.
+Images are not scaled by matplotlib. They are composed into one array in pixels of the figure, with
+an integer scale, so that the sheet is as sharp as its images.
 """
 
 import textwrap
@@ -17,15 +17,15 @@ from matplotlib.textpath import text_to_path
 from imta_jax.report.data.record import SPLITS, DataRecord
 from imta_jax.report.style import DPI, INK, MUTED, RULE, new_figure, truncate
 
-MOST_IMAGES = 48
-WIDTH_PIXELS = 1408  # 8.8 inches, as the other figures
+MAX_IMAGES = 48
+WIDTH_PIXELS = 1408  # 8.8 inches, as in the other figures.
 MARGIN_PIXELS = 16
 GAP_PIXELS = 12
 FRAME_PIXELS = 2
 NAME_PIXELS = 34
 IDEAL_SIDE_PIXELS = 160
 COLUMNS = (6, 8)
-LONGEST_NAME = 40
+MAX_NAME_LENGTH = 40
 NAME_POINTS = 8
 TITLE_INCHES = 0.4
 LINE_INCHES = 0.17
@@ -34,15 +34,15 @@ CHARACTERS_PER_INCH = 14
 
 @dataclass(frozen=True)
 class SheetLayout:
-    """Where the images of a sheet stand; all lengths in pixels of the figure.
+    """Positions of the images of a sheet; all lengths in pixels of the figure.
 
     Attributes:
-      scale: figure pixels per image pixel, a whole number.
-      side: (height, width) of an image as drawn.
-      columns: images in a row.
-      rows: rows of images.
-      pitch: (down, across) from one image's corner to the next one's.
-      width: of the sheet, margins included.
+      scale: Figure pixels per image pixel, an integer.
+      side: (height, width) of a drawn image.
+      columns: Images per row.
+      rows: Number of rows.
+      pitch: (vertical, horizontal) distance between the corners of neighboring images.
+      width: Width of the sheet with margins.
     """
 
     scale: int
@@ -54,11 +54,11 @@ class SheetLayout:
 
     @property
     def height(self) -> int:
-        """Height of the sheet, names included."""
+        """Height of the sheet with names."""
         return self.rows * self.pitch[0]
 
     def corner(self, index: int) -> tuple[int, int]:
-        """(row, column) of the upper left pixel of an image, counted from 0."""
+        """(row, column) of the upper left pixel of an image, from 0."""
         row, column = divmod(index, self.columns)
         inset = (self.pitch[1] - GAP_PIXELS - self.side[1]) // 2
         top, left = FRAME_PIXELS + row * self.pitch[0], MARGIN_PIXELS + column * self.pitch[1]
@@ -66,13 +66,13 @@ class SheetLayout:
 
 
 def sheet_layout(count: int, height: int, width: int) -> SheetLayout:
-    """Lays out a number of images of a size in pixels: small ones enlarged, six to eight a row."""
+    """Lays out `count` images of a size in pixels: small ones enlarged, six to eight per row."""
     scale = max(1, round(IDEAL_SIDE_PIXELS / max(height, width)))
     side = scale * height, scale * width
     across = side[1] + GAP_PIXELS
     room = WIDTH_PIXELS - 2 * MARGIN_PIXELS
     columns = min(max(round(room / across), COLUMNS[0]), COLUMNS[1])
-    # Narrow images get their share of the row all the same: their names need it.
+    # Narrow images get a full column, which their names need.
     across = max(across, room // columns)
     return SheetLayout(
         scale=scale,
@@ -85,14 +85,14 @@ def sheet_layout(count: int, height: int, width: int) -> SheetLayout:
 
 
 def compose_sheet(images: np.ndarray, layout: SheetLayout) -> np.ndarray:
-    """The sheet as one picture, every image framed and unaltered but for whole repeats of pixels.
+    """Composes framed images into one array; pixels are repeated by the integer scale.
 
     Args:
       images: uint8 [M, H, W, C], C = 1 or 3.
-      layout: of M images of this size.
+      layout: Layout of M images of this size.
 
     Returns:
-      uint8 [layout.height, layout.width, 3], white where there is no image.
+      uint8 [layout.height, layout.width, 3], white outside of the images.
     """
     sheet = np.full((layout.height, layout.width, 3), 255, np.uint8)
     frame = np.round(255 * np.array(to_rgb(RULE))).astype(np.uint8)
@@ -103,28 +103,28 @@ def compose_sheet(images: np.ndarray, layout: SheetLayout) -> np.ndarray:
         around = [slice(top - FRAME_PIXELS, bottom + FRAME_PIXELS)]
         around += [slice(left - FRAME_PIXELS, right + FRAME_PIXELS)]
         sheet[tuple(around)] = frame
-        sheet[top:bottom, left:right] = large  # one channel becomes three
+        sheet[top:bottom, left:right] = large  # Broadcasts a single channel to three.
     return sheet
 
 
 def figure_contact_sheet(record: DataRecord, split: str = "train") -> Figure:
-    """Some images of a split as the network sees them, each with its class's name beneath.
+    """Draws images of a split as the network gets them, with the names of their classes.
 
     Args:
-      record: the data.
+      record: Record of the dataset.
       split: "train" or "validation".
 
     Returns:
-      The figure, with at most 48 images, in the order of the preview.
+      The figure, with at most 48 images in the order of the preview.
     """
     preview = record.previews[split]
-    images = preview.images[:MOST_IMAGES]
+    images = preview.images[:MAX_IMAGES]
     layout = sheet_layout(len(images), *images.shape[1:3])
     width = layout.width / DPI
     note = textwrap.wrap(_note(record, split, len(images)), int(CHARACTERS_PER_INCH * width))
     header = round(DPI * (TITLE_INCHES + LINE_INCHES * (len(note) + 1)))
     height = (layout.height + header) / DPI
-    title = f"{SPLITS[split].capitalize()} images as the network sees them"
+    title = f"{SPLITS[split].capitalize()} images as the network gets them"
     figure = new_figure(width, height, title, manual_layout=True)
     figure.text(
         0.012,
@@ -137,22 +137,22 @@ def figure_contact_sheet(record: DataRecord, split: str = "train") -> Figure:
         parse_math=False,
     )
     _draw_sheet(figure, compose_sheet(images, layout))
-    labels = preview.labels[:MOST_IMAGES]
+    labels = preview.labels[:MAX_IMAGES]
     _write_names(figure.axes[0], layout, [record.class_names[label] for label in labels])
     return figure
 
 
 def _note(record: DataRecord, split: str, shown: int) -> str:
-    """What was done to the images, and how many of them these are."""
-    whole = record.splits[split].examples
+    """Number, size and preprocessing of the images."""
+    total = record.splits[split].examples
     height, width = record.previews[split].images.shape[1:3]
-    exactly = "Prepared as test images are, nothing at random."
-    done = truncate(record.preprocessing, 400) if split == "train" else exactly
-    return f"{shown:,} of {whole:,} images, {height} x {width} pixels. {done}"
+    evaluation = "Preprocessing of test images, without augmentation."
+    applied = truncate(record.preprocessing, 400) if split == "train" else evaluation
+    return f"{shown:,} of {total:,} images, {height} x {width} pixels. {applied}"
 
 
 def _draw_sheet(figure: Figure, sheet: np.ndarray) -> None:
-    """Puts the sheet at the figure's foot, one array element on one pixel."""
+    """Draws the sheet at the bottom of the figure, one array element per pixel."""
     height, width = sheet.shape[:2]
     axes = figure.add_axes((0, 0, 1, height / round(figure.get_figheight() * DPI)))
     axes.imshow(sheet, interpolation="nearest", extent=(0, width, height, 0), aspect="auto")
@@ -176,9 +176,9 @@ def _write_names(axes: Axes, layout: SheetLayout, names: list[str]) -> None:
 
 
 def _fitted(name: str, pixels: float) -> str:
-    """The name, shortened to a width: letters differ too much to count them."""
+    """The name, truncated to a width in pixels."""
     font = FontProperties(size=NAME_POINTS)
-    for length in range(min(len(name), LONGEST_NAME), 1, -1):
+    for length in range(min(len(name), MAX_NAME_LENGTH), 1, -1):
         text = truncate(name, length)
         points = text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
         if points * DPI / 72 <= pixels:

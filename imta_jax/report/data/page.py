@@ -1,4 +1,4 @@
-"""The page about a run's data: what a careful person looks at before a long run."""
+"""The report of a dataset: its images, classes and input pipeline, to check before training."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from imta_jax.report.data.class_balance import (
-    LONGEST_NAME,
-    MOST_BARS,
+    MAX_BARS,
+    MAX_NAME_LENGTH,
     figure_class_balance,
-    unseen_finding,
+    missing_classes,
 )
 from imta_jax.report.data.contact_sheet import figure_contact_sheet
 from imta_jax.report.data.record import SPLITS, DataRecord, load_data_record
@@ -20,18 +20,17 @@ from imta_jax.report.rendering import (
     render,
     write_figures,
 )
-from imta_jax.report.run.tables import duration
-from imta_jax.report.style import pluralize, quote_names
+from imta_jax.report.style import format_duration, pluralize, quote_names
 from imta_jax.runtime.files import write_atomically
 
-MOST_NAMED = 30
+MAX_NAMED = 30
 CONSEQUENCES = {
-    "train": "The network cannot learn what it never sees.",
-    "validation": "Thresholds are chosen without such images.",
-    "test": "Results cannot tell how well such images are classified.",
+    "train": "The network does not learn classes without training images.",
+    "validation": "Thresholds are chosen without images of such classes.",
+    "test": "Results do not cover such classes.",
 }
 PIPELINES = {
-    "device": "images wait on the device, which also augments them",
+    "device": "images are stored and augmented on the device",
     "tf_data": "tf.data on the host",
     "numpy": "NumPy on the host",
 }
@@ -39,42 +38,42 @@ SECTIONS = (
     Section(
         "contact_sheet_train",
         partial(figure_contact_sheet, split="train"),
-        "What is the network trained on?",
-        "Each image after the random changes of training. Its class should still be there to be "
-        "seen, upright, in its right colors, and the name beneath should be the right one.",
+        "What do training images look like?",
+        "Images with the random augmentation of training. The object should be visible, upright "
+        "and in natural colors, and the class name below it should be correct.",
     ),
     Section(
         "contact_sheet_validation",
         partial(figure_contact_sheet, split="validation"),
-        "What is it judged on?",
-        "Validation images are prepared as test images are. They should look like the training "
-        "images, but for the random changes.",
+        "What do evaluation images look like?",
+        "Validation images have the preprocessing of test images. They should look like training "
+        "images without augmentation.",
     ),
     Section(
         "class_balance",
         figure_class_balance,
-        "Has each class its share?",
-        "Images per class in each split, every split on its own scale; a class without any is red. "
-        "Accuracies count images, not classes: a small class hardly moves them.",
+        "Are the classes balanced?",
+        "Images per class in each split, with one scale per split. Classes without images are red. "
+        "Accuracy is a mean over images, so a small class has little effect on it.",
     ),
 )
 
 
 def write_data_page(folder: str | Path) -> Path:
-    """Draws a run's data: two contact sheets, the class balance, and a page that embeds them.
+    """Writes the report of a dataset: two contact sheets, the class balance and a page.
 
     Args:
-      folder: `DIR/data` with `summary.json` and `preview.npz`, where DIR is the run's folder; the
+      folder: `DIR/data` with `summary.json` and `preview.npz`, where DIR is the run's folder. The
         figures (`contact_sheet_train.png`, `contact_sheet_validation.png`, `class_balance.png`)
-        and `index.html` are written into it too.
+        and `index.html` are written into it.
 
     Returns:
-      The path of `index.html`, which is written last: where it is new, all else is.
+      Path of `index.html`, which is written last.
 
     Raises:
-      FileNotFoundError: `summary.json` or `preview.npz` is not there.
-      ValueError: one of them is damaged or lacks a part. Either message names the file and the
-        command that writes it.
+      FileNotFoundError: `summary.json` or `preview.npz` does not exist.
+      ValueError: One of them is damaged or incomplete. Both messages name the file and the command
+        that writes it.
     """
     record = load_data_record(folder)
     figures = draw_figures(record, SECTIONS)
@@ -84,7 +83,7 @@ def write_data_page(folder: str | Path) -> Path:
 
 
 def render_data_page(record: DataRecord, figures: dict[str, bytes]) -> str:
-    """The page as HTML that embeds the figures (PNG by section name) and refers to nothing."""
+    """The page as self-contained HTML; `figures` has PNGs by section name."""
     return render(
         "data_page.html.jinja",
         SECTIONS,
@@ -93,59 +92,60 @@ def render_data_page(record: DataRecord, figures: dict[str, bytes]) -> str:
         lead=_lead(record),
         warnings=data_warnings(record),
         tiles=_tiles(record),
-        facts=data_facts(record),
+        properties=dataset_table(record),
         classes=classes_table(record),
-        most_open=MOST_BARS,
+        max_open_classes=MAX_BARS,
     )
 
 
 def data_warnings(record: DataRecord) -> list[tuple[str, str]]:
-    """What is wrong with the data, as (claim, detail): classes without images, skipped files."""
+    """Problems of the dataset as (problem, detail): classes without images, skipped files."""
     warnings = []
     for split in SPLITS:
-        unseen = record.classes_without(split)
-        if unseen:
-            # A single one is named by the finding.
-            names = f"{quote_names(unseen, MOST_NAMED, LONGEST_NAME)}. " if len(unseen) > 1 else ""
-            claim = unseen_finding(record, split) + (":" if names else ".")
-            warnings.append((claim, names + CONSEQUENCES[split]))
+        missing = record.classes_without(split)
+        if missing:
+            # A single class is named by the problem itself.
+            listed = quote_names(missing, MAX_NAMED, MAX_NAME_LENGTH)
+            names = f"{listed}. " if len(missing) > 1 else ""
+            problem = missing_classes(record, split) + (":" if names else ".")
+            warnings.append((problem, names + CONSEQUENCES[split]))
     for split, name in SPLITS.items():
-        facts = record.splits[split]
-        if facts.skipped:
-            claim = f"{pluralize(facts.skipped, f'{name} file')} skipped."
-            warnings.append((claim, f"{pluralize(facts.examples, 'image')} left."))
+        summary = record.splits[split]
+        if summary.skipped:
+            problem = f"{pluralize(summary.skipped, f'{name} file')} skipped."
+            warnings.append((problem, f"{pluralize(summary.examples, 'image')} remain."))
     return warnings
 
 
-def data_facts(record: DataRecord) -> pd.DataFrame:
-    """What the data are and how fast they come: two columns, `fact` and `value`."""
-    statistics, pipeline, machine = record.statistics, record.pipeline, record.machine
-    facts = [
-        ("Data", record.dataset),
+def dataset_table(record: DataRecord) -> pd.DataFrame:
+    """Dataset, preprocessing and pipeline throughput, in columns `property` and `value`."""
+    statistics, pipeline, hardware = record.statistics, record.pipeline, record.hardware
+    rows = [
+        ("Dataset", record.dataset),
         ("Source", record.source),
         ("Classes", f"{record.num_classes:,}"),
         ("Image height, width, channels", " x ".join(map(str, record.image_shape))),
         *((f"{name.capitalize()} images", _split(record, s)) for s, name in SPLITS.items()),
         ("Preprocessing", record.preprocessing),
-        ("Mean per channel, of pixels from 0 to 1", _numbers(statistics.mean)),
+        ("Mean per channel (pixels from 0 to 1)", _numbers(statistics.mean)),
         ("Standard deviation per channel", _numbers(statistics.std)),
-        ("Normalized by", statistics.source),
+        ("Normalization statistics", statistics.source),
         ("Pipeline", _pipeline(pipeline.name)),
         (
-            "Speed of the pipeline",
+            "Pipeline throughput",
             f"{pipeline.images_per_second:,.0f} images per second: {pipeline.images:,} in "
-            f"{duration(pipeline.seconds)}, in batches of {pipeline.batch_size:,}",
+            f"{format_duration(pipeline.seconds)}, in batches of {pipeline.batch_size:,}",
         ),
         (
             "Hardware",
-            f"{machine.devices} x {machine.device}, {pluralize(machine.cores, 'CPU core')}",
+            f"{hardware.devices} x {hardware.device}, {pluralize(hardware.cores, 'CPU core')}",
         ),
     ]
-    return pd.DataFrame(facts, columns=["fact", "value"])
+    return pd.DataFrame(rows, columns=["property", "value"])
 
 
 def classes_table(record: DataRecord) -> pd.DataFrame:
-    """One row per class: its number, name and images in each split, as texts."""
+    """One row per class with its number, name and images in each split, as text."""
     counts = {
         name: [f"{count:,}" for count in record.splits[split].per_class]
         for split, name in SPLITS.items()
@@ -155,40 +155,40 @@ def classes_table(record: DataRecord) -> pd.DataFrame:
 
 
 def _lead(record: DataRecord) -> str:
-    """One sentence: how many images of what."""
+    """One sentence with the numbers of training images and classes."""
     images = pluralize(record.splits["train"].examples, "image")
-    return f"{images} to train on, of {pluralize(record.num_classes, 'class', 'classes')}."
+    return f"{images} for training, {pluralize(record.num_classes, 'class', 'classes')}."
 
 
 def _tiles(record: DataRecord) -> list[tuple[str, str, str]]:
-    """(name, value, detail) of the numbers that open the page."""
+    """(name, value, detail) of the numbers at the top of the page."""
     splits, counts = record.splits, record.splits["train"].per_class
     others = [f"{splits[s].examples:,} {SPLITS[s]}" for s in ("validation", "test")]
-    rarest = quote_names(
+    smallest = quote_names(
         [record.class_names[k] for k in (counts == counts.min()).nonzero()[0]], 1, 24
     )
     return [
         (
             "Training images",
             f"{splits['train'].examples:,}",
-            f"beside {' and '.join(others)} images",
+            f"and {' and '.join(others)} images",
         ),
-        ("Fewest of a class", f"{counts.min():,}", f"{rarest}; at most {counts.max():,}"),
+        ("Smallest class", f"{counts.min():,}", f"{smallest}; the largest has {counts.max():,}"),
         ("Images per second", f"{record.pipeline.images_per_second:,.0f}", _epoch(record)),
     ]
 
 
 def _epoch(record: DataRecord) -> str:
-    """What the pipeline's speed means for a run."""
+    """The minimum time of an epoch at the pipeline's throughput."""
     if record.epoch_seconds is None:
         return _pipeline(record.pipeline.name)
-    return f"an epoch cannot take less than {duration(record.epoch_seconds)}"
+    return f"at least {format_duration(record.epoch_seconds)} per epoch"
 
 
 def _split(record: DataRecord, split: str) -> str:
-    facts = record.splits[split]
-    skipped = f"{pluralize(facts.skipped, 'file')} skipped" if facts.skipped else "no file skipped"
-    return f"{facts.examples:,}, {skipped}"
+    summary = record.splits[split]
+    skipped = pluralize(summary.skipped, "file") if summary.skipped else "no file"
+    return f"{summary.examples:,}, {skipped} skipped"
 
 
 def _pipeline(name: str) -> str:

@@ -1,8 +1,8 @@
-"""Reading a run's `data/` folder: what the page about the data shows, as one frozen record.
+"""Reads a run's `data/` folder into one frozen record for the report of the dataset.
 
-`launch.py --mode=data` writes `summary.json` (the facts) and `preview.npz` (some images of the
-training and the validation split, as the network gets them but before normalizing). Both are
-checked here, once, so that drawing can rely on them.
+`launch.py --mode=data` writes `summary.json` and `preview.npz`. The preview has some images of the
+training and validation splits, as the network gets them but before normalization. Both files are
+checked here once.
 """
 
 import json
@@ -18,7 +18,7 @@ import numpy as np
 
 SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 PREVIEWED = ("train", "validation")
-# What a truncated, altered or foreign file makes its reader raise.
+# Exceptions that reading a truncated or altered file may raise.
 _DAMAGED = (
     OSError,
     EOFError,
@@ -34,13 +34,13 @@ _DAMAGED = (
 
 
 @dataclass(frozen=True)
-class SplitFacts:
-    """One split in numbers.
+class SplitSummary:
+    """Numbers of one split.
 
     Attributes:
-      examples: its images.
-      per_class: int [K], images of each class.
-      skipped: files that were left out.
+      examples: Number of images.
+      per_class: Images of each class, integers [K].
+      skipped: Files that were skipped because they do not decode.
     """
 
     examples: int
@@ -50,7 +50,7 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What images are normalized by: `mean` and `std` per channel, [C], of pixels from 0 to 1."""
+    """Normalization: `mean` and `std` per channel, [C], of pixels from 0 to 1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -58,8 +58,8 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class PipelineFacts:
-    """How fast training batches were made: `images` in `seconds`, in batches of `batch_size`."""
+class PipelineThroughput:
+    """Measured throughput of training batches: `images` in `seconds`, `batch_size` per batch."""
 
     name: str
     batch_size: int
@@ -69,8 +69,8 @@ class PipelineFacts:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What it was measured on: the kind of device, how many, and the host's CPU cores."""
+class Hardware:
+    """Hardware of the measurement: kind and number of devices, and the host's CPU cores."""
 
     device: str
     devices: int
@@ -79,7 +79,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Preview:
-    """Some images of a split: `images` uint8 [M, H, W, C], C = 1 or 3; `labels` integers [M]."""
+    """Images of a split: `images` uint8 [M, H, W, C], C = 1 or 3; `labels` integers [M]."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -87,20 +87,20 @@ class Preview:
 
 @dataclass(frozen=True, repr=False)
 class DataRecord:
-    """The data of a run, as its folder tells them.
+    """The content of a run's folder `data/`.
 
     Attributes:
-      folder: the run's folder `data/`.
-      dataset: the dataset's name.
-      source: where it was read from.
-      class_names: [K], in the order of the labels.
-      image_shape: (H, W, C) of what the network gets.
-      preprocessing: one sentence.
-      splits: by name: "train", "validation" and "test".
-      statistics: what images are normalized by.
-      pipeline: how fast training batches are made.
-      machine: what that was measured on.
-      previews: by split: "train" (augmented) and "validation".
+      folder: The folder.
+      dataset: Name of the dataset.
+      source: Where it was read from.
+      class_names: Names of the K classes, in the order of the labels.
+      image_shape: (H, W, C) of the network's input.
+      preprocessing: One sentence.
+      splits: Summaries of "train", "validation" and "test".
+      statistics: Normalization statistics.
+      pipeline: Throughput of the input pipeline.
+      hardware: Hardware on which the throughput was measured.
+      previews: Images of "train" (augmented) and "validation".
     """
 
     folder: Path
@@ -109,10 +109,10 @@ class DataRecord:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     preprocessing: str
-    splits: dict[str, SplitFacts]
+    splits: dict[str, SplitSummary]
     statistics: Statistics
-    pipeline: PipelineFacts
-    machine: Machine
+    pipeline: PipelineThroughput
+    hardware: Hardware
     previews: dict[str, Preview]
 
     def __repr__(self) -> str:
@@ -120,17 +120,17 @@ class DataRecord:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, K, those without an image included."""
+        """Number of classes, K, including those without images."""
         return len(self.class_names)
 
     @property
     def epoch_seconds(self) -> float | None:
-        """The least time of an epoch: what making its batches takes; None if no speed is known."""
-        speed = self.pipeline.images_per_second
-        return self.splits["train"].examples / speed if speed > 0 else None
+        """Minimum time of an epoch at the pipeline's throughput; None if it is unknown."""
+        throughput = self.pipeline.images_per_second
+        return self.splits["train"].examples / throughput if throughput > 0 else None
 
     def classes_without(self, split: str) -> list[str]:
-        """Names of the classes of which a split has no image, in the order of the labels."""
+        """Names of the classes without images in a split, in the order of the labels."""
         return [self.class_names[k] for k in np.flatnonzero(self.splits[split].per_class == 0)]
 
 
@@ -141,30 +141,30 @@ def load_data_record(folder: str | Path) -> DataRecord:
       folder: `DIR/data`, where DIR is the folder given to `launch.py --workdir`.
 
     Raises:
-      FileNotFoundError: `summary.json` or `preview.npz` is not there.
-      ValueError: one of them is damaged or lacks a part. Either message names the file and the
-        command that writes it.
+      FileNotFoundError: `summary.json` or `preview.npz` does not exist.
+      ValueError: One of them is damaged or incomplete. Both messages name the file and the command
+        that writes it.
     """
     folder = Path(folder)
-    facts = _read(folder, "summary.json", _summary)
-    classes = len(facts["class_names"])
+    summary = _read(folder, "summary.json", _summary)
+    classes = len(summary["class_names"])
     previews = _read(folder, "preview.npz", lambda path: _previews(path, classes))
-    return DataRecord(folder=folder, previews=previews, **facts)
+    return DataRecord(folder=folder, previews=previews, **summary)
 
 
 def _read(folder: Path, name: str, parse: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """What `parse` makes of a file; its errors say which file it is and how to write it anew."""
+    """Parses a file; errors name the file and the command that writes it again."""
     path = folder / name
     remedy = (
         f"write it with `python launch.py --config=configs/NAME.py --workdir={folder.parent}"
         " --mode=data`"
     )
     if not path.exists():
-        raise FileNotFoundError(f"no data to look at: {path} is not there; {remedy}")
+        raise FileNotFoundError(f"{path} does not exist; {remedy}")
     try:
         return parse(path)
     except _DAMAGED as error:
-        found = f"no {error}" if isinstance(error, KeyError) else error
+        found = f"missing {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path} is damaged ({found}); {remedy}") from error
 
 
@@ -183,39 +183,41 @@ def _summary(path: Path) -> dict[str, Any]:
         "splits": {split: _split(split, summary["splits"][split], len(names)) for split in SPLITS},
         "statistics": _statistics(summary["statistics"], channels),
         "pipeline": _pipeline(summary["pipeline"]),
-        "machine": _machine(summary["environment"]),
+        "hardware": _hardware(summary["environment"]),
     }
 
 
-def _split(split: str, facts: dict[str, Any], classes: int) -> SplitFacts:
-    per_class = np.array([int(count) for count in facts["per_class"]], dtype=np.int64)
+def _split(split: str, entry: dict[str, Any], classes: int) -> SplitSummary:
+    per_class = np.array([int(count) for count in entry["per_class"]], dtype=np.int64)
     _expect(
         len(per_class) == classes,
-        f"splits.{split}.per_class has {len(per_class)} counts for {classes} classes",
+        f"splits.{split}.per_class must have {classes} counts; found {len(per_class)}",
     )
-    _expect(bool((per_class >= 0).all()), f"splits.{split}.per_class has a count below 0")
-    return SplitFacts(int(facts["examples"]), per_class, int(facts["skipped"]))
+    smallest = int(per_class.min())
+    _expect(smallest >= 0, f"splits.{split}.per_class must be at least 0; found {smallest}")
+    return SplitSummary(int(entry["examples"]), per_class, int(entry["skipped"]))
 
 
-def _statistics(facts: dict[str, Any], channels: int) -> Statistics:
-    mean, std = (tuple(float(value) for value in facts[name]) for name in ("mean", "std"))
+def _statistics(entry: dict[str, Any], channels: int) -> Statistics:
+    mean, std = (tuple(float(value) for value in entry[name]) for name in ("mean", "std"))
     _expect(
         len(mean) == len(std) == channels,
-        f"statistics has {len(mean)} mean and {len(std)} std for {channels} channels",
+        f"statistics must have {channels} mean and std; found {len(mean)} and {len(std)}",
     )
-    return Statistics(mean, std, str(facts["source"]))
+    return Statistics(mean, std, str(entry["source"]))
 
 
-def _pipeline(facts: dict[str, Any]) -> PipelineFacts:
-    seconds, speed = float(facts["seconds"]), float(facts["images_per_second"])
-    _expect(math.isfinite(seconds) and math.isfinite(speed), "pipeline has an endless time")
-    return PipelineFacts(
-        str(facts["name"]), int(facts["batch_size"]), int(facts["images"]), seconds, speed
+def _pipeline(entry: dict[str, Any]) -> PipelineThroughput:
+    seconds, throughput = float(entry["seconds"]), float(entry["images_per_second"])
+    finite = math.isfinite(seconds) and math.isfinite(throughput)
+    _expect(finite, f"pipeline must have finite numbers; found {seconds} s and {throughput}/s")
+    return PipelineThroughput(
+        str(entry["name"]), int(entry["batch_size"]), int(entry["images"]), seconds, throughput
     )
 
 
-def _machine(facts: dict[str, Any]) -> Machine:
-    return Machine(str(facts["device"]), int(facts["devices"]), int(facts["cores"]))
+def _hardware(entry: dict[str, Any]) -> Hardware:
+    return Hardware(str(entry["device"]), int(entry["devices"]), int(entry["cores"]))
 
 
 def _previews(path: Path, classes: int) -> dict[str, Preview]:
@@ -226,24 +228,28 @@ def _previews(path: Path, classes: int) -> dict[str, Preview]:
 def _preview(archive: Any, split: str, classes: int) -> Preview:
     names = [f"{split}_{part}" for part in ("images", "labels")]
     missing = [name for name in names if name not in archive.files]
-    _expect(not missing, f"no {', '.join(missing)}")
+    _expect(not missing, f"missing {', '.join(missing)}")
     images, labels = (archive[name] for name in names)
     _expect(
         images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] in (1, 3),
-        f"{split}_images is {images.dtype} {list(images.shape)}, expected uint8 [M, H, W, 1 or 3]",
+        f"{split}_images must be uint8 [M, H, W, 1 or 3]; found {_type_of(images)}",
     )
     _expect(images.size > 0, f"{split}_images is empty")
     _expect(
         labels.shape == images.shape[:1] and np.issubdtype(labels.dtype, np.integer),
-        f"{split}_labels is {labels.dtype} {list(labels.shape)} for {len(images)} images",
+        f"{split}_labels must be integers [{len(images)}]; found {_type_of(labels)}",
     )
     _expect(
         bool(((labels >= 0) & (labels < classes)).all()),
-        f"{split}_labels goes from {labels.min()} to {labels.max()} for {classes} classes",
+        f"{split}_labels must be 0 to {classes - 1}; found {labels.min()} to {labels.max()}",
     )
     return Preview(images, labels)
 
 
-def _expect(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise ValueError(otherwise)
+def _type_of(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def _expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,4 +1,4 @@
-"""The page: all figures and tables of a run in one HTML file that needs nothing else."""
+"""The report of a run: all figures and tables in one self-contained HTML file."""
 
 import json
 from pathlib import Path
@@ -25,75 +25,74 @@ SECTIONS = (
     Section(
         "budget_curve",
         figure_budget_curve,
-        "How much accuracy does a budget buy?",
-        "Further left is cheaper, higher is better: the thick line lets every image leave as soon "
-        "as an exit is confident enough, the numbered circles send all images to the same exit, "
-        "and the ring is the cheapest budget within "
+        "What accuracy does a budget give?",
+        "Lower cost is to the left, higher accuracy at the top. The thick line shows adaptive "
+        "inference: each image uses the first exit that is confident enough. A numbered circle "
+        "shows the accuracy if all images use that exit. The ring marks the cheapest budget within "
         f"{TOLERANCE_POINTS} points of the full network on validation images.",
     ),
     Section(
         "time",
         figure_time,
-        "And what does it buy in time?",
-        "The same network, with milliseconds per image on one device in place of multiply-adds: "
-        "thresholds were chosen on validation images for budgets in time, the circles are its "
-        "exits.",
+        "What accuracy does a time budget give?",
+        "As above, with measured milliseconds per image instead of multiply-adds. Thresholds are "
+        "chosen on validation images for time budgets. Circles are single exits.",
         needs="time",
     ),
     Section(
         "exit_shares",
         figure_exit_shares,
-        "Where do images leave?",
-        "Read a vertical slice from bottom to top: at that mean cost, the height of a color is "
-        "the share of images that leave at its exit; early exits are light, late ones dark.",
+        "Which exits do images use?",
+        "At each mean cost, the height of a color is the fraction of images that use its exit. "
+        "Early exits are light, late exits dark.",
     ),
     Section(
         "threshold_methods",
         figure_threshold_methods,
         "Does it matter how thresholds are chosen?",
-        "All methods choose on the same validation images. Below, each is compared, image by "
-        "image, with the geometric sweep at the same cost: where a bar crosses zero, the test "
-        "images cannot tell the two apart. Guaranteed thresholds keep to a tolerance below the "
-        "full network rather than to a budget.",
+        "All methods use the same validation images. The lower panel compares each with the "
+        "geometric sweep at equal cost, paired by image. If an interval includes zero, the "
+        "difference is not significant on these test images. Risk control keeps the accuracy "
+        "within a tolerance of the full network instead of meeting a budget.",
         needs="threshold_methods",
     ),
     Section(
         "gallery",
         figure_gallery,
         "What do easy and hard images look like?",
-        "Below each image stands its true class, then whether the network was right (✓) or what "
-        "it said instead (✗, framed), with its confidence at the exit where the image left.",
+        "Below each image: its true class, then ✓ for a correct prediction or ✗ and the predicted "
+        "class (framed), with the confidence at the exit that the image used.",
         needs="gallery",
     ),
     Section(
         "classes",
         figure_classes,
-        "Which classes leave early?",
-        "Each bar is one class, cheapest at the top: the longer its light part, the more of its "
-        "images the first exits can settle.",
+        "Which classes exit early?",
+        "Each bar is one class, the cheapest at the top. A longer light part means that more of "
+        "its images use the first exits.",
         needs="samples",
     ),
     Section(
         "exits",
         figure_exits,
-        "How good is each exit alone?",
-        "Accuracy should rise with depth; the calibration error is the mean distance between "
-        "how sure an exit is and how often it is right, so lower is better.",
+        "How accurate is each exit?",
+        "Accuracy should rise with depth. The calibration error is the mean difference between "
+        "an exit's confidence and its accuracy; lower is better.",
     ),
     Section(
         "reliability",
         figure_reliability,
-        "Can the confidence be trusted?",
-        "On the dashed diagonal an exit is right exactly as often as it says; below it, it is too "
-        "sure of itself. A larger point stands for more images.",
+        "Is the confidence calibrated?",
+        "On the dashed diagonal, accuracy equals confidence; below it, the exit is overconfident. "
+        "Larger points stand for more images.",
         needs="calibration",
     ),
     Section(
         "training",
         figure_training,
         "How did training go?",
-        "Strong lines are validation images, faint lines training images; dotted verticals mark "
-        "where the learning rate was lowered.",
+        "Strong lines show validation images, faint lines training images. Dotted vertical lines "
+        "mark drops of the learning rate.",
         needs="metrics",
     ),
 )
@@ -103,14 +102,14 @@ def write_report(workdir: str | Path) -> Path:
     """Writes a run's report into `workdir/report/`: figures, `tables.md` and `index.html`.
 
     Args:
-      workdir: a run's folder with `results.json`; see `load_run` for what else is read.
+      workdir: Folder of a run with `results.json`; see `load_run` for the other files it reads.
 
     Returns:
-      The path of `index.html`, which is written last: where it is new, all else is.
+      Path of `index.html`, which is written last.
 
     Raises:
-      FileNotFoundError: `results.json` is not there.
-      ValueError: `results.json` is damaged or lacks a part.
+      FileNotFoundError: `results.json` does not exist.
+      ValueError: `results.json` is damaged or incomplete.
     """
     run = load_run(workdir)
     folder = run.workdir / "report"
@@ -123,7 +122,7 @@ def write_report(workdir: str | Path) -> Path:
 
 
 def render_page(run: RunRecord, figures: dict[str, bytes]) -> str:
-    """The page as HTML that embeds the figures (PNG by section name) and refers to nothing."""
+    """The page as self-contained HTML; `figures` has PNGs by section name."""
     return render(
         "run_page.html.jinja",
         SECTIONS,
@@ -140,11 +139,11 @@ def render_page(run: RunRecord, figures: dict[str, bytes]) -> str:
 
 
 def _lead(run: RunRecord) -> str:
-    """One sentence: what was trained, on what, for how long."""
+    """One sentence with the network, the training images and the epochs."""
     backbone = (run.config.get("model") or {}).get("backbone") or "network"
     examples = (run.dataset.get("examples") or {}).get("train")
     images = f"{examples:,} images of " if examples else ""
-    epochs = [f"{facts['epochs']}" for facts in run.phases.values() if "epochs" in facts]
+    epochs = [f"{phase['epochs']}" for phase in run.phases.values() if "epochs" in phase]
     duration = f", {' + '.join(epochs)} epochs" if epochs else ""
     trained = f"trained on {images}{run.dataset['name']}{duration}"
     return f"{backbone} with {run.num_exits} exits, {trained}."

@@ -1,4 +1,4 @@
-"""The figure of a training: accuracy and loss over the epochs of both phases."""
+"""Figure of the training progress: accuracy and loss over the epochs of both phases."""
 
 from dataclasses import dataclass
 
@@ -21,13 +21,13 @@ from imta_jax.report.style import (
     white_outline,
 )
 
-PHASE_NAMES = {"phase_one": "phase I: the whole network", "phase_two": "phase II: last layers only"}
-MOST_DROPS = 4
+PHASE_NAMES = {"phase_one": "phase I: all parameters", "phase_two": "phase II: heads only"}
+MAX_DROPS = 4
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """One phase on the shared axis of epochs: its rows, and the epochs that came before it."""
+class _PhaseMetrics:
+    """Metrics of one phase on the shared epoch axis; `offset` is the number of earlier epochs."""
 
     name: str
     rows: pd.DataFrame
@@ -45,123 +45,123 @@ class _Stretch:
 
 
 def figure_training(run: RunRecord) -> Figure:
-    """Top-1 per exit and loss over epochs: validation in strong, training in faint lines.
+    """Draws top-1 per exit and loss over epochs: validation strong, training faint.
 
-    Reads `run.metrics`; returns the figure.
+    Reads `run.metrics`.
 
     Raises:
-      ValueError: the run logged no metrics.
+      ValueError: The run has no metrics.
     """
     if run.metrics is None:
-        raise ValueError(f"{run.workdir} has no metrics.jsonl to draw")
-    stretches = _stretches(run.metrics)
-    figure = new_figure(8.4, 6.2, _finding(stretches))
+        raise ValueError(f"{run.workdir} has no metrics.jsonl; train the run first")
+    phases = _split_phases(run.metrics)
+    figure = new_figure(8.4, 6.2, _title(phases))
     accuracy, loss = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
-    _draw_accuracy(accuracy, stretches, exit_colors(run.num_exits))
-    _draw_loss(loss, stretches)
+    _draw_accuracy(accuracy, phases, exit_colors(run.num_exits))
+    _draw_loss(loss, phases)
     style_axes(accuracy, y="top-1 (%)")
     percentage_ticks(accuracy)
     style_axes(loss, x="epoch", y="loss")
     for axes in (accuracy, loss):
-        axes.set_xlim(0 if stretches[-1].end > 1 else 0.5, stretches[-1].end + 0.5)
-        _divide_phases(axes, stretches)
+        axes.set_xlim(0 if phases[-1].end > 1 else 0.5, phases[-1].end + 0.5)
+        _divide_phases(axes, phases)
     loss.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _mark_learning_rate(accuracy, stretches)
-    _name_phases(accuracy, stretches)
+    _mark_learning_rate(accuracy, phases)
+    _name_phases(accuracy, phases)
     return figure
 
 
-def _stretches(metrics: pd.DataFrame) -> list[_Stretch]:
-    stretches: list[_Stretch] = []
+def _split_phases(metrics: pd.DataFrame) -> list[_PhaseMetrics]:
+    phases: list[_PhaseMetrics] = []
     for name in PHASES:
         rows = metrics[metrics["phase"] == name]
         if len(rows):
-            stretches.append(_Stretch(name, rows, stretches[-1].end if stretches else 0))
-    return stretches
+            phases.append(_PhaseMetrics(name, rows, phases[-1].end if phases else 0))
+    return phases
 
 
-def _final(stretch: _Stretch) -> np.ndarray:
-    """Top-1 per exit when the phase ended, on validation images where they were logged."""
-    validation = stretch.of("validation")
-    rows = validation if len(validation) else stretch.rows
+def _final(phase: _PhaseMetrics) -> np.ndarray:
+    """Top-1 per exit at the end of the phase, on validation images if they were logged."""
+    validation = phase.of("validation")
+    rows = validation if len(validation) else phase.rows
     return np.asarray(rows["top1_per_exit"].iloc[-1], dtype=float)
 
 
-def _finding(stretches: list[_Stretch]) -> str:
-    final = _final(stretches[-1])
-    if len(stretches) == 1:
-        epochs = f"{stretches[-1].end} epoch{'s' * (stretches[-1].end > 1)}"
+def _title(phases: list[_PhaseMetrics]) -> str:
+    final = _final(phases[-1])
+    if len(phases) == 1:
+        epochs = f"{phases[-1].end} epoch{'s' * (phases[-1].end > 1)}"
         ends = f"{final[0]:.1f}% at exit 1, {final[-1]:.1f}% at exit {len(final)}"
         return f"Validation top-1 after {epochs}: {ends}"
-    change = final - _final(stretches[0])
+    change = final - _final(phases[0])
     return (
-        f"Phase II moves the exits' validation top-1 by {format_signed(change.min())} to "
+        f"Phase II changes the exits' validation top-1 by {format_signed(change.min())} to "
         f"{format_signed(change.max())} points"
     )
 
 
-def _draw_accuracy(axes: Axes, stretches: list[_Stretch], colors: list[str]) -> None:
-    for stretch in stretches:
+def _draw_accuracy(axes: Axes, phases: list[_PhaseMetrics], colors: list[str]) -> None:
+    for phase in phases:
         for split, style in (("train", {"linewidth": 0.9, "alpha": 0.45}), ("validation", {})):
-            if not len(stretch.of(split)):
+            if not len(phase.of(split)):
                 continue
-            top1 = np.stack(stretch.of(split)["top1_per_exit"].to_list())
+            top1 = np.stack(phase.of(split)["top1_per_exit"].to_list())
             for exit_, color in enumerate(colors):
-                _line(axes, stretch.epochs(split), top1[:, exit_], color, style)
-    axes.set_ylim(*_accuracy_limits(stretches))
-    final = _final(stretches[-1])
+                _line(axes, phase.epochs(split), top1[:, exit_], color, style)
+    axes.set_ylim(*_accuracy_limits(phases))
+    final = _final(phases[-1])
     names = [f"exit {i + 1}  {value:.1f}%" for i, value in enumerate(final)]
-    label_line_ends(axes, stretches[-1].end, final, names, colors)
+    label_line_ends(axes, phases[-1].end, final, names, colors)
 
 
 def _line(
     axes: Axes, epochs: np.ndarray, values: np.ndarray, color: str, style: dict[str, float]
 ) -> None:
-    """A line; of a few epochs also the points, since one point alone makes no line."""
+    """Draws a line, with markers for few epochs, since a single point has no line."""
     marker = "o" if len(epochs) < 6 else ""
     axes.plot(
         epochs, values, marker=marker, markersize=4, color=color, **{"linewidth": 1.7, **style}
     )
 
 
-def _accuracy_limits(stretches: list[_Stretch]) -> tuple[float, float]:
-    """Leaves out the first tenth of the epochs, in which accuracy jumps and says little."""
-    start = 0.1 * stretches[-1].end
+def _accuracy_limits(phases: list[_PhaseMetrics]) -> tuple[float, float]:
+    """Limits that ignore the first tenth of the epochs, in which accuracy is unstable."""
+    start = 0.1 * phases[-1].end
     values = np.concatenate(
         [
             np.stack(s.rows["top1_per_exit"].to_list())[s.offset + s.rows["epoch"] > start].ravel()
-            for s in stretches
+            for s in phases
         ]
     )
     margin = max(0.06 * (values.max() - values.min()), 0.5)
     return values.min() - margin, values.max() + 2.2 * margin
 
 
-def _draw_loss(axes: Axes, stretches: list[_Stretch]) -> None:
+def _draw_loss(axes: Axes, phases: list[_PhaseMetrics]) -> None:
     ends: dict[str, float] = {}
-    for stretch in stretches:
+    for phase in phases:
         for split, style in (("train", {"linewidth": 1.0, "alpha": 0.55}), ("validation", {})):
-            losses = stretch.of(split)["loss"].to_numpy(dtype=float)
+            losses = phase.of(split)["loss"].to_numpy(dtype=float)
             if len(losses):
-                _line(axes, stretch.epochs(split), losses, INK, style)
+                _line(axes, phase.epochs(split), losses, INK, style)
                 ends[split] = losses[-1]
     names = {"train": "training", "validation": "validation"}
     axes.set_ylim(*axes.get_ylim())
     label_line_ends(
-        axes, stretches[-1].end, list(ends.values()), [names[s] for s in ends], [INK] * len(ends)
+        axes, phases[-1].end, list(ends.values()), [names[s] for s in ends], [INK] * len(ends)
     )
 
 
-def _divide_phases(axes: Axes, stretches: list[_Stretch]) -> None:
-    for stretch in stretches[1:]:
-        axes.axvline(stretch.offset + 0.5, color=INK, linewidth=1)
+def _divide_phases(axes: Axes, phases: list[_PhaseMetrics]) -> None:
+    for phase in phases[1:]:
+        axes.axvline(phase.offset + 0.5, color=INK, linewidth=1)
 
 
-def _name_phases(axes: Axes, stretches: list[_Stretch]) -> None:
-    for stretch in stretches:
+def _name_phases(axes: Axes, phases: list[_PhaseMetrics]) -> None:
+    for phase in phases:
         axes.annotate(
-            PHASE_NAMES[stretch.name],
-            (stretch.offset + 0.5 if stretch.offset else axes.get_xlim()[0], 1.0),
+            PHASE_NAMES[phase.name],
+            (phase.offset + 0.5 if phase.offset else axes.get_xlim()[0], 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(4, 4),
             textcoords="offset points",
@@ -170,15 +170,15 @@ def _name_phases(axes: Axes, stretches: list[_Stretch]) -> None:
         )
 
 
-def _mark_learning_rate(axes: Axes, stretches: list[_Stretch]) -> None:
-    """Marks where the learning rate falls to half or less; a smooth schedule has no such places."""
-    for stretch in stretches:
-        rates = stretch.of("train")["learning_rate"].to_numpy(dtype=float)
+def _mark_learning_rate(axes: Axes, phases: list[_PhaseMetrics]) -> None:
+    """Marks epochs at which the learning rate falls to half or less."""
+    for phase in phases:
+        rates = phase.of("train")["learning_rate"].to_numpy(dtype=float)
         drops = np.flatnonzero(rates[1:] <= 0.5 * rates[:-1]) + 1
-        if len(drops) > MOST_DROPS:
+        if len(drops) > MAX_DROPS:
             continue
         for drop in drops:
-            x = stretch.epochs("train")[drop] - 0.5
+            x = phase.epochs("train")[drop] - 0.5
             axes.axvline(x, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
             axes.annotate(
                 f"learning rate {rates[drop]:.2g}",

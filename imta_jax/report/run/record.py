@@ -1,9 +1,8 @@
-"""Reading a run's folder: everything the report shows, as one frozen record.
+"""Reads a run's folder into one frozen record for the report.
 
-Only files that `launch.py` writes are read; nothing is computed here that needs a network, so a
-report can be made on a laptop from a copied folder. Accuracies and calibration errors are
-percentages; costs are cumulative multiply-adds per image; exits count from 1 in `results.json` and
-from 0 in arrays.
+Only files that `launch.py` writes are read. Nothing here needs the network, so a report can be
+drawn from a copied folder. Accuracies and calibration errors are percentages. Costs are cumulative
+multiply-adds per image. Exits count from 1 in `results.json` and from 0 in arrays.
 """
 
 import json
@@ -20,28 +19,28 @@ REQUIRED = ("dataset", "phases", "environment", "exits", "budget_curve")
 
 @dataclass(frozen=True, repr=False)
 class RunRecord:
-    """One run, as its folder tells it.
+    """The content of a run's folder.
 
     Attributes:
-      workdir: the run's folder.
-      config: `config.json`, nested; empty if the file is absent.
-      dataset: name, class names, image shape, number of examples per split, statistics.
-      phases: what each phase took, by phase name; a phase that was not run is left out.
-      environment: device, versions, seed, time of finishing.
-      exits: one row per exit, by rising cost: `exit` (from 1), `macs`, `published_ops`, `params`,
+      workdir: The run's folder.
+      config: `config.json`, nested; empty without the file.
+      dataset: Name, class names, image shape, examples per split and statistics.
+      phases: Epochs, steps and time of each phase by name; phases that were not run are omitted.
+      environment: Device, versions, seed and time of completion.
+      exits: One row per exit, by rising cost: `exit` (from 1), `macs`, `published_ops`, `params`,
         `top1`, `top5`, `ece`.
-      budget_curve: one row per budget, by rising `mean_macs`: also `quota`, `thresholds`,
+      budget_curve: One row per budget, by rising `mean_macs`: also `quota`, `thresholds`,
         `validation_top1`, `top1`, `exit_fractions`.
-      reported_budgets: the budgets chosen for tables, by rising `budget` (a fraction of the last
-        exit's multiply-adds); may be empty.
-      threshold_methods: how several ways to choose thresholds compare: `points` (see
-        `evaluation.comparison_rows`) and the terms of their intervals; None in older results.
-      metrics: one row per phase, split and epoch, or None if no phase left any.
-      samples: one row per test image with its exit at each reported budget, or None; None
-        also where no budget was reported.
-      gallery: arrays of easy and hard images, or None.
+      reported_budgets: Rows of the budget curve for tables, by rising `budget` (a fraction of the
+        last exit's multiply-adds); may be empty.
+      threshold_methods: Comparison of methods of choosing thresholds: `points` (see
+        `evaluation.comparison_rows`) and the settings of their intervals; None in older results.
+      metrics: One row per phase, split and epoch; None without any.
+      samples: One row per test image with its exit at each reported budget; None without the file
+        or without reported budgets.
+      gallery: Arrays of easy and hard images, or None.
       calibration: `confidence`, `accuracy`, `count`, each [E, bins], or None.
-      time: what exits cost in milliseconds where it was measured (`inference.timing`), or None.
+      time: Measured milliseconds per exit and budget (`inference.timing`), or None.
     """
 
     workdir: Path
@@ -69,16 +68,16 @@ class RunRecord:
 
     @property
     def full_macs(self) -> float:
-        """Multiply-adds of one image that goes through the last exit."""
+        """Multiply-adds of the last exit."""
         return float(self.exits["macs"].iloc[-1])
 
     @property
     def full_top1(self) -> float:
-        """Test top-1 of the last exit alone, in percent."""
+        """Test top-1 of the last exit in percent."""
         return float(self.exits["top1"].iloc[-1])
 
     def class_name(self, label: int) -> str:
-        """The name of a class, or its number where the dataset names none."""
+        """The name of a class, or its number if the dataset has no names."""
         names = self.dataset.get("class_names") or []
         return str(names[label]) if 0 <= label < len(names) else str(label)
 
@@ -87,14 +86,14 @@ def load_run(workdir: str | Path) -> RunRecord:
     """Reads a run's folder.
 
     Args:
-      workdir: the folder given to `launch.py --workdir`.
+      workdir: The folder given to `launch.py --workdir`.
 
     Returns:
-      The record; parts whose file is absent are None (or empty, see `RunRecord`).
+      The record. Attributes without a file are None or empty, see `RunRecord`.
 
     Raises:
-      FileNotFoundError: `results.json` is not there; the message has the command that writes it.
-      ValueError: `results.json` is damaged or lacks a part.
+      FileNotFoundError: `results.json` does not exist. The message has the command that writes it.
+      ValueError: `results.json` is damaged or incomplete.
     """
     workdir = Path(workdir)
     results = _read_results(workdir)
@@ -104,7 +103,7 @@ def load_run(workdir: str | Path) -> RunRecord:
         workdir=workdir,
         config=json.loads(config.read_text(encoding="utf-8")) if config.exists() else {},
         dataset=results["dataset"],
-        phases={name: facts for name, facts in results["phases"].items() if facts},
+        phases={name: phase for name, phase in results["phases"].items() if phase},
         environment=results["environment"],
         exits=_frame(results["exits"], by="macs"),
         budget_curve=_frame(results["budget_curve"], by="mean_macs"),
@@ -125,15 +124,15 @@ def _read_results(workdir: Path) -> dict[str, Any]:
         " --mode=evaluate`"
     )
     if not path.exists():
-        raise FileNotFoundError(f"no results to report: {path} is not there; {remedy}")
+        raise FileNotFoundError(f"{path} does not exist; {remedy}")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); {remedy}") from error
-    # An empty list of exits or budgets is as good as none: there is nothing to draw.
+    # Empty lists of exits or budgets count as missing: there is nothing to draw.
     missing = [name for name in REQUIRED if not results.get(name)]
     if missing:
-        raise ValueError(f"{path} has no {', '.join(missing)}; {remedy}")
+        raise ValueError(f"{path} is incomplete: missing {', '.join(missing)}; {remedy}")
     return results
 
 
@@ -143,23 +142,23 @@ def _frame(rows: list[dict[str, Any]], by: str) -> pd.DataFrame:
 
 
 def load_progress(workdir: str | Path) -> RunRecord:
-    """Reads a run that is still being trained: enough for `figure_training`, and no more.
+    """Reads a run that is still training, for `figure_training`.
 
     Args:
-      workdir: the folder given to `launch.py --workdir`.
+      workdir: The folder given to `launch.py --workdir`.
 
     Returns:
-      A record whose `metrics` are those logged so far, and whose other parts are empty or None.
+      A record with the metrics logged so far. All other attributes are empty or None.
 
     Raises:
-      FileNotFoundError: no epoch was logged yet.
+      FileNotFoundError: No epoch has been logged yet.
     """
     workdir = Path(workdir)
     metrics = read_metrics(workdir)
     if metrics is None:
         raise FileNotFoundError(
-            f"{workdir} has no metrics.jsonl of any phase yet; wait for the first epoch's end, or "
-            "is it another folder?"
+            f"{workdir} has no metrics.jsonl in phase_one or phase_two; wait for the end of the "
+            "first epoch, or check the path"
         )
     exits = pd.DataFrame({"exit": range(1, 1 + len(metrics["top1_per_exit"].iloc[0]))})
     empty = pd.DataFrame()
@@ -170,12 +169,14 @@ def load_progress(workdir: str | Path) -> RunRecord:
 
 
 def read_metrics(workdir: str | Path) -> pd.DataFrame | None:
-    """What both phases logged, one row per phase, split and epoch; None before the first.
-
-    `phase` is the folder's name, whatever the rows say. May be called while the run is training.
+    """Reads the metrics of both phases; may be called while the run is training.
 
     Args:
-      workdir: the folder given to `launch.py --workdir`.
+      workdir: The folder given to `launch.py --workdir`.
+
+    Returns:
+      One row per phase, split and epoch, or None before the first. The column `phase` has the name
+      of the phase's folder.
     """
     paths = {phase: Path(workdir) / phase / "metrics.jsonl" for phase in PHASES}
     rows = [
@@ -186,13 +187,13 @@ def read_metrics(workdir: str | Path) -> pd.DataFrame | None:
     ]
     if not rows:
         return None
-    # A run that was killed and went on logs an epoch twice; the later row is the one that counts.
+    # A run that was killed and resumed logs an epoch twice; the later row counts.
     frame = pd.DataFrame(rows).drop_duplicates(["phase", "split", "epoch"], keep="last")
     return frame.sort_values(["phase", "epoch"], kind="stable", ignore_index=True)
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines that are whole; a kill can leave half a line behind."""
+    """Parses the complete lines; a killed run may leave an incomplete one."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -206,7 +207,7 @@ def _read_samples(path: Path) -> pd.DataFrame | None:
     if not path.exists():
         return None
     samples = pd.read_parquet(path)
-    # Where no budget could be reported, nothing is known of how each image fared.
+    # Without reported budgets the file has no exits and predictions.
     return samples if any(name.startswith("budget_") for name in samples.columns) else None
 
 

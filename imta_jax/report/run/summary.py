@@ -1,4 +1,4 @@
-"""The operating point that opens a report."""
+"""The operating point at the top of the report."""
 
 from imta_jax.evaluation.operating_points import (
     OperatingPoint,
@@ -14,8 +14,8 @@ def operating_point(run: RunRecord, tolerance_points: float = TOLERANCE_POINTS) 
     """The cheapest point whose validation accuracy is close to the full network's.
 
     Args:
-      run: the run.
-      tolerance_points: allowed loss of validation top-1 against the last exit, in percentage
+      run: The run.
+      tolerance_points: Allowed loss of validation top-1 against the last exit, in percentage
         points.
 
     Returns:
@@ -28,5 +28,5 @@ def operating_point(run: RunRecord, tolerance_points: float = TOLERANCE_POINTS) 
 
 
 def full_validation_top1(run: RunRecord) -> float:
-    """Validation top-1 of the last exit, percent."""
+    """Validation top-1 of the last exit in percent."""
     return float(run.exits["validation_top1"].iloc[-1])

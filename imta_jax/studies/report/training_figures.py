@@ -174,4 +174,4 @@ def _rank_title(study: StudyRecord, pairs: list[Pair]) -> str:
     if not both or not all(len(values) for values in both):
         return f"Confidence ranks without and with ISC on {study.dataset_title}"
     without, using = (float(values.mean()) for values in both)
-    return f"Rank correlation of exits 1 and 2: {without:.3f} without ISC, {using:.3f} with ISC"
+    return f"Rank correlation: {without:.3f} without ISC, {using:.3f} with it"
