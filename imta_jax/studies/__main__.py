@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from imta_jax.errors import InputError, UserError
 from imta_jax.studies.report.page import write_study_report
 from imta_jax.studies.report.record import parse_study, read_json
 
@@ -36,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         studies = [_read_study(path) for path in options.studies]
         out = Path(options.out)
         if out.exists() and not out.is_dir():
-            raise ValueError(f"--out must be a folder; found a file: {out}")
-    except (FileNotFoundError, ValueError) as error:
+            raise InputError(f"--out must be a folder; found a file: {out}")
+    except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(write_study_report(studies, out))

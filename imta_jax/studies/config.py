@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from imta_jax.config import RunConfig
-from imta_jax.errors import unknown_name
+from imta_jax.errors import InputError, unknown_name
 
 TECHNIQUES = ("GE", "ISC", "OFA")
 
@@ -110,7 +110,7 @@ class StudyConfig:
         if isinstance(config, cls):
             return config
         if not is_study(config):
-            raise ValueError(
+            raise InputError(
                 "config.arms is missing: --mode=study needs the config of a study, for example "
                 "configs/studies/ablation.py:quickstart; omit --mode to train this config"
             )
@@ -140,11 +140,11 @@ class StudyConfig:
                 self._check_variant_name(f"config.arms.{name}.against", against)
         valid = all(_is_count(seed) for seed in self.seeds)
         if not valid or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(
+            raise InputError(
                 f"config.seeds must be distinct integers of at least 0; found {self.seeds}"
             )
         if not _is_count(self.gradient_variance_images):
-            raise ValueError(
+            raise InputError(
                 "config.gradient_variance_images must be an integer of at least 0; found "
                 f"{self.gradient_variance_images!r}"
             )
@@ -164,7 +164,7 @@ def _check_fields(section: str, values: Mapping[str, Any], fields: Iterable[str]
             raise unknown_name(f"field of {section}", name, fields)
     missing = [f"{section}.{name}" for name in fields if name not in values]
     if missing:
-        raise ValueError(f"missing {', '.join(missing)}; set a value for each")
+        raise InputError(f"missing {', '.join(missing)}; set a value for each")
 
 
 def _flatten(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from imta_jax.errors import InputError
 from imta_jax.models import MultiExitClassifier
 from imta_jax.techniques import cross_entropy
 from imta_jax.training.objectives import PhaseOneObjective
@@ -79,7 +80,7 @@ def gradient_variance(
 
     parts = [batch_sums(state, images, labels) for images, labels in batches]
     if not parts:
-        raise ValueError("batches is empty; expected at least one batch")
+        raise InputError("batches is empty; expected at least one batch")
     total = jax.tree.map(lambda *leaves: sum(np.asarray(x, np.float64) for x in leaves), *parts)
     return _variances(total)
 

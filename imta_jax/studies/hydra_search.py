@@ -1,12 +1,12 @@
-"""Which Hydra-Res fits the paper's Table 1: a search over closed forms, for whoever doubts it.
+"""Searches for the Hydra-Res configuration that reproduces the costs in the paper's Table 1.
 
     python -m imta_jax.studies.hydra_search
 
-The published table has parameters and multiply-adds of eight networks, and nothing else is known of
-them. Candidates are HydraNets on a ResNet of 16, 32 and 64 channels with d blocks per group: how
-many groups the stem has, how many branches are stored and run, what the gate is, how shortcuts
-change shape and how features are combined. All are counted here; the best is what `hydranet.py`
-builds, and a test holds this count and the traced network together.
+The table has the parameters and multiply-adds of eight networks; their configuration is not
+published. Candidates are HydraNets on a ResNet with 16, 32 and 64 channels and d blocks per group.
+They differ in the groups of the stem, the stored and active branches, the gate, the shortcuts and
+the combination of features. Costs are computed in closed form. `models/baselines/hydranet.py`
+builds the best candidate; a test compares its traced costs with these.
 """
 
 import dataclasses
@@ -29,22 +29,22 @@ TABLE_ONE = {
 }
 _WIDTHS, _IMAGE_CHANNELS, _SIDE, _CLASSES = (16, 32, 64), 3, 32, 100
 
-# (parameters, multiply-adds) of a part.
+# (parameters, multiply-adds).
 Cost = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A configuration.
+    """A configuration of a Hydra-Res.
 
     Attributes:
-      stem_groups: of the three groups, those before the branches.
-      branches: stored.
-      active: run for an image.
-      gate: "linear" on the pooled stem, or "branch", built like a branch.
+      stem_groups: Groups before the branches, of three.
+      branches: Number of stored branches.
+      active: Number of branches that run for an image.
+      gate: "linear" on the pooled stem, or "branch", which has the structure of a branch.
       shortcut: "A" (without parameters) or "B" (1x1 convolution).
-      combiner: "sum" of weighted features, "concatenate" (zeros where none ran), or "project", the
-        sum after a square linear layer in every branch.
+      combiner: "sum" of weighted features, "concatenate" (zeros for inactive branches), or
+        "project" (sum after a square linear layer in every branch).
     """
 
     stem_groups: int
@@ -56,7 +56,7 @@ class Candidate:
 
 
 def cost(candidate: Candidate, d: int) -> Cost:
-    """Parameters stored and multiply-adds run of a candidate with d blocks per group."""
+    """Stored parameters and executed multiply-adds of a candidate with d blocks per group."""
     stem = [_conv(_IMAGE_CHANNELS, _WIDTHS[0], 3, _SIDE**2)]
     split = candidate.stem_groups
     stem += [_group(candidate, number, d) for number in range(split)]
@@ -81,29 +81,32 @@ def cost(candidate: Candidate, d: int) -> Cost:
 
 
 def deviations(candidate: Candidate) -> dict[int, tuple[float, float]]:
-    """By d: how far parameters and multiply-adds are off the table, in percent of it."""
-    found = {}
+    """Relative errors (percent) of parameters and multiply-adds against the table, by d."""
+    errors = {}
     for d, printed in TABLE_ONE.items():
         ours = cost(candidate, d)
-        found[d] = tuple(100 * (o / 1e6 / p - 1) for o, p in zip(ours, printed, strict=True))
-    return found
+        errors[d] = tuple(100 * (o / 1e6 / p - 1) for o, p in zip(ours, printed, strict=True))
+    return errors
 
 
 def search() -> list[tuple[float, Candidate]]:
-    """All candidates near the table, the best first, with their largest deviation in percent.
+    """Ranks all candidates by their largest deviation in percent.
 
-    Of those that fit equally well to a hundredth of a percent, the first is the one whose branches
-    are as many as CIFAR-100 has superclasses (20), nearest first.
+    Candidates with equal deviations (to 0.01%) are ranked by the distance of the number of branches
+    to 20, the number of superclasses of CIFAR-100.
+
+    Returns:
+      Pairs (largest deviation, candidate), the best first.
     """
-    found = []
+    ranked = []
     for candidate in _candidates():
         worst = max(abs(value) for pair in deviations(candidate).values() for value in pair)
-        found.append((worst, candidate))
-    return sorted(found, key=lambda entry: (round(entry[0], 2), abs(entry[1].branches - 20)))
+        ranked.append((worst, candidate))
+    return sorted(ranked, key=lambda entry: (round(entry[0], 2), abs(entry[1].branches - 20)))
 
 
 def _candidates() -> Iterator[Candidate]:
-    """Every choice of the parts, with the counts of branches that meet the last row."""
+    """Yields all combinations, with numbers of branches that match the last row of the table."""
     d = max(TABLE_ONE)
     params, macs = (1e6 * value for value in TABLE_ONE[d])
     for stem_groups, gate, shortcut, combiner in itertools.product(
@@ -122,7 +125,7 @@ def _around(value: float) -> tuple[int, int]:
 
 
 def _group(candidate: Candidate, number: int, d: int) -> Cost:
-    """The blocks of group `number` (from 0): the first one of a later group halves the map."""
+    """Cost of group `number` (from 0); the first block of later groups halves the map."""
     width, pixels = _WIDTHS[number], (_SIDE // 2**number) ** 2
     inputs = _WIDTHS[number - 1] if number else width
     parts = [_conv(inputs, width, 3, pixels)]
@@ -133,7 +136,7 @@ def _group(candidate: Candidate, number: int, d: int) -> Cost:
 
 
 def _conv(inputs: int, outputs: int, kernel: int, pixels: int) -> Cost:
-    """A convolution with the scale and shift of its batch normalization."""
+    """Cost of a convolution with the scale and shift of its batch normalization."""
     weights = inputs * outputs * kernel**2
     return weights + 2 * outputs, weights * pixels
 
@@ -148,16 +151,16 @@ def _total(costs: list[Cost]) -> Cost:
 
 
 def main() -> None:
-    """Prints the best candidates, and the best one row by row."""
+    """Prints the best candidates, and all rows of the best one."""
     ranked = search()
     best = ranked[0][1]
-    top = [{"off at most, %": worst} | dataclasses.asdict(c) for worst, c in ranked[:8]]
+    top = [{"largest error, %": worst} | dataclasses.asdict(c) for worst, c in ranked[:8]]
     print(tabulate(top, headers="keys", floatfmt=".2f"))
     table = []
     for d, (params, macs) in TABLE_ONE.items():
-        ours, off = cost(best, d), deviations(best)[d]
-        table.append((d, params, ours[0] / 1e6, off[0], macs, ours[1] / 1e6, off[1]))
-    columns = ("d", "params, M", "ours", "off, %", "multiply-adds, M", "ours", "off, %")
+        ours, errors = cost(best, d), deviations(best)[d]
+        table.append((d, params, ours[0] / 1e6, errors[0], macs, ours[1] / 1e6, errors[1]))
+    columns = ("d", "params, M", "ours", "error, %", "multiply-adds, M", "ours", "error, %")
     print("\n" + tabulate(table, headers=columns, floatfmt=".2f"))
 
 

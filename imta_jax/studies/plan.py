@@ -7,6 +7,7 @@ from typing import Any
 
 from imta_jax.data import Dataset, DatasetInfo, dataset_info, load_dataset
 from imta_jax.distributed import first_process_first
+from imta_jax.errors import InputError
 from imta_jax.evaluation import ExitCosts, exit_costs
 from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences, to_json_types
 from imta_jax.studies.config import StudyConfig
@@ -107,7 +108,7 @@ def check_settings_unchanged(settings: Mapping[str, Any], folder: Path) -> None:
     if lines:
         more = len(lines) - _MAX_LISTED_FIELDS
         shown = lines[:_MAX_LISTED_FIELDS] + ([f"... and {more} more"] if more > 0 else [])
-        raise ValueError(
+        raise InputError(
             f"{folder} has results of variants with other settings; use another --workdir, or "
             "restore these values:\n  " + "\n  ".join(shown)
         )

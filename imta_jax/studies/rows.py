@@ -12,6 +12,7 @@ from scipy.stats import rankdata, spearmanr
 
 from imta_jax.config import DataConfig, PhaseConfig, RunConfig
 from imta_jax.data import Dataset, HostPipeline, eval_batches
+from imta_jax.errors import InputError
 from imta_jax.evaluation import ExitCosts, Predictions, budget_curve
 from imta_jax.evaluation.predictions import confidence
 from imta_jax.evaluation.run import exit_rows
@@ -112,7 +113,7 @@ def gradient_variance_results(
     batches = list(_normalized_batches(dataset, config.data, images))
     if not batches:
         count = len(dataset.splits["validation"])
-        raise ValueError(
+        raise InputError(
             f"config.gradient_variance_images must fill a batch of {_GRADIENT_BATCH} images; found "
             f"{images}, with {count} validation images"
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from imta_jax.config import RunConfig
-from imta_jax.errors import unknown_name
+from imta_jax.errors import InputError, unknown_name
 from imta_jax.evaluation import check_evaluation_config
 from imta_jax.studies.config import StudyConfig
 from imta_jax.training import check_training_config
@@ -72,7 +72,7 @@ def study_variants(study: StudyConfig) -> list[Variant]:
             check_training_config(variant.config)
             check_evaluation_config(variant.config)
         except ValueError as error:
-            raise ValueError(f"variant {variant.name}: {error}") from error
+            raise InputError(f"variant {variant.name}: {error}") from error
     return variants
 
 
@@ -89,7 +89,7 @@ def _variant(study: StudyConfig, name: str) -> Variant:
     try:
         config = RunConfig.from_mapping(values)
     except ValueError as error:
-        raise ValueError(f"variant {name}: {error}") from error
+        raise InputError(f"variant {name}: {error}") from error
     return Variant(
         name=name,
         label=settings.label,

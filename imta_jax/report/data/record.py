@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from imta_jax.errors import InputError, MissingFileError
+
 SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 PREVIEWED = ("train", "validation")
 # Exceptions that reading a truncated or altered file may raise.
@@ -160,12 +162,12 @@ def _read(folder: Path, name: str, parse: Callable[[Path], dict[str, Any]]) -> d
         " --mode=data`"
     )
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; {remedy}")
+        raise MissingFileError(f"{path} does not exist; {remedy}")
     try:
         return parse(path)
     except _DAMAGED as error:
         found = f"missing {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path} is damaged ({found}); {remedy}") from error
+        raise InputError(f"{path} is damaged ({found}); {remedy}") from error
 
 
 def _summary(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from imta_jax.errors import InputError
 from imta_jax.report.run.record import RunRecord
 from imta_jax.report.run.summary import operating_point
 from imta_jax.report.style import (
@@ -89,7 +90,7 @@ def figure_reliability(run: RunRecord) -> Figure:
       ValueError: The run has no calibration.
     """
     if run.calibration is None:
-        raise ValueError(f"{run.workdir} has no evaluation/calibration.npz; evaluate the run again")
+        raise InputError(f"{run.workdir} has no evaluation/calibration.npz; evaluate the run again")
     errors = run.exits["ece"]
     title = f"Expected calibration error: {errors.min():.1f}% to {errors.max():.1f}% over the exits"
     rows = -(-run.num_exits // PANELS_PER_ROW)
@@ -133,7 +134,7 @@ def figure_classes(run: RunRecord) -> Figure:
       ValueError: The run has no samples.
     """
     if run.samples is None:
-        raise ValueError(f"{run.workdir} has no evaluation/samples.parquet; evaluate the run again")
+        raise InputError(f"{run.workdir} has no evaluation/samples.parquet; evaluate the run again")
     budget = nearest_reported_budget(run)
     table = class_costs(run, budget)
     names = [f"“{truncate(run.class_name(table.index[i]), 16)}”" for i in (0, -1)]
@@ -161,7 +162,7 @@ def nearest_reported_budget(run: RunRecord) -> int:
     budgets = [int(name[1]) for name in names if name]
     if not budgets:
         found = list(run.samples.columns)
-        raise ValueError(f"samples.parquet must have columns budget_*_macs; found {found}")
+        raise InputError(f"samples.parquet must have columns budget_*_macs; found {found}")
     target = operating_point(run).mean_cost
     return min(budgets, key=lambda b: abs(run.samples[f"budget_{b}_macs"].mean() - target))
 

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from imta_jax.errors import InputError
 from imta_jax.report.run.record import RunRecord
 from imta_jax.report.style import (
     INK,
@@ -31,7 +32,7 @@ def figure_gallery(run: RunRecord) -> Figure:
       ValueError: The run has no gallery.
     """
     if run.gallery is None:
-        raise ValueError(f"{run.workdir} has no evaluation/gallery.npz; evaluate the run again")
+        raise InputError(f"{run.workdir} has no evaluation/gallery.npz; evaluate the run again")
     first = run.gallery["first"].astype(bool)
     sides = [np.flatnonzero(first)[:MAX_IMAGES], np.flatnonzero(~first)[:MAX_IMAGES]]
     rows = max(1, -(-max(map(len, sides)) // COLUMNS))

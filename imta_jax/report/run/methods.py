@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 
+from imta_jax.errors import InputError
 from imta_jax.report.run.budget import COST_AXIS, accuracy_range
 from imta_jax.report.run.record import RunRecord
 from imta_jax.report.style import (
@@ -104,7 +105,7 @@ def methods_table(run: RunRecord) -> pd.DataFrame:
 
 def _points(run: RunRecord) -> pd.DataFrame:
     if run.threshold_methods is None:
-        raise ValueError(
+        raise InputError(
             f"{run.workdir / 'results.json'} has no threshold_methods; evaluate the run again"
         )
     return pd.DataFrame(run.threshold_methods["points"])

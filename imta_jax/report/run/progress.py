@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from imta_jax.errors import InputError
 from imta_jax.report.run.record import PHASES, RunRecord
 from imta_jax.report.style import (
     INK,
@@ -53,7 +54,7 @@ def figure_training(run: RunRecord) -> Figure:
       ValueError: The run has no metrics.
     """
     if run.metrics is None:
-        raise ValueError(f"{run.workdir} has no metrics.jsonl; train the run first")
+        raise InputError(f"{run.workdir} has no metrics.jsonl; train the run first")
     phases = _split_phases(run.metrics)
     figure = new_figure(8.4, 6.2, _title(phases))
     accuracy, loss = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from imta_jax.errors import InputError, MissingFileError
+
 PHASES = ("phase_one", "phase_two")
 REQUIRED = ("dataset", "phases", "environment", "exits", "budget_curve")
 
@@ -124,15 +126,15 @@ def _read_results(workdir: Path) -> dict[str, Any]:
         " --mode=evaluate`"
     )
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; {remedy}")
+        raise MissingFileError(f"{path} does not exist; {remedy}")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); {remedy}") from error
+        raise InputError(f"{path} is not valid JSON ({error}); {remedy}") from error
     # Empty lists of exits or budgets count as missing: there is nothing to draw.
     missing = [name for name in REQUIRED if not results.get(name)]
     if missing:
-        raise ValueError(f"{path} is incomplete: missing {', '.join(missing)}; {remedy}")
+        raise InputError(f"{path} is incomplete: missing {', '.join(missing)}; {remedy}")
     return results
 
 
@@ -156,7 +158,7 @@ def load_progress(workdir: str | Path) -> RunRecord:
     workdir = Path(workdir)
     metrics = read_metrics(workdir)
     if metrics is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{workdir} has no metrics.jsonl in phase_one or phase_two; wait for the end of the "
             "first epoch, or check the path"
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from imta_jax.errors import InputError, MissingFileError
 from imta_jax.report.style import pluralize
 from imta_jax.studies.report.paper_numbers import TECHNIQUES, dataset_title, known_dataset
 
@@ -228,11 +229,11 @@ def parse_study(study: object, source: str = "the study") -> StudyRecord:
     """
     expected = "expected a study.json written by `python launch.py --mode=study`"
     if not isinstance(study, Mapping):
-        raise ValueError(f"{source} is not a study: {expected}, an object; found {_kind(study)}")
+        raise InputError(f"{source} is not a study: {expected}, an object; found {_kind(study)}")
     missing = [name for name in _REQUIRED if name not in study]
     if missing:
         found = ", ".join(map(str, study)) or "nothing"
-        raise ValueError(
+        raise InputError(
             f"{source} is not a study: missing {', '.join(missing)}; found {found}; {expected}"
         )
     variants = tuple(_variant(name, entry) for name, entry in study["arms"].items())
@@ -265,14 +266,14 @@ def read_json(path: str | Path) -> object:
     path = Path(path)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"expected a study.json at {path}, found {found}; "
             "`python launch.py --mode=study --workdir=DIR ...` writes DIR/STUDY/study.json"
         )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # UnicodeDecodeError is a ValueError as well.
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise InputError(f"{path} is not valid JSON: {error}") from error
 
 
 def _kind(value: object) -> str:
@@ -294,9 +295,9 @@ def _variant(name: str, entry: Mapping[str, Any]) -> VariantRecord:
 def _check_row(row: Mapping[str, Any], names: set[str], source: str) -> None:
     where = f"{source}, row of variant {row.get('arm')!r}, seed {row.get('seed')!r}"
     if row.get("arm") not in names:
-        raise ValueError(f"{where}: unknown variant; the study has {', '.join(sorted(names))}")
+        raise InputError(f"{where}: unknown variant; the study has {', '.join(sorted(names))}")
     if row.get("status") not in ("done", "failed"):
-        raise ValueError(f"{where}: status must be done or failed; found {row.get('status')!r}")
+        raise InputError(f"{where}: status must be done or failed; found {row.get('status')!r}")
     missing = [name for name in _REQUIRED_IN_ROW if not row.get(name)]
     if row["status"] == "done" and missing:
-        raise ValueError(f"{where}: status is done, but the row has no {', '.join(missing)}")
+        raise InputError(f"{where}: status is done, but the row has no {', '.join(missing)}")
