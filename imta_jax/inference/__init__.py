@@ -1,7 +1,7 @@
-"""Early exit for real: a classifier that computes only the stages its images need; export.
+"""Adaptive inference: early exit, streams of images, and export of trained networks.
 
-Names are imported when they are first asked for: what runs an exported network needs neither Flax
-nor the code of models and training.
+Names are imported at first use, so that an exported network runs without Flax and without the code
+of models and training.
 """
 
 from imta_jax.runtime.lazy_imports import lazy_imports
@@ -14,8 +14,8 @@ _BY_MODULE = {
     "OperatingPoint": "imta_jax.evaluation.operating_points",
     "StageProfile": "imta_jax.inference.engine.profile",
     "StagedNetwork": "imta_jax.inference.engine.staged",
-    "StreamAnswers": "imta_jax.inference.stream.request_queue",
-    "StreamStatistics": "imta_jax.inference.stream.stream",
+    "StreamPredictions": "imta_jax.inference.stream.request",
+    "StreamStatistics": "imta_jax.inference.stream.statistics",
     "export_classifier": "imta_jax.inference.export.writer",
     "export_run": "imta_jax.inference.export.run_export",
     "load_exported": "imta_jax.inference.export.loader",

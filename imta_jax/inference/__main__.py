@@ -1,4 +1,4 @@
-"""Classifies pictures with an exported network: `python -m imta_jax.inference FOLDER cat.jpg`."""
+"""Classifies images with an exported network: `python -m imta_jax.inference FOLDER cat.jpg`."""
 
 import sys
 

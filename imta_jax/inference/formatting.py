@@ -1,4 +1,4 @@
-"""Answers for pictures as text: a table that grows, JSON lines, a summary; and what a folder is."""
+"""Text output of the command: predictions as a table or JSON lines, a summary, a description."""
 
 import json
 import sys
@@ -12,17 +12,17 @@ from tqdm import tqdm
 from imta_jax.inference.export.loader import ExportedClassifier
 
 
-class Answer(NamedTuple):
-    """What the network says of one picture.
+class FilePrediction(NamedTuple):
+    """The prediction for one image file.
 
     Attributes:
       path: of the file.
-      size: its (height, width) in pixels.
-      label: class, from 0.
-      exit: that answered, from 0.
-      confidence: highest softmax probability there.
-      macs: multiply-adds until there.
-      milliseconds: the time of its batch divided by the images in it, decoding not included.
+      size: (height, width) of the image in the file, in pixels.
+      label: predicted class, from 0.
+      exit: that predicted it, from 0.
+      confidence: highest softmax probability at that exit.
+      macs: multiply-adds up to that exit.
+      milliseconds: time of the image's batch divided by its images, without decoding.
     """
 
     path: Path
@@ -34,12 +34,12 @@ class Answer(NamedTuple):
     milliseconds: float
 
 
-class Table:
-    """Prints aligned rows, the heading before the first.
+class TablePrinter:
+    """Prints predictions as aligned rows below a heading.
 
     Args:
-      exported: names the classes.
-      paths: of all pictures that will come, for the width of their column.
+      exported: provides class names and number of exits.
+      paths: all image files, for the width of their column.
     """
 
     def __init__(self, exported: ExportedClassifier, paths: Sequence[Path]):
@@ -53,91 +53,95 @@ class Table:
             "file", "label", "confidence", "exit", "multiply-adds", "ms"
         )
 
-    def add(self, answers: Sequence[Answer]) -> None:
-        """Prints a row for each."""
+    def add(self, predictions: Sequence[FilePrediction]) -> None:
+        """Prints one row per prediction."""
         rows = [
             self._row.format(
-                str(answer.path),
-                self._names[answer.label],
-                f"{answer.confidence:.3f}",
-                f"{answer.exit + 1}/{self._exits}",
-                f"{answer.macs:,}",
-                f"{answer.milliseconds:.2f}",
+                str(prediction.path),
+                self._names[prediction.label],
+                f"{prediction.confidence:.3f}",
+                f"{prediction.exit + 1}/{self._exits}",
+                f"{prediction.macs:,}",
+                f"{prediction.milliseconds:.2f}",
             )
-            for answer in answers
+            for prediction in predictions
         ]
         if rows and self._heading is not None:
             rows, self._heading = [self._heading, *rows], None
         _write(rows)
 
 
-class JsonLines:
-    """Prints one JSON object per picture; arguments as of `Table`."""
+class JsonLinesPrinter:
+    """Prints one JSON object per image. Same arguments as `TablePrinter`."""
 
     def __init__(self, exported: ExportedClassifier, paths: Sequence[Path]):
         self._names = exported.class_names
         self._exits = exported.network.num_exits
 
-    def add(self, answers: Sequence[Answer]) -> None:
-        """Prints an object for each; exits count from 1."""
+    def add(self, predictions: Sequence[FilePrediction]) -> None:
+        """Prints one object per prediction. Exits count from 1."""
         _write(
             json.dumps(
                 {
-                    "file": str(answer.path),
-                    "label": self._names[answer.label],
-                    "class": answer.label,
-                    "confidence": round(answer.confidence, 6),
-                    "exit": answer.exit + 1,
+                    "file": str(prediction.path),
+                    "label": self._names[prediction.label],
+                    "class": prediction.label,
+                    "confidence": round(prediction.confidence, 6),
+                    "exit": prediction.exit + 1,
                     "exits": self._exits,
-                    "macs": answer.macs,
-                    "ms": round(answer.milliseconds, 4),
-                    "height": answer.size[0],
-                    "width": answer.size[1],
+                    "macs": prediction.macs,
+                    "ms": round(prediction.milliseconds, 4),
+                    "height": prediction.size[0],
+                    "width": prediction.size[1],
                 }
             )
-            for answer in answers
+            for prediction in predictions
         )
 
 
 def summary(
     exported: ExportedClassifier,
-    answers: Sequence[Answer],
+    predictions: Sequence[FilePrediction],
     seconds: float,
-    chosen: str,
+    thresholds: str,
     batch_size: int,
 ) -> str:
-    """What the pictures cost together.
+    """Formats mean cost and throughput.
 
     Args:
-      exported: what classified them.
-      answers: all.
-      seconds: from the first file to the last answer, compilation included.
-      chosen: thresholds, in words.
-      batch_size: images at a time.
+      exported: the network.
+      predictions: of all images.
+      seconds: from the first file to the last prediction, with decoding and compilation.
+      thresholds: a description of the thresholds.
+      batch_size: images per batch.
     """
-    if not answers:
+    if not predictions:
         return "no image was classified"
     full = int(exported.network.macs[-1])
-    share = np.mean([answer.macs for answer in answers]) / full
-    pace = 1e3 / np.mean([answer.milliseconds for answer in answers])
-    timed = "each image's own" if batch_size == 1 else f"its batch's, of up to {batch_size}, shared"
+    fraction = np.mean([prediction.macs for prediction in predictions]) / full
+    throughput = 1e3 / np.mean([prediction.milliseconds for prediction in predictions])
+    timed = (
+        "per image"
+        if batch_size == 1
+        else f"time of a batch of up to {batch_size} divided by its images"
+    )
     return (
-        f"{len(answers)} images, on average {share:.1%} of the full {full:,} multiply-adds "
-        f"({chosen})\n{pace:.1f} images/s without decoding and compiling, {seconds:.1f} s in all "
-        f"with both; ms: {timed}"
+        f"{len(predictions)} images, on average {fraction:.1%} of the full {full:,} multiply-adds "
+        f"({thresholds})\n{throughput:.1f} images/s without decoding and compilation, "
+        f"{seconds:.1f} s in total with both; ms: {timed}"
     )
 
 
 def description(exported: ExportedClassifier, folder: str) -> str:
-    """What an exported folder holds: network, exits, operating points."""
+    """Describes an exported folder: network, exits, operating points."""
     manifest, network = exported.manifest, exported.network
     names = exported.class_names
-    some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    first_names = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     height, width, channels = network.image_shape
-    shown = manifest["preprocessing"]["description"]
     lines = [
-        f"{folder}: {network.num_exits} exits, {len(names)} classes ({some})",
-        f"images {width} x {height}, {channels} channels. {shown}",
+        f"{folder}: {network.num_exits} exits, {len(names)} classes ({first_names})",
+        f"images {width} x {height}, {channels} channels. "
+        f"{manifest['preprocessing']['description']}",
         f"computes in {manifest['dtype']}, for {', '.join(manifest['platforms'])}; "
         f"accuracies and thresholds from {manifest['evaluated_dtype']}",
         "",
@@ -156,7 +160,7 @@ def description(exported: ExportedClassifier, folder: str) -> str:
 
 
 def _write(lines: Iterable[str]) -> None:
-    """Lines to the standard output, above a progress bar if there is one."""
+    """Prints lines to standard output, above a progress bar if there is one."""
     for line in lines:
         tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()

@@ -1,9 +1,9 @@
-"""Image files as a network sees them: what the evaluation showed, made with Pillow.
+"""Reads image files with Pillow, preprocessed as in evaluation.
 
-Colours without their transparency, as stored: a camera's note on which side is up is not read, here
-as in evaluation. Photographs: the shorter side to `resize` pixels, bilinear and antialiased, and
-the central ones. Small images: as they are; of another size, so scaled that they just cover the
-network's, and the central pixels.
+Transparency is dropped. The EXIF orientation is ignored, as in evaluation. With `resize`, the
+shorter side is resized to that many pixels (bilinear, antialiased) and the center is cropped.
+Without it, an image of the network's size is unchanged; an image of another size is scaled to just
+cover the network's size and the center is cropped.
 """
 
 from collections.abc import Iterable
@@ -11,29 +11,32 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
+
+from imta_jax.errors import InputError, MissingFileError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
 
-class Picture(NamedTuple):
-    """An image file, read.
+class DecodedImage(NamedTuple):
+    """An image file after decoding.
 
     Attributes:
-      pixels: uint8 [H, W, C], what the network is shown.
-      size: (height, width) of the file.
+      pixels: the network's input.
+      size: (height, width) of the image in the file.
     """
 
-    pixels: np.ndarray
+    pixels: UInt8[np.ndarray, "H W C"]
     size: tuple[int, int]
 
 
-def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
-    """The files named, and those with a picture's suffix in the folders named, in order.
+def find_image_files(paths: Iterable[str | Path]) -> list[Path]:
+    """Lists the given files, and the files with an image suffix in the given folders, in order.
 
     Raises:
-      FileNotFoundError: one that is not there.
-      ValueError: a folder without a picture.
+      FileNotFoundError: a path does not exist.
+      ValueError: a folder without image files.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -42,69 +45,71 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
                 p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
             )
             if not inside:
-                raise ValueError(
-                    f"{path}: no picture in this folder; expected {' '.join(SUFFIXES)}"
+                raise InputError(
+                    f"{path}: no image files in this folder; expected {' '.join(SUFFIXES)}"
                 )
             found += inside
         elif path.exists():
             found.append(path)
         else:
-            raise FileNotFoundError(f"{path}: no such picture or folder of pictures")
+            raise MissingFileError(f"{path} does not exist; expected an image file or a folder")
     return found
 
 
-def read_picture(
+def read_image(
     path: str | Path, image_shape: tuple[int, int, int], resize: int | None = None
-) -> Picture:
-    """Decodes a file and cuts out what the network is shown.
+) -> DecodedImage:
+    """Decodes and preprocesses an image file.
 
     Args:
-      path: of any format that Pillow reads; of several pictures in it, the first.
-      image_shape: (H, W, C) of the network, C 1 (luminance) or 3 (red, green, blue).
-      resize: pixels of the shorter side before the central crop, at least H and W; None for images
-        that are shown as they are.
+      path: of any format that Pillow reads. Of several frames, the first is read.
+      image_shape: (H, W, C) of the network; C is 1 (luminance) or 3 (RGB).
+      resize: pixels of the shorter side before the central crop, at least H and W; None for small
+        images.
 
     Raises:
-      ValueError: it does not decode; says why.
+      ValueError: the file does not decode.
     """
     try:
         with Image.open(path) as image:
             image.load()
-            plain = _plain(image, image_shape[2])
-    except Exception as error:  # on a broken file decoders raise almost anything
-        why = "no picture" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"{path}: not decoded ({why})") from error
-    size = (plain.height, plain.width)
-    pixels = np.asarray(_framed(plain, image_shape[:2], resize))
-    return Picture(pixels.reshape(image_shape), size)
+            decoded = _convert(image, image_shape[2])
+    except Exception as error:  # on a damaged file, decoders raise exceptions of many types
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise InputError(f"{path}: not decoded ({reason})") from error
+    size = (decoded.height, decoded.width)
+    pixels = np.asarray(_resize_and_crop(decoded, image_shape[:2], resize))
+    return DecodedImage(pixels.reshape(image_shape), size)
 
 
-def _plain(image: Image.Image, channels: int) -> Image.Image:
-    """As red, green and blue, or as luminance, of 8 bits each."""
+def _convert(image: Image.Image, channels: int) -> Image.Image:
+    """Converts to 8-bit RGB or luminance."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise ValueError(f"pixels of {image.mode!r}, 32 bits; expected 8 or 16")
+        raise InputError(f"pixels of mode {image.mode!r} have 32 bits; expected 8 or 16")
     if "transparency" in image.info or image.mode in ("PA", "La", "RGBa"):
         image = image.convert("RGBA")
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _framed(image: Image.Image, wanted: tuple[int, int], resize: int | None) -> Image.Image:
-    """The central `wanted` pixels (height, width) of the image, resized."""
+def _resize_and_crop(
+    image: Image.Image, target: tuple[int, int], resize: int | None
+) -> Image.Image:
+    """Resizes the image and crops its center to `target` (height, width), in one operation."""
     size = (image.height, image.width)
-    if resize is None and size == wanted:
+    if resize is None and size == target:
         return image
     if resize is not None:
-        asked, side = resize, min(size)
+        scaled_side, side = resize, min(size)
     else:
-        # The side that has to be scaled most for the image to cover what is wanted.
-        asked, side = max(zip(wanted, size, strict=True), key=lambda pair: pair[0] / pair[1])
-    resized = [asked * pixels // side for pixels in size]
-    corner = [round((r - w) / 2) for r, w in zip(resized, wanted, strict=True)]
-    # In pixels of the file: resized and cropped at a time.
+        # The side that needs the larger scale, so that the image covers the target.
+        scaled_side, side = max(zip(target, size, strict=True), key=lambda pair: pair[0] / pair[1])
+    resized = [scaled_side * pixels // side for pixels in size]
+    corner = [round((r - t) / 2) for r, t in zip(resized, target, strict=True)]
+    # The crop, in pixels of the file.
     (top, bottom), (left, right) = (
-        (c * pixels / r, (c + w) * pixels / r)
-        for c, w, r, pixels in zip(corner, wanted, resized, size, strict=True)
+        (c * pixels / r, (c + t) * pixels / r)
+        for c, t, r, pixels in zip(corner, target, resized, size, strict=True)
     )
-    return image.resize(wanted[::-1], Image.Resampling.BILINEAR, (left, top, right, bottom))
+    return image.resize(target[::-1], Image.Resampling.BILINEAR, (left, top, right, bottom))

@@ -1,5 +1,6 @@
-"""Adaptive inference decides as the simulation on saved logits does, and stops where it says."""
+"""Adaptive inference agrees with exits simulated on saved logits, and stops where it says."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -7,29 +8,12 @@ from flax import nnx
 
 from imta_jax.evaluation import confidence, exit_costs, exit_of, predicted, thresholds_for_quota
 from imta_jax.inference import AdaptiveClassifier
-from imta_jax.inference.engine import classifier_stages, profile
-from imta_jax.models import build_classifier, optimize_classifier, with_collaborative_heads
+from imta_jax.inference.engine import classifier_stages, profiling
+from imta_jax.models import build_classifier, optimize_classifier
 from imta_jax.nn.pixels import normalize
 
-TINY = {
-    "preset": "quickstart",
-    "num_exits": 3,
-    "channels": 4,
-    "growth_rate": 2,
-}
+TINY = {"preset": "quickstart", "num_exits": 3, "channels": 4, "growth_rate": 2}
 MEAN, STD = (0.4,), (0.3,)
-
-
-@pytest.fixture(scope="module")
-def classifier():
-    first = build_classifier(TINY, num_classes=5, image_shape=(16, 16, 1), rngs=nnx.Rngs(0))
-    heads = {"transfer": "linear", "start": "fresh"}
-    return with_collaborative_heads(first, heads, num_classes=5, rngs=nnx.Rngs(1))
-
-
-@pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(0).integers(0, 256, (37, 16, 16, 1), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -49,44 +33,46 @@ def test_early_exit_agrees_with_the_simulation(
     classifier, images, logits, thresholds, max_batch_size
 ):
     thresholds = thresholds.copy()
-    # Halfway between two confidences: rounding in another batch size must not decide.
-    sure = confidence(logits)
+    # Halfway between two confidences, so that rounding in another batch size does not decide.
+    confidences = confidence(logits)
     for i, t in enumerate(thresholds[:-1]):
-        below = sure[i][sure[i] < t]
+        below = confidences[i][confidences[i] < t]
         thresholds[i] = (t + below.max()) / 2 if len(below) else t
     adaptive = AdaptiveClassifier(
         classifier, thresholds, mean=MEAN, std=STD, max_batch_size=max_batch_size
     )
-    found = adaptive.predict(images)
-    exits = exit_of(sure, thresholds)
-    rows = np.arange(len(images))
-    np.testing.assert_array_equal(found.exit, exits)
-    np.testing.assert_array_equal(found.labels, predicted(logits)[exits, rows])
-    np.testing.assert_allclose(found.confidence, sure[exits, rows], rtol=1e-4)
-    np.testing.assert_array_equal(found.macs, exit_costs(classifier).macs[exits])
+    predictions = adaptive.predict(images)
+    exits = exit_of(confidences, thresholds)
+    every_image = np.arange(len(images))
+    np.testing.assert_array_equal(predictions.exit, exits)
+    np.testing.assert_array_equal(predictions.labels, predicted(logits)[exits, every_image])
+    np.testing.assert_allclose(predictions.confidence, confidences[exits, every_image], rtol=1e-4)
+    np.testing.assert_array_equal(predictions.macs, exit_costs(classifier).macs[exits])
     assert len(np.unique(exits)) == 3
 
 
-def test_normalised_floats_and_pixels_get_the_same_answer(classifier, images, thresholds):
+def test_normalized_floats_and_uint8_pixels_get_the_same_labels(classifier, images, thresholds):
     adaptive = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD, max_batch_size=64)
     floats = adaptive.predict(np.asarray(normalize(images, MEAN, STD)))
     np.testing.assert_array_equal(floats.labels, adaptive.predict(images).labels)
 
 
-def test_later_stages_are_not_computed_when_everyone_leaves(classifier, images, monkeypatch):
-    adaptive = AdaptiveClassifier(classifier, [0.0, 0.0, 0.0], mean=MEAN, std=STD, lanes=1)
-    ran = []
-    start = adaptive.engine.start
+def test_later_stages_do_not_run_when_all_images_exit(classifier, images, monkeypatch):
+    adaptive = AdaptiveClassifier(classifier, [0.0, 0.0, 0.0], mean=MEAN, std=STD, num_workers=1)
+    segments = []
+    dispatch = adaptive.engine.dispatch
     monkeypatch.setattr(
         adaptive.engine,
-        "start",
-        lambda p, segment, *a: ran.append(segment) or start(p, segment, *a),
+        "dispatch",
+        lambda buffers, segment, *args: (
+            segments.append(segment) or dispatch(buffers, segment, *args)
+        ),
     )
     assert set(adaptive.predict(images).exit) == {0}
-    assert set(ran) == {(0, 0)}
+    assert set(segments) == {(0, 0)}
 
 
-def test_nothing_is_compiled_after_warm_up(classifier, images, thresholds, tmp_path):
+def test_predict_compiles_nothing_after_warm_up(classifier, images, thresholds, tmp_path):
     adaptive = AdaptiveClassifier(
         classifier, thresholds, mean=MEAN, std=STD, max_batch_size=9, profile_dir=tmp_path
     )
@@ -97,74 +83,85 @@ def test_nothing_is_compiled_after_warm_up(classifier, images, thresholds, tmp_p
     assert adaptive.programs.num_compiled == compiled
 
 
-def test_no_images_are_an_empty_answer(classifier, thresholds):
+def test_no_images_give_empty_predictions(classifier, thresholds):
     adaptive = AdaptiveClassifier(classifier, thresholds)
-    found = adaptive.predict(np.zeros((0, 16, 16, 1), np.float32))
-    assert [len(column) for column in found] == [0, 0, 0, 0]
-
-
-def test_bad_input_is_refused_with_what_was_found(classifier, images, thresholds):
-    with pytest.raises(ValueError, match=r"3 exits.*\(2,\)"):
-        AdaptiveClassifier(classifier, [0.5, 0.5])
-    for dtype in ("bfloat61", "float64", None):
-        with pytest.raises(ValueError, match=r"unknown dtype .*; valid, .*: .*float"):
-            AdaptiveClassifier(classifier, thresholds, dtype=dtype)
-    adaptive = AdaptiveClassifier(classifier, thresholds)
-    with pytest.raises(ValueError, match="mean and std"):
-        adaptive.predict(images)
-    with pytest.raises(ValueError, match=r"\(37, 8, 16, 1\)"):
-        adaptive.predict(images[:, :8])
-    with pytest.raises(ValueError, match="must be numbers"):
-        AdaptiveClassifier(classifier, [0.5, float("nan"), 0.5])
-    broken = np.zeros((3, 16, 16, 1), np.float32)
-    broken[2, 1] = np.nan
-    with pytest.raises(ValueError, match="image 2 has a pixel that is not finite"):
-        adaptive.predict(broken)
-    with pytest.raises(ValueError, match="image 0 has a pixel that is not finite"):
-        adaptive.predict(np.full((1, 16, 16, 1), 1e300))
-    with pytest.raises(ValueError, match="exit_fractions must be shares"):
-        AdaptiveClassifier(classifier, thresholds, exit_fractions=[-1, 1, 1])
-    with pytest.raises(ValueError, match="int32"):
-        adaptive.predict(images.astype(np.int32))
-
-
-def test_the_classifier_is_left_as_it_was(classifier, images, thresholds):
-    before = jax.tree.map(np.array, nnx.state(classifier))
-    AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
-    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(classifier))
+    predictions = adaptive.predict(np.zeros((0, 16, 16, 1), np.float32))
+    assert [len(column) for column in predictions] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
-    "more",
+    "arguments, message",
+    [
+        ({"thresholds": [0.5, 0.5]}, r"thresholds.*3 exits.*\(2,\)"),
+        ({"thresholds": [0.5, float("nan"), 0.5]}, "thresholds.*nan"),
+        ({"exit_fractions": [-1, 1, 1]}, r"exit_fractions.*\[-1\.0, 1\.0, 1\.0\]"),
+        ({"dtype": "bfloat61"}, "dtype 'bfloat61'.*bfloat16"),
+        ({"dtype": "float64"}, "dtype 'float64'.*float32"),
+        ({"dtype": None}, "dtype.*float32"),
+        ({"max_batch_size": 0}, "max_batch_size.*found 0"),
+        ({"num_workers": 5, "max_batch_size": 4}, "num_workers.*max_batch_size=4.*found 5"),
+        ({"batch_sizes": (9,), "max_batch_size": 8}, r"batch_sizes.*found \(9,\)"),
+    ],
+)
+def test_invalid_argument_is_rejected(classifier, arguments, message):
+    arguments = {"thresholds": [0.5, 0.5, 0.5]} | arguments
+    with pytest.raises(ValueError, match=message):
+        AdaptiveClassifier(classifier, **arguments)
+
+
+def test_invalid_images_are_rejected(classifier, images, thresholds):
+    adaptive = AdaptiveClassifier(classifier, thresholds)
+    with pytest.raises(ValueError, match=r"uint8.*`mean` and `std`"):
+        adaptive.predict(images)
+    with pytest.raises(ValueError, match=r"\[N, 16, 16, 1\].*\(37, 8, 16, 1\)"):
+        adaptive.predict(images[:, :8])
+    with pytest.raises(ValueError, match="int32"):
+        adaptive.predict(images.astype(np.int32))
+    not_finite = np.zeros((3, 16, 16, 1), np.float32)
+    not_finite[2, 1] = np.nan
+    with pytest.raises(ValueError, match=r"image 2 .*\(1, 0, 0\)"):
+        adaptive.predict(not_finite)
+    with pytest.raises(ValueError, match="image 0 "):
+        adaptive.predict(np.full((1, 16, 16, 1), 1e300))
+
+
+def test_classifier_is_not_modified(classifier, images, thresholds):
+    before = jax.tree.map(np.array, nnx.state(classifier))
+    AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
+    chex.assert_trees_all_equal(before, jax.tree.map(np.array, nnx.state(classifier)))
+
+
+@pytest.mark.parametrize(
+    "fields",
     [
         {},
         {"prune": "min", "reduction": 0.5, "base": 3, "step": 2, "step_mode": "even"},
         {"base": 1, "step": 1, "step_mode": "even"},
     ],
 )
-def test_lazy_stages_equal_full_stages(more):
+def test_lazy_stages_equal_full_stages(fields):
     network = build_classifier(
-        TINY | more, num_classes=5, image_shape=(16, 16, 1), rngs=nnx.Rngs(0)
+        TINY | fields, num_classes=5, image_shape=(16, 16, 1), rngs=nnx.Rngs(0)
     )
     network.eval()
 
     @nnx.jit
     def both(network, images):
         full, lazy = network.backbone, optimize_classifier(network, lazy=True).backbone
-        state, pending, pairs = full.stem(images), lazy.stem(images), []
+        state, lazy_state, pairs = full.stem(images), lazy.stem(images), []
         for i in range(network.num_exits):
-            state, pending = full.stage(i, state), lazy.stage(i, pending)
-            pairs.append((full.exit_features(i, state), lazy.exit_features(i, pending)))
-            # Maps that the exit does not read wait wherever there is more than one scale.
-            assert len(state) == 1 or None in pending[-1]
+            state, lazy_state = full.stage(i, state), lazy.stage(i, lazy_state)
+            pairs.append((full.exit_features(i, state), lazy.exit_features(i, lazy_state)))
+            # With several scales, maps that the exit does not read are left for later.
+            assert len(state) == 1 or None in lazy_state[-1]
         return pairs
 
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 1)).astype(np.float32)
     for expected, found in both(network, images):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), expected, found)
+        chex.assert_trees_all_close(found, expected, atol=2e-5)
 
 
-def test_a_backbone_without_an_optimized_form_gives_the_same_predictions(
+def test_backbone_without_an_optimized_form_gives_the_same_predictions(
     classifier, images, thresholds, monkeypatch
 ):
     expected = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
@@ -176,21 +173,21 @@ def test_a_backbone_without_an_optimized_form_gives_the_same_predictions(
     np.testing.assert_array_equal(found.labels, expected.labels)
 
 
-def test_bfloat16_decides_by_its_own_logits(classifier, images):
+def test_bfloat16_exits_follow_its_own_logits(classifier, images):
     settings = {"mean": MEAN, "std": STD, "dtype": "bfloat16", "max_batch_size": 16}
-    logits = AdaptiveClassifier(classifier, [2.0, 2.0, 2.0], **settings).logits(images)
-    sure = confidence(logits)
-    thresholds = np.median(sure, axis=1)
-    found = AdaptiveClassifier(classifier, thresholds, **settings).predict(images)
-    expected = exit_of(sure, thresholds)
-    near = (np.abs(sure - thresholds[:, None]) < 1e-5).any(axis=0)
-    np.testing.assert_array_equal(found.exit[~near], expected[~near])
-    rows = np.arange(len(images))
-    np.testing.assert_allclose(found.confidence, sure[found.exit, rows], atol=1e-5)
-    assert near.sum() < 5 and len(np.unique(found.exit)) == 3
+    adaptive = AdaptiveClassifier(classifier, [2.0, 2.0, 2.0], **settings)
+    confidences = confidence(adaptive.logits(images))
+    thresholds = np.median(confidences, axis=1)
+    predictions = adaptive.with_thresholds(thresholds).predict(images)
+    expected = exit_of(confidences, thresholds)
+    near = (np.abs(confidences - thresholds[:, None]) < 1e-5).any(axis=0)
+    np.testing.assert_array_equal(predictions.exit[~near], expected[~near])
+    at_exit = confidences[predictions.exit, np.arange(len(images))]
+    np.testing.assert_allclose(predictions.confidence, at_exit, atol=1e-5)
+    assert near.sum() < 5 and len(np.unique(predictions.exit)) == 3
 
 
-def test_other_thresholds_share_what_was_compiled(classifier, images, thresholds, tmp_path):
+def test_with_thresholds_shares_compiled_programs(classifier, images, thresholds, tmp_path):
     settings = {"mean": MEAN, "std": STD, "max_batch_size": 8, "batch_sizes": (4, 8)}
     first = AdaptiveClassifier(classifier, thresholds, **settings, profile_dir=tmp_path)
     first.predict(images)
@@ -198,49 +195,54 @@ def test_other_thresholds_share_what_was_compiled(classifier, images, thresholds
     second = first.with_thresholds(thresholds * 0.99)
     assert second.predict(images).exit.mean() <= first.predict(images).exit.mean()
     assert second.programs.num_compiled == compiled
-    with pytest.raises(ValueError, match="3 exits"):
+    with pytest.raises(ValueError, match=r"thresholds.*3 exits.*\(1,\)"):
         first.with_thresholds([0.5])
 
 
-def test_a_profile_is_measured_once_and_read_again(classifier, thresholds, tmp_path, monkeypatch):
-    settings = {"max_batch_size": 4, "batch_sizes": (2, 4), "profile_dir": tmp_path, "lanes": 1}
+def test_profile_is_measured_once_and_then_loaded(classifier, thresholds, tmp_path, monkeypatch):
+    settings = {
+        "max_batch_size": 4,
+        "batch_sizes": (2, 4),
+        "profile_dir": tmp_path,
+        "num_workers": 1,
+    }
     measured = AdaptiveClassifier(classifier, thresholds, **settings).warm_up()
-    assert measured.stage_ms.shape == (3, 2) and measured.hand_over_ms.shape == (2, 2)
+    assert measured.stage_ms.shape == (3, 2) and measured.compaction_ms.shape == (2, 2)
     assert (measured.stage_ms > 0).all() and "us per image" in measured.table()
-    monkeypatch.setattr(profile, "_measure", lambda *_: pytest.fail("measured again"))
-    again = AdaptiveClassifier(classifier, thresholds, **settings).warm_up()
-    np.testing.assert_array_equal(again.stage_ms, measured.stage_ms)
-    (kept,) = tmp_path.glob("*.json")
-    kept.write_text("{}")
+    monkeypatch.setattr(profiling, "_measure", lambda *_: pytest.fail("measured again"))
+    loaded = AdaptiveClassifier(classifier, thresholds, **settings).warm_up()
+    np.testing.assert_array_equal(loaded.stage_ms, measured.stage_ms)
+    (cached,) = tmp_path.glob("*.json")
+    cached.write_text("{}")
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         AdaptiveClassifier(classifier, thresholds, **settings).warm_up()
 
 
-def test_what_overflows_leaves_at_once_and_says_so(classifier):
+def test_image_with_overflow_exits_with_a_nan_confidence(classifier):
     adaptive = AdaptiveClassifier(classifier, [2.0, 2.0, 2.0], max_batch_size=4)
     images = np.zeros((3, 16, 16, 1), np.float32)
     images[1] = 3e38
-    found = adaptive.predict(images)
-    assert list(np.isfinite(found.confidence)) == [True, False, True]
-    np.testing.assert_array_equal(found.labels[[0, 2]], adaptive.predict(images[[0, 2]]).labels)
+    predictions = adaptive.predict(images)
+    assert list(np.isfinite(predictions.confidence)) == [True, False, True]
+    np.testing.assert_array_equal(
+        predictions.labels[[0, 2]], adaptive.predict(images[[0, 2]]).labels
+    )
 
 
-def test_an_interrupted_batch_leaves_the_next_one_right(
-    classifier, images, thresholds, monkeypatch
-):
-    adaptive = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD, lanes=2)
+def test_batch_after_an_interrupted_one_is_right(classifier, images, thresholds, monkeypatch):
+    adaptive = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD, num_workers=2)
     expected = adaptive.predict(images)
-    predict, calls = adaptive._predict_in_lane, []
+    predict, calls = adaptive._predict_on_worker, []
 
-    def interrupted(pools, part):
-        calls.append(pools)
+    def interrupted(buffers, shard):
+        calls.append(buffers)
         if len(calls) == 1:
             raise KeyboardInterrupt
-        return predict(pools, part)
+        return predict(buffers, shard)
 
-    monkeypatch.setattr(adaptive, "_predict_in_lane", interrupted)
+    monkeypatch.setattr(adaptive, "_predict_on_worker", interrupted)
     with pytest.raises(KeyboardInterrupt):
         adaptive.predict(images)
-    found = adaptive.predict(images)
-    np.testing.assert_array_equal(found.exit, expected.exit)
-    np.testing.assert_array_equal(found.labels, expected.labels)
+    predictions = adaptive.predict(images)
+    np.testing.assert_array_equal(predictions.exit, expected.exit)
+    np.testing.assert_array_equal(predictions.labels, expected.labels)

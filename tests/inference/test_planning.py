@@ -1,21 +1,25 @@
-"""Plans of early exit: the cheapest by hand, and sound whatever the profile."""
+"""Plans of early exit have the least expected time of all segmentations."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 
-from imta_jax.inference.engine.engine import Segment
-from imta_jax.inference.engine.planning import BatchSizes, all_segments, best_plan, reach_of
+from imta_jax.inference.engine.planning import (
+    BatchSizes,
+    all_segments,
+    best_plan,
+    reach_fractions,
+)
 from imta_jax.inference.engine.profile import StageProfile
+from imta_jax.inference.engine.programs import Segment
 
 SIZES = (1, 4, 8)
 
 
-def profile_of(stage_ms, hand_over_ms):
-    return StageProfile(
-        "net", "made up", {}, 1, SIZES, np.asarray(stage_ms), np.asarray(hand_over_ms)
-    )
+def profile_of(stage_ms, compaction_ms):
+    return StageProfile("net", "made up", {}, 1, SIZES, stage_ms, compaction_ms)
 
 
 def batch_sizes_of(profile, limit=8):
@@ -26,26 +30,26 @@ def batch_sizes_of(profile, limit=8):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_any_number_of_images_is_cut_at_least_cost(seed):
+def test_images_are_divided_into_batch_sizes_at_least_cost(seed):
     ms = np.sort(np.random.default_rng(seed).uniform(1, 5, len(SIZES)))
     sizes = BatchSizes(SIZES, ms, 8)
-    price = dict(zip(SIZES, ms, strict=True))
+    cost_of = dict(zip(SIZES, ms, strict=True))
     for count in range(1, 9):
-        pieces = list(sizes.pieces(count))
-        assert sum(pieces) >= count > sum(pieces[:-1])
+        batches = list(sizes.split(count))
+        assert sum(batches) >= count > sum(batches[:-1])
         least = min(
-            sum(price[size] for size in choice)
+            sum(cost_of[size] for size in choice)
             for length in range(1, 9)
             for choice in itertools.combinations_with_replacement(SIZES, length)
             if sum(choice) >= count
         )
-        assert sum(price[size] for size in pieces) == pytest.approx(least)
+        assert sum(cost_of[size] for size in batches) == pytest.approx(least)
         assert sizes.milliseconds(count) == pytest.approx(least)
-        assert set(pieces) <= set(sizes.used)
+        assert set(batches) <= set(sizes.used)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_plan_is_the_cheapest_of_all_segmentations(seed):
+def test_plan_is_the_cheapest_of_all_segmentations(seed):
     rng = np.random.default_rng(seed)
     profile = profile_of(rng.uniform(1, 4, (4, 1)) * SIZES, rng.uniform(0, 3, (3, 1)) * SIZES)
     sizes, reach = batch_sizes_of(profile), np.array([1.0, 0.7, 0.5, 0.2])
@@ -61,15 +65,44 @@ def test_the_plan_is_the_cheapest_of_all_segmentations(seed):
     assert costs[plan.segments] == pytest.approx(min(costs.values()))
 
 
-def test_stopping_where_nobody_leaves_is_passed_over():
+def test_plan_does_not_stop_at_an_exit_that_no_image_takes():
     profile = profile_of(np.ones((3, 1)) * SIZES, np.full((2, 3), 0.2))
-    reach = reach_of(np.array([0.0, 0.8, 0.2]), np.array([True, True, True]))
+    reach = reach_fractions(np.array([0.0, 0.8, 0.2]), np.array([True, True, True]))
     np.testing.assert_allclose(reach, [1, 1, 0.2])
     plan = best_plan(profile, 8, reach, batch_sizes_of(profile))
     assert plan.segments == (Segment(0, 1), Segment(2, 2))
 
 
-def test_without_fractions_images_leave_evenly_where_they_can():
+def test_profile_is_saved_with_the_keys_of_earlier_versions(tmp_path):
+    profile = profile_of(np.ones((3, 1)) * SIZES, np.full((2, 3), 0.2))
+    profile.save(tmp_path / "profile.json")
+    stored = json.loads((tmp_path / "profile.json").read_text())
+    assert stored.keys() == {
+        "network", "device", "versions", "lanes", "sizes", "stage_ms", "hand_over_ms"
+    }  # fmt: skip
+    loaded = StageProfile.load(tmp_path / "profile.json")
+    np.testing.assert_array_equal(loaded.stage_ms, profile.stage_ms)
+    np.testing.assert_array_equal(loaded.compaction_ms, profile.compaction_ms)
+    assert (loaded.num_workers, loaded.sizes) == (1, SIZES)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"stage_ms": [[1.0]]}, r"stage_ms.*\[E, 3\].*\(1, 1\)"),
+        ({"stage_ms": [[0.0] * 3] * 3}, "stage_ms.*above 0"),
+        ({"hand_over_ms": [[1.0] * 3]}, r"compaction_ms.*\(2, 3\).*\(1, 3\)"),
+    ],
+)
+def test_profile_with_invalid_times_is_rejected(tmp_path, changes, message):
+    path = tmp_path / "profile.json"
+    profile_of(np.ones((3, 1)) * SIZES, np.full((2, 3), 0.2)).save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        StageProfile.load(path)
+
+
+def test_without_exit_fractions_images_leave_evenly_at_active_exits():
     np.testing.assert_allclose(
-        reach_of(None, np.array([True, False, True, True])), [1, 2 / 3, 2 / 3, 1 / 3]
+        reach_fractions(None, np.array([True, False, True, True])), [1, 2 / 3, 2 / 3, 1 / 3]
     )

@@ -1,4 +1,4 @@
-"""A stream answers every image once, as a batch would be, in time where it is asked to."""
+"""A stream classifies every image once, as a batch would be, and keeps deadlines."""
 
 import queue
 import threading
@@ -8,181 +8,183 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from imta_jax.evaluation import confidence
 from imta_jax.inference import AdaptiveClassifier, AdaptiveStream
-from imta_jax.inference.stream.request_queue import Entrance, Request
-from imta_jax.inference.stream.worker import Lane, LaneSettings
+from imta_jax.inference.stream.request import Request
+from imta_jax.inference.stream.request_queue import RequestQueue
+from imta_jax.inference.stream.settings import WorkerSettings
+from imta_jax.inference.stream.worker import Worker
 from imta_jax.models import build_classifier
 
 TINY = {"preset": "quickstart", "num_exits": 3, "channels": 4, "growth_rate": 2}
-IMAGES = 97
+IMAGES = np.random.default_rng(0).normal(size=(97, 16, 16, 1)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def classifier():
+def adaptive():
     network = build_classifier(TINY, num_classes=5, image_shape=(16, 16, 1), rngs=nnx.Rngs(0))
     adaptive = AdaptiveClassifier(
         network, [0.5] * 3, max_batch_size=16, batch_sizes=(1, 4, 8), exit_fractions=[1 / 3] * 3
     )
-    # An untrained network is sure of nothing: thresholds in the middle of what it says.
-    sure = np.sort(_softmax(adaptive.logits(images())).max(axis=-1), axis=1)
-    between = (sure[:, IMAGES // 2] + sure[:, IMAGES // 2 + 1]) / 2
-    return AdaptiveClassifier(
-        network, between, max_batch_size=16, batch_sizes=(1, 4, 8), exit_fractions=[1 / 3] * 3
-    )
+    # The confidences of an untrained network are close: use thresholds in their middle.
+    ordered = np.sort(confidence(adaptive.logits(IMAGES)), axis=1)
+    middle = len(IMAGES) // 2
+    thresholds = (ordered[:, middle] + ordered[:, middle + 1]) / 2
+    return adaptive.with_thresholds(thresholds, exit_fractions=[1 / 3] * 3)
 
 
-def images():
-    return np.random.default_rng(0).normal(size=(IMAGES, 16, 16, 1)).astype(np.float32)
+def assert_as_a_batch(adaptive, predictions, indices):
+    expected = adaptive.predict(IMAGES[indices])
+    np.testing.assert_array_equal(predictions.labels, expected.labels)
+    np.testing.assert_array_equal(predictions.exit, expected.exit)
+    np.testing.assert_allclose(predictions.confidence, expected.confidence, atol=1e-5)
+    np.testing.assert_array_equal(predictions.macs, expected.macs)
 
 
-def _softmax(logits):
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
+def test_every_image_is_classified_once_in_a_long_run(adaptive):
+    """Four threads submit batches of odd sizes to a small stream, some with deadlines."""
+    count, lock, submitted = 1200, threading.Lock(), []
 
-
-def assert_as_a_batch(classifier, answers, at):
-    expected = classifier.predict(images()[at])
-    np.testing.assert_array_equal(answers.labels, expected.labels)
-    np.testing.assert_array_equal(answers.exit, expected.exit)
-    np.testing.assert_allclose(answers.confidence, expected.confidence, atol=1e-5)
-    np.testing.assert_array_equal(answers.macs, expected.macs)
-
-
-def test_nothing_is_lost_or_answered_twice_in_a_long_run(classifier):
-    """Four threads, odd submissions, a small waiting room, some deadlines."""
-    count, lock, answered = 1200, threading.Lock(), []
-
-    def send(seed):
+    def submit(seed):
         rng = np.random.default_rng(seed)
         sent = 0
         while sent < count // 4:
-            at = rng.integers(0, IMAGES, rng.integers(1, 12))
-            hurried = rng.random() < 0.2
-            future = stream.submit(images()[at], deadline_ms=1.0 if hurried else None)
-            sent += len(at)
+            indices = rng.integers(0, len(IMAGES), rng.integers(1, 12))
+            has_deadline = rng.random() < 0.2
+            deadline_ms = 1.0 if has_deadline else None
+            future = stream.submit(IMAGES[indices], deadline_ms=deadline_ms)
+            sent += len(indices)
             with lock:
-                answered.append((at, hurried, future))
+                submitted.append((indices, has_deadline, future))
 
-    with AdaptiveStream(classifier, max_waiting=64) as stream:
-        senders = [threading.Thread(target=send, args=(seed,)) for seed in range(4)]
-        for sender in senders:
-            sender.start()
-        for sender in senders:
-            sender.join()
+    with AdaptiveStream(adaptive, max_waiting=64) as stream:
+        threads = [threading.Thread(target=submit, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     total = 0
-    for at, hurried, future in answered:
-        found = future.result(timeout=0)
-        total += len(found.labels)
-        assert len(found.labels) == len(at)
-        if not hurried:
-            assert_as_a_batch(classifier, found, at)
-            assert found.in_time.all()
+    for indices, has_deadline, future in submitted:
+        predictions = future.result(timeout=0)
+        total += len(predictions.labels)
+        assert len(predictions.labels) == len(indices)
+        if not has_deadline:
+            assert_as_a_batch(adaptive, predictions, indices)
+            assert predictions.in_time.all()
     statistics = stream.statistics()
-    assert statistics.answered == total == sum(len(at) for at, _, _ in answered) >= count
+    assert statistics.completed == total >= count
+    assert total == sum(len(indices) for indices, _, _ in submitted)
     assert 0 < statistics.p50_ms <= statistics.p99_ms
     assert 1 <= statistics.mean_batch_size <= 8
 
 
 @pytest.fixture
-def lane(classifier):
-    """A lane driven by hand, and whom it has answered."""
-    answered, entrance = [], Entrance()
-    lane = Lane(LaneSettings.of(classifier), entrance, lambda r, at: answered.extend(at))
-    return lane, entrance, answered
+def manual_worker(adaptive):
+    """A worker without a thread, its queue, and the positions of completed images."""
+    completed, requests = [], RequestQueue()
+    settings = WorkerSettings.from_classifier(adaptive)
+    worker = Worker(settings, requests, lambda _, positions: completed.extend(positions))
+    return worker, requests, completed
 
 
-def admit(entrance, at, deadline=np.inf):
-    request = Request(images()[at], deadline)
-    with entrance.changed:
-        entrance.add(request)
+def add_request(requests, indices, deadline=np.inf):
+    request = Request(IMAGES[indices], deadline)
+    with requests.condition:
+        requests.add(request)
     return request
 
 
-def test_an_image_whose_time_is_up_leaves_with_its_best_answer(classifier, lane):
-    lane, entrance, answered = lane
-    whole = classifier.predict(images())
-    at = np.flatnonzero(whole.exit == 2)[:4]
-    request = admit(entrance, at, deadline=time.perf_counter() - 1)
-    while lane.step():  # late as it is, it gets the first exit's answer, and no other
+def test_image_past_its_deadline_gets_the_first_exits_prediction(adaptive, manual_worker):
+    worker, requests, completed = manual_worker
+    indices = np.flatnonzero(adaptive.predict(IMAGES).exit == 2)[:4]
+    request = add_request(requests, indices, deadline=time.perf_counter() - 1)
+    while worker.step():
         pass
-    assert sorted(answered) == [0, 1, 2, 3] and request.complete and not lane.has_waiting
-    assert lane.computed == 4
-    request.finish(classifier.macs)
-    found = request.future.result()
-    assert set(found.exit) == {0} and not found.in_time.any()
-    first = classifier.logits(images()[at])[0]
-    np.testing.assert_array_equal(found.labels, first.argmax(axis=-1))
+    assert sorted(completed) == [0, 1, 2, 3] and request.complete
+    assert not worker.has_active_images and worker.num_computed == 4
+    request.finish(adaptive.macs)
+    predictions = request.future.result()
+    assert set(predictions.exit) == {0} and not predictions.in_time.any()
+    first_exit = adaptive.logits(IMAGES[indices])[0]
+    np.testing.assert_array_equal(predictions.labels, first_exit.argmax(axis=-1))
 
 
-def test_stages_wait_for_full_batches_while_images_come(classifier, lane):
-    lane, entrance, _ = lane
+def test_stages_run_on_full_batches_while_images_are_queued(adaptive, manual_worker):
+    worker, requests, _ = manual_worker
     for _ in range(5):
-        admit(entrance, np.arange(IMAGES))
-    while entrance.waiting >= 8:
-        assert lane.step()
-        if entrance.waiting >= 8:
-            assert lane.computed == 8 * lane.programs
-    while lane.step():
+        add_request(requests, np.arange(len(IMAGES)))
+    while requests.num_images >= 8:
+        assert worker.step()
+        if requests.num_images >= 8:
+            assert worker.num_computed == 8 * worker.num_programs
+    while worker.step():
         pass
-    assert not lane.has_waiting and not lane.step()
+    assert not worker.has_active_images and not worker.step()
 
 
-def test_a_full_stream_holds_submitters_back(classifier, monkeypatch):
+def test_request_cannot_be_completed_twice():
+    request = Request(IMAGES[:2], np.inf)
+    one = (np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(1, np.float32))
+    request.record(np.array([1]), *one)
+    assert not request.complete
+    with pytest.raises(RuntimeError, match=r"positions \[1\]"):
+        request.record(np.array([1]), *one)
+
+
+def test_submit_blocks_while_the_stream_is_full(adaptive, monkeypatch):
     resume = threading.Event()
-    step = Lane.step
-    monkeypatch.setattr(Lane, "step", lambda lane: resume.wait() and step(lane))
-    with AdaptiveStream(classifier, max_waiting=8) as stream:
-        first = stream.submit(images()[:8])
-        with pytest.raises(queue.Full, match=r"8 images wait, 8 may"):
-            stream.submit(images()[0], timeout_s=0.01)
+    step = Worker.step
+    monkeypatch.setattr(Worker, "step", lambda worker: resume.wait() and step(worker))
+    with AdaptiveStream(adaptive, max_waiting=8) as stream:
+        first = stream.submit(IMAGES[:8])
+        with pytest.raises(queue.Full, match=r"8 images.*max_waiting is 8"):
+            stream.submit(IMAGES[0], timeout_s=0.01)
         resume.set()
         assert len(first.result().labels) == 8
-        assert len(stream.submit(images()[0]).result().labels) == 1
+        assert len(stream.submit(IMAGES[0]).result().labels) == 1
 
 
-def test_a_failure_reaches_everyone_who_waits(classifier, monkeypatch):
-    def broken(*_):
-        raise OSError("the device is gone")
+def test_failure_of_a_worker_is_raised_by_every_future(adaptive, monkeypatch):
+    def fail(*_):
+        raise OSError("device lost")
 
-    monkeypatch.setattr(Lane, "_start", broken)
-    with AdaptiveStream(classifier) as stream:
-        with pytest.raises(OSError, match="the device is gone"):
-            stream.submit(images()[:3]).result(timeout=60)
-        with pytest.raises(RuntimeError, match=r"the stream has failed.*the device is gone"):
-            stream.submit(images()[:3])
+    monkeypatch.setattr(Worker, "_dispatch", fail)
+    with AdaptiveStream(adaptive) as stream:
+        with pytest.raises(OSError, match="device lost"):
+            stream.submit(IMAGES[:3]).result(timeout=60)
+        with pytest.raises(RuntimeError, match="device lost"):
+            stream.submit(IMAGES[:3])
 
 
-def test_the_callers_buffer_may_be_used_again(classifier):
-    buffer = images()[:20].copy()
-    with AdaptiveStream(classifier) as stream:
+def test_submitted_buffer_may_be_overwritten(adaptive):
+    buffer = IMAGES[:20].copy()
+    with AdaptiveStream(adaptive) as stream:
         future = stream.submit(buffer)
         buffer[:] = 0
-        assert_as_a_batch(classifier, future.result(), np.arange(20))
+        assert_as_a_batch(adaptive, future.result(), np.arange(20))
 
 
-def test_a_second_stream_compiles_nothing(classifier):
-    with AdaptiveStream(classifier) as stream:
-        stream.submit(images()).result()
-    (programs,) = [
-        p for p in classifier._programs_by_capacity.values() if p is not classifier.programs
-    ]
+def test_second_stream_compiles_nothing(adaptive):
+    with AdaptiveStream(adaptive) as stream:
+        stream.submit(IMAGES).result()
+    (programs,) = [p for p in adaptive._programs_by_capacity.values() if p is not adaptive.programs]
     compiled = programs.num_compiled
-    with AdaptiveStream(classifier) as stream:
-        stream.submit(images()).result()
+    with AdaptiveStream(adaptive) as stream:
+        stream.submit(IMAGES).result()
     assert programs.num_compiled == compiled
 
 
-def test_bad_submissions_are_refused(classifier):
-    with AdaptiveStream(classifier, max_waiting=4) as stream:
-        with pytest.raises(ValueError, match=r"1 to 4 images.*found 5"):
-            stream.submit(images()[:5])
-        with pytest.raises(ValueError, match="deadline_ms must be a number from 0; found nan"):
-            stream.submit(images()[:1], deadline_ms=float("nan"))
+def test_invalid_submission_is_rejected(adaptive):
+    with AdaptiveStream(adaptive, max_waiting=4) as stream:
+        with pytest.raises(ValueError, match=r"max_waiting=4.*found 5"):
+            stream.submit(IMAGES[:5])
+        with pytest.raises(ValueError, match=r"deadline_ms.*found nan"):
+            stream.submit(IMAGES[:1], deadline_ms=float("nan"))
         with pytest.raises(ValueError, match="found 0"):
-            stream.submit(images()[:0])
-        with pytest.raises(ValueError, match=r"expected images \[N, 16, 16, 1\]"):
+            stream.submit(IMAGES[:0])
+        with pytest.raises(ValueError, match=r"\[N, 16, 16, 1\].*\(3, 8, 8, 1\)"):
             stream.submit(np.zeros((3, 8, 8, 1), np.float32))
     with pytest.raises(RuntimeError, match="closed"):
-        stream.submit(images()[:1])
-    with pytest.raises(ValueError, match="max_waiting must be at least 1"):
-        AdaptiveStream(classifier, max_waiting=0)
+        stream.submit(IMAGES[:1])
+    with pytest.raises(ValueError, match=r"max_waiting.*found 0"):
+        AdaptiveStream(adaptive, max_waiting=0)

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 
+from imta_jax.errors import InputError
 from imta_jax.evaluation.operating_points import OperatingPoint
 
 
 def best_within_ms(
     points: Sequence[OperatingPoint], exit_ms: Sequence[float], budget_ms: float
 ) -> OperatingPoint:
-    """The point with the best validation accuracy among those within a mean time per image.
+    """Returns the point with the best validation accuracy within a mean time per image.
 
     Args:
       points: with `validation_exit_fractions` each.
-      exit_ms: [E] milliseconds per image until each exit (`StageProfile.exit_ms`).
+      exit_ms: [E] milliseconds per image up to each exit (`StageProfile.exit_ms`).
       budget_ms: mean milliseconds per image.
 
     Returns:
@@ -27,7 +28,7 @@ def best_within_ms(
     ]
     affordable = [p for p, ms in zip(points, expected, strict=True) if ms <= budget_ms]
     if not affordable:
-        raise ValueError(
+        raise InputError(
             f"no operating point takes budget_ms={budget_ms:g} or less per image on this machine; "
             f"the fastest takes {min(expected):.3g} ms"
         )

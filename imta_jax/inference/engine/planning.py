@@ -1,27 +1,28 @@
-"""How a batch is run: which exits really stop, and in which batch sizes the images are computed.
+"""Planning: at which exits a batch stops, and how images are divided into compiled batch sizes.
 
-Letting images leave after an exit means to gather those that stay and to ask the host; between two
-exits where few leave, that costs more than it saves, and their stages are better compiled together
-(the adaptive rebatching rule of DREX, arXiv 2512.15705, taken over a whole network). The cheapest
-segmentation is found exactly, by dynamic programming over measured times.
+Stopping after an exit costs a gather, a scatter and a host sync. Where few images exit, that costs
+more than it saves, and the stages are compiled together into one segment (the adaptive rebatching
+rule of DREX, arXiv 2512.15705, applied to a whole network). Dynamic programming over measured times
+finds the cheapest segmentation exactly.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Bool, Float
 
-from imta_jax.inference.engine.engine import Segment
 from imta_jax.inference.engine.profile import StageProfile
+from imta_jax.inference.engine.programs import Segment
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Segments for batches up to a size, and how each is cut into programs.
+    """The segments in which a batch is computed.
 
     Attributes:
-      segments: in order; they cover all stages.
-      expected_ms: for a batch of that size, where images leave as foreseen.
+      segments: in order. They cover all stages.
+      expected_ms: expected time of the batch, in milliseconds.
     """
 
     segments: tuple[Segment, ...]
@@ -32,36 +33,36 @@ class BatchSizes:
     """The cheapest way to compute any number of images with a few batch sizes.
 
     Args:
-      sizes: batch sizes [S], rising.
-      milliseconds: [S], what one batch of each takes.
-      limit: the largest number of images asked for.
+      sizes: compiled batch sizes [S], ascending.
+      milliseconds: time of one batch of each size.
+      limit: largest number of images.
     """
 
-    def __init__(self, sizes: Sequence[int], milliseconds: np.ndarray, limit: int):
+    def __init__(self, sizes: Sequence[int], milliseconds: Float[np.ndarray, " S"], limit: int):
         self.sizes = tuple(sizes)
         self._least = np.zeros(limit + 1)
         self._size = np.zeros(limit + 1, np.int64)
         for count in range(1, limit + 1):
             rest = np.maximum(count - np.asarray(sizes), 0)
             total = milliseconds + self._least[rest]
-            # Of two equally good ones the larger: fewer programs.
+            # In a tie, take the larger size: fewer programs.
             best = len(total) - 1 - int(np.argmin(total[::-1]))
             self._least[count], self._size[count] = total[best], sizes[best]
 
     def milliseconds(self, count: float) -> float:
-        """What `count` images take; an expected number need not be whole."""
+        """Time for `count` images. An expected count may be fractional."""
         below = int(count)
         above = min(below + 1, len(self._least) - 1)
-        part = count - below
-        return float((1 - part) * self._least[below] + part * self._least[above])
+        fraction = count - below
+        return float((1 - fraction) * self._least[below] + fraction * self._least[above])
 
     @property
     def used(self) -> list[int]:
-        """The sizes that some number of images asks for; the others need no program."""
+        """The sizes that `split` can return. The other sizes need no program."""
         return sorted({int(size) for size in self._size[1:]})
 
-    def pieces(self, count: int) -> Iterator[int]:
-        """Batch sizes, one program each, that hold `count` images together."""
+    def split(self, count: int) -> Iterator[int]:
+        """Yields the batch sizes of the programs that compute `count` images."""
         while count > 0:
             size = int(self._size[count])
             yield size
@@ -71,23 +72,24 @@ class BatchSizes:
 def best_plan(
     profile: StageProfile,
     count: int,
-    reach: np.ndarray,
-    batch_sizes: dict[Segment, BatchSizes],
+    reach_fractions: Float[np.ndarray, " E"],
+    batch_sizes: Mapping[Segment, BatchSizes],
 ) -> Plan:
-    """The segmentation that takes least time for a batch.
+    """Finds the segmentation with the least expected time.
 
     Args:
-      profile: what stages cost.
+      profile: times of the stages.
       count: images in the batch.
-      reach: float [E], share of images that come to each stage, 1 at the first.
-      batch_sizes: of every segment.
+      reach_fractions: fraction of the images that reach each stage; 1 at the first.
+      batch_sizes: for every segment.
     """
     num_exits = len(profile.stage_ms)
     least = [0.0] * (num_exits + 1)
     ends = [0] * num_exits
     for first in reversed(range(num_exits)):
+        expected_count = count * reach_fractions[first]
         options = [
-            batch_sizes[Segment(first, last)].milliseconds(count * reach[first]) + least[last + 1]
+            batch_sizes[Segment(first, last)].milliseconds(expected_count) + least[last + 1]
             for last in range(first, num_exits)
         ]
         ends[first] = first + int(np.argmin(options))
@@ -100,18 +102,20 @@ def best_plan(
 
 
 def all_segments(num_exits: int) -> list[Segment]:
-    """Every run of stages, from single ones to the whole network."""
+    """Lists every range of stages, from single stages to the full network."""
     return [Segment(i, j) for i in range(num_exits) for j in range(i, num_exits)]
 
 
-def reach_of(exit_fractions: np.ndarray | None, listening: np.ndarray) -> np.ndarray:
-    """Share of images [E] that come to each stage.
+def reach_fractions(
+    exit_fractions: Float[np.ndarray, " E"] | None, active_exits: Bool[np.ndarray, " E"]
+) -> Float[np.ndarray, " E"]:
+    """Fraction of the images that reach each stage.
 
     Args:
-      exit_fractions: [E], share that leaves at each exit; None if unknown: the same at every exit
-        where images can leave.
-      listening: bool [E], where they can.
+      exit_fractions: fraction of the images that leave at each exit. If None, the images are
+        assumed to leave in equal numbers at all active exits.
+      active_exits: exits at which an image can leave.
     """
     if exit_fractions is None:
-        exit_fractions = listening / listening.sum()
+        exit_fractions = active_exits / active_exits.sum()
     return np.clip(1.0 - np.cumsum(exit_fractions) + exit_fractions, 0.0, 1.0)

@@ -1,88 +1,111 @@
-"""A network cut at its exits: all that early exit needs to know of it.
+"""The interface between a network and the early-exit engine: one function per exit.
 
-The engine runs anything of this form: a classifier that was trained here (`classifier_stages`) or
-one that was exported (`exported`). Between two exits an image is a row in each of a few arrays.
+`classifier_stages` makes a `StagedNetwork` from a trained classifier, `export.loader` makes one
+from an exported folder. Between two exits, a batch is a tuple of arrays with the batch axis first.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int64, Shaped
 
-Rows = tuple[jax.Array, ...]
-Weights = Sequence[jax.Array]
+from imta_jax.errors import InputError
+
+StageState = tuple[Shaped[Array, "N ..."], ...]
+Weights = Sequence[Array]
+Stage = Callable[[Weights, StageState], tuple[StageState, Float[Array, "N K"]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class StagedNetwork:
-    """A multi-exit network as functions of rows.
+    """A multi-exit network as one function per exit.
 
     Attributes:
-      stages: per exit a function (weights, rows) -> (rows, logits [N, K] float32), to be traced at
-        any N; the first takes images as its only array, the last hands on nothing.
-      weights: per exit the arrays that its stage reads.
+      stages: per exit, a function (weights, state) -> (next state, logits [N, K] float32) that can
+        be traced at any batch size N. The state of the first stage is the images, the next state of
+        the last stage is empty.
+      weights: per exit, the arrays that its stage reads.
       image_shape: (H, W, C).
-      image_dtype: uint8 where the first stage normalises pixels, else float32.
-      macs: int64 [E], cumulative multiply-adds per image.
-      name: of the network and its type, the same for the same programs.
+      image_dtype: uint8 if the first stage normalizes pixels, else float32.
+      macs: multiply-adds per image up to each exit.
+      name: a digest of costs and weight shapes. Equal names mean equal run times.
     """
 
-    stages: tuple[Callable[[Weights, Rows], tuple[Rows, jax.Array]], ...]
+    stages: tuple[Stage, ...]
     weights: tuple[Weights, ...]
     image_shape: tuple[int, int, int]
     image_dtype: np.dtype
-    macs: np.ndarray
+    macs: Int64[np.ndarray, " E"]
     name: str
 
     @property
     def num_exits(self) -> int:
-        """How many exits it has."""
+        """Number of exits E."""
         return len(self.stages)
 
-    def carried(self) -> list[tuple[jax.ShapeDtypeStruct, ...]]:
-        """What an image takes from each exit but the last to the next: arrays [1, ...]."""
-        rows = (jax.ShapeDtypeStruct((1, *self.image_shape), self.image_dtype),)
-        found = []
-        for stage, weights in zip(self.stages, self.weights, strict=True):
-            rows, _ = jax.eval_shape(stage, weights, rows)
-            found.append(rows)
-        return found[:-1]
+    def state_shapes(self) -> list[tuple[jax.ShapeDtypeStruct, ...]]:
+        """Shapes of the state between exits, for one image.
 
-    def checked(self, images: np.ndarray | jax.Array) -> np.ndarray:
-        """Images that can be classified: [N, H, W, C], of the network's type, or floats.
+        Returns:
+          Per exit but the last, the arrays [1, ...] that its stage returns.
+        """
+        state = (jax.ShapeDtypeStruct((1, *self.image_shape), self.image_dtype),)
+        shapes = []
+        for stage, weights in zip(self.stages, self.weights, strict=True):
+            state, _ = jax.eval_shape(stage, weights, state)
+            shapes.append(state)
+        return shapes[:-1]
+
+    def validate_images(self, images: np.ndarray | jax.Array) -> np.ndarray:
+        """Checks images and converts floating-point images to float32.
+
+        Args:
+          images: [N, H, W, C], normalized floats, or uint8 if `image_dtype` is uint8.
 
         Raises:
-          ValueError: images of another shape or type, or with pixels that are not finite.
+          ValueError: wrong shape or dtype, or a pixel that is not finite.
         """
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"expected images [N, {expected}]; found {images.shape}")
+            raise InputError(f"expected images [N, {expected}]; found {images.shape}")
         if images.dtype == np.uint8 and self.image_dtype != np.uint8:
-            raise ValueError(
-                "uint8 images need mean and std at construction; or pass normalised floats"
+            raise InputError(
+                "uint8 images need `mean` and `std` at construction; pass both, or pass normalized "
+                "floats"
             )
         if images.dtype == np.uint8:
             return images
         if not np.issubdtype(images.dtype, np.floating):
-            raise ValueError(f"expected normalised floats or uint8 pixels; found {images.dtype}")
-        with np.errstate(over="ignore"):  # too large for float32 is infinite there, and refused
+            raise InputError(
+                f"expected images as normalized floats or uint8 pixels; found {images.dtype}"
+            )
+        with np.errstate(over="ignore"):  # overflow gives infinity, which is rejected below
             images = images.astype(np.float32, copy=False)
         if not np.isfinite(images).all():
             bad = np.argwhere(~np.isfinite(images))[0].tolist()
-            raise ValueError(f"image {bad[0]} has a pixel that is not finite, at {tuple(bad[1:])}")
+            raise InputError(
+                f"image {bad[0]} has a pixel that is not finite, at {tuple(bad[1:])}; expected "
+                "normalized floats"
+            )
         return images
 
-    def logits(self, weights: Sequence[Weights], images: jax.Array) -> jax.Array:
-        """Logits [E, N, K] of all exits for images [N, H, W, C]; to be called under `jax.jit`.
+    def logits(
+        self, weights: Sequence[Weights], images: Shaped[Array, "N H W C"]
+    ) -> Float[Array, "E N K"]:
+        """Computes the logits of all exits. Call it under `jax.jit`.
 
-        The weights are given, as the engine gives them: as constants they would be folded into one
-        another, and in bfloat16 that rounds differently.
+        The weights are an argument because XLA folds constants into each other, which rounds
+        differently in bfloat16 than the engine's programs do.
         """
-        rows, collected = (images,), []
-        for stage, read in zip(self.stages, weights, strict=True):
-            rows, logits = stage(read, rows)
+        state: StageState = (images,)
+        collected = []
+        for stage, stage_weights in zip(self.stages, weights, strict=True):
+            state, logits = stage(stage_weights, state)
             collected.append(logits)
+        chex.assert_equal_shape(collected)
         return jnp.stack(collected)

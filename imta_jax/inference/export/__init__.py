@@ -1,1 +1,1 @@
-"""Exported networks: writing, checking and loading their folder."""
+"""Export: writes, checks and loads folders that hold a trained network."""

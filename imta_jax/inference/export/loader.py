@@ -1,4 +1,4 @@
-"""An exported network, loaded and checked; needs JAX and neither Flax nor the training code."""
+"""Loads and checks an exported network. Needs JAX, but neither Flax nor the training code."""
 
 import functools
 import zipfile
@@ -11,26 +11,28 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Shaped
 
+from imta_jax.errors import InputError
 from imta_jax.evaluation.operating_points import OperatingPoint, best_within_budget
 from imta_jax.inference.adaptive import AdaptiveClassifier
-from imta_jax.inference.engine.staged import Rows, StagedNetwork, Weights
+from imta_jax.inference.engine.staged import StagedNetwork, StageState, Weights
 from imta_jax.inference.export import folder as export_folder
-from imta_jax.inference.export.manifest import check_fit, point_from_manifest
+from imta_jax.inference.export.manifest import check_manifest, point_from_manifest
 from imta_jax.nn.pixels import normalize
 
 
 @dataclass(frozen=True)
 class ExportedClassifier:
-    """What an exported folder holds, ready to run on this machine.
+    """An exported network, ready to run on this machine.
 
     Attributes:
-      network: its stages, for `AdaptiveClassifier`; takes uint8 pixels or normalised floats.
+      network: for `AdaptiveClassifier`. Takes uint8 pixels or normalized floats.
       class_names: [K].
       points: thresholds for several budgets, cheapest first.
-      resize: of photographs, pixels of the shorter side before the central crop; None for small
-        images, which are shown as they are.
-      manifest: all that `manifest.json` says: costs and accuracies per exit, versions, origin.
+      resize: pixels of an image file's shorter side before the central crop; None for networks of
+        small images, which are not resized.
+      manifest: content of `manifest.json`: costs and accuracies per exit, versions, origin.
     """
 
     network: StagedNetwork
@@ -40,53 +42,59 @@ class ExportedClassifier:
     manifest: dict[str, Any]
 
     def point_for(self, budget: float) -> OperatingPoint:
-        """The best point that costs at most `budget`, a share of the full multiply-adds.
+        """Returns the most accurate point that costs at most `budget`.
+
+        Args:
+          budget: mean multiply-adds per image, as a fraction of the full network's.
 
         Raises:
-          ValueError: there is none; lists those there are.
+          ValueError: every point costs more.
         """
         return best_within_budget(self.points, budget)
 
     def adaptive(self, budget: float = 1.0, **options: Any) -> AdaptiveClassifier:
-        """A classifier with early exits for a budget; `options` go to `AdaptiveClassifier`.
+        """Makes a classifier with early exit for a budget.
+
+        Args:
+          budget: see `point_for`.
+          **options: further arguments of `AdaptiveClassifier`.
 
         Raises:
-          ValueError: a budget below all points, or options that do not fit.
+          ValueError: every point costs more, or an option is invalid.
         """
         point = self.point_for(budget)
-        return AdaptiveClassifier(
-            self.network,
-            point.thresholds,
-            exit_fractions=point.validation_exit_fractions,
-            **options,
-        )
+        options = {"exit_fractions": point.validation_exit_fractions, **options}
+        return AdaptiveClassifier(self.network, point.thresholds, **options)
 
 
 def load_exported(folder: str | Path) -> ExportedClassifier:
-    """Loads an exported folder after checking all of it; no code from it is run.
+    """Loads an exported folder after checking all its files. Runs no code from it.
 
     Args:
-      folder: that `export_run` or `export_classifier` wrote.
+      folder: written by `export_run` or `export_classifier`.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      ValueError: it is no export, damaged, of a newer format or jax, or not for this platform.
+      FileNotFoundError: the folder does not exist.
+      ValueError: the folder is not an export, is damaged, is of a newer format or jax, or was not
+        exported for this platform.
     """
     folder = Path(folder)
     manifest = export_folder.read_manifest(folder)
     _check_versions(folder, manifest)
     try:
         return _load(folder, manifest)
-    except (KeyError, TypeError, zipfile.BadZipFile) as error:
-        # Every file is what was sealed: it was sealed wrong.
-        raise ValueError(
-            f"{folder}: not of a form that this imta_jax writes "
-            f"({type(error).__name__}: {error}); export it again"
+    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        # The checksums are right, so the folder was written like this.
+        raise InputError(
+            f"{folder} is not valid for this version of imta_jax ({type(error).__name__}: "
+            f"{error}); export the network again"
         ) from error
 
 
 def platform_here() -> str:
-    """The platform that programs run on by default here: "cpu", "cuda", "rocm" or "tpu"."""
+    """The default platform of this machine: "cpu", "cuda", "rocm" or "tpu"."""
     client = jax.devices()[0].client
     if jax.default_backend() != "gpu":
         return jax.default_backend()
@@ -94,22 +102,21 @@ def platform_here() -> str:
 
 
 def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
-    programs = [_program(folder, stage) for stage in range(len(manifest["stages"]))]
+    programs = [_read_program(folder, stage) for stage in range(len(manifest["stages"]))]
     try:
-        check_fit(manifest, programs)
-    except ValueError as error:
-        raise ValueError(
-            f"{folder / export_folder.MANIFEST}: {error}; it was changed by hand, or sealed wrong: "
-            "export it again"
+        check_manifest(manifest, programs)
+    except InputError as error:
+        raise InputError(
+            f"{folder / export_folder.MANIFEST}: {error}; export the network again"
         ) from error
     pixels = manifest["preprocessing"]
     mean, std = tuple(pixels["mean"]), tuple(pixels["std"])
     network = StagedNetwork(
         stages=(
-            functools.partial(_open_and_run, programs[0], mean, std),
+            functools.partial(_normalize_and_run, programs[0], mean, std),
             *(functools.partial(_run, program) for program in programs[1:]),
         ),
-        weights=_weights(folder, manifest, programs),
+        weights=_read_weights(folder, manifest, programs),
         image_shape=tuple(manifest["image_shape"]),
         image_dtype=np.dtype(np.uint8),
         macs=np.asarray([row["macs"] for row in manifest["exits"]], np.int64),
@@ -124,74 +131,76 @@ def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
     )
 
 
-def _run(program: jax.export.Exported, weights: Weights, rows: Rows) -> tuple[Rows, jax.Array]:
-    return program.call(list(weights), tuple(rows))
+def _run(
+    program: jax.export.Exported, weights: Weights, state: StageState
+) -> tuple[StageState, Float[Array, "N K"]]:
+    return program.call(list(weights), tuple(state))
 
 
-def _open_and_run(
+def _normalize_and_run(
     program: jax.export.Exported,
     mean: Sequence[float],
     std: Sequence[float],
     weights: Weights,
-    rows: Rows,
-) -> tuple[Rows, jax.Array]:
-    """The first stage: its program takes normalised floats."""
-    (images,) = rows
+    state: tuple[Shaped[Array, "N H W C"]],
+) -> tuple[StageState, Float[Array, "N K"]]:
+    """The first stage. Its program takes normalized floats."""
+    (images,) = state
     images = normalize(images, mean, std) if images.dtype == jnp.uint8 else images
     return _run(program, weights, (images,))
 
 
-def _program(folder: Path, stage: int) -> jax.export.Exported:
+def _read_program(folder: Path, stage: int) -> jax.export.Exported:
     path = folder / export_folder.program_name(stage)
     try:
         return jax.export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:  # a reader of flat buffers raises almost anything
-        raise ValueError(
-            f"{path}: jax {jax.__version__} cannot read it ({error}); export it again with a jax "
-            "that is not newer"
+    except Exception as error:  # the FlatBuffers reader raises exceptions of many types
+        raise InputError(
+            f"{path}: jax {jax.__version__} cannot read it ({error}); export the network again "
+            "with a jax that is not newer"
         ) from error
 
 
-def _weights(
+def _read_weights(
     folder: Path, manifest: dict[str, Any], programs: Sequence[jax.export.Exported]
 ) -> tuple[list[jax.Array], ...]:
-    """Per stage its arrays on the device, each array once."""
+    """The weights of each stage on the device. Stages share arrays of the same name."""
     path = folder / export_folder.WEIGHTS
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    placed: dict[str, jax.Array] = {}
-    for of_stage, program in zip(manifest["stages"], programs, strict=True):
+    on_device: dict[str, jax.Array] = {}
+    for stage, program in zip(manifest["stages"], programs, strict=True):
         (expected, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
-        for name, aval in zip(of_stage["weights"], expected, strict=True):
-            if name in placed:
+        for name, aval in zip(stage["weights"], expected, strict=True):
+            if name in on_device:
                 continue
             array = arrays[name]
-            # NumPy's files know no bfloat16: its bits are kept.
+            # NumPy's files have no bfloat16: its bits are stored as uint16.
             array = array.view(jnp.bfloat16) if aval.dtype == jnp.bfloat16 else array
             if (array.shape, array.dtype) != (aval.shape, aval.dtype):
-                raise ValueError(
-                    f"{path}: {name} is {array.dtype} {array.shape}, and its program takes "
-                    f"{aval.dtype} {aval.shape}; export it again"
+                raise InputError(
+                    f"{path}: {name} is {array.dtype} {array.shape}; its program expects "
+                    f"{aval.dtype} {aval.shape}; export the network again"
                 )
-            placed[name] = jnp.asarray(array)
-    return tuple([placed[name] for name in stage["weights"]] for stage in manifest["stages"])
+            on_device[name] = jnp.asarray(array)
+    return tuple([on_device[name] for name in stage["weights"]] for stage in manifest["stages"])
 
 
 def _check_versions(folder: Path, manifest: dict[str, Any]) -> None:
-    """Refuses programs of another platform, or of a convention that this jax does not know."""
-    here, made_for = platform_here(), manifest["platforms"]
-    if here not in made_for:
-        raise ValueError(
-            f"{folder}: exported for {', '.join(made_for)}, and this is {here}; export it again "
-            f"with --platforms={','.join([*made_for, here])}, or run it elsewhere "
-            "(JAX_PLATFORMS=cpu)"
+    """Checks platform and calling convention of the programs."""
+    here, platforms = platform_here(), manifest["platforms"]
+    if here not in platforms:
+        raise InputError(
+            f"{folder}: platforms is {', '.join(platforms)}, and this machine is {here}; export "
+            f"the network again with --platforms={','.join([*platforms, here])}, or run it on "
+            "another platform (JAX_PLATFORMS=cpu)"
         )
     found = manifest["calling_convention_version"]
     least = jax.export.minimum_supported_calling_convention_version
     most = jax.export.maximum_supported_calling_convention_version
     if not least <= found <= most:
-        raise ValueError(
-            f"{folder}: of calling convention {found} (jax {manifest['versions']['jax']}), and jax "
-            f"{jax.__version__} reads {least} to {most}; install a jax near that one, or export "
-            "it again"
+        raise InputError(
+            f"{folder}: calling_convention_version is {found} (jax {manifest['versions']['jax']}); "
+            f"jax {jax.__version__} reads {least} to {most}; install that jax, or export the "
+            "network again"
         )

@@ -1,4 +1,4 @@
-"""Whether the manifest of an export fits its programs, which are what they are."""
+"""The manifest of an export: its operating points, and checks against the programs."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -7,31 +7,33 @@ from typing import Any
 import jax
 import jax.export
 
+from imta_jax.errors import InputError
 from imta_jax.evaluation.operating_points import OperatingPoint
 
 
-def check_fit(manifest: Mapping[str, Any], programs: Sequence[jax.export.Exported]) -> None:
-    """Refuses a manifest that was changed, or written, so that the programs cannot be used by it.
+def check_manifest(manifest: Mapping[str, Any], programs: Sequence[jax.export.Exported]) -> None:
+    """Checks shapes, counts and numbers of a manifest against the programs.
 
     Args:
-      manifest: see `export_folder`.
+      manifest: content of `manifest.json`.
       programs: of the stages.
 
     Raises:
-      ValueError: names the first field that does not fit, what it holds and what was expected.
-      KeyError, TypeError: a field is missing, or no list.
+      ValueError: names the first field that does not match, its value and the expected one.
+      KeyError: a field is missing.
+      TypeError: a field has another type.
     """
     shape, classes = _image_shape(programs[0]), _num_classes(programs[-1])
     exits, channels = len(programs), shape[-1]
     for field, found, expected in [
         ("image_shape", manifest["image_shape"], shape),
-        ("the number of exits", len(manifest["exits"]), exits),
-        ("the number of class_names", len(manifest["class_names"]), classes),
+        ("number of exits", len(manifest["exits"]), exits),
+        ("number of class_names", len(manifest["class_names"]), classes),
     ]:
         if found != expected:
-            raise ValueError(f"{field} is {found}, and the programs are for {expected}")
+            raise InputError(f"{field} is {found}; the programs expect {expected}")
     if not manifest["operating_points"]:
-        raise ValueError("operating_points is empty; expected thresholds for at least one budget")
+        raise InputError("operating_points is empty; expected thresholds for at least one budget")
     above_zero = sys.float_info.min
     pixels, points = manifest["preprocessing"], manifest["operating_points"]
     _check_numbers("preprocessing.mean", pixels["mean"], channels, least=0)
@@ -43,7 +45,7 @@ def check_fit(manifest: Mapping[str, Any], programs: Sequence[jax.export.Exporte
         _check_numbers("operating_points.exit_fractions", point["exit_fractions"], exits, least=0)
 
 
-def point_for_manifest(point: OperatingPoint) -> dict[str, Any]:
+def point_to_manifest(point: OperatingPoint) -> dict[str, Any]:
     """The fields of an operating point that a manifest of format version 1 has."""
     return {
         "budget": point.budget,
@@ -58,7 +60,8 @@ def point_from_manifest(fields: Mapping[str, Any]) -> OperatingPoint:
     """The operating point of a manifest.
 
     Raises:
-      KeyError, TypeError: a field is missing or not a list.
+      KeyError: a field is missing.
+      TypeError: a field is not a list.
     """
     return OperatingPoint(
         budget=fields["budget"],
@@ -81,8 +84,8 @@ def _num_classes(last: jax.export.Exported) -> int:
 
 
 def _check_numbers(field: str, found: Any, count: int, *, least: float = -float("inf")) -> None:
-    """Refuses what is no list of so many numbers from `least` on."""
+    """Checks that a field is a list of `count` numbers, none below `least`."""
     numbers = isinstance(found, list) and all(isinstance(value, int | float) for value in found)
     if not numbers or len(found) != count or not all(value >= least for value in found):
-        from_ = "" if least == -float("inf") else f", none below {least:g}"
-        raise ValueError(f"{field} is {found}; expected {count} numbers{from_}")
+        range_ = "" if least == -float("inf") else f", none below {least:g}"
+        raise InputError(f"{field} is {found}; expected {count} numbers{range_}")

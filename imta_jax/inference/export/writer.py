@@ -1,6 +1,6 @@
-"""A classifier becomes a folder: a program per stage, weights, and all that is needed to use them.
+"""Writes a classifier as an export: a program per stage, weights and a manifest.
 
-How the folder is laid out and sealed is in `export_folder`, what is taken from a run in `export`.
+The layout of the folder is in `folder`, the export of a run in `run_export`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from imta_jax.data import Preprocessing, RandomAreaCrop
-from imta_jax.errors import unknown_name
+from imta_jax.errors import InputError, unknown_name
 from imta_jax.evaluation import ExitCosts, OperatingPoint, exit_costs, pareto_front
 from imta_jax.inference.engine.classifier_stages import DTYPES, staged_classifier
 from imta_jax.inference.engine.staged import StagedNetwork
 from imta_jax.inference.export import folder as export_folder
-from imta_jax.inference.export.manifest import point_for_manifest
+from imta_jax.inference.export.manifest import point_to_manifest
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.environment import package_versions
 from imta_jax.runtime.files import write_json
@@ -42,41 +42,41 @@ def export_classifier(
     origin: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes a classifier as programs, weights and what is needed to use them.
+    """Writes a classifier as a folder that `load_exported` reads.
 
     Args:
-      classifier: phase I or II; it is left as it is.
-      folder: to write, whole or not at all; see `export_folder`.
+      classifier: phase I or II; it is not modified.
+      folder: to write, atomically.
       points: thresholds for several budgets.
       class_names: [K].
-      mean: of the pixels per channel, 0..1, as in training.
-      std: likewise, above 0.
-      preprocessing: what the evaluation showed of an image.
-      platforms: that the programs are made for, of `PLATFORMS`.
+      mean: per channel, of pixels scaled to 0..1, as in training.
+      std: standard deviation per channel, above 0.
+      preprocessing: of evaluation images.
+      platforms: to compile for, of `PLATFORMS`.
       dtype: in which the backbone computes, "float32" or "bfloat16".
-      accuracy: per exit, in percent by name, for the record.
-      origin: of the weights, for the record.
-      overwrite: replaces an earlier export.
+      accuracy: per exit, values in percent by name, for the manifest.
+      origin: of the weights, for the manifest.
+      overwrite: whether an earlier export may be replaced.
 
     Raises:
-      FileExistsError: the folder is there.
-      ValueError: an unknown platform or type; names, constants or thresholds that do not fit.
+      FileExistsError: the folder exists.
+      ValueError: unknown platform or dtype; names, constants or thresholds of another network.
     """
     export_folder.check_replaceable(folder, overwrite)
     check_choices(platforms, dtype)
-    _check_fit(classifier, points, class_names, mean, std)
+    _check_arguments(classifier, points, class_names, mean, std)
     network = staged_classifier(classifier, dtype=dtype)
     arrays, names = _named_weights(network)
-    programs = _programs(network, platforms)
+    programs = _export_programs(network, platforms)
     manifest = {
         **_describe_network(network, programs, names, dtype),
         "class_names": [str(name) for name in class_names],
         "preprocessing": _describe_preprocessing(preprocessing, mean, std),
         "exits": _describe_exits(exit_costs(classifier), accuracy),
-        "operating_points": [point_for_manifest(point) for point in pareto_front(points)],
+        "operating_points": [point_to_manifest(point) for point in pareto_front(points)],
         "origin": dict(origin or {}),
     }
-    with export_folder.written_folder(folder, overwrite=overwrite) as partial:
+    with export_folder.replacing_folder(folder, overwrite=overwrite) as partial:
         for stage, program in enumerate(programs):
             (partial / export_folder.program_name(stage)).write_bytes(program.serialize())
         np.savez(partial / export_folder.WEIGHTS, **arrays)
@@ -84,46 +84,46 @@ def export_classifier(
 
 
 def check_choices(platforms: Sequence[str], dtype: str) -> None:
-    """Refuses what no program can be made for.
+    """Checks the names of platforms and dtype.
 
     Raises:
-      ValueError: an unknown platform or type, or no platform.
+      ValueError: an unknown name, or no platform.
     """
     for platform in platforms:
         if platform not in PLATFORMS:
             raise unknown_name("platform", platform, PLATFORMS)
     if not platforms:
-        raise ValueError(f"no platform to export for; expected some of {', '.join(PLATFORMS)}")
+        raise InputError(f"platforms is empty; expected some of {', '.join(PLATFORMS)}")
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
 
 
-def _programs(network: StagedNetwork, platforms: Sequence[str]) -> list[jax.export.Exported]:
-    """Each stage for any number of images; the first takes normalised floats [b, H, W, C]."""
-    (count,) = jax.export.symbolic_shape("b")
-    rows = (jax.ShapeDtypeStruct((count, *network.image_shape), network.image_dtype),)
+def _export_programs(network: StagedNetwork, platforms: Sequence[str]) -> list[jax.export.Exported]:
+    """Exports each stage for any batch size. The first takes normalized floats [b, H, W, C]."""
+    (batch_size,) = jax.export.symbolic_shape("b")
+    state = (jax.ShapeDtypeStruct((batch_size, *network.image_shape), network.image_dtype),)
     programs = []
     for stage, weights in zip(network.stages, network.weights, strict=True):
         shapes = [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights]
-        program = jax.export.export(jax.jit(stage), platforms=tuple(platforms))(shapes, rows)
+        program = jax.export.export(jax.jit(stage), platforms=tuple(platforms))(shapes, state)
         programs.append(program)
-        handed_on, _ = jax.tree.unflatten(program.out_tree, program.out_avals)
-        rows = tuple(jax.ShapeDtypeStruct(row.shape, row.dtype) for row in handed_on)
+        next_state, _ = jax.tree.unflatten(program.out_tree, program.out_avals)
+        state = tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in next_state)
     return programs
 
 
 def _named_weights(network: StagedNetwork) -> tuple[dict[str, np.ndarray], list[list[str]]]:
-    """All arrays by name, each once, and per stage the names of those it reads."""
+    """The distinct weights by name, and per stage the names of its weights."""
     names: dict[int, str] = {}
     arrays: dict[str, np.ndarray] = {}
-    for of_stage in network.weights:
-        for weight in of_stage:
+    for weights in network.weights:
+        for weight in weights:
             if id(weight) not in names:
                 name = names[id(weight)] = f"weight_{len(names):04d}"
                 array = np.asarray(weight)
-                # NumPy's files know no bfloat16.
+                # NumPy's files have no bfloat16: store its bits.
                 arrays[name] = array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
-    return arrays, [[names[id(weight)] for weight in of_stage] for of_stage in network.weights]
+    return arrays, [[names[id(weight)] for weight in weights] for weights in network.weights]
 
 
 def _describe_network(
@@ -132,7 +132,7 @@ def _describe_network(
     names: Sequence[Sequence[str]],
     dtype: str,
 ) -> dict[str, Any]:
-    """What the programs and weights are, and by what they were made."""
+    """The manifest's fields about programs, weights and versions."""
     return {
         "format": export_folder.FORMAT,
         "format_version": export_folder.VERSION,
@@ -143,7 +143,7 @@ def _describe_network(
         "platforms": list(programs[0].platforms),
         "calling_convention_version": programs[0].calling_convention_version,
         "versions": package_versions(),
-        "stages": [{"weights": list(of_stage)} for of_stage in names],
+        "stages": [{"weights": list(stage_names)} for stage_names in names],
     }
 
 
@@ -151,13 +151,13 @@ def _describe_preprocessing(
     preprocessing: Preprocessing, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
     resize = preprocessing.resize if isinstance(preprocessing, RandomAreaCrop) else None
+    geometry = (
+        "No resizing."
+        if resize is None
+        else f"Resize of the shorter side to {resize} pixels (bilinear, antialiased), central crop."
+    )
     return {
-        "description": (
-            f"The shorter side to {resize} pixels (bilinear, antialiased), the central ones."
-            if isinstance(preprocessing, RandomAreaCrop)
-            else "The image as it is."
-        )
-        + " Then (pixel / 255 - mean) / std per channel.",
+        "description": f"{geometry} Then (pixel / 255 - mean) / std per channel.",
         "resize": resize,
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
@@ -179,14 +179,14 @@ def _describe_exits(
     return [row | dict(more) for row, more in zip(rows, accuracy or [{}] * len(rows), strict=True)]
 
 
-def _check_fit(
+def _check_arguments(
     classifier: MultiExitClassifier,
     points: Sequence[OperatingPoint],
     class_names: Sequence[str],
     mean: Sequence[float],
     std: Sequence[float],
 ) -> None:
-    """What is handed over beside the classifier has to be of the same network."""
+    """Checks the lengths of the arguments against the classifier."""
     exits, channels = classifier.num_exits, classifier.image_shape[2]
     for name, found, expected in [
         ("class_names", len(class_names), classifier.num_classes),
@@ -199,6 +199,6 @@ def _check_fit(
         ),
     ]:
         if found != expected:
-            raise ValueError(f"{name}: expected {expected} for this network; found {found}")
+            raise InputError(f"{name}: expected {expected} values for this network; found {found}")
     if not points:
-        raise ValueError("no operating point; expected thresholds for at least one budget")
+        raise InputError("points is empty; expected thresholds for at least one budget")

@@ -1,1 +1,1 @@
-"""Continuous batching: requests, workers and the stream that serves them."""
+"""Continuous batching: classification of images as they arrive."""

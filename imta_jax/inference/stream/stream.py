@@ -1,8 +1,8 @@
-"""Continuous batching: images come one by one or in odd batches, stages run on full batches.
+"""Continuous batching: images arrive one by one or in odd batches, stages run on full batches.
 
-Every lane keeps a queue before each segment and runs a segment when enough images wait there, from
-whatever submissions they came. An image leaves when it is confident, or, with a deadline, when the
-next stage would answer too late: then with the best answer so far (anytime prediction).
+Each worker keeps a queue before each segment and runs a segment when enough images wait there, from
+any submission. An image completes when it is confident enough. An image with a deadline completes
+earlier with its latest prediction if the next segment would end too late (anytime prediction).
 """
 
 import queue
@@ -10,44 +10,26 @@ import threading
 import time
 from concurrent.futures import Future
 from types import TracebackType
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from imta_jax.errors import InputError
 from imta_jax.inference.adaptive import AdaptiveClassifier
-from imta_jax.inference.stream.request_queue import Entrance, Request, StreamAnswers
-from imta_jax.inference.stream.worker import Lane, LaneSettings
-
-# Latencies that percentiles are taken over: the latest ones.
-_REMEMBERED = 100_000
-
-
-class StreamStatistics(NamedTuple):
-    """How a stream has done so far.
-
-    Attributes:
-      answered: images.
-      late: images of these after their deadline.
-      p50_ms: median latency, submission to answer, of the latest 100,000 images; NaN before any.
-      p99_ms: its 99th percentile.
-      mean_batch_size: images per program.
-    """
-
-    answered: int
-    late: int
-    p50_ms: float
-    p99_ms: float
-    mean_batch_size: float
+from imta_jax.inference.stream.request import Request, StreamPredictions
+from imta_jax.inference.stream.request_queue import RequestQueue
+from imta_jax.inference.stream.settings import WorkerSettings
+from imta_jax.inference.stream.statistics import LatencyRecorder, StreamStatistics
+from imta_jax.inference.stream.worker import Worker
 
 
 class AdaptiveStream:
-    """Classifies images as they come; to be used in a `with` block, which answers all at its end.
+    """Classifies images as they arrive. As a context manager, it completes all images on exit.
 
     Args:
-      classifier: whose network, thresholds and profile are used; call its `warm_up` before. The
-        first stream of a classifier compiles programs of its own, before it takes images.
-      max_waiting: images that may be unanswered at a time; then `submit` waits (back-pressure).
+      classifier: provides network, thresholds and profile. Call its `warm_up` before. The first
+        stream of a classifier compiles its own programs at construction.
+      max_waiting: largest number of images in the stream. `submit` blocks while it is reached.
 
     Raises:
       ValueError: `max_waiting` below 1.
@@ -55,20 +37,23 @@ class AdaptiveStream:
 
     def __init__(self, classifier: AdaptiveClassifier, *, max_waiting: int = 4096):
         if max_waiting < 1:
-            raise ValueError(f"max_waiting must be at least 1; found {max_waiting}")
+            raise InputError(f"max_waiting must be at least 1; found {max_waiting}")
         self.max_waiting = max_waiting
         self._network, self._macs = classifier.network, classifier.macs
-        self._entrance, self._closing = Entrance(), False
+        self._queue = RequestQueue()
+        # Protected by the queue's condition:
+        self._closing = False
         self._failure: BaseException | None = None
-        self._unanswered = 0
+        self._num_waiting = 0
         self._requests: set[Request] = set()
-        self._latency_ms = np.full(_REMEMBERED, np.nan)
-        self._answered = self._late = 0
-        settings = LaneSettings.of(classifier)
-        self._lanes = [Lane(settings, self._entrance, self._note) for _ in range(classifier.lanes)]
+        self._latencies = LatencyRecorder()
+        settings = WorkerSettings.from_classifier(classifier)
+        self._workers = [
+            Worker(settings, self._queue, self._on_complete) for _ in range(classifier.num_workers)
+        ]
         self._threads = [
-            threading.Thread(target=self._serve, args=(lane,), name="imta_jax stream", daemon=True)
-            for lane in self._lanes
+            threading.Thread(target=self._run, args=(worker,), name="imta_jax stream", daemon=True)
+            for worker in self._workers
         ]
         for thread in self._threads:
             thread.start()
@@ -80,7 +65,7 @@ class AdaptiveStream:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -90,108 +75,111 @@ class AdaptiveStream:
         *,
         deadline_ms: float | None = None,
         timeout_s: float | None = None,
-    ) -> Future[StreamAnswers]:
-        """Hands images over; the answers come as a future's result.
+    ) -> Future[StreamPredictions]:
+        """Submits images. The result of the future is their predictions.
+
+        Callbacks of the future run in a worker's thread. They must not call `submit`: the worker
+        could wait for itself.
 
         Args:
           images: [n, H, W, C], or one image [H, W, C]; as for `AdaptiveClassifier.predict`.
-          deadline_ms: after so many milliseconds an image leaves with its best answer so far; every
-            image is answered by some exit, the first if need be, if it comes to that late.
-          timeout_s: how long to wait while the stream is full; None for as long as it takes.
-
-        A future's callbacks run in a lane: they must not submit, or the lane may wait for itself.
+          deadline_ms: milliseconds from now after which a prediction is late. An image with a
+            deadline gets the best prediction available in time, at least the first exit's.
+          timeout_s: seconds to wait while the stream is full; None waits without limit.
 
         Raises:
           ValueError: images that the network cannot take, none, or more than `max_waiting`.
-          queue.Full: the stream was full all that time; nothing was accepted.
-          RuntimeError: the stream is closed, or has failed.
+          queue.Full: the stream was full during `timeout_s`; no image was accepted.
+          RuntimeError: the stream is closed or has failed.
         """
         images = np.asarray(images)
-        images = self._network.checked(images[None] if images.ndim == 3 else images)
+        images = self._network.validate_images(images[None] if images.ndim == 3 else images)
         if not 1 <= len(images) <= self.max_waiting:
-            raise ValueError(
-                f"expected 1 to {self.max_waiting} images (max_waiting) at a time; "
-                f"found {len(images)}"
+            raise InputError(
+                f"expected 1 to max_waiting={self.max_waiting} images per call; found {len(images)}"
             )
         if deadline_ms is not None and not deadline_ms >= 0:
-            raise ValueError(f"deadline_ms must be a number from 0; found {deadline_ms}")
+            raise InputError(f"deadline_ms must be 0 or more; found {deadline_ms}")
         deadline = np.inf if deadline_ms is None else time.perf_counter() + deadline_ms / 1e3
-        with self._entrance.changed:
-            if not self._entrance.changed.wait_for(lambda: self._takes(len(images)), timeout_s):
+        with self._queue.condition:
+            if not self._queue.condition.wait_for(lambda: self._accepts(len(images)), timeout_s):
                 raise queue.Full(
-                    f"{self._unanswered} images wait, {self.max_waiting} may (max_waiting); "
-                    "submit more slowly, or give a longer timeout_s"
+                    f"{self._num_waiting} images are in the stream, max_waiting is "
+                    f"{self.max_waiting}; submit more slowly or increase timeout_s"
                 )
             self._check_open()
-            request = Request(images.copy(), deadline)  # the caller may use the buffer again
+            request = Request(images.copy(), deadline)  # the caller may reuse the buffer
             self._requests.add(request)
-            self._unanswered += len(images)
-            self._entrance.add(request)
+            self._num_waiting += len(images)
+            self._queue.add(request)
         return request.future
 
     def statistics(self) -> StreamStatistics:
-        """How the stream has done so far."""
-        with self._entrance.changed:
-            known = self._latency_ms[: min(self._answered, _REMEMBERED)]
-            p50, p99 = np.percentile(known, [50, 99]) if len(known) else (np.nan, np.nan)
-            programs = sum(lane.programs for lane in self._lanes)
-            computed = sum(lane.computed for lane in self._lanes)
-            mean = computed / programs if programs else float("nan")
-            return StreamStatistics(self._answered, self._late, float(p50), float(p99), mean)
+        """Returns the statistics so far."""
+        with self._queue.condition:
+            programs = sum(worker.num_programs for worker in self._workers)
+            computed = sum(worker.num_computed for worker in self._workers)
+            p50_ms, p99_ms = self._latencies.percentiles(50, 99)
+            return StreamStatistics(
+                self._latencies.completed,
+                self._latencies.late,
+                p50_ms,
+                p99_ms,
+                mean_batch_size=computed / programs if programs else float("nan"),
+            )
 
     def close(self) -> None:
-        """Answers all that was submitted, then stops; to submit afterwards is an error."""
-        with self._entrance.changed:
+        """Completes all submitted images and stops. A later `submit` raises RuntimeError."""
+        with self._queue.condition:
             self._closing = True
-            self._entrance.changed.notify_all()
+            self._queue.condition.notify_all()
         for thread in self._threads:
             thread.join()
 
-    def _takes(self, count: int) -> bool:
-        over = self._closing or self._failure is not None
-        return over or self._unanswered + count <= self.max_waiting
+    def _accepts(self, count: int) -> bool:
+        """Whether `submit` can proceed, with `count` images or with an error."""
+        stopped = self._closing or self._failure is not None
+        return stopped or self._num_waiting + count <= self.max_waiting
 
     def _check_open(self) -> None:
         if self._failure is not None:
             raise RuntimeError(f"the stream has failed: {self._failure!r}") from self._failure
         if self._closing:
-            raise RuntimeError("the stream is closed; open another one")
+            raise RuntimeError("the stream is closed; open a new AdaptiveStream")
 
-    def _note(self, request: Request, at: np.ndarray) -> None:
-        """Counts images that a lane has answered, and finishes requests."""
-        latency = request.latency_ms(at)
-        with self._entrance.changed:
-            where = (self._answered + np.arange(len(at))) % _REMEMBERED
-            self._latency_ms[where] = latency
-            self._answered += len(at)
-            self._late += int((request.answered_at[at] > request.deadline).sum())
-            self._unanswered -= len(at)
+    def _on_complete(self, request: Request, positions: np.ndarray) -> None:
+        """Counts completed images, and finishes the request with its last one."""
+        latency_ms = request.latency_ms(positions)
+        with self._queue.condition:
+            late = request.completed_at[positions] > request.deadline
+            self._latencies.record(latency_ms, late)
+            self._num_waiting -= len(positions)
             complete = request.complete and request in self._requests
             if complete:
                 self._requests.remove(request)
-            self._entrance.changed.notify_all()
+            self._queue.condition.notify_all()
         if complete:
             request.finish(self._macs)
 
-    def _serve(self, lane: Lane) -> None:
-        """A lane's thread: works while there is work, until the stream is closed."""
+    def _run(self, worker: Worker) -> None:
+        """A worker's thread: steps until the stream is closed and no image is left."""
         try:
             while self._failure is None:
-                if lane.step():
+                if worker.step():
                     continue
-                with self._entrance.changed:
-                    if not self._entrance.waiting and self._closing:
+                with self._queue.condition:
+                    if not self._queue.num_images and self._closing:
                         return
-                    if not self._entrance.waiting and self._failure is None:
-                        self._entrance.changed.wait()
+                    if not self._queue.num_images and self._failure is None:
+                        self._queue.condition.wait()
         except BaseException as error:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """Tells everyone who waits; nobody waits for ever."""
-        with self._entrance.changed:
+        """Stops the stream; every pending future raises the error."""
+        with self._queue.condition:
             self._failure = self._failure or error
             requests, self._requests = self._requests, set()
-            self._entrance.changed.notify_all()
+            self._queue.condition.notify_all()
         for request in requests:
             request.fail(error)

@@ -1,0 +1,53 @@
+"""Buffers that hold the state of images between two segments."""
+
+import jax
+import jax.numpy as jnp
+
+from imta_jax.inference.engine.staged import StagedNetwork, StageState
+
+StateShapes = tuple[jax.ShapeDtypeStruct, ...]
+
+
+class Buffers:
+    """Preallocated state arrays, one set per stage but the first.
+
+    An image occupies the same slot in every buffer. Arrays are allocated at first use.
+
+    Args:
+      network: defines the state between stages.
+      capacity: number of slots.
+    """
+
+    def __init__(self, network: StagedNetwork, capacity: int):
+        self._shapes = buffer_shapes(network, capacity)
+        self._arrays: dict[int, StageState] = {}
+
+    def get(self, stage: int) -> StageState:
+        """Returns the arrays [capacity, ...] that the stage reads."""
+        if stage not in self._arrays:
+            shapes = self._shapes[stage]
+            self._arrays[stage] = tuple(jnp.zeros(shape.shape, shape.dtype) for shape in shapes)
+        return self._arrays[stage]
+
+    def pop(self, stage: int) -> StageState:
+        """Removes and returns the arrays of a stage, so that a program can donate them.
+
+        Call `set` with the program's output. If the program fails, the next `get` allocates new
+        arrays.
+        """
+        self.get(stage)
+        return self._arrays.pop(stage)
+
+    def set(self, stage: int, arrays: StageState) -> None:
+        """Stores the arrays that the stage reads from now on."""
+        self._arrays[stage] = arrays
+
+
+def buffer_shapes(network: StagedNetwork, capacity: int) -> dict[int, StateShapes]:
+    """Shapes [capacity, ...] of the buffers, by the stage (from 1) that reads them."""
+    return {
+        stage: tuple(
+            jax.ShapeDtypeStruct((capacity, *array.shape[1:]), array.dtype) for array in state
+        )
+        for stage, state in enumerate(network.state_shapes(), start=1)
+    }

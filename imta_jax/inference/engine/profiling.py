@@ -1,0 +1,158 @@
+"""Measures the time profile of a network's stages, once per device, and caches it as JSON."""
+
+import functools
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int32
+
+from imta_jax.inference.engine.buffers import StateShapes, buffer_shapes
+from imta_jax.inference.engine.engine import Engine
+from imta_jax.inference.engine.profile import StageProfile
+from imta_jax.inference.engine.programs import Programs, Segment
+from imta_jax.inference.engine.staged import StageState
+from imta_jax.runtime import parallel_compilation
+from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.progress_bar import with_progress
+
+_log = logging.getLogger(__name__)
+
+# Above every confidence, but low enough that the exits stay active: all images continue, which is
+# the slowest case.
+_UNREACHED_THRESHOLD = 1.0 + 5e-6
+_BLOCKS, _BLOCK_SECONDS = 4, 0.01
+
+
+def load_or_measure_profile(
+    programs: Programs,
+    sizes: Sequence[int],
+    num_workers: int = 1,
+    folder: str | Path | None = None,
+) -> StageProfile:
+    """Returns the profile of this device, from the cache if it was measured before.
+
+    Args:
+      programs: the network's programs.
+      sizes: batch sizes, ascending.
+      num_workers: programs that run at the same time.
+      folder: of the cache; default ~/.cache/imta_jax/profiles.
+    """
+    cached = cached_profile(programs, sizes, num_workers, folder)
+    if cached is not None:
+        return cached
+    profile = _measure(programs, tuple(sizes), num_workers)
+    path = _cache_path(programs, sizes, num_workers, folder)
+    try:
+        profile.save(path)
+    except OSError as error:
+        _log.warning("profile not cached, the next process measures again: %s: %s", path, error)
+    return profile
+
+
+def cached_profile(
+    programs: Programs, sizes: Sequence[int], num_workers: int, folder: str | Path | None = None
+) -> StageProfile | None:
+    """Returns the cached profile of this device, or None. See `load_or_measure_profile`."""
+    try:
+        return StageProfile.load(_cache_path(programs, sizes, num_workers, folder))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        _log.warning("cached profile ignored: %s", error)
+        return None
+
+
+def _cache_path(
+    programs: Programs, sizes: Sequence[int], num_workers: int, folder: str | Path | None
+) -> Path:
+    """The cache file. Its name depends on programs, device, CPU cores and jax version."""
+    environment = (_device(), _versions(), usable_cores())
+    key = (programs.network.name, environment, tuple(sizes), programs.capacity, num_workers)
+    digest = hashlib.sha256(repr(key).encode()).hexdigest()[:24]
+    folder = Path(folder or parallel_compilation.DEFAULT_CACHE_DIR / "profiles").expanduser()
+    return folder / f"{digest}.json"
+
+
+def _device() -> str:
+    return str(jax.devices()[0].device_kind)
+
+
+def _versions() -> dict[str, str]:
+    return {"jax": jax.__version__, "jaxlib": jax.lib.__version__}
+
+
+def _measure(programs: Programs, sizes: tuple[int, ...], num_workers: int) -> StageProfile:
+    network = programs.network
+    thresholds = np.full(network.num_exits, _UNREACHED_THRESHOLD, np.float32)
+    engine = Engine(programs, thresholds)
+    stages = [Segment(i, i) for i in range(network.num_exits)]
+    engine.compile((stage, size) for stage in stages for size in sizes)
+    # Each entry makes a function to time, one per worker. Stages first, then compactions.
+    makers = [
+        *(functools.partial(_stage_run, engine, stage, size) for stage in stages for size in sizes),
+        *(
+            functools.partial(_compaction_run, shapes, size)
+            for shapes in buffer_shapes(network, programs.capacity).values()
+            for size in sizes
+        ),
+    ]
+    work = with_progress(makers, total=len(makers), description="profile", log=_log)
+    with ThreadPoolExecutor(num_workers) as threads:
+        times = [_least_ms([make() for _ in range(num_workers)], threads) for make in work]
+    table, count = np.asarray(times).reshape(-1, len(sizes)), network.num_exits
+    return StageProfile(
+        network.name, _device(), _versions(), num_workers, sizes, table[:count], table[count:]
+    )
+
+
+def _stage_run(engine: Engine, stage: Segment, size: int) -> Callable[[], object]:
+    """Makes a function that runs one stage on zero images and waits for the result."""
+    buffers, slots = engine.new_buffers(), np.arange(size)
+    network = engine.network
+    zeros = np.zeros((size, *network.image_shape), network.image_dtype)
+    images = zeros if stage.first == 0 else None
+    return lambda: engine.fetch(engine.dispatch(buffers, stage, size, slots, images), size)
+
+
+def _compaction_run(shapes: StateShapes, size: int) -> Callable[[], None]:
+    """Makes a function that runs one gather, one scatter and one host sync."""
+
+    def compact(
+        source: StageState, target: StageState, slots: Int32[Array, " N"]
+    ) -> tuple[Int32[Array, " N"], StageState]:
+        state = (x.at[slots].get(mode="clip") for x in source)
+        target = tuple(x.at[slots].set(y, mode="drop") for x, y in zip(target, state, strict=True))
+        return slots + 1, target
+
+    program = jax.jit(compact, donate_argnums=1)
+    source, target = (tuple(jnp.zeros(s.shape, s.dtype) for s in shapes) for _ in range(2))
+    slots = np.arange(size, dtype=np.int32)
+
+    def run() -> None:
+        nonlocal target
+        output, target = program(source, target, slots)
+        np.asarray(output)
+
+    return run
+
+
+def _least_ms(runs: Sequence[Callable[[], object]], threads: ThreadPoolExecutor) -> float:
+    """The least time of all `runs` in parallel, in milliseconds, divided by their number."""
+
+    def block() -> float:
+        start = time.perf_counter()
+        list(threads.map(lambda run: [run() for _ in range(repeats)], runs))
+        return (time.perf_counter() - start) / repeats
+
+    repeats = 1
+    block()
+    # Enough repetitions that the start of the threads does not count.
+    repeats = max(1, int(_BLOCK_SECONDS / block()))
+    return 1e3 * min(block() for _ in range(_BLOCKS)) / len(runs)

@@ -1,0 +1,111 @@
+"""The command `python -m imta_jax.inference`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from imta_jax.inference import load_exported
+from imta_jax.inference.command import main
+
+CLASSES = ("ant", "bee", "cow", "dog", "eel")
+
+
+def test_table_has_the_predictions(exported_folder, png_folder, images, capsys):
+    expected = load_exported(exported_folder).adaptive(0.8).predict(images[:5])
+    assert main([str(exported_folder), str(png_folder), "--budget=0.8"]) == 0
+    heading, *rows, summary, _ = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["file", "label", "confidence", "exit", "multiply-adds", "ms"]
+    assert len({len(row) for row in [heading, *rows]}) == 1
+    for i, row in enumerate(rows):
+        file, label, confidence, exit_, macs, _ = row.split()
+        assert file == str(png_folder / f"{i}.png") and label == CLASSES[expected.labels[i]]
+        assert exit_ == f"{expected.exit[i] + 1}/3" and macs == f"{expected.macs[i]:,}"
+        assert float(confidence) == pytest.approx(expected.confidence[i], abs=1e-3)
+    assert "5 images" in summary and "budget 0.8" in summary
+
+
+def test_budget_in_milliseconds_is_accepted(exported_folder, png_folder, capsys):
+    options = ["--budget-ms=1e6", "--batch-size=4"]
+    assert main([str(exported_folder), str(png_folder), *options]) == 0
+    assert "budget 1e+06 ms" in capsys.readouterr().out
+
+
+def test_json_output_has_one_line_per_image(exported_folder, png_folder, capsys):
+    options = ["--json", "--batch-size=2", "--thresholds=0,0,0"]
+    assert main([str(exported_folder), str(png_folder), *options]) == 0
+    printed = capsys.readouterr()
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    assert [row["exit"] for row in rows] == [1] * 5 and rows[0]["label"] in CLASSES
+    assert all(row["ms"] > 0 for row in rows) and "5 images" in printed.err
+
+
+def test_without_images_the_folder_is_described(exported_folder, capsys):
+    assert main([str(exported_folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "3 exits, 5 classes (ant, bee" in printed and "0.400" in printed
+
+
+def test_file_that_does_not_decode_is_skipped_and_reported(exported_folder, png_folder, capsys):
+    content = (png_folder / "0.png").read_bytes()
+    (png_folder / "1.png").write_bytes(content[: len(content) // 2])
+    (png_folder / "2.png").write_bytes(b"not an image")
+    Image.new("RGB", (20, 30)).save(png_folder / "3.png")
+    assert main([str(exported_folder), str(png_folder)]) == 1
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 6
+    for message in ("1.png: not decoded", "2.png: not decoded", "2 of 5 images"):
+        assert message in printed.err
+    assert "1 of 3 images were not of 16 x 16" in printed.err and "20 x 30" in printed.err
+
+
+@pytest.mark.parametrize(
+    "options, values",
+    [
+        (["--budget=0.1"], ["0.1", "0.400, 0.800"]),
+        (["--budget=0.5", "--thresholds=0,0,0"], ["--budget", "--thresholds"]),
+        (["--budget-ms=5", "--budget=0.5"], ["--budget-ms", "--budget"]),
+        (["--budget-ms=0.000001", "--batch-size=4"], ["budget_ms=1e-06"]),
+        (["--thresholds=0,0"], ["thresholds", "3 exits"]),
+        (["--thresholds=0,x,0"], ["--thresholds", "'x'"]),
+        (["--batch-size=0"], ["--batch-size", "found 0"]),
+        (["nowhere.png"], ["nowhere.png"]),
+    ],
+)
+def test_invalid_argument_is_reported_in_one_line(
+    exported_folder, png_folder, capsys, options, values
+):
+    assert main([str(exported_folder), str(png_folder), *options]) == 2
+    printed = capsys.readouterr()
+    assert len(printed.err.splitlines()) == 1 and not printed.out
+    for value in values:
+        assert value in printed.err
+
+
+def test_exported_network_runs_without_flax_and_training_code(
+    exported_folder, png_folder, tmp_path
+):
+    blocked = ["flax", "optax", "orbax", "tensorflow", "ml_collections"]
+    blocked += ["imta_jax.training", "imta_jax.models"]
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked}))\n"
+        "from imta_jax.inference.command import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script, exported_folder, "--thresholds=0,0,0", png_folder],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 8 and not done.stderr

@@ -1,0 +1,125 @@
+"""A damaged, changed or incompatible export is rejected with the field or file at fault."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from imta_jax.inference import load_exported
+from imta_jax.inference.export.folder import CHECKSUMS, MANIFEST, WEIGHTS, write_checksums
+
+CLASSES = ["ant", "bee", "cow", "dog", "eel"]
+POINT = {
+    "budget": 0.8,
+    "thresholds": [0.9, 0.9, 0.0],
+    "exit_fractions": [0.1, 0.1, 0.8],
+    "validation_top1": 80.0,
+    "top1": 79.0,
+}
+
+
+@pytest.fixture
+def folder(exported_folder, tmp_path):
+    return shutil.copytree(exported_folder, tmp_path / "copy")
+
+
+def change_manifest(folder, **changes):
+    """Changes manifest fields and updates the checksums, as a wrong or newer writer would."""
+    manifest = json.loads((folder / MANIFEST).read_text()) | changes
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / CHECKSUMS).unlink()
+    write_checksums(folder)
+
+
+def test_truncated_changed_or_missing_file_is_rejected(exported_folder, tmp_path):
+    names = sorted(path.name for path in exported_folder.iterdir())
+    assert len(names) == 6
+    for number, name in enumerate(names):
+        content = (exported_folder / name).read_bytes()
+        flipped = bytearray(content)
+        flipped[len(content) // 2] ^= 1
+        for kind, changed in (
+            ("truncated", content[: len(content) // 2]),
+            ("empty", b""),
+            ("flipped", bytes(flipped)),
+            ("missing", None),
+        ):
+            folder = shutil.copytree(exported_folder, tmp_path / f"{number}_{kind}")
+            (folder / name).unlink()
+            if changed is not None:
+                (folder / name).write_bytes(changed)
+            with pytest.raises(ValueError, match=rf"{name}|{CHECKSUMS}"):
+                load_exported(folder)
+
+
+def test_changed_checksum_names_both_files(folder):
+    path = folder / CHECKSUMS
+    digest = path.read_text()[0]
+    path.write_text(("1" if digest == "0" else "0") + path.read_text()[1:])
+    with pytest.raises(ValueError, match=rf"{MANIFEST} or {CHECKSUMS}"):
+        load_exported(folder)
+
+
+def test_manifest_with_another_checksum_is_rejected(folder):
+    path = folder / MANIFEST
+    path.write_text(path.read_text().replace("0.99", "0.98"))
+    with pytest.raises(ValueError, match=f"{MANIFEST}.*SHA-256"):
+        load_exported(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"format_version": 2}, "format_version is 2.* 1"),
+        ({"format": "other"}, f"{MANIFEST}.*format"),
+        ({"platforms": ["tpu"]}, r"platforms is tpu.* cpu.*--platforms=tpu,cpu"),
+        ({"calling_convention_version": 99}, "calling_convention_version is 99"),
+        ({"stages": []}, f"{MANIFEST}.*stages"),
+        ({"exits": []}, f"{MANIFEST}.*exits is 0.* 3"),
+        ({"image_shape": []}, r"image_shape is \[\].*\[16, 16, 1\]"),
+        ({"class_names": []}, "class_names is 0.* 5"),
+        ({"class_names": [*CLASSES, "fox"]}, "class_names is 6.* 5"),
+        ({"operating_points": []}, "operating_points"),
+        ({"operating_points": [POINT | {"thresholds": [1]}]}, r"thresholds is \[1\].* 3"),
+        ({"operating_points": [POINT | {"budget": None}]}, r"budget is \[None\]"),
+        ({"preprocessing": {"mean": ["x"], "std": [1]}}, r"mean is \['x'\].* 1 "),
+        ({"preprocessing": {"mean": [0.5], "std": [0]}}, r"std is \[0\].*below"),
+        ({"class_names": None}, "TypeError"),
+    ],
+)
+def test_invalid_manifest_field_is_rejected(folder, changes, message):
+    change_manifest(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_exported(folder)
+
+
+def test_weights_of_another_network_are_rejected(folder):
+    with np.load(folder / WEIGHTS) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["weight_0003"] = np.zeros((2, 2), np.float32)
+    np.savez(folder / WEIGHTS, **arrays)
+    change_manifest(folder)
+    with pytest.raises(ValueError, match=r"weight_0003 is float32 \(2, 2\)"):
+        load_exported(folder)
+
+
+def test_weights_are_read_without_pickle(folder):
+    np.savez(folder / WEIGHTS, weight_0000=np.asarray([{}], object))
+    change_manifest(folder)
+    with pytest.raises(ValueError, match="allow_pickle"):
+        load_exported(folder)
+
+
+def test_file_that_is_not_a_program_is_rejected(folder):
+    (folder / "stage_1.stablehlo").write_bytes(b"not a program" * 9)
+    change_manifest(folder)
+    with pytest.raises(ValueError, match=r"stage_1\.stablehlo.*jax"):
+        load_exported(folder)
+
+
+def test_folder_that_is_not_an_export_is_rejected(tmp_path):
+    with pytest.raises(ValueError, match=MANIFEST):
+        load_exported(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_exported(tmp_path / "nowhere")
