@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from imta_jax.errors import InputError
+
 
 @dataclass(frozen=True)
 class OperatingPoint:
@@ -71,13 +73,13 @@ def best_within_budget(points: Sequence[OperatingPoint], budget: float) -> Opera
       ValueError: the budget is not above 0, or every point exceeds it.
     """
     if not budget > 0:
-        raise ValueError(
+        raise InputError(
             f"budget={budget:g}; expected a fraction of the last exit's cost, above 0, e.g. 0.5"
         )
     affordable = [point for point in points if point.budget <= budget]
     if not affordable:
         available = ", ".join(f"{point.budget:.3f}" for point in pareto_front(points))
-        raise ValueError(
+        raise InputError(
             f"no operating point has budget={budget:g} or less; available budgets: {available}. "
             "Raise the budget or add smaller config.evaluation.quotas"
         )
