@@ -1,13 +1,14 @@
-"""Pictures for the tests of `imta_jax.data`, and what Pillow makes of them."""
+"""Images for the tests of `imta_jax.data`, and their evaluation crops by Pillow."""
 
 import numpy as np
 from PIL import Image
 
 from configs import common
+from imta_jax.config import DataConfig
 
 
-def picture(height, width, seed=0, mode="RGB", cells=5):
-    """A smooth one, of a few colours a side: every sound filter resizes it to much the same."""
+def make_image(height, width, seed=0, mode="RGB", cells=5):
+    """A smooth image of a few colors per side, which all good filters resize almost equally."""
     rng = np.random.default_rng(seed)
     channels = len(Image.new(mode, (1, 1)).getbands())
     small = rng.integers(0, 256, (cells, cells, channels), np.uint8)
@@ -15,9 +16,9 @@ def picture(height, width, seed=0, mode="RGB", cells=5):
     return Image.merge(mode, [b.resize((width, height), Image.Resampling.BICUBIC) for b in bands])
 
 
-def write(root, pictures):
-    """Writes {"split/class/1.jpg": picture or bytes}, and returns `root`."""
-    for name, content in pictures.items():
+def write(root, files):
+    """Writes {"split/class/1.jpg": image or bytes} and returns `root`."""
+    for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, bytes):
@@ -28,14 +29,13 @@ def write(root, pictures):
 
 
 def config(source, **changes):
-    """`config.data` for a source, with no index kept."""
-    fields = common.data(str(source), validation_examples=4)
-    fields.update({"index_dir": "", "download": False, **changes})
-    return fields
+    """`config.data` for a source, without a stored index or downloads."""
+    fields = common.data(str(source), validation_examples=4).to_dict()
+    return DataConfig.from_mapping({**fields, "index_dir": "", "download": False, **changes})
 
 
-def judged_by_pillow(image, resize=256, size=224):
-    """What evaluation shows of an image: torchvision's Resize(256) and CenterCrop(224)."""
+def pillow_evaluation_crop(image, resize=256, size=224):
+    """The evaluation crop as torchvision's Resize(256) and CenterCrop(224) make it."""
     width, height = image.size
     shorter = min(width, height)
     sides = [

@@ -55,7 +55,7 @@ def test_entropy_decode_returns_images_of_an_eighth_of_the_size(dataset):
 def test_all_feeds_return_the_same_batches(tmp_path):
     config = tiny_config(write_dataset(tmp_path / "tiny.npz")).to_dict()
     feeds, state = input_pipeline.training_feeds(config)
-    assert list(feeds) == ["constant", "device", "cutting", "tf_data", "numpy"]
+    assert list(feeds) == ["constant", "device", "cutting", "numpy"]
     constant, rows, again, *others = (next(iter(feed.items(0, 0))) for feed in feeds.values())
     cut = jax.tree.map(lambda several: several[0], feeds["cutting"].advance(state, again)[1])
     for batch in (cut, *others):

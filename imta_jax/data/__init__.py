@@ -1,7 +1,7 @@
-"""Where images come from and how they become batches; NumPy, and TensorFlow where it is needed."""
+"""Datasets: sources of images, and the pipelines that turn images into batches."""
 
-from imta_jax.data.dataset import Dataset, Split, load_dataset
-from imta_jax.data.info import DatasetInfo, dataset_info
+from imta_jax.data.dataset import Dataset, dataset_info, load_dataset
+from imta_jax.data.info import DatasetInfo
 from imta_jax.data.pipeline.augmentation import EpochPlan, crop, epoch_plan
 from imta_jax.data.pipeline.batch_indices import Shard
 from imta_jax.data.pipeline.batches import (
@@ -21,6 +21,7 @@ from imta_jax.data.pipeline.preprocessing import (
 )
 from imta_jax.data.pipeline.tf_pipeline import HostPipeline
 from imta_jax.data.source_validation import validate_split
+from imta_jax.data.split import Split
 
 __all__ = [
     "NO_AUGMENTATION",

@@ -1,17 +1,24 @@
-"""Mean and standard deviation per channel, with which a step normalises images."""
+"""Per-channel mean and standard deviation, used to normalize images."""
 
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int64, UInt8
 
-# Images at a time: squares of so many bytes add up within 32 bits.
-_CHUNK = 256
+# The uint32 sums below hold the squares of at most 2^32 / 255^2 images.
+_IMAGES_PER_CHUNK = 256
 _PUBLISHED = "constants of the published PyTorch training code of MSDNet and IMTA"
-_COMPUTED = "computed from the training images, without those held out and before padding"
+_COMPUTED = "computed from the training images, without held-out images, before padding"
 
 
 class ChannelStatistics(NamedTuple):
-    """Statistics of pixel values scaled to 0..1, one per channel, and where they come from."""
+    """Statistics of pixel values scaled to [0, 1].
+
+    Attributes:
+      mean: one value per channel.
+      std: one value per channel, above 0.
+      source: description of their origin, for reports.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -25,38 +32,41 @@ PUBLISHED_STATISTICS = {
 }
 
 
-def channel_statistics(images: np.ndarray) -> ChannelStatistics:
-    """Computes them over all pixels: exact, as sums of integers, and without a float copy.
+def channel_statistics(images: UInt8[np.ndarray, "N H W C"]) -> ChannelStatistics:
+    """Computes the statistics over all pixels, exactly, from integer sums.
 
     Args:
-      images: uint8 [N, H, W, C].
+      images: training images.
 
     Raises:
-      ValueError: a channel has one value everywhere, by which nothing can be normalised.
+      ValueError: A channel is constant, so that it cannot be normalized.
     """
     pixels = images.size // images.shape[-1]
-    total, squares = _sums(images)
+    total, squares = _channel_sums(images)
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
     if not std.all():
         channel = int(np.argmin(std))
         raise ValueError(
-            f"channel {channel} of the training images is {mean[channel]:g} in every pixel; images"
-            " that differ were expected"
+            f"channel {channel} of the training images is {mean[channel]:g} in every pixel;"
+            " expected pixels that differ, since a constant channel cannot be normalized"
         )
     return ChannelStatistics(tuple((mean / 255).tolist()), tuple((std / 255).tolist()), _COMPUTED)
 
 
-def _sums(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of the values and of their squares per channel, int64 [C].
+def _channel_sums(
+    images: UInt8[np.ndarray, "N H W C"],
+) -> tuple[Int64[np.ndarray, " C"], Int64[np.ndarray, " C"]]:
+    """Sums of the values and of their squares per channel.
 
-    Added up image by image first, all positions at a time, in the smallest type that holds them: 30
-    times faster than one sum over three axes.
+    Sums over the images first, in the smallest sufficient type. This is 30 times faster than one
+    sum over three axes.
     """
-    total = np.zeros((2, images[0].size), np.int64)
-    for start in range(0, len(images), _CHUNK):
-        chunk = images[start : start + _CHUNK]
-        rows = chunk.reshape(len(chunk), -1)
-        total[0] += rows.sum(axis=0, dtype=np.uint32)
-        total[1] += np.square(rows, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
-    return tuple(total.reshape(2, -1, images.shape[-1]).sum(axis=1))
+    totals = np.zeros((2, images[0].size), np.int64)
+    for start in range(0, len(images), _IMAGES_PER_CHUNK):
+        chunk = images[start : start + _IMAGES_PER_CHUNK]
+        flat = chunk.reshape(len(chunk), -1)
+        totals[0] += flat.sum(axis=0, dtype=np.uint32)
+        totals[1] += np.square(flat, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
+    values, squares = totals.reshape(2, -1, images.shape[-1]).sum(axis=1)
+    return values, squares

@@ -1,7 +1,8 @@
-"""A dataset: three disjoint splits of images, and the facts about them.
+"""A dataset: disjoint training, validation and test splits, and what a network needs to know.
 
-Reading is in `sources/`, checks in `raw.py`, the choice of held-out images in `carving.py`, batches
-in `batches.py`. Images stay as they are here, arrays or encoded: normalising belongs to the step.
+`sources/` reads images, `source_validation.py` checks them, `holdout.py` chooses the held-out
+images, and `pipeline/` makes batches. Images are stored as uint8 arrays or encoded files; the
+training step normalizes them.
 """
 
 import logging
@@ -11,65 +12,39 @@ from typing import Any
 
 import numpy as np
 
+from imta_jax.config import DataConfig
 from imta_jax.data.channel_statistics import ChannelStatistics, channel_statistics
 from imta_jax.data.holdout import stratified_holdout
+from imta_jax.data.info import DatasetInfo
+from imta_jax.data.padding import pad_to_multiple, padded_size
 from imta_jax.data.pipeline.batch_indices import eval_indices
-from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.preprocessing import PaddedCrop, Preprocessing, preprocessing_from
 from imta_jax.data.pipeline.tf_pipeline import HostPipeline, resized_batches
 from imta_jax.data.source_validation import SourceData, SourceSplit, validate_source
-from imta_jax.data.sources import SourceRequest, load_source
+from imta_jax.data.sources import SourceRequest, load_source, tfds_description
+from imta_jax.data.split import Split
 
 _log = logging.getLogger(__name__)
 
-# Three halvings, so that every scale of a network of up to four has whole, even steps.
-SIZE_MULTIPLE = 8
-# Of which the channel statistics of photographs are taken.
-_SAMPLE_IMAGES = 1024
-_NAMED_AT_MOST = 10
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Examples of one split, in a fixed order.
-
-    Attributes:
-      images: uint8 [N, H, W, C], or N encoded ones.
-      labels: int32 [N], from 0.
-      source_index: int64 [N], position in the split of the source it was cut from: of an image held
-        out, its position among the source's training images.
-    """
-
-    images: np.ndarray | EncodedImages
-    labels: np.ndarray
-    source_index: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """Height and width of each image, int32 [N, 2]."""
-        if isinstance(self.images, EncodedImages):
-            return self.images.sizes
-        return np.broadcast_to(np.int32(self.images.shape[1:3]), (len(self), 2))
+_STATISTICS_SAMPLE = 1024  # encoded images that are decoded for the channel statistics
+_MAX_NAMED_CLASSES = 10
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Splits of one dataset and what a network must know of it.
+    """The splits of a dataset and its description.
 
     Attributes:
-      name: the source's name; of a file or folder, its name without what surrounds it.
-      class_names: one per class, in the order of the labels.
-      image_shape: (H, W, C) of every image as the network sees it.
-      mean: per channel, of pixel values scaled to 0..1.
+      name: name of the dataset; of a file or folder, its last path component without extension.
+      class_names: one name per class, in label order.
+      image_shape: (H, W, C) of the network's input.
+      mean: per channel, of pixel values scaled to [0, 1].
       std: as `mean`, never 0.
-      statistics_source: where mean and std come from, for a report.
+      statistics_source: origin of mean and std, for reports.
       splits: "train", "validation" and "test".
-      preprocessing: what a batch shows of each image.
-      skipped: by part ("train", ...), how many images of its split of the source did not decode
-        and are left out; those of held-out images count for "train".
+      preprocessing: crop and augmentation of each image.
+      skipped: number of images of each split that do not decode and are left out. Held-out images
+        count as "train".
     """
 
     name: str
@@ -84,132 +59,182 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes K, those without an image included."""
+        """Number of classes K, including classes without images."""
         return len(self.class_names)
 
+    @property
+    def info(self) -> DatasetInfo:
+        """The description of the dataset without its images."""
+        return DatasetInfo(self.name, self.num_classes, self.image_shape)
 
-def load_dataset(config: Mapping[str, Any]) -> Dataset:
-    """Loads or indexes a source, and holds images out of training where it has no split for them.
 
-    Arrays of small images are padded by zeros to the next multiple of 8 in height and width (28
-    becomes 32, 32 stays), the odd row or column after the image; grayscale ones keep their one
-    channel. Photographs (`preprocessing` "random_area_crop") stay encoded, and become RGB.
+def load_dataset(config: DataConfig | Mapping[str, Any]) -> Dataset:
+    """Loads or indexes a source and holds out images for the splits that it lacks.
+
+    Arrays of small images are zero-padded to the next multiple of 8 in height and width (28 becomes
+    32). Grayscale arrays keep one channel. With `preprocessing="random_area_crop"`, images stay
+    encoded and are decoded to RGB.
 
     Args:
-      config: `config.data` (configs/common.py).
+      config: `config.data`; a mapping is parsed by `DataConfig.from_mapping`.
 
     Raises:
-      ValueError: an unknown source, data that are not images with classes, or a number of
-        held-out examples that leaves a split without its classes.
-      FileNotFoundError: the source is not there; the message says how to fetch it.
-      PermissionError: it may not be read.
-      OSError: it cannot be read, or the disk is full.
-      ModuleNotFoundError: TensorFlow is needed and not installed.
+      ValueError: An invalid field, an unknown source, data that are not images with class labels,
+        or a number of held-out images that does not fit.
+      FileNotFoundError: The source does not exist. The message says how to fetch it.
+      PermissionError: The source may not be read.
+      OSError: The source cannot be read, or the disk is full.
+      ModuleNotFoundError: TensorFlow is required and not installed.
     """
+    config = DataConfig.from_mapping(config)
     preprocessing = preprocessing_from(config)
-    small = isinstance(preprocessing, PaddedCrop)
-    request = SourceRequest.from_config(config, encoded=not small)
+    encoded = not isinstance(preprocessing, PaddedCrop)
+    source = _read(SourceRequest.from_config(config, encoded=encoded))
     return build_dataset(
-        _read(request),
+        source,
         preprocessing,
-        validation_examples=config["validation_examples"],
-        validation_seed=config["validation_seed"],
-        test_examples=config.get("test_examples", 0),
+        validation_examples=config.validation_examples,
+        validation_seed=config.validation_seed,
+        test_examples=config.test_examples,
     )
 
 
+def dataset_info(config: DataConfig | Mapping[str, Any]) -> DatasetInfo:
+    """Describes the dataset that `config.data` names, without its images if possible.
+
+    A TFDS dataset is described without downloading or reading it. Other sources are loaded.
+
+    Args:
+      config: `config.data`; a mapping is parsed by `DataConfig.from_mapping`.
+
+    Raises:
+      ValueError, FileNotFoundError, ...: see `load_dataset`.
+    """
+    config = DataConfig.from_mapping(config)
+    described = tfds_description(config.source)
+    if described is None:
+        return load_dataset(config).info
+    name, num_classes, shape = described
+    preprocessing = preprocessing_from(config)
+    if not isinstance(preprocessing, PaddedCrop):
+        return DatasetInfo(name, num_classes, (preprocessing.size, preprocessing.size, 3))
+    height, width, channels = shape
+    return DatasetInfo(name, num_classes, (padded_size(height), padded_size(width), channels))
+
+
 def build_dataset(
-    raw: SourceData,
+    source: SourceData,
     preprocessing: Preprocessing,
     *,
     validation_examples: int,
     validation_seed: int,
     test_examples: int = 0,
 ) -> Dataset:
-    """Makes a dataset of checked data (`validate_source`); arguments and errors: `load_dataset`."""
-    parts = {name: _whole(split) for name, split in raw.splits.items()}
-    # Another seed: whoever judges on validation images must not have chosen the test's.
-    held_out = {"test": (test_examples, validation_seed + 1)}
-    held_out["validation"] = (validation_examples, validation_seed)
-    for name, (examples, seed) in held_out.items():
-        if name in parts:
-            _log.info("%s: the source's own, %d images", name, len(parts[name]))
-        else:
-            parts["train"], parts[name] = _hold_out(parts["train"], examples, seed, name)
-            _log.info("%s: %d images held out of the training images", name, len(parts[name]))
-    for name, kind in {"train": "training", "validation": "validation", "test": "test"}.items():
-        _warn_of_unseen_classes(raw.name, raw.class_names, kind, parts[name].labels)
-    statistics = raw.statistics or _statistics(parts["train"], preprocessing)
+    """Makes a dataset from validated source data.
+
+    Args:
+      source: return value of `validate_source`.
+      preprocessing: crop and augmentation of each image.
+      validation_examples: images to hold out if the source has no validation split.
+      validation_seed: seed of the choice of held-out images.
+      test_examples: images to hold out if the source has no test split.
+
+    Raises:
+      ValueError: see `load_dataset`.
+    """
+    splits = _with_held_out_splits(
+        {name: _as_split(split) for name, split in source.splits.items()},
+        # The test images must not be chosen by the seed that chooses the validation images.
+        {
+            "test": (test_examples, validation_seed + 1),
+            "validation": (validation_examples, validation_seed),
+        },
+    )
+    for name, split in splits.items():
+        _warn_of_unseen_classes(source.name, source.class_names, name, split.labels)
+    statistics = source.statistics or _statistics(splits["train"], preprocessing)
     if isinstance(preprocessing, PaddedCrop):
-        parts = {name: _padded(split) for name, split in parts.items()}
-        shape = parts["train"].images.shape[1:]
+        splits = {name: _padded(split) for name, split in splits.items()}
+        shape = splits["train"].images.shape[1:]
         preprocessing.check_fits(shape)
     else:
         shape = (preprocessing.size, preprocessing.size, len(statistics.mean))
-    skipped = {name: split.skipped for name, split in raw.splits.items()}
-    splits = {name: parts[name] for name in ("train", "validation", "test")}
-    return Dataset(raw.name, raw.class_names, shape, *statistics, splits, preprocessing, skipped)
+    skipped = {name: split.skipped for name, split in source.splits.items()}
+    return Dataset(
+        source.name, source.class_names, shape, *statistics, splits, preprocessing, skipped
+    )
 
 
 def _read(request: SourceRequest) -> SourceData:
-    raw = load_source(request)
+    source = load_source(request)
     try:
-        return validate_source(raw)
+        return validate_source(source)
     except ValueError as error:
         raise ValueError(f"config.data.source={request.source}: {error}") from error
 
 
-def _whole(split: SourceSplit) -> Split:
+def _as_split(split: SourceSplit) -> Split:
     return Split(split.images, split.labels, np.arange(len(split.labels)))
 
 
-def _hold_out(split: Split, examples: int, seed: int, name: str) -> tuple[Split, Split]:
-    """The rest, and `examples` of the images, stratified."""
-    chosen = stratified_holdout(split.labels, examples=examples, seed=seed, split=name)
-    return _picked(split, ~chosen), _picked(split, chosen)
+def _with_held_out_splits(
+    splits: dict[str, Split], held_out: Mapping[str, tuple[int, int]]
+) -> dict[str, Split]:
+    """Adds each split that is missing by holding out training images.
 
+    Args:
+      splits: splits of the source by name.
+      held_out: (number of examples, seed) by the name of the split.
 
-def _picked(split: Split, chosen: np.ndarray) -> Split:
-    return Split(split.images[chosen], split.labels[chosen], split.source_index[chosen])
+    Returns:
+      "train", "validation" and "test", in this order.
+    """
+    found = dict(splits)
+    for name, (examples, seed) in held_out.items():
+        if name in found:
+            _log.info("%s: split of the source, %d images", name, len(found[name]))
+            continue
+        train = found["train"]
+        chosen = stratified_holdout(train.labels, examples=examples, seed=seed, split=name)
+        found["train"], found[name] = train.select(~chosen), train.select(chosen)
+        _log.info("%s: %d held-out training images", name, len(found[name]))
+    return {name: found[name] for name in ("train", "validation", "test")}
 
 
 def _statistics(train: Split, preprocessing: Preprocessing) -> ChannelStatistics:
-    """Of the training images; of photographs, those of a sample as it would be judged."""
+    """Statistics of the training images; of encoded images, a sample with evaluation crops."""
     if isinstance(preprocessing, PaddedCrop):
         return channel_statistics(train.images)
-    sample = np.unique(np.linspace(0, len(train) - 1, _SAMPLE_IMAGES).astype(np.int64))
-    some = _picked(train, sample)
-    rows = eval_indices(preprocessing.eval_windows(some.sizes), batch_size=1)
+    sample = np.unique(np.linspace(0, len(train) - 1, _STATISTICS_SAMPLE).astype(np.int64))
+    some = train.select(sample)
+    indices = eval_indices(preprocessing.eval_windows(some.sizes), batch_size=1)
     batches = resized_batches(
-        some.images, rows, 1, HostPipeline(), size=preprocessing.size, exact=True
+        some.images, indices, 1, HostPipeline(), size=preprocessing.size, exact=True
     )
     pixels = np.concatenate([images for images, _ in batches])
-    statistics = channel_statistics(pixels)
-    return statistics._replace(
-        source=f"computed from {len(pixels)} training images, spread evenly, as they are judged"
+    return channel_statistics(pixels)._replace(
+        source=f"computed from {len(pixels)} evenly spaced training images with evaluation crops"
     )
 
 
 def _warn_of_unseen_classes(
-    name: str, class_names: tuple[str, ...], kind: str, labels: np.ndarray
+    dataset: str, class_names: tuple[str, ...], split: str, labels: np.ndarray
 ) -> None:
     counts = np.bincount(labels, minlength=len(class_names))
     unseen = [class_names[k] for k in np.flatnonzero(counts == 0)]
-    if unseen:
-        more = f" and {len(unseen) - _NAMED_AT_MOST} more" if len(unseen) > _NAMED_AT_MOST else ""
-        named = ", ".join(unseen[:_NAMED_AT_MOST])
-        unnamed = kind == "training" and unseen[0] == "0"
-        first = ": do the labels start at 1? They are counted from 0" if unnamed else ""
-        _log.warning("%s has no %s image of class %s%s%s", name, kind, named, more, first)
-
-
-def pad_to_multiple(images: np.ndarray, multiple: int = SIZE_MULTIPLE) -> np.ndarray:
-    """Zero-pads [N, H, W, C] so that `multiple` divides H and W, centring the images."""
-    height, width = (-size % multiple for size in images.shape[1:3])
-    if height == width == 0:
-        return images
-    before_after = [(size // 2, size - size // 2) for size in (height, width)]
-    return np.pad(images, [(0, 0), *before_after, (0, 0)])
+    if not unseen:
+        return
+    named = ", ".join(unseen[:_MAX_NAMED_CLASSES])
+    more = len(unseen) - _MAX_NAMED_CLASSES
+    labels_from_one = split == "train" and unseen[0] == "0"
+    _log.warning(
+        "%s: split %r has no image of class %s%s%s",
+        dataset,
+        split,
+        named,
+        f" and {more} more" if more > 0 else "",
+        "; labels must start at 0, check whether they start at 1" if labels_from_one else "",
+    )
 
 
 def _padded(split: Split) -> Split:

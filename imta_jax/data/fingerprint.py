@@ -1,7 +1,7 @@
-"""Which images a dataset is made of, in a few numbers: a run goes on with those it began with.
+"""The fingerprint of a dataset, by which a resumed run recognizes changed data.
 
-One image less redraws what is held out, so that images which were trained on would then judge; a
-renamed class moves the labels of others.
+If one image is missing, other images are held out, and images that were trained on would become
+validation images. If a class is renamed, the labels of other classes change.
 """
 
 import hashlib
@@ -10,27 +10,30 @@ from typing import Any
 
 import numpy as np
 
-from imta_jax.data.dataset import Dataset, Split
+from imta_jax.data.dataset import Dataset
 from imta_jax.data.pipeline.encoded import EncodedImages
+from imta_jax.data.split import Split
 
-# Of an array's pixels about so many bytes are looked at, of images spread evenly.
-_BYTES = 1 << 26
-_NAME_PARTS = 3  # split, class, file: the folder they lie in may move
-_NAMED_AT_MOST = 5
+# About this many bytes of an array are hashed, from evenly spaced images.
+_HASHED_BYTES = 1 << 26
+_PATH_COMPONENTS = 3  # split, class and file name; the folder above may be moved
+_MAX_NAMED_CLASSES = 5
 
 Fingerprint = dict[str, Any]
 
 
 def fingerprint(dataset: Dataset) -> Fingerprint:
-    """What a run's folder keeps of its data, as JSON holds it.
+    """Computes the fingerprint of a dataset, as a value that JSON can store.
+
+    The digest of a split covers its labels, image sizes and order. For arrays it also covers
+    pixels. For encoded images it covers file names, so that a file of the same name and image size
+    with other pixels is not noticed.
 
     Args:
-      dataset: any.
+      dataset: any dataset.
 
     Returns:
-      `class_names`, and under `splits` of each its number of `images` and a `digest` of labels,
-      sizes and order, and of names (encoded images: other pixels of the same size in a file of the
-      same name are not noticed) or of pixels (arrays).
+      `class_names`, and in `splits` the number of `images` and the `digest` of each split.
     """
     splits = {
         name: {"images": len(split), "digest": _digest(split)}
@@ -40,28 +43,38 @@ def fingerprint(dataset: Dataset) -> Fingerprint:
 
 
 def fingerprint_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each part in which two identities differ; none if they are the same."""
+    """Compares two fingerprints.
+
+    Args:
+      before: earlier fingerprint.
+      now: current fingerprint.
+
+    Returns:
+      One line for the classes and for each split that differ; empty if the fingerprints are equal.
+    """
     lines = _class_differences(before["class_names"], now["class_names"])
     for name, split in now["splits"].items():
-        then = before["splits"][name]
-        if then["images"] != split["images"]:
-            lines.append(f"{name}: {then['images']} images then, {split['images']} now")
-        elif then["digest"] != split["digest"]:
-            lines.append(f"{name}: {split['images']} images as then, but others, or other labels")
+        previous = before["splits"][name]
+        if previous["images"] != split["images"]:
+            lines.append(f"{name}: {previous['images']} images before, {split['images']} now")
+        elif previous["digest"] != split["digest"]:
+            lines.append(f"{name}: {split['images']} images as before, but images or labels differ")
     return lines
 
 
-def _class_differences(then: list[str], now: list[str]) -> list[str]:
-    if then == now:
+def _class_differences(before: list[str], now: list[str]) -> list[str]:
+    if before == now:
         return []
-    gone, new = ([c for c in a if c not in set(b)] for a, b in ((then, now), (now, then)))
-    changes = {"gone": gone, "new": new} if gone or new else {"in another order": now}
-    told = (
-        f"{what}: {', '.join(names[:_NAMED_AT_MOST])}{' ...' * (len(names) > _NAMED_AT_MOST)}"
-        for what, names in changes.items()
+    removed = [name for name in before if name not in set(now)]
+    added = [name for name in now if name not in set(before)]
+    changes = {"removed": removed, "added": added} if removed or added else {"reordered": now}
+    described = (
+        f"{change}: {', '.join(names[:_MAX_NAMED_CLASSES])}"
+        f"{' ...' * (len(names) > _MAX_NAMED_CLASSES)}"
+        for change, names in changes.items()
         if names
     )
-    return [f"classes, {'; '.join(told)}"]
+    return [f"classes, {'; '.join(described)}"]
 
 
 def _digest(split: Split) -> str:
@@ -70,9 +83,10 @@ def _digest(split: Split) -> str:
         digest.update(np.ascontiguousarray(values).tobytes())
     images = split.images
     if isinstance(images, EncodedImages):
-        names = images.files[images.file_id].tolist()
-        digest.update(b"\n".join(b"/".join(n.split(b"/")[-_NAME_PARTS:]) for n in names))
+        paths = images.files[images.file_id].tolist()
+        names = (b"/".join(path.split(b"/")[-_PATH_COMPONENTS:]) for path in paths)
+        digest.update(b"\n".join(names))
         digest.update(np.ascontiguousarray(images.offset).tobytes())
     else:
-        digest.update(images[:: max(1, images.nbytes // _BYTES)].tobytes())
+        digest.update(images[:: max(1, images.nbytes // _HASHED_BYTES)].tobytes())
     return digest.hexdigest()[:32]

@@ -1,34 +1,35 @@
-"""Which training images are held out for validation, or for the test where there is no split.
-
-Nothing here depends on how they are used.
-"""
+"""The choice of training images that are held out for validation or testing."""
 
 import numpy as np
+from jaxtyping import Bool, Int, Int64
 
 
 def stratified_holdout(
-    labels: np.ndarray, *, examples: int, seed: int, split: str = "validation"
-) -> np.ndarray:
-    """Chooses examples to hold out, each class giving its share of them to within one image.
+    labels: Int[np.ndarray, " N"], *, examples: int, seed: int, split: str = "validation"
+) -> Bool[np.ndarray, " N"]:
+    """Chooses examples to hold out, from each class in proportion to its size.
+
+    The choice depends on the arguments only. It is the same in every version of NumPy.
 
     Args:
-      labels: integers [N], from 0.
-      examples: how many to hold out.
-      seed: of the choice; labels, `examples` and seed determine it alone, in every NumPy version.
-      split: what they are held out for; named in messages.
+      labels: class of each training image, from 0.
+      examples: number of images to hold out.
+      seed: seed of the choice, at least 0.
+      split: split that the images are held out for, for messages.
 
     Returns:
-      bool [N], True for the `examples` images held out.
+      A mask with `examples` True entries. The count of each class differs from its exact proportion
+      by less than one.
 
     Raises:
-      ValueError: `examples` below the number of classes present, or none left to train on; a
-        negative seed.
+      ValueError: `examples` is below the number of classes or leaves no training image; a negative
+        seed.
     """
     if seed < 0:
         raise ValueError(f"validation_seed is {seed}, expected at least 0")
     _check_examples(examples, labels, f"config.data.{split}_examples")
     quotas = class_quotas(np.bincount(labels), examples)
-    # Raw bits and a stable sort, not Generator.permutation, whose stream NumPy may change.
+    # NumPy may change the stream of Generator.permutation, but not the raw bits of PCG64.
     order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
     held_out = np.zeros(len(labels), bool)
     for label, quota in enumerate(quotas):
@@ -36,15 +37,17 @@ def stratified_holdout(
     return held_out
 
 
-def class_quotas(counts: np.ndarray, examples: int) -> np.ndarray:
-    """Shares `examples` out in proportion to the counts, largest remainders first.
+def class_quotas(counts: Int[np.ndarray, " K"], examples: int) -> Int64[np.ndarray, " K"]:
+    """Distributes `examples` over classes in proportion to their counts.
+
+    Uses the largest remainder method.
 
     Args:
-      counts: integers [K], images of each class.
-      examples: the total of the quotas, at most that of the counts.
+      counts: images of each class.
+      examples: sum of the quotas, at most the sum of the counts.
 
     Returns:
-      int64 [K], each within one of `examples * counts / sum(counts)`.
+      The quota of each class, within one of `examples * counts / sum(counts)`.
     """
     quotas, remainders = np.divmod(counts.astype(np.int64) * examples, counts.sum())
     largest = np.argsort(-remainders, kind="stable")
@@ -53,13 +56,13 @@ def class_quotas(counts: np.ndarray, examples: int) -> np.ndarray:
 
 
 def _check_examples(examples: int, labels: np.ndarray, field: str) -> None:
-    present = np.unique(labels).size
-    if examples < present:
+    classes = np.unique(labels).size
+    if examples < classes:
         raise ValueError(
-            f"{field} is {examples}, expected at least {present}: one image of each of the classes"
+            f"{field} is {examples}, expected at least {classes}: one image of each class"
         )
     if examples >= len(labels):
         raise ValueError(
-            f"{field} is {examples}, but there are {len(labels)} training images: fewer"
-            " must be held out, so that some are left to train on"
+            f"{field} is {examples}, expected less than {len(labels)}, the number of training"
+            " images, so that some are left for training"
         )

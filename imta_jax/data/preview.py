@@ -1,11 +1,11 @@
-"""What to look at before a long run: batches as the network sees them, class balance, pace.
+"""A preview of the data before a long run: batches, class balance and throughput.
 
-Only computed and written here (`preview.npz`, `summary.json`); `report` draws it.
+Writes `preview.npz` and `summary.json`; `imta_jax.report` draws them.
 """
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from imta_jax.config import DataConfig
 from imta_jax.data.dataset import Dataset
 from imta_jax.data.pipeline.batches import eval_batches, steps_per_epoch, train_batches
 from imta_jax.data.pipeline.on_device import copy_to_devices, on_device_batch, on_device_indices
@@ -23,12 +24,12 @@ from imta_jax.types import Batch
 
 _log = logging.getLogger(__name__)
 
-_SHOWN = 48
+_SHOWN_IMAGES = 48
 _MEASURED_SECONDS = 5.0
 
 
 def write_preview(
-    settings: Mapping[str, Any],
+    config: DataConfig,
     dataset: Dataset,
     folder: Path,
     *,
@@ -37,76 +38,83 @@ def write_preview(
     seed: int,
     mesh: Mesh,
 ) -> None:
-    """Writes `preview.npz` and `summary.json` into a folder, made if need be.
+    """Writes `preview.npz` and `summary.json` into a folder, which is created if necessary.
 
     Args:
-      settings: `config.data`.
-      dataset: what it names.
-      folder: where to.
-      pipeline: who makes the batches to train on: "device", "tf_data" or "numpy".
-      batch_size: images per training batch.
-      seed: of the order and the augmentation.
+      config: `config.data`.
+      dataset: the dataset it names.
+      folder: where to write.
+      pipeline: pipeline of the training batches: "device", "tf_data" or "numpy".
+      batch_size: global training batch size.
+      seed: seed of order and augmentation.
       mesh: the devices.
     """
-    host, count = HostPipeline.from_config(settings), len(dataset.splits["train"])
-    drawn = {"seed": seed, "host": host}
-    shown = {"batch_size": min(_SHOWN, count), **drawn}
-    train = next(_host_batches(dataset, settings, shown))
-    split = dataset.splits["validation"]
-    validation = next(eval_batches(split, dataset.preprocessing, _SHOWN, host=host))
+    config = DataConfig.from_mapping(config)  # temporary, until all callers pass a DataConfig
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        folder / "preview.npz",
-        train_images=train.images,
-        train_labels=train.labels,
-        validation_images=validation.images[validation.mask],
-        validation_labels=validation.labels[validation.mask],
-    )
-    batch_size = _possible(batch_size, count)
+    _write_images(config, dataset, folder / "preview.npz", seed)
+    batch_size = _feasible_batch_size(batch_size, len(dataset.splits["train"]))
     if pipeline == "device":
         batches = _device_batches(dataset, batch_size, seed, mesh)
     else:
-        batches = _host_batches(dataset, settings, {"batch_size": batch_size, **drawn})
+        batches = _host_batches(config, dataset, batch_size, seed)
     summary = {
-        **_describe(dataset, settings),
+        **_describe(config, dataset),
         "pipeline": {"name": pipeline, "batch_size": batch_size, **_measure(batches, batch_size)},
         "environment": environment_record(),
     }
     write_json(folder / "summary.json", summary)
 
 
-def _possible(batch_size: int, count: int) -> int:
-    """The batch size, or what there is; tells of one that training would refuse."""
+def _write_images(config: DataConfig, dataset: Dataset, path: Path, seed: int) -> None:
+    """Writes one augmented training batch and one validation batch."""
+    shown = min(_SHOWN_IMAGES, len(dataset.splits["train"]))
+    train = next(_host_batches(config, dataset, shown, seed))
+    split, host = dataset.splits["validation"], HostPipeline.from_config(config)
+    validation = next(eval_batches(split, dataset.preprocessing, _SHOWN_IMAGES, host=host))
+    np.savez(
+        path,
+        train_images=train.images,
+        train_labels=train.labels,
+        validation_images=validation.images[validation.mask],
+        validation_labels=validation.labels[validation.mask],
+    )
+
+
+def _feasible_batch_size(batch_size: int, num_examples: int) -> int:
+    """At most the number of examples; warns if training would reject the batch size."""
     try:
-        steps_per_epoch(count, batch_size, "config.phase_one.batch_size")
+        steps_per_epoch(num_examples, batch_size, "config.phase_one.batch_size")
     except ValueError as error:
-        _log.warning("training would be refused: %s", error)
-    return min(batch_size, count)
+        _log.warning("training would fail: %s", error)
+    return min(batch_size, num_examples)
 
 
 def _host_batches(
-    dataset: Dataset, settings: Mapping[str, Any], arguments: Mapping[str, Any]
+    config: DataConfig, dataset: Dataset, batch_size: int, seed: int
 ) -> Iterator[Batch]:
-    """Training batches, epoch after epoch."""
-    train, pipeline = dataset.splits["train"], settings["pipeline"]
-    pipeline = "auto" if pipeline == "device" else pipeline
+    """Training batches from the host, epoch after epoch."""
+    pipeline = "auto" if config.pipeline == "device" else config.pipeline
     epoch = 0
     while True:
         yield from train_batches(
-            train, dataset.preprocessing, epoch=epoch, pipeline=pipeline, **arguments
+            dataset.splits["train"],
+            dataset.preprocessing,
+            batch_size=batch_size,
+            seed=seed,
+            epoch=epoch,
+            pipeline=pipeline,
+            host=HostPipeline.from_config(config),
         )
         epoch += 1
 
 
-def _device_batches(
-    dataset: Dataset, batch_size: int, seed: int, mesh: Mesh
-) -> Iterator[jax.Array]:
-    """The same, cut on the device; nothing but the plan travels."""
+def _device_batches(dataset: Dataset, batch_size: int, seed: int, mesh: Mesh) -> Iterator[Batch]:
+    """The same batches, cropped on the device."""
     train = dataset.splits["train"]
-    resident, cut = copy_to_devices(train, mesh), jax.jit(on_device_batch)
+    on_device, crop_batch = copy_to_devices(train, mesh), jax.jit(on_device_batch)
     epoch = 0
     while True:
-        for rows in on_device_indices(
+        for indices in on_device_indices(
             train,
             dataset.preprocessing,
             batch_size=batch_size,
@@ -114,12 +122,12 @@ def _device_batches(
             epoch=epoch,
             steps_per_dispatch=1,
         ):
-            yield cut(resident, rows.index[0], rows.corner[0], rows.flip[0])
+            yield crop_batch(on_device, indices.index[0], indices.corner[0], indices.flip[0])
         epoch += 1
 
 
-def _measure(batches: Iterator[Any], batch_size: int) -> dict[str, Any]:
-    """Images per second after a first batch, which also compiles and fills buffers."""
+def _measure(batches: Iterator[Batch], batch_size: int) -> dict[str, Any]:
+    """Images per second, after a first batch that compiles and fills buffers."""
     jax.block_until_ready(jax.tree.leaves(next(batches)))
     start, images, seconds = time.perf_counter(), 0, 0.0
     while seconds < _MEASURED_SECONDS:
@@ -129,10 +137,10 @@ def _measure(batches: Iterator[Any], batch_size: int) -> dict[str, Any]:
     return {"images": images, "seconds": seconds, "images_per_second": images / seconds}
 
 
-def _describe(dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(config: DataConfig, dataset: Dataset) -> dict[str, Any]:
     return {
         "dataset": dataset.name,
-        "source": settings["source"],
+        "source": config.source,
         "class_names": list(dataset.class_names),
         "image_shape": list(dataset.image_shape),
         "preprocessing": dataset.preprocessing.describe(),

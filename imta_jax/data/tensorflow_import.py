@@ -1,4 +1,4 @@
-"""The one door to TensorFlow, which is optional and must leave the accelerators to JAX."""
+"""The import of TensorFlow, which is optional and must not occupy JAX's GPUs."""
 
 import contextlib
 import re
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# What TensorFlow says of its own graph around a message.
-_OF_THE_GRAPH = re.compile(
+# Names of graph nodes and operations that TensorFlow adds to a message.
+_GRAPH_NAMES = re.compile(
     r"\{\{.*?\}\} ?|Error in user-defined function passed to .*?Iterator::\S+ | \[Op:.*"
 )
 
 
 def import_tensorflow() -> ModuleType:
-    """Imports TensorFlow with the GPUs hidden from it: it would take their memory from JAX.
+    """Imports TensorFlow and hides GPUs from it, since it would reserve their memory.
 
     Raises:
       ModuleNotFoundError: TensorFlow is not installed.
@@ -24,11 +24,12 @@ def import_tensorflow() -> ModuleType:
         import tensorflow as tf
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"images are decoded and resized by TensorFlow, which cannot be imported ({error}): pip"
-            " install tensorflow-cpu; arrays with preprocessing padded_crop need none"
+            "decoding and resizing images requires TensorFlow, which cannot be imported"
+            f" ({error}): pip install tensorflow-cpu; arrays with"
+            " config.data.preprocessing=padded_crop do not need it"
         ) from error
 
-    # Already in use by the caller's own code: the devices it sees can no longer be changed.
+    # If the caller has already used TensorFlow, its visible devices can no longer be changed.
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
     return tf
@@ -44,6 +45,6 @@ def has_tensorflow() -> bool:
 
 
 def short_message(error: "tf.errors.OpError") -> str:
-    """The first line of what TensorFlow says, at most 500 characters, without its graph's names."""
-    told = (error.message or type(error).__name__).splitlines()[0]
-    return _OF_THE_GRAPH.sub("", told)[:500]
+    """The first line of a TensorFlow error without graph names, at most 500 characters."""
+    message = (error.message or type(error).__name__).splitlines()[0]
+    return _GRAPH_NAMES.sub("", message)[:500]

@@ -1,5 +1,6 @@
-"""Epoch plans, augmentation and the two executions of `imta_jax.data.pipeline.batches`."""
+"""Epoch plans, augmentation and batches of arrays."""
 
+import chex
 import numpy as np
 import pytest
 
@@ -19,7 +20,9 @@ PIPELINES = ("numpy", "tf_data")
 
 def make_split(num_examples=23, shape=(8, 6, 3)):
     rng = np.random.default_rng(0)
-    images = rng.integers(1, 256, (num_examples, *shape), np.uint8)  # no 0, so that padding shows
+    images = rng.integers(
+        1, 256, (num_examples, *shape), np.uint8
+    )  # without 0, to distinguish padding
     labels = rng.integers(1, 5, num_examples).astype(np.int32)
     return Split(images, labels, np.arange(num_examples))
 
@@ -33,12 +36,7 @@ def plan(crop=CROP, num_examples=500, **changes):
 
 
 def assert_same(left, right):
-    left, right = list(left), list(right)
-    assert len(left) == len(right)
-    for one, other in zip(left, right, strict=True):
-        for field, a, b in zip(one._fields, one, other, strict=True):
-            assert a.dtype == b.dtype, field
-            np.testing.assert_array_equal(a, b, strict=True, err_msg=field)
+    chex.assert_trees_all_equal(list(left), list(right), strict=True)
 
 
 def test_plan_is_a_permutation_with_offsets_in_range():
@@ -51,8 +49,7 @@ def test_plan_is_a_permutation_with_offsets_in_range():
 
 
 def test_plan_is_a_function_of_seed_and_epoch():
-    for one, other in zip(plan(), plan(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    chex.assert_trees_all_equal(plan(), plan(), strict=True)
 
 
 @pytest.mark.parametrize("change", [{"epoch": 3}, {"seed": 2}, {"seed": 2**32, "epoch": 0}])
@@ -61,12 +58,12 @@ def test_plan_differs_between_epochs_and_seeds(change):
         assert (one != other).mean() > 0.3
 
 
-def test_plan_keeps_large_seeds_and_epochs_apart():
+def test_plan_differs_between_a_large_seed_and_a_later_epoch():
     large, small = plan(seed=2**32, epoch=0), plan(seed=0, epoch=1)
     assert (large.order != small.order).any()
 
 
-def test_augmentation_of_an_example_does_not_depend_on_how_many_there_are():
+def test_augmentation_of_an_example_does_not_depend_on_the_number_of_examples():
     few, many = plan(num_examples=50), plan(num_examples=500)
     for field in ("window", "flip"):
         np.testing.assert_array_equal(getattr(few, field), getattr(many, field)[:50])
@@ -85,23 +82,23 @@ def test_plan_is_the_same_in_every_numpy_version():
 
 
 @pytest.mark.parametrize("change", [{"seed": -1}, {"epoch": -1}])
-def test_negative_numbers_in_a_plan_are_refused(change):
-    with pytest.raises(ValueError, match=f"{next(iter(change))} is -1, expected at least 0"):
+def test_negative_seed_or_epoch_raises(change):
+    with pytest.raises(ValueError, match=f"{next(iter(change))}.*-1"):
         plan(**change)
 
 
-def test_negative_padding_is_refused():
-    with pytest.raises(ValueError, match="crop_padding is -1, expected at least 0"):
+def test_negative_padding_raises():
+    with pytest.raises(ValueError, match=r"crop_padding.*-1"):
         PaddedCrop(-1, flip=False)
 
 
-def test_plan_of_no_examples_is_refused():
-    with pytest.raises(ValueError, match="num_examples is 0"):
+def test_plan_without_examples_raises():
+    with pytest.raises(ValueError, match=r"num_examples.*0"):
         plan(num_examples=0)
 
 
 def slow_crop(image, window, flip):
-    """One image, pixel by pixel: black wherever the crop leaves the image."""
+    """Crops one image pixel by pixel; 0 outside the image."""
     height, width, _ = image.shape
     result = np.zeros_like(image)
     for y in range(height):
@@ -113,7 +110,7 @@ def slow_crop(image, window, flip):
 
 
 @pytest.mark.parametrize("padding", [1, 4])
-def test_augmented_image_is_a_mirrored_crop_of_the_padded_original(padding):
+def test_crop_is_a_mirrored_window_of_the_zero_padded_image(padding):
     images = make_split(40).images
     _, window, flip = plan(PaddedCrop(padding, flip=True), num_examples=40)
     result = crop(images, window, flip)
@@ -137,7 +134,7 @@ def test_train_batches_follow_the_plan(pipeline):
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
-def test_no_crop_and_no_flip_leave_images_alone(pipeline):
+def test_no_augmentation_returns_the_images(pipeline):
     split = make_split()
     for batch in train_batches(
         split, NO_AUGMENTATION, batch_size=4, seed=0, epoch=0, pipeline=pipeline
@@ -148,7 +145,7 @@ def test_no_crop_and_no_flip_leave_images_alone(pipeline):
 @pytest.mark.parametrize("shape", [(8, 6, 3), (32, 32, 1)])
 @pytest.mark.parametrize("crop_padding", [0, 4])
 @pytest.mark.parametrize("start_step", [0, 2])
-def test_both_pipelines_make_the_same_train_batches(shape, crop_padding, start_step):
+def test_tf_data_and_numpy_make_the_same_train_batches_of_arrays(shape, crop_padding, start_step):
     arguments = {
         "batch_size": 5,
         "seed": 3,
@@ -162,14 +159,14 @@ def test_both_pipelines_make_the_same_train_batches(shape, crop_padding, start_s
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 23, 64])
-def test_both_pipelines_make_the_same_eval_batches(batch_size):
+def test_tf_data_and_numpy_make_the_same_eval_batches_of_arrays(batch_size):
     split = make_split()
     assert_same(*(eval_batches(split, CROP, batch_size, pipeline=name) for name in PIPELINES))
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("start_step", [0, 1, 3, 4])
-def test_start_step_goes_on_where_the_epoch_stopped(pipeline, start_step):
+def test_start_step_skips_the_batches_before_it(pipeline, start_step):
     arguments = {"batch_size": 5, "seed": 3, "epoch": 4, "pipeline": pipeline}
     whole = list(train_batches(make_split(), CROP, **arguments))
     assert_same(
@@ -177,14 +174,14 @@ def test_start_step_goes_on_where_the_epoch_stopped(pipeline, start_step):
     )
 
 
-def test_batch_size_does_not_change_what_an_example_looks_like():
+def test_batch_size_does_not_change_the_augmentation():
     arguments = {"seed": 3, "epoch": 4, "pipeline": "numpy"}
     small = train_batches(make_split(), CROP, batch_size=2, **arguments)
     (large,) = train_batches(make_split(), CROP, batch_size=22, **arguments)
     np.testing.assert_array_equal(np.concatenate([b.images for b in small]), large.images)
 
 
-def test_every_image_is_seen_in_some_epoch():
+def test_every_image_is_in_a_batch_of_some_epoch():
     seen = set()
     for epoch in range(12):
         for batch in train_batches(
@@ -196,7 +193,7 @@ def test_every_image_is_seen_in_some_epoch():
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("batch_size", [1, 7, 22, 23, 24, 100])
-def test_eval_batches_count_each_image_once(pipeline, batch_size):
+def test_eval_batches_contain_each_image_once(pipeline, batch_size):
     split = make_split()
     batches = list(eval_batches(split, CROP, batch_size, pipeline=pipeline))
     assert all(batch.images.shape == (batch_size, 8, 6, 3) for batch in batches)
@@ -208,29 +205,27 @@ def test_eval_batches_count_each_image_once(pipeline, batch_size):
     assert len(mask) - mask.sum() < batch_size
 
 
-def test_auto_is_one_of_the_two():
+def test_auto_makes_the_batches_of_numpy():
     split = make_split()
     assert_same(eval_batches(split, CROP, 10), eval_batches(split, CROP, 10, pipeline="numpy"))
 
 
-def test_steps_are_full_batches():
+def test_steps_per_epoch_counts_full_batches():
     assert [steps_per_epoch(23, size) for size in (1, 5, 12, 23)] == [23, 4, 1, 1]
 
 
-def test_batch_larger_than_the_split_is_refused():
-    with pytest.raises(
-        ValueError, match="batch_size is 24, but the training split has 23 examples"
-    ):
+def test_batch_size_above_the_number_of_examples_raises():
+    with pytest.raises(ValueError, match=r"batch_size.*24.*23"):
         steps_per_epoch(23, 24)
 
 
-def test_bad_arguments_are_refused_before_the_first_batch():
+def test_invalid_arguments_raise_before_the_first_batch():
     split = make_split()
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(ValueError, match=r"batch_size.*0"):
         eval_batches(split, CROP, 0)
-    with pytest.raises(ValueError, match="start_step is 5, expected 0 to 4"):
+    with pytest.raises(ValueError, match=r"start_step.*5.*0 to 4"):
         train_batches(split, CROP, batch_size=5, seed=0, epoch=0, start_step=5)
-    with pytest.raises(ValueError, match=r"unknown pipeline 'tfdata'; valid.*: tf_data, "):
+    with pytest.raises(ValueError, match=r"pipeline 'tfdata'.*: tf_data, "):
         train_batches(split, CROP, batch_size=5, seed=0, epoch=0, pipeline="tfdata")
-    with pytest.raises(ValueError, match="unknown pipeline"):
+    with pytest.raises(ValueError, match="pipeline 'torch'"):
         eval_batches(split, CROP, 5, pipeline="torch")

@@ -1,5 +1,6 @@
-"""Images that live on the device: the same batches and the same training as from the host."""
+"""On-device data makes the same batches and the same training as host pipelines."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -30,16 +31,16 @@ def mesh():
     return data_mesh()
 
 
-def cut(split, mesh, preprocessing, several=3, **changes):
-    """All batches of an epoch, cut on the device."""
-    resident, found = copy_to_devices(split, mesh), []
-    for rows in on_device_indices(
+def on_device_batches(split, mesh, preprocessing, several=3, **changes):
+    """All batches of an epoch, cropped on the device."""
+    on_device, found = copy_to_devices(split, mesh), []
+    for indices in on_device_indices(
         split, preprocessing, steps_per_dispatch=several, **{**DRAW, **changes}
     ):
-        assert rows.index.shape[0] == several
-        placed = place_rows(rows, mesh)
-        for i in range(int(rows.steps)):
-            batch = on_device_batch(resident, placed.index[i], placed.corner[i], placed.flip[i])
+        assert indices.index.shape[0] == several
+        placed = place_rows(indices, mesh)
+        for i in range(int(indices.steps)):
+            batch = on_device_batch(on_device, placed.index[i], placed.corner[i], placed.flip[i])
             found.append(jax.tree.map(np.asarray, batch))
     return found
 
@@ -47,37 +48,39 @@ def cut(split, mesh, preprocessing, several=3, **changes):
 @pytest.mark.parametrize(
     "preprocessing", [NO_AUGMENTATION, PaddedCrop(3, True), PaddedCrop(0, True)]
 )
-def test_batches_cut_on_the_device_are_those_of_the_host_bit_for_bit(split, mesh, preprocessing):
+def test_on_device_batches_are_bit_identical_to_host_batches(split, mesh, preprocessing):
     expected = list(train_batches(split, preprocessing, pipeline="numpy", **DRAW))
-    found = cut(split, mesh, preprocessing)
+    found = on_device_batches(split, mesh, preprocessing)
     assert len(found) == len(expected) == 8
-    tiny_run.assert_same(found, expected)
+    chex.assert_trees_all_equal(found, expected)
 
 
 @pytest.mark.parametrize("several", [1, 5, 8, 20])
 def test_steps_per_dispatch_do_not_change_the_batches(split, mesh, several):
-    whole = cut(split, mesh, PaddedCrop(2, True))
-    tiny_run.assert_same(cut(split, mesh, PaddedCrop(2, True), several), whole)
+    whole = on_device_batches(split, mesh, PaddedCrop(2, True))
+    chex.assert_trees_all_equal(on_device_batches(split, mesh, PaddedCrop(2, True), several), whole)
 
 
-def test_going_on_in_mid_epoch_yields_the_next_batch(split, mesh):
-    whole = cut(split, mesh, PaddedCrop(2, True))
-    tiny_run.assert_same(cut(split, mesh, PaddedCrop(2, True), start_step=5), whole[5:])
+def test_start_step_skips_the_batches_before_it(split, mesh):
+    whole = on_device_batches(split, mesh, PaddedCrop(2, True))
+    chex.assert_trees_all_equal(
+        on_device_batches(split, mesh, PaddedCrop(2, True), start_step=5), whole[5:]
+    )
 
 
-def test_shares_of_processes_put_side_by_side_are_the_rows_of_one(split):
-    def rows(shard):
+def test_shards_of_processes_concatenate_to_the_global_indices(split):
+    def indices(shard):
         arguments = {**DRAW, "steps_per_dispatch": 8, "shard": shard}
         return next(on_device_indices(split, PaddedCrop(2, True), **arguments))
 
-    whole, parts = rows(Shard()), [rows(Shard(i, 4)) for i in range(4)]
+    whole, parts = indices(Shard()), [indices(Shard(i, 4)) for i in range(4)]
     for field in ("index", "corner", "flip"):
-        side_by_side = np.concatenate([getattr(part, field) for part in parts], axis=1)
-        np.testing.assert_array_equal(side_by_side, getattr(whole, field))
+        joined = np.concatenate([getattr(part, field) for part in parts], axis=1)
+        np.testing.assert_array_equal(joined, getattr(whole, field))
 
 
 @pytest.mark.parametrize("phase_name", ["phase_one", "phase_two"])
-def test_many_steps_in_one_dispatch_train_as_batch_by_batch(phase_name, split, mesh):
+def test_several_steps_per_dispatch_train_as_one_by_one(phase_name, split, mesh):
     phase = tiny_run.make_phase(phase_name, mesh)
     arguments = (phase.graphdef, phase.objective, phase.trainable, phase.tx)
     step = train_step(*arguments, **tiny_run.PIXELS, mesh=mesh)
@@ -87,32 +90,35 @@ def test_many_steps_in_one_dispatch_train_as_batch_by_batch(phase_name, split, m
         state, metrics = one_by_one.advance(state, batch)
         losses.append(metrics.loss)
     expected, state, found = tiny_run.to_host(state), phase.start(), []
-    advance, resident = on_resident(step, mesh), copy_to_devices(split, mesh)
-    for rows in on_device_indices(split, preprocessing, steps_per_dispatch=3, **DRAW):
-        state, metrics = advance(state, resident, place_rows(rows, mesh))
-        found += list(metrics.loss[: int(rows.steps)])
-        assert not np.any(metrics.loss[int(rows.steps) :])
+    advance, on_device = on_resident(step, mesh), copy_to_devices(split, mesh)
+    for indices in on_device_indices(split, preprocessing, steps_per_dispatch=3, **DRAW):
+        state, metrics = advance(state, on_device, place_rows(indices, mesh))
+        found += list(metrics.loss[: int(indices.steps)])
+        assert not np.any(metrics.loss[int(indices.steps) :])
     assert advance._cache_size() == 1
     np.testing.assert_allclose(found, losses, rtol=1e-4)
     assert int(state.step) == 8
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(
+        jax.tree.leaves(state), jax.tree.leaves(expected), rtol=1e-4, atol=1e-5
+    )
 
 
-def test_no_image_travels_between_devices(split, mesh):
-    rows = next(on_device_indices(split, PaddedCrop(2, True), steps_per_dispatch=1, **DRAW))
-    placed, resident = place_rows(rows, mesh), copy_to_devices(split, mesh)
+def test_batches_are_cropped_without_communication(split, mesh):
+    indices = next(on_device_indices(split, PaddedCrop(2, True), steps_per_dispatch=1, **DRAW))
+    placed, on_device = place_rows(indices, mesh), copy_to_devices(split, mesh)
 
-    def images_of(resident, rows):
-        return on_device_batch(resident, rows.index[0], rows.corner[0], rows.flip[0]).images
+    def images_of(on_device, indices):
+        return on_device_batch(
+            on_device, indices.index[0], indices.corner[0], indices.flip[0]
+        ).images
 
-    compiled = jax.jit(images_of).lower(resident, placed).compile()
+    compiled = jax.jit(images_of).lower(on_device, placed).compile()
     text = compiled.as_text()
     assert not [op for op in ("all-gather", "all-to-all", "collective", "all-reduce") if op in text]
     assert not compiled.output_shardings.is_fully_replicated
 
 
-def test_what_fits_is_a_share_of_the_devices_memory(split):
+def test_fits_device_compares_with_a_fraction_of_its_memory(split):
     class Device:
         platform = "gpu"
 

@@ -1,4 +1,4 @@
-"""Where `imta_jax.data` reads from: .npz files, TFDS, and what is missing or unreadable."""
+"""Sources: .npz files, TFDS, and what is missing or unreadable."""
 
 import errno
 import io
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_images import picture, write
+from sample_images import make_image, write
 
 from imta_jax.data import load_dataset
 
@@ -37,7 +37,7 @@ def npz(tmp_path):
     return write
 
 
-def test_npz_is_read_and_grayscale_gets_one_channel(npz):
+def test_npz_is_read_and_grayscale_images_have_one_channel(npz):
     dataset = load_dataset(config(npz()))
     assert dataset.name == "images" and dataset.image_shape == (32, 32, 1)
     assert dataset.class_names == ("0", "1", "2", "3")
@@ -47,34 +47,34 @@ def test_npz_is_read_and_grayscale_gets_one_channel(npz):
     )
 
 
-def test_npz_that_may_not_be_read_is_not_called_damaged(npz, monkeypatch):
+def test_npz_without_read_permission_raises_a_permission_error(npz, monkeypatch):
     path = npz()
     monkeypatch.setattr("os.access", lambda *_: False)  # root may read whatever its mode says
-    with pytest.raises(PermissionError, match=r"may not read .*images\.npz"):
+    with pytest.raises(PermissionError, match=r"images\.npz"):
         load_dataset(config(path))
 
 
-def test_a_folder_that_is_named_like_an_npz_is_called_a_folder(tmp_path):
+def test_folder_named_like_an_npz_raises(tmp_path):
     (tmp_path / "images.npz").mkdir()
-    with pytest.raises(IsADirectoryError, match=r"a folder, expected an \.npz file.*images\.npz"):
+    with pytest.raises(IsADirectoryError, match=r"folder.*images\.npz"):
         load_dataset(config(str(tmp_path / "images.npz")))
 
 
 @pytest.mark.parametrize("padding", [32, 1000])
-def test_crops_that_could_show_nothing_are_refused(npz, padding):
-    with pytest.raises(ValueError, match=rf"crop_padding is {padding}, expected fewer .* 32 x 32"):
+def test_padding_as_large_as_the_image_raises(npz, padding):
+    with pytest.raises(ValueError, match=rf"crop_padding.*{padding}.*32 x 32"):
         load_dataset(config(npz(), crop_padding=padding))
 
 
 @pytest.mark.parametrize("source", ["", "  "])
-def test_no_source_is_not_the_folder_one_stands_in(source):
-    with pytest.raises(ValueError, match=r"config\.data\.source is empty, expected"):
+def test_empty_source_raises(source):
+    with pytest.raises(ValueError, match=r"config\.data\.source"):
         load_dataset(config(source))
 
 
-def test_what_is_no_image_classification_is_refused_before_it_is_fetched(tmp_path, monkeypatch):
-    monkeypatch.setattr("imta_jax.data.sources.tfds._prepare", lambda *_: pytest.fail("fetched"))
-    with pytest.raises(ValueError, match="glue is not one of images with one class label each"):
+def test_dataset_without_images_raises_before_the_download(tmp_path, monkeypatch):
+    monkeypatch.setattr("imta_jax.data.sources.tfds._prepare", lambda *_: pytest.fail("downloaded"))
+    with pytest.raises(ValueError, match=r"glue.*images with one class label each"):
         load_dataset(config("glue", data_dir=str(tmp_path), download=True))
 
 
@@ -83,47 +83,50 @@ def test_npz_class_names_set_the_number_of_classes(npz):
     assert dataset.class_names == tuple("abcde") and dataset.num_classes == 5
 
 
-def test_npz_named_like_cifar10_has_its_own_statistics(npz):
+def test_npz_named_cifar10_does_not_use_published_statistics(npz):
     assert "computed" in load_dataset(config(npz("cifar10.npz"))).statistics_source
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"test_labels": None}, "lacks test_labels; found: train_images, .*; expected: train_im"),
-        ({"test_labels": np.array([0, 1, 2, 3, 4, 1, 2, 3])}, "test label at index 4 is 4, .* 3;"),
-        ({"train_labels": np.arange(40) % 4 - 1}, "train label at index 0 is -1"),
-        ({"train_labels": np.arange(39) % 4}, "train: 40 images but 39 labels"),
-        ({"train_images": ARRAYS["train_images"] / 255}, "train images are float64"),
-        ({"test_images": ARRAYS["test_images"][:, :20]}, r"test images are \(20, 28, 1\) but"),
-        ({"test_images": ARRAYS["test_images"][:0]}, "test images are empty"),
-        ({"class_names": np.array(list("abc"))}, "train label at index 3 is 3, expected 0 to 2"),
-        ({"class_names": np.arange(4)}, "class_names is int64 of shape"),
-        ({"class_names": np.array(["a", "b", "a", "c"])}, "class_names has 2 classes called 'a'"),
-        ({"class_names": np.array(["a", "", "b", "c"])}, "class_names has a class without a name"),
+        ({"test_labels": None}, "lacks test_labels; found: train_images, .*train_images"),
+        ({"test_labels": np.array([0, 1, 2, 3, 4, 1, 2, 3])}, "test label at index 4.*4.*0 to 3"),
+        ({"train_labels": np.arange(40) % 4 - 1}, "train label at index 0.*-1"),
+        ({"train_labels": np.arange(39) % 4}, "train.*40 images.*39 labels"),
+        ({"train_images": ARRAYS["train_images"] / 255}, "train images.*float64"),
+        (
+            {"test_images": ARRAYS["test_images"][:, :20]},
+            r"test images.*\(20, 28, 1\).*\(28, 28, 1\)",
+        ),
+        ({"test_images": ARRAYS["test_images"][:0]}, r"test images.*\(0, 28, 28, 1\)"),
+        ({"class_names": np.array(list("abc"))}, "train label at index 3.*3.*0 to 2"),
+        ({"class_names": np.arange(4)}, "class_names.*int64"),
+        ({"class_names": np.array(["a", "b", "a", "c"])}, "class_names.*2 classes.*'a'"),
+        ({"class_names": np.array(["a", "", "b", "c"])}, "class_names.*without a name"),
     ],
 )
-def test_bad_npz_is_refused_with_what_was_found(npz, change, message):
+def test_invalid_npz_raises(npz, change, message):
     with pytest.raises(ValueError, match=message):
         load_dataset(config(npz(**change)))
 
 
-def test_pickled_arrays_are_refused(npz):
+def test_pickled_arrays_raise(npz):
     objects = np.empty(40, object)
     objects[:] = list(ARRAYS["train_images"])
-    with pytest.raises(ValueError, match="train_images cannot be read without unpickling"):
+    with pytest.raises(ValueError, match=r"train_images.*pickled"):
         load_dataset(config(npz(train_images=objects)))
 
 
-def test_file_that_is_no_archive_is_refused(tmp_path):
+def test_file_that_is_not_an_archive_raises(tmp_path):
     path = tmp_path / "array.npz"
     with path.open("wb") as file:
         np.save(file, ARRAYS["train_images"])
-    with pytest.raises(ValueError, match=r"array.npz is not an .npz archive"):
+    with pytest.raises(ValueError, match=r"array\.npz"):
         load_dataset(config(path))
 
 
-def test_damaged_archive_is_refused(npz):
+def test_damaged_archive_raises(npz):
     path = npz()
     content = bytearray(path.read_bytes())
     content[5000] ^= 255
@@ -132,8 +135,8 @@ def test_damaged_archive_is_refused(npz):
         load_dataset(config(path))
 
 
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file .*nowhere.npz"):
+def test_missing_file_raises(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.npz"):
         load_dataset(config(tmp_path / "nowhere.npz"))
 
 
@@ -141,7 +144,7 @@ def test_missing_file_is_named(tmp_path):
     ("source", "closest"), [("cifar11", "cifar10"), ("fashion_mnist_smal", "fashion_mnist_small")]
 )
 def test_unknown_source_lists_valid_ones_closest_first(source, closest):
-    with pytest.raises(ValueError, match=rf"unknown dataset '{source}'; .*: {closest}, .*\.npz"):
+    with pytest.raises(ValueError, match=rf"'{source}'.*: {closest}, .*\.npz"):
         load_dataset(config(source))
 
 
@@ -176,7 +179,7 @@ def test_tfds_keeps_pixels_labels_and_order(tmp_path):
     np.testing.assert_array_equal(split.labels, ARRAYS["train_labels"])
 
 
-def test_tfds_data_not_there_names_folder_and_command(tmp_path):
+def test_tfds_data_that_are_missing_raise_with_folder_and_command(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         load_dataset(config("cifar100", data_dir=str(tmp_path)))
     assert str(tmp_path / "cifar100") in str(error.value)
@@ -184,31 +187,31 @@ def test_tfds_data_not_there_names_folder_and_command(tmp_path):
     assert command in str(error.value)
 
 
-def test_tfds_half_prepared_counts_as_not_there(tmp_path):
+def test_tfds_data_that_are_incomplete_raise(tmp_path):
     (tmp_path / "cifar10" / "3.0.2").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="not prepared"):
         load_dataset(config("cifar10", data_dir=str(tmp_path)))
 
 
-def test_tfds_failed_download_names_folder_and_reason(tmp_path, monkeypatch):
+def test_failed_tfds_download_raises_with_the_reason(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     def refuse(self, **settings):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refuse)
-    with pytest.raises(FileNotFoundError, match=r"fetching it failed \(no route to host\)"):
+    with pytest.raises(FileNotFoundError, match=r"cifar10.*no route to host"):
         load_dataset(config("cifar10", data_dir=str(tmp_path), download=True))
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("wine_quality", "not one of images with one class label each; its features are"),
-        ("tf_flowers", r"image has shape \(None, None, 3\), expected one known height"),
+        ("wine_quality", "wine_quality.*images with one class label each"),
+        ("tf_flowers", r"image.*\(None, None, 3\).*random_area_crop"),
     ],
 )
-def test_tfds_of_other_kinds_is_refused(tmp_path, source, message):
+def test_unsupported_tfds_datasets_raise(tmp_path, source, message):
     with pytest.raises(ValueError, match=message):
         load_dataset(config(source, data_dir=str(tmp_path)))
 
@@ -238,25 +241,30 @@ def prepared_without_test_split(tfds, folder):
     Mnist(data_dir=folder).download_and_prepare()
 
 
-def test_tfds_without_test_split_names_those_it_has(tmp_path):
+def test_tfds_dataset_without_test_split_raises_with_its_splits(tmp_path):
     import tensorflow_datasets as tfds
 
     with tfds.core.registered.skip_registration():
         prepared_without_test_split(tfds, tmp_path)
-    with pytest.raises(ValueError, match="mnist has no split to test with, only: train"):
+    with pytest.raises(ValueError, match=r"mnist.*train.*test_split"):
         load_dataset(config("mnist", data_dir=str(tmp_path)))
 
 
-# What cannot be reached, and what stops half way
+# Missing, unreachable and interrupted sources
 
 
-def test_version_that_tfds_does_not_have_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"cifar10 cannot be loaded at version 9.9.9, only: 3"):
+def test_unknown_tfds_version_raises(tmp_path):
+    with pytest.raises(ValueError, match=r"cifar10.*9\.9\.9.*3"):
         load_dataset(config("cifar10:9.9.9", data_dir=str(tmp_path)))
 
 
-PICTURES = {"preprocessing": "random_area_crop", "image_size": 32, "resize": 36, "min_area": 0.1}
-PICTURES |= {"flip": True, "index_dir": "", "max_undecodable": 0.0}
+RANDOM_AREA_CROP = {
+    "preprocessing": "random_area_crop",
+    "image_size": 32,
+    "resize": 36,
+    "min_area": 0.1,
+}
+RANDOM_AREA_CROP |= {"flip": True, "index_dir": "", "max_undecodable": 0.0}
 ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
 
@@ -273,13 +281,13 @@ def tar_of(files):
 
 def jpeg(seed):
     contents = io.BytesIO()
-    picture(40 + seed, 50, seed).save(contents, "JPEG")
+    make_image(40 + seed, 50, seed).save(contents, "JPEG")
     return contents.getvalue()
 
 
 @pytest.fixture
 def archives(tmp_path):
-    """ImageNet's archives, of two classes and a few pictures."""
+    """ImageNet's archives with two classes and a few images."""
     classes = {"n01440764": range(6), "n01443537": range(6, 12)}
     inner = {
         f"{name}.tar": tar_of({f"{name}_{i}.JPEG": jpeg(i) for i in some})
@@ -293,7 +301,7 @@ def archives(tmp_path):
 def imagenet(tmp_path, **changes):
     fields = {"data_dir": str(tmp_path / "data"), "download": True, "test_split": "validation"}
     parts = {"validation_split": "carve", "validation_examples": 4}
-    return config("imagenet2012", **{**PICTURES, **fields, **parts, **changes})
+    return config("imagenet2012", **{**RANDOM_AREA_CROP, **fields, **parts, **changes})
 
 
 def files_in(folder):
@@ -308,63 +316,61 @@ def test_imagenet_is_prepared_from_its_archives(tmp_path, archives):
     for name in ("train", "validation"):
         split = dataset.splits[name]
         np.testing.assert_array_equal(split.labels, (split.sizes[:, 0] - 40) // 6)
-    # Then it is there, whatever becomes of the archives.
+    # The prepared dataset is read without the archives.
     again = load_dataset(imagenet(tmp_path, manual_dir=str(tmp_path / "nowhere")))
     np.testing.assert_array_equal(again.splits["train"].sizes, dataset.splits["train"].sizes)
 
 
 @pytest.mark.parametrize("there", [[], ARCHIVES[:1], ARCHIVES[1:]])
 @pytest.mark.parametrize("manual", [True, False])
-def test_imagenet_without_its_archives_says_how_to_get_them(tmp_path, there, manual):
-    folder = tmp_path / ("by hand" if manual else "data/downloads/manual")
+def test_imagenet_without_its_archives_raises_with_instructions(tmp_path, there, manual):
+    folder = tmp_path / ("manual" if manual else "data/downloads/manual")
     write(folder, dict.fromkeys(there, b""))
     with pytest.raises(FileNotFoundError) as error:
         load_dataset(imagenet(tmp_path, manual_dir=str(folder) if manual else ""))
     message = str(error.value)
     missing = " and no ".join(name for name in ARCHIVES if name not in there)
-    assert f"no {missing} in {folder}" in message and f"into {folder} (another" in message
+    assert f"no {missing} in {folder}" in message and f"into {folder}" in message
     assert "https://image-net.org" in message and "config.data.manual_dir" in message
     assert "config.data.download" not in message  # it is True
     assert len(files_in(tmp_path)) == len(there)
 
 
-def test_imagenet_that_is_not_to_be_prepared_says_how_as_well(tmp_path):
+def test_imagenet_without_download_raises_with_instructions(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         load_dataset(imagenet(tmp_path, download=False))
     message = str(error.value)
-    assert f"not in {tmp_path}/data/imagenet2012/5.1.0: it is not prepared there" in message
-    assert "ILSVRC2012_img_train.tar" in message and "config.data.download to True" in message
+    assert f"{tmp_path}/data/imagenet2012/5.1.0" in message
+    assert "ILSVRC2012_img_train.tar" in message and "config.data.download" in message
 
 
-def test_archives_of_another_dataset_are_asked_for_in_the_words_of_tfds(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=rf"(?s)archives that .*{tmp_path}/downloads/manual"
-    ):
-        load_dataset(config("resisc45", data_dir=str(tmp_path), download=True, **PICTURES))
+def test_missing_archives_of_another_dataset_raise_with_the_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"(?s)archives.*{tmp_path}/downloads/manual"):
+        load_dataset(config("resisc45", data_dir=str(tmp_path), download=True, **RANDOM_AREA_CROP))
     assert not files_in(tmp_path)
 
 
-def test_archive_that_is_cut_short_is_told(tmp_path, archives):
+def test_truncated_archive_raises(tmp_path, archives):
     path = archives / ARCHIVES[0]
     path.write_bytes(path.read_bytes()[:20_000])
-    with pytest.raises(FileNotFoundError, match=rf"damaged or cut short .*in {archives}: fetch it"):
+    with pytest.raises(FileNotFoundError, match=rf"truncated.*{archives}"):
         load_dataset(imagenet(tmp_path, manual_dir=str(archives)))
     assert not files_in(tmp_path / "data")
 
 
 def full_disks():
-    """A full disk as Python tells it, as TFDS foresees it, and as it hands on TensorFlow's."""
+    """The errors of a full disk by Python, TFDS, TensorFlow, and TensorFlow through TFDS."""
     import tensorflow as tf
 
     written = tf.errors.ResourceExhaustedError(None, None, "x.tfrecord; No space left on device")
-    handed_on = RuntimeError("ResourceExhaustedError: x.tfrecord; No space left on device")
-    handed_on.__cause__ = written
-    foreseen = OSError("Not enough disk space. Needed: 150 GiB (download: 1, generated: 149)")
-    return [OSError(errno.ENOSPC, "No space left"), foreseen, written, handed_on]
+    reraised = RuntimeError("ResourceExhaustedError: x.tfrecord; No space left on device")
+    reraised.__cause__ = written
+    predicted = OSError("Not enough disk space. Needed: 150 GiB (download: 1, generated: 149)")
+    return [OSError(errno.ENOSPC, "No space left"), predicted, written, reraised]
 
 
 @pytest.mark.parametrize("kind", range(4))
-def test_full_disk_is_told_with_what_is_free(tmp_path, monkeypatch, kind):
+def test_full_disk_raises_with_the_free_space(tmp_path, monkeypatch, kind):
     import tensorflow_datasets as tfds
 
     def fail(self, **settings):
@@ -379,25 +385,23 @@ def test_full_disk_is_told_with_what_is_free(tmp_path, monkeypatch, kind):
 
 
 @pytest.mark.parametrize("field", ["source", "data_dir"])
-def test_bucket_that_may_not_be_read_says_how_to_log_in(monkeypatch, field):
+def test_bucket_without_permission_raises_with_login_instructions(monkeypatch, field):
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
     def refuse(*args, **settings):
         raise tf.errors.PermissionDeniedError(None, None, "401: no credentials\n when reading")
 
-    def hand_on(*args, **settings):
+    def reraise(*args, **settings):
         try:
             refuse()
         except tf.errors.OpError as error:
             raise RuntimeError("PermissionDeniedError: Failed to construct dataset") from error
 
     monkeypatch.setattr(tf.io.gfile, "exists", refuse)
-    monkeypatch.setattr(tfds, "builder", hand_on)
+    monkeypatch.setattr(tfds, "builder", reraise)
     fields = {"source": "cifar10", field: "gs://bucket/folder"}
-    message = (
-        r"cannot read gs://bucket/folder \(401: no cred.*gcloud auth application-default login"
-    )
+    message = r"gs://bucket/folder \(401: no cred.*gcloud auth application-default login"
     with pytest.raises(PermissionError, match=message):
         load_dataset(config(**fields))
 
@@ -405,13 +409,13 @@ def test_bucket_that_may_not_be_read_says_how_to_log_in(monkeypatch, field):
 @pytest.mark.parametrize(
     "fields", [{"source": "s3://b/c"}, {"source": "cifar10", "data_dir": "s3://b/c"}]
 )
-def test_bucket_that_tensorflow_does_not_know_is_refused(fields):
-    with pytest.raises(ValueError, match="s3://b/c: TensorFlow cannot read s3://"):
+def test_unsupported_bucket_scheme_raises(fields):
+    with pytest.raises(ValueError, match=r"s3://b/c.*TensorFlow"):
         load_dataset(config(**fields))
 
 
 @pytest.mark.parametrize("failure", [OSError, RuntimeError])
-def test_other_failures_are_left_alone(tmp_path, monkeypatch, failure):
+def test_other_errors_are_not_translated(tmp_path, monkeypatch, failure):
     import tensorflow_datasets as tfds
 
     def fail(*args, **settings):
@@ -428,23 +432,23 @@ sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
 import imta_jax.data as data
 
 fields = dict(data_dir="", download=False, validation_examples=100, validation_seed=0)
-photographs = dict(preprocessing="random_area_crop", image_size=16, resize=20)
-photographs |= dict(min_area=0.5, flip=True)
+crop = dict(preprocessing="random_area_crop", image_size=16, resize=20)
+crop |= dict(min_area=0.5, flip=True)
 dataset = data.load_dataset(dict(source="fashion_mnist_small", **fields))
 split, view = dataset.splits["validation"], dataset.preprocessing
 assert len(list(data.train_batches(split, view, batch_size=30, seed=0, epoch=0))) == 3
 assert len(list(data.eval_batches(split, view, 30))) == 4
+assert len(list(data.eval_batches(split, view, 30, pipeline="tf_data"))) == 4
 for attempt in (
-    lambda: data.eval_batches(split, view, 30, pipeline="tf_data"),
     lambda: data.load_dataset(dict(source="cifar10", **fields)),
-    lambda: data.load_dataset(dict(source="fashion_mnist_small", **photographs, **fields)),
+    lambda: data.load_dataset(dict(source="fashion_mnist_small", **crop, **fields)),
 ):
     try:
         attempt()
     except ModuleNotFoundError as error:
         print(error)
     else:
-        raise SystemExit("TensorFlow was not missed")
+        raise SystemExit("no error without TensorFlow")
 """
 
 
@@ -456,8 +460,7 @@ def test_arrays_need_no_tensorflow():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    pipeline, source, resized = done.stdout.splitlines()
-    assert "resized by TensorFlow, which cannot be imported" in resized and "pip" in resized
-    assert 'pipeline "tf_data" needs TensorFlow' in pipeline and '"numpy"' in pipeline
-    assert "'cifar10' would be read by TensorFlow Datasets" in source
+    source, resized = done.stdout.splitlines()
+    assert "TensorFlow" in resized and "pip install tensorflow-cpu" in resized
+    assert "'cifar10'" in source and "TensorFlow Datasets" in source
     assert "fashion_mnist_small, or a path ending in .npz" in source

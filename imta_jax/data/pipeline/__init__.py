@@ -1,1 +1,1 @@
-"""How images become batches: windows, augmentation, decoding, collation, devices."""
+"""From images to batches: crops, augmentation, decoding, collation, on-device data."""

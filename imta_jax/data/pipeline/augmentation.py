@@ -1,24 +1,25 @@
-"""What an epoch shows of each image, and in which order: pure functions of (seed, epoch, index).
+"""Order and augmentation of an epoch: pure functions of (seed, epoch, example index).
 
-Nothing is drawn while batches are made, so that batch size, pipeline, hosts, workers and restarts
-cannot change what an example looks like. Batches are cut from the plan in `batches.py`.
+All random numbers of an epoch are drawn before its first batch. Batch size, pipeline, number of
+processes, workers and restarts therefore cannot change how an example is augmented.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int, UInt8, UInt64
 
 from imta_jax.data.pipeline.preprocessing import Preprocessing, check_at_least
 
 
 class EpochPlan(NamedTuple):
-    """What happens to each of N examples in one epoch.
+    """Order and augmentation of the N examples of an epoch.
 
     Attributes:
-      order: int64 [N], a permutation: the example seen first, second, ...
-      window: float32 [N, 4], by example index: top, left, height and width, in pixels of the
-        image, of the part that is shown; it may reach beyond the image, where all is black.
-      flip: bool [N], by example index: whether that part is mirrored left to right.
+      order: int64 [N], a permutation: the example that comes first, second, ...
+      window: float32 [N, 4], by example index: top, left, height and width of the crop, in pixels
+        of the image. It may extend beyond the image, where pixels are 0.
+      flip: bool [N], by example index: whether the crop is mirrored horizontally.
     """
 
     order: np.ndarray
@@ -27,59 +28,63 @@ class EpochPlan(NamedTuple):
 
 
 def epoch_plan(
-    preprocessing: Preprocessing, sizes: np.ndarray, *, seed: int, epoch: int
+    preprocessing: Preprocessing, sizes: Int[np.ndarray, "N 2"], *, seed: int, epoch: int
 ) -> EpochPlan:
-    """Plans an epoch: uniform order, a window for each image, every second one mirrored.
+    """Draws an epoch: a uniform permutation, a crop per image and flips with probability 1/2.
 
-    The order does not depend on the preprocessing, nor an example's window on how many others
-    there are.
+    The order does not depend on the preprocessing. The crop of an example does not depend on the
+    number of examples.
 
     Args:
-      preprocessing: what is shown.
-      sizes: int [N, 2], height and width of each image, N at least 1.
-      seed: of the run, not negative.
-      epoch: from 0.
+      preprocessing: distribution of the crops.
+      sizes: height and width of each image.
+      seed: seed of the run, at least 0.
+      epoch: number of the epoch, from 0.
 
     Raises:
-      ValueError: a number below its least value.
+      ValueError: A negative seed or epoch, or no examples.
     """
     check_at_least(0, seed=seed, epoch=epoch)
     check_at_least(1, num_examples=len(sizes))
     words = _random_words(np.random.SeedSequence(seed, spawn_key=(epoch,)), len(sizes))
-    more = np.random.SeedSequence(seed, spawn_key=(epoch, 1))
+    crop_key = np.random.SeedSequence(seed, spawn_key=(epoch, 1))
     return EpochPlan(
         order=np.argsort(words[:, 0], kind="stable"),
-        window=preprocessing.train_windows(sizes, words, more),
+        window=preprocessing.train_windows(sizes, words, crop_key),
         flip=(words[:, 3] % np.uint64(2)).astype(bool) & preprocessing.flip,
     )
 
 
-def _random_words(key: np.random.SeedSequence, num_examples: int) -> np.ndarray:
-    """Four 64-bit words for each example, uint64 [N, 4].
+def _random_words(key: np.random.SeedSequence, num_examples: int) -> UInt64[np.ndarray, "N 4"]:
+    """Four random 64-bit words per example.
 
-    Philox counts: step i of its counter gives the four words of example i. Raw words, since NumPy
-    keeps those the same from version to version, and the draws of a Generator not.
+    Philox is counter-based: step i of its counter yields the four words of example i. NumPy keeps
+    these raw words from version to version, but not the stream of a `Generator`.
     """
     return np.random.Philox(key).random_raw(4 * num_examples).reshape(num_examples, 4)
 
 
-def crop(images: np.ndarray, window: np.ndarray, flip: np.ndarray) -> np.ndarray:
-    """Cuts windows of the images' own size out of images that are black all around, then mirrors.
+def crop(
+    images: UInt8[np.ndarray, "N H W C"],
+    window: Float32[np.ndarray, "N 4"],
+    flip: Bool[np.ndarray, " N"],
+) -> UInt8[np.ndarray, "N H W C"]:
+    """Crops zero-padded images to their own size and mirrors some of them.
 
     Args:
-      images: [N, H, W, C].
-      window: [N, 4], whole numbers; height and width are H and W.
-      flip: bool [N].
+      images: one image per window.
+      window: top, left, height and width in whole pixels; height and width are H and W.
+      flip: whether a crop is mirrored horizontally.
 
     Returns:
-      [N, H, W, C] of the dtype of `images`.
+      The crops.
     """
     _, height, width, _ = images.shape
     corner = window[:, :2].astype(np.int64)
-    reach = int(np.abs(corner).max(initial=0))
-    padded = np.pad(images, [(0, 0), (reach, reach), (reach, reach), (0, 0)])
-    rows = reach + corner[:, :1] + np.arange(height)  # [N, H]
-    columns = reach + corner[:, 1:] + np.arange(width)  # [N, W]
-    columns = np.where(flip[:, np.newaxis], columns[:, ::-1], columns)  # mirrored: read backwards
+    padding = int(np.abs(corner).max(initial=0))
+    padded = np.pad(images, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    rows = padding + corner[:, :1] + np.arange(height)  # [N, H]
+    columns = padding + corner[:, 1:] + np.arange(width)  # [N, W]
+    columns = np.where(flip[:, np.newaxis], columns[:, ::-1], columns)
     example = np.arange(len(images))[:, np.newaxis, np.newaxis]
     return padded[example, rows[:, :, np.newaxis], columns[:, np.newaxis, :]]

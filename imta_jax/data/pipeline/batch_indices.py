@@ -1,8 +1,9 @@
-"""The rows of batches: which example each holds, what is shown of it, and whose row it is."""
+"""Batch indices: the example, the crop and the flip of each position of a batch."""
 
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32
 
 from imta_jax.data.pipeline.augmentation import EpochPlan
 
@@ -10,11 +11,11 @@ PADDING_INDEX = -1
 
 
 class Shard(NamedTuple):
-    """The part of every batch that one of several processes makes.
+    """The contiguous part of every batch that one process loads.
 
     Attributes:
-      index: of the process, from 0.
-      count: of processes.
+      index: index of the process, from 0.
+      count: number of processes.
     """
 
     index: int = 0
@@ -25,12 +26,12 @@ SINGLE_PROCESS = Shard()
 
 
 class BatchIndices(NamedTuple):
-    """R rows, batch after batch.
+    """The R positions of several batches, batch after batch.
 
     Attributes:
-      index: int64 [R], the example of each row, or -1 where it only fills up the batch.
-      window: float32 [R, 4], top, left, height and width of the part that is shown.
-      flip: bool [R], whether it is mirrored.
+      index: int64 [R], example of each position; -1 for padding of the last batch.
+      window: float32 [R, 4], top, left, height and width of the crop, in pixels of the image.
+      flip: bool [R], whether the crop is mirrored horizontally.
     """
 
     index: np.ndarray
@@ -39,39 +40,45 @@ class BatchIndices(NamedTuple):
 
 
 def train_indices(plan: EpochPlan, *, batch_size: int, start_step: int, steps: int) -> BatchIndices:
-    """The rows of an epoch's batches from `start_step` to `steps`."""
+    """The indices of an epoch's training batches from `start_step` up to `steps`."""
     index = plan.order[start_step * batch_size : steps * batch_size]
     return BatchIndices(index, plan.window[index], plan.flip[index])
 
 
-def eval_indices(windows: np.ndarray, batch_size: int) -> BatchIndices:
-    """All examples in order, with their windows [N, 4]; the last batch is filled up."""
+def eval_indices(windows: Float32[np.ndarray, "N 4"], batch_size: int) -> BatchIndices:
+    """The indices of all examples in order, without flips; the last batch is padded."""
     count = len(windows)
-    filling = -count % batch_size
-    index = np.concatenate([np.arange(count), np.full(filling, PADDING_INDEX)])
-    window = np.concatenate([windows, np.zeros((filling, 4), np.float32)])
+    padding = -count % batch_size
+    index = np.concatenate([np.arange(count), np.full(padding, PADDING_INDEX)])
+    window = np.concatenate([windows, np.zeros((padding, 4), np.float32)])
     return BatchIndices(index, window, np.zeros(len(index), bool))
 
 
-def shard_of(rows: BatchIndices, batch_size: int, shard: Shard) -> BatchIndices:
-    """One process's rows of every batch: a run of `batch_size / count` of them.
+def shard_of(indices: BatchIndices, batch_size: int, shard: Shard) -> BatchIndices:
+    """The positions of every batch that one process loads, `batch_size / count` per batch.
 
-    Put side by side in the order of the processes, they are the whole batch again.
+    The shards of all processes, concatenated in process order, are the global batch.
+
+    Args:
+      indices: indices of the global batches.
+      batch_size: global batch size.
+      shard: the process.
 
     Raises:
-      ValueError: the processes do not divide the batch.
+      ValueError: The number of processes does not divide the batch size.
     """
     if batch_size % shard.count:
+        below = max(batch_size // shard.count, 1) * shard.count
+        above = -(-batch_size // shard.count) * shard.count
         raise ValueError(
-            f"batch size {batch_size} does not divide over {shard.count} processes; the nearest"
-            f" that do: {max(batch_size // shard.count, 1) * shard.count} or"
-            f" {-(-batch_size // shard.count) * shard.count}"
+            f"batch_size is {batch_size}, expected a multiple of {shard.count}, the number of"
+            f" processes; the nearest are {below} and {above}"
         )
     local = batch_size // shard.count
-    mine = slice(shard.index * local, (shard.index + 1) * local)
+    own = slice(shard.index * local, (shard.index + 1) * local)
 
-    def pick(values: np.ndarray) -> np.ndarray:
-        batches = values.reshape(-1, batch_size, *values.shape[1:])[:, mine]
+    def select(values: np.ndarray) -> np.ndarray:
+        batches = values.reshape(-1, batch_size, *values.shape[1:])[:, own]
         return batches.reshape(-1, *values.shape[1:])
 
-    return BatchIndices(*map(pick, rows))
+    return BatchIndices(*map(select, indices))

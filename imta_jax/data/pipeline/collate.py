@@ -1,140 +1,157 @@
-"""Decoded pictures become batches: resized, mirrored and put in their places, ahead of the step.
+"""Collation: decoded images are resized, mirrored and written into batches, ahead of the step.
 
-OpenCV resizes a window in a third of the time that TensorFlow takes, and leaves Python's lock to
-others meanwhile. It works here even where a tf.data service decodes: that runs TensorFlow's
-operations only, and resizing is a twelfth of the work. Between processors of different kinds a
-resized pixel may differ by one level of 255.
+OpenCV resizes a crop in a third of TensorFlow's time and releases Python's global interpreter lock
+meanwhile. Resizing happens on this host even if a tf.data service decodes: the service only runs
+TensorFlow operations, and resizing is a twelfth of the work. A resized pixel may differ by one
+level of 255 between CPUs of different types.
 """
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from jaxtyping import Int
 
 from imta_jax.data.pipeline.batch_indices import PADDING_INDEX, BatchIndices
 from imta_jax.runtime.environment import usable_cores
 
-_TOGETHER = 16
-_DECODING_PER_THREAD = 8  # as many threads decode what one resizes in the same time
+_GROUP_SIZE = 16
+_DECODERS_PER_RESIZER = 8  # threads that decode as many images as one thread resizes
 
 T = TypeVar("T")
 
 
 class DecodeGroups(NamedTuple):
-    """Rows that are decoded in the same way.
+    """Groups of images that one TensorFlow function decodes.
 
     Attributes:
-      kind: how.
-      places: int64 [K, G], places among all rows; each line is decoded at once.
+      kind: how they are decoded, see `tf_decoding.DecodePlan`.
+      places: int64 [K, G], positions in `BatchIndices` of the G images of each of K groups.
     """
 
     kind: int
     places: np.ndarray
 
 
-def group_for_decoding(index: np.ndarray, kind: np.ndarray, batch_size: int) -> list[DecodeGroups]:
-    """Which rows are decoded together: sixteen of one kind, the others one by one.
+def group_for_decoding(
+    index: Int[np.ndarray, " R"], kind: Int[np.ndarray, " R"], batch_size: int
+) -> list[DecodeGroups]:
+    """Groups positions that are decoded together: sixteen of one kind, the others one by one.
 
-    Sixteen, since an element of tf.data costs as much as a tenth of decoding an image; of one kind,
-    since to choose in TensorFlow's graph costs another; and out of two neighbouring batches at
-    most, so that few are being filled at a time.
+    An element of tf.data costs as much as a tenth of decoding an image, hence groups. Choosing the
+    kind inside TensorFlow's graph costs another tenth, hence one kind per group. A group spans at
+    most two neighboring batches, so that few batches are incomplete at a time.
 
     Args:
-      index: of the rows, int64 [R], -1 for padding, which is in no group; as `BatchIndices.index`.
-      kind: int [R], see `tf_decoding.Decoding`.
-      batch_size: rows per batch.
+      index: `BatchIndices.index`; padding is in no group.
+      kind: see `tf_decoding.DecodePlan`.
+      batch_size: examples per batch.
 
     Returns:
-      Of each kind those of sixteen and those of one, in the order of their rows.
+      For each kind the groups of sixteen and those of one, in the order of their positions.
     """
-    shown, found = np.flatnonzero(index != PADDING_INDEX), []
-    for one in np.unique(kind[shown]).tolist():
-        places = shown[kind[shown] == one]
-        several = places[: len(places) // _TOGETHER * _TOGETHER].reshape(-1, _TOGETHER)
-        near = several[:, -1] // batch_size - several[:, 0] // batch_size <= 1
-        alone = np.concatenate([several[~near].ravel(), places[several.size :]])
-        found += [DecodeGroups(one, several[near]), DecodeGroups(one, alone[:, None])]
-    return [groups for groups in found if len(groups.places)]
+    valid, groups = np.flatnonzero(index != PADDING_INDEX), []
+    for one_kind in np.unique(kind[valid]).tolist():
+        places = valid[kind[valid] == one_kind]
+        full = places[: len(places) // _GROUP_SIZE * _GROUP_SIZE].reshape(-1, _GROUP_SIZE)
+        near = full[:, -1] // batch_size - full[:, 0] // batch_size <= 1
+        single = np.concatenate([full[~near].ravel(), places[full.size :]])
+        groups += [DecodeGroups(one_kind, full[near]), DecodeGroups(one_kind, single[:, None])]
+    return [one for one in groups if len(one.places)]
 
 
 def decode_order(groups: Sequence[DecodeGroups], batch_size: int) -> np.ndarray:
-    """Whose turn it is, int [all K]: numbers of `groups`, so that batches are finished in order."""
-    first = [g.places[:, 0] for g in groups]
+    """The order in which groups are decoded, such that batches are completed in order.
+
+    Returns:
+      int [sum of K]: for each decoding step, the element of `groups` that the next group is from.
+    """
+    first = [one.places[:, 0] for one in groups]
     batch = np.concatenate([np.zeros(0, np.int64), *first]) // batch_size
-    whose = np.repeat(np.arange(len(groups)), list(map(len, first)))
-    return whose[np.argsort(batch, kind="stable")]
+    owner = np.repeat(np.arange(len(groups)), list(map(len, first)))
+    return owner[np.argsort(batch, kind="stable")]
+
+
+@dataclass
+class _OpenBatch:
+    """A batch that is being filled."""
+
+    images: np.ndarray
+    jobs: list[Future[None]] = field(default_factory=list)
 
 
 def collate_batches(
-    found: Iterator[tuple[np.ndarray, Sequence[np.ndarray]]],
-    rows: BatchIndices,
+    decoded: Iterator[tuple[np.ndarray, Sequence[np.ndarray]]],
+    indices: BatchIndices,
     shape: tuple[int, int, int, int],
 ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-    """Batches in their order, out of groups of pictures in any order.
+    """Makes batches, in order, from groups of decoded images in any order.
 
     Args:
-      found: places of rows, int64 [G], and their pictures, uint8 [h, w, C] each; every row that is
-        no padding once.
-      rows: R rows; of them, `flip` is done here.
-      shape: of a batch, [B, H, W, C]; what has another height or width is resized, bilinearly.
+      decoded: groups as positions in `indices`, int64 [G], and decoded images, uint8 [h, w, C]
+        each. Every position that is not padding comes once.
+      indices: indices of the batches; their flips are applied here.
+      shape: [B, H, W, C] of a batch. Images of another height or width are resized bilinearly.
 
     Yields:
-      Images, uint8 of that shape and black in padding rows, and the rows' index, int64 [B].
+      Images, uint8 of that shape with zeros in the padding, and example indices, int64 [B].
     """
     batch_size = shape[0]
-    batches = len(rows.index) // batch_size
-    shown = (rows.index != PADDING_INDEX).reshape(batches, batch_size)
-    left = shown.sum(axis=1)  # images still to come
-    filling: dict[int, tuple[np.ndarray, list[Future[None]]]] = {}
+    batches = len(indices.index) // batch_size
+    remaining = (indices.index != PADDING_INDEX).reshape(batches, batch_size).sum(axis=1)
+    open_batches: dict[int, _OpenBatch] = {}
 
-    def begun(batch: int) -> tuple[np.ndarray, list[Future[None]]]:
-        if batch not in filling:
-            make = np.empty if left[batch] == batch_size else np.zeros  # black in padding rows
-            filling[batch] = make(shape, np.uint8), []
-        return filling[batch]
+    def opened(batch: int) -> _OpenBatch:
+        if batch not in open_batches:
+            make = np.empty if remaining[batch] == batch_size else np.zeros  # zeros for padding
+            open_batches[batch] = _OpenBatch(make(shape, np.uint8))
+        return open_batches[batch]
 
-    # No more threads than needed: handing Python's lock to each other costs them time.
-    helpers = usable_cores() // _DECODING_PER_THREAD
-    with ThreadPoolExecutor(max(helpers, 1), "imta_jax batch") as threads:
+    # Additional threads would cost time, since they contend for Python's global interpreter lock.
+    resizers = usable_cores() // _DECODERS_PER_RESIZER
+    with ThreadPoolExecutor(max(resizers, 1), "imta_jax batch") as threads:
         for batch in range(batches):
-            while left[batch]:
-                place, pictures = next(found)
-                of, inside = (part.tolist() for part in np.divmod(place, batch_size))
-                spots = [begun(b)[0][i] for b, i in zip(of, inside, strict=True)]
-                if helpers:
-                    job = threads.submit(_fill, spots, pictures, rows.flip[place])
-                    for b in set(of):
-                        begun(b)[1].append(job)
+            while remaining[batch]:
+                places, images = next(decoded)
+                owners, slots = (part.tolist() for part in np.divmod(places, batch_size))
+                targets = [opened(b).images[i] for b, i in zip(owners, slots, strict=True)]
+                if resizers:
+                    job = threads.submit(_write_images, targets, images, indices.flip[places])
+                    for owner in set(owners):
+                        opened(owner).jobs.append(job)
                 else:
-                    _fill(spots, pictures, rows.flip[place])
-                np.subtract.at(left, of, 1)
-            images, jobs = begun(batch)
-            for job in jobs:
+                    _write_images(targets, images, indices.flip[places])
+                np.subtract.at(remaining, owners, 1)
+            finished = opened(batch)
+            for job in finished.jobs:
                 job.result()
-            del filling[batch]
-            yield images, rows.index[batch * batch_size : (batch + 1) * batch_size]
+            del open_batches[batch]
+            yield finished.images, indices.index[batch * batch_size : (batch + 1) * batch_size]
 
 
-def _fill(images: Sequence[np.ndarray], pictures: Sequence[np.ndarray], flip: np.ndarray) -> None:
-    """Puts pictures into their places, images of a batch each."""
-    import cv2  # here, since most runs never resize
+def _write_images(
+    targets: Sequence[np.ndarray], images: Sequence[np.ndarray], flip: np.ndarray
+) -> None:
+    """Resizes and mirrors decoded images into their places in a batch."""
+    import cv2  # imported here, since most runs do not resize
 
-    # Intel's primitives resize in less time, at most one level off; set per thread.
+    # Intel's primitives are faster and differ by at most one level. The setting is per thread.
     cv2.ipp.setUseIPP_NotExact(True)
-    for image, picture, mirrored in zip(images, pictures, flip, strict=True):
-        if picture.shape == image.shape:
-            image[...] = cv2.flip(picture, 1).reshape(image.shape) if mirrored else picture
+    for target, image, mirrored in zip(targets, images, flip, strict=True):
+        if image.shape == target.shape:
+            target[...] = cv2.flip(image, 1).reshape(target.shape) if mirrored else image
         else:
-            # Copied first: decoded a while ago, it is back in the cache faster than by their jumps.
-            cv2.resize(picture.copy(), image.shape[1::-1], dst=image)
+            # The copy brings the image back into the cache faster than resizing's scattered reads.
+            cv2.resize(image.copy(), target.shape[1::-1], dst=target)
             if mirrored:
-                cv2.flip(image, 1, dst=image)  # in place: it is in the cache
+                cv2.flip(target, 1, dst=target)  # in place, while it is in the cache
 
 
 def prefetch(items: Generator[T, None, None], count: int) -> Iterator[T]:
-    """The same items, up to `count` of them made in advance by a thread of their own."""
+    """Yields the same items; a thread makes up to `count` of them in advance."""
     end = object()
     reader = ThreadPoolExecutor(1, "imta_jax reader")
     try:

@@ -1,7 +1,7 @@
-"""Images that stay compressed until a batch asks for them: where each one lies, and its size.
+"""Images that stay compressed until a batch needs them.
 
-A JPEG file, or a record of a TFRecord file; both can be read at random, so that the order of an
-epoch is free. Found by `indexing.py`, read by `tf_pipeline.py`.
+Each image is a file, or a record of a TFRecord file. Both can be read in any order. `indexing.py`
+finds the images and `tf_pipeline.py` reads them.
 """
 
 import os
@@ -18,11 +18,11 @@ class EncodedImages:
 
     Attributes:
       files: bytes [F], paths.
-      file_id: int32 [N], which of the files an image is in.
-      offset: int64 [N], the first byte of its record there; -1 where the file is the image.
+      file_id: int32 [N], file of each image.
+      offset: int64 [N], first byte of the image's record in its file; -1 if the file is the image.
       sizes: int32 [N, 2], height and width in pixels.
-      is_jpeg: bool [N]; the others are PNG, GIF or BMP.
-      feature: the key under which a record holds the image; "" for files.
+      is_jpeg: bool [N]; the other images are PNG, GIF or BMP.
+      feature: key of the image in a record; "" for image files.
     """
 
     files: np.ndarray
@@ -36,12 +36,12 @@ class EncodedImages:
         return len(self.file_id)
 
     def __getitem__(self, chosen: np.ndarray) -> "EncodedImages":
-        """The images at some positions (integers or a mask), as `images[chosen]` of an array."""
+        """The images at some positions (integers or a mask), like `images[chosen]` of an array."""
         per_image = (self.file_id, self.offset, self.sizes, self.is_jpeg)
         return EncodedImages(self.files, *(values[chosen] for values in per_image), self.feature)
 
     def name(self, index: int) -> str:
-        """Where an image is, for a message."""
+        """The location of an image, for messages."""
         path = os.fsdecode(self.files[self.file_id[index]])
-        at = self.offset[index]
-        return path if at == WHOLE_FILE else f"{path}, record at byte {at}"
+        offset = self.offset[index]
+        return path if offset == WHOLE_FILE else f"{path}, record at byte {offset}"

@@ -1,8 +1,8 @@
-"""The index of encoded images: one pass that reads each of them once, and is then kept.
+"""The index of encoded images: sizes, labels, record offsets and which images do not decode.
 
-It finds what training needs to know before it starts: the size of every image, its label, where
-its record begins, and which do not decode. Reading at random, exact splits and crops that are
-planned ahead all rest on it. The paper's ImageNet takes some minutes on a large host, once.
+One pass reads each image once, before training starts, and the result is stored. Random access,
+exact splits and crops that are planned ahead depend on it. Indexing ImageNet takes some minutes on
+a large host.
 """
 
 import hashlib
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1  # of the kept files; another one makes them anew
-_NOTED_AT_ONCE = 64  # images per step of the pass
-_RECORD_FRAME_BYTES = 16  # around a record: its length and two checksums
-_SHARDS_AT_ONCE = 16
-# How NumPy says that what it reads is no whole .npz of the wanted arrays.
+_FORMAT = 1  # of stored indexes; after a change they are computed again
+_IMAGES_PER_CHUNK = 64
+_RECORD_FRAME_BYTES = 16  # of a TFRecord: its length and two checksums
+_PARALLEL_SHARDS = 16
+# What NumPy raises for a damaged .npz file or one with other arrays.
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, IndexError, TypeError, zipfile.BadZipFile)
 
 
 class Indexed(NamedTuple):
-    """N encoded images of a split as they were found, good or not.
+    """All N encoded images of a split, including those that do not decode.
 
     Attributes:
-      images: all of them.
+      images: the images.
       labels: int32 [N].
       decodable: bool [N].
     """
@@ -49,13 +49,13 @@ class Indexed(NamedTuple):
 def index_files(
     images: EncodedImages, labels: np.ndarray, key: Any, index_dir: str, where: str
 ) -> Indexed:
-    """Completes images, one per file, by their sizes.
+    """Finds the sizes of image files.
 
     Args:
-      images: with files but without sizes.
+      images: the files, without sizes.
       labels: int32 [N].
-      key: changes whenever the files do; its repr names the kept index.
-      index_dir: where it is kept; "" for nowhere.
+      key: a value that changes whenever the files change; its repr names the stored index.
+      index_dir: folder of stored indexes; "" stores nothing.
       where: the split, for progress and log.
     """
 
@@ -63,18 +63,18 @@ def index_files(
         tf = import_tensorflow()
         ids = tf.data.Dataset.range(len(images))
         paths = tf.constant(images.files[images.file_id])
-        notes = ids.map(
-            lambda i: (i, *_describe_or_none(tf.io.read_file(tf.gather(paths, i)))),
+        properties = ids.map(
+            lambda i: (i, *_properties_or_zeros(tf.io.read_file(tf.gather(paths, i)))),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=False,
         )
-        # A file that cannot even be read drops out here, and keeps its zeros below.
-        table = _collect(notes.ignore_errors(), len(images), where)
+        # Files that cannot be read are dropped here and keep zeros below.
+        table = _collect(properties.ignore_errors(), len(images), where)
         found = np.zeros((len(images), 4), np.int32)
         found[table[:, 0]] = table[:, 1:]
         return _completed(images, labels, found)
 
-    return _kept(scan, key, index_dir, where)
+    return _load_or_scan(scan, key, index_dir, where)
 
 
 def index_records(
@@ -91,12 +91,12 @@ def index_records(
 
     Args:
       shards: paths of the files.
-      parse: a record -> its encoded image and its label (int64), as TensorFlow operations.
-      feature: the key of the image in a record.
-      examples: how many records there are; for the progress only.
-      key: as in `index_files`, as the next two.
-      index_dir: where the index is kept.
-      where: the split.
+      parse: maps a record to its encoded image and its label (int64), in TensorFlow operations.
+      feature: key of the image in a record.
+      examples: number of records, for the progress bar only.
+      key: see `index_files`.
+      index_dir: see `index_files`.
+      where: see `index_files`.
     """
 
     def scan() -> Indexed:
@@ -105,30 +105,30 @@ def index_records(
         def records_of(shard: "tf.Tensor") -> "tf.data.Dataset":
             records = tf.data.TFRecordDataset(tf.gather(tf.constant(shards), shard))
             return records.enumerate().map(
-                lambda i, record: (shard, i, tf.strings.length(record), *described(record))
+                lambda i, record: (shard, i, tf.strings.length(record), *label_and_size(record))
             )
 
-        def described(record: "tf.Tensor") -> tuple["tf.Tensor", ...]:
+        def label_and_size(record: "tf.Tensor") -> tuple["tf.Tensor", ...]:
             contents, label = parse(record)
-            return label, *_describe_or_none(contents)
+            return label, *_properties_or_zeros(contents)
 
-        notes = tf.data.Dataset.range(len(shards)).interleave(
+        properties = tf.data.Dataset.range(len(shards)).interleave(
             records_of,
-            cycle_length=_SHARDS_AT_ONCE,
+            cycle_length=_PARALLEL_SHARDS,
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=False,
         )
-        table = _collect(notes, examples, where)
+        table = _collect(properties, examples, where)
         return _from_records(table[np.lexsort((table[:, 1], table[:, 0]))], shards, feature)
 
-    return _kept(scan, key, index_dir, where)
+    return _load_or_scan(scan, key, index_dir, where)
 
 
 def _from_records(table: np.ndarray, shards: list[str], feature: str) -> Indexed:
-    """From rows of (shard, position, length, label, height, width, is JPEG, decodes), in order."""
+    """The index of sorted rows (shard, position, length, label, height, width, JPEG, decodes)."""
     shard, ends = table[:, 0], np.cumsum(table[:, 2] + _RECORD_FRAME_BYTES)
     starts = np.concatenate([[0], ends[:-1]])
-    first = np.searchsorted(shard, np.arange(len(shards)))  # of each shard
+    first = np.searchsorted(shard, np.arange(len(shards)))  # first record of each shard
     images = EncodedImages(
         files=np.array([os.fsencode(path) for path in shards]),
         file_id=shard.astype(np.int32),
@@ -140,44 +140,50 @@ def _from_records(table: np.ndarray, shards: list[str], feature: str) -> Indexed
     return _completed(images, table[:, 3].astype(np.int32), table[:, 4:].astype(np.int32))
 
 
-def _completed(images: EncodedImages, labels: np.ndarray, found: np.ndarray) -> Indexed:
-    """With (height, width, is JPEG, decodes) of each image."""
-    whole = EncodedImages(
-        images.files, images.file_id, images.offset, found[:, :2], found[:, 2] > 0, images.feature
+def _completed(images: EncodedImages, labels: np.ndarray, properties: np.ndarray) -> Indexed:
+    """Adds (height, width, is JPEG, decodes), int32 [N, 4]."""
+    completed = EncodedImages(
+        images.files,
+        images.file_id,
+        images.offset,
+        properties[:, :2],
+        properties[:, 2] > 0,
+        images.feature,
     )
-    return Indexed(whole, labels, found[:, 3] > 0)
+    return Indexed(completed, labels, properties[:, 3] > 0)
 
 
-def _describe_or_none(contents: "tf.Tensor") -> tuple["tf.Tensor", ...]:
-    """(height, width, is JPEG, decodes), zeros for what does not decode: a try within the graph."""
+def _properties_or_zeros(contents: "tf.Tensor") -> tuple["tf.Tensor", ...]:
+    """(height, width, is JPEG, decodes); zeros if the image does not decode."""
     tf = import_tensorflow()
-    attempt = tf.data.Dataset.from_tensors(contents).map(_describe).ignore_errors()
+    # A dataset of one element with `ignore_errors` is a try statement within the graph.
+    attempt = tf.data.Dataset.from_tensors(contents).map(_properties).ignore_errors()
     failed = tf.data.Dataset.from_tensors(tf.zeros([4], tf.int32))
     return tuple(tf.unstack(attempt.concatenate(failed).take(1).get_single_element()))
 
 
-def _describe(contents: "tf.Tensor") -> "tf.Tensor":
+def _properties(contents: "tf.Tensor") -> "tf.Tensor":
     tf = import_tensorflow()
 
     def of_jpeg() -> "tf.Tensor":
         shape = tf.io.extract_jpeg_shape(contents)
-        # Everything is decompressed, but into an eighth of the pixels: what is cut short shows.
+        # Decoding at an eighth of the resolution decompresses all data and detects truncation.
         pixels = tf.size(tf.io.decode_jpeg(contents, channels=3, ratio=8))
         return tf.stack([shape[0], shape[1], 1, tf.cast(pixels > 0, tf.int32)])
 
-    def of_other() -> "tf.Tensor":
+    def of_other_format() -> "tf.Tensor":
         shape = tf.shape(tf.io.decode_image(contents, channels=3, expand_animations=False))
         return tf.stack([shape[0], shape[1], 0, 1])
 
-    return tf.cond(tf.io.is_jpeg(contents), of_jpeg, of_other)
+    return tf.cond(tf.io.is_jpeg(contents), of_jpeg, of_other_format)
 
 
-def _collect(notes: "tf.data.Dataset", examples: int, where: str) -> np.ndarray:
-    """int64 [N, columns] of a dataset of scalars."""
+def _collect(properties: "tf.data.Dataset", examples: int, where: str) -> np.ndarray:
+    """Runs a dataset of scalars with a progress bar; int64 [N, columns]."""
     tf = import_tensorflow()
-    rows = notes.map(lambda *row: tf.stack([tf.cast(value, tf.int64) for value in row]))
+    rows = properties.map(lambda *row: tf.stack([tf.cast(value, tf.int64) for value in row]))
     chunks = with_progress(
-        rows.batch(_NOTED_AT_ONCE).prefetch(tf.data.AUTOTUNE).as_numpy_iterator(),
+        rows.batch(_IMAGES_PER_CHUNK).prefetch(tf.data.AUTOTUNE).as_numpy_iterator(),
         total=examples,
         description=f"index {where}",
         unit="images",
@@ -189,29 +195,29 @@ def _collect(notes: "tf.data.Dataset", examples: int, where: str) -> np.ndarray:
     return np.concatenate([np.zeros((0, width), np.int64), *found])
 
 
-def _kept(scan: Callable[[], Indexed], key: Any, index_dir: str, where: str) -> Indexed:
-    """The index kept under `key`, or a new one, which is then kept."""
+def _load_or_scan(scan: Callable[[], Indexed], key: Any, index_dir: str, where: str) -> Indexed:
+    """Loads the index that is stored under `key`, or computes and stores it."""
     if not index_dir:
         return scan()
     if "://" in index_dir:
-        raise ValueError(f"config.data.index_dir is {index_dir!r}, expected a folder of this host")
+        raise ValueError(f"config.data.index_dir is {index_dir!r}, expected a local folder")
     name = hashlib.sha256(repr((_FORMAT, key)).encode()).hexdigest()[:24]
     try:
         path = Path(index_dir).expanduser() / f"{name}.npz"
         return _load(path)
     except FileNotFoundError:
         pass
-    except RuntimeError as error:  # there is no home to put it into
-        _log.warning("the index of %s cannot be kept in %s (%s)", where, index_dir, error)
+    except RuntimeError as error:  # the home folder is unknown
+        _log.warning("cannot store the index of %s in %s (%s)", where, index_dir, error)
         return scan()
     except _DAMAGED as error:
-        _log.warning("the index %s cannot be read (%s); making it anew", path, error)
-    _log.info("reading every image of %s once, for an index that is kept in %s", where, path)
+        _log.warning("cannot read the index %s (%s); computing it again", path, error)
+    _log.info("reading every image of %s once, to store an index in %s", where, path)
     indexed = scan()
     try:
         _save(path, indexed)
     except OSError as error:
-        _log.warning("the index of %s cannot be kept in %s (%s)", where, path, error)
+        _log.warning("cannot store the index of %s in %s (%s)", where, path, error)
     return indexed
 
 
@@ -223,7 +229,7 @@ def _save(path: Path, indexed: Indexed) -> None:
 
 
 def _load(path: Path) -> Indexed:
-    # Opened here, since NumPy leaves what it cannot read open.
+    # If NumPy opened the file, it would not close it after an error.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         images = {name: archive[name] for name in _fields()}
         images["feature"] = str(images["feature"])

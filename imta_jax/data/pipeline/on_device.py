@@ -1,7 +1,7 @@
-"""Small datasets on the device: batches are cut there, inside the compiled step.
+"""On-device data: small datasets stay on the device, and the compiled step crops the batches.
 
-All images lie on every device as uint8; per epoch only the plan (`augmentation.py`) travels, a few
-bytes an image. The batches are those of the host's pipelines, bit for bit.
+Every device holds all images as uint8. Per epoch only the batch indices are transferred, a few
+bytes per image. The batches are bit-identical to those of the host pipelines.
 """
 
 import os
@@ -12,19 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Int, Int16, Int32, UInt8
 
-from imta_jax.data.dataset import Split
 from imta_jax.data.pipeline.augmentation import epoch_plan
 from imta_jax.data.pipeline.batch_indices import SINGLE_PROCESS, Shard, shard_of, train_indices
 from imta_jax.data.pipeline.batches import steps_per_epoch
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.preprocessing import PaddedCrop, Preprocessing
+from imta_jax.data.split import Split
 from imta_jax.distributed import place_once
 from imta_jax.types import Batch
 
 
 class OnDeviceSplit(NamedTuple):
-    """A split on the devices, each of which holds all of it; a JAX pytree.
+    """A split that is replicated on every device; a JAX pytree.
 
     Attributes:
       images: uint8 [N, H, W, C].
@@ -36,13 +37,13 @@ class OnDeviceSplit(NamedTuple):
 
 
 class OnDeviceIndices(NamedTuple):
-    """The rows of some batches, for one dispatch; a JAX pytree.
+    """The indices of S batches of B examples, for one dispatch; a JAX pytree.
 
     Attributes:
-      index: int32 [S, B], example of each row of S batches.
-      corner: int16 [S, B, 2], first row and column of what is shown; below 0 in the padding.
-      flip: bool [S, B].
-      steps: int32, how many of the S batches are to be used; the others only fill up.
+      index: int32 [S, B], examples of each batch.
+      corner: int16 [S, B, 2], top and left of each crop; negative in the zero padding.
+      flip: bool [S, B], whether a crop is mirrored horizontally.
+      steps: int32, number of batches to use; the others pad the last dispatch of an epoch.
     """
 
     index: np.ndarray | jax.Array
@@ -52,14 +53,14 @@ class OnDeviceIndices(NamedTuple):
 
 
 def supports_on_device(split: Split, preprocessing: Preprocessing) -> bool:
-    """Whether the images are arrays that a device can cut windows out of."""
+    """Whether the images are arrays that are cropped but not resized."""
     return isinstance(preprocessing, PaddedCrop) and not isinstance(split.images, EncodedImages)
 
 
 def fits_device(split: Split, share: float, device: jax.Device) -> bool:
-    """Whether the images take no more than a share (0 to 1) of a device's memory.
+    """Whether the images take at most a fraction `share` of a device's memory.
 
-    A processor's memory is that of the machine.
+    The memory of a CPU device is the host's memory.
     """
     return split.images.nbytes <= share * _memory_bytes(device)
 
@@ -67,7 +68,7 @@ def fits_device(split: Split, share: float, device: jax.Device) -> bool:
 def _memory_bytes(device: jax.Device) -> float:
     try:
         limit = (device.memory_stats() or {}).get("bytes_limit")
-    except jax.errors.JaxRuntimeError:  # a device that does not tell
+    except jax.errors.JaxRuntimeError:  # the device does not report its memory
         limit = None
     if limit is None and device.platform == "cpu":
         limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -90,63 +91,70 @@ def on_device_indices(
     steps_per_dispatch: int,
     shard: Shard = SINGLE_PROCESS,
 ) -> Iterator[OnDeviceIndices]:
-    """The rows of one epoch's full batches, `steps_per_dispatch` batches at a time.
+    """The indices of one epoch's full batches, `steps_per_dispatch` batches at a time.
 
     Args:
-      split: the same images as on the device.
-      preprocessing: what is shown of each.
-      batch_size: examples per batch, over all devices and processes.
-      seed: of the run.
-      epoch: from 0.
-      start_step: batches of this epoch that were already seen.
-      steps_per_dispatch: S; every item has this many, so that the step is compiled once.
-      shard: this process's part of every batch.
+      split: the images that are on the device.
+      preprocessing: crop and augmentation.
+      batch_size: global batch size, over all devices and processes.
+      seed: seed of the run.
+      epoch: number of the epoch, from 0.
+      start_step: first batch of the epoch.
+      steps_per_dispatch: S; the last dispatch is padded to S batches to avoid a recompilation.
+      shard: part of every batch of this process.
     """
     total = steps_per_epoch(len(split), batch_size)
     plan = epoch_plan(preprocessing, split.sizes, seed=seed, epoch=epoch)
     for first in range(start_step, total, steps_per_dispatch):
         last = min(first + steps_per_dispatch, total)
-        rows = train_indices(plan, batch_size=batch_size, start_step=first, steps=last)
-        index, window, flip = shard_of(rows, batch_size, shard)
-        filled = [(0, steps_per_dispatch - (last - first)), (0, 0)]
-
-        def per_batch(values: np.ndarray, filled: list = filled, steps: int = last - first):
-            batches = values.reshape(steps, -1, *values.shape[1:])
-            return np.pad(batches, filled + [(0, 0)] * (batches.ndim - 2))
-
+        indices = train_indices(plan, batch_size=batch_size, start_step=first, steps=last)
+        index, window, flip = shard_of(indices, batch_size, shard)
         yield OnDeviceIndices(
-            per_batch(index.astype(np.int32)),
-            per_batch(window[:, :2].astype(np.int16)),
-            per_batch(flip),
+            _stack(index.astype(np.int32), last - first, steps_per_dispatch),
+            _stack(window[:, :2].astype(np.int16), last - first, steps_per_dispatch),
+            _stack(flip, last - first, steps_per_dispatch),
             np.int32(last - first),
         )
 
 
-def on_device_batch(split: OnDeviceSplit, index: jax.Array, corner: jax.Array, flip: jax.Array):
-    """Cuts one batch on the device; `augmentation.crop` in JAX's operations.
+def _stack(values: np.ndarray, steps: int, padded_steps: int) -> np.ndarray:
+    """Splits [steps * B, ...] into batches and pads them with zeros: [padded_steps, B, ...]."""
+    batches = values.reshape(steps, -1, *values.shape[1:])
+    return np.pad(batches, [(0, padded_steps - steps)] + [(0, 0)] * (batches.ndim - 1))
+
+
+def on_device_batch(
+    split: OnDeviceSplit,
+    index: Int32[Array, " B"],
+    corner: Int16[Array, "B 2"],
+    flip: Bool[Array, " B"],
+) -> Batch:
+    """Crops one batch on the device; the same as `augmentation.crop`, in JAX.
 
     Args:
-      split: on the device.
-      index: int32 [B].
-      corner: int16 [B, 2].
-      flip: bool [B].
+      split: images and labels on the device.
+      index: examples of the batch.
+      corner: top and left of each crop.
+      flip: whether a crop is mirrored horizontally.
 
     Returns:
-      The `Batch`, without padding rows.
+      The batch, without padding.
     """
     images = split.images[index]
     _, height, width, _ = images.shape
     rows = corner[:, :1] + jnp.arange(height)[None]  # [B, H]
     columns = corner[:, 1:] + jnp.arange(width)[None]  # [B, W]
     columns = jnp.where(flip[:, None], columns[:, ::-1], columns)
-    cut = _take(_take(images, rows, axis=1), columns, axis=2)
-    return Batch(cut, split.labels[index], jnp.ones(len(index), bool), index)
+    cropped = _take_or_zero(_take_or_zero(images, rows, axis=1), columns, axis=2)
+    return Batch(cropped, split.labels[index], jnp.ones(len(index), bool), index)
 
 
-def _take(images: jax.Array, places: jax.Array, axis: int) -> jax.Array:
-    """Rows or columns of each image at its own places [B, L], black where there are none."""
+def _take_or_zero(
+    images: UInt8[Array, "B _ _ C"], positions: Int[Array, "B L"], axis: int
+) -> UInt8[Array, "B _ _ C"]:
+    """Takes rows (axis 1) or columns (axis 2) of each image; 0 where positions are outside."""
     shape = [1] * images.ndim
-    shape[0], shape[axis] = places.shape
-    inside = ((places >= 0) & (places < images.shape[axis])).reshape(shape)
-    taken = jnp.take_along_axis(images, places.reshape(shape), axis=axis, mode="clip")
+    shape[0], shape[axis] = positions.shape
+    inside = ((positions >= 0) & (positions < images.shape[axis])).reshape(shape)
+    taken = jnp.take_along_axis(images, positions.reshape(shape), axis=axis, mode="clip")
     return jnp.where(inside, taken, jnp.zeros((), images.dtype))

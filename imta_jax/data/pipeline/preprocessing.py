@@ -1,22 +1,23 @@
-"""Which part of an image is shown: its window, drawn from random words that are handed in.
+"""Crops: the window of an image that the network sees, in training and in evaluation.
 
-`PaddedCrop` is for small images of one size, `RandomAreaCrop` for photographs.
+`PaddedCrop` is for small images of one size, `RandomAreaCrop` for images of any size. Windows are
+pure functions of image sizes and random words.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Float64, Int, UInt64
 
-from imta_jax.errors import unknown_name
+from imta_jax.config import DataConfig
 
-_TRIES = 10
-_EXAMPLES_AT_ONCE = 1 << 16  # of which random words are held in memory
+_ATTEMPTS = 10
+_EXAMPLES_PER_CHUNK = 1 << 16  # limits the memory of random words
 
 
 def check_at_least(least: int, **values: int) -> None:
-    """Refuses, by name, a value below the least: a ValueError."""
+    """Raises a ValueError with the name of the first value below `least`."""
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name} is {value}, expected at least {least}")
@@ -24,11 +25,13 @@ def check_at_least(least: int, **values: int) -> None:
 
 @dataclass(frozen=True)
 class PaddedCrop:
-    """Zeros on each side, a random crop of the original size, mirrored (Sec. 4.1, CIFAR).
+    """A random crop of the original size from the zero-padded image, and a flip (Sec. 4.1, CIFAR).
+
+    Evaluation shows the whole image.
 
     Attributes:
-      padding: pixels of zeros of which the crop may take some; 0 for no crop.
-      flip: whether half of the images are mirrored.
+      padding: pixels of zero padding on every side; 0 for no crop.
+      flip: whether crops are mirrored horizontally with probability 1/2.
     """
 
     padding: int
@@ -38,41 +41,49 @@ class PaddedCrop:
         check_at_least(0, **{"config.data.crop_padding": self.padding})
 
     def check_fits(self, shape: Sequence[int]) -> None:
-        """Refuses (ValueError) crops that would show nothing of images [H, W, C]."""
+        """Raises a ValueError if a crop of images [H, W, C] could contain padding only."""
         if self.padding >= min(shape[:2]):
             raise ValueError(
-                f"config.data.crop_padding is {self.padding}, expected fewer pixels than the"
-                f" images' {shape[0]} x {shape[1]}: a crop would show none (4 of 32 is usual)"
+                f"config.data.crop_padding is {self.padding}, expected less than"
+                f" {min(shape[:2])}, since images have {shape[0]} x {shape[1]} pixels (4 is usual"
+                " for 32 x 32)"
             )
 
     def describe(self) -> str:
-        """One sentence, for a report."""
-        crop = f"Padded by {self.padding} pixels and cropped at random" if self.padding else "Whole"
-        return f"{crop}{', half of them mirrored' if self.flip else ''}; judged as they are."
+        """One sentence, for reports."""
+        crop = f"Random crop with {self.padding} pixels of padding" if self.padding else "No crop"
+        flip = ", random horizontal flip" if self.flip else ""
+        return f"{crop}{flip}; evaluation: whole image."
 
-    def train_windows(self, sizes: np.ndarray, words: np.ndarray, key: Any) -> np.ndarray:
-        """Windows float32 [N, 4]; `sizes` int [N, 2], `words` uint64 [N, 4] random."""
+    def train_windows(
+        self,
+        sizes: Int[np.ndarray, "N 2"],
+        words: UInt64[np.ndarray, "N 4"],
+        key: np.random.SeedSequence,
+    ) -> Float32[np.ndarray, "N 4"]:
+        """Random windows (top, left, height, width); `words` are random, `key` is not used."""
         offsets = (words[:, 1:3] % np.uint64(2 * self.padding + 1)).astype(np.float32)
         return np.concatenate([offsets - self.padding, sizes.astype(np.float32)], axis=1)
 
-    def eval_windows(self, sizes: np.ndarray) -> np.ndarray:
-        """The whole image, float32 [N, 4]."""
+    def eval_windows(self, sizes: Int[np.ndarray, "N 2"]) -> Float32[np.ndarray, "N 4"]:
+        """The whole images."""
         return np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class RandomAreaCrop:
-    """A random part of the image, brought to one size, mirrored (ImageNet, Sec. 4.2).
+    """A random part of the image, resized to one size, and a flip (Sec. 4.2, ImageNet).
 
-    Ten tries of a window with `min_area` to 1 of the image's area and a ratio of 3/4 to 4/3, then
-    the largest central one of such a ratio. Judged: the shorter side is brought to `resize`, and
+    Training: a window with `min_area` to 1 of the image's area and an aspect ratio of 3/4 to 4/3.
+    If ten attempts do not fit, the largest central window of such a ratio. The same distribution as
+    torchvision's RandomResizedCrop. Evaluation: the shorter side is resized to `resize` pixels, and
     the central `size` pixels are taken.
 
     Attributes:
-      size: pixels per side of what comes out.
-      resize: shorter side before the central crop, at least `size`.
-      min_area: share of the area, above 0 and at most 1.
-      flip: whether half of the images are mirrored.
+      size: pixels per side of the network's input.
+      resize: pixels of the shorter side before the central crop, at least `size`.
+      min_area: smallest fraction of the area, above 0 and at most 1.
+      flip: whether crops are mirrored horizontally with probability 1/2.
     """
 
     size: int
@@ -84,34 +95,48 @@ class RandomAreaCrop:
         check_at_least(1, **{"config.data.image_size": self.size})
         if self.resize < self.size:
             raise ValueError(
-                f"config.data.resize is {self.resize}, expected at least image_size, {self.size}"
+                f"config.data.resize is {self.resize}, expected at least {self.size}, the value of"
+                " config.data.image_size"
             )
         if not 0 < self.min_area <= 1:
             raise ValueError(
-                f"config.data.min_area is {self.min_area}, expected above 0, at most 1"
+                f"config.data.min_area is {self.min_area}, expected above 0 and at most 1"
             )
 
     def describe(self) -> str:
-        """One sentence, for a report."""
-        flip = ", half of them mirrored" if self.flip else ""
+        """One sentence, for reports."""
+        flip = ", random horizontal flip" if self.flip else ""
         return (
-            f"A part of {self.min_area:.0%} to 100% of the area at random, brought to {self.size}"
-            f" pixels a side{flip}; judged: shorter side to {self.resize}, central {self.size}"
-            " pixels."
+            f"Random crop of {self.min_area:.0%} to 100% of the area, resized to {self.size} pixels"
+            f" per side{flip}; evaluation: shorter side resized to {self.resize}, central"
+            f" {self.size} pixels."
         )
 
-    def train_windows(self, sizes: np.ndarray, words: np.ndarray, key: Any) -> np.ndarray:
-        """Windows of whole pixels, float32 [N, 4]; `sizes` int [N, 2], `key` of more words."""
+    def train_windows(
+        self,
+        sizes: Int[np.ndarray, "N 2"],
+        words: UInt64[np.ndarray, "N 4"],
+        key: np.random.SeedSequence,
+    ) -> Float32[np.ndarray, "N 4"]:
+        """Random windows in whole pixels; random words come from `key`, `words` is not used."""
         generator, count = np.random.Philox(key), len(sizes)
-        parts = []
-        for start in range(0, count, _EXAMPLES_AT_ONCE):
-            some = sizes[start : start + _EXAMPLES_AT_ONCE]
-            raw = generator.random_raw(4 * _TRIES * len(some)).reshape(len(some), _TRIES, 4)
-            parts.append(self._windows(some.astype(np.float64), (raw >> 11) * 2.0**-53))
-        return np.concatenate(parts).astype(np.float32)
+        chunks = []
+        for start in range(0, count, _EXAMPLES_PER_CHUNK):
+            chunk = sizes[start : start + _EXAMPLES_PER_CHUNK]
+            raw = generator.random_raw(4 * _ATTEMPTS * len(chunk))
+            uniform = (raw.reshape(len(chunk), _ATTEMPTS, 4) >> 11) * 2.0**-53
+            chunks.append(self._windows(chunk.astype(np.float64), uniform))
+        return np.concatenate(chunks).astype(np.float32)
 
-    def _windows(self, sizes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """The first try that fits, or the centre; `uniform` [N, tries, 4] in 0..1."""
+    def _windows(
+        self, sizes: Float64[np.ndarray, "N 2"], uniform: Float64[np.ndarray, "N attempts 4"]
+    ) -> Float64[np.ndarray, "N 4"]:
+        """The first attempt that fits into the image, or the central window.
+
+        Args:
+          sizes: height and width of each image.
+          uniform: random numbers in [0, 1) for area, aspect ratio, top and left of each attempt.
+        """
         image_height, image_width = (sizes[:, i, np.newaxis] for i in (0, 1))  # [N, 1]
         area = image_height * image_width * (self.min_area + (1 - self.min_area) * uniform[..., 0])
         ratio = np.exp(np.log(3 / 4) + (np.log(4 / 3) - np.log(3 / 4)) * uniform[..., 1])
@@ -119,12 +144,12 @@ class RandomAreaCrop:
         fits = (height >= 1) & (width >= 1) & (height <= image_height) & (width <= image_width)
         top = np.floor(uniform[..., 2] * (image_height - height + 1))
         left = np.floor(uniform[..., 3] * (image_width - width + 1))
-        tries = np.stack([top, left, height, width], axis=-1)
-        first = tries[np.arange(len(sizes)), fits.argmax(axis=1)]
-        return np.where(fits.any(axis=1)[:, np.newaxis], first, _central(sizes))
+        attempts = np.stack([top, left, height, width], axis=-1)
+        first = attempts[np.arange(len(sizes)), fits.argmax(axis=1)]
+        return np.where(fits.any(axis=1)[:, np.newaxis], first, _central_windows(sizes))
 
-    def eval_windows(self, sizes: np.ndarray) -> np.ndarray:
-        """float32 [N, 4], in fractions of pixels: what resizing and cropping would leave."""
+    def eval_windows(self, sizes: Int[np.ndarray, "N 2"]) -> Float32[np.ndarray, "N 4"]:
+        """The windows that resizing and the central crop leave, in fractions of image pixels."""
         sizes = sizes.astype(np.float64)
         shorter = sizes.min(axis=1, keepdims=True)
         resized = np.floor(self.resize * sizes / shorter)
@@ -137,25 +162,22 @@ Preprocessing = PaddedCrop | RandomAreaCrop
 NO_AUGMENTATION = PaddedCrop(padding=0, flip=False)
 
 
-def preprocessing_from(config: Mapping[str, Any]) -> Preprocessing:
-    """Reads `config.data`: `preprocessing` and the fields of the one it names.
+def preprocessing_from(config: DataConfig) -> Preprocessing:
+    """Makes the preprocessing that `config.data` describes.
 
     Raises:
-      ValueError: an unknown name or a number that does not fit.
+      ValueError: `resize` is below `image_size`.
     """
-    kind = config.get("preprocessing", "padded_crop")
-    if kind == "padded_crop":
-        return PaddedCrop(config.get("crop_padding", 4), config.get("flip", True))
-    if kind == "random_area_crop":
-        names = ("image_size", "resize", "min_area", "flip")
-        return RandomAreaCrop(*(config[name] for name in names))
-    raise unknown_name("config.data.preprocessing", kind, ["padded_crop", "random_area_crop"])
+    config = DataConfig.from_mapping(config)  # temporary, until all callers pass a DataConfig
+    if config.preprocessing == "padded_crop":
+        return PaddedCrop(config.crop_padding, config.flip)
+    return RandomAreaCrop(config.image_size, config.resize, config.min_area, config.flip)
 
 
-def _central(sizes: np.ndarray) -> np.ndarray:
-    """The largest central window with a ratio of 3/4 to 4/3, [N, 4]."""
+def _central_windows(sizes: Float64[np.ndarray, "N 2"]) -> Float64[np.ndarray, "N 4"]:
+    """The largest central windows with an aspect ratio of 3/4 to 4/3."""
     height, width = sizes.T
-    shown_width = np.minimum(width, np.rint(height * 4 / 3))
-    shown_height = np.minimum(height, np.rint(width * 4 / 3))
-    top, left = (height - shown_height) // 2, (width - shown_width) // 2
-    return np.stack([top, left, shown_height, shown_width], axis=-1)
+    crop_width = np.minimum(width, np.rint(height * 4 / 3))
+    crop_height = np.minimum(height, np.rint(width * 4 / 3))
+    top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    return np.stack([top, left, crop_height, crop_width], axis=-1)

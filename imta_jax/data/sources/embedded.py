@@ -1,4 +1,4 @@
-"""Datasets that come with the package."""
+"""Datasets that are part of the package."""
 
 from pathlib import Path
 
@@ -16,5 +16,5 @@ def accepts(source: str) -> bool:
 
 
 def read(request: SourceRequest) -> SourceData:
-    """See `sources.load_source`."""
+    """Reads the dataset; see `sources.load_source`."""
     return read_npz(_FOLDER / f"{request.source}.npz", request)

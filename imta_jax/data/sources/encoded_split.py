@@ -1,4 +1,4 @@
-"""From an index of encoded images to a split: without the bad ones, decoded where asked for."""
+"""From an index of encoded images to a split, without images that do not decode."""
 
 import logging
 import os
@@ -12,27 +12,27 @@ from imta_jax.data.source_validation import SourceSplit
 from imta_jax.data.sources.request import SourceRequest
 
 _log = logging.getLogger(__name__)
-_NAMED_AT_MOST = 10
+_MAX_NAMED_IMAGES = 10
 
 
 def source_split(indexed: Indexed, request: SourceRequest, where: str) -> SourceSplit:
-    """Leaves out, and names, what does not decode; decodes the rest if it is to be arrays.
+    """Skips images that do not decode; decodes the others unless they are to stay encoded.
 
     Args:
       indexed: all images of the split.
-      request: `encoded` and `max_undecodable`.
+      request: `encoded` and `max_undecodable` are used.
       where: the split, for messages.
 
     Raises:
-      ValueError: no image, too many that do not decode, or sizes that differ in what is to
-        become one array.
+      ValueError: No image, too many images that do not decode, or images of different sizes that
+        are to become an array.
     """
     bad = np.flatnonzero(~indexed.decodable)
     if len(bad):
-        _report_bad(indexed, bad, request.max_undecodable, where)
+        _report_undecodable(indexed, bad, request.max_undecodable, where)
     good = np.flatnonzero(indexed.decodable)
     if len(good) == 0:
-        raise ValueError(f"{where} has no image")
+        raise ValueError(f"{where} has 0 images, expected at least 1")
     images, labels = indexed.images[good], indexed.labels[good]
     if request.encoded:
         return SourceSplit(images, labels, len(bad))
@@ -40,35 +40,35 @@ def source_split(indexed: Indexed, request: SourceRequest, where: str) -> Source
     return SourceSplit(decode_all(images), labels, len(bad))
 
 
-def _report_bad(indexed: Indexed, bad: np.ndarray, most: float, where: str) -> None:
+def _report_undecodable(indexed: Indexed, bad: np.ndarray, limit: float, where: str) -> None:
+    """Raises a ValueError if more than a fraction `limit` of the images is bad, else warns."""
     total = len(indexed.decodable)
-    names = [_named(indexed.images.name(i)) for i in bad[:_NAMED_AT_MOST]]
+    names = [_with_reason(indexed.images.name(i)) for i in bad[:_MAX_NAMED_IMAGES]]
     more = f" and {len(bad) - len(names)} more" if len(bad) > len(names) else ""
-    told = f"{len(bad)} of {total} images of {where} do not decode: {', '.join(names)}{more}"
-    if len(bad) > most * total:
+    found = f"{len(bad)} of {total} images of {where} do not decode: {', '.join(names)}{more}"
+    if len(bad) > limit * total:
         raise ValueError(
-            f"{told}; that is more than config.data.max_undecodable, {most:g} of all: mend or"
-            " remove them, or raise it"
+            f"{found}; config.data.max_undecodable is {limit:g}: replace or remove these images,"
+            " or raise it"
         )
-    _log.warning("%s; they are skipped", told)
+    _log.warning("%s; they are skipped", found)
 
 
-def _named(name: str) -> str:
-    """A file's name, and why it cannot even be read, if so; another kind of name as it is."""
-    if not os.path.lexists(name):  # a record of a file, or in a bucket
+def _with_reason(name: str) -> str:
+    """The name of an image file, with the reason if it cannot even be opened."""
+    if not os.path.lexists(name):  # a record, or a file in a bucket
         return name
     if not os.path.isfile(name):
-        return f"{name} (a folder, or a link that leads to no file)"
-    return name if os.access(name, os.R_OK) else f"{name} (this user may not read it)"
+        return f"{name} (a folder or a broken link)"
+    return name if os.access(name, os.R_OK) else f"{name} (no read permission)"
 
 
 def _check_one_size(images: EncodedImages, where: str) -> None:
     other = np.flatnonzero((images.sizes != images.sizes[0]).any(axis=1))
     if len(other):
-        first, here = images.sizes[0].tolist(), images.sizes[other[0]].tolist()
+        first, differing = images.sizes[0].tolist(), images.sizes[other[0]].tolist()
         raise ValueError(
-            f"{where}: {images.name(other[0])} is {here} pixels (height, width) but"
-            f" {images.name(0)} is {first}; images of many sizes need"
-            " config.data.preprocessing=random_area_crop (as in configs/imagenet.py), which brings"
-            " all to config.data.image_size"
+            f"{where}: {images.name(other[0])} has {differing} pixels (height, width), but"
+            f" {images.name(0)} has {first}; set config.data.preprocessing=random_area_crop (see"
+            " configs/imagenet.py), which resizes images to config.data.image_size"
         )

@@ -1,4 +1,4 @@
-"""A folder of pictures, root/split/class/*.jpg, with the classes that TFDS's ImageFolder finds."""
+"""A folder of images, ROOT/SPLIT/CLASS/*.jpg, with the same classes as TFDS's ImageFolder."""
 
 import collections
 import contextlib
@@ -13,133 +13,143 @@ from imta_jax.data.pipeline.indexing import Indexed, index_files
 from imta_jax.data.source_validation import SourceData
 from imta_jax.data.sources.encoded_split import source_split
 from imta_jax.data.sources.request import SourceRequest, choose_splits
-from imta_jax.data.sources.storage import absolute, changed, is_path, opening
+from imta_jax.data.sources.storage import absolute, file_state, is_path, translate_errors
 from imta_jax.data.sources.tfds import warn_if_name_is_ambiguous
 from imta_jax.data.tensorflow_import import import_tensorflow
 
 _log = logging.getLogger(__name__)
 
-# What ImageFolder takes for a picture.
-_ENDINGS = (".jpg", ".jpeg", ".png")
+_EXTENSIONS = (".jpg", ".jpeg", ".png")  # those of ImageFolder
 _LAYOUT = "expected ROOT/SPLIT/CLASS/*.jpg, e.g. ROOT/train/cat/1.jpg and ROOT/test/cat/2.jpg"
+_MAX_NAMED_FOLDERS = 5
 
 
 def accepts(source: str) -> bool:
-    """Whether it is a path; `tfds_directory.accepts` takes those of TFDS before."""
+    """Whether it is a path; `tfds_directory` comes first and takes prepared TFDS datasets."""
     return is_path(source)
 
 
 def read(request: SourceRequest) -> SourceData:
-    """See `sources.load_source`."""
+    """Indexes or decodes the images; see `sources.load_source`."""
     warn_if_name_is_ambiguous(request.source)
     root = absolute(request.source)
-    with opening(root), _naming(root):
-        _check_there(root)
-        # The classes of all splits count, also of those that play no part here; .git is none.
-        shown = [split for split in _folders(root) if not split.startswith(".")]
-        classes = {split: found for split in shown if (found := _folders(root, split))}
+    with translate_errors(root), _naming_invalid_utf8(root):
+        _check_exists(root)
+        classes = _class_folders(root)
+        # Classes of all splits count, including splits that are not used.
         names = sorted(set().union(*classes.values()))
         if not names:
             raise ValueError(
-                f"{root} holds no pictures in folders of classes; {_LAYOUT}; or the folder with the"
-                " features.json of a version that TFDS prepared"
+                f"{root} has no class folders with images; {_LAYOUT}, or a folder with the"
+                " features.json of a dataset version that TFDS prepared"
             )
-        parts = choose_splits(request, classes, root)
-        pictures = {split: _pictures(root, split, classes[split]) for split in parts.values()}
-        _check_classes(pictures)
+        chosen = choose_splits(request, classes, root)
+        images = {split: _image_names(root, split, classes[split]) for split in chosen.values()}
+        _check_classes(images)
         splits = {}
-        for part, split in parts.items():
+        for role, split in chosen.items():
             where = f"{root}/{split}"
-            splits[part] = source_split(
-                _indexed(pictures[split], names, request.index_dir, where), request, where
-            )
+            indexed = _indexed(images[split], names, request.index_dir, where)
+            splits[role] = source_split(indexed, request, where)
     return SourceData(os.path.basename(root), splits, tuple(names))
 
 
-def _check_there(root: str) -> None:
+def _check_exists(root: str) -> None:
     tf = import_tensorflow()
     if not tf.io.gfile.isdir(root):
         raise FileNotFoundError(f"no folder {root}; {_LAYOUT}")
 
 
 @contextlib.contextmanager
-def _naming(root: str) -> Iterator[None]:
-    """Says where a name was found that TensorFlow cannot read."""
+def _naming_invalid_utf8(root: str) -> Iterator[None]:
+    """Names the folder with a file name that TensorFlow cannot read."""
     try:
         yield
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"a name in {root} is not UTF-8 ({error.object!r}): give the file or folder another"
+            f"{root} contains a name that is not UTF-8: {error.object!r}; rename this file or"
+            " folder"
         ) from error
 
 
-def _check_classes(pictures: dict[str, dict[str, list[str]]]) -> None:
-    """Refuses folders of classes without any picture, and hidden ones, which ImageFolder takes."""
-    folders = {path: found for split in pictures.values() for path, found in split.items()}
+def _class_folders(root: str) -> dict[str, list[str]]:
+    """Names of the class folders of each split; hidden folders such as .git are not splits."""
+    splits = [split for split in _folders(root) if not split.startswith(".")]
+    return {split: found for split in splits if (found := _folders(root, split))}
+
+
+def _folders(*path: str) -> list[str]:
+    tf, path = import_tensorflow(), "/".join(path)
+    listed = tf.io.gfile.listdir(path)
+    # Bucket listings mark folders by a slash; one request per name would take minutes.
+    found = (name for name in listed if name.endswith("/") or tf.io.gfile.isdir(f"{path}/{name}"))
+    return sorted(name.rstrip("/") for name in found)
+
+
+def _image_names(root: str, split: str, classes: list[str]) -> dict[str, list[str]]:
+    """Names of the images by the path of their class folder."""
+    paths = [f"{root}/{split}/{name}" for name in classes]
+    listed = {path: import_tensorflow().io.gfile.listdir(path) for path in paths}
+    _warn_of_other_files([name for names in listed.values() for name in names], f"{root}/{split}")
+    return {path: sorted(filter(_is_image, names)) for path, names in listed.items()}
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_EXTENSIONS)
+
+
+def _warn_of_other_files(names: list[str], where: str) -> None:
+    """Warns of names in class folders that are not images; hidden ones are ignored."""
+    others = [name for name in names if not _is_image(name) and not name.startswith(".")]
+    if others:
+        extensions = (os.path.splitext(name)[1].lower() or "no extension" for name in others)
+        counts = collections.Counter(extensions).most_common()
+        _log.warning(
+            "ignoring %d files or folders in the class folders of %s (%s); only %s are read",
+            len(others),
+            where,
+            ", ".join(f"{count} {extension}" for extension, count in counts),
+            ", ".join(_EXTENSIONS),
+        )
+
+
+def _check_classes(images: dict[str, dict[str, list[str]]]) -> None:
+    """Rejects class folders that are hidden, which ImageFolder would accept, or without images."""
+    folders = {path: found for split in images.values() for path, found in split.items()}
     hidden = [path for path in folders if path.rpartition("/")[2].startswith(".")]
     if hidden:
         raise ValueError(
-            f"a hidden folder would become a class: {', '.join(hidden[:5])}; remove it, or call it"
-            " otherwise if it is one"
+            f"a hidden folder would become a class: {_first_few(hidden)}; remove it, or rename it"
+            " if it is a class"
         )
     empty = [path for path, found in folders.items() if not found]
     if empty:
         raise ValueError(
-            f"{len(empty)} class folders hold no picture ({', '.join(_ENDINGS)}): "
-            f"{', '.join(empty[:5])}{' ...' if len(empty) > 5 else ''}; fill or remove them"
+            f"{len(empty)} class folders have no images ({', '.join(_EXTENSIONS)}):"
+            f" {_first_few(empty)}; add images or remove the folders"
         )
 
 
+def _first_few(paths: list[str]) -> str:
+    more = " ..." if len(paths) > _MAX_NAMED_FOLDERS else ""
+    return ", ".join(paths[:_MAX_NAMED_FOLDERS]) + more
+
+
 def _indexed(
-    pictures: dict[str, list[str]], names: list[str], index_dir: str, where: str
+    images: dict[str, list[str]], class_names: list[str], index_dir: str, where: str
 ) -> Indexed:
-    """All pictures of a split, by the paths of its folders of classes."""
-    label = {name: k for k, name in enumerate(names)}
-    files = [f"{path}/{picture}" for path, found in pictures.items() for picture in found]
-    labels = [label[path.rpartition("/")[2]] for path, found in pictures.items() for _ in found]
+    """The index of a split's images, given by the path of their class folder."""
+    label = {name: k for k, name in enumerate(class_names)}
+    files = [f"{path}/{name}" for path, found in images.items() for name in found]
+    labels = [label[path.rpartition("/")[2]] for path, found in images.items() for _ in found]
     count = len(files)
-    unknown = EncodedImages(
+    without_sizes = EncodedImages(
         files=np.array([os.fsencode(file) for file in files]),
         file_id=np.arange(count, dtype=np.int32),
         offset=np.full(count, WHOLE_FILE, np.int64),
         sizes=np.zeros((count, 2), np.int32),
         is_jpeg=np.zeros(count, bool),
     )
-    # The names as well: a class that only another split has moves the labels of this one.
-    key = ("folder", names, files, [changed(file) for file in files])
-    return index_files(unknown, np.array(labels, np.int32), key, index_dir, where)
-
-
-def _folders(*path: str) -> list[str]:
-    tf, path = import_tensorflow(), "/".join(path)
-    listed = tf.io.gfile.listdir(path)
-    # A bucket tells its folders by a slash: asking it for each would take minutes.
-    found = (name for name in listed if name.endswith("/") or tf.io.gfile.isdir(f"{path}/{name}"))
-    return sorted(name.rstrip("/") for name in found)
-
-
-def _pictures(root: str, split: str, classes: list[str]) -> dict[str, list[str]]:
-    """Names of the pictures by the path of their class's folder."""
-    paths = [f"{root}/{split}/{name}" for name in classes]
-    listed = {path: import_tensorflow().io.gfile.listdir(path) for path in paths}
-    _tell_of_others([name for names in listed.values() for name in names], f"{root}/{split}")
-    return {path: sorted(filter(_is_picture, names)) for path, names in listed.items()}
-
-
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(_ENDINGS)
-
-
-def _tell_of_others(names: list[str], where: str) -> None:
-    """Warns of what lies in folders of classes and is not read; hidden files are nobody's."""
-    others = [name for name in names if not _is_picture(name) and not name.startswith(".")]
-    if others:
-        endings = (os.path.splitext(name)[1].lower() or "no ending" for name in others)
-        counts = collections.Counter(endings).most_common()
-        _log.warning(
-            "%d files or folders in the class folders of %s are passed over (%s): only %s are read",
-            len(others),
-            where,
-            ", ".join(f"{count} {ending}" for ending, count in counts),
-            ", ".join(_ENDINGS),
-        )
+    # Class names are part of the key: a class that only another split has shifts the labels.
+    key = ("folder", class_names, files, [file_state(file) for file in files])
+    return index_files(without_sizes, np.array(labels, np.int32), key, index_dir, where)

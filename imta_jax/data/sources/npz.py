@@ -1,4 +1,4 @@
-"""Arrays of an .npz file; needs no TensorFlow."""
+"""Arrays in an .npz file; does not need TensorFlow."""
 
 import errno
 import os
@@ -21,56 +21,67 @@ def accepts(source: str) -> bool:
 
 
 def read(request: SourceRequest) -> SourceData:
-    """See `sources.load_source`."""
+    """Reads the file; see `sources.load_source`."""
     return read_npz(Path(request.source).expanduser(), request)
 
 
 def read_npz(path: Path, request: SourceRequest) -> SourceData:
-    """Reads SPLIT_images and SPLIT_labels of each split and, if there, class_names.
+    """Reads SPLIT_images and SPLIT_labels of each split and, if present, class_names.
+
+    Args:
+      path: the file.
+      request: its split fields choose the splits.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      IsADirectoryError: it is a folder.
-      PermissionError: it may not be read.
-      ValueError: not an .npz archive, damaged, an array missing, or an array that is pickled:
-        nothing is ever unpickled, since that would run code from the file.
+      FileNotFoundError: The file does not exist.
+      IsADirectoryError: It is a folder.
+      PermissionError: It may not be read.
+      ValueError: It is not an .npz archive, is damaged, lacks an array, or holds a pickled array.
+        Nothing is unpickled, since that would run code from the file.
     """
-    if path.is_dir():
-        raise IsADirectoryError(
-            errno.EISDIR,
-            "a folder, expected an .npz file; give a folder of images another name",
-            path,
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path.absolute()}; give the path of an existing .npz")
-    if not os.access(path, os.R_OK):
-        raise PermissionError(errno.EACCES, f"this user may not read {path}: chmod u+r, say")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not an .npz archive (or is cut short); write it by np.savez")
+    _check_readable(path)
     with np.load(path, allow_pickle=False) as archive:
-        chosen = choose_splits(request, _splits_of(archive, path), str(path))
+        chosen = choose_splits(request, _split_names(archive, path), str(path))
         splits = {
-            part: SourceSplit(
+            role: SourceSplit(
                 _member(archive, f"{name}_images", path), _member(archive, f"{name}_labels", path)
             )
-            for part, name in chosen.items()
+            for role, name in chosen.items()
         }
         names = _member(archive, "class_names", path) if "class_names" in archive.files else None
     return SourceData(path.stem, splits, _class_names(names, path))
 
 
-def _splits_of(archive: np.lib.npyio.NpzFile, path: Path) -> list[str]:
-    """Names of the splits; refuses an archive with half of one, or without any."""
-    names = [name.removesuffix("_images") for name in archive.files if name.endswith("_images")]
-    halves = [name.removesuffix("_labels") for name in archive.files if name.endswith("_labels")]
-    missing = [f"{name}_labels" for name in names if name not in halves]
-    missing += [f"{name}_images" for name in halves if name not in names]
-    if missing or not names:
+def _check_readable(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(
+            errno.EISDIR,
+            "config.data.source is a folder, expected an .npz file; rename the folder if it holds"
+            " images",
+            str(path),
+        )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"config.data.source is {path.absolute()}, but this file does not exist"
+        )
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, "no read permission; run chmod u+r", str(path))
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not an .npz archive or is truncated; write it by np.savez")
+
+
+def _split_names(archive: np.lib.npyio.NpzFile, path: Path) -> list[str]:
+    """Names of the splits; raises a ValueError if images or labels of a split are missing."""
+    images = [name.removesuffix("_images") for name in archive.files if name.endswith("_images")]
+    labels = [name.removesuffix("_labels") for name in archive.files if name.endswith("_labels")]
+    missing = [f"{name}_labels" for name in images if name not in labels]
+    missing += [f"{name}_images" for name in labels if name not in images]
+    if missing or not images:
         raise ValueError(
             f"{path} lacks {', '.join(missing) or _EXPECTED}; found: {', '.join(archive.files)};"
             f" expected: {_EXPECTED} and, if the classes have names, class_names"
         )
-    return names
+    return images
 
 
 def _member(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
@@ -78,11 +89,13 @@ def _member(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
         return archive[key]
     except ValueError as error:
         raise ValueError(
-            f"{path}: {key} cannot be read without unpickling, which is refused; save it as a plain"
-            " array (images of one shape as uint8, names as strings)"
+            f"{path}: {key} is pickled, which is not supported because unpickling can run code;"
+            " save a plain array (images of one shape as uint8, names as strings)"
         ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{path}: {key} is damaged ({error}); make or fetch it again") from error
+        raise ValueError(
+            f"{path}: {key} is damaged ({error}); write or download the file again"
+        ) from error
 
 
 def _class_names(names: np.ndarray | None, path: Path) -> tuple[str, ...] | None:
@@ -95,6 +108,6 @@ def _class_names(names: np.ndarray | None, path: Path) -> tuple[str, ...] | None
         )
     name, count = Counter(names.tolist()).most_common(1)[0]
     if count > 1 or not all(names):
-        found = f"{count} classes called {name!r}" if count > 1 else "a class without a name"
-        raise ValueError(f"{path}: class_names has {found}; give each a name of its own")
+        found = f"{count} classes named {name!r}" if count > 1 else "a class without a name"
+        raise ValueError(f"{path}: class_names has {found}; expected a unique name per class")
     return tuple(names.tolist())

@@ -1,30 +1,32 @@
-"""What a source is asked for, and which of its splits play which part."""
+"""The request to a source, and the choice of its splits."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any
 
+from imta_jax.config import DataConfig
 from imta_jax.errors import closest_first
 
-# Names that splits to validate with, and to test with, go by; the usual ones first.
+# Usual names of validation and test splits; the first that exists is used.
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 _TEST_NAMES = ("test", *_VALIDATION_NAMES)
+# The value of `validation_split` and `test_split` that holds out training images.
+_HOLD_OUT = "carve"
 
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """Fields of `config.data` that say what to read, by their names there, and one that follows.
+    """The fields of `config.data` that say what to read, and whether images stay encoded.
 
     Attributes:
       source: a name or a path.
-      encoded: whether images are to stay compressed until a batch asks for them.
-      data_dir: folder or bucket path of TFDS's prepared datasets; "" is TFDS's default.
-      manual_dir: folder of archives that TFDS cannot download; "" is TFDS's default.
-      download: whether TFDS may fetch and prepare what is not in `data_dir`.
+      encoded: whether images stay encoded until a batch needs them.
+      data_dir: folder or bucket path of prepared TFDS datasets; "" is the TFDS default.
+      manual_dir: folder of archives that TFDS cannot download; "" is the TFDS default.
+      download: whether TFDS may download and prepare what `data_dir` lacks.
       train_split, validation_split, test_split: see `choose_splits`.
-      test_examples: how many training images will be held out to test with, if there is no split.
-      index_dir: where indexes of encoded images are kept; "" for nowhere.
-      max_undecodable: share, 0 to 1, of a split's images that may be skipped as undecodable.
+      test_examples: number of images that will be held out for testing if there is no test split.
+      index_dir: folder of stored indexes of encoded images; "" stores nothing.
+      max_undecodable: fraction of a split's images that may be skipped because they do not decode.
     """
 
     source: str
@@ -40,84 +42,80 @@ class SourceRequest:
     max_undecodable: float = 0.01
 
     def __post_init__(self) -> None:
-        if not self.source.strip():
-            raise ValueError(
-                "config.data.source is empty, expected a dataset's name, the path of a folder, or"
-                " a path ending in .npz"
-            )
         if not 0 <= self.max_undecodable <= 1:
             raise ValueError(
-                f"config.data.max_undecodable is {self.max_undecodable}, expected a share, 0 to 1"
+                f"config.data.max_undecodable is {self.max_undecodable}, expected 0 to 1"
             )
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, encoded: bool) -> "SourceRequest":
-        """Takes the fields of `config.data` that are there."""
-        names = [field.name for field in fields(cls) if field.name in config]
-        return cls(**{name: config[name] for name in names}, encoded=encoded)
+    def from_config(cls, config: DataConfig, *, encoded: bool) -> "SourceRequest":
+        """Takes the fields of the same names from `config.data`."""
+        config = DataConfig.from_mapping(config)  # temporary, until all callers pass a DataConfig
+        names = [field.name for field in fields(cls) if field.name != "encoded"]
+        return cls(**{name: getattr(config, name) for name in names}, encoded=encoded)
 
 
 def choose_splits(request: SourceRequest, available: Iterable[str], where: str) -> dict[str, str]:
-    """Which of a source's splits to train, validate and test with.
+    """Chooses the splits of a source for training, validation and testing.
 
-    "auto" takes the split with a usual name that plays no other part. Validation falls back on
-    training images that are held out ("carve" asks for that), and so does the test where
-    `test_examples` says how many.
+    "auto" takes a split with a usual name that has no other role. If there is none, training images
+    are held out for validation, and also for testing if `test_examples` is positive. "carve" always
+    holds out training images.
 
     Args:
-      request: its three split fields, each a split's name, "auto" or "carve".
+      request: its three split fields are the name of a split, "auto" or "carve".
       available: names of the source's splits.
       where: the source, for messages.
 
     Returns:
-      "train" and, unless they are to be held out of it, "validation" and "test": names of splits.
+      Split names by role: "train" and, unless they are to be held out, "validation" and "test".
 
     Raises:
-      ValueError: a split that is not there, one in two parts, or nothing to test with.
+      ValueError: A split that does not exist or has two roles, or no images to test with.
     """
     found = list(available)
-    chosen = {"train": _named(request.train_split, found, "train", where)}
-    test = _pick(request.test_split, found, "test", where, _TEST_NAMES, chosen)
+    chosen = {"train": _existing(request.train_split, found, "train", where)}
+    test = _choose(request.test_split, found, "test", where, _TEST_NAMES, chosen)
     if test is None and request.test_examples <= 0:
         raise ValueError(
-            f"{where} has no split to test with, only: {', '.join(found)}; name one by"
-            " config.data.test_split, or say by config.data.test_examples how many training images"
-            " to hold out for it"
+            f"{where} has no test split, only: {', '.join(found)}; set config.data.test_split to"
+            " one of them, or config.data.test_examples to a number of training images to hold out"
         )
     chosen |= {"test": test} if test else {}
-    validation = _pick(
+    validation = _choose(
         request.validation_split, found, "validation", where, _VALIDATION_NAMES, chosen
     )
     return chosen | ({"validation": validation} if validation else {})
 
 
-def _pick(
-    wish: str,
+def _choose(
+    value: str,
     found: list[str],
-    part: str,
+    role: str,
     where: str,
     usual: tuple[str, ...],
     taken: dict[str, str],
 ) -> str | None:
-    if wish == "carve":
+    """The split for a role; None to hold out training images."""
+    if value == _HOLD_OUT:
         return None
-    if wish == "auto":
+    if value == "auto":
         free = [name for name in usual if name in found and name not in taken.values()]
         return free[0] if free else None
-    name = _named(wish, found, part, where)
-    for other, of in taken.items():
-        if of == name:
+    name = _existing(value, found, role, where)
+    for other, split in taken.items():
+        if split == name:
             raise ValueError(
-                f"config.data.{part}_split and config.data.{other}_split are both {name!r}; a split"
-                " plays one part, so that no image is both learned from and judged on"
+                f"config.data.{role}_split and config.data.{other}_split are both {name!r};"
+                " expected different splits, so that no image has two roles"
             )
     return name
 
 
-def _named(name: str, found: list[str], part: str, where: str) -> str:
+def _existing(name: str, found: list[str], role: str, where: str) -> str:
     if name not in found:
         raise ValueError(
-            f"{where} has no split {name!r} (config.data.{part}_split), only, the closest first:"
-            f" {', '.join(closest_first(name, found))}"
+            f"config.data.{role}_split is {name!r}, but {where} has no such split; valid, the"
+            f" closest first: {', '.join(closest_first(name, found))}"
         )
     return name

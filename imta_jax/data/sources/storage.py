@@ -1,4 +1,4 @@
-"""Paths that may lie in a bucket, and what keeps them from being read, told plainly."""
+"""Local and bucket paths, and clear errors for those that cannot be read."""
 
 import contextlib
 import errno
@@ -14,68 +14,74 @@ if TYPE_CHECKING:
 
 
 def is_path(source: str) -> bool:
-    """Whether a source is meant as a path: it starts like one, or there is such a folder."""
+    """Whether a source is a path: it starts like one, or such a folder exists."""
     return source.startswith(("/", "./", "../", "~")) or is_remote(source) or Path(source).is_dir()
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path has a scheme, as those of buckets do: gs://, s3://."""
+    """Whether a path has a scheme, such as gs:// or s3://."""
     return "://" in path
 
 
 def absolute(path: str) -> str:
-    """The path from the root on; those of buckets are so already."""
+    """The absolute path, without a trailing slash."""
     return path.rstrip("/") if is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
 
-def changed(path: str) -> tuple[int, int, bool]:
-    """When a file last changed, in ns, its bytes, and whether this user may read it.
+def file_state(path: str) -> tuple[int, int, bool]:
+    """Modification time in ns, size in bytes and read permission of a file.
 
-    Zeros for one that cannot be looked at, and in a bucket, where asking for each would take hours.
+    Zeros for a file that cannot be inspected, and in a bucket, where requests for all files would
+    take hours.
     """
     if is_remote(path):
         return 0, 0, False
     try:
         found = os.stat(path)
-    except OSError:  # a link to nowhere, say: reading it will tell
+    except OSError:  # for example a broken link; reading the file reports it
         return 0, 0, False
     return found.st_mtime_ns, found.st_size, os.access(path, os.R_OK)
 
 
 @contextlib.contextmanager
-def opening(path: str) -> Iterator[None]:
-    """Turns what TensorFlow's file systems raise inside into errors that say what to do.
+def translate_errors(path: str) -> Iterator[None]:
+    """Turns errors of TensorFlow's file systems into Python's, with advice.
+
+    Args:
+      path: the path that is read, for messages.
 
     Raises:
-      PermissionError: refused, or a bucket that cannot be reached as this user.
-      FileNotFoundError: a file that should be there is not.
-      ValueError: a scheme that TensorFlow does not know.
-      OSError: anything else a file system has against it; its own OSErrors pass unchanged.
+      PermissionError: No permission, or a bucket that this user cannot reach.
+      FileNotFoundError: A file is missing.
+      ValueError: A scheme that TensorFlow does not support.
+      OSError: Any other error. Python's own OSErrors pass unchanged.
     """
     tf = import_tensorflow()
     try:
         yield
     except (tf.errors.OpError, RuntimeError) as error:
+        # TFDS re-raises TensorFlow's errors as RuntimeErrors.
         found = error if isinstance(error, tf.errors.OpError) else error.__cause__
-        if not isinstance(found, tf.errors.OpError):  # TFDS hands them on as RuntimeErrors
+        if not isinstance(found, tf.errors.OpError):
             raise
-        raise _plainly(found, path) from error
+        raise _translated(found, path) from error
 
 
-def _plainly(error: "tf.errors.OpError", path: str) -> Exception:
+def _translated(error: "tf.errors.OpError", path: str) -> Exception:
     errors = import_tensorflow().errors
     reason = short_message(error)
-    told = f"cannot read {path}: {reason}"
+    message = f"cannot read {path}: {reason}"
     if isinstance(error, errors.UnimplementedError) and is_remote(path):
         return ValueError(
             f"{path}: TensorFlow cannot read {path.partition('://')[0]}:// ({reason})"
         )
     if isinstance(error, errors.NotFoundError):
-        return FileNotFoundError(errno.ENOENT, told)
-    # Of what was reached and read: nothing that logging in would mend.
+        return FileNotFoundError(errno.ENOENT, message)
+    # The data were read, so that logging in would not help.
     if isinstance(error, (errors.DataLossError, errors.InvalidArgumentError)):
         return OSError(
-            errno.EIO, f"{told}; is a file damaged? Bring it back whole, or prepare the data anew"
+            errno.EIO,
+            f"{message}; a file may be damaged: restore it, or prepare the dataset again",
         )
     if is_remote(path):
         return PermissionError(
@@ -86,5 +92,5 @@ def _plainly(error: "tf.errors.OpError", path: str) -> Exception:
             " Object Viewer",
         )
     if isinstance(error, errors.PermissionDeniedError):
-        return PermissionError(errno.EACCES, told)
-    return OSError(errno.EIO, told)
+        return PermissionError(errno.EACCES, message)
+    return OSError(errno.EIO, message)

@@ -1,6 +1,6 @@
-"""Datasets of TensorFlow Datasets by name, downloaded and prepared where need be.
+"""Datasets of TensorFlow Datasets by name, downloaded and prepared if necessary.
 
-Nothing here is imported from TensorFlow until a dataset is asked for.
+TensorFlow is imported only when a dataset is read.
 """
 
 import errno
@@ -15,22 +15,22 @@ from typing import Any
 from imta_jax.data.source_validation import SourceData
 from imta_jax.data.sources import embedded
 from imta_jax.data.sources.request import SourceRequest
-from imta_jax.data.sources.storage import absolute, opening
+from imta_jax.data.sources.storage import absolute, translate_errors
 from imta_jax.data.sources.tfds_builder import feature_keys, read_builder
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.errors import unknown_name
 
 _log = logging.getLogger(__name__)
 
-# Named in the error for an unknown dataset; every other TFDS name is accepted as well.
+# Listed in the error for an unknown dataset; all other TFDS names are valid, too.
 USUAL_NAMES = ("cifar10", "cifar100", "fashion_mnist", "imagenet2012")
 
-# Looked for before TFDS starts: from one of the two alone it would prepare half of ImageNet.
+# Checked before TFDS starts, which would prepare half of ImageNet from one archive alone.
 _ARCHIVES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
 
 
 def accepts(source: str) -> bool:
-    """Every name; `read` refuses those that TFDS does not know."""
+    """Every name; `read` rejects names that TFDS does not know."""
     return True
 
 
@@ -39,22 +39,24 @@ def read(request: SourceRequest) -> SourceData:
     tfds = import_tfds(request.source)
     _check_name(tfds, request.source)
     data_dir = absolute(request.data_dir) if request.data_dir else None
-    with opening(data_dir or request.source):
+    with translate_errors(data_dir or request.source):
         try:
             builder = tfds.builder(request.source, data_dir=data_dir)
-        except AssertionError as error:  # how TFDS refuses a version
+        except AssertionError as error:  # TFDS's error for an unknown version
             raise ValueError(str(error)) from error
-        feature_keys(builder)  # refuses what is no image classification before it is fetched
+        feature_keys(builder)  # rejects other than image classification before the download
         if request.download:
             _prepare(tfds, builder, request)
-        return read_builder(builder, request, lambda why: _not_there(builder, request, why))
+        return read_builder(
+            builder, request, lambda reason: _not_prepared(builder, request, reason)
+        )
 
 
 def describe(source: str) -> tuple[str, int, tuple[int, ...]]:
-    """Name, number of classes and image shape of a dataset, from its description alone.
+    """Name, number of classes and image shape of a dataset, without reading it.
 
     Raises:
-      ValueError: an unknown name, or no images with one class label each.
+      ValueError: An unknown name, or no images with one class label each.
       ModuleNotFoundError: TFDS or TensorFlow is not installed.
     """
     tfds = import_tfds(source)
@@ -66,30 +68,33 @@ def describe(source: str) -> tuple[str, int, tuple[int, ...]]:
 
 
 def import_tfds(source: str) -> Any:
-    """TensorFlow Datasets.
+    """Imports TensorFlow Datasets.
+
+    Args:
+      source: the dataset that needs it, for messages.
 
     Raises:
-      ModuleNotFoundError: it or TensorFlow is not installed; names `source`, which needs it.
+      ModuleNotFoundError: TFDS or TensorFlow is not installed.
     """
     try:
         import_tensorflow()
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"dataset {source!r} would be read by TensorFlow Datasets, which cannot be imported"
-            f" ({error.__cause__ or error}): pip install tensorflow-cpu tensorflow-datasets, or"
-            f" choose a source that needs neither: {', '.join(embedded.NAMES)}, or a path ending in"
-            " .npz"
+            f"config.data.source is {source!r}, which requires TensorFlow Datasets, but it cannot"
+            f" be imported ({error.__cause__ or error}): pip install tensorflow-cpu"
+            " tensorflow-datasets, or choose a source that does not need it:"
+            f" {', '.join(embedded.NAMES)}, or a path ending in .npz"
         ) from error
     return tfds
 
 
 def warn_if_name_is_ambiguous(source: str) -> None:
-    """Warns that a folder is read where TFDS has a dataset of the same name."""
+    """Warns if a local folder has the name of a TFDS dataset."""
     if _is_known(import_tfds(source), source):
         _log.warning(
-            "config.data.source %r is read as the folder %s, though TFDS has a dataset of that"
-            " name: for the dataset start elsewhere; for the folder write ./%s",
+            "config.data.source %r is both the folder %s and a TFDS dataset; reading the folder."
+            " Write ./%s to confirm, or start from another folder to read the dataset",
             source,
             absolute(source),
             source,
@@ -105,50 +110,51 @@ def _check_name(tfds: Any, source: str) -> None:
     if not _is_known(tfds, source):
         error = unknown_name("dataset", source, [*embedded.NAMES, *USUAL_NAMES])
         raise ValueError(
-            f"{error}; or another name TFDS knows, the path of a folder (one that is there, or"
-            " starting with / or ./), as of pictures or of a version that TFDS prepared"
-            " (DATA_DIR/NAME/1.0.0), or a path ending in .npz"
+            f"{error}; also valid: any other TFDS name, a path ending in .npz, and the path of an"
+            " existing folder (or one that starts with / or ./) with images or with a dataset"
+            " version that TFDS prepared (DATA_DIR/NAME/1.0.0)"
         )
 
 
 def _prepare(tfds: Any, builder: Any, request: SourceRequest) -> None:
+    """Downloads and prepares a dataset unless it exists."""
     if import_tensorflow().io.gfile.exists(str(builder.data_dir)):
         return
     _check_archives(builder, request)
     _log.info(
-        "dataset %s is not in %s yet: fetching it (TFDS tries for some minutes before it gives up"
-        " without a network)",
+        "dataset %s is not in %s: downloading it (without a network, TFDS retries for some"
+        " minutes before it fails)",
         request.source,
         builder.data_dir,
     )
-    settings = tfds.download.DownloadConfig(
+    download_config = tfds.download.DownloadConfig(
         manual_dir=absolute(request.manual_dir) if request.manual_dir else None,
-        # Never there, so that a host without a network need not wait for it.
+        # Google's bucket has no manually downloaded datasets; trying would delay offline hosts.
         try_download_gcs=not builder.MANUAL_DOWNLOAD_INSTRUCTIONS,
     )
     try:
-        builder.download_and_prepare(download_config=settings)
-    except AssertionError as error:  # how TFDS says that archives are missing
+        builder.download_and_prepare(download_config=download_config)
+    except AssertionError as error:  # TFDS's error for missing archives
         if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
             raise ValueError(f"dataset {request.source!r}: {error}") from error
         reason = " ".join(str(error).split())[:300]
-        raise _not_there(builder, request, f"preparing it failed ({reason})") from error
+        raise _not_prepared(builder, request, f"preparing it failed ({reason})") from error
     except tarfile.TarError as error:
         folder = _manual_dir(builder, request)
-        reason = f"an archive is damaged or cut short ({error}), perhaps of those in {folder}"
-        raise _not_there(builder, request, f"{reason}: fetch it again") from error
+        reason = f"an archive is damaged or truncated ({error}), probably one in {folder}"
+        raise _not_prepared(builder, request, f"{reason}; download it again") from error
     except (OSError, import_tensorflow().errors.OpError, RuntimeError) as error:
         if _is_disk_full(error):
             raise OSError(errno.ENOSPC, _disk_full(builder, error)) from error
         if not isinstance(error, OSError):
             raise
-        raise _not_there(builder, request, f"fetching it failed ({error})") from error
+        raise _not_prepared(builder, request, f"downloading it failed ({error})") from error
 
 
 def _is_disk_full(error: Exception) -> bool:
-    """As Python and TensorFlow meet it (TFDS makes a RuntimeError of that), or TFDS foresees it."""
-    told = ("Not enough disk space", os.strerror(errno.ENOSPC))
-    return getattr(error, "errno", 0) == errno.ENOSPC or any(text in str(error) for text in told)
+    """Recognizes the errors of Python, TensorFlow (in a RuntimeError of TFDS) and TFDS itself."""
+    texts = ("Not enough disk space", os.strerror(errno.ENOSPC))
+    return getattr(error, "errno", 0) == errno.ENOSPC or any(text in str(error) for text in texts)
 
 
 def _manual_dir(builder: Any, request: SourceRequest) -> str:
@@ -158,46 +164,46 @@ def _manual_dir(builder: Any, request: SourceRequest) -> str:
 
 def _check_archives(builder: Any, request: SourceRequest) -> None:
     folder, exists = _manual_dir(builder, request), import_tensorflow().io.gfile.exists
-    wanted = _ARCHIVES.get(builder.name, ())
-    missing = [name for name in wanted if not exists(f"{folder}/{name}")]
+    required = _ARCHIVES.get(builder.name, ())
+    missing = [name for name in required if not exists(f"{folder}/{name}")]
     if missing:
-        raise _not_there(builder, request, f"no {' and no '.join(missing)} in {folder}")
-
-
-def _by_hand(builder: Any, request: SourceRequest, reason: str) -> str:
-    told = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-    return (
-        f"dataset {request.source!r} is not in {builder.data_dir}: {reason}. It is made of archives"
-        f" that have to be fetched by hand; put them, as they are, into"
-        f" {_manual_dir(builder, request)} (another folder: config.data.manual_dir)"
-        f"{'' if request.download else ' and set config.data.download to True'}, or set"
-        f" config.data.data_dir to a folder that holds the prepared dataset. What TFDS asks for:"
-        f" {told}"
-    )
+        raise _not_prepared(builder, request, f"no {' and no '.join(missing)} in {folder}")
 
 
 def _disk_full(builder: Any, error: Exception) -> str:
     root = Path(builder.data_dir_root)
-    there = next(path for path in (root, *root.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    size, load = builder.info.dataset_size or 0, builder.info.download_size or 0
-    need = f"{(int(size) + int(load)) / 1e9:.1f} GB" if size or load else "more"
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    size, download = builder.info.dataset_size or 0, builder.info.download_size or 0
+    needed = f"{(int(size) + int(download)) / 1e9:.1f} GB" if size or download else "more space"
     return (
-        f"the disk of {there} is full: preparing {builder.name} takes {need},"
-        f" {free / 1e9:.1f} GB are free ({error}). Free some, or set config.data.data_dir to a"
-        f" larger disk; what was left unfinished is in {root / 'downloads'} and"
-        f" {root / builder.name}, and may be removed"
+        f"the disk of {existing} is full: preparing {builder.name} needs {needed},"
+        f" {free / 1e9:.1f} GB are free ({error}). Free some space, or set config.data.data_dir to"
+        f" a larger disk. Incomplete files in {root / 'downloads'} and {root / builder.name} can be"
+        " removed"
     )
 
 
-def _not_there(builder: Any, request: SourceRequest, reason: str) -> FileNotFoundError:
+def _not_prepared(builder: Any, request: SourceRequest, reason: str) -> FileNotFoundError:
+    """The error for a dataset that is not in `data_dir`, with the way to get it."""
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        return FileNotFoundError(_by_hand(builder, request, reason))
-    # Not the `tfds build` command: it cannot start unless Apache Beam is installed too.
+        return FileNotFoundError(_manual_download(builder, request, reason))
+    # The `tfds build` command would require Apache Beam.
     folder = f", data_dir={absolute(request.data_dir)!r}" if request.data_dir else ""
     code = f"import tensorflow_datasets as tfds; tfds.builder({request.source!r}{folder})"
     choice = "" if request.download else "\nor set config.data.download to True"
     return FileNotFoundError(
-        f"dataset {request.source!r} is not in {builder.data_dir}: {reason}. With a network, fetch"
-        f' it by\n  python -c "{code}.download_and_prepare()"{choice}'
+        f"dataset {request.source!r} is not in {builder.data_dir}: {reason}. On a host with a"
+        f' network, run\n  python -c "{code}.download_and_prepare()"{choice}'
+    )
+
+
+def _manual_download(builder: Any, request: SourceRequest, reason: str) -> str:
+    instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+    download = "" if request.download else " and set config.data.download to True"
+    return (
+        f"dataset {request.source!r} is not in {builder.data_dir}: {reason}. Its archives must be"
+        f" downloaded manually. Put them, without unpacking, into {_manual_dir(builder, request)}"
+        f" (or another config.data.manual_dir){download}, or set config.data.data_dir to a folder"
+        f" with the prepared dataset. Instructions of TFDS: {instructions}"
     )

@@ -1,11 +1,11 @@
-"""A folder in which TFDS prepared one version of a dataset, local or in a bucket.
+"""A folder with one prepared version of a TFDS dataset, local or in a bucket.
 
-It is read without the code that prepared it: .../imagenet2012/5.1.0, with its features.json.
+For example `.../imagenet2012/5.1.0`, with its features.json. It is read without the dataset's code.
 """
 
 from imta_jax.data.source_validation import SourceData
 from imta_jax.data.sources.request import SourceRequest
-from imta_jax.data.sources.storage import absolute, is_path, opening
+from imta_jax.data.sources.storage import absolute, is_path, translate_errors
 from imta_jax.data.sources.tfds import import_tfds, warn_if_name_is_ambiguous
 from imta_jax.data.sources.tfds_builder import read_builder
 from imta_jax.data.tensorflow_import import has_tensorflow, import_tensorflow
@@ -15,17 +15,17 @@ def accepts(source: str) -> bool:
     """Whether it is the path of a folder with a features.json."""
     if not is_path(source) or not has_tensorflow():
         return False
-    with opening(source):
+    with translate_errors(source):
         return import_tensorflow().io.gfile.exists(f"{absolute(source)}/features.json")
 
 
 def read(request: SourceRequest) -> SourceData:
-    """See `sources.load_source`."""
+    """Reads the folder; see `sources.load_source`."""
     tfds = import_tfds(request.source)
     warn_if_name_is_ambiguous(request.source)
     path = absolute(request.source)
-    with opening(path):
+    with translate_errors(path):
         builder = tfds.builder_from_directory(path)
         return read_builder(
-            builder, request, lambda why: FileNotFoundError(f"{path} is not complete: {why}")
+            builder, request, lambda reason: FileNotFoundError(f"{path} is incomplete: {reason}")
         )

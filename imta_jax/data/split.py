@@ -1,0 +1,38 @@
+"""One split of a dataset: images and labels in a fixed order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int32
+
+from imta_jax.data.pipeline.encoded import EncodedImages
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples of one split, in a fixed order.
+
+    Attributes:
+      images: uint8 [N, H, W, C], or N encoded images.
+      labels: int32 [N], from 0.
+      source_index: int64 [N], position of each example in the source's split. For a held-out image
+        this is its position among the source's training images.
+    """
+
+    images: np.ndarray | EncodedImages
+    labels: np.ndarray
+    source_index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def sizes(self) -> Int32[np.ndarray, "N 2"]:
+        """Height and width of each image."""
+        if isinstance(self.images, EncodedImages):
+            return self.images.sizes
+        return np.broadcast_to(np.int32(self.images.shape[1:3]), (len(self), 2))
+
+    def select(self, chosen: np.ndarray) -> "Split":
+        """The examples at some positions (integers [M] or a mask [N])."""
+        return Split(self.images[chosen], self.labels[chosen], self.source_index[chosen])
