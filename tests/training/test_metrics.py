@@ -187,7 +187,7 @@ def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
 
 @pytest.mark.parametrize("share", [-0.1, 5])
 def test_a_share_of_undecodable_images_lies_in_0_to_1(share):
-    with pytest.raises(ValueError, match=r"max_undecodable is .*, expected a share, 0 to 1"):
+    with pytest.raises(ValueError, match=r"max_undecodable is .*"):
         SourceRequest("somewhere", max_undecodable=share)
 
 
