@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from sample_images import judged_by_pillow, picture
+from sample_images import make_image, pillow_evaluation_crop
 
 from imta_jax.data import RandomAreaCrop
 from imta_jax.inference.image_files import find_image_files, read_image
@@ -12,17 +12,17 @@ from imta_jax.inference.image_files import find_image_files, read_image
 def test_image_of_any_size_is_preprocessed_as_in_evaluation(tmp_path):
     crop = RandomAreaCrop(size=32, resize=40, min_area=0.1, flip=False)
     for i, (height, width) in enumerate([(90, 120), (121, 77), (40, 300), (20, 25)]):
-        image = picture(height, width, seed=i)
+        image = make_image(height, width, seed=i)
         image.save(tmp_path / "a.png")
         decoded = read_image(tmp_path / "a.png", (32, 32, 3), crop.resize)
         assert decoded.size == (height, width) and decoded.pixels.dtype == np.uint8
-        expected = judged_by_pillow(image, crop.resize, crop.size).astype(int)
+        expected = pillow_evaluation_crop(image, crop.resize, crop.size).astype(int)
         # Resizing the crop in one operation rounds once less.
         assert np.abs(decoded.pixels - expected).max() <= 2
 
 
 def test_image_of_the_networks_size_is_unchanged(tmp_path):
-    image = picture(16, 16)
+    image = make_image(16, 16)
     image.save(tmp_path / "a.png")
     decoded = read_image(tmp_path / "a.png", (16, 16, 3))
     np.testing.assert_array_equal(decoded.pixels, np.asarray(image))
