@@ -334,7 +334,7 @@ def test_an_unknown_mode_raises_with_the_valid_ones(config, tmp_path):
 
 
 BAD_VALUES = {
-    "data__source": X,
+    "data__source": ("nowhere.npz", r"config.data.source .*nowhere.npz"),
     "data__pipeline": ("tfdata", "valid, the closest first: tf_data, "),
     "data__validation_examples": (72, "validation_examples is 72"),
     "data__crop_padding": (-1, "data.crop_padding .* found -1"),
