@@ -111,7 +111,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _network(classifier: MultiExitClassifier) -> str:
-    return tabulate(list(network_rows(classifier)), headers="keys", intfmt=",")
+    return tabulate(network_rows(classifier), headers="keys", intfmt=",")
 
 
 def _memory(

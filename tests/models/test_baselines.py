@@ -250,16 +250,16 @@ def test_abstract_construction_has_the_real_shapes(backbone: str):
 @pytest.mark.parametrize("backbone", TINY)
 def test_the_table_adds_up_to_the_traced_costs(backbone: str):
     network = tiny(backbone)
-    costs, table = exit_costs(network), list(network_rows(network))
-    exits = [row for row in table if row["what"].startswith("exit")]
-    assert [row["multiply-adds so far"] for row in exits] == costs.macs.tolist()
-    assert [row["parameters so far"] for row in exits] == costs.params.tolist()
+    costs, table = exit_costs(network), network_rows(network)
+    exits = [row for row in table if row["part"].startswith("exit")]
+    assert [row["total multiply-adds"] for row in exits] == costs.macs.tolist()
+    assert [row["total parameters"] for row in exits] == costs.params.tolist()
 
 
 def test_the_table_prints_from_the_command_line(capsys):
     main(["resnet_14"])
     told = capsys.readouterr().out
-    assert "block 6" in told and f"{PARAMETERS['resnet_14']:,}" in told
+    assert "layer 6" in told and f"{PARAMETERS['resnet_14']:,}" in told
 
 
 def test_a_parameter_free_shortcut_drops_pixels_and_pads_channels():

@@ -12,6 +12,7 @@ from flax import nnx
 
 from imta_jax.models import MultiExitClassifier, with_collaborative_heads
 from imta_jax.models.costs import exit_costs
+from imta_jax.models.network_table import network_rows
 from imta_jax.nn.initialization import get_initialization
 from imta_jax.techniques import IndependentHeads
 
@@ -173,12 +174,119 @@ TOY_PARAMS = [
 ]
 
 
-def test_a_new_backbone_needs_no_formula():
+@pytest.fixture(scope="module")
+def toy() -> MultiExitClassifier:
     rngs = nnx.Rngs(0)
     heads = IndependentHeads((8, 16, 4), 7, init=get_initialization("pytorch"), rngs=rngs)
-    classifier = MultiExitClassifier(Toy(rngs=rngs), heads, num_classes=7, image_shape=(12, 12, 3))
-    assert classifier(jnp.zeros((2, 12, 12, 3))).shape == (3, 2, 7)
-    costs = exit_costs(classifier)
+    return MultiExitClassifier(Toy(rngs=rngs), heads, num_classes=7, image_shape=(12, 12, 3))
+
+
+def test_a_new_backbone_needs_no_formula(toy):
+    assert toy(jnp.zeros((2, 12, 12, 3))).shape == (3, 2, 7)
+    costs = exit_costs(toy)
     np.testing.assert_array_equal(costs.macs, np.cumsum(TOY_MACS))
     np.testing.assert_array_equal(costs.published_ops, np.cumsum(np.add(TOY_MACS, TOY_EXTRA)))
     np.testing.assert_array_equal(costs.params, np.cumsum(TOY_PARAMS))
+
+
+def test_the_table_counts_plain_flax_convolutions(toy):
+    exits = [row for row in network_rows(toy) if row["part"].startswith("exit")]
+    assert [row["total multiply-adds"] for row in exits] == np.cumsum(TOY_MACS).tolist()
+    assert [row["total parameters"] for row in exits] == np.cumsum(TOY_PARAMS).tolist()
+
+
+# Control flow: five products with a 6x6 matrix, a bias and a ReLU on 4x4 pixels.
+
+WIDTH, STEPS, PIXELS = 6, 5, 16
+STEP_MACS, STEP_EXTRA = PIXELS * WIDTH * WIDTH, PIXELS * WIDTH
+HEAD_MACS, HEAD_EXTRA = WIDTH * 3, PIXELS * WIDTH + 3  # mean over pixels, linear layer with bias
+
+
+class ControlFlow(nnx.Module):
+    """One stage of 1x1 convolutions, run by a function (kernels, x) -> x."""
+
+    def __init__(self, run):
+        self.num_exits, self.feature_widths, self.run = 1, (WIDTH,), run
+        self.kernels = nnx.Param(jnp.full((STEPS, WIDTH, WIDTH), 0.1))
+
+    def stem(self, images):
+        return (images,)
+
+    def stage(self, i, state):
+        return (self.run(self.kernels[...], state[0]),)
+
+    def exit_features(self, i, state):
+        return state[0].mean(axis=(1, 2))
+
+
+def step(kernel, x):
+    return nnx.relu(x @ kernel)
+
+
+def control_flow_costs(run) -> tuple[int, int]:
+    """(multiply-adds, other published operations) of the stage."""
+    heads = IndependentHeads((WIDTH,), 3, init=get_initialization("pytorch"), rngs=nnx.Rngs(0))
+    shape = (4, 4, WIDTH)
+    network = MultiExitClassifier(ControlFlow(run), heads, num_classes=3, image_shape=shape)
+    costs = exit_costs(network)
+    extra = costs.published_ops[0] - costs.macs[0]
+    return int(costs.macs[0] - HEAD_MACS), int(extra - HEAD_EXTRA)
+
+
+def unrolled(kernels, x):
+    for kernel in kernels:
+        x = step(kernel, x)
+    return x
+
+
+def scanned(kernels, x):
+    return jax.lax.scan(lambda x, kernel: (step(kernel, x), None), x, kernels)[0]
+
+
+def scanned_from_zero(kernels, x):
+    def add(total, kernel):
+        return total + step(kernel, x), None
+
+    return jax.lax.scan(add, jnp.zeros_like(x), kernels)[0]
+
+
+def counted_loop(kernels, x):
+    return jax.lax.fori_loop(0, STEPS, lambda i, x: step(kernels[i], x), x)
+
+
+@pytest.mark.parametrize("run", [unrolled, scanned, scanned_from_zero, counted_loop])
+def test_loops_cost_as_much_as_their_unrolled_form(run):
+    assert control_flow_costs(run) == (STEPS * STEP_MACS, STEPS * STEP_EXTRA)
+
+
+def test_a_carry_that_starts_as_zero_is_counted_as_data():
+    def recurrent(kernels, x):
+        def add(total, kernel):
+            return nnx.relu(total @ kernel) + x, None
+
+        return jax.lax.scan(add, jnp.zeros_like(x), kernels)[0]
+
+    assert control_flow_costs(recurrent) == (STEPS * STEP_MACS, STEPS * STEP_EXTRA)
+
+
+def test_a_branch_costs_as_much_as_its_costliest_alternative():
+    def branch(kernels, x):
+        return jax.lax.cond(x.sum() > 0, unrolled, lambda kernels, x: x, kernels, x)
+
+    assert control_flow_costs(branch) == (STEPS * STEP_MACS, STEPS * STEP_EXTRA)
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    def until_small(kernels, x):
+        return jax.lax.while_loop(lambda x: x.sum() > 1, lambda x: step(kernels[0], x), x)
+
+    with pytest.raises(ValueError, match=r"while loop of unknown length; use jax\.lax\.scan"):
+        control_flow_costs(until_small)
+
+
+def test_a_loop_over_parameters_costs_nothing_per_image():
+    def normalized_kernel(kernels, x):
+        kernel = jax.lax.while_loop(lambda k: (k @ k).sum() > 1, lambda k: k / 2, kernels[0])
+        return step(kernel, x)
+
+    assert control_flow_costs(normalized_kernel) == (STEP_MACS, STEP_EXTRA)
