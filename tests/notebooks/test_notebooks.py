@@ -10,26 +10,26 @@ from nbclient import NotebookClient
 from run_samples import write_run
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-# How many figures each draws.
-DRAWINGS = {
+# Notebook -> number of figures.
+FIGURES = {
     "budget_curve": 6,
     "early_exit": 4,
     "gradient_equilibrium": 3,
     "inspect_a_run": 4,
     "two_phases": 5,
 }
-LONGEST_FUNCTION = 10
+MAX_FUNCTION_LINES = 10
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    """Where the kernels keep their compiled programs, for each other."""
+    """A compilation cache that all kernels share."""
     return tmp_path_factory.mktemp("programs")
 
 
 @pytest.fixture
-def surroundings(tmp_path, programs, monkeypatch):
-    """Of a kernel: few images, one device, quickly compiled programs, nothing kept at home."""
+def environment(tmp_path, programs, monkeypatch):
+    """Environment of the kernels: few images, one device, fast compilation, temporary folders."""
     for name, value in {
         "WORKDIR": str(write_run(tmp_path / "written")),
         "QUICK": "1",
@@ -43,30 +43,30 @@ def surroundings(tmp_path, programs, monkeypatch):
         monkeypatch.setitem(os.environ, name, value)
 
 
-# The kernel's sockets and its event loop are not ours to close.
+# The kernel leaves its sockets and event loop open.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("surroundings")
-@pytest.mark.parametrize("name", DRAWINGS)
-def test_notebook_runs_and_draws(name):
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("name", FIGURES)
+def test_notebook_runs_and_draws_its_figures(name):
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
-    drawn = [
+    figures = [
         output
         for cell in notebook.cells
         if cell.cell_type == "code"
         for output in cell.outputs
         if "image/png" in output.get("data", {})
     ]
-    assert len(drawn) == DRAWINGS[name]
+    assert len(figures) == FIGURES[name]
 
 
-def test_every_notebook_is_run():
-    assert sorted(DRAWINGS) == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+def test_every_notebook_is_tested():
+    assert sorted(FIGURES) == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("name", DRAWINGS)
-def test_notebook_is_kept_without_outputs_as_nbformat_writes_it(name):
+@pytest.mark.parametrize("name", FIGURES)
+def test_notebook_has_no_outputs_and_the_format_of_nbformat(name):
     text = (NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
     assert nbformat.writes(notebook).rstrip() == text.rstrip()
@@ -75,8 +75,8 @@ def test_notebook_is_kept_without_outputs_as_nbformat_writes_it(name):
     assert [cell.id for cell in notebook.cells] == [f"cell-{i}" for i in range(len(notebook.cells))]
 
 
-@pytest.mark.parametrize("name", DRAWINGS)
-def test_notebook_leaves_the_work_to_the_package(name):
+@pytest.mark.parametrize("name", FIGURES)
+def test_functions_of_notebooks_are_short(name):
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     trees = [ast.parse(source.replace("%matplotlib inline", "")) for source in code]
@@ -86,4 +86,4 @@ def test_notebook_leaves_the_work_to_the_package(name):
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef)
     }
-    assert all(length <= LONGEST_FUNCTION for length in lengths.values()), lengths
+    assert all(length <= MAX_FUNCTION_LINES for length in lengths.values()), lengths
