@@ -5,11 +5,12 @@ that several threads can draw at the same time.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
@@ -36,7 +37,7 @@ def exit_colors(count: int) -> list[str]:
 
 def text_color_on(color: str) -> str:
     """Black or white, whichever is readable on a background of this color."""
-    return INK if np.array(matplotlib.colors.to_rgb(color)) @ LUMA > 0.55 else "white"
+    return INK if np.array(to_rgb(color)) @ LUMA > 0.55 else "white"
 
 
 def numbered_circle(
@@ -58,8 +59,8 @@ def numbered_circle(
 
 def darken_for_text(color: str) -> str:
     """The color, darkened if it is too light for text on a white background."""
-    rgb = np.array(matplotlib.colors.to_rgb(color))
-    return to_hex(rgb * min(1.0, 0.55 / float(rgb @ LUMA)))
+    rgb = np.array(to_rgb(color))
+    return to_hex(tuple(rgb * min(1.0, 0.55 / float(rgb @ LUMA))))
 
 
 def new_figure(width: float, height: float, title: str, *, manual_layout: bool = False) -> Figure:
@@ -84,7 +85,9 @@ def new_figure(width: float, height: float, title: str, *, manual_layout: bool =
     return figure
 
 
-def style_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: str = "y") -> None:
+def style_axes(
+    axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: Literal["x", "y", ""] = "y"
+) -> None:
     """Sets titles and labels and removes spines and ticks; `grid` is "x", "y" or ""."""
     axes.set_title(title, loc="left", fontsize=10, color=MUTED, pad=9)
     axes.set_xlabel(x, fontsize=10, color=INK)
@@ -163,7 +166,7 @@ def separate_labels(positions: Sequence[float], gap: float) -> np.ndarray:
     centers: list[float] = []
     for index in np.argsort(preferred, kind="stable"):
         groups.append([int(index)])
-        centers.append(preferred[index])
+        centers.append(float(preferred[index]))
         while len(groups) > 1 and (
             centers[-1] - centers[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2
         ):
@@ -180,7 +183,7 @@ def label_line_ends(
 ) -> None:
     """Labels each line at its right end without overlaps; set the y limits before the call."""
     low, high = axes.get_ylim()
-    inches = axes.figure.get_figheight() * axes.get_position().height
+    inches = axes.bbox.height / axes.figure.dpi
     gap = (high - low) * 0.16 / inches
     for height, text, color in zip(separate_labels(heights, gap), texts, colors, strict=True):
         axes.annotate(

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from imta_jax.errors import InputError, UserError
 from imta_jax.studies.report.page import write_study_report
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _read_study(path: str) -> dict:
+def _read_study(path: str) -> Any:
     """The content of a study file, after checking it."""
     study = read_json(path)
     parse_study(study, path)

@@ -112,7 +112,7 @@ def _sums(
 
 
 def _squares(maps: Any, axes: tuple[int, ...] | None) -> jax.Array:
-    return sum(jnp.square(g).sum(axis=axes) for g in jax.tree.leaves(maps))
+    return sum((jnp.square(g).sum(axis=axes) for g in jax.tree.leaves(maps)), jnp.float32(0))
 
 
 def _stage_outputs(network: MultiExitClassifier, images: jax.Array) -> list[Any]:
@@ -159,6 +159,6 @@ def _variances(total: _Sums) -> GradientVariance:
     )  # fmt: skip
     correction = n / (n - 1)
     return GradientVariance(
-        (total.total_second / n - total_mean) * correction,
-        (total.each_second / n - each_mean) * correction,
+        np.asarray((total.total_second / n - total_mean) * correction),
+        np.asarray((total.each_second / n - each_mean) * correction),
     )

@@ -164,16 +164,18 @@ class JointClassifier(MultiExitClassifier):
 
     def logits(self, features: tuple[jax.Array, ...]) -> jax.Array:
         """Logits [V * E, N, K] in float32 from the features of all exits."""
-        stacked = jnp.concatenate([heads(features) for heads in self.heads])
+        groups: Any = self.heads
+        stacked = jnp.concatenate([heads(features) for heads in groups])
         in_order = stacked[jnp.array(self.order)]
         return in_order.reshape(-1, *in_order.shape[2:]).astype(jnp.float32)
 
     def variant(self, index: int) -> MultiExitClassifier:
         """One variant as an ordinary phase-II classifier on the shared backbone."""
+        groups: Any = self.heads
         group, place = self.places[index]
         return MultiExitClassifier(
             self.backbone,
-            self.heads[group].variant(place),
+            groups[group].variant(place),
             num_classes=self.num_classes,
             image_shape=self.image_shape,
             phase_one_heads=self.phase_one_heads,
@@ -190,13 +192,13 @@ class JointObjective:
 
     objectives: tuple[PhaseTwoObjective, ...]
 
-    def set_mode(self, classifier: JointClassifier) -> None:
+    def set_mode(self, classifier: MultiExitClassifier) -> None:
         """Sets the heads to training mode and freezes the backbone."""
         classifier.train()
         freeze_backbone(classifier)
 
     def __call__(
-        self, classifier: JointClassifier, images: jax.Array, labels: jax.Array
+        self, classifier: MultiExitClassifier, images: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, ExitMetrics]:
         """See `Objective`. The metrics have V * E exits, in variant order."""
         features = jax.lax.stop_gradient(classifier.features(images))

@@ -152,9 +152,10 @@ class PhaseOneGroup:
             classifier = JointClassifier([trained.variant(index) for index in indices])
             pair = self._predictions(configs[0], classifier)
             for place, index in enumerate(indices):
-                own = (_of_variant(predictions, place, exits) for predictions in pair)
+                validation, test = (_of_variant(split, place, exits) for split in pair)
                 in_metrics = slice(index * exits, (index + 1) * exits)
-                yield variants[index], VariantPredictions(*own, folder, in_metrics)
+                predictions = VariantPredictions(validation, test, folder, in_metrics)
+                yield variants[index], predictions
 
     def _predictions(
         self, config: RunConfig, classifier: MultiExitClassifier

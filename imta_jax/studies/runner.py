@@ -129,6 +129,7 @@ class _StudyRunner:
                 due = [v for v in members if not row_path(self._folder, v.name, seed).exists()]
                 if due:
                     dataset = self._datasets[data_key(due[0])]
+                    assert isinstance(dataset, Dataset)  # A study with seeds loads the images.
                     yield PhaseOneGroup(due, seed, dataset, self._folder.parent / "networks")
 
     def _run_group(self, group: PhaseOneGroup) -> None:

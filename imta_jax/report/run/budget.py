@@ -136,6 +136,7 @@ def _name_lines(axes: Axes) -> None:
 
 def _draw_operating_point(axes: Axes, run: RunRecord) -> None:
     point = operating_point(run)
+    assert point.mean_cost is not None
     cost = point.mean_cost / MILLION
     ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.8}
     axes.plot(cost, point.top1, "o", color=INK, zorder=6, **ring)
@@ -158,6 +159,7 @@ def figure_exit_shares(run: RunRecord) -> Figure:
     Reads `run.budget_curve`.
     """
     point = operating_point(run)
+    assert point.mean_cost is not None and point.exit_fractions is not None
     cost, fractions = format_count(point.mean_cost), point.exit_fractions
     last = "under 1%" if 0 < fractions[-1] < 0.005 else f"{fractions[-1]:.0%}"
     title = f"At {cost}, {fractions[0]:.0%} of images use exit 1 and {last} the last exit"

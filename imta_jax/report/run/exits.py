@@ -74,8 +74,8 @@ def _draw_column(axes: Axes, run: RunRecord, column: str) -> None:
 
 def _name_exits(axes: Axes, run: RunRecord) -> None:
     names = [
-        f"exit {row['exit']:.0f}\n{format_count(row['macs'])}\n{format_count(row['params'])}"
-        for _, row in run.exits.iterrows()
+        f"exit {exit_:.0f}\n{format_count(macs)}\n{format_count(params)}"
+        for exit_, macs, params in run.exits[["exit", "macs", "params"]].to_numpy()
     ]
     axes.set_xticks(range(run.num_exits), names, linespacing=1.5)
     axes.set_xlabel("below each exit: cumulative multiply-adds, cumulative parameters", color=MUTED)
@@ -89,24 +89,25 @@ def figure_reliability(run: RunRecord) -> Figure:
     Raises:
       ValueError: The run has no calibration.
     """
-    if run.calibration is None:
-        raise InputError(f"{run.workdir} has no evaluation/calibration.npz; evaluate the run again")
+    calibration = run.require("calibration", "evaluation/calibration.npz")
     errors = run.exits["ece"]
     title = f"Expected calibration error: {errors.min():.1f}% to {errors.max():.1f}% over the exits"
     rows = -(-run.num_exits // PANELS_PER_ROW)
     figure = new_figure(8.4, 0.7 + 2.1 * rows, title)
     grid = figure.subplots(rows, PANELS_PER_ROW, squeeze=False).ravel()
     for exit_, color in enumerate(exit_colors(run.num_exits)):
-        _draw_reliability(grid[exit_], run, exit_, color)
+        bins = [calibration[name][exit_] for name in ("confidence", "accuracy", "count")]
+        _draw_reliability(grid[exit_], run, exit_, bins, color)
     for axes in grid[run.num_exits :]:
         axes.remove()
     return figure
 
 
-def _draw_reliability(axes: Axes, run: RunRecord, exit_: int, color: str) -> None:
-    confidence, accuracy, count = (
-        run.calibration[name][exit_] for name in ("confidence", "accuracy", "count")
-    )
+def _draw_reliability(
+    axes: Axes, run: RunRecord, exit_: int, bins: list[np.ndarray], color: str
+) -> None:
+    """Draws accuracy against confidence; `bins` has confidence, accuracy and count per bin."""
+    confidence, accuracy, count = bins
     seen = count > 0
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.plot(100 * confidence[seen], 100 * accuracy[seen], color=color, linewidth=1.5)
@@ -133,8 +134,6 @@ def figure_classes(run: RunRecord) -> Figure:
     Raises:
       ValueError: The run has no samples.
     """
-    if run.samples is None:
-        raise InputError(f"{run.workdir} has no evaluation/samples.parquet; evaluate the run again")
     budget = nearest_reported_budget(run)
     table = class_costs(run, budget)
     names = [f"“{truncate(run.class_name(table.index[i]), 16)}”" for i in (0, -1)]
@@ -152,19 +151,23 @@ def figure_classes(run: RunRecord) -> Figure:
     return figure
 
 
+def _samples(run: RunRecord) -> pd.DataFrame:
+    return run.require("samples", "evaluation/samples.parquet")
+
+
 def nearest_reported_budget(run: RunRecord) -> int:
     """The budget (percent) in `samples.parquet` with mean cost nearest to the operating point.
 
     Raises:
       ValueError: The samples have no budget.
     """
-    names = [re.fullmatch(r"budget_(\d+)_macs", str(column)) for column in run.samples.columns]
+    names = [re.fullmatch(r"budget_(\d+)_macs", str(column)) for column in _samples(run).columns]
     budgets = [int(name[1]) for name in names if name]
     if not budgets:
-        found = list(run.samples.columns)
+        found = list(_samples(run).columns)
         raise InputError(f"samples.parquet must have columns budget_*_macs; found {found}")
     target = operating_point(run).mean_cost
-    return min(budgets, key=lambda b: abs(run.samples[f"budget_{b}_macs"].mean() - target))
+    return min(budgets, key=lambda b: abs(_samples(run)[f"budget_{b}_macs"].mean() - target))
 
 
 def class_costs(run: RunRecord, budget: int) -> pd.DataFrame:
@@ -178,14 +181,15 @@ def class_costs(run: RunRecord, budget: int) -> pd.DataFrame:
       A frame indexed by class number with the columns `macs` (mean), `top1` (percent) and, for
       each exit i from 0, column i with the fraction of images that use it (percent).
     """
-    samples, prefix = run.samples, f"budget_{budget}"
+    samples, prefix = _samples(run), f"budget_{budget}"
     labels = samples["label"]
     frame = pd.DataFrame(
         {i: 100.0 * (samples[f"{prefix}_exit"] == i) for i in range(run.num_exits)}
     )
     frame["macs"] = samples[f"{prefix}_macs"]
     frame["top1"] = 100.0 * (samples[f"{prefix}_prediction"] == labels)
-    return frame.groupby(labels).mean().sort_values("macs", kind="stable")
+    means = pd.DataFrame(frame.groupby(labels).mean())
+    return means.sort_values("macs", kind="stable")
 
 
 def _both_ends(table: pd.DataFrame) -> tuple[pd.DataFrame, int | None]:

@@ -4,7 +4,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from imta_jax.errors import InputError
 from imta_jax.report.run.record import RunRecord
 from imta_jax.report.style import (
     INK,
@@ -31,9 +30,7 @@ def figure_gallery(run: RunRecord) -> Figure:
     Raises:
       ValueError: The run has no gallery.
     """
-    if run.gallery is None:
-        raise InputError(f"{run.workdir} has no evaluation/gallery.npz; evaluate the run again")
-    first = run.gallery["first"].astype(bool)
+    first = _gallery(run)["first"].astype(bool)
     sides = [np.flatnonzero(first)[:MAX_IMAGES], np.flatnonzero(~first)[:MAX_IMAGES]]
     rows = max(1, -(-max(map(len, sides)) // COLUMNS))
     factor = run.full_macs / run.exits["macs"].iloc[0]
@@ -47,6 +44,10 @@ def figure_gallery(run: RunRecord) -> Figure:
     _draw_side(grid[:, :COLUMNS], run, sides[0], "use", exit_=0)
     _draw_side(grid[:, -COLUMNS:], run, sides[1], "need", exit_=run.num_exits - 1)
     return figure
+
+
+def _gallery(run: RunRecord) -> dict[str, np.ndarray]:
+    return run.require("gallery", "evaluation/gallery.npz")
 
 
 def _draw_side(
@@ -72,7 +73,7 @@ def _draw_side(
 
 
 def _draw_image(axes: Axes, run: RunRecord, member: int) -> None:
-    image = run.gallery["images"][member]
+    image = _gallery(run)["images"][member]
     gray = image.shape[-1] == 1
     axes.set_axis_on()
     axes.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=255)
@@ -82,8 +83,8 @@ def _draw_image(axes: Axes, run: RunRecord, member: int) -> None:
 
 def _caption(axes: Axes, run: RunRecord, member: int) -> None:
     """Writes the true class below the image; a wrong prediction is framed and named."""
-    label, prediction = (int(run.gallery[name][member]) for name in ("label", "prediction"))
-    confidence = f"{run.gallery['confidence'][member]:.0%}"
+    label, prediction = (int(_gallery(run)[name][member]) for name in ("label", "prediction"))
+    confidence = f"{_gallery(run)['confidence'][member]:.0%}"
     correct = label == prediction
     wrong = f"✗ {truncate(run.class_name(prediction), NAME_LENGTH - 2)}\n{confidence}"
     # Both texts have two lines, so that all rows have the same height.

@@ -1,11 +1,15 @@
 """Comparison of methods of choosing thresholds: accuracy, cost, and gains with intervals."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 
-from imta_jax.errors import InputError
 from imta_jax.report.run.budget import COST_AXIS, accuracy_range
 from imta_jax.report.run.record import RunRecord
 from imta_jax.report.style import (
@@ -55,21 +59,22 @@ def figure_threshold_methods(run: RunRecord) -> Figure:
       ValueError: The run's results have no comparison of methods.
     """
     points = _points(run)
-    points = points[points["method"].isin([method for method, *_ in DRAWN])]
-    figure = new_figure(8.4, 6.6, _title(points[points["method"] == "optimised"]))
+    drawn = [method for method, *_ in DRAWN]
+    points = points.query(f"method in {drawn}")
+    figure = new_figure(8.4, 6.6, _title(_of_method(points, "optimised")))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     style_axes(above, title=" ")  # Reserves space for the labels.
     above.set_ylabel("top-1 on test images (%)")
     low, high = accuracy_range(run)
     above.set_ylim(low, max(high, points["top1_high"].max() + 0.1))
     above.set_xlim(0, 1.04 * run.full_macs / MILLION)
-    level = f"{run.threshold_methods['confidence_level']:.0%}"
+    level = f"{_comparison(run)['confidence_level']:.0%}"
     title = f"gain at equal cost on validation images; bars and bands are {level} intervals"
     style_axes(below, title=title, x=COST_AXIS)
     below.set_ylabel("points")
     below.axhline(0, color=MUTED, linewidth=1)
     for method, style, color, _ in DRAWN:
-        of_method = points[points["method"] == method].sort_values("mean_cost")
+        of_method = _of_method(points, method)
         _draw_accuracy(above, of_method, method, style, color)
         if method != "sweep":
             _draw_gain(below, of_method, style, color)
@@ -85,14 +90,14 @@ def methods_table(run: RunRecord) -> pd.DataFrame:
         return pd.DataFrame()
     points = _points(run)
     if "budget" in points:
-        reported = list(run.reported_budgets.get("budget", ()))
+        reported = run.reported_budgets["budget"].tolist() if len(run.reported_budgets) else []
         points = points[points["budget"].isna() | points["budget"].isin(reported)]
-    level = f"{run.threshold_methods['confidence_level']:.0%} interval"
+    level = f"{_comparison(run)['confidence_level']:.0%} interval"
     low, high = points["gain_low"], points["gain_high"]
     return pd.DataFrame(
         {
             "thresholds": [METHOD_NAMES.get(m, m) for m in points["method"]],
-            "target": points["asked"].to_list(),
+            "target": list(points["asked"]),
             "mean multiply-adds": [f"{v:,.0f}" for v in points["mean_cost"]],
             "of the last exit": [f"{v / run.full_macs:.1%}" for v in points["mean_cost"]],
             "top-1 (%)": [f"{v:.2f}" for v in points["top1"]],
@@ -103,25 +108,30 @@ def methods_table(run: RunRecord) -> pd.DataFrame:
     )
 
 
+def _comparison(run: RunRecord) -> dict[str, Any]:
+    return run.require("threshold_methods", "threshold_methods in results.json")
+
+
+def _of_method(points: pd.DataFrame, method: str) -> pd.DataFrame:
+    return points.query("method == @method").sort_values("mean_cost")
+
+
 def _points(run: RunRecord) -> pd.DataFrame:
-    if run.threshold_methods is None:
-        raise InputError(
-            f"{run.workdir / 'results.json'} has no threshold_methods; evaluate the run again"
-        )
-    return pd.DataFrame(run.threshold_methods["points"])
+    return pd.DataFrame(_comparison(run)["points"])
 
 
-def _ranges(low: pd.Series, high: pd.Series, text: object) -> list[str]:
+def _ranges(low: Iterable[Any], high: Iterable[Any], text: Callable[[float], str]) -> list[str]:
     return [f"{text(a)} to {text(b)}" for a, b in zip(low, high, strict=True)]
 
 
-def _title(optimised: pd.DataFrame) -> str:
+def _title(optimized: pd.DataFrame) -> str:
     """States at how many budgets optimized thresholds differ significantly from the sweep."""
-    better, worse = (optimised["gain_low"] > 0).sum(), (optimised["gain_high"] < 0).sum()
+    better = int(np.sum(optimized["gain_low"].to_numpy() > 0))
+    worse = int(np.sum(optimized["gain_high"].to_numpy() < 0))
     if better:
-        return f"Optimized thresholds beat the sweep at {better} of {len(optimised)} budgets"
+        return f"Optimized thresholds beat the sweep at {better} of {len(optimized)} budgets"
     if worse:
-        return f"Optimized thresholds lose to the sweep at {worse} of {len(optimised)} budgets"
+        return f"Optimized thresholds lose to the sweep at {worse} of {len(optimized)} budgets"
     return "Optimized thresholds do not differ significantly from the sweep"
 
 
@@ -137,7 +147,8 @@ def _draw_gain(axes: Axes, points: pd.DataFrame, style: str, color: str) -> None
     cost = points["mean_cost"].to_numpy(dtype=float) / MILLION
     gain = points["gain"].to_numpy(dtype=float)
     # A bootstrap interval may exclude the mean if predictions agree on nearly all images.
-    ends = [(gain - points["gain_low"]).clip(lower=0), (points["gain_high"] - gain).clip(lower=0)]
+    low, high = points["gain_low"].to_numpy(), points["gain_high"].to_numpy()
+    ends = np.maximum([gain - low, high - gain], 0)
     look = {"markersize": 4, "linewidth": 1.2, "elinewidth": 1, "alpha": 0.85}
     axes.errorbar(cost, gain, yerr=ends, fmt=style, color=color, zorder=4, **look)
 
@@ -145,7 +156,9 @@ def _draw_gain(axes: Axes, points: pd.DataFrame, style: str, color: str) -> None
 def _name_methods(axes: Axes) -> None:
     """Labels the methods above the axes, where they cannot cross a curve."""
     look = {"fontsize": 9.5, "fontweight": "bold"}
-    names = [TextArea(name, textprops=look | {"color": color}) for _, _, color, name in DRAWN]
+    names: list[Artist] = [
+        TextArea(name, textprops=look | {"color": color}) for _, _, color, name in DRAWN
+    ]
     row = HPacker(children=names, pad=0, sep=14)
     anchor = {"bbox_to_anchor": (0.0, 1.01), "bbox_transform": axes.transAxes}
     box = AnchoredOffsetbox("lower left", child=row, frameon=False, pad=0, **anchor)

@@ -1,6 +1,7 @@
 """Figure of the training progress: accuracy and loss over the epochs of both phases."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from imta_jax.errors import InputError
 from imta_jax.report.run.record import PHASES, RunRecord
 from imta_jax.report.style import (
     INK,
@@ -35,14 +35,14 @@ class _PhaseMetrics:
     offset: int
 
     def of(self, split: str) -> pd.DataFrame:
-        return self.rows[self.rows["split"] == split]
+        return self.rows.query("split == @split")
 
     def epochs(self, split: str) -> np.ndarray:
         return self.offset + self.of(split)["epoch"].to_numpy()
 
     @property
     def end(self) -> int:
-        return self.offset + int(self.rows["epoch"].max())
+        return self.offset + int(self.rows["epoch"].to_numpy().max())
 
 
 def figure_training(run: RunRecord) -> Figure:
@@ -53,9 +53,7 @@ def figure_training(run: RunRecord) -> Figure:
     Raises:
       ValueError: The run has no metrics.
     """
-    if run.metrics is None:
-        raise InputError(f"{run.workdir} has no metrics.jsonl; train the run first")
-    phases = _split_phases(run.metrics)
+    phases = _split_phases(run.require("metrics", "metrics.jsonl of a phase"))
     figure = new_figure(8.4, 6.2, _title(phases))
     accuracy, loss = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     _draw_accuracy(accuracy, phases, exit_colors(run.num_exits))
@@ -75,7 +73,7 @@ def figure_training(run: RunRecord) -> Figure:
 def _split_phases(metrics: pd.DataFrame) -> list[_PhaseMetrics]:
     phases: list[_PhaseMetrics] = []
     for name in PHASES:
-        rows = metrics[metrics["phase"] == name]
+        rows = metrics.query("phase == @name")
         if len(rows):
             phases.append(_PhaseMetrics(name, rows, phases[-1].end if phases else 0))
     return phases
@@ -112,7 +110,7 @@ def _draw_accuracy(axes: Axes, phases: list[_PhaseMetrics], colors: list[str]) -
     axes.set_ylim(*_accuracy_limits(phases))
     final = _final(phases[-1])
     names = [f"exit {i + 1}  {value:.1f}%" for i, value in enumerate(final)]
-    label_line_ends(axes, phases[-1].end, final, names, colors)
+    label_line_ends(axes, phases[-1].end, final.tolist(), names, colors)
 
 
 def _line(
@@ -120,9 +118,8 @@ def _line(
 ) -> None:
     """Draws a line, with markers for few epochs, since a single point has no line."""
     marker = "o" if len(epochs) < 6 else ""
-    axes.plot(
-        epochs, values, marker=marker, markersize=4, color=color, **{"linewidth": 1.7, **style}
-    )
+    look: dict[str, Any] = {"linewidth": 1.7, **style}
+    axes.plot(epochs, values, marker=marker, markersize=4, color=color, **look)
 
 
 def _accuracy_limits(phases: list[_PhaseMetrics]) -> tuple[float, float]:

@@ -78,6 +78,21 @@ class RunRecord:
         """Test top-1 of the last exit in percent."""
         return float(self.exits["top1"].iloc[-1])
 
+    def require(self, attribute: str, file: str) -> Any:
+        """The value of an optional attribute.
+
+        Args:
+          attribute: Name of the attribute.
+          file: File or section that it is read from, for the error message.
+
+        Raises:
+          ValueError: It is None.
+        """
+        value = getattr(self, attribute)
+        if value is None:
+            raise InputError(f"{self.workdir} has no {file}; evaluate the run again")
+        return value
+
     def class_name(self, label: int) -> str:
         """The name of a class, or its number if the dataset has no names."""
         names = self.dataset.get("class_names") or []

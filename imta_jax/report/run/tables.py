@@ -3,7 +3,7 @@
 All cells are text, so that the page and the Markdown file show the same digits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -117,11 +117,11 @@ def _hardware_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _counts(values: Sequence[float]) -> list[str]:
+def _counts(values: Iterable[Any]) -> list[str]:
     return [f"{value:,.0f}" for value in values]
 
 
-def _percentages(values: Sequence[float]) -> list[str]:
+def _percentages(values: Iterable[Any]) -> list[str]:
     return [f"{value:.2f}" for value in values]
 
 

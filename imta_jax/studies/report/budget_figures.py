@@ -74,11 +74,10 @@ def _draw_adaptive_variants(axes: Axes, study: StudyRecord) -> None:
             shown = f"_{label}" if label in named else label
             style = FAMILY_LINES.get(network_family(variant), "solid")
             color = colors[variant.name]
-            line = draw_band(axes, costs / MILLION, top1, color, shown, linestyle=style)
+            draw_band(axes, costs / MILLION, top1, color, shown, linestyle=style)
             named.add(label)
-            end = line.get_xdata()[-1], line.get_ydata()[-1]
-            exits = study.top1(variant).shape[1]
-            numbered_circle(axes, exits, *end, color, size=10)
+            end = costs[-1] / MILLION, top1[:, -1].mean()
+            numbered_circle(axes, study.top1(variant).shape[1], *end, color, size=10)
         elif variant.techniques is not None and not study.finished(variant):
             add_missing_to_legend(axes, study, variant, colors[variant.name])
 
@@ -219,7 +218,8 @@ def _ablation_title(study: StudyRecord) -> str:
     if not means:
         return f"Budget curves of each variant on {study.dataset_title}"
     full = [variant.label for variant in variants if variant.is_full and variant.label in means]
-    shown, prefix = (full[0], "") if full else (max(means, key=means.get), "Best variant, ")
+    largest = max(means, key=lambda label: means[label])
+    shown, prefix = (full[0], "") if full else (largest, "Best variant, ")
     deviation = float(mean_and_std(gains[shown])[1])
     gain = format_signed(means[shown], 2)
     gain += f" ± {deviation:.2f}" if np.isfinite(deviation) else ""

@@ -259,8 +259,8 @@ def _keys_without_cells(
     """The rows that show the status of a variant without costs or finished runs."""
     if (model, 1) in printed and model != paper.HYDRA:
         return [key for key in printed if key[0] == model and key not in rows]
-    key = (paper.HYDRA, _branches(variant)) if model == paper.HYDRA else (variant.label, 0)
-    return [key if key in printed else (variant.label, 0)]
+    key = (paper.HYDRA, _branches(variant) or 0)
+    return [key if model == paper.HYDRA and key in printed else (variant.label, 0)]
 
 
 def _classifier_cells(study: StudyRecord, variant: VariantRecord) -> list[list[str]]:

@@ -13,7 +13,6 @@ from imta_jax.studies.report.paper_tables import (
     accuracy_rows,
     exit_columns,
     failures,
-    mean_text,
     mean_texts,
     padded,
 )
@@ -69,7 +68,7 @@ def _gain_texts(study: StudyRecord, variant: VariantRecord) -> list[str]:
     gains = curve_gains(study, variant)[1]
     averaged = gains.mean(axis=1) if gains.size else np.zeros(0)
     both = averaged, gains_at(study, variant, claimed_cost(study))
-    return [mean_text(*mean_and_std(values), difference=True) for values in both]
+    return [mean_texts(values[:, None], difference=True)[0] for values in both]
 
 
 def _budget_row(study: StudyRecord, variant: VariantRecord) -> list[str]:
@@ -199,7 +198,7 @@ def _setting_row(study: StudyRecord, rank: int | None, variant: VariantRecord) -
         mean_over_exits(study.top1(variant)),
         mean_over_exits(study.differences(variant)),
     )
-    texts = [mean_text(*mean_and_std(v), difference=i == 2) for i, v in enumerate(values)]
+    texts = [mean_texts(v[:, None], difference=i == 2)[0] for i, v in enumerate(values)]
     settings = [setting_text(variant.overrides.get(name)) for name in SETTINGS]
     return [str(rank or EMPTY), variant.label, *settings, study.status(variant), *texts]
 

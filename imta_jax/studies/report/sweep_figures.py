@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
@@ -125,7 +126,7 @@ def _write_cell(
     value = _validation(study, variant)
     known = np.isfinite(value)
     text = f"{value:.2f}" if known else study.status(variant).replace(" ", "\n")
-    color = text_color_on(image.to_rgba(value)[:3]) if known else MUTED
+    color = text_color_on(to_hex(tuple(image.to_rgba(np.array([value]))[0]))) if known else MUTED
     axes.text(*place, text, ha="center", va="center", fontsize=8.5, color=color)
     if variant == _best(study):
         corner = place[0] - 0.5, place[1] - 0.5
