@@ -17,7 +17,6 @@ html_title = "imta_jax"
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "code_reference",
@@ -28,10 +27,13 @@ exclude_patterns = ["_ext"]
 
 html_theme = "sphinx_book_theme"
 html_theme_options = {
+    "navbar_persistent": [],  # the sidebar has the search field
     "use_download_button": False,
     "show_navbar_depth": 1,
-    "show_toc_level": 2,
+    "show_toc_level": 1,
 }
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -40,6 +42,7 @@ nb_execution_mode = "off"
 
 default_role = "code"
 python_maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

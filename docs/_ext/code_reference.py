@@ -7,6 +7,7 @@ documents the names in a package's `__all__`.
 
 import contextlib
 import importlib
+import inspect
 import io
 import os
 import runpy
@@ -20,6 +21,7 @@ import config_fields
 from absl import flags
 from docutils import nodes
 from docutils.statemachine import StringList
+from plain_docstrings import escape
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -40,8 +42,10 @@ class ConfigFields(SphinxDirective):
         ]
         if not fields:
             raise self.error(f"no config fields in {part!r}")
-        rows = [(f"`{f.path}`", _value(f.default), f.description) for f in fields]
-        return [_table(("field", "default", "description"), rows, (32, 18, 50))]
+        rows = [
+            (f"`{f.path.removeprefix(prefix)}`", _value(f.default), f.description) for f in fields
+        ]
+        return [_table(("field", "default", "description"), rows, (22, 18, 60))]
 
 
 class ConfigPresets(SphinxDirective):
@@ -92,13 +96,18 @@ class PublicApi(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Writes autosummary and autodoc directives and parses them."""
+        """Writes a summary table and autodoc directives, and parses them."""
         package = self.arguments[0]
         module = importlib.import_module(package)
         values = {name: getattr(module, name) for name in sorted(module.__all__, key=str.lower)}
-        lines = [f".. currentmodule:: {package}", "", ".. autosummary::", "   :nosignatures:", ""]
-        lines += [f"   {name}" for name, value in values.items() if callable(value)] + [""]
-        for name, value in values.items():
+        documented = {name: value for name, value in values.items() if callable(value)}
+        constants = {name: value for name, value in values.items() if name not in documented}
+        lines = [".. list-table::", "   :widths: 32 68", ""]
+        for name, value in documented.items():
+            summary = (inspect.getdoc(value) or "").partition("\n")[0]
+            lines += [f"   * - :py:obj:`{name} <{package}.{name}>`", f"     - {escape(summary)}"]
+        lines += [""]
+        for name, value in (documented | constants).items():
             lines += _documented(f"{package}.{name}", value)
         node = nodes.container()
         self.state.nested_parse(StringList(lines, package), self.content_offset, node)
@@ -108,7 +117,7 @@ class PublicApi(SphinxDirective):
 def _documented(path: str, value: Any) -> list[str]:
     """The directive that documents a class, a function or a constant."""
     if isinstance(value, type):
-        return [f".. autoclass:: {path}", "   :members:", ""]
+        return [f".. autoclass:: {path}", "   :members:", "   :special-members: __call__", ""]
     if callable(value):
         return [f".. autofunction:: {path}", ""]
     # A constant has no docstring: a collection lists its names.
@@ -133,6 +142,8 @@ def _help_of(module: str) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) > 4:
+        return f"`({', '.join(map(repr, value[:3]))}, ..., {value[-1]!r})`"
     return "not set" if value is None else f"`{value!r}`"
 
 

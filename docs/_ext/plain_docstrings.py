@@ -1,12 +1,15 @@
 """Reads docstrings as plain text with code between backticks, instead of as full reStructuredText.
 
-Without this, `*args`, a trailing underscore or `a | b` in a docstring would be markup.
+Without this, `*args`, a trailing underscore or `a | b` in a docstring would be markup. Classes show
+the signature of their `__init__`, where a metaclass (Flax's) hides it.
 """
 
+import inspect
 import re
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.util.inspect import stringify_signature
 
 _CODE = re.compile(r"(`[^`]+`)")
 _MARKUP = re.compile(r"([*|]|(?<=\w)_(?=\W|$))")
@@ -39,8 +42,22 @@ def skip_tuple_fields(
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
+def class_signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returned: str
+) -> tuple[str, str] | None:
+    """The signature of `__init__`, without `self`, instead of a metaclass's `*args, **kwargs`."""
+    if what != "class" or not (signature or "").startswith("(*args"):
+        return None
+    if getattr(obj, "_is_protocol", False):  # is not called
+        return "", ""
+    found = inspect.signature(obj.__init__)
+    shown = found.replace(parameters=list(found.parameters.values())[1:])
+    return stringify_signature(shown, unqualified_typehints=True), ""
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Runs before napoleon, which turns Google sections into markup."""
     app.connect("autodoc-process-docstring", escape_docstring, priority=100)
+    app.connect("autodoc-process-signature", class_signature)
     app.connect("autodoc-skip-member", skip_tuple_fields)
     return {"parallel_read_safe": True}

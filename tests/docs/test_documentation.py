@@ -1,5 +1,6 @@
 """Properties of the README and the documentation sources that need no Sphinx."""
 
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -74,8 +75,8 @@ def test_config_files_named_in_commands_exist(page):
     assert sorted(name for name in named if not (ROOT / name).is_file()) == []
 
 
-def test_readme_python_blocks_run():
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), {"__name__": "readme"})
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_modules_named_in_commands_exist(page):
+    named = set(re.findall(r"python -m (imta_jax[\w.]*)", page.read_text()))
+    missing = [name for name in named if importlib.util.find_spec(f"{name}.__main__") is None]
+    assert missing == []
