@@ -13,8 +13,9 @@ _BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def python_blocks(page: Path) -> list[str]:
-    """The Python code blocks of a Markdown page."""
-    return _BLOCK.findall(page.read_text())
+    """The Python code blocks of a Markdown page, with the lines before them left empty."""
+    text = page.read_text()
+    return ["\n" * text.count("\n", 0, m.start(1)) + m[1] for m in _BLOCK.finditer(text)]
 
 
 def run_page(page: Path) -> None:

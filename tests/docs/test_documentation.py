@@ -75,7 +75,11 @@ def test_config_files_named_in_commands_exist(page):
     assert sorted(name for name in named if not (ROOT / name).is_file()) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name != "CHANGELOG.md"],  # which names former commands
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_modules_named_in_commands_exist(page):
     named = set(re.findall(r"python -m (imta_jax[\w.]*)", page.read_text()))
     missing = [name for name in named if importlib.util.find_spec(f"{name}.__main__") is None]
