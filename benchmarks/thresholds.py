@@ -26,8 +26,8 @@ import scipy
 from benchmarks import measurement, result_file
 from imta_jax.evaluation.budget import curve_of_outcomes, outcomes
 from imta_jax.evaluation.methods import comparison
-from imta_jax.evaluation.methods.monotone_frontier import monotone_envelope
-from imta_jax.evaluation.methods.optimized import optimised_thresholds
+from imta_jax.evaluation.methods.monotone_frontier import monotone_frontier
+from imta_jax.evaluation.methods.optimized import optimized_thresholds
 from imta_jax.evaluation.methods.patience import patience_exits
 from imta_jax.evaluation.methods.risk_control import GUARANTEES, risk_controlled_thresholds
 from imta_jax.evaluation.methods.temperature import scaled_confidence, temperatures
@@ -83,8 +83,8 @@ def one_by_one(size: Mapping[str, int]) -> dict[str, np.ndarray]:
     contenders = {
         "confidence": lambda: confidence(logits),
         "sweep": lambda: curve_of_outcomes(seen, seen, costs),
-        "envelope": lambda: monotone_envelope(curve),
-        "optimised": lambda: optimised_thresholds(*seen, costs, budgets * costs[-1]),
+        "envelope": lambda: monotone_frontier(curve),
+        "optimised": lambda: optimized_thresholds(*seen, costs, budgets * costs[-1]),
         "temperature": lambda: temperatures(logits, labels),
         "scaled_confidence": lambda: scaled_confidence(logits, fitted),
         "patience": lambda: [patience_exits(classes, p + 1) for p in range(len(classes))],

@@ -18,7 +18,7 @@ from imta_jax.data import Dataset, load_dataset
 from imta_jax.data.fingerprint import fingerprint, fingerprint_differences
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
 from imta_jax.errors import InputError, unknown_name
-from imta_jax.evaluation import check_evaluation_config, evaluate, evaluation_is_finished
+from imta_jax.evaluation import evaluate, evaluation_is_finished
 from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.lock import only_run_in
@@ -153,7 +153,6 @@ def _begin(config: RunConfig, data_fingerprint: Mapping[str, Any], workdir: Path
 def _load_checked_data(config: RunConfig) -> Dataset:
     """Loads the data after all checks of the config that need no data, and checks both."""
     check_training_config(config)
-    check_evaluation_config(config)
     dataset = first_process_first(lambda: load_dataset(config.data))
     check_training_data(config, dataset)
     return dataset

@@ -45,6 +45,8 @@ class Dataset:
       preprocessing: crop and augmentation of each image.
       skipped: number of images of each split that do not decode and are left out. Held-out images
         count as "train".
+      held_out: names of the splits held out of the source's training images. The other splits are
+        the source's own.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Dataset:
     splits: dict[str, Split]
     preprocessing: Preprocessing
     skipped: dict[str, int] = field(default_factory=dict)
+    held_out: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -160,8 +163,16 @@ def build_dataset(
     else:
         shape = (preprocessing.size, preprocessing.size, len(statistics.mean))
     skipped = {name: split.skipped for name, split in source.splits.items()}
+    held_out = tuple(name for name in ("validation", "test") if name not in source.splits)
     return Dataset(
-        source.name, source.class_names, shape, *statistics, splits, preprocessing, skipped
+        source.name,
+        source.class_names,
+        shape,
+        *statistics,
+        splits,
+        preprocessing,
+        skipped,
+        held_out,
     )
 
 

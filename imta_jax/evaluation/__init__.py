@@ -1,7 +1,7 @@
-"""Adaptive evaluation: costs, logits of a split, thresholds, budget curves, records, results.
+"""Adaptive evaluation: logits of a split, thresholds, budget curves, calibration, results.
 
-What works on logits needs NumPy and SciPy alone, so that those of other frameworks can be evaluated
-without starting JAX; what runs a network is imported when it is first asked for.
+Functions of logits need NumPy and SciPy only, so that logits of other frameworks can be evaluated
+without JAX. Functions that run a network are imported on first access.
 """
 
 from imta_jax.evaluation.budget import (
@@ -26,8 +26,8 @@ from imta_jax.evaluation.methods.comparison_record import (
     comparison_text,
 )
 from imta_jax.evaluation.methods.intervals import bootstrap_interval, wilson_interval
-from imta_jax.evaluation.methods.monotone_frontier import monotone_envelope
-from imta_jax.evaluation.methods.optimized import optimised_thresholds
+from imta_jax.evaluation.methods.monotone_frontier import monotone_frontier
+from imta_jax.evaluation.methods.optimized import optimized_thresholds
 from imta_jax.evaluation.methods.patience import patience_exits
 from imta_jax.evaluation.methods.risk_control import (
     common_thresholds,
@@ -55,19 +55,19 @@ from imta_jax.evaluation.predictions import (
     predicted,
     save_predictions,
 )
-from imta_jax.evaluation.results import read_budget_curve
+from imta_jax.evaluation.results import dataset_record, exit_rows, read_budget_curve
 from imta_jax.evaluation.thresholds import exit_of, geometric_quota, thresholds_for_quota
 from imta_jax.runtime.lazy_imports import lazy_imports
 
-# What needs JAX or pandas.
+# Needs JAX or pandas.
 _BY_MODULE = {
-    "check_evaluation_config": "imta_jax.evaluation.run",
     "collect_predictions": "imta_jax.evaluation.collect",
     "evaluate": "imta_jax.evaluation.run",
     "evaluation_is_finished": "imta_jax.evaluation.run",
     "exit_costs": "imta_jax.models.costs",
     "ExitCosts": "imta_jax.models.costs",
     "read_samples": "imta_jax.evaluation.samples",
+    "split_predictions": "imta_jax.evaluation.collect",
     "write_samples": "imta_jax.evaluation.samples",
 }
 
@@ -92,16 +92,18 @@ __all__ = [
     "confidence",
     "correct_in_top",
     "curve_of_outcomes",
+    "dataset_record",
     "decisions",
     "excess_errors",
     "exit_of",
+    "exit_rows",
     "expected_calibration_error",
     "geometric_quota",
     "load_predictions",
-    "monotone_envelope",
+    "monotone_frontier",
     "negative_log_likelihood",
     "operating_points",
-    "optimised_thresholds",
+    "optimized_thresholds",
     "outcomes",
     "pareto_front",
     "patience_exits",

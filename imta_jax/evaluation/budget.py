@@ -1,9 +1,7 @@
-"""Accuracy against compute: the sweep over budgets, the choice of a point, what each image gets.
+"""Accuracy against compute: a sweep over budgets, and the decisions under one set of thresholds.
 
 "Budgeted batch classification" (paper section 4; MSDNet's sweep of geometric quotas). Thresholds
-and the choice of an operating point see validation images only; test images are only ever measured.
-The thresholds themselves are in `thresholds`, costs per exit in `costs`, per-image rows in
-`records`.
+are chosen on validation images only. Test images are only measured.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int32, Num
+from numpy.typing import ArrayLike
 
 from imta_jax.evaluation.predictions import Predictions, checked_predictions, confidence, predicted
 from imta_jax.evaluation.thresholds import (
@@ -25,56 +25,58 @@ DEFAULT_QUOTAS = tuple(p / 20 for p in range(1, 41))
 
 
 class Outcomes(NamedTuple):
-    """All that a sweep needs to know of a split.
+    """Confidence and correctness of every exit on a split.
 
     Attributes:
-      confidence: float32 [E, N], highest softmax probability.
-      correct: bool [E, N], whether the exit's prediction is right.
+      confidence: highest softmax probability.
+      correct: whether the exit's prediction is correct.
     """
 
-    confidence: np.ndarray
-    correct: np.ndarray
+    confidence: Float32[np.ndarray, "E N"]
+    correct: Bool[np.ndarray, "E N"]
 
 
 class Decisions(NamedTuple):
-    """What the adaptive network answers to each image.
+    """Exit and prediction of the adaptive network for each image.
 
     Attributes:
-      exit: int32 [N], index of the exit taken, from 0.
-      prediction: int32 [N], class given there.
-      confidence: float32 [N], confidence there.
-      cost: [N], cumulative cost of that exit, in the unit and type of the costs given.
+      exit: exit that the image takes, from 0.
+      prediction: class predicted at that exit.
+      confidence: confidence at that exit.
+      cost: cumulative cost of that exit, in the unit and type of the given costs.
     """
 
-    exit: np.ndarray
-    prediction: np.ndarray
-    confidence: np.ndarray
-    cost: np.ndarray
+    exit: Int32[np.ndarray, " N"]
+    prediction: Int32[np.ndarray, " N"]
+    confidence: Float32[np.ndarray, " N"]
+    cost: Num[np.ndarray, " N"]
 
 
 @dataclass(frozen=True)
 class BudgetCurve:
-    """One point per budget, in the order of the sweep; costs in the unit of the costs given.
+    """B points of a budget sweep, in the order of the sweep.
+
+    Costs have the unit of the given costs.
 
     Attributes:
-      quota: float64 [B], the q of the geometric quota.
-      thresholds: float32 [B, E], from validation images.
-      validation_accuracy: float64 [B], percent.
-      validation_cost: float64 [B], mean per validation image.
-      validation_exit_fractions: float64 [B, E], of validation images; rows sum to 1.
-      accuracy: float64 [B], percent, on test images.
-      mean_cost: float64 [B], mean per test image.
-      exit_fractions: float64 [B, E], of test images; rows sum to 1.
+      quota: q of the geometric quota.
+      thresholds: exit thresholds, chosen on validation images.
+      validation_accuracy: percent.
+      validation_cost: mean per validation image.
+      validation_exit_fractions: fraction of the validation images per exit; rows sum to 1.
+      accuracy: percent, on test images.
+      mean_cost: mean per test image.
+      exit_fractions: fraction of the test images per exit; rows sum to 1.
     """
 
-    quota: np.ndarray
-    thresholds: np.ndarray
-    validation_accuracy: np.ndarray
-    validation_cost: np.ndarray
-    validation_exit_fractions: np.ndarray
-    accuracy: np.ndarray
-    mean_cost: np.ndarray
-    exit_fractions: np.ndarray
+    quota: Float64[np.ndarray, " B"]
+    thresholds: Float32[np.ndarray, "B E"]
+    validation_accuracy: Float64[np.ndarray, " B"]
+    validation_cost: Float64[np.ndarray, " B"]
+    validation_exit_fractions: Float64[np.ndarray, "B E"]
+    accuracy: Float64[np.ndarray, " B"]
+    mean_cost: Float64[np.ndarray, " B"]
+    exit_fractions: Float64[np.ndarray, "B E"]
 
     def rows(self, cost_name: str) -> list[dict[str, Any]]:
         """One JSON row per point, as `results.json` has them.
@@ -83,7 +85,7 @@ class BudgetCurve:
           cost_name: key of the mean cost per test image, e.g. "mean_macs" or "mean_ms".
 
         Returns:
-          B rows. `validation_` before a key marks the value on the validation images.
+          B rows. The prefix `validation_` marks values on the validation images.
         """
         return [
             {
@@ -101,25 +103,26 @@ class BudgetCurve:
 
 
 def budget_curve(
-    validation: Predictions | tuple[np.ndarray, np.ndarray],
-    test: Predictions | tuple[np.ndarray, np.ndarray],
+    validation: Predictions | tuple[ArrayLike, ArrayLike],
+    test: Predictions | tuple[ArrayLike, ArrayLike],
     costs: object,
     *,
-    quotas: Sequence[float] = DEFAULT_QUOTAS,
+    quotas: Sequence[float] | np.ndarray = DEFAULT_QUOTAS,
 ) -> BudgetCurve:
-    """Sweeps budgets: thresholds on the validation split, accuracy and cost on both.
+    """Sweeps budgets: thresholds from the validation split, accuracy and cost on both splits.
 
     Args:
-      validation: logits [E, N, K] and labels [N] of held-out images, preprocessed as test images.
-      test: the same of the test images; they influence no threshold.
-      costs: [E] cumulative cost of leaving at each exit, or an object whose `.macs` holds them.
-      quotas: [B], the q of `geometric_quota` at each point.
+      validation: logits [E, N, K] and labels [N] of validation images, preprocessed like test
+        images.
+      test: logits and labels of the test images. They do not influence thresholds.
+      costs: [E] cumulative cost of leaving at each exit, or an object with these as `.macs`.
+      quotas: [B] values q of `geometric_quota`, one per point.
 
     Returns:
       The curve, B points.
 
     Raises:
-      ValueError: predictions or costs that cannot be used, or not of one network.
+      ValueError: invalid predictions, costs or quotas, or splits of different networks.
     """
     validation = checked_predictions(validation, "validation predictions")
     test = checked_predictions(test, "test predictions")
@@ -132,7 +135,7 @@ def budget_curve(
 
 
 def outcomes(predictions: Predictions) -> Outcomes:
-    """Confidence and top-1 correctness of every exit: logits [E, N, K] -> two arrays [E, N]."""
+    """Confidence and top-1 correctness of every exit."""
     logits, labels = predictions
     return Outcomes(confidence(logits), predicted(logits) == labels[None, :])
 
@@ -142,15 +145,15 @@ def curve_of_outcomes(
     test: Outcomes,
     costs: object,
     *,
-    quotas: Sequence[float] = DEFAULT_QUOTAS,
+    quotas: Sequence[float] | np.ndarray = DEFAULT_QUOTAS,
 ) -> BudgetCurve:
-    """As `budget_curve`, for any confidence and any notion of correct (top-5, say).
+    """Like `budget_curve`, for any confidence and any definition of correct, e.g. top-5.
 
     Raises:
-      ValueError: splits or costs of different networks, confidences that are not finite, quotas
-        that `geometric_quota` refuses.
+      ValueError: splits or costs of different networks, confidences that are not finite, or quotas
+        that `geometric_quota` rejects.
     """
-    validation, test = (checked_outcomes(*pair) for pair in (validation, test))
+    validation, test = (checked_outcomes(*split) for split in (validation, test))
     num_exits = len(validation.confidence)
     if len(test.confidence) != num_exits:
         raise ValueError(
@@ -161,14 +164,14 @@ def curve_of_outcomes(
     quotas = np.asarray(quotas, np.float64)
     if quotas.ndim != 1 or quotas.size == 0:
         raise ValueError(
-            f"quotas {quotas}; expected a sequence of positive numbers, e.g. 0.5, 1, 2"
+            f"quotas={quotas}; expected a sequence of positive numbers, e.g. 0.5, 1, 2"
         )
     thresholds = thresholds_for_quota(validation.confidence, geometric_quota(quotas, num_exits))
     return BudgetCurve(
         quotas,
         thresholds,
-        *_measured(validation, thresholds, costs),
-        *_measured(test, thresholds, costs),
+        *_measure(validation, thresholds, costs),
+        *_measure(test, thresholds, costs),
     )
 
 
@@ -180,8 +183,8 @@ def rows_with_costs(
     Thresholds and accuracies do not depend on costs, so only the mean costs change.
 
     Args:
-      rows: from `BudgetCurve.rows`, with the keys of a current `results.json`.
-      costs: [E] cumulative cost per exit, or an object whose `.macs` holds them.
+      rows: from `BudgetCurve.rows` or `read_budget_curve`.
+      costs: [E] cumulative cost per exit, or an object with these as `.macs`.
       cost_name: key of the mean cost per test image in the new rows.
 
     Returns:
@@ -207,28 +210,28 @@ def rows_with_costs(
 
 
 def decisions(
-    confidence: np.ndarray, predictions: np.ndarray, costs: object, thresholds: np.ndarray
+    confidence: ArrayLike, predictions: ArrayLike, costs: object, thresholds: ArrayLike
 ) -> Decisions:
-    """What each image gets under one row of thresholds.
+    """Exit, class, confidence and cost of each image under one set of thresholds.
 
     Args:
       confidence: [E, N].
-      predictions: integers [E, N], class that each exit would give (`predicted`).
-      costs: [E] cumulative cost per exit, or an object whose `.macs` holds them.
+      predictions: [E, N] predicted class of each exit (see `predicted`).
+      costs: [E] cumulative cost per exit, or an object with these as `.macs`.
       thresholds: [E].
 
     Returns:
-      Exit, class, confidence and cost of each image, all [N].
+      The decisions, one per image.
 
     Raises:
-      ValueError: arrays of different networks or splits, confidences that are not finite.
+      ValueError: arrays of different networks or splits, or confidences that are not finite.
     """
     confidence = checked_confidence(confidence)
     predictions = np.asarray(predictions, np.int32)
     if predictions.shape != confidence.shape or np.ndim(thresholds) != 1:
         raise ValueError(
             f"confidence {confidence.shape}, predictions {predictions.shape} and thresholds "
-            f"{np.shape(thresholds)}; expected [exits, images] twice and [exits]"
+            f"{np.shape(thresholds)}; expected [exits, images] for two and [exits]"
         )
     costs = checked_costs(costs, len(confidence))
     exits = exit_of(confidence, thresholds)
@@ -236,15 +239,18 @@ def decisions(
     return Decisions(exits, predictions[exits, images], confidence[exits, images], costs[exits])
 
 
-def checked_costs(costs: object, num_exits: int) -> np.ndarray:
-    """Costs as an array [E], their type kept; they are cumulative, so they never fall.
+def checked_costs(costs: object, num_exits: int) -> Num[np.ndarray, " E"]:
+    """Checks cumulative costs and converts them to an array of the same type.
 
     Args:
-      costs: [E] numbers, or an object whose `.macs` holds them.
-      num_exits: E of the confidences or logits they are used with.
+      costs: [E] numbers, or an object with these as `.macs`.
+      num_exits: E of the confidences or logits.
+
+    Returns:
+      The costs.
 
     Raises:
-      ValueError: another number of exits, or costs that are not positive or fall along the exits.
+      ValueError: costs for another number of exits, not positive, or falling along the exits.
     """
     costs = np.asarray(getattr(costs, "macs", costs))
     if costs.shape != (num_exits,):
@@ -254,17 +260,18 @@ def checked_costs(costs: object, num_exits: int) -> np.ndarray:
         )
     if not (np.isfinite(costs).all() and costs[0] > 0 and (np.diff(costs) >= 0).all()):
         raise ValueError(
-            f"costs {costs} are not positive and rising; expected the cumulative cost of "
-            "leaving at each exit (numpy.cumsum of the costs per stage)"
+            f"costs={costs}; expected the positive, cumulative cost of leaving at each exit "
+            "(numpy.cumsum of the costs per stage)"
         )
     return costs
 
 
-def checked_outcomes(confidence: np.ndarray, correct: np.ndarray) -> Outcomes:
-    """Confidences [E, N] and booleans [E, N] as `Outcomes`.
+def checked_outcomes(confidence: ArrayLike, correct: ArrayLike) -> Outcomes:
+    """Checks confidences [E, N] and booleans [E, N].
 
     Raises:
-      ValueError: shapes that disagree, no booleans, confidences that are not finite.
+      ValueError: shapes that disagree, `correct` that is not boolean, or confidences that are not
+        finite.
     """
     confidence, correct = checked_confidence(confidence), np.asarray(correct)
     if correct.shape != confidence.shape or correct.dtype != bool:
@@ -275,12 +282,19 @@ def checked_outcomes(confidence: np.ndarray, correct: np.ndarray) -> Outcomes:
     return Outcomes(confidence, correct)
 
 
-def _measured(
-    split: Outcomes, thresholds: np.ndarray, costs: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Accuracy in percent [B], mean cost [B] and exit fractions [B, E] under thresholds [B, E]."""
+def correct_at(
+    exits: Int[np.ndarray, "*points N"], correct: Bool[np.ndarray, "E N"]
+) -> Bool[np.ndarray, "*points N"]:
+    """Whether the prediction of the exit that each image takes is correct."""
+    return correct[exits, np.arange(correct.shape[1])]
+
+
+def _measure(
+    split: Outcomes, thresholds: Float32[np.ndarray, "B E"], costs: Num[np.ndarray, " E"]
+) -> tuple[Float[np.ndarray, " B"], Float[np.ndarray, " B"], Float[np.ndarray, "B E"]]:
+    """Accuracy in percent, mean cost and exit fractions."""
     num_exits, num_images = split.confidence.shape
     exits = exit_of(split.confidence, thresholds)  # [B, N]
-    accuracy = 100.0 * split.correct[exits, np.arange(num_images)[None, :]].mean(axis=1)
+    accuracy = 100.0 * correct_at(exits, split.correct).mean(axis=1)
     counts = np.stack([(exits == i).sum(axis=1) for i in range(num_exits)], axis=1)
     return accuracy, counts @ costs / num_images, counts / num_images

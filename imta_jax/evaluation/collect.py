@@ -1,4 +1,4 @@
-"""Logits of a split, every image exactly once, from a classifier on all devices."""
+"""Logits of a split from a classifier on all devices, with every image counted exactly once."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float32
 
-from imta_jax.data import NO_AUGMENTATION, HostPipeline, Preprocessing, Shard, Split, eval_batches
+from imta_jax.config import RunConfig
+from imta_jax.data import (
+    NO_AUGMENTATION,
+    Dataset,
+    HostPipeline,
+    Preprocessing,
+    Shard,
+    Split,
+    eval_batches,
+)
 from imta_jax.distributed import (
     data_mesh,
     gather,
     place_batch,
-    place_replicated,
+    place_parameters,
     process_shard,
-    replicated,
     split_over_batch,
 )
 from imta_jax.evaluation.predictions import Predictions
 from imta_jax.models import MultiExitClassifier, inference_logits
 from imta_jax.runtime.progress_bar import with_progress
+from imta_jax.training import evaluation_batch_size, mesh_of
 from imta_jax.types import Batch
 
 
@@ -36,32 +46,34 @@ def collect_predictions(
     pipeline: str = "auto",
     host: HostPipeline | None = None,
 ) -> Predictions:
-    """Runs a classifier in inference mode over a split; the classifier itself is left as it is.
+    """Runs a classifier in inference mode over a split. The classifier is not modified.
 
     Args:
       classifier: any multi-exit classifier.
       split: images and labels.
       mean: of the pixels per channel, 0..1.
-      std: likewise.
-      batch_size: global; the devices must divide it.
-      mesh: default, all devices.
-      preprocessing: what is shown of each image; default, all of an array.
-      pipeline: see `data.eval_batches`.
-      host: likewise.
+      std: standard deviation of the pixels per channel, 0..1.
+      batch_size: number of images per step over all devices, divisible by their number.
+      mesh: devices. Parameters are sharded over its second axis. The default is all devices, with
+        the parameters on each.
+      preprocessing: its evaluation crop is applied to each image. The default is the full image.
+      pipeline: producer of the batches (see `data.eval_batches`).
+      host: settings of the host's decoding (see `data.eval_batches`).
 
     Returns:
-      Logits [E, N, K] float32 and labels [N], in the order of the split.
+      Logits and labels in the order of the split.
     """
     mesh = mesh or data_mesh()
     graphdef, state = nnx.split(classifier)
+    state = place_parameters(state, mesh)
 
-    def logits_of(state: nnx.State, batch: Batch) -> jax.Array:
+    def logits_of(state: nnx.State, batch: Batch) -> Float32[Array, "N E K"]:
         logits = inference_logits(graphdef, [state], batch.images, mean=mean, std=std, mesh=mesh)
         return jnp.swapaxes(logits, 0, 1)
 
-    whole, by_row = replicated(mesh), split_over_batch(mesh)
-    step = jax.jit(logits_of, in_shardings=(whole, by_row), out_shardings=by_row)
-    state = place_replicated(state, mesh)
+    over_batch = split_over_batch(mesh)
+    shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), over_batch)
+    step = jax.jit(logits_of, in_shardings=shardings, out_shardings=over_batch)
     logits, labels = [], []
     batches = eval_batches(
         split,
@@ -74,9 +86,40 @@ def collect_predictions(
     total = -(-len(split) // batch_size)
     for batch in with_progress(batches, total=total, description="evaluate"):
         placed = place_batch(batch, mesh)
-        rows, mask, classes = gather((step(state, placed), placed.mask, placed.labels))
-        logits.append(rows[mask])  # [N, E, K]
-        labels.append(classes[mask])
+        batch_logits, mask, batch_labels = gather((step(state, placed), placed.mask, placed.labels))
+        logits.append(batch_logits[mask])  # [N, E, K]
+        labels.append(batch_labels[mask])
     return Predictions(
         np.ascontiguousarray(np.concatenate(logits).swapaxes(0, 1)), np.concatenate(labels)
+    )
+
+
+def split_predictions(
+    config: RunConfig, dataset: Dataset, classifier: MultiExitClassifier, split: str
+) -> Predictions:
+    """Logits and labels of a split, with the mesh, batch size and pipeline of a run's config.
+
+    Args:
+      config: of the run.
+      dataset: of the run.
+      classifier: any multi-exit classifier.
+      split: "train", "validation" or "test".
+
+    Returns:
+      Logits and labels in the order of the split.
+
+    Raises:
+      ValueError: a batch size that the devices do not divide.
+    """
+    mesh = mesh_of(config)
+    return collect_predictions(
+        classifier,
+        dataset.splits[split],
+        mean=dataset.mean,
+        std=dataset.std,
+        batch_size=evaluation_batch_size(config, mesh),
+        mesh=mesh,
+        preprocessing=dataset.preprocessing,
+        pipeline=config.data.pipeline,
+        host=HostPipeline.from_config(config.data),
     )

@@ -1,6 +1,6 @@
-"""Compares threshold methods on logits of any framework, from the command line.
+"""Command line: compares threshold methods on logits of any framework.
 
-Needs neither JAX nor a network: two files of logits and the costs of the exits.
+Needs no JAX and no network, only two files of logits and the costs of the exits.
 """
 
 import argparse
@@ -21,14 +21,14 @@ _FILES = "an .npz with `logits` [exits, images, classes] and `labels` [images]"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the comparison and, if asked to, writes it; what a user got wrong ends with code 2."""
+    """Prints the comparison and optionally writes it as JSON. User errors exit with code 2."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
         validation, test = (load_predictions(p) for p in (arguments.validation, arguments.test))
         costs = _numbers("--costs", arguments.costs)
         _check_costs(costs)
-        _check_enough(validation, arguments.validation)
+        _check_number_of_images(validation, arguments.validation)
         record = comparison_record(validation, test, costs, _budgets(arguments.budgets, costs))
     except FileNotFoundError as error:
         parser.error(f"no file {error.filename}; expected {_FILES}")
@@ -39,23 +39,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             write_json(arguments.out, record)
         except OSError as error:
-            parser.error(f"--out={arguments.out} could not be written: {error.strerror}")
+            parser.error(f"--out={arguments.out} cannot be written: {error.strerror}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m imta_jax.evaluation",
-        description="Compares ways to choose early-exit thresholds, on logits of any framework.",
+        description="Compares methods for choosing early-exit thresholds, on logits of any "
+        "framework.",
     )
-    parser.add_argument("validation", help=f"images to choose thresholds on: {_FILES}")
-    parser.add_argument("test", help="images to measure on, likewise")
+    parser.add_argument("validation", help=f"validation images, to choose thresholds: {_FILES}")
+    parser.add_argument("test", help=f"test images, to measure: {_FILES}")
     parser.add_argument(
         "--costs", required=True, help="cumulative cost of each exit, in any unit, e.g. 1e6,2e6,4e6"
     )
     parser.add_argument(
-        "--budgets", help="mean costs allowed, as fractions of the last exit's, e.g. 0.3,0.5"
+        "--budgets", help="mean costs, as fractions of the last exit's cost, e.g. 0.3,0.5"
     )
-    parser.add_argument("--out", help="JSON: the table with thresholds and exit fractions")
+    parser.add_argument("--out", help="JSON file for the table with thresholds and exit fractions")
     return parser
 
 
@@ -63,37 +64,38 @@ def _numbers(option: str, text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise ValueError(f"{option}: {error}; expected numbers with commas between them") from error
+        raise ValueError(
+            f"{option}={text}: {error}; expected numbers separated by commas"
+        ) from error
 
 
 def _check_costs(costs: Sequence[float]) -> None:
-    """Refuses exits that cost no more than the one before: there would be nothing to trade."""
+    """Raises a ValueError unless every exit costs more than the exit before it."""
     if not all(before < after for before, after in itertools.pairwise([0, *costs])):
         raise ValueError(
-            f"--costs: {', '.join(f'{cost:g}' for cost in costs)} do not increase strictly from "
-            "above 0; expected the cumulative cost of each exit, what all before it cost included"
+            f"--costs={','.join(f'{cost:g}' for cost in costs)}; expected strictly rising numbers "
+            "above 0: the cost of each exit includes all stages before it"
         )
 
 
-def _check_enough(validation: Predictions, path: str) -> None:
-    """Refuses validation images too few for any guarantee, or for a share of them per exit.
+def _check_number_of_images(validation: Predictions, path: str) -> None:
+    """Raises a ValueError if there are too few images to certify any default tolerance.
 
-    Without a single excess error among n images the upper bound is 1 - (1 - level)^(1/n), Clopper
-    and Pearson's: with fewer images than this it is above every tolerance that is asked for.
+    Without any early-exit error among n images Clopper and Pearson's upper bound is
+    1 - (1 - level)^(1/n). With fewer images than computed here it exceeds every default tolerance.
     """
-    level, loosest = CONFIDENCE_LEVEL, max(DEFAULT_TOLERANCES) / 100
-    certifying = math.ceil(math.log(1 - level) / math.log(1 - loosest))
+    level, largest = CONFIDENCE_LEVEL, max(DEFAULT_TOLERANCES) / 100
+    certifying = math.ceil(math.log(1 - level) / math.log(1 - largest))
     least = max(certifying, len(validation.logits))
     if len(validation.labels) < least:
         raise ValueError(
-            f"{path}: {len(validation.labels)} validation images; expected at least {least}, one "
-            f"per exit and {certifying} to be {level:.0%} sure of even {100 * loosest:g} points: "
-            "collect more"
+            f"{path}: {len(validation.labels)} validation images; expected at least {least}, to "
+            f"certify a tolerance of {100 * largest:g} points with {level:.0%} confidence"
         )
 
 
 def _budgets(text: str | None, costs: Sequence[float]) -> list[float]:
-    """Those asked for, or every twentieth that the first exit leaves room for."""
+    """The given budgets, or the default budgets that are at least the first exit's cost."""
     if text is not None:
         return _numbers("--budgets", text)
     return [b for b in DEFAULT_BUDGETS if b * costs[-1] >= costs[0]] or [1.0]

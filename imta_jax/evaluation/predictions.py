@@ -1,9 +1,8 @@
-"""What a network said about a split: logits of every exit, the labels, and what follows from them.
+"""Logits of all exits on a split, with labels, and the accuracies and confidences they give.
 
-Everything the evaluation reports is computed from one such pair, kept as `.npz`, so that a network
-of any framework can be evaluated: this module and those built on it need NumPy alone (paper
-section 4, "Adaptive inference": the confidence is the highest softmax probability). Running a
-network to get the logits is left to `collect`, thresholds to `thresholds`, the sweep to `adaptive`.
+The evaluation computes everything from this pair of arrays, which is stored as `.npz`. It can come
+from any framework: this module needs NumPy only. The confidence is the highest softmax probability
+(paper section 4, "Adaptive inference").
 """
 
 import zipfile
@@ -14,11 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int32, Num
+from numpy.typing import ArrayLike
 
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.files import replacing
 
-# Values in one piece of work: 1 MiB of float32, so that its temporaries stay in a core's cache.
+# Values per chunk: 1 MiB of float32, so that the temporaries stay in a core's cache.
 _CHUNK_VALUES = 2**18
 
 
@@ -26,24 +27,27 @@ class Predictions(NamedTuple):
     """Logits of all exits on a split, and its labels.
 
     Attributes:
-      logits: float32 [E, N, K], before the softmax.
-      labels: int32 [N], class of each image, from 0.
+      logits: values before the softmax, for E exits, N images and K classes.
+      labels: class of each image, 0..K-1.
     """
 
-    logits: np.ndarray
-    labels: np.ndarray
+    logits: Float32[np.ndarray, "E N K"]
+    labels: Int32[np.ndarray, " N"]
 
 
-def checked_predictions(predictions: tuple[np.ndarray, np.ndarray], source: str) -> Predictions:
-    """The (logits, labels) pair as `Predictions`, after making sure that it can be evaluated.
+def checked_predictions(predictions: tuple[ArrayLike, ArrayLike], source: str) -> Predictions:
+    """Checks a (logits, labels) pair and converts it to `Predictions`.
 
     Args:
-      predictions: logits [E, N, K] of any float type and integer labels [N] in 0..K-1.
-      source: where the pair comes from (a file, a split); opens every message.
+      predictions: logits [E, N, K] of any real type and integer labels [N] in 0..K-1.
+      source: origin of the pair, e.g. a file or a split. Error messages start with it.
+
+    Returns:
+      The pair, as float32 and int32.
 
     Raises:
-      ValueError: wrong rank or length, nothing in it, a label outside the classes, a logit that is
-        not finite (the first offender is named).
+      ValueError: wrong shapes or types, empty arrays, a label outside the classes, or a logit that
+        is not finite. The message names the first invalid entry.
     """
     logits, labels = (np.asarray(part) for part in predictions)
     if logits.ndim != 3 or labels.shape != logits.shape[1:2]:
@@ -52,20 +56,20 @@ def checked_predictions(predictions: tuple[np.ndarray, np.ndarray], source: str)
             f"shapes {logits.shape} and {labels.shape}; stack the exits along the first axis"
         )
     if logits.size == 0:
-        raise ValueError(f"{source}: empty, logits have shape {logits.shape}; collect them again")
+        raise ValueError(f"{source}: logits of shape {logits.shape} are empty")
     if not (np.issubdtype(logits.dtype, np.floating) or np.issubdtype(logits.dtype, np.integer)):
-        raise ValueError(f"{source}: logits are {logits.dtype}, expected real numbers")
+        raise ValueError(f"{source}: logits are {logits.dtype}; expected real numbers")
     _check_labels(labels, logits.shape[2], source)
     logits = logits.astype(np.float32, copy=False)
     _check_finite(logits, source)
     return Predictions(logits, labels.astype(np.int32, copy=False))
 
 
-def save_predictions(path: str | Path, predictions: tuple[np.ndarray, np.ndarray]) -> None:
-    """Writes logits [E, N, K] and labels [N] as `.npz`: whole or, if interrupted, not at all.
+def save_predictions(path: str | Path, predictions: tuple[ArrayLike, ArrayLike]) -> None:
+    """Writes logits [E, N, K] and labels [N] atomically as `.npz`.
 
     Raises:
-      ValueError: as `checked_predictions`; nothing is written then.
+      ValueError: see `checked_predictions`. Nothing is written.
     """
     checked = checked_predictions(predictions, f"predictions for {path}")
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -73,18 +77,20 @@ def save_predictions(path: str | Path, predictions: tuple[np.ndarray, np.ndarray
 
 
 def load_predictions(path: str | Path) -> Predictions:
-    """Reads what `save_predictions` wrote, or any `.npz` with arrays `logits` and `labels`.
+    """Reads an `.npz` with arrays `logits` [E, N, K] and `labels` [N].
+
+    Pickled objects are never loaded, because unpickling runs code.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is not an `.npz`, lacks an array, holds pickled objects (never read, as
-        unpickling runs code), or holds arrays that `checked_predictions` refuses.
+      FileNotFoundError: the file does not exist.
+      ValueError: the file is not an `.npz`, lacks an array, contains pickled objects, or contains
+        arrays that `checked_predictions` rejects.
     """
     try:
-        # Opened here, as NumPy leaves a file open that it then cannot read.
+        # Opened here: np.load leaks the file handle if the file is not an archive.
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             pair = arrays["logits"], arrays["labels"]
-    # An .npy instead of an .npz gives a plain array, which is no context manager: TypeError.
+    # An .npy file loads as an array, which is not a context manager: TypeError.
     except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path}: expected an .npz with the arrays logits and labels ({error}); "
@@ -93,107 +99,112 @@ def load_predictions(path: str | Path) -> Predictions:
     return checked_predictions(pair, str(path))
 
 
-def confidence(logits: np.ndarray) -> np.ndarray:
-    """The highest softmax probability of each row (paper section 4), in (0, 1].
+def confidence(logits: Num[np.ndarray, "*batch K"]) -> Float32[np.ndarray, "*batch"]:
+    """Highest softmax probability over the classes (paper section 4), in (0, 1].
 
-    The probability of the highest logit z_max is exp(0) / sum_k exp(z_k - z_max), so the softmax
-    itself is never built.
+    The probability of the highest logit z_max is 1 / sum_k exp(z_k - z_max), so the full softmax
+    is not needed.
 
     Args:
-      logits: [..., K], usually [E, N, K].
+      logits: usually [E, N, K].
 
     Returns:
-      float32 [...], usually [E, N].
+      The confidences, usually [E, N].
     """
-    return by_rows(highest_probability, logits, np.float32)
+    return map_chunks(highest_probability, logits, np.float32)
 
 
-def predicted(logits: np.ndarray) -> np.ndarray:
-    """The class of the highest logit, the lowest such class in a tie: [..., K] -> int32 [...]."""
-    return by_rows(lambda rows: rows.argmax(axis=-1), logits, np.int32)
+def predicted(logits: Num[np.ndarray, "*batch K"]) -> Int32[np.ndarray, "*batch"]:
+    """Class of the highest logit; the lowest such class if several are equal."""
+    return map_chunks(lambda chunk: chunk.argmax(axis=-1), logits, np.int32)
 
 
-def correct_in_top(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+def correct_in_top(
+    logits: Num[np.ndarray, "E N K"], labels: Int[np.ndarray, " N"], k: int
+) -> Bool[np.ndarray, "E N"]:
     """Whether the label is among the k classes with the highest logits.
 
-    Equal logits rank by class, the lower first, so that k = 1 agrees with `predicted`. With k >= K
-    every image counts as correct: a top-5 accuracy over three classes is 100%.
+    Equal logits rank by class, the lower class first, so k = 1 agrees with `predicted`. With
+    k >= K every image counts as correct: top-5 accuracy over three classes is 100%.
 
     Args:
-      logits: [E, N, K].
-      labels: integers [N] in 0..K-1.
-      k: from 1.
+      logits: of all exits.
+      labels: 0..K-1.
+      k: number of classes, at least 1.
 
     Returns:
-      bool [E, N].
+      True where the label is among the k classes.
 
     Raises:
-      ValueError: k below 1.
+      ValueError: k is below 1.
     """
     if k < 1:
-        raise ValueError(f"top-{k} accuracy asked for; k counts classes and starts at 1")
-    logits, labels = np.asarray(logits), np.asarray(labels)
+        raise ValueError(f"k={k}; top-k accuracy needs k of at least 1")
     if k == 1:
         return predicted(logits) == labels[None, :]
-    return np.stack([_rank_of_label(rows, labels) < k for rows in logits])
+    return np.stack([_rank_of_label(exit_logits, labels) < k for exit_logits in logits])
 
 
-def anytime_accuracy(predictions: Predictions, top: int = 1) -> np.ndarray:
-    """Accuracy when every image leaves at the same exit ("anytime prediction").
+def anytime_accuracy(predictions: Predictions, top: int = 1) -> Float64[np.ndarray, " E"]:
+    """Accuracy of each exit if all images leave there ("anytime prediction").
 
     Args:
-      predictions: logits [E, N, K] and labels [N].
-      top: the label must be among that many highest logits.
+      predictions: logits and labels.
+      top: k of the top-k accuracy.
 
     Returns:
-      float64 [E], percent.
+      Accuracy per exit, percent.
     """
     return 100.0 * correct_in_top(*predictions, k=top).mean(axis=1)
 
 
-def by_rows(
-    function: Callable[[np.ndarray], np.ndarray], logits: np.ndarray, dtype: type
+def map_chunks(
+    function: Callable[[Float32[np.ndarray, "n K"]], np.ndarray],
+    logits: Num[np.ndarray, "*batch K"],
+    dtype: type,
 ) -> np.ndarray:
-    """Applies `function` (float32 [n, K] -> [n]) to pieces of the rows, on all cores.
+    """Applies a function of the class axis to chunks of the logits, on all CPU cores.
 
     Args:
-      function: what becomes of each row; it must not write into what it is given.
+      function: maps float32 logits [n, K] to values [n]. It must not modify its argument.
       logits: [..., K].
-      dtype: of the result.
+      dtype: type of the result.
 
     Returns:
-      [...], one value per row.
+      Values [...], one per logit vector.
     """
     logits = np.asarray(logits)
-    rows = logits.reshape(-1, logits.shape[-1])
-    result = np.empty(len(rows), dtype)
-    step = max(1, _CHUNK_VALUES // rows.shape[1])
+    vectors = logits.reshape(-1, logits.shape[-1])
+    result = np.empty(len(vectors), dtype)
+    size = max(1, _CHUNK_VALUES // vectors.shape[1])
 
     def work(start: int) -> None:
-        piece = rows[start : start + step].astype(np.float32, copy=False)
-        result[start : start + step] = function(piece)
+        chunk = vectors[start : start + size].astype(np.float32, copy=False)
+        result[start : start + size] = function(chunk)
 
-    with ThreadPoolExecutor(usable_cores()) as pool:  # NumPy releases the interpreter's lock
-        list(pool.map(work, range(0, len(rows), step)))
+    with ThreadPoolExecutor(usable_cores()) as pool:  # NumPy releases the GIL.
+        list(pool.map(work, range(0, len(vectors), size)))
     return result.reshape(logits.shape[:-1])
 
 
-def highest_probability(rows: np.ndarray) -> np.ndarray:
-    """The highest softmax probability of each row: [n, K] -> [n]."""
-    shifted = rows - rows.max(axis=-1, keepdims=True)
+def highest_probability(logits: Float[np.ndarray, "n K"]) -> Float[np.ndarray, " n"]:
+    """Highest softmax probability of each logit vector."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
     return 1.0 / np.exp(shifted, out=shifted).sum(axis=-1)
 
 
-def _rank_of_label(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes come before the label's, in one exit's logits [N, K]: integers [N]."""
-    of_label = np.take_along_axis(logits, labels[:, None], axis=1)
-    earlier = np.arange(logits.shape[1])[None, :] < labels[:, None]
-    return ((logits > of_label) | ((logits == of_label) & earlier)).sum(axis=1)
+def _rank_of_label(
+    logits: Num[np.ndarray, "N K"], labels: Int[np.ndarray, " N"]
+) -> Int[np.ndarray, " N"]:
+    """Number of classes that rank before the label, from 0."""
+    label_logit = np.take_along_axis(logits, labels[:, None], axis=1)
+    lower_class = np.arange(logits.shape[1])[None, :] < labels[:, None]
+    return ((logits > label_logit) | ((logits == label_logit) & lower_class)).sum(axis=1)
 
 
 def _check_labels(labels: np.ndarray, num_classes: int, source: str) -> None:
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{source}: labels are {labels.dtype}, expected integers from 0")
+        raise ValueError(f"{source}: labels are {labels.dtype}; expected integers from 0")
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if outside.size:
         raise ValueError(
@@ -202,12 +213,12 @@ def _check_labels(labels: np.ndarray, num_classes: int, source: str) -> None:
         )
 
 
-def _check_finite(logits: np.ndarray, source: str) -> None:
-    for exit_index, of_exit in enumerate(logits):  # exit by exit: a split can be 200 MB
-        finite = np.isfinite(of_exit)
+def _check_finite(logits: Float32[np.ndarray, "E N K"], source: str) -> None:
+    for e, exit_logits in enumerate(logits):  # One exit at a time: a split can have 200 MB.
+        finite = np.isfinite(exit_logits)
         if not finite.all():
-            image, label = np.argwhere(~finite)[0]
+            n, k = np.argwhere(~finite)[0]
             raise ValueError(
-                f"{source}: logit {of_exit[image, label]} at exit {exit_index}, image {image}, "
-                f"class {label} is not finite; the network has diverged or the file is damaged"
+                f"{source}: logit {exit_logits[n, k]} at exit {e}, image {n}, class {k} is not "
+                "finite; the network diverged or the file is damaged"
             )

@@ -1,15 +1,77 @@
-"""Reading back the budget curve of a run's `results.json`."""
+"""Parts of a run's `results.json`, written and read without JAX."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imta_jax.evaluation.budget import budget_curve
-from imta_jax.evaluation.predictions import load_predictions
+from imta_jax.evaluation.calibration import calibration_errors
+from imta_jax.evaluation.predictions import (
+    Predictions,
+    anytime_accuracy,
+    confidence,
+    correct_in_top,
+    load_predictions,
+)
+
+if TYPE_CHECKING:
+    from imta_jax.data import Dataset
+    from imta_jax.models.costs import ExitCosts
+
+
+def dataset_record(dataset: "Dataset") -> dict[str, Any]:
+    """The `dataset` section: the data that a network was trained and evaluated on."""
+    held_out = "validation" in dataset.held_out
+    validation = (
+        "validation images held out of the training images"
+        if held_out
+        else "the source's own validation split"
+    )
+    return {
+        "name": dataset.name,
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+        "examples": {name: len(split) for name, split in dataset.splits.items()},
+        "statistics_source": dataset.statistics_source,
+        "preprocessing": dataset.preprocessing.describe(),
+        "skipped": dataset.skipped,
+        "note": f"thresholds chosen on {validation}",
+    }
+
+
+def exit_rows(
+    validation: Predictions, test: Predictions, costs: "ExitCosts", bins: int
+) -> list[dict[str, Any]]:
+    """The `exits` section: costs, accuracies in percent and calibration of each exit.
+
+    Args:
+      validation: logits and labels of the validation images.
+      test: logits and labels of the test images.
+      costs: of the network.
+      bins: of the expected calibration error.
+
+    Returns:
+      One row per exit.
+    """
+    columns = {
+        "macs": costs.macs,
+        "published_ops": costs.published_ops,
+        "params": costs.params,
+        "top1": anytime_accuracy(test),
+        "top5": anytime_accuracy(test, 5),
+        "validation_top1": anytime_accuracy(validation),
+        "ece": calibration_errors(
+            confidence(test.logits), correct_in_top(test.logits, test.labels, 1), bins
+        ),
+    }
+    return [
+        {"exit": i + 1, **{name: column[i].item() for name, column in columns.items()}}
+        for i in range(len(costs.macs))
+    ]
 
 
 def read_budget_curve(workdir: str | Path) -> list[dict[str, Any]]:
-    """Budget curve rows of an evaluated run, with all keys of `BudgetCurve.rows`.
+    """The `budget_curve` section of an evaluated run, with all keys of `BudgetCurve.rows`.
 
     A `results.json` written before the rows had validation costs is completed from the run's saved
     logits.
@@ -18,7 +80,7 @@ def read_budget_curve(workdir: str | Path) -> list[dict[str, Any]]:
       workdir: folder of a run that was evaluated.
 
     Returns:
-      The rows, costs in multiply-adds (`mean_macs`).
+      The rows, with costs in multiply-adds (`mean_macs`).
 
     Raises:
       FileNotFoundError: the run was not evaluated.

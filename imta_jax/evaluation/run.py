@@ -1,27 +1,24 @@
-"""The evaluation of a trained run: from its checkpoint to `results.json` and what lies beside it.
+"""Evaluation of a trained run: from its checkpoint to `results.json` and the files next to it.
 
-Thresholds and the choice of operating points see validation images only; test images are looked at
-once, at the end. Results are written last and whole, so that their presence means "done".
+Thresholds and operating points are chosen on validation images only. Test images are only measured.
+`results.json` is written last and atomically, so its presence means that the evaluation is
+finished.
 """
 
 import datetime
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from imta_jax.data import Dataset, HostPipeline, evaluation_images
-from imta_jax.distributed import data_mesh, is_first_process
-from imta_jax.evaluation.budget import (
-    Decisions,
-    budget_curve,
-    decisions,
-)
-from imta_jax.evaluation.calibration import calibration_errors, reliability
-from imta_jax.evaluation.collect import collect_predictions
+from imta_jax.config import PHASES, EvaluationConfig, RunConfig
+from imta_jax.data import Dataset
+from imta_jax.distributed import is_first_process
+from imta_jax.evaluation.budget import Decisions, budget_curve, decisions
+from imta_jax.evaluation.collect import split_predictions
 from imta_jax.evaluation.methods.comparison_record import comparison_record
 from imta_jax.evaluation.operating_points import (
     OperatingPoint,
@@ -32,23 +29,17 @@ from imta_jax.evaluation.predictions import (
     Predictions,
     anytime_accuracy,
     confidence,
-    correct_in_top,
     predicted,
     save_predictions,
 )
-from imta_jax.evaluation.samples import budget_prefix, write_samples
-from imta_jax.evaluation.thresholds import geometric_quota
+from imta_jax.evaluation.report_arrays import write_calibration, write_gallery
+from imta_jax.evaluation.results import dataset_record, exit_rows
+from imta_jax.evaluation.samples import write_samples
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.costs import ExitCosts, exit_costs
 from imta_jax.runtime.environment import environment_record
 from imta_jax.runtime.files import write_json
-from imta_jax.training import (
-    check_which,
-    evaluation_batch_size,
-    last_phase,
-    load_classifier,
-    read_meta,
-)
+from imta_jax.training import last_phase, load_classifier, read_meta
 
 _log = logging.getLogger(__name__)
 
@@ -57,89 +48,60 @@ _FIGURE_BUDGETS = 12
 
 
 def evaluation_is_finished(workdir: Path) -> bool:
-    """Whether `results.json`, which is written last, is there."""
+    """Whether `results.json`, which is written last, exists."""
     return (workdir / "results.json").exists()
 
 
-def check_evaluation_config(config: Mapping[str, Any]) -> None:
-    """Checks `config.evaluation` before anything is trained; computes nothing.
-
-    Raises:
-      ValueError: names what does not fit; batch size: `training.check_training_config`.
-    """
-    settings = config["evaluation"]
-    check_which("config.evaluation.checkpoint", settings["checkpoint"])
-    if len(settings["quotas"]) == 0:
-        raise ValueError("config.evaluation.quotas is empty; expected e.g. (0.5, 1.0, 2.0)")
-    geometric_quota(np.asarray(settings["quotas"]), num_exits=1)
-    for budget in settings["reported_budgets"]:
-        budget_prefix(budget)
-    for field, least in (("calibration_bins", 1), ("gallery_images", 0)):
-        if settings[field] < least:
-            raise ValueError(
-                f"config.evaluation.{field} must be at least {least}; found {settings[field]}"
-            )
-
-
-def evaluate(config: Mapping[str, Any], dataset: Dataset, workdir: Path) -> dict[str, Any]:
-    """Evaluates a trained run adaptively and writes what DESIGN calls its evaluation.
+def evaluate(config: RunConfig, dataset: Dataset, workdir: Path) -> dict[str, Any]:
+    """Evaluates a trained run adaptively.
 
     Writes `evaluation/logits_{validation,test}.npz`, `samples.parquet`, `gallery.npz`,
-    `calibration.npz` and, last, `results.json`.
+    `calibration.npz` and, last, `results.json`. With several processes the first one writes.
 
     Args:
-      config: the run's config.
-      dataset: its data.
-      workdir: its folder.
+      config: of the run.
+      dataset: of the run.
+      workdir: folder of the run.
 
     Returns:
-      What `results.json` holds. Of several processes the first one writes.
+      The content of `results.json`.
     """
-    settings, folder = config["evaluation"], workdir / "evaluation"
+    settings, folder = config.evaluation, workdir / "evaluation"
     phase = last_phase(config)
-    classifier, _ = load_classifier(workdir / phase, settings["checkpoint"])
+    classifier, _ = load_classifier(workdir / phase, settings.checkpoint)
     costs = exit_costs(classifier)
     validation, test = (
-        _predictions(config, dataset, classifier, split, folder) for split in ("validation", "test")
+        _saved_predictions(config, dataset, classifier, split, folder)
+        for split in ("validation", "test")
     )
-    curve = budget_curve(validation, test, costs.macs, quotas=np.asarray(settings["quotas"]))
-    rows = curve.rows("mean_macs")
+    rows = budget_curve(validation, test, costs, quotas=settings.quotas).rows("mean_macs")
     points = operating_points(rows, costs.macs[-1])
     row_of = dict(zip(points, rows, strict=True))
-    reported = _reported_points(points, settings["reported_budgets"])
+    reported = _reported_points(points, settings.reported_budgets)
     results = {
-        "dataset": describe_data(dataset),
-        "phases": _describe_phases(config, workdir),
-        "environment": _describe_environment(config, phase),
-        "exits": exit_rows(validation, test, costs, settings["calibration_bins"]),
+        "dataset": dataset_record(dataset),
+        "phases": {name: _phase_record(config, workdir, name) for name in PHASES},
+        "environment": _environment_record(config, phase),
+        "exits": exit_rows(validation, test, costs, settings.calibration_bins),
         "budget_curve": rows,
         "reported_budgets": [{"budget": b, **row_of[p]} for b, p in reported.items()],
-        "threshold_methods": _compare(validation, test, costs, settings),
+        "threshold_methods": _compare_methods(validation, test, costs, settings),
     }
     if is_first_process():
-        chosen = _decide(test, costs, {b: p.thresholds for b, p in reported.items()})
-        write_samples(
-            folder / "samples.parquet",
-            index=np.arange(len(test.labels)),
-            labels=test.labels,
-            decisions_by_budget=chosen,
-        )
-        even = np.abs(curve.quota - 1).argmin()  # images spread evenly over the exits
-        spread = _decide(test, costs, {1.0: curve.thresholds[even]})[1.0]
-        _write_gallery(folder, dataset, test, spread, settings["gallery_images"])
-        _write_calibration(folder, test, settings["calibration_bins"])
+        _write_samples(folder / "samples.parquet", test, costs, reported)
+        # Images are spread evenly over the exits at q = 1.
+        spread = min(rows, key=lambda row: abs(row["quota"] - 1))["thresholds"]
+        decided = _decide(test, costs, spread)
+        write_gallery(folder / "gallery.npz", dataset, test, decided, settings.gallery_images)
+        write_calibration(folder / "calibration.npz", test, settings.calibration_bins)
         write_json(workdir / "results.json", results)
     return results
 
 
-def _predictions(
-    config: Mapping[str, Any],
-    dataset: Dataset,
-    classifier: MultiExitClassifier,
-    split: str,
-    folder: Path,
+def _saved_predictions(
+    config: RunConfig, dataset: Dataset, classifier: MultiExitClassifier, split: str, folder: Path
 ) -> Predictions:
-    """Logits of a split, saved on the way."""
+    """Logits and labels of a split, after writing them to the run's folder."""
     predictions = split_predictions(config, dataset, classifier, split)
     if is_first_process():
         save_predictions(folder / f"logits_{split}.npz", predictions)
@@ -148,36 +110,8 @@ def _predictions(
     return predictions
 
 
-def split_predictions(
-    config: Mapping[str, Any], dataset: Dataset, classifier: MultiExitClassifier, split: str
-) -> Predictions:
-    """Logits [E, N, K] and labels [N] of a split, on all devices, as a run's config wants it.
-
-    Args:
-      config: a whole config.
-      dataset: its data.
-      classifier: any multi-exit classifier.
-      split: "train", "validation" or "test".
-
-    Raises:
-      ValueError: a batch size that the devices do not divide.
-    """
-    mesh, settings = data_mesh(), config["data"]
-    return collect_predictions(
-        classifier,
-        dataset.splits[split],
-        mean=dataset.mean,
-        std=dataset.std,
-        batch_size=evaluation_batch_size(config, mesh),
-        mesh=mesh,
-        preprocessing=dataset.preprocessing,
-        pipeline=settings["pipeline"],
-        host=HostPipeline.from_config(settings),
-    )
-
-
 def _reported_points(
-    points: tuple[OperatingPoint, ...], budgets: tuple[float, ...]
+    points: Sequence[OperatingPoint], budgets: Sequence[float]
 ) -> dict[float, OperatingPoint]:
     """The operating point of each reported budget; a budget below all points is skipped.
 
@@ -192,134 +126,61 @@ def _reported_points(
     return reported
 
 
-def _compare(
-    validation: Predictions, test: Predictions, costs: ExitCosts, settings: Mapping[str, Any]
+def _compare_methods(
+    validation: Predictions, test: Predictions, costs: ExitCosts, settings: EvaluationConfig
 ) -> dict[str, Any] | None:
-    """All ways to choose thresholds, at the reported budgets and at some between for a figure.
+    """Comparison of threshold methods at the reported budgets and at those of the figure.
 
-    None with one exit, where all ways are one.
+    None for a network with one exit, where all methods are equal.
     """
     if len(costs.macs) == 1:
         return None
-    share = costs.macs[0] / costs.macs[-1]
-    reported = [budget for budget in settings["reported_budgets"] if budget >= share]
-    budgets = sorted({*np.linspace(share, 1, _FIGURE_BUDGETS).tolist(), *reported})
-    return comparison_record(validation, test, costs, budgets, quotas=settings["quotas"])
+    least = costs.macs[0] / costs.macs[-1]
+    reported = [budget for budget in settings.reported_budgets if budget >= least]
+    budgets = sorted({*np.linspace(least, 1, _FIGURE_BUDGETS).tolist(), *reported})
+    return comparison_record(validation, test, costs, budgets, quotas=settings.quotas)
 
 
-def _decide(
-    test: Predictions, costs: ExitCosts, thresholds: Mapping[float, np.ndarray]
-) -> dict[float, Decisions]:
-    sure, classes = confidence(test.logits), predicted(test.logits)
-    return {b: decisions(sure, classes, costs.macs, t) for b, t in thresholds.items()}
+def _decide(test: Predictions, costs: ExitCosts, thresholds: Sequence[float]) -> Decisions:
+    return decisions(confidence(test.logits), predicted(test.logits), costs, thresholds)
 
 
-def exit_rows(
-    validation: Predictions, test: Predictions, costs: ExitCosts, bins: int
-) -> list[dict[str, Any]]:
-    """What `results.json` says of each exit by itself: costs, accuracies in percent, calibration.
-
-    Args:
-      validation: logits and labels of the validation images.
-      test: of the test images.
-      costs: of the network.
-      bins: of the calibration error.
-    """
-    columns = {
-        "macs": costs.macs,
-        "published_ops": costs.published_ops,
-        "params": costs.params,
-        "top1": anytime_accuracy(test),
-        "top5": anytime_accuracy(test, 5),
-        "validation_top1": anytime_accuracy(validation),
-        "ece": calibration_errors(
-            confidence(test.logits), correct_in_top(test.logits, test.labels, 1), bins
-        ),
-    }
-    return [
-        {"exit": i + 1, **{name: column[i].item() for name, column in columns.items()}}
-        for i in range(len(costs.macs))
-    ]
-
-
-def _write_gallery(
-    folder: Path,
-    dataset: Dataset,
-    test: Predictions,
-    decided: Decisions,
-    per_side: int,
+def _write_samples(
+    path: Path, test: Predictions, costs: ExitCosts, reported: Mapping[float, OperatingPoint]
 ) -> None:
-    """Images that leave at the first exit beside images that need the last."""
-    last = len(test.logits) - 1
-    sides = [np.flatnonzero(decided.exit == e)[:per_side] for e in (0, last)]
-    index = np.concatenate(sides)
-    np.savez(
-        folder / "gallery.npz",
-        images=evaluation_images(dataset.splits["test"], dataset.preprocessing, index),
-        index=index,
-        label=test.labels[index],
-        prediction=decided.prediction[index],
-        exit=decided.exit[index],
-        confidence=decided.confidence[index],
-        first=np.arange(len(index)) < len(sides[0]),
+    write_samples(
+        path,
+        index=np.arange(len(test.labels)),
+        labels=test.labels,
+        decisions_by_budget={
+            budget: _decide(test, costs, point.thresholds) for budget, point in reported.items()
+        },
     )
 
 
-def _write_calibration(folder: Path, test: Predictions, bins: int) -> None:
-    """Reliability diagrams of all exits: confidence, accuracy and count per bin, [E, bins]."""
-    sure, correct = confidence(test.logits), correct_in_top(test.logits, test.labels, 1)
-    diagrams = [reliability(c, r, bins) for c, r in zip(sure, correct, strict=True)]
-    names = ("confidence", "accuracy", "count")
-    np.savez(
-        folder / "calibration.npz",
-        **{name: np.stack([getattr(d, name) for d in diagrams]) for name in names},
-    )
-
-
-def describe_data(dataset: Dataset) -> dict[str, Any]:
-    """What `results.json` says of the data."""
+def _phase_record(config: RunConfig, workdir: Path, name: str) -> dict[str, Any] | None:
+    """Length and duration of a phase, from its metrics; None for a phase that was skipped."""
+    phase = config.phase_one if name == "phase_one" else config.phase_two
+    if phase.total_epochs == 0:
+        return None
+    lines = (workdir / name / "metrics.jsonl").read_text().splitlines()
+    train = [row for row in map(json.loads, lines) if row["split"] == "train"]
+    images_per_epoch = train[0]["step"] * phase.batch_size
+    # An epoch that was interrupted after its last step has no throughput.
+    throughputs = [row["images_per_second"] for row in train if row["images_per_second"]]
     return {
-        "name": dataset.name,
-        "class_names": list(dataset.class_names),
-        "image_shape": list(dataset.image_shape),
-        "examples": {name: len(split) for name, split in dataset.splits.items()},
-        "statistics_source": dataset.statistics_source,
-        "preprocessing": dataset.preprocessing.describe(),
-        "skipped": dataset.skipped,
-        "note": "thresholds chosen on validation images held out of the training images",
+        "epochs": train[-1]["epoch"],
+        "steps": train[-1]["step"],
+        "seconds": sum(images_per_epoch / throughput for throughput in throughputs),
+        "final_learning_rate": train[-1]["learning_rate"],
+        "checkpoint_epoch": read_meta(workdir / name, config.evaluation.checkpoint)["epoch"],
     }
 
 
-def _describe_phases(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
-    """What each phase did, from its metrics; None for a phase that was left out."""
-    described: dict[str, Any] = {}
-    for name in ("phase_one", "phase_two"):
-        described[name] = None
-        if config[name]["total_epochs"] > 0:
-            lines = (workdir / name / "metrics.jsonl").read_text().splitlines()
-            rows = [json.loads(line) for line in lines]
-            trained = [row for row in rows if row["split"] == "train"]
-            per_epoch = trained[0]["step"]
-            images = per_epoch * config[name]["batch_size"]
-            described[name] = {
-                "epochs": trained[-1]["epoch"],
-                "steps": trained[-1]["step"],
-                # An epoch that was stopped after its last step went on without any: it has no pace.
-                "seconds": sum(
-                    images / row["images_per_second"] for row in trained if row["images_per_second"]
-                ),
-                "final_learning_rate": trained[-1]["learning_rate"],
-                "checkpoint_epoch": read_meta(workdir / name, config["evaluation"]["checkpoint"])[
-                    "epoch"
-                ],
-            }
-    return described
-
-
-def _describe_environment(config: Mapping[str, Any], phase: str) -> dict[str, Any]:
+def _environment_record(config: RunConfig, phase: str) -> dict[str, Any]:
     return {
         **environment_record(),
-        "seed": config["seed"],
+        "seed": config.seed,
         "evaluated_phase": phase,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -1,8 +1,7 @@
-"""One row per test image: its label and, at each reported budget, what the adaptive network did.
+"""Per-image results: one row per test image with its decision at each reported budget.
 
-The columns, in a Parquet file that pandas and most other tools read: `index`, `label`, and for a
-budget of 30% `budget_30_exit`, `budget_30_prediction`, `budget_30_confidence`, `budget_30_macs`.
-Which thresholds belong to a budget is decided elsewhere (`adaptive`).
+A Parquet file, which pandas and most other tools read. The columns are `index`, `label` and, for a
+budget of 30%, `budget_30_exit`, `budget_30_prediction`, `budget_30_confidence`, `budget_30_macs`.
 """
 
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from imta_jax.evaluation.budget import Decisions
 from imta_jax.runtime.files import replacing
@@ -19,17 +19,20 @@ if TYPE_CHECKING:
 
 
 def budget_prefix(budget: float) -> str:
-    """How the columns of a budget begin: 0.3 -> `budget_30`, 0.125 -> `budget_12.5`.
+    """Prefix of a budget's columns: 0.3 -> `budget_30`, 0.125 -> `budget_12.5`.
 
     Args:
-      budget: fraction of the last exit's multiply-adds, above 0, at most 1.
+      budget: fraction of the last exit's multiply-adds, above 0 and at most 1.
+
+    Returns:
+      The prefix.
 
     Raises:
       ValueError: a budget outside that range.
     """
     if not 0 < budget <= 1:
         raise ValueError(
-            f"budget {budget}; expected a fraction of the last exit's multiply-adds, "
+            f"budget={budget}; expected a fraction of the last exit's multiply-adds, "
             "above 0 and at most 1, e.g. 0.3"
         )
     return f"budget_{100 * budget:g}"
@@ -38,21 +41,22 @@ def budget_prefix(budget: float) -> str:
 def write_samples(
     path: str | Path,
     *,
-    index: np.ndarray,
-    labels: np.ndarray,
+    index: ArrayLike,
+    labels: ArrayLike,
     decisions_by_budget: Mapping[float, Decisions],
 ) -> None:
-    """Writes the table as Parquet: whole or, if interrupted, not at all.
+    """Writes the table atomically as Parquet.
 
     Args:
-      path: the file; its folder is made if missing.
-      index: integers [N], position of each image in its split, each from 0 and only once.
-      labels: integers [N], class of each image, from 0.
-      decisions_by_budget: budget, a fraction of the last exit's multiply-adds, -> decisions whose
-        arrays are [N] and whose costs are multiply-adds, whole numbers.
+      path: the file. Its folder is created.
+      index: [N] position of each image in its split, at least 0 and unique.
+      labels: [N] class of each image, from 0.
+      decisions_by_budget: by budget (fraction of the last exit's multiply-adds), decisions for the
+        N images with costs in multiply-adds.
 
     Raises:
-      ValueError: arrays of other lengths, an index that repeats or is padding, an unusable budget.
+      ValueError: arrays of different lengths, an index that repeats or is negative, or a budget
+        outside its range.
     """
     table = samples_table(index, labels, decisions_by_budget)
     with replacing(path) as temporary:
@@ -60,9 +64,9 @@ def write_samples(
 
 
 def samples_table(
-    index: np.ndarray, labels: np.ndarray, decisions_by_budget: Mapping[float, Decisions]
+    index: ArrayLike, labels: ArrayLike, decisions_by_budget: Mapping[float, Decisions]
 ) -> "pd.DataFrame":
-    """The table that `write_samples` writes, [N] rows; arguments and errors as there."""
+    """The table of `write_samples`, N rows; arguments and errors as there."""
     index, labels = np.asarray(index), np.asarray(labels)
     _check_index(index)
     columns = {"index": index.astype(np.int32), "label": labels.astype(np.int32)}
@@ -74,16 +78,16 @@ def samples_table(
                 f"column {name} has shape {values.shape}, the index {index.shape}; "
                 "expected one value per image: are both of the same split?"
             )
-    import pandas as pd  # not before it is needed: it takes a second
+    import pandas as pd  # Imported late because it takes a second.
 
     return pd.DataFrame(columns)
 
 
 def read_samples(path: str | Path) -> "pd.DataFrame":
-    """Reads the table written by `write_samples`, one row per test image.
+    """Reads the table of `write_samples`, one row per test image.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: the file does not exist.
       ValueError: the file is not Parquet or has no columns `index` and `label`.
     """
     import pandas as pd
@@ -116,11 +120,13 @@ def _check_index(index: np.ndarray) -> None:
             f"index is {index.dtype} {index.shape}; expected integers [images], at least one"
         )
     if index.min() < 0:
-        row = int(np.argmin(index))
-        raise ValueError(f"index {index[row]} in row {row} marks padding; drop those rows first")
+        position = int(np.argmin(index))
+        raise ValueError(
+            f"index {index[position]} at position {position} marks padding; remove padding first"
+        )
     values, counts = np.unique(index, return_counts=True)
     if counts.max() > 1:
         raise ValueError(
-            f"index {values[counts > 1][0]} is there {counts[counts > 1][0]} times; "
+            f"index {values[counts > 1][0]} appears {counts[counts > 1][0]} times; "
             "each test image must be counted exactly once"
         )

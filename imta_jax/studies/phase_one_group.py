@@ -13,7 +13,7 @@ import numpy as np
 from imta_jax.config import RunConfig
 from imta_jax.data import Dataset
 from imta_jax.evaluation import Predictions
-from imta_jax.evaluation.run import split_predictions
+from imta_jax.evaluation.collect import split_predictions
 from imta_jax.models import MultiExitClassifier
 from imta_jax.studies.joint_phase_two import (
     JointClassifier,

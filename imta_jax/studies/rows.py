@@ -15,7 +15,7 @@ from imta_jax.data import Dataset, HostPipeline, eval_batches
 from imta_jax.errors import InputError
 from imta_jax.evaluation import ExitCosts, Predictions, budget_curve
 from imta_jax.evaluation.predictions import confidence
-from imta_jax.evaluation.run import exit_rows
+from imta_jax.evaluation.results import exit_rows
 from imta_jax.models import MultiExitClassifier
 from imta_jax.nn.pixels import normalize
 from imta_jax.studies.gradient_variance import gradient_variance

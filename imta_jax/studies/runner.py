@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from imta_jax.config import RunConfig
 from imta_jax.data import Dataset, DatasetInfo
 from imta_jax.distributed import is_first_process, wait_for_all
-from imta_jax.evaluation.run import describe_data
+from imta_jax.evaluation.results import dataset_record
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.lock import only_run_in
 from imta_jax.runtime.progress_bar import format_duration
@@ -212,7 +212,7 @@ class _StudyRunner:
             return {}
         costs = {name: cost_rows(by_exit) for name, by_exit in self._costs.items()}
         data = next(iter(self._datasets.values()))
-        described = describe_data(data) if isinstance(data, Dataset) else {"name": data.name}
+        described = dataset_record(data) if isinstance(data, Dataset) else {"name": data.name}
         return write_record(self._folder, self._study, self._variants, costs, described)
 
 

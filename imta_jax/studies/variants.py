@@ -7,7 +7,6 @@ from typing import Any
 
 from imta_jax.config import RunConfig
 from imta_jax.errors import InputError, unknown_name
-from imta_jax.evaluation import check_evaluation_config
 from imta_jax.studies.config import StudyConfig
 from imta_jax.training import check_training_config
 
@@ -70,7 +69,6 @@ def study_variants(study: StudyConfig) -> list[Variant]:
     for variant in variants:
         try:
             check_training_config(variant.config)
-            check_evaluation_config(variant.config)
         except ValueError as error:
             raise InputError(f"variant {variant.name}: {error}") from error
     return variants

@@ -1,4 +1,4 @@
-"""Expected calibration error and reliability bins on constructions whose answer is known."""
+"""Expected calibration error and reliability bins, on inputs with a known result."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from imta_jax.evaluation.calibration import (
 
 
 def calibrated() -> tuple[np.ndarray, np.ndarray]:
-    """A hundred images at each of ten confidences, of which exactly that share is right."""
+    """100 images at each of ten confidences, of which exactly that fraction is correct."""
     percents = np.arange(5, 100, 10)
     correct = np.arange(100)[None, :] < percents[:, None]
     return np.repeat(percents / 100, 100), correct.ravel()
@@ -22,11 +22,11 @@ def test_calibrated_confidence_has_no_error():
     assert expected_calibration_error(*calibrated(), bins=10) == pytest.approx(0, abs=1e-9)
 
 
-def test_sure_and_wrong_is_the_worst():
+def test_certain_and_wrong_predictions_have_an_error_of_100():
     assert expected_calibration_error(np.ones(50), np.zeros(50, bool)) == pytest.approx(100)
 
 
-def test_sure_and_right_has_no_error():
+def test_certain_and_correct_predictions_have_no_error():
     assert expected_calibration_error(np.ones(50, np.float32), np.ones(50, bool)) == 0
 
 
@@ -41,7 +41,7 @@ def test_error_equals_the_formula_image_by_image():
     assert expected_calibration_error(confidence, correct) == pytest.approx(expected)
 
 
-def test_image_order_does_not_matter():
+def test_error_does_not_depend_on_image_order():
     generator = np.random.default_rng(1)
     confidence, correct = generator.random(300), generator.random(300) < 0.5
     order = generator.permutation(300)
@@ -50,7 +50,7 @@ def test_image_order_does_not_matter():
     )
 
 
-def test_bins_are_closed_above_and_the_first_below_too():
+def test_bins_include_their_upper_edge_and_the_first_includes_zero():
     found = reliability(np.array([0.0, 0.25, 0.26, 0.5, 1.0]), np.array([0, 1, 1, 0, 1], bool), 4)
     np.testing.assert_array_equal(found.edges, [0, 0.25, 0.5, 0.75, 1])
     np.testing.assert_array_equal(found.count, [2, 2, 0, 1])
@@ -58,7 +58,7 @@ def test_bins_are_closed_above_and_the_first_below_too():
     np.testing.assert_allclose(found.accuracy, [0.5, 0.5, np.nan, 1])
 
 
-def test_every_exit_gets_its_own_error():
+def test_errors_are_per_exit():
     confidence, correct = calibrated()
     errors = calibration_errors(
         np.stack([confidence, np.ones_like(confidence)]),
@@ -72,18 +72,18 @@ def test_every_exit_gets_its_own_error():
     [
         ([0.5, 1.5], [True, True], 15, r"confidence 1\.5 of image 1"),
         ([np.nan, 0.5], [True, True], 15, "confidence nan of image 0"),
-        ([-0.1], [True], 15, "-0.1"),
+        ([-0.1], [True], 15, r"confidence -0\.1 of image 0"),
         ([0.5, 0.5], [True], 15, r"confidence \(2,\) and correct \(1,\)"),
-        ([], [], 15, "at least one image"),
+        ([], [], 15, r"confidence \(0,\)"),
         ([[0.5]], [[True]], 15, r"\(1, 1\)"),
-        ([0.5], [True], 0, "0 bins"),
+        ([0.5], [True], 0, "bins=0"),
     ],
 )
-def test_unusable_input_is_refused(confidence, correct, bins, message):
+def test_invalid_arguments_are_refused(confidence, correct, bins, message):
     with pytest.raises(ValueError, match=message):
         expected_calibration_error(np.array(confidence), np.array(correct), bins)
 
 
-def test_errors_per_exit_need_two_axes():
-    with pytest.raises(ValueError, match=r"expected \[exits, images\] twice"):
+def test_errors_per_exit_refuse_one_axis():
+    with pytest.raises(ValueError, match=r"confidence \(3,\) and correct \(3,\)"):
         calibration_errors(np.ones(3), np.ones(3, bool))

@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from sample_logits import COSTS, split
 
 from imta_jax.evaluation import (
     OperatingPoint,
-    Predictions,
     best_within_budget,
     budget_curve,
     cheapest_within_tolerance,
@@ -19,20 +19,9 @@ from imta_jax.evaluation import (
     save_predictions,
 )
 
-COSTS = np.array([10, 25, 45, 70])
-
 
 def point(budget: float, validation_top1: float, top1: float = 50.0) -> OperatingPoint:
     return OperatingPoint(budget, (0.5, -1e8), (0.4, 0.6), validation_top1, top1)
-
-
-def split(seed: int, num_images: int = 500) -> Predictions:
-    """Logits that favor the label more at each later exit."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, 7, num_images).astype(np.int32)
-    logits = generator.normal(size=(4, num_images, 7)).astype(np.float32)
-    logits[:, np.arange(num_images), labels] += np.linspace(0.5, 3, 4)[:, None]
-    return Predictions(logits, labels)
 
 
 @pytest.fixture(scope="module")

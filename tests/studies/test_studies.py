@@ -12,7 +12,7 @@ from configs.studies import shared
 from imta_jax.cli.run import run
 from imta_jax.data import dataset_info, load_dataset
 from imta_jax.evaluation import anytime_accuracy
-from imta_jax.evaluation.run import split_predictions
+from imta_jax.evaluation.collect import split_predictions
 from imta_jax.studies import StudyConfig, run_study, study_variants
 from imta_jax.studies import runner as study_runner
 from imta_jax.studies.record import row_path, summarize

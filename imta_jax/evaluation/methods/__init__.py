@@ -1,1 +1,1 @@
-"""Ways of choosing exit thresholds, and their comparison at equal cost."""
+"""Methods for choosing exit thresholds, and their comparison at equal cost."""

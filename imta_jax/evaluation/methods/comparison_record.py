@@ -1,4 +1,4 @@
-"""A comparison of threshold methods as plain values: what JSON files keep and tables show."""
+"""A comparison of threshold methods as JSON values and as a table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +7,10 @@ from imta_jax.evaluation.budget import DEFAULT_QUOTAS
 from imta_jax.evaluation.methods.comparison import MethodCurve, compare_methods
 from imta_jax.evaluation.predictions import Predictions
 
-# Of the guarantees and of the intervals.
+# Confidence level of the guarantees and of the intervals.
 CONFIDENCE_LEVEL = 0.95
+# Spelling in tables, where it differs from the name in result files.
+_DISPLAY_NAMES = {"envelope": "monotone frontier", "optimised": "optimized"}
 
 
 def comparison_record(
@@ -19,26 +21,26 @@ def comparison_record(
     *,
     quotas: Sequence[float] = DEFAULT_QUOTAS,
 ) -> dict[str, Any]:
-    """Compares all methods and says under which terms.
+    """Compares all methods and records the settings of the comparison.
 
     Args:
-      validation: logits [E, N, K] and labels [N] of held-out images.
-      test: the same of the test images.
-      costs: [E] cumulative cost per exit, or an object whose `.macs` holds them.
-      budgets: fractions of the last exit's cost.
-      quotas: of the sweep, see `geometric_quota`.
+      validation: logits [E, N, K] and labels [N] of validation images.
+      test: logits and labels of test images.
+      costs: [E] cumulative cost per exit, or an object with these as `.macs`.
+      budgets: mean costs, as fractions of the last exit's cost.
+      quotas: of the sweep (see `geometric_quota`).
 
     Returns:
       `confidence_level`, `resamples` and `seed` of the intervals, `images` per split, `full_cost`
-      (the last exit's) and `points`, see `comparison_rows`.
+      (of the last exit) and `points` (see `comparison_rows`).
 
     Raises:
-      ValueError: as `compare_methods`.
+      ValueError: see `compare_methods`.
     """
-    terms = {"confidence_level": CONFIDENCE_LEVEL, "resamples": 1000, "seed": 0}
-    curves = compare_methods(validation, test, costs, budgets, quotas=quotas, **terms)
+    settings = {"confidence_level": CONFIDENCE_LEVEL, "resamples": 1000, "seed": 0}
+    curves = compare_methods(validation, test, costs, budgets, quotas=quotas, **settings)
     return {
-        **terms,
+        **settings,
         "images": {"validation": len(validation.labels), "test": len(test.labels)},
         "full_cost": float(getattr(costs, "macs", costs)[-1]),
         "points": comparison_rows(curves),
@@ -46,48 +48,48 @@ def comparison_record(
 
 
 def comparison_rows(curves: Mapping[str, MethodCurve]) -> list[dict[str, Any]]:
-    """The points of all methods as plain mappings.
+    """The points of all methods as JSON values.
 
     Returns:
-      Per point `method`, `asked` (in words) and as numbers (`budget`, `patience`,
+      Per point `method`, its settings as text (`asked`) and as numbers (`budget`, `patience`,
       `tolerance_points`, `confidence_level`), `top1`, `top1_low`, `top1_high`, `mean_cost`,
       `validation_top1`, `validation_cost`, `gain`, `gain_low`, `gain_high`, `exit_fractions` and,
-      where there are any, `thresholds` and `temperatures`; see `MethodCurve`.
+      if the method has them, `thresholds` and `temperatures` (see `MethodCurve`).
     """
     return [_row(curve, p) for curve in curves.values() for p in range(len(curve.settings))]
 
 
 def comparison_text(record: Mapping[str, Any]) -> str:
-    """The points as a table to print; costs as shares of the last exit's."""
-    from tabulate import tabulate  # a launch does without it
+    """The points as a text table, with costs as fractions of the last exit's cost."""
+    from tabulate import tabulate  # Imported late: training does not need it.
 
-    shown = [
+    table_rows = [
         {
-            "method": row["method"],
-            "asked": row["asked"],
+            "method": _DISPLAY_NAMES.get(row["method"], row["method"]),
+            "setting": row["asked"],
             "validation cost": f"{row['validation_cost'] / record['full_cost']:.1%}",
             "test cost": f"{row['mean_cost'] / record['full_cost']:.1%}",
             "top-1 (%)": f"{row['top1']:.2f}",
             "interval": f"{row['top1_low']:.2f} to {row['top1_high']:.2f}",
-            "over the sweep": f"{row['gain']:+.2f}",
-            "its interval": f"{row['gain_low']:+.2f} to {row['gain_high']:+.2f}",
+            "gain over sweep": f"{row['gain']:+.2f}",
+            "gain interval": f"{row['gain_low']:+.2f} to {row['gain_high']:+.2f}",
         }
         for row in record["points"]
     ]
-    notes = (
-        f"{record['images']['validation']:,} validation and {record['images']['test']:,} test "
-        f"images; intervals of {record['confidence_level']:.0%}. Over the sweep: points of top-1 "
-        "beyond the geometric sweep's at the same validation cost, on the same images."
+    note = (
+        f"{record['images']['validation']:,} validation images, {record['images']['test']:,} test "
+        f"images, {record['confidence_level']:.0%} intervals. The gain is the difference in top-1, "
+        "in percentage points, to the geometric sweep at the same validation cost."
     )
-    right = ("left", "left", *["right"] * 6)
-    table = tabulate(shown, headers="keys", disable_numparse=True, colalign=right)
-    return f"{table}\n\n{notes}"
+    alignment = ("left", "left", *["right"] * 6)
+    table = tabulate(table_rows, headers="keys", disable_numparse=True, colalign=alignment)
+    return f"{table}\n\n{note}"
 
 
 def _row(curve: MethodCurve, p: int) -> dict[str, Any]:
     row = {
         "method": curve.method,
-        "asked": _in_words(curve.settings[p]),
+        "asked": _setting_text(curve.settings[p]),
         **curve.settings[p],
         "top1": curve.accuracy[p].item(),
         "top1_low": curve.accuracy_interval[p, 0].item(),
@@ -107,8 +109,8 @@ def _row(curve: MethodCurve, p: int) -> dict[str, Any]:
     return row
 
 
-def _in_words(settings: Mapping[str, float]) -> str:
-    """What a point was asked for: "budget 30%", "2 exits agree", "1 point, 95% sure"."""
+def _setting_text(settings: Mapping[str, float]) -> str:
+    """A point's settings as text: "budget 30%", "2 exits agree", "1 point, 95% sure"."""
     if "budget" in settings:
         return f"budget {100 * settings['budget']:g}%"
     if "patience" in settings:

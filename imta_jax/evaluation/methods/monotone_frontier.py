@@ -1,39 +1,42 @@
-"""The monotone envelope of a budget curve: more compute never means less validation accuracy.
+"""The monotone frontier of a budget curve: more compute never lowers validation accuracy.
 
-The points of a sweep need not rise: where a dearer point is worse on validation images, the best
-cheaper one is deployed instead, at its own lower cost (as BoostNet's published evaluation flattens
-its curves). Test images have no say. `adaptive.operating_point` reads off one budget the same way.
+A costlier point of a sweep can have a lower validation accuracy than a cheaper one. The frontier
+replaces it by the best cheaper point, at that point's cost, like the published evaluation of
+BoostNet. Test images are not used.
 """
 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from imta_jax.evaluation.budget import BudgetCurve
 
 
-def monotone_envelope(curve: BudgetCurve) -> BudgetCurve:
-    """Replaces each point by the best one on validation images that costs no more there.
+def monotone_frontier(curve: BudgetCurve) -> BudgetCurve:
+    """Replaces each point by the most accurate point on validation images at no higher cost.
 
     Args:
       curve: from `budget_curve`, B points in any order.
 
     Returns:
-      B points by rising validation cost of the points they replace; a point that dominates others
-      stands in their place, so it is there several times. Validation accuracy and validation cost
-      never fall along it; test accuracy may.
+      B points in the order of rising validation cost of the points they replace. A point that
+      dominates others appears several times. Validation accuracy and validation cost never fall;
+      test accuracy can.
     """
-    best = envelope_points(curve.validation_cost, curve.validation_accuracy)
+    best = frontier_indices(curve.validation_cost, curve.validation_accuracy)
     fields = (field.name for field in dataclasses.fields(curve))
     return BudgetCurve(**{name: getattr(curve, name)[best] for name in fields})
 
 
-def envelope_points(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
-    """Indices [B]: in order of rising cost [B], the most accurate [B] of the points so far.
+def frontier_indices(
+    cost: Float[np.ndarray, " B"], accuracy: Float[np.ndarray, " B"]
+) -> Int[np.ndarray, " B"]:
+    """By rising cost, the index of the most accurate point so far.
 
-    Among equally accurate points the cheapest counts.
+    Among equally accurate points the cheapest is taken.
     """
     order = np.lexsort((-accuracy, cost))
-    rising = accuracy[order]
-    record = np.r_[True, rising[1:] > np.maximum.accumulate(rising)[:-1]]
-    return order[np.maximum.accumulate(np.where(record, np.arange(len(order)), 0))]
+    by_cost = accuracy[order]
+    improves = np.r_[True, by_cost[1:] > np.maximum.accumulate(by_cost)[:-1]]
+    return order[np.maximum.accumulate(np.where(improves, np.arange(len(order)), 0))]

@@ -1,50 +1,46 @@
-"""Leaving when consecutive exits agree, instead of when one is sure.
+"""Leaving when consecutive exits agree, instead of at a confidence threshold.
 
-Patience (Zhou et al., "BERT Loses Patience", NeurIPS 2020, section 3.2): no confidence, threshold
-or validation image is needed, only how many exits in a row must give the same class. It offers as
-many operating points as the network has exits. What they are worth is measured in `comparison`.
+Patience (Zhou et al., "BERT Loses Patience", NeurIPS 2020, section 3.2) needs no confidence, no
+threshold and no validation images. Its only setting is how many exits in a row must predict the
+same class, so a network with E exits has E operating points.
 """
 
 import numpy as np
+from jaxtyping import Int, Int32
+from numpy.typing import ArrayLike
 
 
-def patience_exits(predictions: np.ndarray, patience: int) -> np.ndarray:
-    """The first exit that is the `patience`-th in a row to give its class; else the last exit.
+def patience_exits(predictions: ArrayLike, patience: int) -> Int32[np.ndarray, " N"]:
+    """First exit at which `patience` exits in a row predict the same class, otherwise the last.
 
     Args:
-      predictions: integers [E, N], class that each exit would give (`predicted`).
-      patience: how many consecutive exits must agree, 1 (all leave at the first exit) to E. (The
-        paper counts agreements with the exit before, one fewer.)
+      predictions: [E, N] predicted class of each exit (see `predicted`).
+      patience: number of consecutive exits that must agree, from 1 (all images leave at the first
+        exit) to E. The paper counts agreements with the previous exit, which is one fewer.
 
     Returns:
-      int32 [N], index of the exit taken, from 0.
+      Exit of each image, from 0.
 
     Raises:
-      ValueError: predictions that are no integers [exits, images], a patience outside 1..E.
+      ValueError: predictions that are not integers [exits, images], or a patience outside 1..E.
     """
     predictions = np.asarray(predictions)
     if predictions.ndim != 2 or not np.issubdtype(predictions.dtype, np.integer):
         raise ValueError(
             f"predictions are {predictions.dtype} {predictions.shape}; expected integers "
-            "[exits, images], as `predicted` gives them"
+            "[exits, images], see `predicted`"
         )
     num_exits = len(predictions)
     if not 1 <= patience <= num_exits:
-        raise ValueError(
-            f"patience {patience} with {num_exits} exits; expected 1 to {num_exits}, the number "
-            "of consecutive exits that must agree"
-        )
-    satisfied = agreeing_in_a_row(predictions) >= patience
-    satisfied[-1] = True
-    return satisfied.argmax(axis=0).astype(np.int32)
+        raise ValueError(f"patience={patience}; expected 1 to {num_exits}, the number of exits")
+    leaves = run_lengths(predictions) >= patience
+    leaves[-1] = True
+    return leaves.argmax(axis=0).astype(np.int32)
 
 
-def agreeing_in_a_row(predictions: np.ndarray) -> np.ndarray:
-    """How many exits up to each, itself included, give its class without a break: [E, N] -> [E, N].
-
-    The first exit has 1; an exit that says what the one before said has one more than that one.
-    """
-    run = np.ones(predictions.shape, np.int32)
-    for i in range(1, len(run)):
-        run[i] += np.where(predictions[i] == predictions[i - 1], run[i - 1], 0)
-    return run
+def run_lengths(predictions: Int[np.ndarray, "E N"]) -> Int32[np.ndarray, "E N"]:
+    """Number of consecutive exits, up to and including each exit, that predict its class."""
+    lengths = np.ones(predictions.shape, np.int32)
+    for i in range(1, len(lengths)):
+        lengths[i] += np.where(predictions[i] == predictions[i - 1], lengths[i - 1], 0)
+    return lengths

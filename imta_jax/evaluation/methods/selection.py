@@ -1,0 +1,168 @@
+"""The exits that each threshold method selects, on both splits.
+
+| method | chosen on validation images | points |
+|---|---|---|
+| `sweep` | MSDNet's geometric sweep, the costliest point within the budget | per budget |
+| `envelope` | the same sweep, the most accurate point within the budget | per budget |
+| `temperature` | like `sweep`, on confidences scaled by a temperature per exit | per budget |
+| `optimised` | one threshold per exit, for accuracy under the budget | per budget |
+| `patience` | nothing: leave when several exits in a row agree | per patience |
+| `expectation`, `clipped`, `net` | one common threshold under a guarantee | per tolerance |
+
+`envelope` (the monotone frontier) and `optimised` (optimized thresholds) are names in result files
+and keep their spelling.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Int32
+
+from imta_jax.evaluation.budget import correct_at
+from imta_jax.evaluation.methods.monotone_frontier import frontier_indices
+from imta_jax.evaluation.methods.optimized import one_exit_thresholds, optimized_thresholds
+from imta_jax.evaluation.methods.patience import patience_exits
+from imta_jax.evaluation.methods.risk_control import GUARANTEES, risk_controlled_thresholds
+from imta_jax.evaluation.methods.temperature import scaled_confidence
+from imta_jax.evaluation.predictions import Predictions, confidence, predicted
+from imta_jax.evaluation.thresholds import exit_of, geometric_quota, thresholds_for_quota
+
+# Relative tolerance of budgets against sums of costs.
+_ROUNDING = 1e-12
+
+
+class SplitOutcomes(NamedTuple):
+    """What the methods use of a split's logits.
+
+    Attributes:
+      confidence: highest softmax probability.
+      scaled: the same after temperature scaling.
+      classes: predicted class.
+      correct: whether it is the label.
+    """
+
+    confidence: Float32[np.ndarray, "E N"]
+    scaled: Float32[np.ndarray, "E N"]
+    classes: Int32[np.ndarray, "E N"]
+    correct: Bool[np.ndarray, "E N"]
+
+
+class Splits(NamedTuple):
+    """The outcomes on both splits."""
+
+    validation: SplitOutcomes
+    test: SplitOutcomes
+
+
+class Selection(NamedTuple):
+    """The exits that a method selects for P settings.
+
+    Attributes:
+      settings: P mappings, e.g. `{"budget": 0.5}`.
+      validation_exits: exit of each validation image, from 0.
+      test_exits: exit of each test image, from 0.
+      thresholds: None if the method has none.
+      temperatures: None if the method does not scale confidences.
+    """
+
+    settings: Sequence[dict[str, float]]
+    validation_exits: Int[np.ndarray, "P N"]
+    test_exits: Int[np.ndarray, "P M"]
+    thresholds: Float32[np.ndarray, "P E"] | None = None
+    temperatures: Float[np.ndarray, " E"] | None = None
+
+
+def split_outcomes(predictions: Predictions, temperature: Float[np.ndarray, " E"]) -> SplitOutcomes:
+    """Confidences, scaled confidences, classes and correctness of a split."""
+    logits, labels = predictions
+    classes = predicted(logits)
+    scaled = scaled_confidence(logits, temperature)
+    return SplitOutcomes(confidence(logits), scaled, classes, classes == labels[None, :])
+
+
+def sweep_thresholds(
+    confidence: Float32[np.ndarray, "E N"], quotas: Sequence[float]
+) -> Float32[np.ndarray, "S E"]:
+    """Thresholds of the geometric sweep, between its limits: all at the first, all at the last."""
+    limits = one_exit_thresholds(len(confidence))[[0, -1]]
+    quota = geometric_quota(np.asarray(quotas, np.float64), len(confidence))
+    return np.concatenate([limits[:1], thresholds_for_quota(confidence, quota), limits[1:]])
+
+
+def select_by_thresholds(
+    settings: Sequence[dict[str, float]],
+    thresholds: Float32[np.ndarray, "P E"],
+    splits: Splits,
+    temperature: Float[np.ndarray, " E"] | None = None,
+) -> Selection:
+    """Applies thresholds to both splits, to scaled confidences if a temperature is given."""
+    exits = (exit_of(s.confidence if temperature is None else s.scaled, thresholds) for s in splits)
+    return Selection(settings, *exits, thresholds, temperature)
+
+
+def select_by_budget(
+    splits: Splits,
+    costs: Float[np.ndarray, " E"],
+    budgets: Float[np.ndarray, " B"],
+    quotas: Sequence[float],
+    temperature: Float[np.ndarray, " E"],
+) -> dict[str, Selection]:
+    """The methods whose setting is a budget, a fraction of the last exit's cost."""
+    validation, settings = splits.validation, [{"budget": float(b)} for b in budgets]
+    limits = budgets * costs[-1]
+    sweep = sweep_thresholds(validation.confidence, quotas)
+    exits = exit_of(validation.confidence, sweep)
+    accuracy, cost = correct_at(exits, validation.correct).mean(axis=1), costs[exits].mean(axis=1)
+    frontier = frontier_indices(cost, accuracy)
+    within = np.searchsorted(np.sort(cost), limits * (1 + _ROUNDING), side="right") - 1
+    optimized = optimized_thresholds(
+        validation.confidence, validation.correct, costs, limits, starts=sweep
+    )
+    scaled = sweep_thresholds(validation.scaled, quotas)
+    scaled_cost = costs[exit_of(validation.scaled, scaled)].mean(axis=1)
+    scaled = scaled[_costliest_within(scaled_cost, limits)]
+    return {
+        "sweep": select_by_thresholds(settings, sweep[_costliest_within(cost, limits)], splits),
+        "envelope": select_by_thresholds(settings, sweep[frontier[within]], splits),
+        "temperature": select_by_thresholds(settings, scaled, splits, temperature),
+        "optimised": select_by_thresholds(settings, optimized, splits),
+    }
+
+
+def select_by_patience(splits: Splits) -> Selection:
+    """Patience, with one point per number of exits that must agree."""
+    settings = [{"patience": p} for p in range(1, len(splits.validation.classes) + 1)]
+    exits = (
+        np.stack([patience_exits(s.classes, setting["patience"]) for setting in settings])
+        for s in splits
+    )
+    return Selection(settings, *exits)
+
+
+def select_by_guarantee(
+    splits: Splits, tolerances: Sequence[float], level: float
+) -> dict[str, Selection]:
+    """The methods with a guarantee, with one point per tolerance in percentage points."""
+    validation, selections = splits.validation, {}
+    for guarantee in GUARANTEES:
+        settings: Sequence[Mapping] = [{"tolerance_points": float(t)} for t in tolerances]
+        if guarantee != "expectation":
+            settings = [{**setting, "confidence_level": level} for setting in settings]
+        thresholds = risk_controlled_thresholds(
+            validation.confidence,
+            validation.correct,
+            tolerances,
+            guarantee=guarantee,
+            confidence_level=level,
+        )
+        selections[guarantee] = select_by_thresholds(settings, thresholds, splits)
+    return selections
+
+
+def _costliest_within(
+    cost: Float[np.ndarray, " S"], limits: Float[np.ndarray, " B"]
+) -> Int[np.ndarray, " B"]:
+    """For each limit, the index of the highest cost within it."""
+    within = cost[None, :] <= limits[:, None] * (1 + _ROUNDING)
+    return np.where(within, cost[None, :], -np.inf).argmax(axis=1)

@@ -1,0 +1,87 @@
+"""The command `python -m imta_jax.evaluation`."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sample_logits import overconfident_split
+
+from imta_jax.evaluation import command
+from imta_jax.evaluation.methods.risk_control import GUARANTEES, risk_controlled_thresholds
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[str]:
+    """Logits as other frameworks store them: float64 with int64 labels."""
+    folder = tmp_path_factory.mktemp("logits")
+    for seed, name in enumerate(("validation", "test")):
+        logits, labels = overconfident_split(seed, 100)
+        np.savez(folder / f"{name}.npz", logits=logits.astype(float), labels=labels.astype(int))
+    return [str(folder / f"{name}.npz") for name in ("validation", "test")]
+
+
+def test_command_prints_and_writes_without_importing_jax(files, tmp_path):
+    out = tmp_path / "comparison.json"
+    program = (
+        "import sys, runpy; runpy.run_module('imta_jax.evaluation', run_name='__main__');"
+        "assert not {'jax', 'tensorflow', 'pandas', 'scipy.stats'} & set(sys.modules)"
+    )
+    arguments = [*files, "--costs=10,25,45,70", "--budgets=0.3,0.5", f"--out={out}"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["full_cost"] == 70
+    assert record["images"] == {"validation": 100, "test": 100}
+    methods = {"sweep", "envelope", "temperature", "optimised", "patience", *GUARANTEES}
+    assert {row["method"] for row in record["points"]} == methods
+    for row in record["points"]:
+        assert row["asked"] in done.stdout
+        assert f"{row['top1']:.2f}" in done.stdout
+
+
+def test_default_budgets_are_at_least_the_cost_of_the_first_exit(files, capsys):
+    command.main([*files, "--costs=10,25,45,70"])
+    printed = capsys.readouterr().out
+    assert "budget 15%" in printed
+    assert "budget 10%" not in printed
+
+
+@pytest.mark.parametrize("number", [58, 59])
+def test_fewest_images_are_those_that_can_certify_a_tolerance(files, tmp_path, capsys, number):
+    confidence, correct = np.full((2, number), 0.9, np.float32), np.ones((2, number), bool)
+    thresholds = risk_controlled_thresholds(confidence, correct, [5.0], guarantee="clipped")
+    certified = thresholds[0, 0] < 0.9
+    assert certified == (number == 59)
+    logits, labels = overconfident_split(0, number)
+    np.savez(tmp_path / "few.npz", logits=logits, labels=labels)
+    arguments = [f"{tmp_path}/few.npz", files[1], "--costs=1,2,3,4", "--budgets=0.5"]
+    if certified:
+        command.main(arguments)
+        return
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    error = capsys.readouterr().err
+    assert "few.npz" in error and "58" in error and "59" in error
+
+
+@pytest.mark.parametrize(
+    ("first", "options", "named"),
+    [
+        ("missing.npz", ["--costs=1,2,3,4"], "missing.npz"),
+        (None, ["--costs=1,2,three,4"], "--costs=1,2,three,4"),
+        (None, ["--costs=1,2,3"], "costs of shape (3,)"),
+        (None, ["--costs=4,3,2,1"], "--costs=4,3,2,1"),
+        (None, ["--costs=5,5,5,5"], "--costs=5,5,5,5"),
+        (None, ["--costs=0,1,2,nan"], "--costs=0,1,2,nan"),
+        (None, ["--costs=1,2,3,4", "--budgets=50"], "budgets=[50.0]"),
+    ],
+)
+def test_user_errors_exit_with_code_2_and_name_the_value(files, capsys, first, options, named):
+    with pytest.raises(SystemExit) as exit_:
+        command.main([first or files[0], files[1], *options])
+    assert exit_.value.code == 2
+    assert named in capsys.readouterr().err

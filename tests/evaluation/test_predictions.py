@@ -1,0 +1,96 @@
+"""Logits of a split: confidences, accuracies, and the file that stores them."""
+
+import numpy as np
+import pytest
+from sample_logits import split
+
+from imta_jax.evaluation import predictions
+
+
+def test_confidence_is_highest_softmax_probability():
+    logits = split(0).logits * 10
+    exponentials = np.exp(logits.astype(np.float64))
+    expected = (exponentials / exponentials.sum(axis=-1, keepdims=True)).max(axis=-1)
+    found = predictions.confidence(logits)
+    assert found.dtype == np.float32
+    assert found.shape == (4, 500)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_confidence_is_finite_for_extreme_logits():
+    logits = np.array([[[1e30, -1e30, 0.0], [-300.0, -300.0, -300.0]]], np.float32)
+    np.testing.assert_allclose(predictions.confidence(logits), [[1.0, 1 / 3]], rtol=1e-6)
+
+
+def test_result_does_not_depend_on_the_chunk_size(monkeypatch):
+    logits = split(0).logits
+    unchunked = predictions.confidence(logits), predictions.predicted(logits)
+    monkeypatch.setattr(predictions, "_CHUNK_VALUES", 23)
+    np.testing.assert_array_equal(predictions.confidence(logits), unchunked[0])
+    np.testing.assert_array_equal(predictions.predicted(logits), unchunked[1])
+    np.testing.assert_array_equal(predictions.predicted(logits), logits.argmax(axis=-1))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 7, 100])
+def test_correct_in_top_agrees_with_sorting(k):
+    logits, labels = split(2)
+    logits = np.round(logits)  # ties: the lower class ranks first
+    ranked = np.argsort(-logits, axis=-1, kind="stable")[:, :, :k]
+    expected = (ranked == labels[None, :, None]).any(axis=-1)
+    np.testing.assert_array_equal(predictions.correct_in_top(logits, labels, k), expected)
+
+
+def test_anytime_accuracy_is_percent_per_exit():
+    logits = np.eye(3, dtype=np.float32)[[[0, 1, 2, 0], [0, 1, 2, 2]]]
+    exits = predictions.Predictions(logits, np.array([0, 1, 2, 2], np.int32))
+    assert predictions.anytime_accuracy(exits).tolist() == [75.0, 100.0]
+    assert predictions.anytime_accuracy(exits, top=3).tolist() == [100.0, 100.0]
+    with pytest.raises(ValueError, match="k=0"):
+        predictions.anytime_accuracy(exits, top=0)
+
+
+def test_saved_predictions_are_loaded_unchanged(tmp_path):
+    path = tmp_path / "evaluation" / "logits_test.npz"
+    predictions.save_predictions(path, split(0))
+    loaded = predictions.load_predictions(path)
+    for found, expected in zip(loaded, split(0), strict=True):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+    assert [file.name for file in path.parent.iterdir()] == ["logits_test.npz"]
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (np.zeros((2, 3)), [0, 1, 1], r"shapes \(2, 3\) and \(3,\)"),
+        (np.zeros((2, 3, 4)), [0, 1], r"shapes \(2, 3, 4\) and \(2,\)"),
+        (np.zeros((2, 0, 4)), np.zeros(0, int), r"\(2, 0, 4\)"),
+        (np.zeros((2, 3, 4)), [0, 1, 4], r"label 4 of image 2 is outside 0\.\.3"),
+        (np.zeros((2, 3, 4)), [0, -1, 4], "label -1 of image 1"),
+        (np.zeros((2, 3, 4)), [0.0, 1.0, 1.0], "labels are float64"),
+        (np.where(np.arange(24) == 18, np.nan, 0).reshape(2, 3, 4), [0, 1, 1], "exit 1, image 1"),
+    ],
+)
+def test_invalid_predictions_are_refused_with_the_file_name(tmp_path, logits, labels, message):
+    path = tmp_path / "logits.npz"
+    with pytest.raises(ValueError, match=message):
+        predictions.save_predictions(path, (logits, np.asarray(labels)))
+    assert not path.exists()
+    np.savez(path, logits=logits, labels=labels)
+    with pytest.raises(ValueError, match=rf"logits\.npz.*{message}"):
+        predictions.load_predictions(path)
+
+
+def test_unreadable_files_are_refused_with_their_name(tmp_path):
+    incomplete, pickled, plain, cut = (tmp_path / f"{name}.npz" for name in "abcd")
+    np.savez(incomplete, logits=np.zeros((1, 1, 2)))
+    np.savez(pickled, logits=np.array([{}], object), labels=np.zeros(1, int))
+    with plain.open("wb") as file:
+        np.save(file, np.zeros(3))
+    predictions.save_predictions(cut, split(0))
+    cut.write_bytes(cut.read_bytes()[:2000])
+    for path in (incomplete, pickled, plain, cut):
+        with pytest.raises(ValueError, match=rf"{path.name}: expected an \.npz"):
+            predictions.load_predictions(path)
+    with pytest.raises(FileNotFoundError):
+        predictions.load_predictions(tmp_path / "missing.npz")
