@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from imta_jax.errors import InputError
+
 # The uint32 sums below hold the squares of at most 2^32 / 255^2 images.
 _IMAGES_PER_CHUNK = 256
 _PUBLISHED = "constants of the published PyTorch training code of MSDNet and IMTA"
@@ -47,7 +49,7 @@ def channel_statistics(images: UInt8[np.ndarray, "N H W C"]) -> ChannelStatistic
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
     if not std.all():
         channel = int(np.argmin(std))
-        raise ValueError(
+        raise InputError(
             f"channel {channel} of the training images is {mean[channel]:g} in every pixel;"
             " expected pixels that differ, since a constant channel cannot be normalized"
         )

@@ -23,6 +23,7 @@ from imta_jax.data.pipeline.tf_pipeline import HostPipeline, resized_batches
 from imta_jax.data.source_validation import SourceData, SourceSplit, validate_source
 from imta_jax.data.sources import SourceRequest, load_source, tfds_description
 from imta_jax.data.split import Split
+from imta_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def dataset_info(config: DataConfig | Mapping[str, Any]) -> DatasetInfo:
       config: `config.data`; a mapping is parsed by `DataConfig.from_mapping`.
 
     Raises:
-      ValueError, FileNotFoundError, ...: see `load_dataset`.
+      UserError: See `load_dataset`.
     """
     config = DataConfig.from_mapping(config)
     described = tfds_description(config.source)
@@ -181,7 +182,7 @@ def _read(request: SourceRequest) -> SourceData:
     try:
         return validate_source(source)
     except ValueError as error:
-        raise ValueError(f"config.data.source={request.source}: {error}") from error
+        raise InputError(f"config.data.source={request.source}: {error}") from error
 
 
 def _as_split(split: SourceSplit) -> Split:

@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Bool, Int, Int64
 
+from imta_jax.errors import InputError
+
 
 def stratified_holdout(
     labels: Int[np.ndarray, " N"], *, examples: int, seed: int, split: str = "validation"
@@ -26,7 +28,7 @@ def stratified_holdout(
         seed.
     """
     if seed < 0:
-        raise ValueError(f"validation_seed is {seed}, expected at least 0")
+        raise InputError(f"validation_seed is {seed}, expected at least 0")
     _check_examples(examples, labels, f"config.data.{split}_examples")
     quotas = class_quotas(np.bincount(labels), examples)
     # NumPy may change the stream of Generator.permutation, but not the raw bits of PCG64.
@@ -58,11 +60,11 @@ def class_quotas(counts: Int[np.ndarray, " K"], examples: int) -> Int64[np.ndarr
 def _check_examples(examples: int, labels: np.ndarray, field: str) -> None:
     classes = np.unique(labels).size
     if examples < classes:
-        raise ValueError(
+        raise InputError(
             f"{field} is {examples}, expected at least {classes}: one image of each class"
         )
     if examples >= len(labels):
-        raise ValueError(
+        raise InputError(
             f"{field} is {examples}, expected less than {len(labels)}, the number of training"
             " images, so that some are left for training"
         )

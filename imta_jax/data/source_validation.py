@@ -9,6 +9,7 @@ import numpy as np
 
 from imta_jax.data.channel_statistics import ChannelStatistics
 from imta_jax.data.pipeline.encoded import EncodedImages
+from imta_jax.errors import InputError
 
 Images = np.ndarray | EncodedImages
 
@@ -99,7 +100,7 @@ def validate_split(
     _check_images(name, images)
     _check_labels(name, labels)
     if len(images) != len(labels):
-        raise ValueError(
+        raise InputError(
             f"{name} has {len(images)} images but {len(labels)} labels; expected one label per"
             " image"
         )
@@ -117,7 +118,7 @@ def _numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
     """Names "0", "1", ... for classes without names, up to the largest label."""
     largest = int(labels.argmax())
     if labels[largest] >= len(labels):
-        raise ValueError(
+        raise InputError(
             f"train label at index {largest} is {labels[largest]}, expected less than"
             f" {len(labels)}, the number of training images; number the classes from 0 without"
             " gaps, or give class_names with one name per class"
@@ -127,7 +128,7 @@ def _numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
 
 def _check_same_shape(name: str, images: Images, train: Images) -> None:
     if isinstance(images, np.ndarray) and images.shape[1:] != train.shape[1:]:
-        raise ValueError(
+        raise InputError(
             f"{name} images have shape {images.shape[1:]} (height, width, channels), expected"
             f" {train.shape[1:]} like the training images"
         )
@@ -136,29 +137,29 @@ def _check_same_shape(name: str, images: Images, train: Images) -> None:
 def _check_images(name: str, images: Images) -> None:
     if isinstance(images, EncodedImages):
         if len(images) == 0:
-            raise ValueError(f"{name} has 0 images, expected at least 1")
+            raise InputError(f"{name} has 0 images, expected at least 1")
         return
     if images.dtype != np.uint8:
-        raise ValueError(
+        raise InputError(
             f"{name} images have dtype {images.dtype}, expected uint8 (0 to 255, not normalized);"
             " rescale them to 0..255 and cast them"
         )
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        raise ValueError(
+        raise InputError(
             f"{name} images have shape {images.shape}, expected [N, H, W, C] with C = 1 or 3"
             " (channels last), or [N, H, W]"
         )
     if images.size == 0:
-        raise ValueError(f"{name} images have shape {images.shape}, expected at least one pixel")
+        raise InputError(f"{name} images have shape {images.shape}, expected at least one pixel")
 
 
 def _check_labels(name: str, labels: np.ndarray) -> None:
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
+        raise InputError(
             f"{name} labels have dtype {labels.dtype}, expected integers (classes from 0)"
         )
     if labels.ndim != 1:
-        raise ValueError(
+        raise InputError(
             f"{name} labels have shape {labels.shape}, expected [N] (one class per image)"
         )
 
@@ -170,7 +171,7 @@ def _check_label_range(name: str, labels: np.ndarray, num_classes: int | None) -
     if outside.any():
         first = int(np.argmax(outside))
         last_class = "K-1" if num_classes is None else num_classes - 1
-        raise ValueError(
+        raise InputError(
             f"{name} label at index {first} is {labels[first]}, expected 0 to {last_class};"
             f" {int(outside.sum())} labels are outside{_WITHHELD if labels[first] == -1 else ''}"
         )

@@ -5,6 +5,8 @@ import re
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from imta_jax.errors import MissingPackageError
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -23,7 +25,7 @@ def import_tensorflow() -> ModuleType:
     try:
         import tensorflow as tf
     except ImportError as error:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             "decoding and resizing images requires TensorFlow, which cannot be imported"
             f" ({error}): pip install tensorflow-cpu; arrays with"
             " config.data.preprocessing=padded_crop do not need it"

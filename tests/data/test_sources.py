@@ -56,7 +56,7 @@ def test_npz_without_read_permission_raises_a_permission_error(npz, monkeypatch)
 
 def test_folder_named_like_an_npz_raises(tmp_path):
     (tmp_path / "images.npz").mkdir()
-    with pytest.raises(IsADirectoryError, match=r"folder.*images\.npz"):
+    with pytest.raises(ValueError, match=r"images\.npz.*folder"):
         load_dataset(config(str(tmp_path / "images.npz")))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from imta_jax.data.pipeline.augmentation import EpochPlan
+from imta_jax.errors import InputError
 
 PADDING_INDEX = -1
 
@@ -70,7 +71,7 @@ def shard_of(indices: BatchIndices, batch_size: int, shard: Shard) -> BatchIndic
     if batch_size % shard.count:
         below = max(batch_size // shard.count, 1) * shard.count
         above = -(-batch_size // shard.count) * shard.count
-        raise ValueError(
+        raise InputError(
             f"batch_size is {batch_size}, expected a multiple of {shard.count}, the number of"
             f" processes; the nearest are {below} and {above}"
         )

@@ -26,7 +26,7 @@ from imta_jax.data.pipeline.preprocessing import PaddedCrop, Preprocessing
 from imta_jax.data.pipeline.tf_pipeline import HostPipeline, resized_batches
 from imta_jax.data.split import Split
 from imta_jax.data.tensorflow_import import has_tensorflow
-from imta_jax.errors import unknown_name
+from imta_jax.errors import InputError, MissingPackageError, unknown_name
 from imta_jax.types import Batch
 
 HOST_PIPELINES = ("tf_data", "numpy")
@@ -47,7 +47,7 @@ def steps_per_epoch(num_examples: int, batch_size: int, field: str = "batch_size
     """
     _check_batch_size(batch_size)
     if num_examples < batch_size:
-        raise ValueError(
+        raise InputError(
             f"{field} is {batch_size}, expected at most {num_examples}, the number of training"
             " examples"
         )
@@ -86,7 +86,7 @@ def train_batches(
     """
     steps = steps_per_epoch(len(split), batch_size)
     if not 0 <= start_step <= steps:
-        raise ValueError(
+        raise InputError(
             f"start_step is {start_step}, expected 0 to {steps}, the number of batches per epoch"
         )
     plan = epoch_plan(preprocessing, split.sizes, seed=seed, epoch=epoch)
@@ -155,12 +155,12 @@ def resolve_host_pipeline(pipeline: str, split: Split, preprocessing: Preprocess
     if isinstance(preprocessing, PaddedCrop) and not isinstance(split.images, EncodedImages):
         return "numpy"
     if pipeline == "numpy":
-        raise ValueError(
+        raise InputError(
             'pipeline is "numpy", which only crops arrays; expected "tf_data" or "auto" for images'
             " that must be decoded or resized"
         )
     if not has_tensorflow():
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             'pipeline "tf_data" requires TensorFlow, which cannot be imported: pip install'
             " tensorflow-cpu"
         )
@@ -184,7 +184,7 @@ def _batches(
     made: Iterable[tuple[np.ndarray, np.ndarray]]
     if resolve_host_pipeline(pipeline, split, preprocessing) == "numpy":
         if pipeline == "tf_data" and host.service:
-            raise ValueError(
+            raise InputError(
                 f"config.data.service is {host.service!r}, but the images are arrays in memory and"
                 " need no decoding; leave it empty"
             )
@@ -215,4 +215,4 @@ def _as_batch(split: Split, images: np.ndarray, index: np.ndarray) -> Batch:
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        raise InputError(f"batch_size is {batch_size}, expected at least 1")

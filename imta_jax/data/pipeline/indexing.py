@@ -17,6 +17,7 @@ import numpy as np
 
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.errors import InputError
 from imta_jax.runtime.files import replacing
 from imta_jax.runtime.progress_bar import with_progress
 
@@ -200,7 +201,7 @@ def _load_or_scan(scan: Callable[[], Indexed], key: Any, index_dir: str, where: 
     if not index_dir:
         return scan()
     if "://" in index_dir:
-        raise ValueError(f"config.data.index_dir is {index_dir!r}, expected a local folder")
+        raise InputError(f"config.data.index_dir is {index_dir!r}, expected a local folder")
     name = hashlib.sha256(repr((_FORMAT, key)).encode()).hexdigest()[:24]
     try:
         path = Path(index_dir).expanduser() / f"{name}.npz"

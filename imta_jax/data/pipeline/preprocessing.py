@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int, UInt64
 
 from imta_jax.config import DataConfig
+from imta_jax.errors import InputError
 
 _ATTEMPTS = 10
 _EXAMPLES_PER_CHUNK = 1 << 16  # limits the memory of random words
@@ -20,7 +21,7 @@ def check_at_least(least: int, **values: int) -> None:
     """Raises a ValueError with the name of the first value below `least`."""
     for name, value in values.items():
         if value < least:
-            raise ValueError(f"{name} is {value}, expected at least {least}")
+            raise InputError(f"{name} is {value}, expected at least {least}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PaddedCrop:
     def check_fits(self, shape: Sequence[int]) -> None:
         """Raises a ValueError if a crop of images [H, W, C] could contain padding only."""
         if self.padding >= min(shape[:2]):
-            raise ValueError(
+            raise InputError(
                 f"config.data.crop_padding is {self.padding}, expected less than"
                 f" {min(shape[:2])}, since images have {shape[0]} x {shape[1]} pixels (4 is usual"
                 " for 32 x 32)"
@@ -94,12 +95,12 @@ class RandomAreaCrop:
     def __post_init__(self) -> None:
         check_at_least(1, **{"config.data.image_size": self.size})
         if self.resize < self.size:
-            raise ValueError(
+            raise InputError(
                 f"config.data.resize is {self.resize}, expected at least {self.size}, the value of"
                 " config.data.image_size"
             )
         if not 0 < self.min_area <= 1:
-            raise ValueError(
+            raise InputError(
                 f"config.data.min_area is {self.min_area}, expected above 0 and at most 1"
             )
 

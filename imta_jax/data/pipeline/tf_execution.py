@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imta_jax.data.tensorflow_import import import_tensorflow, short_message
+from imta_jax.errors import ServiceError, StorageError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -56,7 +57,7 @@ def from_service(
             received += 1
             yield element
     if received < elements:
-        raise OSError(
+        raise StorageError(
             f"the tf.data service {service} lost {elements - received} of {elements} groups of"
             " images, probably because a worker stopped; restart the worker, then run the same"
             " command again"
@@ -70,7 +71,7 @@ def reading_errors(what: str = "reading images") -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        raise OSError(
+        raise StorageError(
             f"{what} failed: {short_message(error)}\nIf an image was changed, moved or removed"
             " after the run began, restore it and run the same command again; a run does not"
             " resume with other data"
@@ -102,7 +103,7 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((parts.hostname, parts.port or 0), _CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
-        raise ConnectionError(
+        raise ServiceError(
             f"config.data.service is {address!r}, but no tf.data service listens there ({error});"
             " start its dispatcher and workers, or leave the field empty to decode on this host"
         ) from error

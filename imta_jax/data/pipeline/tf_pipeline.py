@@ -34,6 +34,7 @@ from imta_jax.data.pipeline.tf_decoding import (
 )
 from imta_jax.data.pipeline.tf_execution import from_service, on_this_host, reading_errors
 from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.errors import InputError, StorageError
 from imta_jax.runtime.environment import usable_cores
 
 if TYPE_CHECKING:
@@ -59,11 +60,11 @@ class HostPipeline:
 
     def __post_init__(self) -> None:
         if not self.memory_limit_gb > 0:
-            raise ValueError(
+            raise InputError(
                 f"config.data.memory_limit_gb is {self.memory_limit_gb}, expected above 0"
             )
         if self.service and "://" not in self.service:
-            raise ValueError(
+            raise InputError(
                 f"config.data.service is {self.service!r}, expected e.g. grpc://HOST:5000"
             )
 
@@ -163,7 +164,7 @@ def _naming_damaged(
     except OSError as error:
         encoded = isinstance(images, EncodedImages) and done < len(index)
         names = find_damaged(images, index[done]) if encoded else []
-        raise OSError("\n  ".join([str(error), *names])) from error
+        raise StorageError("\n  ".join([str(error), *names])) from error
 
 
 def decode_all(images: EncodedImages) -> np.ndarray:

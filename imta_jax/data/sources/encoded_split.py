@@ -10,6 +10,7 @@ from imta_jax.data.pipeline.indexing import Indexed
 from imta_jax.data.pipeline.tf_pipeline import decode_all
 from imta_jax.data.source_validation import SourceSplit
 from imta_jax.data.sources.request import SourceRequest
+from imta_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
 _MAX_NAMED_IMAGES = 10
@@ -32,7 +33,7 @@ def source_split(indexed: Indexed, request: SourceRequest, where: str) -> Source
         _report_undecodable(indexed, bad, request.max_undecodable, where)
     good = np.flatnonzero(indexed.decodable)
     if len(good) == 0:
-        raise ValueError(f"{where} has 0 images, expected at least 1")
+        raise InputError(f"{where} has 0 images, expected at least 1")
     images, labels = indexed.images[good], indexed.labels[good]
     if request.encoded:
         return SourceSplit(images, labels, len(bad))
@@ -47,7 +48,7 @@ def _report_undecodable(indexed: Indexed, bad: np.ndarray, limit: float, where: 
     more = f" and {len(bad) - len(names)} more" if len(bad) > len(names) else ""
     found = f"{len(bad)} of {total} images of {where} do not decode: {', '.join(names)}{more}"
     if len(bad) > limit * total:
-        raise ValueError(
+        raise InputError(
             f"{found}; config.data.max_undecodable is {limit:g}: replace or remove these images,"
             " or raise it"
         )
@@ -67,7 +68,7 @@ def _check_one_size(images: EncodedImages, where: str) -> None:
     other = np.flatnonzero((images.sizes != images.sizes[0]).any(axis=1))
     if len(other):
         first, differing = images.sizes[0].tolist(), images.sizes[other[0]].tolist()
-        raise ValueError(
+        raise InputError(
             f"{where}: {images.name(other[0])} has {differing} pixels (height, width), but"
             f" {images.name(0)} has {first}; set config.data.preprocessing=random_area_crop (see"
             " configs/imagenet.py), which resizes images to config.data.image_size"

@@ -16,6 +16,7 @@ from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.data.sources.storage import absolute, file_state, is_path, translate_errors
 from imta_jax.data.sources.tfds import warn_if_name_is_ambiguous
 from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.errors import InputError, MissingFileError
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def read(request: SourceRequest) -> SourceData:
         # Classes of all splits count, including splits that are not used.
         names = sorted(set().union(*classes.values()))
         if not names:
-            raise ValueError(
+            raise InputError(
                 f"{root} has no class folders with images; {_LAYOUT}, or a folder with the"
                 " features.json of a dataset version that TFDS prepared"
             )
@@ -57,7 +58,7 @@ def read(request: SourceRequest) -> SourceData:
 def _check_exists(root: str) -> None:
     tf = import_tensorflow()
     if not tf.io.gfile.isdir(root):
-        raise FileNotFoundError(f"no folder {root}; {_LAYOUT}")
+        raise MissingFileError(f"no folder {root}; {_LAYOUT}")
 
 
 @contextlib.contextmanager
@@ -66,7 +67,7 @@ def _naming_invalid_utf8(root: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise InputError(
             f"{root} contains a name that is not UTF-8: {error.object!r}; rename this file or"
             " folder"
         ) from error
@@ -118,13 +119,13 @@ def _check_classes(images: dict[str, dict[str, list[str]]]) -> None:
     folders = {path: found for split in images.values() for path, found in split.items()}
     hidden = [path for path in folders if path.rpartition("/")[2].startswith(".")]
     if hidden:
-        raise ValueError(
+        raise InputError(
             f"a hidden folder would become a class: {_first_few(hidden)}; remove it, or rename it"
             " if it is a class"
         )
     empty = [path for path, found in folders.items() if not found]
     if empty:
-        raise ValueError(
+        raise InputError(
             f"{len(empty)} class folders have no images ({', '.join(_EXTENSIONS)}):"
             f" {_first_few(empty)}; add images or remove the folders"
         )

@@ -11,6 +11,7 @@ import numpy as np
 
 from imta_jax.data.source_validation import SourceData, SourceSplit
 from imta_jax.data.sources.request import SourceRequest, choose_splits
+from imta_jax.errors import FilePermissionError, InputError, MissingFileError
 
 _EXPECTED = "train_images, train_labels, test_images, test_labels"
 
@@ -34,10 +35,9 @@ def read_npz(path: Path, request: SourceRequest) -> SourceData:
 
     Raises:
       FileNotFoundError: The file does not exist.
-      IsADirectoryError: It is a folder.
       PermissionError: It may not be read.
-      ValueError: It is not an .npz archive, is damaged, lacks an array, or holds a pickled array.
-        Nothing is unpickled, since that would run code from the file.
+      ValueError: It is a folder, is not an .npz archive, is damaged, lacks an array, or holds a
+        pickled array. Nothing is unpickled, since that would run code from the file.
     """
     _check_readable(path)
     with np.load(path, allow_pickle=False) as archive:
@@ -54,20 +54,18 @@ def read_npz(path: Path, request: SourceRequest) -> SourceData:
 
 def _check_readable(path: Path) -> None:
     if path.is_dir():
-        raise IsADirectoryError(
-            errno.EISDIR,
-            "config.data.source is a folder, expected an .npz file; rename the folder if it holds"
-            " images",
-            str(path),
+        raise InputError(
+            f"config.data.source is {path}, which is a folder, expected an .npz file; rename the"
+            " folder if it holds images"
         )
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"config.data.source is {path.absolute()}, but this file does not exist"
         )
     if not os.access(path, os.R_OK):
-        raise PermissionError(errno.EACCES, "no read permission; run chmod u+r", str(path))
+        raise FilePermissionError(errno.EACCES, "no read permission; run chmod u+r", str(path))
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not an .npz archive or is truncated; write it by np.savez")
+        raise InputError(f"{path} is not an .npz archive or is truncated; write it by np.savez")
 
 
 def _split_names(archive: np.lib.npyio.NpzFile, path: Path) -> list[str]:
@@ -77,7 +75,7 @@ def _split_names(archive: np.lib.npyio.NpzFile, path: Path) -> list[str]:
     missing = [f"{name}_labels" for name in images if name not in labels]
     missing += [f"{name}_images" for name in labels if name not in images]
     if missing or not images:
-        raise ValueError(
+        raise InputError(
             f"{path} lacks {', '.join(missing) or _EXPECTED}; found: {', '.join(archive.files)};"
             f" expected: {_EXPECTED} and, if the classes have names, class_names"
         )
@@ -88,12 +86,12 @@ def _member(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
     try:
         return archive[key]
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: {key} is pickled, which is not supported because unpickling can run code;"
             " save a plain array (images of one shape as uint8, names as strings)"
         ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: {key} is damaged ({error}); write or download the file again"
         ) from error
 
@@ -102,12 +100,12 @@ def _class_names(names: np.ndarray | None, path: Path) -> tuple[str, ...] | None
     if names is None:
         return None
     if names.ndim != 1 or names.size == 0 or names.dtype.kind != "U":
-        raise ValueError(
+        raise InputError(
             f"{path}: class_names is {names.dtype} of shape {names.shape}, expected one string per"
             " class"
         )
     name, count = Counter(names.tolist()).most_common(1)[0]
     if count > 1 or not all(names):
         found = f"{count} classes named {name!r}" if count > 1 else "a class without a name"
-        raise ValueError(f"{path}: class_names has {found}; expected a unique name per class")
+        raise InputError(f"{path}: class_names has {found}; expected a unique name per class")
     return tuple(names.tolist())

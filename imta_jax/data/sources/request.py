@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from imta_jax.config import DataConfig
-from imta_jax.errors import closest_first
+from imta_jax.errors import InputError, closest_first
 
 # Usual names of validation and test splits; the first that exists is used.
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
@@ -43,7 +43,7 @@ class SourceRequest:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_undecodable <= 1:
-            raise ValueError(
+            raise InputError(
                 f"config.data.max_undecodable is {self.max_undecodable}, expected 0 to 1"
             )
 
@@ -77,7 +77,7 @@ def choose_splits(request: SourceRequest, available: Iterable[str], where: str) 
     chosen = {"train": _existing(request.train_split, found, "train", where)}
     test = _choose(request.test_split, found, "test", where, _TEST_NAMES, chosen)
     if test is None and request.test_examples <= 0:
-        raise ValueError(
+        raise InputError(
             f"{where} has no test split, only: {', '.join(found)}; set config.data.test_split to"
             " one of them, or config.data.test_examples to a number of training images to hold out"
         )
@@ -105,7 +105,7 @@ def _choose(
     name = _existing(value, found, role, where)
     for other, split in taken.items():
         if split == name:
-            raise ValueError(
+            raise InputError(
                 f"config.data.{role}_split and config.data.{other}_split are both {name!r};"
                 " expected different splits, so that no image has two roles"
             )
@@ -114,7 +114,7 @@ def _choose(
 
 def _existing(name: str, found: list[str], role: str, where: str) -> str:
     if name not in found:
-        raise ValueError(
+        raise InputError(
             f"config.data.{role}_split is {name!r}, but {where} has no such split; valid, the"
             f" closest first: {', '.join(closest_first(name, found))}"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imta_jax.data.tensorflow_import import import_tensorflow, short_message
+from imta_jax.errors import FilePermissionError, InputError, MissingFileError, StorageError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -72,19 +73,19 @@ def _translated(error: "tf.errors.OpError", path: str) -> Exception:
     reason = short_message(error)
     message = f"cannot read {path}: {reason}"
     if isinstance(error, errors.UnimplementedError) and is_remote(path):
-        return ValueError(
+        return InputError(
             f"{path}: TensorFlow cannot read {path.partition('://')[0]}:// ({reason})"
         )
     if isinstance(error, errors.NotFoundError):
-        return FileNotFoundError(errno.ENOENT, message)
+        return MissingFileError(errno.ENOENT, message)
     # The data were read, so that logging in would not help.
     if isinstance(error, (errors.DataLossError, errors.InvalidArgumentError)):
-        return OSError(
+        return StorageError(
             errno.EIO,
             f"{message}; a file may be damaged: restore it, or prepare the dataset again",
         )
     if is_remote(path):
-        return PermissionError(
+        return FilePermissionError(
             errno.EACCES,
             f"cannot read {path} ({reason}); check the name and the network, and log in:"
             " `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
@@ -92,5 +93,5 @@ def _translated(error: "tf.errors.OpError", path: str) -> Exception:
             " Object Viewer",
         )
     if isinstance(error, errors.PermissionDeniedError):
-        return PermissionError(errno.EACCES, message)
-    return OSError(errno.EIO, message)
+        return FilePermissionError(errno.EACCES, message)
+    return StorageError(errno.EIO, message)

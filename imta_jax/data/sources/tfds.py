@@ -18,7 +18,13 @@ from imta_jax.data.sources.request import SourceRequest
 from imta_jax.data.sources.storage import absolute, translate_errors
 from imta_jax.data.sources.tfds_builder import feature_keys, read_builder
 from imta_jax.data.tensorflow_import import import_tensorflow
-from imta_jax.errors import unknown_name
+from imta_jax.errors import (
+    InputError,
+    MissingFileError,
+    MissingPackageError,
+    StorageError,
+    unknown_name,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +49,7 @@ def read(request: SourceRequest) -> SourceData:
         try:
             builder = tfds.builder(request.source, data_dir=data_dir)
         except AssertionError as error:  # TFDS's error for an unknown version
-            raise ValueError(str(error)) from error
+            raise InputError(str(error)) from error
         feature_keys(builder)  # rejects other than image classification before the download
         if request.download:
             _prepare(tfds, builder, request)
@@ -80,7 +86,7 @@ def import_tfds(source: str) -> Any:
         import_tensorflow()
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             f"config.data.source is {source!r}, which requires TensorFlow Datasets, but it cannot"
             f" be imported ({error.__cause__ or error}): pip install tensorflow-cpu"
             " tensorflow-datasets, or choose a source that does not need it:"
@@ -109,7 +115,7 @@ def _is_known(tfds: Any, source: str) -> bool:
 def _check_name(tfds: Any, source: str) -> None:
     if not _is_known(tfds, source):
         error = unknown_name("dataset", source, [*embedded.NAMES, *USUAL_NAMES])
-        raise ValueError(
+        raise InputError(
             f"{error}; also valid: any other TFDS name, a path ending in .npz, and the path of an"
             " existing folder (or one that starts with / or ./) with images or with a dataset"
             " version that TFDS prepared (DATA_DIR/NAME/1.0.0)"
@@ -136,7 +142,7 @@ def _prepare(tfds: Any, builder: Any, request: SourceRequest) -> None:
         builder.download_and_prepare(download_config=download_config)
     except AssertionError as error:  # TFDS's error for missing archives
         if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-            raise ValueError(f"dataset {request.source!r}: {error}") from error
+            raise InputError(f"dataset {request.source!r}: {error}") from error
         reason = " ".join(str(error).split())[:300]
         raise _not_prepared(builder, request, f"preparing it failed ({reason})") from error
     except tarfile.TarError as error:
@@ -145,7 +151,7 @@ def _prepare(tfds: Any, builder: Any, request: SourceRequest) -> None:
         raise _not_prepared(builder, request, f"{reason}; download it again") from error
     except (OSError, import_tensorflow().errors.OpError, RuntimeError) as error:
         if _is_disk_full(error):
-            raise OSError(errno.ENOSPC, _disk_full(builder, error)) from error
+            raise StorageError(errno.ENOSPC, _disk_full(builder, error)) from error
         if not isinstance(error, OSError):
             raise
         raise _not_prepared(builder, request, f"downloading it failed ({error})") from error
@@ -184,15 +190,15 @@ def _disk_full(builder: Any, error: Exception) -> str:
     )
 
 
-def _not_prepared(builder: Any, request: SourceRequest, reason: str) -> FileNotFoundError:
+def _not_prepared(builder: Any, request: SourceRequest, reason: str) -> MissingFileError:
     """The error for a dataset that is not in `data_dir`, with the way to get it."""
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        return FileNotFoundError(_manual_download(builder, request, reason))
+        return MissingFileError(_manual_download(builder, request, reason))
     # The `tfds build` command would require Apache Beam.
     folder = f", data_dir={absolute(request.data_dir)!r}" if request.data_dir else ""
     code = f"import tensorflow_datasets as tfds; tfds.builder({request.source!r}{folder})"
     choice = "" if request.download else "\nor set config.data.download to True"
-    return FileNotFoundError(
+    return MissingFileError(
         f"dataset {request.source!r} is not in {builder.data_dir}: {reason}. On a host with a"
         f' network, run\n  python -c "{code}.download_and_prepare()"{choice}'
     )

@@ -12,6 +12,7 @@ from imta_jax.data.sources.encoded_split import source_split
 from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.data.sources.storage import file_state
 from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.errors import InputError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -86,7 +87,7 @@ def feature_keys(builder: Any) -> tuple[str, str]:
         candidates = ([key for key in features if type(features[key]) is kind] for kind in kinds)
         keys = tuple(found[0] for found in candidates if len(found) == 1)
     if [type(features[key]) for key in keys] != kinds:
-        raise ValueError(
+        raise InputError(
             f"TFDS dataset {builder.name} has the features {', '.join(features)}; expected images"
             " with one class label each"
         )
@@ -96,7 +97,7 @@ def feature_keys(builder: Any) -> tuple[str, str]:
 def _check_format(builder: Any) -> None:
     found = builder.info.file_format.value
     if found != "tfrecord":
-        raise ValueError(
+        raise InputError(
             f"TFDS dataset {builder.name} has the file format {found}, expected tfrecord; prepare"
             " it in another folder with file_format='tfrecord'"
         )
@@ -105,7 +106,7 @@ def _check_format(builder: Any) -> None:
 def _check_one_shape(builder: Any, image_key: str) -> None:
     shape = builder.info.features[image_key].shape
     if len(shape) != 3 or None in shape:
-        raise ValueError(
+        raise InputError(
             f"TFDS dataset {builder.name}: {image_key} has shape {shape}, expected one height,"
             " width and number of channels for all images; for images of different sizes set"
             " config.data.preprocessing=random_area_crop, as configs/imagenet.py does"
@@ -121,7 +122,7 @@ def _read_arrays(reader: _Reader, split: str) -> SourceSplit:
     pairs = dataset.map(lambda example: tuple(example[key] for key in keys))
     chunks = list(pairs.batch(_EXAMPLES_PER_CHUNK).as_numpy_iterator())
     if not chunks:
-        raise ValueError(f"TFDS dataset {builder.name}: split {split!r} has 0 images")
+        raise InputError(f"TFDS dataset {builder.name}: split {split!r} has 0 images")
     images, labels = zip(*chunks, strict=True)
     return SourceSplit(np.concatenate(images), np.concatenate(labels))
 

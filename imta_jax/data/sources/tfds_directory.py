@@ -9,6 +9,7 @@ from imta_jax.data.sources.storage import absolute, is_path, translate_errors
 from imta_jax.data.sources.tfds import import_tfds, warn_if_name_is_ambiguous
 from imta_jax.data.sources.tfds_builder import read_builder
 from imta_jax.data.tensorflow_import import has_tensorflow, import_tensorflow
+from imta_jax.errors import MissingFileError
 
 
 def accepts(source: str) -> bool:
@@ -27,5 +28,5 @@ def read(request: SourceRequest) -> SourceData:
     with translate_errors(path):
         builder = tfds.builder_from_directory(path)
         return read_builder(
-            builder, request, lambda reason: FileNotFoundError(f"{path} is incomplete: {reason}")
+            builder, request, lambda reason: MissingFileError(f"{path} is incomplete: {reason}")
         )
