@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from configs import cifar10, imagenet
+from imta_jax.data import DatasetInfo
 from imta_jax.models import resolve_model_config
 
 Arrays = dict[str, np.ndarray]
@@ -40,11 +40,11 @@ class Case:
     threads: int = 2
 
     @property
-    def dataset_info(self) -> SimpleNamespace:
-        """Number of classes and image shape of the network's dataset."""
+    def dataset_info(self) -> DatasetInfo:
+        """The network's dataset."""
         if self.network.startswith("imagenet"):
-            return SimpleNamespace(num_classes=1000, image_shape=(224, 224, 3))
-        return SimpleNamespace(num_classes=10, image_shape=(32, 32, 3))
+            return DatasetInfo("imagenet2012", 1000, (224, 224, 3))
+        return DatasetInfo("cifar10", 10, (32, 32, 3))
 
     @property
     def name(self) -> str:

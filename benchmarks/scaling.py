@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 if __name__ == "__main__":  # before JAX starts: 8 virtual CPU devices
@@ -39,6 +38,7 @@ from flax import nnx
 from benchmarks import measurement, result_file
 from benchmarks.collectives import collective_bytes
 from configs import cifar100, imagenet, quickstart
+from imta_jax.data import DatasetInfo
 from imta_jax.distributed import data_mesh, join_processes, place_batch
 from imta_jax.training import phases
 from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS
@@ -66,11 +66,11 @@ FAST_COMPILATION = {
     "xla_llvm_disable_expensive_passes": True,
     "xla_disable_hlo_passes": "fusion",
 }
-# Family -> config, and the dataset's classes and image shape (after padding).
+# Family -> config and dataset.
 FAMILIES = {
-    "cifar": (cifar100, SimpleNamespace(num_classes=100, image_shape=(32, 32, 3))),
-    "imagenet": (imagenet, SimpleNamespace(num_classes=1000, image_shape=(224, 224, 3))),
-    "quickstart": (quickstart, SimpleNamespace(num_classes=10, image_shape=(32, 32, 1))),
+    "cifar": (cifar100, DatasetInfo("cifar100", 100, (32, 32, 3))),
+    "imagenet": (imagenet, DatasetInfo("imagenet2012", 1000, (224, 224, 3))),
+    "quickstart": (quickstart, DatasetInfo("fashion_mnist_small", 10, (32, 32, 1))),
 }
 
 

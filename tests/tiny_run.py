@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from imta_jax.data import DatasetInfo
 from imta_jax.models import MultiExitClassifier
 from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS
 from imta_jax.training.optimizer import sgd, step_schedule
@@ -112,11 +113,7 @@ def tiny_config(source: Path | str, preset: str = "paper", **changes: Any) -> Co
     return config
 
 
-class Facts(NamedTuple):
-    """What the builders ask of a dataset."""
-
-    num_classes: int = CLASSES
-    image_shape: tuple[int, int, int] = (16, 16, 1)
+INFO = DatasetInfo("tiny", CLASSES, (16, 16, 1))
 
 
 class Phase(NamedTuple):
@@ -138,7 +135,7 @@ class Phase(NamedTuple):
 def make_phase(name: str, mesh: Mesh, preset: str = "paper", **changes: Any) -> Phase:
     """Puts a phase of the tiny config together as `training.phases` does."""
     config = tiny_config("", preset, **changes)
-    classifier, objective, trainable = new_phase_one(config, Facts()), None, ALL_PARAMETERS
+    classifier, objective, trainable = new_phase_one(config, INFO), None, ALL_PARAMETERS
     if name == "phase_one":
         objective = phase_one_objective(config)
     else:

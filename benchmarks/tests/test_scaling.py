@@ -84,7 +84,7 @@ def result(tmp_path_factory):
     seconds = {"one": [1.0, 2.0, 1.0], "apart": [1.25, 2.0, 1.5], "together": [1.6, 2.5, 2.0]}
     config = tiny_run.tiny_config("", **{f"model__{k}": v for k, v in SMALLEST.items()})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scaling, "case_of", lambda name: (config, tiny_run.Facts()))
+        patch.setattr(scaling, "case_of", lambda name: (config, tiny_run.INFO))
         patch.setattr(measurement, "in_own_process", lambda function, *args: function(*args))
         times = {name: np.array(values) for name, values in seconds.items()}
         patch.setattr(scaling, "weak_scaling", lambda rounds, block: times)

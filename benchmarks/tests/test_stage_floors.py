@@ -21,7 +21,7 @@ IMAGES = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
 
 @pytest.fixture(scope="module")
 def classifier():
-    return new_phase_one(tiny_run.tiny_config("").to_dict(), tiny_run.Facts())
+    return new_phase_one(tiny_run.tiny_config("").to_dict(), tiny_run.INFO)
 
 
 def stages(classifier, layout):
