@@ -43,7 +43,8 @@ class ConfigFields(SphinxDirective):
         if not fields:
             raise self.error(f"no config fields in {part!r}")
         rows = [
-            (f"`{f.path.removeprefix(prefix)}`", _value(f.default), f.description) for f in fields
+            (f"`{f.path.removeprefix(prefix)}`", _value(f.default), f"{f.description}\n{f.valid}")
+            for f in fields
         ]
         return [_table(("field", "default", "description"), rows, (22, 18, 60))]
 
@@ -160,7 +161,7 @@ def _value(value: Any) -> str:
 def _table(
     header: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int]
 ) -> nodes.table:
-    """A table; text between backticks is shown as code."""
+    """A table; text between backticks is code, and each line of a cell is a paragraph."""
     group = nodes.tgroup("", *(nodes.colspec(colwidth=w) for w in widths), cols=len(widths))
     group += nodes.thead("", _row(header))
     group += nodes.tbody("", *(_row(cells) for cells in rows))
@@ -169,7 +170,7 @@ def _table(
 
 
 def _row(cells: Sequence[str]) -> nodes.row:
-    return nodes.row("", *(nodes.entry("", _paragraph(cell)) for cell in cells))
+    return nodes.row("", *(nodes.entry("", *map(_paragraph, cell.split("\n"))) for cell in cells))
 
 
 def _paragraph(text: str) -> nodes.paragraph:

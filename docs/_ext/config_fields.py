@@ -1,10 +1,14 @@
-"""Config fields and their descriptions, read from the comments in `configs/common.py`."""
+"""Config fields: descriptions from `configs/common.py`, valid values from `imta_jax/config.py`."""
 
+import dataclasses
 import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from imta_jax.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 # Which part of a config each function of configs/common.py fills; both phases share a function.
@@ -29,18 +33,38 @@ class Field(NamedTuple):
       path: for example `phase_one.batch_size`.
       default: its value in `configs/cifar10.py`; None where it is not set.
       description: the comment above it.
+      valid: its type, range or choices.
     """
 
     path: str
     default: Any
     description: str
+    valid: str
 
 
 def config_fields() -> list[Field]:
     """Every field of a run's config, in the order of the config."""
     descriptions = dict(_described(ROOT / "configs" / "common.py"))
     values = flat(_config("cifar10"))
-    return [Field(path, value, descriptions.get(path, "")) for path, value in values.items()]
+    return [
+        Field(path, value, descriptions.get(path, ""), valid_values(path))
+        for path, value in values.items()
+    ]
+
+
+def valid_values(path: str) -> str:
+    """Type and range of a field, or its choices, e.g. "int, at least 1"."""
+    kind, bounds = RunConfig, {}
+    for name in path.split("."):
+        (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
+        kind, bounds = get_type_hints(kind)[name], field.metadata.get("bounds", {})
+    options = [option for option in get_args(kind) if option is not NoneType]
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{option!r}`" for option in options)
+    if NoneType in get_args(kind):
+        kind = options[0]
+    name = str(kind) if get_origin(kind) else kind.__name__
+    return ", ".join([f"`{name}`", *(f"{words} {bound:g}" for words, bound in bounds.items())])
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

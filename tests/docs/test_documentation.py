@@ -52,6 +52,13 @@ def test_every_config_field_has_a_description():
     assert [field.path for field in fields if not field.description] == []
 
 
+def test_valid_values_come_from_the_config_dataclasses():
+    valid = {field.path: field.valid for field in config_fields.config_fields()}
+    assert valid["phase_one.batch_size"] == "`int`, at least 1"
+    assert valid["phase_one.equilibrium"] == "`'off'`, `'coarsest'`, `'all'`"
+    assert valid["model.growth_factors"] == "`tuple[int, ...]`"
+
+
 def test_config_page_lists_every_part_of_the_config():
     page = (ROOT / "docs" / "reference" / "config.md").read_text()
     parts = {f.path.partition(".")[0] for f in config_fields.config_fields() if "." in f.path}
