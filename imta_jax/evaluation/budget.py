@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int32, Num
-from numpy.typing import ArrayLike
 
+from imta_jax.errors import InputError
+from imta_jax.evaluation.array_like import ArrayLike
 from imta_jax.evaluation.predictions import Predictions, checked_predictions, confidence, predicted
 from imta_jax.evaluation.thresholds import (
     checked_confidence,
@@ -107,7 +108,7 @@ def budget_curve(
     test: Predictions | tuple[ArrayLike, ArrayLike],
     costs: object,
     *,
-    quotas: Sequence[float] | np.ndarray = DEFAULT_QUOTAS,
+    quotas: ArrayLike = DEFAULT_QUOTAS,
 ) -> BudgetCurve:
     """Sweeps budgets: thresholds from the validation split, accuracy and cost on both splits.
 
@@ -127,7 +128,7 @@ def budget_curve(
     validation = checked_predictions(validation, "validation predictions")
     test = checked_predictions(test, "test predictions")
     if validation.logits.shape[2] != test.logits.shape[2]:
-        raise ValueError(
+        raise InputError(
             f"validation logits have {validation.logits.shape[2]} classes, test logits "
             f"{test.logits.shape[2]}; both must come from the same network"
         )
@@ -145,7 +146,7 @@ def curve_of_outcomes(
     test: Outcomes,
     costs: object,
     *,
-    quotas: Sequence[float] | np.ndarray = DEFAULT_QUOTAS,
+    quotas: ArrayLike = DEFAULT_QUOTAS,
 ) -> BudgetCurve:
     """Like `budget_curve`, for any confidence and any definition of correct, e.g. top-5.
 
@@ -156,14 +157,14 @@ def curve_of_outcomes(
     validation, test = (checked_outcomes(*split) for split in (validation, test))
     num_exits = len(validation.confidence)
     if len(test.confidence) != num_exits:
-        raise ValueError(
+        raise InputError(
             f"validation outcomes have {num_exits} exits, test outcomes {len(test.confidence)}; "
             "both must come from the same network"
         )
     costs = checked_costs(costs, num_exits)
     quotas = np.asarray(quotas, np.float64)
     if quotas.ndim != 1 or quotas.size == 0:
-        raise ValueError(
+        raise InputError(
             f"quotas={quotas}; expected a sequence of positive numbers, e.g. 0.5, 1, 2"
         )
     thresholds = thresholds_for_quota(validation.confidence, geometric_quota(quotas, num_exits))
@@ -229,7 +230,7 @@ def decisions(
     confidence = checked_confidence(confidence)
     predictions = np.asarray(predictions, np.int32)
     if predictions.shape != confidence.shape or np.ndim(thresholds) != 1:
-        raise ValueError(
+        raise InputError(
             f"confidence {confidence.shape}, predictions {predictions.shape} and thresholds "
             f"{np.shape(thresholds)}; expected [exits, images] for two and [exits]"
         )
@@ -254,12 +255,12 @@ def checked_costs(costs: object, num_exits: int) -> Num[np.ndarray, " E"]:
     """
     costs = np.asarray(getattr(costs, "macs", costs))
     if costs.shape != (num_exits,):
-        raise ValueError(
+        raise InputError(
             f"costs of shape {costs.shape} with predictions of {num_exits} exits; expected "
             f"[{num_exits}]: do both belong to the same network?"
         )
     if not (np.isfinite(costs).all() and costs[0] > 0 and (np.diff(costs) >= 0).all()):
-        raise ValueError(
+        raise InputError(
             f"costs={costs}; expected the positive, cumulative cost of leaving at each exit "
             "(numpy.cumsum of the costs per stage)"
         )
@@ -275,7 +276,7 @@ def checked_outcomes(confidence: ArrayLike, correct: ArrayLike) -> Outcomes:
     """
     confidence, correct = checked_confidence(confidence), np.asarray(correct)
     if correct.shape != confidence.shape or correct.dtype != bool:
-        raise ValueError(
+        raise InputError(
             f"correct is {correct.dtype} {correct.shape} with confidence {confidence.shape}; "
             "expected booleans of the same shape [exits, images]"
         )

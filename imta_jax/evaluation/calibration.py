@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int
-from numpy.typing import ArrayLike
+
+from imta_jax.errors import InputError
+from imta_jax.evaluation.array_like import ArrayLike
 
 
 class Reliability(NamedTuple):
@@ -95,7 +97,7 @@ def calibration_errors(
     """
     confidence, correct = np.asarray(confidence), np.asarray(correct)
     if confidence.ndim != 2 or confidence.shape != correct.shape:
-        raise ValueError(
+        raise InputError(
             f"confidence {confidence.shape} and correct {correct.shape}; "
             "expected [exits, images] for both"
         )
@@ -108,16 +110,16 @@ def _checked(
 ) -> tuple[Float64[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, bool)
     if confidence.ndim != 1 or confidence.shape != correct.shape or confidence.size == 0:
-        raise ValueError(
+        raise InputError(
             f"confidence {confidence.shape} and correct {correct.shape}; expected [images] for "
             "both, of one exit and at least one image"
         )
     if bins < 1:
-        raise ValueError(f"bins={bins}; expected at least 1, usually 15")
+        raise InputError(f"bins={bins}; expected at least 1, usually 15")
     # The float32 sum of a softmax can exceed 1 by rounding.
     outside = np.flatnonzero(~((confidence >= 0) & (confidence <= 1 + 1e-6)))
     if outside.size:
-        raise ValueError(
+        raise InputError(
             f"confidence {confidence[outside[0]]} of image {outside[0]} is outside 0..1; "
             "expected a probability, not a logit"
         )

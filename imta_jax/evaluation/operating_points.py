@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from imta_jax.errors import InputError
 
 
@@ -18,15 +20,15 @@ class OperatingPoint:
     Attributes:
       budget: mean cost per validation image as a fraction of the last exit's cost, above 0 and at
         most 1. None if the results file does not record it.
-      thresholds: [E] confidences at which images leave.
-      validation_exit_fractions: [E] fraction of the validation images that leave at each exit.
-        None if the results file does not record it.
+      thresholds: confidence per exit at which images leave.
+      validation_exit_fractions: fraction of the validation images that leave at each exit. None if
+        the results file does not record it.
       validation_top1: top-1 accuracy on the validation images, percent.
       top1: top-1 accuracy on the test images, percent.
       mean_cost: mean cost per test image in the unit of the budget curve, e.g. multiply-adds.
         None in an exported network.
       cost_share: `mean_cost` as a fraction of the last exit's cost. None in an exported network.
-      exit_fractions: [E] fraction of the test images that leave at each exit. None in an exported
+      exit_fractions: fraction of the test images that leave at each exit. None in an exported
         network.
     """
 
@@ -41,7 +43,7 @@ class OperatingPoint:
 
 
 def operating_points(
-    rows: Sequence[Mapping[str, Any]], full_cost: float, *, cost_name: str = "mean_macs"
+    rows: Sequence[Mapping[str, Any]], full_cost: float | np.number, *, cost_name: str = "mean_macs"
 ) -> tuple[OperatingPoint, ...]:
     """One operating point per row of a budget curve, in the order of the rows.
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int32, Num
-from numpy.typing import ArrayLike
 
+from imta_jax.errors import InputError
+from imta_jax.evaluation.array_like import ArrayLike
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.files import replacing
 
@@ -51,14 +52,14 @@ def checked_predictions(predictions: tuple[ArrayLike, ArrayLike], source: str) -
     """
     logits, labels = (np.asarray(part) for part in predictions)
     if logits.ndim != 3 or labels.shape != logits.shape[1:2]:
-        raise ValueError(
+        raise InputError(
             f"{source}: expected logits [exits, images, classes] and labels [images], found "
             f"shapes {logits.shape} and {labels.shape}; stack the exits along the first axis"
         )
     if logits.size == 0:
-        raise ValueError(f"{source}: logits of shape {logits.shape} are empty")
+        raise InputError(f"{source}: logits of shape {logits.shape} are empty")
     if not (np.issubdtype(logits.dtype, np.floating) or np.issubdtype(logits.dtype, np.integer)):
-        raise ValueError(f"{source}: logits are {logits.dtype}; expected real numbers")
+        raise InputError(f"{source}: logits are {logits.dtype}; expected real numbers")
     _check_labels(labels, logits.shape[2], source)
     logits = logits.astype(np.float32, copy=False)
     _check_finite(logits, source)
@@ -92,7 +93,7 @@ def load_predictions(path: str | Path) -> Predictions:
             pair = arrays["logits"], arrays["labels"]
     # An .npy file loads as an array, which is not a context manager: TypeError.
     except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected an .npz with the arrays logits and labels ({error}); "
             "write it with save_predictions or numpy.savez"
         ) from error
@@ -139,7 +140,7 @@ def correct_in_top(
       ValueError: k is below 1.
     """
     if k < 1:
-        raise ValueError(f"k={k}; top-k accuracy needs k of at least 1")
+        raise InputError(f"k={k}; top-k accuracy needs k of at least 1")
     if k == 1:
         return predicted(logits) == labels[None, :]
     return np.stack([_rank_of_label(exit_logits, labels) < k for exit_logits in logits])
@@ -204,10 +205,10 @@ def _rank_of_label(
 
 def _check_labels(labels: np.ndarray, num_classes: int, source: str) -> None:
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{source}: labels are {labels.dtype}; expected integers from 0")
+        raise InputError(f"{source}: labels are {labels.dtype}; expected integers from 0")
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if outside.size:
-        raise ValueError(
+        raise InputError(
             f"{source}: label {labels[outside[0]]} of image {outside[0]} is outside "
             f"0..{num_classes - 1}, the classes of the logits; were they made for another dataset?"
         )
@@ -218,7 +219,7 @@ def _check_finite(logits: Float32[np.ndarray, "E N K"], source: str) -> None:
         finite = np.isfinite(exit_logits)
         if not finite.all():
             n, k = np.argwhere(~finite)[0]
-            raise ValueError(
+            raise InputError(
                 f"{source}: logit {exit_logits[n, k]} at exit {e}, image {n}, class {k} is not "
                 "finite; the network diverged or the file is damaged"
             )

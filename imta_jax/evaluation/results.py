@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imta_jax.errors import MissingFileError
 from imta_jax.evaluation.budget import budget_curve
 from imta_jax.evaluation.calibration import calibration_errors
 from imta_jax.evaluation.predictions import (
@@ -88,7 +89,7 @@ def read_budget_curve(workdir: str | Path) -> list[dict[str, Any]]:
     workdir = Path(workdir)
     path = workdir / "results.json"
     if not path.exists():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path} does not exist: the run was not evaluated. Run --mode=evaluate first"
         )
     results = json.loads(path.read_text())

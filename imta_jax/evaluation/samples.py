@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
 
+from imta_jax.errors import InputError
+from imta_jax.evaluation.array_like import ArrayLike
 from imta_jax.evaluation.budget import Decisions
 from imta_jax.runtime.files import replacing
 
@@ -31,7 +32,7 @@ def budget_prefix(budget: float) -> str:
       ValueError: a budget outside that range.
     """
     if not 0 < budget <= 1:
-        raise ValueError(
+        raise InputError(
             f"budget={budget}; expected a fraction of the last exit's multiply-adds, "
             "above 0 and at most 1, e.g. 0.3"
         )
@@ -74,7 +75,7 @@ def samples_table(
         columns.update(_columns(budget_prefix(budget), decisions))
     for name, values in columns.items():
         if values.shape != index.shape:
-            raise ValueError(
+            raise InputError(
                 f"column {name} has shape {values.shape}, the index {index.shape}; "
                 "expected one value per image: are both of the same split?"
             )
@@ -95,10 +96,10 @@ def read_samples(path: str | Path) -> "pd.DataFrame":
     try:
         table = pd.read_parquet(path)
     except ValueError as error:
-        raise ValueError(f"{path}: not a Parquet file ({error}); evaluate again") from error
+        raise InputError(f"{path}: not a Parquet file ({error}); evaluate again") from error
     missing = {"index", "label"} - set(table.columns)
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{path}: no column {', '.join(sorted(missing))} among {list(table.columns)}; "
             "expected a file written by write_samples"
         )
@@ -116,17 +117,17 @@ def _columns(prefix: str, decisions: Decisions) -> dict[str, np.ndarray]:
 
 def _check_index(index: np.ndarray) -> None:
     if index.ndim != 1 or index.size == 0 or not np.issubdtype(index.dtype, np.integer):
-        raise ValueError(
+        raise InputError(
             f"index is {index.dtype} {index.shape}; expected integers [images], at least one"
         )
     if index.min() < 0:
         position = int(np.argmin(index))
-        raise ValueError(
+        raise InputError(
             f"index {index[position]} at position {position} marks padding; remove padding first"
         )
     values, counts = np.unique(index, return_counts=True)
     if counts.max() > 1:
-        raise ValueError(
+        raise InputError(
             f"index {values[counts > 1][0]} appears {counts[counts > 1][0]} times; "
             "each test image must be counted exactly once"
         )

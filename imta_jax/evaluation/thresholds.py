@@ -7,7 +7,9 @@ confidence >= threshold, as in the reference code (the paper writes "greater tha
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32
-from numpy.typing import ArrayLike
+
+from imta_jax.errors import InputError
+from imta_jax.evaluation.array_like import ArrayLike
 
 # Thresholds that no confidence and every confidence reaches.
 NEVER_LEAVE = 1e8
@@ -39,10 +41,10 @@ def geometric_quota(q: ArrayLike, num_exits: int) -> Float32[np.ndarray, "*budge
     """
     q = np.asarray(q, np.float64)
     if num_exits < 1:
-        raise ValueError(f"num_exits={num_exits}; expected at least 1")
+        raise InputError(f"num_exits={num_exits}; expected at least 1")
     # Outside these bounds powers of q, or their sum, are 0 or infinite in float32.
     if not np.all((q >= 1e-30) & (q <= np.exp(85 / num_exits))):
-        raise ValueError(f"q={q}; expected positive numbers, usually 0.05 to 2")
+        raise InputError(f"q={q}; expected positive numbers, usually 0.05 to 2")
     exponents = np.log(q.astype(np.float32).astype(np.float64)).astype(np.float32)[..., None]
     exponents = exponents * np.arange(1, num_exits + 1, dtype=np.float32)
     weights = np.exp(exponents.astype(np.float64)).astype(np.float32)
@@ -112,13 +114,13 @@ def checked_confidence(confidence: ArrayLike) -> Float32[np.ndarray, "E N"]:
     """
     confidence = np.asarray(confidence, np.float32)
     if confidence.ndim != 2 or confidence.size == 0:
-        raise ValueError(
+        raise InputError(
             f"confidence has shape {confidence.shape}; expected [exits, images], neither of them 0"
         )
     finite = np.isfinite(confidence)
     if not finite.all():
         i, n = np.argwhere(~finite)[0]
-        raise ValueError(
+        raise InputError(
             f"confidence {confidence[i, n]} at exit {i}, image {n} is not finite; "
             "check the logits it was computed from"
         )
@@ -145,10 +147,10 @@ def _checked_quota(quota: ArrayLike, num_exits: int) -> Float[np.ndarray, "*budg
         quota = quota.astype(np.float64)
     _check_num_exits("quota", quota.shape, num_exits)
     if not (quota >= 0).all():  # Also false for NaN.
-        raise ValueError(f"quota={quota}; expected fractions of at least 0")
+        raise InputError(f"quota={quota}; expected fractions of at least 0")
     sums = quota.sum(axis=-1)
     if (sums > 1 + _SUM_TOLERANCE).any():
-        raise ValueError(
+        raise InputError(
             f"quota={quota} sums to {sums.max()}; expected at most 1: divide it by its sum"
         )
     return quota
@@ -158,13 +160,13 @@ def _checked_thresholds(thresholds: ArrayLike, num_exits: int) -> Float32[np.nda
     thresholds = np.asarray(thresholds, np.float32)
     _check_num_exits("thresholds", thresholds.shape, num_exits)
     if np.isnan(thresholds).any():
-        raise ValueError(f"thresholds={thresholds}; expected numbers, found NaN")
+        raise InputError(f"thresholds={thresholds}; expected numbers, found NaN")
     return thresholds
 
 
 def _check_num_exits(name: str, shape: tuple[int, ...], num_exits: int) -> None:
     if len(shape) not in (1, 2) or shape[-1] != num_exits:
-        raise ValueError(
+        raise InputError(
             f"{name} of shape {shape} with confidences of {num_exits} exits; expected "
             f"[{num_exits}] or [budgets, {num_exits}]: do both belong to the same network?"
         )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from imta_jax.errors import InputError
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.msdnet import Bottleneck, MSDNet, MultiScaleLayer, Stem
 from imta_jax.nn.batch_norm import BatchNorm
@@ -123,7 +124,7 @@ def published_slots(classifier: MultiExitClassifier) -> dict[str, Slot]:
       ValueError: a backbone of which nothing was published.
     """
     if not isinstance(classifier.backbone, MSDNet):
-        raise ValueError(
+        raise InputError(
             f"published weights exist for MSDNet only; found {type(classifier.backbone).__name__}"
         )
     phase_two = classifier.phase_one_heads is not None
@@ -160,7 +161,7 @@ def load_published_weights(
         if expected != found:
             problems.append(f"shape of {name}: expected {expected}, found {found}")
     if problems:
-        raise ValueError(
+        raise InputError(
             f"the weights are of another network ({len(problems)} differences); check num_exits, "
             "base, step, growth, prune, the class count and the phase:\n  " + "\n  ".join(problems)
         )
@@ -181,12 +182,12 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
             # A PyTorch checkpoint is a zip too; NumPy would hand its pickle on as bytes.
             others = [name for name in archive.namelist() if not name.endswith(".npy")]
             if others:
-                raise ValueError(f"it holds {others[0]}")
+                raise InputError(f"it holds {others[0]}")
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
     except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is not an .npz of plain arrays ({error}). Convert a PyTorch checkpoint where "
             "you trust it: numpy.savez(out, **{k: v.numpy() for k, v in state_dict.items()})"
         ) from error

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from imta_jax.errors import unknown_name
+from imta_jax.errors import InputError, unknown_name
 from imta_jax.models import MultiExitClassifier
 from imta_jax.training import load_classifier
 from imta_jax.training.checkpoints import fill_named
@@ -75,14 +75,14 @@ def read_pretrained(path: str | Path) -> Pretrained:
         about = json.loads(bytes(arrays.pop(_ABOUT)).decode())
     # An .npy gives a plain array, which is no context manager: TypeError.
     except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected an .npz that write_pretrained wrote ({error})"
         ) from error
     classifier = empty_classifier(about["meta"])
     try:
         fill_named(classifier, {n: a.astype(np.float32) for n, a in arrays.items()})
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
     classifier.eval()
     return Pretrained(classifier, about["meta"], about["results"])
 

@@ -9,7 +9,13 @@ from flax import nnx
 from imta_jax.config import RunConfig
 from imta_jax.data import load_dataset
 from imta_jax.distributed import data_mesh
-from imta_jax.evaluation import collect, collect_predictions, dataset_record, split_predictions
+from imta_jax.evaluation import (
+    Predictions,
+    collect,
+    collect_predictions,
+    dataset_record,
+    split_predictions,
+)
 from imta_jax.models import build_classifier
 
 
@@ -27,6 +33,10 @@ def source(tmp_path_factory):
 
 def tiny_config(source, **changes) -> RunConfig:
     return RunConfig.from_mapping(tiny_run.tiny_config(source, **changes))
+
+
+def tiny_predictions() -> Predictions:
+    return Predictions(np.zeros((2, 1, 3), np.float32), np.zeros(1, np.int32))
 
 
 def write_with_validation(source, path):
@@ -50,7 +60,11 @@ def test_record_says_whether_validation_images_were_held_out(source, tmp_path):
 @pytest.mark.parametrize("parameter_shards", [1, 4])
 def test_predictions_use_the_mesh_of_the_config(source, classifier, monkeypatch, parameter_shards):
     meshes = []
-    monkeypatch.setattr(collect, "collect_predictions", lambda *_, mesh, **__: meshes.append(mesh))
+    monkeypatch.setattr(
+        collect,
+        "collect_predictions",
+        lambda *_, mesh, **__: meshes.append(mesh) or tiny_predictions(),
+    )
     config = tiny_config(source, mesh__parameter_shards=parameter_shards)
     split_predictions(config, load_dataset(config.data), classifier, "test")
     assert meshes == [data_mesh(parameter_shards=parameter_shards)]

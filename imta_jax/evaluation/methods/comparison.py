@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
-from numpy.typing import ArrayLike
 
+from imta_jax.errors import InputError
+from imta_jax.evaluation.array_like import ArrayLike
 from imta_jax.evaluation.budget import DEFAULT_QUOTAS, checked_costs, correct_at
 from imta_jax.evaluation.methods.intervals import bootstrap_interval, wilson_interval
 from imta_jax.evaluation.methods.selection import (
@@ -103,7 +104,7 @@ def compare_methods(
     validation = checked_predictions(validation, "validation predictions")
     test = checked_predictions(test, "test predictions")
     if validation.logits.shape[::2] != test.logits.shape[::2]:
-        raise ValueError(
+        raise InputError(
             f"validation logits have shape {validation.logits.shape}, test logits "
             f"{test.logits.shape}; both must have the exits and classes of the same network"
         )
@@ -129,7 +130,7 @@ def _checked_budgets(
     budgets, least = np.asarray(budgets, np.float64), costs[0] / costs[-1]
     valid = (budgets >= least * (1 - 1e-12)) & (budgets <= 1)
     if budgets.ndim != 1 or budgets.size == 0 or not valid.all():
-        raise ValueError(
+        raise InputError(
             f"budgets={budgets.tolist()}; expected fractions of the last exit's cost, from "
             f"{np.ceil(1e4 * least) / 1e4:.4f} (all images leave at the first exit) to 1"
         )

@@ -7,7 +7,9 @@ from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float32, Float64
-from numpy.typing import ArrayLike
+
+from imta_jax.errors import InputError
+from imta_jax.evaluation.array_like import ArrayLike
 
 _CHUNK_DRAWS = 2_000_000
 
@@ -34,7 +36,7 @@ def wilson_interval(
     """
     fraction = np.asarray(fraction, np.float64)
     if number < 1 or not ((fraction >= 0) & (fraction <= 1)).all():
-        raise ValueError(
+        raise InputError(
             f"fraction={fraction}, number={number}; expected fractions in 0..1 of at least 1 image"
         )
     _check_level(level)
@@ -72,7 +74,7 @@ def bootstrap_interval(
     """
     values = np.asarray(values, np.float32)
     if values.ndim != 2 or values.shape[1] == 0 or resamples < 2:
-        raise ValueError(
+        raise InputError(
             f"values of shape {values.shape}, resamples={resamples}; expected [rows, images] with "
             "at least 1 image, and at least 2 resamples"
         )
@@ -99,4 +101,4 @@ def _draw_counts(
 
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
-        raise ValueError(f"level={level}; expected above 0 and below 1, usually 0.95")
+        raise InputError(f"level={level}; expected above 0 and below 1, usually 0.95")

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int, Num
-from numpy.typing import ArrayLike
 
+from imta_jax.errors import InputError
+from imta_jax.evaluation.array_like import ArrayLike
 from imta_jax.evaluation.budget import (
     DEFAULT_QUOTAS,
     Outcomes,
@@ -73,7 +74,7 @@ def optimized_thresholds(
     costs = checked_costs(costs, num_exits).astype(np.float64)
     budgets = _checked_budgets(budgets, costs)
     if levels < 1:
-        raise ValueError(f"levels={levels}; expected at least 1, usually 64")
+        raise InputError(f"levels={levels}; expected at least 1, usually 64")
     starts = _checked_starts(starts, confidence)
     by_budget = np.argsort(budgets, kind="stable")
     totals = budgets[by_budget] * num_images * (1 + _ROUNDING)
@@ -168,7 +169,7 @@ def _checked_starts(
         starts = thresholds_for_quota(confidence, geometric_quota(DEFAULT_QUOTAS, num_exits))
     starts = np.asarray(starts, np.float32)
     if starts.ndim != 2 or starts.shape[1] != num_exits:
-        raise ValueError(f"starts of shape {starts.shape}; expected thresholds [S, {num_exits}]")
+        raise InputError(f"starts of shape {starts.shape}; expected thresholds [S, {num_exits}]")
     return np.concatenate([starts, one_exit_thresholds(num_exits)])
 
 
@@ -177,9 +178,9 @@ def _checked_budgets(
 ) -> Float[np.ndarray, " B"]:
     budgets = np.asarray(budgets, np.float64)
     if budgets.ndim != 1 or budgets.size == 0 or np.isnan(budgets).any():
-        raise ValueError(f"budgets={budgets}; expected a sequence of mean costs per image")
+        raise InputError(f"budgets={budgets}; expected a sequence of mean costs per image")
     if budgets.min() < costs[0] * (1 - _ROUNDING):
-        raise ValueError(
+        raise InputError(
             f"budgets contain {budgets.min():g} per image, less than the cost of the first exit, "
             f"{costs[0]:g}: raise the budget"
         )

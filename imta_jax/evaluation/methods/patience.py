@@ -7,7 +7,9 @@ same class, so a network with E exits has E operating points.
 
 import numpy as np
 from jaxtyping import Int, Int32
-from numpy.typing import ArrayLike
+
+from imta_jax.errors import InputError
+from imta_jax.evaluation.array_like import ArrayLike
 
 
 def patience_exits(predictions: ArrayLike, patience: int) -> Int32[np.ndarray, " N"]:
@@ -26,13 +28,13 @@ def patience_exits(predictions: ArrayLike, patience: int) -> Int32[np.ndarray, "
     """
     predictions = np.asarray(predictions)
     if predictions.ndim != 2 or not np.issubdtype(predictions.dtype, np.integer):
-        raise ValueError(
+        raise InputError(
             f"predictions are {predictions.dtype} {predictions.shape}; expected integers "
             "[exits, images], see `predicted`"
         )
     num_exits = len(predictions)
     if not 1 <= patience <= num_exits:
-        raise ValueError(f"patience={patience}; expected 1 to {num_exits}, the number of exits")
+        raise InputError(f"patience={patience}; expected 1 to {num_exits}, the number of exits")
     leaves = run_lengths(predictions) >= patience
     leaves[-1] = True
     return leaves.argmax(axis=0).astype(np.int32)

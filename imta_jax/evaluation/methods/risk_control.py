@@ -32,9 +32,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int8
-from numpy.typing import ArrayLike
 
-from imta_jax.errors import unknown_name
+from imta_jax.errors import InputError, unknown_name
+from imta_jax.evaluation.array_like import ArrayLike
 from imta_jax.evaluation.budget import checked_outcomes, correct_at
 from imta_jax.evaluation.thresholds import ALWAYS_LEAVE, NEVER_LEAVE, exit_of
 
@@ -57,7 +57,7 @@ def common_thresholds(num_exits: int, steps: int = 400) -> Float32[np.ndarray, "
       ValueError: `num_exits` or `steps` is outside its range.
     """
     if num_exits < 1 or steps < 2:
-        raise ValueError(f"num_exits={num_exits}, steps={steps}; expected at least 1 and 2")
+        raise InputError(f"num_exits={num_exits}, steps={steps}; expected at least 1 and 2")
     odds = np.exp(np.linspace(15, -7, steps - 2))  # confidences from 1 - 3e-7 to 0.001
     falling = np.r_[NEVER_LEAVE, odds / (1 + odds), ALWAYS_LEAVE].astype(np.float32)
     family = np.repeat(falling[:, None], num_exits, axis=1)
@@ -172,12 +172,12 @@ def _check_numbers(
     if guarantee not in GUARANTEES:
         raise unknown_name("guarantee", guarantee, GUARANTEES)
     if not 0 < confidence_level < 1:
-        raise ValueError(
+        raise InputError(
             f"confidence_level={confidence_level}; expected above 0 and below 1, usually 0.95"
         )
     tolerances = np.asarray(tolerance_points, np.float64)
     if tolerances.ndim > 1 or not ((tolerances >= 0) & (tolerances <= 100)).all():
-        raise ValueError(
+        raise InputError(
             f"tolerance_points={tolerance_points}; expected percentage points in 0..100, e.g. 1"
         )
 
@@ -189,7 +189,7 @@ def _checked_family(family: ArrayLike | None, num_exits: int) -> Float32[np.ndar
         return common_thresholds(num_exits)
     family = np.asarray(family, np.float32)
     if family.ndim != 2 or family.shape[1] != num_exits or not (np.diff(family, axis=0) <= 0).all():
-        raise ValueError(
+        raise InputError(
             f"family of shape {family.shape}; expected thresholds [rows, {num_exits}] that fall "
             "along the rows, the strictest first"
         )

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int, Num
-from numpy.typing import ArrayLike
 
+from imta_jax.errors import InputError
+from imta_jax.evaluation.array_like import ArrayLike
 from imta_jax.evaluation.predictions import (
     Predictions,
     checked_predictions,
@@ -169,7 +170,7 @@ def _checked_temperature(temperature: ArrayLike, num_exits: int) -> Float32[np.n
     if temperature.shape != (num_exits,) or not (
         np.isfinite(temperature).all() and (temperature > 0).all()
     ):
-        raise ValueError(
+        raise InputError(
             f"temperature={temperature} with logits of {num_exits} exits; expected one positive "
             "number per exit"
         )
