@@ -15,6 +15,7 @@ Files are read repeatedly and so come from the page cache: disk and network time
 """
 
 import argparse
+import dataclasses
 import itertools
 import os
 import sys
@@ -36,6 +37,7 @@ from PIL import Image
 from benchmarks import image_files, measurement, result_file
 from benchmarks.measurement import Measurements, clocks, memory_gb, spread, take_turns
 from configs import cifar10
+from imta_jax.config import RunConfig
 from imta_jax.data import HostPipeline, load_dataset, train_batches
 from imta_jax.data.pipeline.on_device import (
     OnDeviceIndices,
@@ -48,13 +50,11 @@ from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.distributed import data_mesh, place_batch, place_rows
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.huge_pages import restart_with_huge_pages
-from imta_jax.training import new_phase_one
 from imta_jax.training.feed import Feed, host_feed, steps_per_dispatch, training_feed
-from imta_jax.training.objectives import ALL_PARAMETERS
 from imta_jax.training.optimizer import sgd
-from imta_jax.training.phases import phase_one_objective
-from imta_jax.training.state import TrainState, create_state
-from imta_jax.training.step import on_batches, train_step
+from imta_jax.training.setup import build_phase, new_phase_one
+from imta_jax.training.state import TrainState
+from imta_jax.training.step import on_batches
 from imta_jax.types import Batch
 
 FULL = {"images": 9600, "batch_size": 64, "rounds": 6, "step_rounds": 60, "block": 3}
@@ -70,22 +70,20 @@ TARGETS = {
 }
 
 
-def training_feeds(config: Mapping[str, Any]) -> tuple[dict[str, Feed], TrainState]:
+def training_feeds(config: RunConfig) -> tuple[dict[str, Feed], TrainState]:
     """The feeds to compare, all with one train step, and the train state that they share."""
-    mesh, dataset = data_mesh(), load_dataset(config["data"])
-    objective, classifier = phase_one_objective(config), new_phase_one(config, dataset)
-    objective.set_mode(classifier)
+    mesh, dataset = data_mesh(), load_dataset(config.data)
     # A low learning rate keeps the loss finite over many steps on noise.
-    tx = sgd(lambda step: 1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    graphdef, state = create_state(classifier, ALL_PARAMETERS, tx, mesh)
-    pixels = {"mean": dataset.mean, "std": dataset.std}
-    step = train_step(graphdef, objective, ALL_PARAMETERS, tx, **pixels, mesh=mesh)
+    optimizer = sgd(lambda step: 1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    classifier, pixels = new_phase_one(config, dataset), {"mean": dataset.mean, "std": dataset.std}
+    phase = build_phase("phase_one", config, classifier, optimizer, **pixels, mesh=mesh)
+    state = phase.new_state()
 
     def feed_of(**changes: Any) -> Feed:
-        changed = {**config, "data": {**config["data"], **changes}}
-        return training_feed(changed, "phase_one", dataset, step, mesh, state)
+        changed = dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+        return training_feed(changed, "phase_one", dataset, phase, state)
 
-    compiled = on_batches(step, mesh, state)  # one program for all feeds from the host
+    compiled = on_batches(phase.step, mesh, state)  # one program for all feeds from the host
     from_host = feed_of(pipeline="numpy").items
     batch = place_batch(next(iter(from_host(0, 0))), mesh)
     always = Feed("constant", lambda epoch, step: itertools.repeat(batch), lambda b: 1, compiled)
@@ -110,7 +108,7 @@ def cutting_feed(device: Feed, images: OnDeviceSplit) -> Feed:
     return Feed("cutting", device.items, device.steps_of, advance)
 
 
-def time_steps(config: Mapping[str, Any], rounds: int, block: int) -> Measurements:
+def time_steps(config: RunConfig, rounds: int, block: int) -> Measurements:
     """Wall-clock and CPU seconds per training step, [rounds, 2], by feed.
 
     Feeds take turns in blocks of steps. A feed continues where its last block ended, with full
@@ -188,7 +186,7 @@ def step_ratios(steps: Measurements) -> Measurements:
 
 
 def measure(
-    files: Sequence[Path], config: Mapping[str, Any], folder: Path, size: Mapping[str, int]
+    files: Sequence[Path], config: RunConfig, folder: Path, size: Mapping[str, int]
 ) -> dict[str, Any]:
     """BatchIndices and summary of all three parts; `folder` gets links to the files."""
     root = image_files.link_tree(
@@ -240,7 +238,9 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "imagenet": f"{len(files)} {name}, median {height:.0f} x {width:.0f} pixels",
         "cifar": arguments.cifar_name if arguments.cifar else "noise of CIFAR-10's shape",
     }
-    found = measure(files, config.to_dict(), folder, QUICK if arguments.quick else FULL)
+    found = measure(
+        files, RunConfig.from_mapping(config), folder, QUICK if arguments.quick else FULL
+    )
     return {"seeds": [image_files.SEED], "data": data, "network": config.model.preset} | found
 
 

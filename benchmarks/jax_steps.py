@@ -19,14 +19,14 @@ from benchmarks.cases import (
     draw_batches,
     pixel_statistics,
 )
+from imta_jax.config import RunConfig
 from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit
 from imta_jax.distributed import data_mesh, place_batch, place_once, place_rows
 from imta_jax.models import inference_logits
-from imta_jax.training import phases
-from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS
 from imta_jax.training.optimizer import sgd
-from imta_jax.training.state import TrainState, create_state, named_arrays
-from imta_jax.training.step import on_batches, on_resident, train_step
+from imta_jax.training.setup import build_phase, new_phase_one
+from imta_jax.training.state import TrainState, named_arrays
+from imta_jax.training.step import on_batches, on_resident
 from imta_jax.types import Batch
 
 
@@ -46,8 +46,12 @@ class JaxSteps:
     def __init__(self, case: Case, *, on_device: bool, **fields: Any):
         self.case, self.on_device, self.mesh = case, on_device, data_mesh(jax.devices()[:1])
         config, info = cases.case_config(case.network), case.dataset_info
-        self.config = {**config, "phase_one": {**config["phase_one"], **fields}}
-        self.classifier = self._network(phases.new_phase_one(self.config, info))
+        dtype = "bfloat16" if case.precision == "bfloat16" else "float32"
+        for phase, more in (("phase_one", fields), ("phase_two", {})):
+            config[phase] = {**config[phase], "compute_dtype": dtype, **more}
+        self.config = RunConfig.from_mapping(config)
+        self.classifier = new_phase_one(self.config, info)
+        self.classifier.compute_dtype = jnp.dtype(dtype)
         self.weights: Arrays = {
             name: np.array(array)
             for name, array in named_arrays(nnx.state(self.classifier)).items()
@@ -64,30 +68,21 @@ class JaxSteps:
         self.phases: dict[str, Any] = {}
         self.logits: Any = None
 
-    def _network(self, classifier: nnx.Module) -> nnx.Module:
-        if self.case.precision == "bfloat16":
-            classifier.compute_dtype = jnp.bfloat16
-        return classifier
-
     def _phase(self, name: str) -> SimpleNamespace:
         """The compiled step of a phase and its state."""
         if name not in self.phases:
-            classifier, objective, trainable = self.classifier, None, ALL_PARAMETERS
-            if name == "phase_one":
-                objective = phases.phase_one_objective(self.config)
-            else:
-                new = phases.new_phase_two(self.config, classifier)
-                classifier, trainable = self._network(new), HEAD_PARAMETERS
-                objective = phases.phase_two_objective(self.config)
-            objective.set_mode(classifier)
-            rate, nesterov = (lambda step: LEARNING_RATE), True
-            tx = sgd(rate, momentum=MOMENTUM, nesterov=nesterov, weight_decay=WEIGHT_DECAY)
-            graphdef, state = create_state(classifier, trainable, tx, self.mesh)
+            optimizer = sgd(
+                lambda step: LEARNING_RATE,
+                momentum=MOMENTUM,
+                nesterov=True,
+                weight_decay=WEIGHT_DECAY,
+            )
             pixels = pixel_statistics(self.case)
-            more = pixels | {"mesh": self.mesh, "parts": self.config[name]["accumulate_parts"]}
-            step = train_step(graphdef, objective, trainable, tx, **more)
-            compiled = (on_resident if self.on_device else on_batches)(step, self.mesh)
-            self.phases[name] = SimpleNamespace(step=compiled, state=state)
+            phase = build_phase(
+                name, self.config, self.classifier, optimizer, **pixels, mesh=self.mesh
+            )
+            compiled = (on_resident if self.on_device else on_batches)(phase.step, self.mesh)
+            self.phases[name] = SimpleNamespace(step=compiled, state=phase.new_state())
         return self.phases[name]
 
     def compiled_memory(self, name: str, steps: int) -> int:

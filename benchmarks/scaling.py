@@ -38,13 +38,14 @@ from flax import nnx
 from benchmarks import measurement, result_file
 from benchmarks.collectives import collective_bytes
 from configs import cifar100, imagenet, quickstart
+from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import DatasetInfo
 from imta_jax.distributed import data_mesh, join_processes, place_batch
-from imta_jax.training import phases
-from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS
+from imta_jax.training.objectives import ALL_PARAMETERS
 from imta_jax.training.optimizer import sgd
-from imta_jax.training.state import TrainState, create_state
-from imta_jax.training.step import on_batches, train_step
+from imta_jax.training.setup import Phase, build_phase, new_phase_one, phase_one_objective
+from imta_jax.training.state import TrainState
+from imta_jax.training.step import on_batches
 from imta_jax.types import Batch
 
 SEED, BATCH, CHIPS = 0, 64, (8, 64, 256)
@@ -74,39 +75,32 @@ FAMILIES = {
 }
 
 
-def case_of(preset: str) -> tuple[Mapping[str, Any], Any]:
+def case_of(preset: str) -> tuple[RunConfig, Any]:
     """The config of a network preset, and the dataset's classes and image shape."""
     module, info = FAMILIES[preset.partition("_")[0]]
     config = module.get_config()
     config.model.preset = preset
-    return config.to_dict(), info
+    return RunConfig.from_mapping(config), info
 
 
-def prepare(config: Mapping[str, Any], info: Any, phase: str) -> tuple[nnx.Module, Any, Any]:
-    """(Network in the phase's mode, objective, filter of trainable variables)."""
-    classifier = phases.new_phase_one(config, info)
-    if phase == "phase_one":
-        objective, trainable = phases.phase_one_objective(config), ALL_PARAMETERS
-    else:
-        classifier = phases.new_phase_two(config, classifier)
-        objective, trainable = phases.phase_two_objective(config), HEAD_PARAMETERS
-    objective.set_mode(classifier)
-    return classifier, objective, trainable
-
-
-def new_step(config: Mapping[str, Any], info: Any, phase: str) -> tuple[Any, TrainState, Batch]:
-    """(Compiled step of a phase on all devices, state, batch with 64 images per process)."""
-    classifier, objective, trainable = prepare(config, info, phase)
+def new_phase(config: RunConfig, info: Any, name: str) -> Phase:
+    """A phase on all devices."""
     # A low learning rate keeps the loss finite over many steps on noise.
-    tx = sgd(lambda step: 1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    mesh, channels = data_mesh(), info.image_shape[-1]
-    graphdef, state = create_state(classifier, trainable, tx, mesh)
+    optimizer = sgd(lambda step: 1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    channels = info.image_shape[-1]
     pixels = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
-    step = on_batches(train_step(graphdef, objective, trainable, tx, **pixels, mesh=mesh), mesh)
+    classifier = new_phase_one(config, info)
+    return build_phase(name, config, classifier, optimizer, **pixels, mesh=data_mesh())
+
+
+def new_step(config: RunConfig, info: Any, name: str) -> tuple[Any, TrainState, Batch]:
+    """(Compiled step of a phase on all devices, state, batch with 64 images per process)."""
+    phase = new_phase(config, info, name)
+    step, state = on_batches(phase.step, phase.mesh), phase.new_state()
     index = np.arange(BATCH, dtype=np.int32)
     images = np.random.default_rng(SEED).integers(0, 256, (BATCH, *info.image_shape), np.uint8)
     batch = Batch(images, index % info.num_classes, np.ones(BATCH, bool), index)
-    return step, state, place_batch(batch, mesh)
+    return step, state, place_batch(batch, phase.mesh)
 
 
 def messages(text: str) -> dict[str, int]:
@@ -141,14 +135,16 @@ def sizes(classifier: nnx.Module, trainable: Any) -> dict[str, int]:
     }
 
 
-def compiled_row(name: str, phase: str, config: Mapping[str, Any], info: Any) -> dict[str, Any]:
+def compiled_row(name: str, phase: str, config: RunConfig, info: Any) -> dict[str, Any]:
     """Communication of the compiled step of a phase on all devices."""
-    classifier, _, trainable = prepare(config, info, phase)
+    parts = new_phase(config, info, phase)
     step, state, batch = new_step(config, info, phase)
     text = step.lower(state, batch).compile(compiler_options=FAST_COMPILATION).as_text()
     sent = collective_bytes(text)
     row = {"part": "bytes", "kind": "measured", "network": name, "phase": phase}
-    row |= sizes(classifier, trainable) | {"all_reduce_bytes": sent.pop("all-reduce", 0)}
+    row |= sizes(parts.classifier, parts.trainable) | {
+        "all_reduce_bytes": sent.pop("all-reduce", 0)
+    }
     row["to_gradients"] = round(row["all_reduce_bytes"] / row["gradient_bytes"], 4)
     return row | messages(text) | {"other_collectives": ", ".join(sent) or "none"}
 
@@ -159,8 +155,8 @@ def derived_row(preset: str, like: Mapping[str, Any]) -> dict[str, Any]:
     Bytes beyond the gradients scale with the normalized channels, messages with the BatchNorms.
     """
     config, info = case_of(preset)
-    classifier = nnx.eval_shape(lambda: phases.new_phase_one(config, info))
-    phases.phase_one_objective(config).set_mode(classifier)
+    classifier = nnx.eval_shape(lambda: new_phase_one(config, info))
+    phase_one_objective(config).set_mode(classifier)
     row = {"part": "bytes", "kind": "derived", "network": preset, "phase": "phase_one"}
     row |= sizes(classifier, ALL_PARAMETERS)
     beyond = (like["all_reduce_bytes"] - like["gradient_bytes"]) / like["normalised_channels"]
@@ -313,7 +309,7 @@ def run(size: Mapping[str, Any], given_ms: Mapping[str, float]) -> dict[str, Any
     sent = [
         measurement.in_own_process(compiled_row, preset, phase, *case_of(preset))
         for preset in size["compiled"]
-        for phase in phases.PHASES
+        for phase in PHASES
     ]
     headline = sent[-2]  # phase I of cifar_7_exits
     sent.append(derived_row("imagenet_step_4", headline))

@@ -41,7 +41,7 @@ def test_eight_devices_train_as_one_does(name, one, eight):
     for mesh in (one, eight):
         # The published phase II moves statistics by the batch, which here spans the devices.
         phase = tiny_run.make_phase(name, mesh, "published", **{f"{name}__learning_rate": 1e-3})
-        state = phase.start()
+        state = phase.new_state()
         for i in range(STEPS):
             batch = place_batch(tiny_run.draw_batch(16, seed=i), mesh)
             state, metrics = phase.step(state, batch)
@@ -121,5 +121,5 @@ def test_placing_copies_so_that_donation_leaves_the_original(devices):
 def test_a_training_step_leaves_the_classifiers_arrays(one):
     phase = tiny_run.make_phase("phase_two", one)
     before = tiny_run.to_host(nnx.state(phase.classifier))
-    phase.step(phase.start(), place_batch(tiny_run.draw_batch(16, seed=0), one))
+    phase.step(phase.new_state(), place_batch(tiny_run.draw_batch(16, seed=0), one))
     tiny_run.assert_same(nnx.state(phase.classifier), before)

@@ -1,31 +1,30 @@
 """A dataset and a config small enough to train whole runs in tests, and the steps for it."""
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from imta_jax.config import RunConfig
 from imta_jax.data import DatasetInfo
-from imta_jax.models import MultiExitClassifier
-from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS
-from imta_jax.training.optimizer import sgd, step_schedule
-from imta_jax.training.phases import (
+from imta_jax.training.setup import (
+    Phase,
+    build_phase,
     new_phase_one,
-    new_phase_two,
-    phase_one_objective,
-    phase_two_objective,
+    phase_optimizer,
+    phase_schedule,
+    phase_settings,
 )
-from imta_jax.training.state import TrainState, create_state
-from imta_jax.training.step import TrainStep, on_batches, train_step
+from imta_jax.training.step import on_batches
 from imta_jax.types import Batch
 
 ROOT = Path(__file__).parent.parent
@@ -116,42 +115,19 @@ def tiny_config(source: Path | str, preset: str = "paper", **changes: Any) -> Co
 INFO = DatasetInfo("tiny", CLASSES, (16, 16, 1))
 
 
-class Phase(NamedTuple):
-    """One phase, ready to be stepped through by hand."""
-
-    classifier: MultiExitClassifier
-    objective: Any
-    trainable: Any
-    tx: Any
-    graphdef: nnx.GraphDef
-    step: TrainStep
-    mesh: Mesh
-
-    def start(self) -> TrainState:
-        """A fresh state; a step donates the one it gets."""
-        return create_state(self.classifier, self.trainable, self.tx, self.mesh)[1]
+def run_config(source: Path | str, preset: str = "paper", **changes: Any) -> RunConfig:
+    """`tiny_config`, parsed."""
+    return RunConfig.from_mapping(tiny_config(source, preset, **changes))
 
 
 def make_phase(name: str, mesh: Mesh, preset: str = "paper", **changes: Any) -> Phase:
-    """Puts a phase of the tiny config together as `training.phases` does."""
-    config = tiny_config("", preset, **changes)
-    classifier, objective, trainable = new_phase_one(config, INFO), None, ALL_PARAMETERS
-    if name == "phase_one":
-        objective = phase_one_objective(config)
-    else:
-        classifier, trainable = new_phase_two(config, classifier), HEAD_PARAMETERS
-        objective = phase_two_objective(config)
-    phase = config[name]
-    tx = sgd(
-        step_schedule(phase.learning_rate, phase.learning_rate_drops, phase.drop_factor, 1000),
-        momentum=phase.momentum,
-        nesterov=phase.nesterov,
-        weight_decay=phase.weight_decay,
-    )
-    objective.set_mode(classifier)
-    graphdef, _ = create_state(classifier, trainable, tx, mesh)
-    step = on_batches(train_step(graphdef, objective, trainable, tx, **PIXELS, mesh=mesh), mesh)
-    return Phase(classifier, objective, trainable, tx, graphdef, step, mesh)
+    """A phase of the tiny config with a compiled step, which donates the state that it gets."""
+    config = run_config("unused.npz", preset, **changes)
+    settings = phase_settings(config, name)
+    optimizer = phase_optimizer(settings, phase_schedule(settings, total_steps=1000))
+    classifier = new_phase_one(config, INFO)
+    phase = build_phase(name, config, classifier, optimizer, **PIXELS, mesh=mesh)
+    return dataclasses.replace(phase, step=on_batches(phase.step, mesh))
 
 
 def draw_batch(count: int, seed: int) -> Batch:

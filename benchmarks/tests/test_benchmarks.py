@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny_run import tiny_config, write_dataset
+from tiny_run import run_config, tiny_config, write_dataset
 
 from benchmarks import image_files, input_pipeline, measurement, result_file
 from imta_jax.runtime.environment import usable_cores
@@ -53,7 +53,7 @@ def test_entropy_decode_returns_images_of_an_eighth_of_the_size(dataset):
 
 
 def test_all_feeds_return_the_same_batches(tmp_path):
-    config = tiny_config(write_dataset(tmp_path / "tiny.npz")).to_dict()
+    config = run_config(write_dataset(tmp_path / "tiny.npz"))
     feeds, state = input_pipeline.training_feeds(config)
     assert list(feeds) == ["constant", "device", "cutting", "numpy"]
     constant, rows, again, *others = (next(iter(feed.items(0, 0))) for feed in feeds.values())

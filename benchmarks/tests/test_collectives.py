@@ -31,7 +31,7 @@ def statistics_bytes(phase):
 
 
 def compiled_text(phase, state=None):
-    arguments = (state or phase.start(), place_batch(BATCH, phase.mesh))
+    arguments = (state or phase.new_state(), place_batch(BATCH, phase.mesh))
     return phase.step.lower(*arguments).compile().as_text()
 
 
@@ -66,11 +66,11 @@ def test_on_device_images_add_no_communication(mesh):
     phase = tiny_run.make_phase("phase_one", mesh)
     images, labels = tiny_run.draw_images(64, 0)
     split = Split(images, labels.astype(np.int32), np.arange(64))
-    arguments = (phase.graphdef, phase.objective, phase.trainable, phase.tx)
+    arguments = (phase.graphdef, phase.objective, phase.trainable, phase.optimizer)
     step = train_step(*arguments, **tiny_run.PIXELS, mesh=mesh)
     draw = {"batch_size": 16, "seed": 0, "epoch": 0, "steps_per_dispatch": 1}
     rows = place_rows(next(on_device_indices(split, PaddedCrop(2, True), **draw)), mesh)
-    arguments = (phase.start(), copy_to_devices(split, mesh), rows)
+    arguments = (phase.new_state(), copy_to_devices(split, mesh), rows)
     sent = collective_bytes(on_resident(step, mesh).lower(*arguments).compile().as_text())
     assert sent == collective_bytes(compiled_text(phase))
 
@@ -80,12 +80,17 @@ def test_sharded_parameters_train_like_replicated_ones(name, mesh):
     changes = {f"{name}__learning_rate": 1e-3}
     replicated = tiny_run.make_phase(name, mesh, **changes)
     four = data_mesh(parameter_shards=4)
-    _, state = create_state(replicated.classifier, replicated.trainable, replicated.tx, four)
+    _, state = create_state(replicated.classifier, replicated.trainable, replicated.optimizer, four)
     shards = [x for x in jax.tree.leaves(state.opt_state) if not x.sharding.is_fully_replicated]
     assert nbytes([x.addressable_shards[0].data for x in shards]) * 4 == nbytes(shards) > 0
-    arguments = (replicated.graphdef, replicated.objective, replicated.trainable, replicated.tx)
+    arguments = (
+        replicated.graphdef,
+        replicated.objective,
+        replicated.trainable,
+        replicated.optimizer,
+    )
     step = on_batches(train_step(*arguments, **tiny_run.PIXELS, mesh=four), four, state)
-    expected = replicated.start()
+    expected = replicated.new_state()
     for i in range(5):
         batch = tiny_run.draw_batch(16, seed=i)
         state, _ = step(state, place_batch(batch, four))
@@ -117,12 +122,14 @@ def test_a_shard_count_that_does_not_divide_the_devices_raises(shards):
 def test_accumulated_gradients_equal_those_of_the_full_batch(mesh):
     # These heads have no BatchNorm, so the mean over the parts is exact.
     phase = tiny_run.make_phase("phase_two", mesh, phase_two__transfer="identity")
-    arguments = (phase.graphdef, phase.objective, phase.trainable, phase.tx)
+    arguments = (phase.graphdef, phase.objective, phase.trainable, phase.optimizer)
     batch = place_batch(tiny_run.draw_batch(32, seed=0), mesh)
     results = []
     for parts in (1, 2, 4):
-        step = on_batches(train_step(*arguments, **tiny_run.PIXELS, mesh=mesh, parts=parts), mesh)
-        state, metrics = step(phase.start(), batch)
+        step = on_batches(
+            train_step(*arguments, **tiny_run.PIXELS, mesh=mesh, accumulate_parts=parts), mesh
+        )
+        state, metrics = step(phase.new_state(), batch)
         assert int(state.step) == 1
         results.append(named_arrays(state.trainable) | {"loss": metrics.loss, "top1": metrics.top1})
     for found in results[1:]:
@@ -132,10 +139,12 @@ def test_accumulated_gradients_equal_those_of_the_full_batch(mesh):
 
 def test_accumulation_updates_batch_statistics_part_by_part(mesh):
     phase = tiny_run.make_phase("phase_one", mesh)
-    arguments = (phase.graphdef, phase.objective, phase.trainable, phase.tx)
+    arguments = (phase.graphdef, phase.objective, phase.trainable, phase.optimizer)
     batch = place_batch(tiny_run.draw_batch(32, seed=0), mesh)
-    step = on_batches(train_step(*arguments, **tiny_run.PIXELS, mesh=mesh, parts=2), mesh)
-    state, metrics = step(phase.start(), batch)
+    step = on_batches(
+        train_step(*arguments, **tiny_run.PIXELS, mesh=mesh, accumulate_parts=2), mesh
+    )
+    state, metrics = step(phase.new_state(), batch)
     assert np.isfinite(metrics.loss).all() and int(state.halted_at) == -1
-    sent = collective_bytes(step.lower(phase.start(), batch).compile().as_text())
+    sent = collective_bytes(step.lower(phase.new_state(), batch).compile().as_text())
     assert sent.keys() == {"all-reduce"}

@@ -48,7 +48,7 @@ def test_other_operations_are_named_by_their_op_name(name, kind):
 
 
 def test_times_by_kind_add_up_to_the_step(monkeypatch):
-    config = tiny_run.tiny_config("").to_dict()
+    config = tiny_run.tiny_config("unused.npz").to_dict()
     monkeypatch.setattr(cases, "case_config", lambda network: config)
     result = operations.run({"network": "cifar_5_exits", "batch_size": 2, "steps": 2})
     for phase in operations.KINDS:

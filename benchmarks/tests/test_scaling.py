@@ -82,7 +82,7 @@ def result(tmp_path_factory):
     """The JSON of the script, with a tiny network and synthetic times."""
     out = tmp_path_factory.mktemp("scaling") / "result.json"
     seconds = {"one": [1.0, 2.0, 1.0], "apart": [1.25, 2.0, 1.5], "together": [1.6, 2.5, 2.0]}
-    config = tiny_run.tiny_config("", **{f"model__{k}": v for k, v in SMALLEST.items()})
+    config = tiny_run.run_config("unused.npz", **{f"model__{k}": v for k, v in SMALLEST.items()})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scaling, "case_of", lambda name: (config, tiny_run.INFO))
         patch.setattr(measurement, "in_own_process", lambda function, *args: function(*args))

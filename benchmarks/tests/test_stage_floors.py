@@ -21,7 +21,7 @@ IMAGES = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
 
 @pytest.fixture(scope="module")
 def classifier():
-    return new_phase_one(tiny_run.tiny_config("").to_dict(), tiny_run.INFO)
+    return new_phase_one(tiny_run.tiny_config("unused.npz").to_dict(), tiny_run.INFO)
 
 
 def stages(classifier, layout):
@@ -65,7 +65,9 @@ def test_the_script_writes_rates_stages_and_full_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(stage_floors, "QUICK", network)
     monkeypatch.setattr(stage_floors, "MATRIX", 16)
     monkeypatch.setattr(stage_floors, "ARRAY", 64)
-    monkeypatch.setattr(cases, "case_config", lambda network: tiny_run.tiny_config("").to_dict())
+    monkeypatch.setattr(
+        cases, "case_config", lambda network: tiny_run.tiny_config("unused.npz").to_dict()
+    )
     monkeypatch.setattr(sys, "argv", ["stage_floors.py", f"--out={out}", "--quick"])
     stage_floors.main()
     rows = json.loads(out.read_text())["rows"]

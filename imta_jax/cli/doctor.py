@@ -21,7 +21,7 @@ from imta_jax.models import MultiExitClassifier, optimize_classifier, resolve_mo
 from imta_jax.models.network_table import network_rows
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.training import mesh_of, new_phase_one, training_pipeline
-from imta_jax.training.interval import device_limit
+from imta_jax.training.callbacks.progress import device_memory_limit
 from imta_jax.training.phases import phase_one_objective
 
 _PACKAGES = (
@@ -71,7 +71,8 @@ def _devices(config: RunConfig) -> Iterator[tuple[str, Any]]:
     yield "devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
     yield "processes", f"{jax.process_count()}, this is process {jax.process_index()}"
     yield "mesh", ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    yield "memory of a device", _size(device_limit()) if device_limit() else "unknown"
+    limit = device_memory_limit()
+    yield "memory of a device", _size(limit) if limit else "unknown"
     yield "host", f"{platform.node()}, {usable_cores()} cores, {platform.platform()}"
 
 

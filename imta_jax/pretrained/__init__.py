@@ -18,7 +18,7 @@ from flax import nnx
 from imta_jax.errors import InputError, unknown_name
 from imta_jax.models import MultiExitClassifier
 from imta_jax.training import load_classifier
-from imta_jax.training.checkpoints import fill_named
+from imta_jax.training.checkpoint_reading import fill_named
 from imta_jax.training.state import named_arrays
 from imta_jax.training.trained import empty_classifier
 

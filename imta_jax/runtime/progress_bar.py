@@ -13,6 +13,26 @@ Item = TypeVar("Item")
 _LOG_SECONDS = 30.0
 
 
+def progress_bar(*, total: int, done: int = 0, description: str, unit: str = "step") -> tqdm:
+    """A progress bar; shown on a terminal only.
+
+    Args:
+      total: number of units, including `done`.
+      done: units that were finished before.
+      description: text before the bar.
+      unit: name of a unit.
+    """
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=description,
+        unit=unit,
+        disable=not sys.stderr.isatty(),
+        leave=False,
+        dynamic_ncols=True,
+    )
+
+
 def with_progress(
     items: Iterable[Item],
     *,
@@ -35,15 +55,7 @@ def with_progress(
       log: logger that gets a line every 30 s without a terminal; None for no lines.
     """
     on_terminal = sys.stderr.isatty()
-    bar = tqdm(
-        total=total,
-        initial=done,
-        desc=description,
-        unit=unit,
-        disable=not on_terminal,
-        leave=False,
-        dynamic_ncols=True,
-    )
+    bar = progress_bar(total=total, done=done, description=description, unit=unit)
     start = last = time.monotonic()
     i = 0
     with bar:

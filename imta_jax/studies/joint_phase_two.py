@@ -19,7 +19,7 @@ from flax import nnx
 from imta_jax.config import RunConfig
 from imta_jax.data import Dataset
 from imta_jax.models import Heads, MultiExitClassifier, run_heads
-from imta_jax.training.checkpoints import restore_model
+from imta_jax.training.checkpoint_reading import restore_model
 from imta_jax.training.objectives import (
     HEAD_PARAMETERS,
     ExitMetrics,

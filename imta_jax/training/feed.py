@@ -1,12 +1,14 @@
-"""How the images of an epoch reach the compiled step: batch by batch, or from the device itself."""
+"""How the images of an epoch reach the compiled step: batches from the host, or on-device data."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
+from imta_jax.config import PHASES, DataConfig, RunConfig
 from imta_jax.data import (
     Dataset,
     HostPipeline,
@@ -22,23 +24,21 @@ from imta_jax.data.pipeline.on_device import (
     supports_on_device,
 )
 from imta_jax.distributed import place_batch, place_rows, process_shard
-from imta_jax.runtime.config_diff import to_json_types
 from imta_jax.runtime.executable_cache import CachedExecutable
 from imta_jax.training.objectives import ExitMetrics
+from imta_jax.training.setup import Phase, phase_settings
 from imta_jax.training.state import TrainState
 from imta_jax.training.step import TrainStep, on_batches, on_resident
 from imta_jax.types import Batch
 
-PHASES = ("phase_one", "phase_two")
-
 
 class Feed(NamedTuple):
-    """What a loop takes an epoch's items from, and what it does with each.
+    """The input of a training loop.
 
     Attributes:
-      name: who makes the batches: "device", "tf_data" or "numpy".
-      items: (epoch, start step, both from 0) -> the epoch's items from there on, on the host.
-      steps_of: how many steps an item is.
+      name: producer of the batches: "device", "tf_data" or "numpy".
+      items: (epoch, first step, both from 0) -> the items of the epoch from that step, on the host.
+      steps_of: number of training steps in an item.
       advance: (state, item) -> (state, metrics of its steps, [E] or [S, E]).
     """
 
@@ -48,41 +48,59 @@ class Feed(NamedTuple):
     advance: Callable[[TrainState, Any], tuple[TrainState, ExitMetrics]]
 
 
+class TimedIterator:
+    """Yields items and measures how long the caller waited for them.
+
+    Attributes:
+      seconds: total waiting time so far.
+    """
+
+    def __init__(self, items: Iterable[Any]):
+        self._items, self.seconds = iter(items), 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        """The iterator itself."""
+        return self
+
+    def __next__(self) -> Any:
+        """The next item."""
+        start = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
 def host_feed(
     name: str, batches: Callable[[int, int], Iterable[Batch]], step: TrainStep, mesh: Mesh
 ) -> Feed:
-    """Batches that the host makes, each put on the devices for a step compiled by `on_batches`."""
+    """A feed of host batches, each placed on the devices for a step compiled by `on_batches`."""
     return Feed(
         name, batches, lambda batch: 1, lambda state, batch: step(state, place_batch(batch, mesh))
     )
 
 
 def training_feed(
-    config: Mapping[str, Any],
-    name: str,
-    dataset: Dataset,
-    step: TrainStep,
-    mesh: Mesh,
-    state: TrainState,
+    config: RunConfig, name: str, dataset: Dataset, phase: Phase, state: TrainState
 ) -> Feed:
-    """The feed of a phase, as `config.data` wants it.
+    """The feed that `config.data` describes, with the compiled step of a phase.
 
     Args:
-      config: a whole config.
-      name: of the phase.
+      config: the run's config.
+      name: "phase_one" or "phase_two".
       dataset: the images.
-      step: not compiled yet, see `step.train_step`.
-      mesh: the devices.
-      state: that training starts from; where its arrays lie, they stay.
+      phase: its step is compiled here, on first use.
+      state: the initial state, whose arrays define the shardings.
 
     Raises:
-      ValueError: no full batch, or a pipeline that is unknown or cannot make these images.
-      ModuleNotFoundError: a pipeline whose library is not installed.
+      ValueError: no full batch, or a pipeline that cannot produce these images.
+      ModuleNotFoundError: the library of the pipeline is not installed.
     """
-    train, settings = dataset.splits["train"], config["data"]
-    pipeline = training_pipeline(settings, dataset, mesh)
-    draw = epoch_arguments(config, name)
+    train, mesh = dataset.splits["train"], phase.mesh
+    pipeline = training_pipeline(config.data, dataset, mesh)
+    label, draw = executable_label(config, name), epoch_arguments(config, name)
     if pipeline != "device":
+        host = HostPipeline.from_config(config.data)
 
         def batches(epoch: int, start_step: int) -> Iterator[Batch]:
             return train_batches(
@@ -91,15 +109,15 @@ def training_feed(
                 epoch=epoch,
                 start_step=start_step,
                 pipeline=pipeline,
-                host=HostPipeline.from_config(settings),
+                host=host,
                 **draw,
             )
 
-        kept = CachedExecutable(on_batches(step, mesh, state), executable_label(config, name), mesh)
-        return host_feed(pipeline, batches, kept, mesh)
-    several = steps_per_dispatch(config, mesh)
+        step = CachedExecutable(on_batches(phase.step, mesh, state), label, mesh)
+        return host_feed(pipeline, batches, step, mesh)
+    steps = steps_per_dispatch(config, mesh)
     images = copy_to_devices(train, mesh)
-    advance = CachedExecutable(on_resident(step, mesh, state), executable_label(config, name), mesh)
+    advance = CachedExecutable(on_resident(phase.step, mesh, state), label, mesh)
     return Feed(
         pipeline,
         lambda epoch, start_step: on_device_indices(
@@ -107,74 +125,73 @@ def training_feed(
             dataset.preprocessing,
             epoch=epoch,
             start_step=start_step,
-            steps_per_dispatch=several,
+            steps_per_dispatch=steps,
             **draw,
         ),
-        lambda rows: int(rows.steps),
-        lambda state, rows: advance(state, images, place_rows(rows, mesh)),
+        lambda indices: int(indices.steps),
+        lambda state, indices: advance(state, images, place_rows(indices, mesh)),
     )
 
 
-def executable_label(config: Mapping[str, Any], phase: str) -> str:
+def executable_label(config: RunConfig, name: str) -> str:
     """Names the train step of a config and phase before it is traced, for the executable cache.
 
     Args:
       config: the run's config.
-      phase: "phase_one" or "phase_two".
+      name: "phase_one" or "phase_two".
     """
-    parts = [phase, *(to_json_types(config[name]) for name in ("model", phase, "data", "mesh"))]
-    return hashlib.sha256(json.dumps(parts, default=repr).encode()).hexdigest()[:16]
+    config = RunConfig.from_mapping(config)
+    sections = (config.model, phase_settings(config, name), config.data, config.mesh)
+    parts = [name, *(section.to_dict() for section in sections)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def check_feed(config: Mapping[str, Any], name: str, dataset: Dataset, mesh: Mesh) -> None:
-    """Refuses what `training_feed` would refuse; places and compiles nothing."""
-    train, settings = dataset.splits["train"], config["data"]
-    steps_per_epoch(len(train), config[name]["batch_size"], f"config.{name}.batch_size")
-    training_pipeline(settings, dataset, mesh)
-    HostPipeline.from_config(settings)
-    steps_per_dispatch(config, mesh)
+def check_feed(config: RunConfig, name: str, dataset: Dataset, mesh: Mesh) -> None:
+    """Raises the errors of `training_feed` without placing or compiling anything."""
+    field = f"config.{name}.batch_size"
+    steps_per_epoch(len(dataset.splits["train"]), phase_settings(config, name).batch_size, field)
+    training_pipeline(config.data, dataset, mesh)
+    HostPipeline.from_config(config.data)
 
 
-def training_pipeline(settings: Mapping[str, Any], dataset: Dataset, mesh: Mesh) -> str:
-    """Who makes the training batches: "device", "tf_data" or "numpy".
+def training_pipeline(config: DataConfig, dataset: Dataset, mesh: Mesh) -> str:
+    """The producer of the training batches: "device", "tf_data" or "numpy".
 
     Args:
-      settings: `config.data`; its `pipeline` "auto" is the device where the images are arrays that
-        take no more than `device_memory_share` of its memory.
+      config: its `pipeline` "auto" selects "device" for arrays that take at most
+        `device_memory_share` of a device's memory.
       dataset: the images.
       mesh: the devices.
+
+    Raises:
+      ValueError: "device" for images that are decoded or resized.
     """
-    wish, share = settings["pipeline"], settings["device_memory_share"]
-    train = dataset.splits["train"]
-    if not 0 <= share <= 1:
-        raise ValueError(f"config.data.device_memory_share is {share}, expected 0 to 1")
-    able = supports_on_device(train, dataset.preprocessing)
-    if wish == "device" and not able:
+    config = DataConfig.from_mapping(config)
+    wanted, train = config.pipeline, dataset.splits["train"]
+    supported = supports_on_device(train, dataset.preprocessing)
+    if wanted == "device" and not supported:
         raise ValueError(
-            'pipeline "device" cuts batches out of arrays on the device; these images are decoded'
-            ' or resized, which "tf_data" (or "auto") does on the host'
+            'config.data.pipeline="device" needs images stored as arrays of one size; these are'
+            ' decoded or resized: use "tf_data" or "auto"'
         )
-    device = mesh.local_devices[0]
-    if wish == "device" or (wish == "auto" and able and fits_device(train, share, device)):
+    fits = supported and fits_device(train, config.device_memory_share, mesh.local_devices[0])
+    if wanted == "device" or (wanted == "auto" and fits):
         return "device"
-    return resolve_host_pipeline(wish, train, dataset.preprocessing)
+    return resolve_host_pipeline(wanted, train, dataset.preprocessing)
 
 
-def epoch_arguments(config: Mapping[str, Any], phase: str) -> dict[str, Any]:
-    """What decides an epoch's batches besides its number: seed, batch size, share."""
+def epoch_arguments(config: RunConfig, name: str) -> dict[str, Any]:
+    """What determines an epoch's batches besides the epoch: batch size, seed and process shard."""
     return {
-        "batch_size": config[phase]["batch_size"],
-        # The phases see the images in different orders, each reproducible from the one seed.
-        "seed": 2 * config["seed"] + PHASES.index(phase),
+        "batch_size": phase_settings(config, name).batch_size,
+        # The phases see the images in different orders, both reproducible from one seed.
+        "seed": 2 * config.seed + PHASES.index(name),
         "shard": Shard(*process_shard()),
     }
 
 
-def steps_per_dispatch(config: Mapping[str, Any], mesh: Mesh) -> int:
-    """How many steps the device does between two words with the host."""
-    wish, look = config["data"]["steps_per_dispatch"], config["log"]["check_every_steps"]
-    if wish < 0:
-        raise ValueError(f"config.data.steps_per_dispatch is {wish}, expected 0 (auto) or more")
-    # On a processor a dispatch costs nothing beside a step, and a bar that moves is worth more.
-    on_processor = mesh.devices.flat[0].platform == "cpu"
-    return wish or (1 if on_processor else look)
+def steps_per_dispatch(config: RunConfig, mesh: Mesh) -> int:
+    """Training steps per dispatch for on-device data."""
+    # On CPU a dispatch costs little, and single steps keep the progress bar moving.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return config.data.steps_per_dispatch or (1 if on_cpu else config.log.check_every_steps)

@@ -1,303 +1,133 @@
-"""The loop over epochs, for any phase. It knows neither the loss nor the model's inside."""
+"""The training loop over epochs, for any phase. It knows neither the loss nor the network."""
 
+import contextlib
 import dataclasses
-import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from imta_jax.runtime.preemption import Interrupted, StopRequest, preemption_guard
-from imta_jax.runtime.progress_bar import with_progress
-from imta_jax.runtime.write_errors import WriteErrorPolicy
-from imta_jax.training.checkpoints import Checkpoints
-from imta_jax.training.feed import Feed
-from imta_jax.training.interval import IntervalLines
+from imta_jax.training.callbacks.base import Callback, Progress
+from imta_jax.training.feed import Feed, TimedIterator
+from imta_jax.training.metrics import epoch_row, mean_metrics
 from imta_jax.training.objectives import ExitMetrics
-from imta_jax.training.profiling import StepProfiler
-from imta_jax.training.progress import MetricsLog, log_epoch
 from imta_jax.training.state import TrainState
-
-_log = logging.getLogger(__name__)
-
-# Checkpoints within an epoch, by step; those of whole epochs lie beside this folder.
-PARTIAL = "partial"
-_SAVED = ("loss", "top1")
-
-
-class Waiting:
-    """Passes items on and adds up how long, in seconds, it waited for them."""
-
-    def __init__(self, items: Iterable[Any]):
-        self._items, self.seconds = items, 0.0
-
-    def __iter__(self) -> Iterator[Any]:
-        """The items."""
-        items = iter(self._items)
-        while True:
-            start = time.perf_counter()
-            item = next(items, None)
-            self.seconds += time.perf_counter() - start
-            if item is None:
-                return
-            yield item
-
-
-class NonFiniteLossError(FloatingPointError):
-    """The loss stopped being a number; the last good checkpoint stays."""
+from imta_jax.training.validation import Validate
 
 
 @dataclasses.dataclass(frozen=True)
-class EpochLoop:
-    """What a phase hands the loop.
+class TrainingLoop:
+    """Trains a phase and calls the callbacks.
 
     Attributes:
-      phase: its name, in logs and rows.
-      folder: of the phase; checkpoints and metrics go there.
-      total_epochs, steps_per_epoch, batch_size: how long and how large.
-      feed: where the images come from, and the step.
-      validate: state -> {"loss": [E], "top1": [E]}.
+      phase: "phase_one" or "phase_two", for logs and rows.
+      total_epochs: number of epochs.
+      steps_per_epoch: training steps per epoch.
+      batch_size: images per step, over all devices.
+      feed: the input and the compiled step.
+      validate: state -> metrics on the validation images.
       learning_rate: step -> learning rate.
-      meta: goes into every checkpoint.
-      check_every_steps: the host looks at the losses this often; between two looks it never waits.
-      save_every_steps: within an epoch; 0 for its end only.
-      lines: told of every look.
-      profiler: told of every step.
-      write_errors: what happens when the disk refuses.
+      check_every_steps: steps between checks, in which the host waits for the devices and fetches
+        metrics. It does not wait between two checks.
+      callbacks: called in this order.
     """
 
     phase: str
-    folder: Path
     total_epochs: int
     steps_per_epoch: int
     batch_size: int
     feed: Feed
-    validate: Callable[[TrainState], Mapping[str, np.ndarray]]
+    validate: Validate
     learning_rate: Callable[[int], float]
-    meta: Mapping[str, Any]
     check_every_steps: int
-    save_every_steps: int
-    lines: IntervalLines
-    profiler: StepProfiler
-    write_errors: WriteErrorPolicy
+    callbacks: Sequence[Callback]
 
     def run(self, state: TrainState) -> TrainState:
-        """Trains to the last epoch, from where the newest checkpoint left off if there is one.
+        """Trains to the last epoch, from where a callback resumes, and returns the last state.
 
         Raises:
-          NonFiniteLossError: names the step and the exits whose loss was not finite.
-          Interrupted: the process was told to stop, and all is saved.
+          NonFiniteLossError: the loss or a gradient is not finite.
+          Interrupted: training was preempted and is saved.
         """
-        with preemption_guard() as stop:  # outermost: until the last checkpoint is written
-            state = self._run(state, stop)
+        progress = Progress(
+            self.phase, self.total_epochs, self.steps_per_epoch, self.batch_size, state
+        )
+        # The guard is outermost, so that the last checkpoint is written before the process stops.
+        with preemption_guard() as stop:
+            with contextlib.ExitStack() as stack:
+                for callback in self.callbacks:
+                    stack.enter_context(callback)
+                self._call("on_train_start", progress)
+                while progress.epoch < self.total_epochs:
+                    self._train_epoch(progress, stop)
+                    self._validate_epoch(progress)
+                    self._call("on_epoch_end", progress)
+                    progress.epoch, progress.metrics = progress.epoch + 1, []
             if stop.should_stop():
                 raise Interrupted(f"{self.phase} stopped after its last epoch, saved")
-        return state
+        return progress.state
 
-    def _run(self, state: TrainState, stop: StopRequest) -> TrainState:
-        with (
-            Checkpoints(self.folder) as checkpoints,
-            Checkpoints(self.folder / PARTIAL, keep_best=False) as partial,
-            MetricsLog(self.folder, self.phase) as log,
-        ):
-            state, done = checkpoints.restore_latest(state)
-            state, begun = self._restore_partial(partial, state, done)
-            log.forget_after(done)
-            for epoch in range(done, self.total_epochs):
-                start = time.perf_counter()
-                state = self._train_epoch(state, epoch, begun, partial, log, stop)
-                begun = []
-                top1 = self._validate_epoch(state, epoch, log)
-                self._save_epoch(checkpoints, partial, state, epoch, top1)
-                # The last epoch's pace: the first one also compiled.
-                left = (time.perf_counter() - start) * (self.total_epochs - epoch - 1)
-                log_epoch(self.phase, epoch + 1, self.total_epochs, top1, left)
-        return state
-
-    def _save_epoch(
-        self,
-        checkpoints: Checkpoints,
-        partial: Checkpoints,
-        state: TrainState,
-        epoch: int,
-        top1: list[float],
-    ) -> None:
-        meta = {**self.meta, "epoch": epoch + 1, "validation_top1": top1}
-        self._settle(partial)
-        # The last one is what the next step of the run is made of.
-        last = epoch + 1 == self.total_epochs
-        self._save(checkpoints, epoch + 1, state, meta, float(np.mean(top1)), needed=last)
-
-    def _save(
-        self,
-        into: Checkpoints,
-        name: int,
-        state: TrainState,
-        meta: Mapping[str, Any],
-        top1: float,
-        *,
-        needed: bool,
-    ) -> None:
-        """Saves in the background or, what is needed, before it returns."""
-        self._settle(into)
-        with self.write_errors.writing("a checkpoint", into.folder, required=needed):
-            into.save(name, state, meta, top1)
-            if needed:
-                into.wait()
-
-    def _settle(self, into: Checkpoints) -> None:
-        """Waits for what was saved before: its failure must not keep the next from being saved."""
-        with self.write_errors.writing("a checkpoint", into.folder):
-            into.wait()
-
-    def _restore_partial(
-        self, partial: Checkpoints, state: TrainState, done: int
-    ) -> tuple[TrainState, list[ExitMetrics]]:
-        """The state within the epoch after `done`, if one was saved, and metrics of its steps."""
-        # Those of a later epoch, whose own start was lost, would keep this one's from being saved.
-        partial.forget_after((done + 1) * self.steps_per_epoch)
-        if partial.newest() <= done * self.steps_per_epoch:  # of an epoch that was finished
-            return state, []
-        found, step = partial.restore_latest(state)
-        if not done * self.steps_per_epoch < step <= (done + 1) * self.steps_per_epoch:
-            return state, []
-        meta = partial.meta(step)
-        _log.info("%s: going on at step %d of epoch %d", self.phase, len(meta["loss"]), done + 1)
-        rows = zip(meta["loss"], meta["top1"], strict=True)
-        return found, [ExitMetrics(*(np.float32(row) for row in pair)) for pair in rows]
-
-    def _train_epoch(
-        self,
-        state: TrainState,
-        epoch: int,
-        begun: list[ExitMetrics],
-        partial: Checkpoints,
-        log: MetricsLog,
-        stop: StopRequest,
-    ) -> TrainState:
-        start, first, collected, pending = time.perf_counter(), len(begun), list(begun), []
-        before = epoch * self.steps_per_epoch
-        waiting = Waiting(self.feed.items(epoch, first))
-        self.lines.begin_epoch()
-        for item in self._shown(waiting, epoch, first):
-            self.profiler.at(before + len(collected) + _steps(pending), state)
-            state, metrics = self.feed.advance(state, item)
-            pending.append((metrics, self.feed.steps_of(item)))
-            at = len(collected) + _steps(pending)
-            told, due = stop.should_stop(), self._save_is_due(at, self.feed.steps_of(item))
-            if told or due or at - len(collected) >= self.check_every_steps:
-                fetched, pending = self._fetch(state, pending), []
-                collected += fetched
-                self.lines.add(before + at, fetched, waiting.seconds)
-            if told or due:
-                self._save_partial(partial, state, before + at, collected, needed=told)
-            if told:
-                raise Interrupted(f"{self.phase} stopped at step {at} of epoch {epoch + 1}, saved")
-        collected += self._fetch(state, pending)
-        self.profiler.close(state)
+    def _train_epoch(self, progress: Progress, stop: StopRequest) -> None:
+        start, first, in_flight = time.perf_counter(), len(progress.metrics), []
+        items = TimedIterator(self.feed.items(progress.epoch, first))
+        self._call("on_epoch_start", progress)
+        for item in items:
+            progress.input_wait_seconds = items.seconds
+            self._call("on_step_start", progress)
+            progress.state, metrics = self.feed.advance(progress.state, item)
+            progress.last_dispatch_steps = self.feed.steps_of(item)
+            progress.steps_in_flight += progress.last_dispatch_steps
+            in_flight.append((metrics, progress.last_dispatch_steps))
+            self._call("on_step_end", progress)
+            progress.stopping = stop.should_stop()
+            if progress.stopping or self._check_is_due(progress):
+                self._check(progress, in_flight)
+            if progress.stopping:
+                where = f"step {progress.step_in_epoch} of epoch {progress.epoch + 1}"
+                raise Interrupted(f"{self.phase} stopped at {where}, saved")
+        self._check(progress, in_flight)
         seconds = time.perf_counter() - start
-        step = before + self.steps_per_epoch
+        images = (len(progress.metrics) - first) * self.batch_size
         row = {
-            **_row(epoch, step, "train", *_mean(collected)),
-            "learning_rate": float(self.learning_rate(step - 1)),
-            "images_per_second": (len(collected) - first) * self.batch_size / seconds,
-            "input_wait_share": waiting.seconds / seconds,
+            **epoch_row(progress.epoch, progress.step, "train", mean_metrics(progress.metrics)),
+            "learning_rate": float(self.learning_rate(progress.step - 1)),
+            "images_per_second": images / seconds,
+            "input_wait_share": items.seconds / seconds,
         }
-        with self.write_errors.writing("metrics", self.folder):
-            log.write(row)
-        return state
+        self._call("on_metrics", progress, row)
 
-    def _shown(self, items: Iterable[Any], epoch: int, first: int) -> Iterator[Any]:
-        return with_progress(
-            items,
-            total=self.steps_per_epoch * self.total_epochs,
-            done=self.steps_per_epoch * epoch + first,
-            description=f"{self.phase} {epoch + 1}/{self.total_epochs}",
-            size_of=self.feed.steps_of,
-        )
+    def _check_is_due(self, progress: Progress) -> bool:
+        """Whether enough steps are in flight, or a callback needs the metrics now."""
+        enough = progress.steps_in_flight >= self.check_every_steps
+        return enough or any(callback.needs_check(progress) for callback in self.callbacks)
 
-    def _save_is_due(self, at: int, steps: int) -> bool:
-        """Whether the last `steps` steps, up to `at`, passed a multiple of `save_every_steps`."""
-        every = self.save_every_steps
-        # The end of an epoch has a checkpoint of its own.
-        return every > 0 and at < self.steps_per_epoch and at // every > (at - steps) // every
-
-    def _save_partial(
-        self,
-        partial: Checkpoints,
-        state: TrainState,
-        step: int,
-        collected: list[ExitMetrics],
-        *,
-        needed: bool,
-    ) -> None:
-        rows = {name: [np.asarray(getattr(m, name)).tolist() for m in collected] for name in _SAVED}
-        self._save(partial, step, state, {**self.meta, **rows}, 0.0, needed=needed)
-
-    def _validate_epoch(self, state: TrainState, epoch: int, log: MetricsLog) -> list[float]:
-        measured = self.validate(state)
-        step = (epoch + 1) * self.steps_per_epoch
-        row = _row(epoch, step, "validation", measured["loss"], measured["top1"])
-        with self.write_errors.writing("metrics", self.folder):
-            log.write(row)
-        return row["top1_per_exit"]
-
-    def _fetch(
-        self, state: TrainState, pending: Sequence[tuple[ExitMetrics, int]]
-    ) -> list[ExitMetrics]:
-        """Brings metrics to the host, one for each step, and stops a training that has halted."""
-        fetched = [
+    def _check(self, progress: Progress, in_flight: list[tuple[ExitMetrics, int]]) -> None:
+        """Fetches the metrics of the steps in flight, one by one, and empties the list."""
+        if not in_flight:
+            return
+        new = [
             ExitMetrics(loss, top1)
-            for metrics, steps in jax.device_get(list(pending))
+            for metrics, steps in jax.device_get(in_flight)
             for loss, top1 in zip(*(_per_step(values)[:steps] for values in metrics), strict=True)
         ]
-        halted_at = int(state.halted_at)
-        if halted_at >= 0:
-            raise NonFiniteLossError(self._explain(halted_at, fetched))
-        return fetched
+        in_flight.clear()
+        progress.metrics += new
+        progress.steps_in_flight = 0
+        self._call("on_check", progress, new)
 
-    def _explain(self, halted_at: int, fetched: Sequence[ExitMetrics]) -> str:
-        # A halted state stands still, so every later row repeats its step on another batch; the
-        # first row that is not finite is the one that halted it.
-        bad = next((m.loss for m in fetched if not np.isfinite(m.loss).all()), None)
-        if bad is None:
-            what = "the gradient is not finite, though every exit's loss is"
-        else:
-            exits = ", ".join(str(i + 1) for i in np.flatnonzero(~np.isfinite(bad)))
-            what = f"the loss of exit {exits} is not finite ({np.array2string(bad, precision=3)})"
-        return (
-            f"{self.phase} stopped at step {halted_at + 1}: {what}. Checkpoints of finished "
-            f"epochs in {self.folder} are kept; lower {self.phase}.learning_rate "
-            f"(now {float(self.learning_rate(halted_at)):g}) and start in another --workdir"
-        )
+    def _validate_epoch(self, progress: Progress) -> None:
+        row = epoch_row(progress.epoch, progress.step, "validation", self.validate(progress.state))
+        progress.validation_top1 = row["top1_per_exit"]
+        self._call("on_metrics", progress, row)
+
+    def _call(self, method: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, method)(*arguments)
 
 
 def _per_step(values: np.ndarray) -> np.ndarray:
-    """[S, E] of what is [S, E] or, of one step, [E]."""
+    """[S, E] from [S, E] or, for a dispatch of one step, [E]."""
     return values.reshape(-1, values.shape[-1])
-
-
-def _steps(pending: Sequence[tuple[ExitMetrics, int]]) -> int:
-    return sum(steps for _, steps in pending)
-
-
-def _mean(collected: Sequence[ExitMetrics]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over steps of the loss and top-1 per exit, [E] each."""
-    return (
-        np.mean([m.loss for m in collected], axis=0),
-        np.mean([m.top1 for m in collected], axis=0),
-    )
-
-
-def _row(epoch: int, step: int, split: str, loss: np.ndarray, top1: np.ndarray) -> dict[str, Any]:
-    return {
-        "epoch": epoch + 1,
-        "step": step,
-        "split": split,
-        "loss": float(np.sum(loss)),
-        "loss_per_exit": [float(value) for value in loss],
-        "top1_per_exit": [float(value) for value in top1],
-    }

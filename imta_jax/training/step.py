@@ -34,7 +34,7 @@ def train_step(
     mean: Sequence[float],
     std: Sequence[float],
     mesh: Mesh,
-    parts: int = 1,
+    accumulate_parts: int = 1,
 ) -> TrainStep:
     """One step of training, a pure function to be compiled; nothing in it waits for the host.
 
@@ -43,11 +43,11 @@ def train_step(
       objective: see `objectives.Objective`.
       trainable: the NNX filter that `create_state` was given; only these get a gradient.
       tx: the optimiser.
-      mean: of the pixels per channel, 0..1.
-      std: likewise.
-      mesh: the devices that will run it.
-      parts: that the batch is split into, one after the other, to need less memory. Gradients are
-        their mean; batch normalisation sees one part at a time.
+      mean: mean of the pixels per channel, in 0..1.
+      std: standard deviation of the pixels per channel, in 0..1.
+      mesh: the devices that run it.
+      accumulate_parts: number of parts of the batch that are computed one after the other to save
+        memory. Gradients are the mean over parts; BatchNorm sees one part at a time.
 
     Returns:
       (state, batch) -> (state, metrics).
@@ -71,7 +71,7 @@ def train_step(
             lambda rest, *part: value_and_grad(params, rest, *part),
             state.rest,
             (batch.images, batch.labels),
-            parts,
+            accumulate_parts,
         )
         grads = state.trainable.packing.pack(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)

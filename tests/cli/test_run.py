@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from imta_jax.evaluation import exit_of, load_predictions, read_samples
 from imta_jax.evaluation.predictions import confidence
 from imta_jax.inference import timing
 from imta_jax.runtime.lock import only_run_in
-from imta_jax.training.progress import MetricsLog
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,16 +85,6 @@ def test_a_run_writes_the_documented_files(finished):
     for ending in (".png", ".md"):
         assert any(name.startswith("report/") and name.endswith(ending) for name in found)
     assert not [name for name in found if name.endswith(".partial")]
-
-
-def test_without_tensorboard_metrics_are_still_written(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # or the PyTorch that it imports
-    row = {"epoch": 1, "step": 3, "split": "training", "loss": 0.5}
-    with MetricsLog(tmp_path, "phase_one") as log, caplog.at_level("WARNING", "imta_jax"):
-        log.write(row)
-        log.write(row)
-    assert len(log.path.read_text().splitlines()) == 2
-    assert caplog.text.count("no TensorBoard events are written") == 1
 
 
 def test_config_json_holds_the_config(config, finished):

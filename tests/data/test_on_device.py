@@ -82,14 +82,14 @@ def test_shards_of_processes_concatenate_to_the_global_indices(split):
 @pytest.mark.parametrize("phase_name", ["phase_one", "phase_two"])
 def test_several_steps_per_dispatch_train_as_one_by_one(phase_name, split, mesh):
     phase = tiny_run.make_phase(phase_name, mesh)
-    arguments = (phase.graphdef, phase.objective, phase.trainable, phase.tx)
+    arguments = (phase.graphdef, phase.objective, phase.trainable, phase.optimizer)
     step = train_step(*arguments, **tiny_run.PIXELS, mesh=mesh)
-    preprocessing, state, losses = PaddedCrop(2, True), phase.start(), []
+    preprocessing, state, losses = PaddedCrop(2, True), phase.new_state(), []
     one_by_one = host_feed("numpy", lambda epoch, start_step: (), on_batches(step, mesh), mesh)
     for batch in train_batches(split, preprocessing, pipeline="numpy", **DRAW):
         state, metrics = one_by_one.advance(state, batch)
         losses.append(metrics.loss)
-    expected, state, found = tiny_run.to_host(state), phase.start(), []
+    expected, state, found = tiny_run.to_host(state), phase.new_state(), []
     advance, on_device = on_resident(step, mesh), copy_to_devices(split, mesh)
     for indices in on_device_indices(split, preprocessing, steps_per_dispatch=3, **DRAW):
         state, metrics = advance(state, on_device, place_rows(indices, mesh))

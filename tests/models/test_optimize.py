@@ -144,7 +144,7 @@ def test_one_cpu_trains_in_chwn(devices: int, layout: Layout, monkeypatch):
     monkeypatch.setattr(msdnet_fused, "fused_conv_norm", record)
     phase = tiny_run.make_phase("phase_one", data_mesh(jax.devices()[:devices]))
     batch = place_batch(tiny_run.draw_batch(16, 0), phase.mesh)
-    jax.eval_shape(phase.step, phase.start(), batch)
+    jax.eval_shape(phase.step, phase.new_state(), batch)
     assert layouts == {layout}
 
 
@@ -153,7 +153,7 @@ def test_steps_on_one_cpu_equal_steps_on_eight_devices(name: str):
     results = []
     for devices in (1, 8):
         phase = tiny_run.make_phase(name, data_mesh(jax.devices()[:devices]))
-        state = phase.start()
+        state = phase.new_state()
         for seed in range(2):
             batch = place_batch(tiny_run.draw_batch(16, seed), phase.mesh)
             state, metrics = phase.step(state, batch)

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from imta_jax.distributed import data_mesh
 from imta_jax.runtime import preemption
 from imta_jax.runtime.preemption import StopRequest, preemption_guard
-from imta_jax.training.checkpoints import Checkpoints
+from imta_jax.training.checkpoints import CheckpointStore
 
 
 @pytest.fixture
@@ -48,8 +48,8 @@ def test_checkpoints_do_not_ask(monkeypatch, tmp_path):
         raise AssertionError(f"asked by {number}")
 
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", refuse)
-    state = tiny_run.make_phase("phase_one", data_mesh()).start()
-    with Checkpoints(tmp_path) as checkpoints:
+    state = tiny_run.make_phase("phase_one", data_mesh()).new_state()
+    with CheckpointStore(tmp_path) as checkpoints:
         for epoch in (1, 2):
             checkpoints.save(epoch, state, {}, 50.0)
             checkpoints.wait()

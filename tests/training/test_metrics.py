@@ -3,6 +3,7 @@
 import errno
 import logging
 import re
+import sys
 import time
 
 import jax
@@ -17,10 +18,9 @@ from imta_jax.distributed import data_mesh
 from imta_jax.runtime.preemption import StopRequest
 from imta_jax.runtime.write_errors import WriteErrorPolicy
 from imta_jax.training import phases
-from imta_jax.training.interval import IntervalLines
+from imta_jax.training.callbacks import IntervalLines, JsonlWriter, Progress, TensorBoardWriter
+from imta_jax.training.metrics import format_per_exit
 from imta_jax.training.objectives import ExitMetrics
-from imta_jax.training.profiling import StepProfiler
-from imta_jax.training.progress import per_exit
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,15 +39,18 @@ def source(tmp_path_factory):
     return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "thirds.npz")
 
 
-def metrics(count):
-    return [ExitMetrics(np.float32([0.5, 0.25]), np.float32([50, 75]))] * count
+def progress(step=0, **changes):
+    """Progress of a phase of 2 epochs of 100 steps, after `step` steps of the first."""
+    zeros = ExitMetrics(np.float32([0.5, 0.25]), np.float32([50, 75]))
+    return Progress("phase_one", 2, 100, 64, state=None, metrics=[zeros] * step, **changes)
 
 
-def test_a_line_tells_of_loss_accuracy_pace_input_and_time_left(caplog):
-    lines = IntervalLines("phase_one", 100, 2, 64, 1e-3)
+def test_a_line_has_loss_accuracy_throughput_input_wait_and_time_left(caplog):
+    lines = IntervalLines(1e-3)
+    lines.on_epoch_start(progress())
     time.sleep(0.01)
     with caplog.at_level(logging.INFO, "imta_jax"):
-        lines.add(20, metrics(20), waited=0.0)
+        lines.on_check(progress(20), progress(20).metrics)
     assert re.fullmatch(
         r"phase_one step 20/200: loss per exit 0\.500 0\.250; top-1 per exit 50\.0 75\.0;"
         r" [\d,]+ images/s; 0% waiting for input; about .* left in this phase",
@@ -55,12 +58,12 @@ def test_a_line_tells_of_loss_accuracy_pace_input_and_time_left(caplog):
     )
 
 
-def test_lines_come_no_more_often_than_asked_for(caplog):
+def test_lines_are_not_logged_more_often_than_configured(caplog):
     with caplog.at_level(logging.INFO, "imta_jax"):
-        often, never = (IntervalLines("phase_one", 9, 9, 8, s) for s in (3600, 0))
-        for i in range(9):
-            often.add(i, metrics(1), 0.0)
-            never.add(i, metrics(1), 0.0)
+        for lines in (IntervalLines(3600), IntervalLines(0)):
+            lines.on_epoch_start(progress())
+            for i in range(1, 9):
+                lines.on_check(progress(i), progress(1).metrics)
     assert not caplog.messages
 
 
@@ -74,12 +77,6 @@ def test_a_run_logs_lines_and_leaves_a_profile_of_the_steps_asked_for(source, tm
     assert [int(step) for step in steps] == list(range(1, 10))
     assert list((tmp_path / "phase_one" / "profile").rglob("*.xplane.pb"))
     assert "profile: tensorboard --logdir" in caplog.text
-
-
-@pytest.mark.parametrize("steps", [(3, 1), (-1, 2), (1,)])
-def test_steps_to_profile_that_are_not_in_order_are_refused(steps, tmp_path):
-    with pytest.raises(ValueError, match=r"expected \(A, B\) with 0 <= A <= B"):
-        StepProfiler(tmp_path, steps)
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -111,7 +108,7 @@ def test_a_full_disk_stops_the_run_with_what_to_do_and_loses_nothing(
             run(config, tmp_path, "phase_one")
         assert told.value.errno == errno.ENOSPC
     run(config, tmp_path, "phase_one")
-    assert phases.phase_is_finished(config.to_dict(), tmp_path, "phase_one")
+    assert phases.phase_is_finished(config, tmp_path, "phase_one")
 
 
 def test_a_full_disk_is_borne_if_the_config_says_so_but_never_in_silence(
@@ -122,7 +119,7 @@ def test_a_full_disk_is_borne_if_the_config_says_so_but_never_in_silence(
     with caplog.at_level(logging.ERROR, "imta_jax"):
         run(config, tmp_path, "phase_one")
     assert "a checkpoint cannot be written" in caplog.text and "continues without it" in caplog.text
-    assert phases.phase_is_finished(config.to_dict(), tmp_path, "phase_one")
+    assert phases.phase_is_finished(config, tmp_path, "phase_one")
 
 
 def test_without_its_last_checkpoint_a_phase_is_not_done_whatever_the_policy(
@@ -192,6 +189,18 @@ def test_a_share_of_undecodable_images_lies_in_0_to_1(share):
 
 
 def test_a_line_stays_short_when_many_arms_train_together():
-    assert per_exit([88.01, 90.0], 1) == "per exit 88.0 90.0"
-    many = per_exit([float(value) for value in range(348)], 1)
+    assert format_per_exit([88.01, 90.0], 1) == "per exit 88.0 90.0"
+    many = format_per_exit([float(value) for value in range(348)], 1)
     assert many == "of 348 exits 0.0 to 347.0"
+
+
+def test_without_tensorboard_metrics_are_still_written(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # Or the PyTorch that it imports.
+    row = {"epoch": 1, "step": 3, "split": "training", "loss": 0.5}
+    policy = WriteErrorPolicy("stop")
+    with JsonlWriter(tmp_path, policy) as rows, TensorBoardWriter(tmp_path, policy) as events:
+        for _ in range(2):
+            rows.on_metrics(progress(), row)
+            events.on_metrics(progress(), row)
+    assert len(rows.path.read_text().splitlines()) == 2
+    assert caplog.text.count("no TensorBoard events are written") == 1

@@ -11,7 +11,7 @@ from flax import nnx
 from imta_jax.distributed import data_mesh, place_batch
 from imta_jax.models import build_classifier
 from imta_jax.nn.pixels import normalize
-from imta_jax.training.checkpoints import Checkpoints
+from imta_jax.training.checkpoints import CheckpointStore
 from imta_jax.training.packing import MOST_NUMBERS, Packing, packed_like, unpacked
 from imta_jax.training.state import create_state, named_arrays
 
@@ -86,7 +86,7 @@ def test_split_parameters_are_not_joined():
     phase = tiny_run.make_phase("phase_one", data_mesh())
     for shards in (1, 4):
         mesh = data_mesh(parameter_shards=shards)
-        _, state = create_state(phase.classifier, phase.trainable, phase.tx, mesh)
+        _, state = create_state(phase.classifier, phase.trainable, phase.optimizer, mesh)
         joined = [
             shape
             for shape, there in zip(
@@ -105,10 +105,10 @@ def test_a_checkpoint_fills_a_state_that_is_split_and_packed_otherwise(shards, t
     for count in shards:
         mesh = data_mesh(parameter_shards=count)
         phase = tiny_run.make_phase("phase_one", mesh, seed=count)
-        states.append(create_state(phase.classifier, phase.trainable, phase.tx, mesh)[1])
+        states.append(create_state(phase.classifier, phase.trainable, phase.optimizer, mesh)[1])
     saved, other = states
     assert saved.trainable.packing != other.trainable.packing
-    with Checkpoints(tmp_path) as checkpoints:
+    with CheckpointStore(tmp_path) as checkpoints:
         checkpoints.save(1, saved, {}, 0.0)
         checkpoints.wait()
         found, _ = checkpoints.restore_latest(other)
@@ -121,10 +121,10 @@ def test_a_checkpoint_fills_a_state_that_is_split_and_packed_otherwise(shards, t
 
 def test_a_step_moves_each_parameter_as_the_optimiser_alone_would():
     phase = tiny_run.make_phase("phase_one", data_mesh(jax.devices()[:1]))
-    state = phase.start()
+    state = phase.new_state()
     before = jax.tree.map(jnp.array, unpacked(state.trainable))
     rest = jax.tree.map(jnp.copy, state.rest)
-    moments = phase.tx.init(before)
+    moments = phase.optimizer.init(before)
     batch = tiny_run.draw_batch(16, seed=0)
     state, _ = phase.step(state, place_batch(batch, phase.mesh))
 
@@ -133,7 +133,7 @@ def test_a_step_moves_each_parameter_as_the_optimiser_alone_would():
         images = normalize(batch.images, **tiny_run.PIXELS)
         return phase.objective(classifier, images, batch.labels)[0]
 
-    updates, moments = phase.tx.update(jax.jit(jax.grad(loss))(before), moments, before)
+    updates, moments = phase.optimizer.update(jax.jit(jax.grad(loss))(before), moments, before)
     expected = named_arrays(optax.apply_updates(before, updates)) | named_arrays(moments)
     found = named_arrays(state.trainable) | named_arrays(state.opt_state)
     assert list(found) == list(expected)
@@ -143,12 +143,12 @@ def test_a_step_moves_each_parameter_as_the_optimiser_alone_would():
 
 def test_a_checkpoint_holds_every_parameter_by_its_name(tmp_path):
     phase = tiny_run.make_phase("phase_one", data_mesh())
-    state, _ = phase.step(phase.start(), place_batch(tiny_run.draw_batch(16, 0), phase.mesh))
-    with Checkpoints(tmp_path) as checkpoints:
+    state, _ = phase.step(phase.new_state(), place_batch(tiny_run.draw_batch(16, 0), phase.mesh))
+    with CheckpointStore(tmp_path) as checkpoints:
         checkpoints.save(1, state, {}, 0.0)
         checkpoints.wait()
         stored = checkpoints._manager.item_metadata(1)
-        found, _ = checkpoints.restore_latest(phase.start())
+        found, _ = checkpoints.restore_latest(phase.new_state())
     names = named_arrays(nnx.state(phase.classifier))
     assert {n: tuple(x.shape) for n, x in stored.model.items()} == {
         name: x.shape for name, x in names.items()

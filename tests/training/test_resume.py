@@ -1,5 +1,6 @@
 """Killed at any moment, a run goes on and ends with the same parameters, bit for bit."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import pytest
 import tiny_run
 
 from imta_jax.cli.run import run
+from imta_jax.config import CheckpointConfig
 from imta_jax.data import load_dataset
 from imta_jax.distributed import data_mesh
 from imta_jax.runtime.lock import only_run_in
@@ -26,7 +28,7 @@ from imta_jax.training import (
     train_phase_one,
     train_phase_two,
 )
-from imta_jax.training.checkpoints import has_readable_epoch
+from imta_jax.training.checkpoint_reading import has_readable_epoch
 
 # Reading a damaged checkpoint leaves failed reads of others behind, in a library's event loop.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -55,12 +57,12 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(source):
     # Learned transfer and moving statistics: more state that could get lost.
-    return tiny_run.tiny_config(source, "published").to_dict()
+    return tiny_run.run_config(source, "published")
 
 
 @pytest.fixture(scope="module")
 def dataset(config):
-    return load_dataset(config["data"])
+    return load_dataset(config.data)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,7 @@ def test_an_interrupted_phase_ends_as_an_uninterrupted_one(
         patch.setattr(feed, "train_batches", until_killed)
         TRAIN[phase](config, dataset, tmp_path)
     TRAIN[phase](config, dataset, tmp_path)
-    assert_same_phase(tmp_path / phase, whole / phase, config[phase]["total_epochs"])
+    assert_same_phase(tmp_path / phase, whole / phase, getattr(config, phase).total_epochs)
 
 
 def test_a_finished_phase_trains_no_further(config, dataset, copied, whole):
@@ -199,7 +201,7 @@ def test_metrics_survive_a_half_written_line(config, dataset, copied, whole):
 
 def test_another_networks_checkpoint_is_refused_with_the_differing_names(source, dataset, copied):
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
-    wider = tiny_run.tiny_config(source, "published", model__channels=6).to_dict()
+    wider = tiny_run.run_config(source, "published", model__channels=6)
     with pytest.raises(AnotherNetworkError) as error:
         train_phase_one(wider, dataset, copied)
     assert isinstance(error.value, ValueError)
@@ -207,7 +209,7 @@ def test_another_networks_checkpoint_is_refused_with_the_differing_names(source,
     assert "epoch 3" in message and "another --workdir" in message
     assert re.search(r"backbone\.\S+: this network \(6,\), the checkpoint \(4,\)", message), message
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    deeper = tiny_run.tiny_config(source, "published", model__num_exits=3).to_dict()
+    deeper = tiny_run.run_config(source, "published", model__num_exits=3)
     with pytest.raises(AnotherNetworkError, match=r"not in the checkpoint: backbone\.exits\.2"):
         train_phase_one(deeper, dataset, copied)
 
@@ -245,7 +247,7 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_again(
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(phases.EpochLoop, "_validate_epoch", killed)
+        patch.setattr(phases.TrainingLoop, "_validate_epoch", killed)
         run(config, tmp_path, "phase_one")
     run(config, tmp_path, "phase_one")
     assert_same_phase(tmp_path / "phase_one", whole / "phase_one", 3)
@@ -280,13 +282,13 @@ def test_sigterm_saves_within_the_epoch_and_the_same_call_goes_on_there(
         patch.setattr(feed, "train_batches", counted)
         TRAIN[phase](config, dataset, tmp_path)
     assert made[0] == (1, at)
-    assert_same_phase(tmp_path / phase, whole / phase, config[phase]["total_epochs"])
+    assert_same_phase(tmp_path / phase, whole / phase, getattr(config, phase).total_epochs)
 
 
 def test_checkpoints_within_an_epoch_are_what_a_killed_run_goes_on_from(
     config, dataset, whole, tmp_path, monkeypatch, caplog
 ):
-    often = {**config, "checkpoint": {**config["checkpoint"], "every_steps": 1}}
+    often = dataclasses.replace(config, checkpoint=CheckpointConfig(every_steps=1))
     batches = feed.train_batches
 
     def until_killed(split, preprocessing, *, epoch, **settings):
@@ -301,7 +303,7 @@ def test_checkpoints_within_an_epoch_are_what_a_killed_run_goes_on_from(
     truncate_all(tmp_path / "phase_one" / "partial" / "8")  # falls back on the one before
     with caplog.at_level(logging.INFO, "imta_jax"):
         train_phase_one(often, dataset, tmp_path)
-    assert "going on at step 1 of epoch 3" in caplog.text
+    assert "resuming at step 1 of epoch 3" in caplog.text
     assert_same_phase(tmp_path / "phase_one", whole / "phase_one", 3)
 
 

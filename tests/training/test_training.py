@@ -10,19 +10,18 @@ import pytest
 import tiny_run
 from flax import nnx
 
+from imta_jax.config import CheckpointConfig, LogConfig
 from imta_jax.distributed import data_mesh, place_batch
 from imta_jax.nn.pixels import normalize
-from imta_jax.runtime.write_errors import WriteErrorPolicy
 from imta_jax.techniques import one_for_all_loss
 from imta_jax.training import NonFiniteLossError, PhaseTwoObjective
-from imta_jax.training.checkpoints import Checkpoints
+from imta_jax.training.callbacks import default_callbacks
+from imta_jax.training.checkpoints import CheckpointStore
 from imta_jax.training.feed import host_feed
-from imta_jax.training.interval import IntervalLines
-from imta_jax.training.loop import EpochLoop
-from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS
+from imta_jax.training.loop import TrainingLoop
+from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS, ExitMetrics
 from imta_jax.training.optimizer import sgd, step_schedule
 from imta_jax.training.packing import packed_like, unpacked
-from imta_jax.training.profiling import StepProfiler
 from imta_jax.training.state import create_state, named_arrays
 from imta_jax.training.step import on_batches, train_step
 
@@ -58,7 +57,7 @@ def published(mesh):
 
 def after_steps(phase, batches=BATCHES):
     """The named arrays of a fresh state before and after a step on each batch."""
-    state = phase.start()
+    state = phase.new_state()
     before = tiny_run.to_host(named_arrays(state.trainable) | named_arrays(state.rest))
     for batch in batches:
         state, _ = phase.step(state, place_batch(batch, phase.mesh))
@@ -137,7 +136,7 @@ def test_drops_are_shares_of_the_training(drops):
 @pytest.mark.parametrize("name", ["phase_one", "paper", "published"])
 def test_every_parameter_is_trained_or_frozen(name, request):
     phase = request.getfixturevalue(name)
-    state = phase.start()
+    state = phase.new_state()
     trained, frozen = named_arrays(state.trainable), named_arrays(state.rest)
     everything = named_arrays(nnx.state(phase.classifier))
     assert not trained.keys() & frozen.keys()
@@ -183,8 +182,8 @@ def count(jaxpr, primitive):
 
 def convolutions(phase):
     """Convolutions in a training step of several devices, and in a forward pass."""
-    state = phase.start()
-    arguments = (phase.graphdef, phase.objective, phase.trainable, phase.tx)
+    state = phase.new_state()
+    arguments = (phase.graphdef, phase.objective, phase.trainable, phase.optimizer)
     step = train_step(*arguments, **tiny_run.PIXELS, mesh=data_mesh())
     step = jax.make_jaxpr(step)(state, BATCHES[0])
 
@@ -209,7 +208,7 @@ def test_phase_two_computes_no_backbone_gradient(phase_one, paper, published):
 
 
 def classifier_of(phase):
-    state = jax.tree.map(jax.numpy.asarray, unpacked(phase.start()))
+    state = jax.tree.map(jax.numpy.asarray, unpacked(phase.new_state()))
     return nnx.merge(phase.graphdef, state.trainable, state.rest, copy=True)
 
 
@@ -245,7 +244,7 @@ def test_equilibrium_changes_gradients_and_not_the_loss(phase_one, mesh):
     plain = tiny_run.make_phase("phase_one", mesh, phase_one__equilibrium="off")
     ends, losses = {}, {}
     for name, phase in (("all", phase_one), ("off", plain)):
-        state, metrics = phase.step(phase.start(), place_batch(BATCHES[0], mesh))
+        state, metrics = phase.step(phase.new_state(), place_batch(BATCHES[0], mesh))
         ends[name] = tiny_run.to_host(named_arrays(state.trainable))
         losses[name] = np.asarray(metrics.loss)
     np.testing.assert_allclose(losses["all"], losses["off"], rtol=1e-6)
@@ -325,36 +324,37 @@ def batches_from(epoch, start_step):
 
 
 def make_loop(phase, folder, batches, step=None, **changes):
-    """An EpochLoop over fixed batches, 2 epochs, that validates nothing."""
-    nothing = {"loss": np.zeros(2), "top1": np.zeros(2)}
-    settings = {
+    """A loop over fixed batches, 2 epochs, whose validation returns zeros."""
+    zeros = ExitMetrics(np.zeros(2), np.zeros(2))
+    fields = {
         "phase": "phase_one",
-        "folder": folder,
         "total_epochs": 2,
         "steps_per_epoch": len(BATCHES),
         "batch_size": 16,
         "feed": host_feed("numpy", batches, step or phase.step, phase.mesh),
-        "validate": lambda state: nothing,
+        "validate": lambda state: zeros,
         "learning_rate": lambda step: 0.1,
-        "meta": {},
         "check_every_steps": 2,
-        "save_every_steps": 0,
-        "lines": IntervalLines("phase_one", len(BATCHES), 2, 16, 0.0),
-        "profiler": StepProfiler(folder, (0, 0)),
-        "write_errors": WriteErrorPolicy("stop"),
+        "callbacks": default_callbacks(
+            folder,
+            meta={},
+            log=LogConfig(line_every_seconds=0),
+            checkpoint=CheckpointConfig(every_steps=0),
+            learning_rate=lambda step: 0.1,
+        ),
     }
-    return EpochLoop(**{**settings, **changes})
+    return TrainingLoop(**{**fields, **changes})
 
 
 def test_nothing_is_compiled_again_over_steps_and_epochs(phase_one, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "imta_jax"):
-        make_loop(phase_one, tmp_path, batches_from).run(phase_one.start())
+        make_loop(phase_one, tmp_path, batches_from).run(phase_one.new_state())
     assert "phase_one epoch 2/2" in caplog.text
     assert phase_one.step._cache_size() == 1
 
 
 def test_training_reduces_the_loss(phase_one):
-    state, losses = phase_one.start(), []
+    state, losses = phase_one.new_state(), []
     for i in range(18):
         batch = tiny_run.draw_batch(16, seed=i % 3)
         state, metrics = phase_one.step(state, place_batch(batch, phase_one.mesh))
@@ -374,9 +374,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(phas
 
     broken = make_loop(phase_one, tmp_path, batches_from, step=step, check_every_steps=50)
     with pytest.raises(NonFiniteLossError, match=r"step 5\b.*exit 2 is not finite"):
-        broken.run(phase_one.start())
-    with Checkpoints(tmp_path) as checkpoints:
-        state, epoch = checkpoints.restore_latest(phase_one.start())
+        broken.run(phase_one.new_state())
+    with CheckpointStore(tmp_path) as checkpoints:
+        state, epoch = checkpoints.restore_latest(phase_one.new_state())
     assert epoch == 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
@@ -392,7 +392,7 @@ def with_last_bias(state, values):
 
 def test_a_halted_state_stands_still(phase_one):
     batch = place_batch(BATCHES[0], phase_one.mesh)
-    state, _ = phase_one.step(phase_one.start(), batch)
+    state, _ = phase_one.step(phase_one.new_state(), batch)
     state = with_last_bias(state, [3e38, -3e38, 3e38])  # finite, but the loss of it is not
     good = tiny_run.to_host((state.step, state.trainable, state.rest, state.opt_state))
     for _ in range(3):
@@ -411,12 +411,12 @@ def test_filters_say_what_a_phase_trains(paper):
 
 
 def test_a_step_refuses_images_that_are_not_bytes(phase_one, mesh):
-    graphdef, _ = create_state(phase_one.classifier, ALL_PARAMETERS, phase_one.tx, mesh)
-    arguments = (graphdef, phase_one.objective, ALL_PARAMETERS, phase_one.tx)
+    graphdef, _ = create_state(phase_one.classifier, ALL_PARAMETERS, phase_one.optimizer, mesh)
+    arguments = (graphdef, phase_one.objective, ALL_PARAMETERS, phase_one.optimizer)
     step = on_batches(train_step(*arguments, **tiny_run.PIXELS, mesh=mesh), mesh)
     floats = BATCHES[0]._replace(images=BATCHES[0].images.astype(np.float32))
     with pytest.raises(ValueError, match="expected uint8 pixels"):
-        step(phase_one.start(), floats)
+        step(phase_one.new_state(), floats)
 
 
 # ----- fields of a phase
@@ -455,8 +455,8 @@ def test_the_mean_of_the_losses_is_the_sum_by_their_number(mesh, phase_one):
 def test_bfloat16_maps_leave_weights_and_statistics_in_float32(mesh):
     source = tiny_run.make_phase("phase_one", mesh)
     source.classifier.compute_dtype = jax.numpy.dtype("bfloat16")
-    graphdef, state = create_state(source.classifier, ALL_PARAMETERS, source.tx, mesh)
-    arguments = (graphdef, source.objective, ALL_PARAMETERS, source.tx)
+    graphdef, state = create_state(source.classifier, ALL_PARAMETERS, source.optimizer, mesh)
+    arguments = (graphdef, source.objective, ALL_PARAMETERS, source.optimizer)
     step = on_batches(train_step(*arguments, **tiny_run.PIXELS, mesh=mesh), mesh)
     _, expected = after_steps(source, BATCHES[:1])
     state, metrics = step(state, place_batch(BATCHES[0], mesh))

@@ -1,0 +1,59 @@
+"""Callbacks of the training loop: checkpoints, metrics, progress, profiler and loss check."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from imta_jax.config import CheckpointConfig, LogConfig
+from imta_jax.runtime.write_errors import WriteErrorPolicy
+from imta_jax.training.callbacks.base import Callback, Progress
+from imta_jax.training.callbacks.checkpointing import CheckpointCallback
+from imta_jax.training.callbacks.metrics_writers import JsonlWriter, TensorBoardWriter
+from imta_jax.training.callbacks.non_finite import NonFiniteCheck, NonFiniteLossError
+from imta_jax.training.callbacks.profiler import StepProfiler
+from imta_jax.training.callbacks.progress import EpochLine, IntervalLines, ProgressBar
+
+__all__ = [
+    "Callback",
+    "CheckpointCallback",
+    "EpochLine",
+    "IntervalLines",
+    "JsonlWriter",
+    "NonFiniteCheck",
+    "NonFiniteLossError",
+    "Progress",
+    "ProgressBar",
+    "StepProfiler",
+    "TensorBoardWriter",
+    "default_callbacks",
+]
+
+
+def default_callbacks(
+    folder: Path,
+    *,
+    meta: Mapping[str, Any],
+    log: LogConfig,
+    checkpoint: CheckpointConfig,
+    learning_rate: Callable[[int], float],
+) -> list[Callback]:
+    """The callbacks of a phase, in the order in which the loop calls them.
+
+    Args:
+      folder: the phase's folder.
+      meta: JSON that every checkpoint contains.
+      log: `config.log`.
+      checkpoint: `config.checkpoint`.
+      learning_rate: step -> learning rate.
+    """
+    write_errors = WriteErrorPolicy(checkpoint.on_write_error)
+    return [
+        NonFiniteCheck(folder, learning_rate),  # First: no bad state is saved.
+        StepProfiler(folder, log.profile_steps),
+        CheckpointCallback(folder, meta, checkpoint.every_steps, write_errors),
+        JsonlWriter(folder, write_errors),  # Needs the epoch that the checkpoint resumed.
+        TensorBoardWriter(folder, write_errors),
+        ProgressBar(),
+        IntervalLines(log.line_every_seconds),
+        EpochLine(),  # Last: its time includes saving.
+    ]

@@ -1,0 +1,128 @@
+"""Saves checkpoints after epochs and within them, and resumes from the newest one."""
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from imta_jax.runtime.write_errors import WriteErrorPolicy
+from imta_jax.training.callbacks.base import Callback, Progress
+from imta_jax.training.checkpoints import CheckpointStore
+from imta_jax.training.objectives import ExitMetrics
+
+_log = logging.getLogger(__name__)
+
+# Folder of the checkpoints within epochs, named by step. Those of epochs are next to it.
+PARTIAL = "partial"
+
+
+class CheckpointCallback(Callback):
+    """Saves the state, with the metrics that an epoch's resumption needs.
+
+    Args:
+      folder: the phase's folder.
+      meta: JSON that every checkpoint contains.
+      every_steps: steps between checkpoints within an epoch; 0 saves after epochs only.
+      write_errors: what happens when a checkpoint cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        meta: Mapping[str, Any],
+        every_steps: int,
+        write_errors: WriteErrorPolicy,
+    ):
+        self._meta, self._every_steps, self._write_errors = meta, every_steps, write_errors
+        self._epochs = CheckpointStore(folder)
+        self._partial = CheckpointStore(folder / PARTIAL, keep_best=False)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Opens the folders."""
+        self._stack.enter_context(self._epochs)
+        self._stack.enter_context(self._partial)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Waits until checkpoints are written."""
+        self._stack.__exit__(kind, error, trace)
+
+    def on_train_start(self, progress: Progress) -> None:
+        """Resumes from the newest checkpoint that can be read, if there is one."""
+        progress.state, progress.epoch = self._epochs.restore_latest(progress.state)
+        first, steps = progress.epoch * progress.steps_per_epoch, progress.steps_per_epoch
+        # Checkpoints of later epochs would keep those of this epoch from being saved.
+        self._partial.delete_after(first + steps)
+        if self._partial.newest() <= first:
+            return
+        state, step = self._partial.restore_latest(progress.state)
+        if not first < step <= first + steps:
+            return
+        meta = self._partial.meta(step)
+        rows = zip(meta["loss"], meta["top1"], strict=True)
+        progress.state = state
+        progress.metrics = [ExitMetrics(*(np.float32(values) for values in row)) for row in rows]
+        _log.info(
+            "%s: resuming at step %d of epoch %d",
+            progress.phase,
+            len(progress.metrics),
+            progress.epoch + 1,
+        )
+
+    def needs_check(self, progress: Progress) -> bool:
+        """Whether the last dispatch passed a multiple of `every_steps` within the epoch."""
+        every, at = self._every_steps, progress.step_in_epoch
+        if not every or at >= progress.steps_per_epoch:  # The epoch's end has its own checkpoint.
+            return False
+        return at // every > (at - progress.last_dispatch_steps) // every
+
+    def on_check(self, progress: Progress, new: list[ExitMetrics]) -> None:
+        """Saves within the epoch if that is due or training stops."""
+        if not progress.stopping and not self.needs_check(progress):
+            return
+        rows = {
+            name: [np.asarray(getattr(m, name)).tolist() for m in progress.metrics]
+            for name in ExitMetrics._fields
+        }
+        meta = {**self._meta, **rows}
+        self._save(self._partial, progress.step, progress, meta, 0.0, required=progress.stopping)
+
+    def on_epoch_end(self, progress: Progress) -> None:
+        """Saves after the epoch. The last checkpoint is required: the next phase starts from it."""
+        epoch, top1 = progress.epoch + 1, progress.validation_top1
+        meta = {**self._meta, "epoch": epoch, "validation_top1": top1}
+        self._wait(self._partial)
+        required = epoch == progress.total_epochs
+        self._save(self._epochs, epoch, progress, meta, float(np.mean(top1)), required=required)
+
+    def _save(
+        self,
+        store: CheckpointStore,
+        name: int,
+        progress: Progress,
+        meta: Mapping[str, Any],
+        top1: float,
+        *,
+        required: bool,
+    ) -> None:
+        """Saves in the background. A required checkpoint is written before this returns."""
+        self._wait(store)
+        with self._write_errors.writing("a checkpoint", store.folder, required=required):
+            store.save(name, progress.state, meta, top1)
+            if required:
+                store.wait()
+
+    def _wait(self, store: CheckpointStore) -> None:
+        """Waits for the last save, whose error must not prevent the next one."""
+        with self._write_errors.writing("a checkpoint", store.folder):
+            store.wait()

@@ -1,0 +1,151 @@
+"""Reading a phase's checkpoints after training: which one is used, and its network.
+
+Whether a checkpoint is complete is verified by reading it into host memory, without devices, and
+once per process as long as its files do not change.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from imta_jax.config import Checkpoint
+from imta_jax.errors import unknown_name
+from imta_jax.training.checkpoints import (
+    ARRAY_ITEMS,
+    AnotherNetworkError,
+    check_same_network,
+    fill_tree,
+    name_differences,
+    open_manager,
+    read_json_meta,
+    restore_target,
+    warn_of_damage,
+)
+from imta_jax.training.state import named_arrays
+
+# Names, sizes and times of a checkpoint's files -> whether it can be read.
+_Files = tuple[tuple[str, int, int], ...]
+_verified: dict[_Files, bool] = {}
+
+
+def has_readable_epoch(folder: Path, epoch: int) -> bool:
+    """Whether `folder` holds a readable checkpoint of this epoch or a later one."""
+    if not folder.is_dir():
+        return False
+    with open_manager(folder) as manager:
+        newest = manager.latest_step() or 0
+        return newest >= epoch and _is_readable(manager, newest)
+
+
+def read_meta(folder: Path, which: str = "last") -> dict[str, Any]:
+    """The `meta` of a checkpoint.
+
+    Args:
+      folder: a phase's folder.
+      which: "last", or "best" on validation images. A damaged checkpoint is replaced by the newest
+        readable one, with a warning.
+
+    Raises:
+      FileNotFoundError: there is no readable checkpoint.
+    """
+    with open_manager(folder) as manager:
+        return read_json_meta(manager, _choose(manager, which))
+
+
+def restore_model(classifier: nnx.Module, folder: Path, which: str = "last") -> int:
+    """Restores a classifier in place, with the shardings of its arrays.
+
+    Args:
+      classifier: of the network that was trained.
+      folder: a phase's folder.
+      which: see `read_meta`.
+
+    Returns:
+      The checkpoint's epoch.
+
+    Raises:
+      FileNotFoundError: there is no readable checkpoint.
+      AnotherNetworkError: names or shapes differ; the message lists them.
+    """
+    variables = nnx.state(classifier)
+    expected = named_arrays(variables)
+    with open_manager(folder) as manager:
+        epoch = _choose(manager, which)
+        check_same_network(manager, epoch, "model", expected)
+        target = ocp.args.StandardRestore(restore_target(expected))
+        found = manager.restore(epoch, args=ocp.args.Composite(model=target))["model"]
+    nnx.update(classifier, fill_tree(variables, found))
+    return epoch
+
+
+def fill_named(classifier: nnx.Module, arrays: Mapping[str, Any]) -> None:
+    """Fills a classifier in place from arrays that are named as in `state.named_arrays`.
+
+    Raises:
+      AnotherNetworkError: names or shapes differ; the message lists them.
+    """
+    variables = nnx.state(classifier, nnx.Any(nnx.Param, nnx.BatchStat))
+    lines = list(name_differences(named_arrays(variables), arrays))
+    if lines:
+        raise AnotherNetworkError(
+            f"these arrays are of another network ({len(lines)} differences):\n  "
+            + "\n  ".join(lines[:20])
+        )
+    nnx.update(classifier, fill_tree(variables, {n: jnp.asarray(a) for n, a in arrays.items()}))
+
+
+def check_which(field: str, which: str) -> None:
+    """Raises a ValueError that names `field` unless `which` is "last" or "best"."""
+    if which not in get_args(Checkpoint):
+        raise unknown_name(field, which, get_args(Checkpoint))
+
+
+def _choose(manager: ocp.CheckpointManager, which: str) -> int:
+    """The last or best checkpoint, or the newest other one that can be read."""
+    check_which("checkpoint", which)
+    epochs = sorted(manager.all_steps(), reverse=True)
+    if epochs and which == "best":
+        epochs.insert(0, manager.best_step())
+    readable = next((epoch for epoch in epochs if _is_readable(manager, epoch)), None)
+    if readable is None:
+        raise FileNotFoundError(
+            f"no {'readable ' if epochs else ''}checkpoint in {manager.directory}; train it "
+            "first: python launch.py --config=... --workdir=..."
+        )
+    return readable
+
+
+def _is_readable(manager: ocp.CheckpointManager, epoch: int) -> bool:
+    """Whether all of a checkpoint can be read. A truncated one still has its folder and name."""
+    files = _files_of(Path(manager.directory) / str(epoch))
+    if files not in _verified:
+        try:
+            _read_to_host(manager, epoch)
+        except Exception as error:  # Orbax raises many types for damage.
+            warn_of_damage(manager, epoch, error)
+            _verified[files] = False
+        else:
+            _verified[files] = True
+    return _verified[files]
+
+
+def _files_of(folder: Path) -> _Files:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in (folder, *paths))
+
+
+def _read_to_host(manager: ocp.CheckpointManager, epoch: int) -> None:
+    """Reads everything into NumPy arrays: devices may be too small for one unsharded copy."""
+    metadata = manager.item_metadata(epoch)
+    targets = {
+        item: ocp.args.StandardRestore(
+            {name: np.empty(x.shape, x.dtype) for name, x in getattr(metadata, item).items()}
+        )
+        for item in ARRAY_ITEMS
+    }
+    manager.restore(epoch, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **targets))

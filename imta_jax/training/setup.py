@@ -1,0 +1,212 @@
+"""A training phase put together from a config: classifier, objective, optimizer, state and step.
+
+The training loop, the tests and the benchmarks all set up their phases here.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from imta_jax.config import PhaseConfig, PhaseOneConfig, PhaseTwoConfig, RunConfig
+from imta_jax.data import Dataset, DatasetInfo
+from imta_jax.distributed import data_mesh
+from imta_jax.models import (
+    MultiExitClassifier,
+    build_classifier,
+    resolve_model_config,
+    with_collaborative_heads,
+)
+from imta_jax.training.gate_objective import GateSupervisedObjective
+from imta_jax.training.objectives import (
+    ALL_PARAMETERS,
+    HEAD_PARAMETERS,
+    Objective,
+    PhaseOneObjective,
+    PhaseTwoObjective,
+)
+from imta_jax.training.optimizer import sgd, step_schedule
+from imta_jax.training.state import TrainState, create_state
+from imta_jax.training.step import TrainStep, train_step
+
+AnyObjective = TypeVar("AnyObjective", bound=PhaseOneObjective | PhaseTwoObjective)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A phase that is ready to train.
+
+    Attributes:
+      classifier: the initial network, in the modes that the objective sets.
+      objective: the loss.
+      trainable: NNX filter of the trained variables; all others are frozen.
+      optimizer: of the trained variables.
+      graphdef: the classifier's structure.
+      step: one training step, a pure function that is not compiled yet.
+      mesh: the devices.
+    """
+
+    classifier: MultiExitClassifier
+    objective: Objective
+    trainable: Any
+    optimizer: optax.GradientTransformation
+    graphdef: nnx.GraphDef
+    step: TrainStep
+    mesh: Mesh
+
+    def new_state(self) -> TrainState:
+        """A new initial state on the mesh. A compiled step donates the state that it gets."""
+        return create_state(self.classifier, self.trainable, self.optimizer, self.mesh)[1]
+
+
+def assemble_phase(
+    classifier: MultiExitClassifier,
+    objective: Objective,
+    trainable: Any,
+    optimizer: optax.GradientTransformation,
+    settings: PhaseConfig,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mesh: Mesh,
+) -> Phase:
+    """Sets the classifier's modes and builds the training step.
+
+    Args:
+      classifier: the initial network; its modes and `compute_dtype` are set in place.
+      objective: the loss.
+      trainable: NNX filter of the trained variables.
+      optimizer: of the trained variables.
+      settings: its `compute_dtype` and `accumulate_parts` are used.
+      mean: mean of the pixels per channel, in 0..1.
+      std: standard deviation of the pixels per channel, in 0..1.
+      mesh: the devices.
+    """
+    classifier.compute_dtype = jnp.dtype(settings.compute_dtype)
+    objective.set_mode(classifier)
+    graphdef = nnx.graphdef(classifier)
+    step = train_step(
+        graphdef,
+        objective,
+        trainable,
+        optimizer,
+        mean=mean,
+        std=std,
+        mesh=mesh,
+        accumulate_parts=settings.accumulate_parts,
+    )
+    return Phase(classifier, objective, trainable, optimizer, graphdef, step, mesh)
+
+
+def build_phase(
+    name: str,
+    config: RunConfig,
+    classifier: MultiExitClassifier,
+    optimizer: optax.GradientTransformation,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mesh: Mesh,
+) -> Phase:
+    """The phase of a config on a phase-I classifier.
+
+    Args:
+      name: "phase_one" or "phase_two".
+      config: the run's config.
+      classifier: a phase-I classifier; phase II gets new heads on its backbone.
+      optimizer: of the trained variables.
+      mean: mean of the pixels per channel, in 0..1.
+      std: standard deviation of the pixels per channel, in 0..1.
+      mesh: the devices.
+    """
+    if name == "phase_one":
+        objective, trainable = phase_one_objective(config), ALL_PARAMETERS
+    else:
+        classifier = new_phase_two(config, classifier)
+        objective, trainable = phase_two_objective(config), HEAD_PARAMETERS
+    return assemble_phase(
+        classifier,
+        objective,
+        trainable,
+        optimizer,
+        phase_settings(config, name),
+        mean=mean,
+        std=std,
+        mesh=mesh,
+    )
+
+
+def phase_settings(config: RunConfig, name: str) -> PhaseOneConfig | PhaseTwoConfig:
+    """`config.phase_one` or `config.phase_two`, by name."""
+    return {"phase_one": config.phase_one, "phase_two": config.phase_two}[name]
+
+
+def new_phase_one(config: RunConfig, info: Dataset | DatasetInfo) -> MultiExitClassifier:
+    """The untrained phase-I classifier of a config, reproducible from `config.seed`."""
+    config = RunConfig.from_mapping(config)
+    return build_classifier(
+        config.model,
+        num_classes=info.num_classes,
+        image_shape=info.image_shape,
+        rngs=nnx.Rngs(config.seed),
+    )
+
+
+def new_phase_two(config: RunConfig, classifier: MultiExitClassifier) -> MultiExitClassifier:
+    """A phase-II classifier with untrained heads on the backbone of a phase-I classifier."""
+    config = RunConfig.from_mapping(config)
+    return with_collaborative_heads(
+        classifier,
+        config.heads,
+        num_classes=classifier.num_classes,
+        rngs=nnx.Rngs(config.seed + 1),
+    )
+
+
+def phase_one_objective(config: RunConfig) -> PhaseOneObjective:
+    """The loss of `config.phase_one`; a backbone with a gate adds the gate's loss."""
+    config = RunConfig.from_mapping(config)
+    weight = resolve_model_config(config.model).get("gate_weight", 0.0)
+    if weight:
+        return _objective(GateSupervisedObjective, config.phase_one, gate_weight=weight)
+    return _objective(PhaseOneObjective, config.phase_one)
+
+
+def phase_two_objective(config: RunConfig) -> PhaseTwoObjective:
+    """The loss of `config.phase_two`."""
+    config = RunConfig.from_mapping(config)
+    return _objective(PhaseTwoObjective, config.phase_two)
+
+
+def _objective(kind: type[AnyObjective], phase: PhaseConfig, **given: float) -> AnyObjective:
+    """An objective whose attributes that are not given are fields of the phase."""
+    names = {field.name for field in dataclasses.fields(kind)} - given.keys()
+    return kind(**given, **{name: getattr(phase, name) for name in names})
+
+
+def phase_schedule(settings: PhaseConfig, total_steps: int) -> optax.Schedule:
+    """The learning rate of a phase by step."""
+    drops = settings.learning_rate_drops
+    return step_schedule(settings.learning_rate, drops, settings.drop_factor, total_steps)
+
+
+def phase_optimizer(
+    settings: PhaseConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """The optimizer of a phase."""
+    return sgd(
+        schedule,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def mesh_of(config: RunConfig) -> Mesh:
+    """A mesh over all devices, as `config.mesh` describes it."""
+    config = RunConfig.from_mapping(config)
+    return data_mesh(parameter_shards=config.mesh.parameter_shards)
