@@ -41,6 +41,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"
 
 default_role = "code"
+smartquotes = False
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True

@@ -106,23 +106,23 @@ class PublicApi(SphinxDirective):
         lines = [".. list-table::", "   :widths: 32 68", ""]
         for name, value in documented.items():
             summary = (inspect.getdoc(value) or "").partition("\n")[0]
-            lines += [
-                f"   * - :py:obj:`{name} <{_owner(value)}.{name}>`",
-                f"     - {escape(summary)}",
-            ]
+            target = f"{_owner(name, value, package)}.{name}"
+            lines += [f"   * - :py:obj:`{name} <{target}>`", f"     - {escape(summary)}"]
         lines += [""]
         for name, value in (documented | constants).items():
-            # What is imported from another package is documented on that package's page.
-            if name in constants or _owner(value) == package:
+            # A name of another package is documented on that package's page.
+            if name in constants or _owner(name, value, package) == package:
                 lines += _documented(f"{package}.{name}", value)
         node = nodes.container()
         self.state.nested_parse(StringList(lines, package), self.content_offset, node)
         return node.children
 
 
-def _owner(value: Any) -> str:
-    """The package in which a class or function is defined, e.g. `imta_jax.evaluation`."""
-    return ".".join(value.__module__.split(".")[:2])
+def _owner(name: str, value: Any, package: str) -> str:
+    """The package whose page documents a name: where it is defined, if it is public there."""
+    defined = ".".join(value.__module__.split(".")[:2])
+    public = getattr(importlib.import_module(defined), "__all__", ())
+    return defined if name in public else package
 
 
 def _documented(path: str, value: Any) -> list[str]:
