@@ -131,7 +131,7 @@ class PhaseOneGroup:
         folder = self._phase_two_folder(variants)
         try:
             if not folder_is_finished(configs[0], "phase_two", folder):
-                _log.info("study: training phase II of %d variants jointly", len(variants))
+                _log.info("study: joint phase II of %s", ", ".join(v.name for v in variants))
                 train_phase_two_jointly(configs, self.dataset, self.folder, folder)
         except NonFiniteLossError as error:
             if len(variants) == 1:
