@@ -13,7 +13,8 @@ any machine. Each figure is a function of a `RunRecord` or a `DataRecord`, for u
 from imta_jax.report.data.class_balance import figure_class_balance
 from imta_jax.report.data.contact_sheet import figure_contact_sheet
 from imta_jax.report.data.page import write_data_page
-from imta_jax.report.data.record import DataRecord, load_data_record
+from imta_jax.report.data.parsing import load_data_record
+from imta_jax.report.data.record import DataRecord
 from imta_jax.report.run.budget import figure_budget_curve, figure_exit_shares
 from imta_jax.report.run.exits import figure_classes, figure_exits, figure_reliability
 from imta_jax.report.run.gallery import figure_gallery

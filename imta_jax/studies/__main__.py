@@ -13,7 +13,7 @@ from typing import Any
 
 from imta_jax.errors import InputError, UserError
 from imta_jax.studies.report.page import write_study_report
-from imta_jax.studies.report.record import parse_study, read_json
+from imta_jax.studies.report.parsing import parse_study, read_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

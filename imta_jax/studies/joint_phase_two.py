@@ -1,24 +1,22 @@
 """Trains phase II of several variants at once, on one pass through the frozen backbone.
 
 Phase II differs only in the heads (paper Sec. 4). Variants that start from the same phase-I network
-can therefore share its features, which are by far the most expensive part of a step. Heads of equal
-structure are stacked, [V, ...], and mapped over with `jax.vmap`. Each variant sees the same batches
-in the same order as if it were trained alone, and gets the same updates.
+can therefore share its features, the most expensive part of a step. Each variant sees the same
+batches in the same order as if it were trained alone, and gets the same updates.
 """
 
 import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from imta_jax.config import RunConfig
 from imta_jax.data import Dataset
-from imta_jax.models import Heads, MultiExitClassifier, run_heads
+from imta_jax.models import MultiExitClassifier
+from imta_jax.studies.joint_classifier import JointClassifier
 from imta_jax.training.checkpoint_reading import restore_model
 from imta_jax.training.objectives import (
     HEAD_PARAMETERS,
@@ -99,7 +97,7 @@ def train_phase_two_jointly(
 
 def load_joint_classifier(
     configs: Sequence[RunConfig], dataset: Dataset, workdir: Path, folder: Path
-) -> "JointClassifier":
+) -> JointClassifier:
     """Loads what `train_phase_two_jointly` trained, after its last epoch, in inference mode."""
     classifier = _new_joint_classifier(configs, trained_phase_one(configs[0], dataset, workdir))
     restore_model(classifier, folder)
@@ -109,77 +107,8 @@ def load_joint_classifier(
 
 def _new_joint_classifier(
     configs: Sequence[RunConfig], classifier: MultiExitClassifier
-) -> "JointClassifier":
+) -> JointClassifier:
     return JointClassifier([new_phase_two(config, classifier) for config in configs])
-
-
-class StackedHeads(nnx.Module):
-    """Heads of V variants as one module whose variables have a leading axis [V]."""
-
-    def __init__(self, heads: Sequence[Heads]):
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.state(h) for h in heads))
-        self.heads = nnx.merge(nnx.graphdef(heads[0]), stacked)
-
-    def __call__(self, features: Sequence[jax.Array]) -> jax.Array:
-        """Logits [V, E, N, K] from the features of all exits, [N, width] each."""
-        graphdef, state = nnx.split(self.heads)
-
-        def one(state: nnx.State) -> tuple[jax.Array, nnx.State]:
-            heads = nnx.merge(graphdef, state, copy=True)
-            return run_heads(heads, features), nnx.state(heads)
-
-        logits, state = jax.vmap(one)(state)
-        nnx.update(self.heads, state)  # Batch statistics, in training mode.
-        return logits
-
-    def variant(self, index: int) -> Heads:
-        """The heads of one variant, without the leading axis."""
-        graphdef, state = nnx.split(self.heads)
-        return nnx.merge(graphdef, jax.tree.map(lambda x: x[index], state))
-
-
-class JointClassifier(MultiExitClassifier):
-    """Phase-II classifiers on one backbone as one classifier with V * E exits, in variant order."""
-
-    def __init__(self, variants: Sequence[MultiExitClassifier]):
-        first = variants[0]
-        groups: dict[Any, list[int]] = {}
-        for index, variant in enumerate(variants):
-            groups.setdefault(nnx.graphdef(variant.heads), []).append(index)
-        # For each entry of the concatenated logits: group, index in the group, and variant.
-        entries = [(g, i, v) for g, m in enumerate(groups.values()) for i, v in enumerate(m)]
-        stacked_order = [variant for _, _, variant in entries]
-        self.order = tuple(stacked_order.index(v) for v in range(len(variants)))
-        self.places = tuple(entries[position][:2] for position in self.order)
-        stacked = nnx.List(
-            [StackedHeads([variants[v].heads for v in members]) for members in groups.values()]
-        )
-        super().__init__(
-            first.backbone,
-            stacked,
-            num_classes=first.num_classes,
-            image_shape=first.image_shape,
-            phase_one_heads=first.phase_one_heads,
-        )
-
-    def logits(self, features: tuple[jax.Array, ...]) -> jax.Array:
-        """Logits [V * E, N, K] in float32 from the features of all exits."""
-        groups: Any = self.heads
-        stacked = jnp.concatenate([heads(features) for heads in groups])
-        in_order = stacked[jnp.array(self.order)]
-        return in_order.reshape(-1, *in_order.shape[2:]).astype(jnp.float32)
-
-    def variant(self, index: int) -> MultiExitClassifier:
-        """One variant as an ordinary phase-II classifier on the shared backbone."""
-        groups: Any = self.heads
-        group, place = self.places[index]
-        return MultiExitClassifier(
-            self.backbone,
-            groups[group].variant(place),
-            num_classes=self.num_classes,
-            image_shape=self.image_shape,
-            phase_one_heads=self.phase_one_heads,
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ from imta_jax.data import Dataset
 from imta_jax.evaluation import Predictions
 from imta_jax.evaluation.collect import split_predictions
 from imta_jax.models import MultiExitClassifier
+from imta_jax.studies.joint_classifier import JointClassifier
 from imta_jax.studies.joint_phase_two import (
-    JointClassifier,
     can_train_jointly,
     joint_training_key,
     load_joint_classifier,

@@ -14,8 +14,8 @@ from imta_jax.data import load_dataset
 from imta_jax.distributed import data_mesh
 from imta_jax.models import inference_logits
 from imta_jax.nn.pixels import normalize
+from imta_jax.studies.joint_classifier import JointClassifier
 from imta_jax.studies.joint_phase_two import (
-    JointClassifier,
     can_train_jointly,
     joint_training_key,
     load_joint_classifier,

@@ -17,7 +17,7 @@ from imta_jax.studies.report import paper_numbers as paper
 from imta_jax.studies.report.curves import curve_at, curve_gains, variant_curves
 from imta_jax.studies.report.entries import collect_entries
 from imta_jax.studies.report.page import report_markdown, with_code
-from imta_jax.studies.report.record import parse_study
+from imta_jax.studies.report.parsing import parse_study
 from imta_jax.studies.report.study_tables import gains_at, nearly_best, ranked_settings
 from imta_jax.studies.report.style import BASELINE, FULL
 

@@ -16,7 +16,7 @@ from imta_jax.evaluation.collect import split_predictions
 from imta_jax.studies import StudyConfig, run_study, study_variants
 from imta_jax.studies import runner as study_runner
 from imta_jax.studies.record import row_path, summarize
-from imta_jax.studies.report.record import load_study
+from imta_jax.studies.report.parsing import load_study
 from imta_jax.training import load_classifier
 
 STUDIES = ("ablation", "budget", "distillation", "equilibrium", "exits")

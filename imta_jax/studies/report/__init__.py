@@ -9,14 +9,16 @@ Each table and figure is a function of a `StudyRecord`. `python -m imta_jax.stud
 
 from imta_jax.studies.report.budget_figures import figure_ablation, figure_study_budget
 from imta_jax.studies.report.page import write_study_report
-from imta_jax.studies.report.paper_tables import ablation_table, classifiers_table
-from imta_jax.studies.report.record import StudyRecord, VariantRecord, load_study, parse_study
+from imta_jax.studies.report.paper_tables import ablation_table
+from imta_jax.studies.report.parsing import load_study, parse_study
+from imta_jax.studies.report.record import StudyRecord, VariantRecord
 from imta_jax.studies.report.study_tables import (
     budget_table,
     distillation_table,
     equilibrium_table,
 )
 from imta_jax.studies.report.sweep_figures import figure_distillation, figure_gradient_variance
+from imta_jax.studies.report.table_one import classifiers_table
 from imta_jax.studies.report.training_figures import figure_ranks, figure_validation
 
 __all__ = [

@@ -9,12 +9,7 @@ from matplotlib.figure import Figure
 from imta_jax.report.rendering import figure_png
 from imta_jax.studies.report import paper_numbers as paper
 from imta_jax.studies.report.budget_figures import figure_ablation, figure_study_budget
-from imta_jax.studies.report.paper_tables import (
-    StudyTable,
-    ablation_table,
-    classifiers_table,
-    unrun_ablation_table,
-)
+from imta_jax.studies.report.paper_tables import ablation_table, unrun_ablation_table
 from imta_jax.studies.report.record import STUDIES, StudyRecord
 from imta_jax.studies.report.study_tables import (
     budget_table,
@@ -22,6 +17,8 @@ from imta_jax.studies.report.study_tables import (
     equilibrium_table,
 )
 from imta_jax.studies.report.sweep_figures import figure_distillation, figure_gradient_variance
+from imta_jax.studies.report.table import StudyTable
+from imta_jax.studies.report.table_one import classifiers_table
 from imta_jax.studies.report.training_figures import figure_ranks, figure_validation, pairs_of
 
 CAPTIONS = {

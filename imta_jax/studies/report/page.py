@@ -16,7 +16,7 @@ from imta_jax.report.rendering import render
 from imta_jax.runtime.files import write_atomically
 from imta_jax.studies.report import paper_numbers as paper
 from imta_jax.studies.report.entries import ReportEntry, collect_entries
-from imta_jax.studies.report.record import parse_study
+from imta_jax.studies.report.parsing import parse_study
 
 LEAD = (
     "Our results with the paper's printed numbers for comparison. Bands and ± are one sample "

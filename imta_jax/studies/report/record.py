@@ -5,23 +5,18 @@ multiply-adds per image. Exits count from 1 in rows and from 0 in arrays. Standa
 sample standard deviations (ddof = 1), NaN for a single seed.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from imta_jax.errors import InputError, MissingFileError
 from imta_jax.report.style import pluralize
 from imta_jax.studies.report.paper_numbers import TECHNIQUES, dataset_title, known_dataset
 
 STUDIES = ("ablation", "exits", "budget", "equilibrium", "distillation")
 SPLIT_NAMES = {"train": "training", "validation": "validation", "test": "test"}
-_REQUIRED = ("study", "preset", "environment", "arms", "seeds", "rows")
-_REQUIRED_IN_ROW = ("schedule", "exits", "budget_curve", "validation_curve")
 
 
 @dataclass(frozen=True)
@@ -212,92 +207,3 @@ def mean_and_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     missing = np.full(values.shape[1:], math.nan)
     mean = values.mean(axis=0) if len(values) else missing
     return mean, (values.std(axis=0, ddof=1) if len(values) > 1 else missing)
-
-
-def parse_study(study: object, source: str = "the study") -> StudyRecord:
-    """Checks the content of a `study.json` and converts it to a record.
-
-    Args:
-      study: Content of a `study.json`.
-      source: Name of its origin for error messages.
-
-    Returns:
-      The record.
-
-    Raises:
-      ValueError: It is not a study, or a row is incomplete. The message has what was found.
-    """
-    expected = "expected a study.json written by `python launch.py --mode=study`"
-    if not isinstance(study, Mapping):
-        raise InputError(f"{source} is not a study: {expected}, an object; found {_kind(study)}")
-    missing = [name for name in _REQUIRED if name not in study]
-    if missing:
-        found = ", ".join(map(str, study)) or "nothing"
-        raise InputError(
-            f"{source} is not a study: missing {', '.join(missing)}; found {found}; {expected}"
-        )
-    variants = tuple(_variant(name, entry) for name, entry in study["arms"].items())
-    for row in study["rows"]:
-        _check_row(row, {variant.name for variant in variants}, source)
-    return StudyRecord(
-        name=study["study"],
-        preset=str(study["preset"]),
-        dataset=study.get("dataset"),
-        environment=study["environment"] or {},
-        baseline=study.get("baseline"),
-        variants=variants,
-        seeds=tuple(study["seeds"]),
-        rows=tuple(study["rows"]),
-    )
-
-
-def load_study(path: str | Path) -> StudyRecord:
-    """Reads a `study.json`.
-
-    Raises:
-      FileNotFoundError: The file does not exist.
-      ValueError: It is not JSON, or not a study. The message has what was found.
-    """
-    return parse_study(read_json(path), str(path))
-
-
-def read_json(path: str | Path) -> object:
-    """Reads a JSON file; errors as in `load_study`."""
-    path = Path(path)
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
-        raise MissingFileError(
-            f"expected a study.json at {path}, found {found}; "
-            "`python launch.py --mode=study --workdir=DIR ...` writes DIR/STUDY/study.json"
-        )
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is a ValueError as well.
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-
-
-def _kind(value: object) -> str:
-    return f"{'a list' if isinstance(value, list) else type(value).__name__}: {str(value)[:60]}"
-
-
-def _variant(name: str, entry: Mapping[str, Any]) -> VariantRecord:
-    techniques = entry.get("techniques")
-    return VariantRecord(
-        name=name,
-        label=str(entry.get("label") or name),
-        network=str(entry.get("network") or ""),
-        techniques=None if techniques is None else frozenset(techniques),
-        overrides=entry.get("overrides") or {},
-        costs=tuple(entry.get("costs") or ()),
-    )
-
-
-def _check_row(row: Mapping[str, Any], names: set[str], source: str) -> None:
-    where = f"{source}, row of variant {row.get('arm')!r}, seed {row.get('seed')!r}"
-    if row.get("arm") not in names:
-        raise InputError(f"{where}: unknown variant; the study has {', '.join(sorted(names))}")
-    if row.get("status") not in ("done", "failed"):
-        raise InputError(f"{where}: status must be done or failed; found {row.get('status')!r}")
-    missing = [name for name in _REQUIRED_IN_ROW if not row.get(name)]
-    if row["status"] == "done" and missing:
-        raise InputError(f"{where}: status is done, but the row has no {', '.join(missing)}")

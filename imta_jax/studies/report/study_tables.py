@@ -6,7 +6,8 @@ import pandas as pd
 from imta_jax.report.style import format_count
 from imta_jax.studies.report import paper_numbers as paper
 from imta_jax.studies.report.curves import curve_at, curve_gains
-from imta_jax.studies.report.paper_tables import (
+from imta_jax.studies.report.record import StudyRecord, VariantRecord, mean_and_std
+from imta_jax.studies.report.table import (
     EMPTY,
     SPREAD_NOTE,
     StudyTable,
@@ -16,7 +17,6 @@ from imta_jax.studies.report.paper_tables import (
     mean_texts,
     padded,
 )
-from imta_jax.studies.report.record import StudyRecord, VariantRecord, mean_and_std
 
 COST_FRACTIONS = (0.25, 0.5, 0.75)
 SETTINGS = {
