@@ -17,9 +17,11 @@ from imta_jax.runtime.command_line import exit_with_error, parse_flags
 from imta_jax.runtime.huge_pages import restart_with_huge_pages
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, or FILE:PRESET, for example configs/cifar100.py:published."
+    "config", None, "Config file or FILE:PRESET, for example configs/cifar100.py:published."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created if it does not exist.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; created if it does not exist.", required=True
+)
 _MODE = flags.DEFINE_string(
     "mode",
     "all",
@@ -41,7 +43,7 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process, from
 def start() -> None:
     """Parses the command line and runs `main`; the process exits at the end."""
     restart_with_huge_pages()
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # --help lists these
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, flags_parser=parse_flags)

@@ -154,12 +154,14 @@ def build_dataset(
             "validation": (validation_examples, validation_seed),
         },
     )
+    class_names = source.class_names
+    assert class_names is not None, "set by validate_source"
     for name, split in splits.items():
-        _warn_of_unseen_classes(source.name, source.class_names, name, split.labels)
+        _warn_of_unseen_classes(source.name, class_names, name, split.labels)
     statistics = source.statistics or _statistics(splits["train"], preprocessing)
     if isinstance(preprocessing, PaddedCrop):
         splits = {name: _padded(split) for name, split in splits.items()}
-        shape = splits["train"].images.shape[1:]
+        shape = splits["train"].array.shape[1:]
         preprocessing.check_fits(shape)
     else:
         shape = (preprocessing.size, preprocessing.size, len(statistics.mean))
@@ -167,7 +169,7 @@ def build_dataset(
     held_out = tuple(name for name in ("validation", "test") if name not in source.splits)
     return Dataset(
         source.name,
-        source.class_names,
+        class_names,
         shape,
         *statistics,
         splits,
@@ -216,7 +218,7 @@ def _with_held_out_splits(
 def _statistics(train: Split, preprocessing: Preprocessing) -> ChannelStatistics:
     """Statistics of the training images; of encoded images, a sample with evaluation crops."""
     if isinstance(preprocessing, PaddedCrop):
-        return channel_statistics(train.images)
+        return channel_statistics(train.array)
     sample = np.unique(np.linspace(0, len(train) - 1, _STATISTICS_SAMPLE).astype(np.int64))
     some = train.select(sample)
     indices = eval_indices(preprocessing.eval_windows(some.sizes), batch_size=1)
@@ -250,4 +252,4 @@ def _warn_of_unseen_classes(
 
 
 def _padded(split: Split) -> Split:
-    return Split(pad_to_multiple(split.images), split.labels, split.source_index)
+    return Split(pad_to_multiple(split.array), split.labels, split.source_index)

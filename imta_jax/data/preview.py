@@ -17,6 +17,7 @@ from imta_jax.config import DataConfig
 from imta_jax.data.dataset import Dataset
 from imta_jax.data.pipeline.batches import eval_batches, steps_per_epoch, train_batches
 from imta_jax.data.pipeline.on_device import copy_to_devices, on_device_batch, on_device_indices
+from imta_jax.data.pipeline.preprocessing import PaddedCrop
 from imta_jax.data.pipeline.tf_pipeline import HostPipeline
 from imta_jax.runtime.environment import environment_record
 from imta_jax.runtime.files import write_json
@@ -111,12 +112,14 @@ def _host_batches(
 def _device_batches(dataset: Dataset, batch_size: int, seed: int, mesh: Mesh) -> Iterator[Batch]:
     """The same batches, cropped on the device."""
     train = dataset.splits["train"]
+    preprocessing = dataset.preprocessing
+    assert isinstance(preprocessing, PaddedCrop), "checked by supports_on_device"
     on_device, crop_batch = copy_to_devices(train, mesh), jax.jit(on_device_batch)
     epoch = 0
     while True:
         for indices in on_device_indices(
             train,
-            dataset.preprocessing,
+            preprocessing,
             batch_size=batch_size,
             seed=seed,
             epoch=epoch,

@@ -127,7 +127,9 @@ def _numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
 
 
 def _check_same_shape(name: str, images: Images, train: Images) -> None:
-    if isinstance(images, np.ndarray) and images.shape[1:] != train.shape[1:]:
+    if isinstance(images, EncodedImages) or isinstance(train, EncodedImages):
+        return
+    if images.shape[1:] != train.shape[1:]:
         raise InputError(
             f"{name} images have shape {images.shape[1:]} (height, width, channels), expected"
             f" {train.shape[1:]} like the training images"

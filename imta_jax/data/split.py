@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, UInt8
 
 from imta_jax.data.pipeline.encoded import EncodedImages
 
@@ -27,11 +27,17 @@ class Split:
         return len(self.images)
 
     @property
+    def array(self) -> UInt8[np.ndarray, "N H W C"]:
+        """The images of a split that is not encoded."""
+        assert isinstance(self.images, np.ndarray)
+        return self.images
+
+    @property
     def sizes(self) -> Int32[np.ndarray, "N 2"]:
         """Height and width of each image."""
         if isinstance(self.images, EncodedImages):
             return self.images.sizes
-        return np.broadcast_to(np.int32(self.images.shape[1:3]), (len(self), 2))
+        return np.broadcast_to(np.array(self.array.shape[1:3], np.int32), (len(self), 2))
 
     def select(self, chosen: np.ndarray) -> "Split":
         """The examples at some positions (integers [M] or a mask [N])."""

@@ -122,6 +122,10 @@ def normalize_with(
     return y.astype(x.dtype)
 
 
+# Input, output if a ReLU follows, mean, variance and scale.
+_Residuals = tuple[jax.Array, jax.Array | None, jax.Array, jax.Array, jax.Array]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool, channel_axis: int
@@ -131,7 +135,7 @@ def _normalize(
 
 def _forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool, channel_axis: int
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]]:
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], _Residuals]:
     wide, axes = _at_least_float32(x), _other_axes(channel_axis, x.ndim)
     # E[x^2] - E[x]^2 needs one pass, as in Flax. Rounding may take it below 0. It loses three
     # digits where the mean is 100 times the deviation, which feature maps do not reach.
@@ -146,12 +150,12 @@ def _backward(
     epsilon: float,
     relu: bool,
     channel_axis: int,
-    residuals: tuple[jax.Array | None, ...],
+    residuals: _Residuals,
     cotangents: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, y, mean, variance, scale = residuals
     wide, gradient = _at_least_float32(x), _at_least_float32(cotangents[0])
-    gradient = jnp.where(y > 0, gradient, 0) if relu else gradient
+    gradient = gradient if y is None else jnp.where(y > 0, gradient, 0)
     axes, count = _other_axes(channel_axis, x.ndim), x.size // x.shape[channel_axis]
     broadcast = _broadcaster(channel_axis, x.ndim)
     inverse = jax.lax.rsqrt(variance + epsilon)

@@ -43,7 +43,8 @@ def convolve(
 
 def xla_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """The same convolution as one XLA operation."""
-    padding = [(kernel.shape[0] // 2,) * 2] * 2
+    half = kernel.shape[0] // 2
+    padding = [(half, half), (half, half)]
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=_DIMENSIONS
     )

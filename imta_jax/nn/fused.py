@@ -11,6 +11,7 @@ Three optimizations that change the computation and not the function:
 
 import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -45,18 +46,20 @@ def fused_conv_norm(
       The output of each unit.
     """
     first = units[0]
+    stride = cast(int, first.conv.strides)
     kernels = [unit.conv.kernel[...] for unit in units]
     folds = fold_batch_norm and first.norm.use_running_average and first.conv.bias is None
     if not folds:
-        y = _convolve(x, jnp.concatenate(kernels, axis=-1), first.conv.strides, layout)
+        y = _convolve(x, jnp.concatenate(kernels, axis=-1), stride, layout)
         if first.conv.bias is not None:
-            bias = jnp.concatenate([unit.conv.bias[...] for unit in units])
+            biases = [unit.conv.bias for unit in units]
+            bias = jnp.concatenate([bias[...] for bias in biases if bias is not None])
             y = y + layout.per_channel(bias.astype(y.dtype))
         norms = [unit.norm for unit in units]
         return normalize_jointly(norms, y, relu=first.relu, channel_axis=layout.channel_axis)
     folded = [fold(unit.norm, kernel) for unit, kernel in zip(units, kernels, strict=True)]
     kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(*folded, strict=True))
-    y = _convolve(x, kernel, first.conv.strides, layout)
+    y = _convolve(x, kernel, stride, layout)
     y = y + layout.per_channel(bias.astype(y.dtype))
     y = jax.nn.relu(y) if first.relu else y
     return jnp.split(y, _boundaries([unit.norm for unit in units]), axis=layout.channel_axis)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 # Most arrays of a network have no more numbers, and together hold a twentieth of them.
 MOST_NUMBERS = 4096
@@ -30,7 +31,7 @@ class Packing:
       joined: which of them are joined.
     """
 
-    structure: jax.tree_util.PyTreeDef
+    structure: jax.tree_util.PyTreeDef  # pyright: ignore[reportInvalidTypeForm]
     shapes: tuple[tuple[int, ...], ...]
     joined: tuple[bool, ...]
 
@@ -101,11 +102,11 @@ def _is_packed(x: Any) -> bool:
 
 
 def _join(leaves: Sequence[Any]) -> Any:
-    traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
+    traced = any(isinstance(x, Tracer) for x in leaves)
     xp = jnp if traced else np
     return xp.concatenate([np.zeros(0, np.float32), *(x.reshape(-1) for x in leaves)])
 
 
 def _readable(vector: Any) -> Any:
     # A copy: a step that donates the vector must not find it read by others.
-    return vector if isinstance(vector, jax.core.Tracer) else np.array(vector)
+    return vector if isinstance(vector, Tracer) else np.array(vector)

@@ -22,7 +22,7 @@ from imta_jax.data.pipeline.batch_indices import (
     train_indices,
 )
 from imta_jax.data.pipeline.encoded import EncodedImages
-from imta_jax.data.pipeline.preprocessing import PaddedCrop, Preprocessing
+from imta_jax.data.pipeline.preprocessing import PaddedCrop, Preprocessing, RandomAreaCrop
 from imta_jax.data.pipeline.tf_pipeline import HostPipeline, resized_batches
 from imta_jax.data.split import Split
 from imta_jax.data.tensorflow_import import has_tensorflow
@@ -132,7 +132,7 @@ def evaluation_images(
     if len(index) == 0:
         return np.zeros((0, 1, 1, 1), np.uint8)
     (batch,) = eval_batches(split.select(index), preprocessing, len(index))
-    return batch.images
+    return np.asarray(batch.images)
 
 
 def resolve_host_pipeline(pipeline: str, split: Split, preprocessing: Preprocessing) -> str:
@@ -188,8 +188,9 @@ def _batches(
                 f"config.data.service is {host.service!r}, but the images are arrays in memory and"
                 " need no decoding; leave it empty"
             )
-        made = _cropped_batches(split.images, indices, local_size)
+        made = _cropped_batches(split.array, indices, local_size)
     else:
+        assert isinstance(preprocessing, RandomAreaCrop)
         made = resized_batches(
             split.images, indices, local_size, host, size=preprocessing.size, exact=exact
         )

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -152,7 +152,7 @@ def _write_images(
 
 def prefetch(items: Generator[T, None, None], count: int) -> Iterator[T]:
     """Yields the same items; a thread makes up to `count` of them in advance."""
-    end = object()
+    end: Any = object()
     reader = ThreadPoolExecutor(1, "imta_jax reader")
     try:
         waiting = deque(reader.submit(next, items, end) for _ in range(count))

@@ -37,11 +37,17 @@ class EncodedImages:
 
     def __getitem__(self, chosen: np.ndarray) -> "EncodedImages":
         """The images at some positions (integers or a mask), like `images[chosen]` of an array."""
-        per_image = (self.file_id, self.offset, self.sizes, self.is_jpeg)
-        return EncodedImages(self.files, *(values[chosen] for values in per_image), self.feature)
+        return EncodedImages(
+            self.files,
+            self.file_id[chosen],
+            self.offset[chosen],
+            self.sizes[chosen],
+            self.is_jpeg[chosen],
+            self.feature,
+        )
 
     def name(self, index: int) -> str:
         """The location of an image, for messages."""
-        path = os.fsdecode(self.files[self.file_id[index]])
+        path = os.fsdecode(self.files[self.file_id[index]].item())
         offset = self.offset[index]
         return path if offset == WHOLE_FILE else f"{path}, record at byte {offset}"

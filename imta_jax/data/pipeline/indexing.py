@@ -192,7 +192,8 @@ def _collect(properties: "tf.data.Dataset", examples: int, where: str) -> np.nda
         log=_log,
     )
     found = list(chunks)
-    width = rows.element_spec.shape[0]
+    spec: Any = rows.element_spec
+    width = spec.shape[0]
     return np.concatenate([np.zeros((0, width), np.int64), *found])
 
 

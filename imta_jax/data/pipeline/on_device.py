@@ -6,7 +6,7 @@ bytes per image. The batches are bit-identical to those of the host pipelines.
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,15 +57,21 @@ def supports_on_device(split: Split, preprocessing: Preprocessing) -> bool:
     return isinstance(preprocessing, PaddedCrop) and not isinstance(split.images, EncodedImages)
 
 
-def fits_device(split: Split, share: float, device: jax.Device) -> bool:
+def fits_device(
+    split: Split,
+    share: float,
+    device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]
+) -> bool:
     """Whether the images take at most a fraction `share` of a device's memory.
 
     The memory of a CPU device is the host's memory.
     """
-    return split.images.nbytes <= share * _memory_bytes(device)
+    return split.array.nbytes <= share * _memory_bytes(device)
 
 
-def _memory_bytes(device: jax.Device) -> float:
+def _memory_bytes(
+    device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]
+) -> float:
     try:
         limit = (device.memory_stats() or {}).get("bytes_limit")
     except jax.errors.JaxRuntimeError:  # the device does not report its memory
@@ -77,7 +83,8 @@ def _memory_bytes(device: jax.Device) -> float:
 
 def copy_to_devices(split: Split, mesh: Mesh) -> OnDeviceSplit:
     """Copies a split to every device of the mesh."""
-    return place_once(OnDeviceSplit(split.images, split.labels), mesh)
+    arrays: Any = (split.array, split.labels)
+    return OnDeviceSplit(*place_once(arrays, mesh))
 
 
 def on_device_indices(
@@ -113,7 +120,7 @@ def on_device_indices(
             _stack(index.astype(np.int32), last - first, steps_per_dispatch),
             _stack(window[:, :2].astype(np.int16), last - first, steps_per_dispatch),
             _stack(flip, last - first, steps_per_dispatch),
-            np.int32(last - first),
+            np.array(last - first, np.int32),
         )
 
 

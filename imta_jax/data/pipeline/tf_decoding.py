@@ -57,12 +57,13 @@ def plan_decoding(
     images: np.ndarray | EncodedImages, indices: BatchIndices, size: int, exact: bool
 ) -> DecodePlan:
     """Plans how images are decoded; see `tf_pipeline.resized_batches` for the arguments."""
-    index, encoded = np.maximum(indices.index, 0), isinstance(images, EncodedImages)
-    sizes = images.sizes[index] if encoded else np.array([images.shape[1:3]])
+    index = np.maximum(indices.index, 0)
+    is_encoded = isinstance(images, EncodedImages)
+    sizes = images.sizes[index] if is_encoded else np.array([images.shape[1:3]])
     sizes = np.broadcast_to(sizes, (len(index), 2))
     part = _whole_pixels(indices.window, sizes, size, exact)
     kind = np.zeros(len(index), np.int32)
-    if encoded:
+    if is_encoded:
         kind = np.where(images.is_jpeg[index], _jpeg_kind(part, size, exact), kind)
     # Both edges are rounded to the nearest pixel at the reduced resolution.
     ratio = np.array([1, *_RATIOS], np.int32)[kind][:, None]

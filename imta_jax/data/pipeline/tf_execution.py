@@ -4,7 +4,7 @@ import contextlib
 import socket
 import urllib.parse
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def _elements(dataset: "tf.data.Dataset") -> Iterator[tuple[np.ndarray, ...]]:
     `as_numpy_iterator` takes half a millisecond per group, a twentieth of the time to decode it.
     """
     tf = import_tensorflow()
-    spec = dataset.element_spec
+    spec: Any = dataset.element_spec
     types = {"output_types": [s.dtype for s in spec], "output_shapes": [s.shape for s in spec]}
     iterator = tf.raw_ops.AnonymousIteratorV3(**types)
     variant = tf.data.experimental.to_variant(dataset)

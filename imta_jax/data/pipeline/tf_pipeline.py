@@ -162,8 +162,8 @@ def _naming_damaged(
             yield element
             done += 1
     except OSError as error:
-        encoded = isinstance(images, EncodedImages) and done < len(index)
-        names = find_damaged(images, index[done]) if encoded else []
+        is_encoded = isinstance(images, EncodedImages)
+        names = find_damaged(images, index[done]) if is_encoded and done < len(index) else []
         raise StorageError("\n  ".join([str(error), *names])) from error
 
 

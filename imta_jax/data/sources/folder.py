@@ -79,8 +79,8 @@ def _class_folders(root: str) -> dict[str, list[str]]:
     return {split: found for split in splits if (found := _folders(root, split))}
 
 
-def _folders(*path: str) -> list[str]:
-    tf, path = import_tensorflow(), "/".join(path)
+def _folders(*parts: str) -> list[str]:
+    tf, path = import_tensorflow(), "/".join(parts)
     listed = tf.io.gfile.listdir(path)
     # Bucket listings mark folders by a slash; one request per name would take minutes.
     found = (name for name in listed if name.endswith("/") or tf.io.gfile.isdir(f"{path}/{name}"))

@@ -29,7 +29,8 @@ def convolve_channels_first(
         if size == 1 and stride == 1:
             return _one_by_one(x, kernel[0, 0])
         if size != 3:
-            padding = [(size // 2,) * 2] * 2
+            half = size // 2
+            padding = [(half, half), (half, half)]
             return jax.lax.conv_general_dilated(
                 x, kernel, (stride, stride), padding, dimension_numbers=_DIMENSIONS
             )
@@ -182,7 +183,9 @@ def _strided_backward(residuals: Residuals, gradient: jax.Array) -> Residuals:
     for matrix, gradients in ((even_matrix, gradient), (odd_matrix, odd_gradients)):
         before, here, after = jnp.split(_product(matrix.T, gradients), 3)
         rows.append(_interleaved(here, after + _shifted(before, -1, _COLUMN_AXIS), _COLUMN_AXIS))
-    x_gradient = _interleaved(*rows, _ROW_AXIS)[:, : x.shape[_ROW_AXIS], : x.shape[_COLUMN_AXIS]]
+    x_gradient = _interleaved(rows[0], rows[1], _ROW_AXIS)[
+        :, : x.shape[_ROW_AXIS], : x.shape[_COLUMN_AXIS]
+    ]
     return x_gradient.astype(x.dtype), _as_kernel(kernel_gradient, kernel)
 
 

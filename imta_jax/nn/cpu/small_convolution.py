@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 Gradients = tuple[jax.Array, jax.Array]
-Convolution = Callable[[jax.Array, jax.Array, int], jax.Array]
+Convolution = Callable[..., jax.Array]  # (x, kernel, stride=...) -> y
 
 # Floats per CPU vector: with fewer channels most of a vector is idle.
 _VECTOR_WIDTH = 8
