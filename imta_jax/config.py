@@ -8,6 +8,7 @@ happen here. Checks that need a dataset, devices or several sections happen wher
 import dataclasses
 from typing import ClassVar, Literal
 
+from imta_jax.errors import InputError
 from imta_jax.fields import Section, number
 
 Checkpoint = Literal["last", "best"]
@@ -74,12 +75,12 @@ class DataConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.source.strip():
-            raise ValueError(
+            raise InputError(
                 "config.data.source must be the name of a dataset, the path of a folder or a path "
                 f"ending in .npz; found {self.source!r}"
             )
         if self.service and "://" not in self.service:
-            raise ValueError(
+            raise InputError(
                 'config.data.service must be an address such as "grpc://HOST:5000"; found '
                 f"{self.service!r}"
             )
@@ -264,7 +265,7 @@ class EvaluationConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.quotas:
-            raise ValueError("config.evaluation.quotas must not be empty; found ()")
+            raise InputError("config.evaluation.quotas must not be empty; found ()")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -315,9 +316,8 @@ class LogConfig(Section):
         super().__post_init__()
         first, last = self.profile_steps
         if first > last:
-            expected = "(A, B) with 0 <= A <= B"
-            raise ValueError(
-                f"config.log.profile_steps must be {expected}; found {self.profile_steps}"
+            raise InputError(
+                f"config.log.profile_steps must be (A, B) with A <= B; found {self.profile_steps}"
             )
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from imta_jax.errors import InputError
+
 Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 
@@ -36,7 +38,7 @@ def join_processes(
     """
     given = [value is not None for value in (coordinator, count, index)]
     if any(given) and not all(given):
-        raise ValueError(
+        raise InputError(
             "of coordinator_address, num_processes and process_id all are needed, or none (they"
             f" are then found); found {coordinator}, {count}, {index}"
         )
@@ -93,7 +95,7 @@ def data_mesh(devices: Sequence[jax.Device] | None = None, *, parameter_shards: 
     devices = list(devices) if devices is not None else jax.devices()
     if parameter_shards < 1 or len(devices) % parameter_shards:
         valid = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-        raise ValueError(
+        raise InputError(
             f"config.mesh.parameter_shards is {parameter_shards}, but there are {len(devices)}"
             f" devices: expected one of {', '.join(map(str, valid))}"
         )
@@ -196,6 +198,6 @@ def check_batch_size(batch_size: int, mesh: Mesh, field: str, parts: int = 1) ->
         return
     below, above = batch_size // devices * devices, -(-batch_size // devices) * devices
     nearest = " or ".join(str(size) for size in (below, above) if size > 0) or str(devices)
-    raise ValueError(
+    raise InputError(
         f"{field}={batch_size} does not divide over {over}; the nearest that do: {nearest}"
     )

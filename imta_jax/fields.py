@@ -17,7 +17,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
-from imta_jax.errors import unknown_name
+from imta_jax.errors import InputError, unknown_name
 
 
 def number(
@@ -94,7 +94,7 @@ class Section(_ReadableByKey):
         if isinstance(values, cls):
             return values
         if not hasattr(values, "items"):
-            raise ValueError(f"{cls.section} must be a mapping of fields; found {values!r}")
+            raise InputError(f"{cls.section} must be a mapping of fields; found {values!r}")
         fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         for name in values:
             if name not in fields:
@@ -105,7 +105,7 @@ class Section(_ReadableByKey):
             if name not in values and not _has_default(field)
         ]
         if missing:
-            raise ValueError(f"missing {', '.join(missing)}; set a value for each")
+            raise InputError(f"missing {', '.join(missing)}; set a value for each")
         return cls(**{name: values[name] for name in values})
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,11 +142,11 @@ def _converted(value: Any, kind: Any, name: str) -> Any:
 
 def _converted_tuple(value: Any, options: tuple[Any, ...], name: str) -> tuple[Any, ...]:
     if not isinstance(value, tuple | list):
-        raise ValueError(f"{name} must be a tuple; found {value!r}")
+        raise InputError(f"{name} must be a tuple; found {value!r}")
     variadic = len(options) == 2 and options[1] is Ellipsis
     kinds = [options[0]] * len(value) if variadic else list(options)
     if len(kinds) != len(value):
-        raise ValueError(f"{name} must have {len(kinds)} entries; found {value!r}")
+        raise InputError(f"{name} must have {len(kinds)} entries; found {value!r}")
     return tuple(_converted(entry, kind, name) for entry, kind in zip(value, kinds, strict=True))
 
 
@@ -162,7 +162,7 @@ def _converted_scalar(value: Any, kind: type, name: str) -> Any:
     accepted, words = _SCALARS[kind]
     is_bool = isinstance(value, bool)
     if not isinstance(value, accepted) or (is_bool and kind is not bool):
-        raise ValueError(f"{name} must be {words}; found {value!r}")
+        raise InputError(f"{name} must be {words}; found {value!r}")
     return kind(value)
 
 
@@ -176,4 +176,4 @@ def _check_range(value: Any, bounds: Mapping[str, float], name: str) -> None:
         }
         if entry is not None and not all(inside[words](b) for words, b in bounds.items()):
             expected = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items())
-            raise ValueError(f"{name} must be {expected}; found {value!r}")
+            raise InputError(f"{name} must be {expected}; found {value!r}")

@@ -158,6 +158,30 @@ def test_no_module_has_a_generic_name():
     assert not [name_of(path) for path in MODULES if path.name in generic]
 
 
+# Errors for users are the classes of imta_jax/errors.py, which the command line prints as one line.
+BUILT_IN_ERRORS = {
+    "ValueError",
+    "OSError",
+    "FileNotFoundError",
+    "ImportError",
+    "FloatingPointError",
+}
+BUILT_IN_ERRORS |= {"FileExistsError", "PermissionError", "BlockingIOError", "ModuleNotFoundError"}
+CONVERSIONS = {"imta_jax/runtime/write_errors.py": {"OSError"}}  # of errors that Orbax raises
+
+
+@parametrize_modules(MODULES)
+def test_errors_for_users_are_user_errors(path: Path):
+    raised = {
+        node.exc.func.id
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name)
+    }
+    assert not raised & BUILT_IN_ERRORS - CONVERSIONS.get(name_of(path), set())
+
+
 def test_the_launcher_is_short():
     assert len((ROOT / "launch.py").read_text().splitlines()) < 100
 

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from imta_jax.errors import InputError
 from imta_jax.evaluation.methods.comparison import DEFAULT_BUDGETS, DEFAULT_TOLERANCES
 from imta_jax.evaluation.methods.comparison_record import (
     CONFIDENCE_LEVEL,
@@ -64,7 +65,7 @@ def _numbers(option: str, text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"{option}={text}: {error}; expected numbers separated by commas"
         ) from error
 
@@ -72,7 +73,7 @@ def _numbers(option: str, text: str) -> list[float]:
 def _check_costs(costs: Sequence[float]) -> None:
     """Raises a ValueError unless every exit costs more than the exit before it."""
     if not all(before < after for before, after in itertools.pairwise([0, *costs])):
-        raise ValueError(
+        raise InputError(
             f"--costs={','.join(f'{cost:g}' for cost in costs)}; expected strictly rising numbers "
             "above 0: the cost of each exit includes all stages before it"
         )
@@ -88,7 +89,7 @@ def _check_number_of_images(validation: Predictions, path: str) -> None:
     certifying = math.ceil(math.log(1 - level) / math.log(1 - largest))
     least = max(certifying, len(validation.logits))
     if len(validation.labels) < least:
-        raise ValueError(
+        raise InputError(
             f"{path}: {len(validation.labels)} validation images; expected at least {least}, to "
             f"certify a tolerance of {100 * largest:g} points with {level:.0%} confidence"
         )

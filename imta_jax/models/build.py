@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from imta_jax.errors import unknown_name
+from imta_jax.errors import InputError, unknown_name
 from imta_jax.models.baselines.densenet import DenseNetSpec, densenet
 from imta_jax.models.baselines.googlenet import GoogLeNetSpec, googlenet
 from imta_jax.models.baselines.hydranet import HydraNet, HydraNetSpec
@@ -89,9 +89,9 @@ def build_classifier(
       ValueError: unknown names, missing fields or values out of range, by name.
     """
     if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"image_shape must be (H, W, C), all above 0; found {image_shape}")
+        raise InputError(f"image_shape must be (H, W, C), all above 0; found {image_shape}")
     if num_classes < 2:
-        raise ValueError(
+        raise InputError(
             f"num_classes must be at least 2; found {num_classes}: one class leaves nothing"
             " to tell apart (look at the class folders, or the labels, of config.data.source)"
         )
@@ -137,9 +137,9 @@ def with_collaborative_heads(
     """
     check_heads(heads_config)
     if classifier.phase_one_heads is not None:
-        raise ValueError("this classifier has collaborative heads already; pass the phase-I one")
+        raise InputError("this classifier has collaborative heads already; pass the phase-I one")
     if num_classes != classifier.num_classes:
-        raise ValueError(
+        raise InputError(
             f"phase II keeps phase I's classes: expected {classifier.num_classes}, "
             f"found num_classes={num_classes}"
         )

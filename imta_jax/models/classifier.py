@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from imta_jax.errors import InputError
 from imta_jax.techniques import IndependentHeads, split_gradient
 
 # Feature maps, finest scale first.
@@ -147,7 +148,7 @@ class MultiExitClassifier(nnx.Module):
           ValueError: This is a phase-I classifier.
         """
         if self.phase_one_heads is None:
-            raise ValueError(
+            raise InputError(
                 "phase_one_heads is None: this is a phase-I classifier; make a phase-II classifier "
                 "with imta_jax.models.with_collaborative_heads"
             )
@@ -178,10 +179,10 @@ class MultiExitClassifier(nnx.Module):
 def _check_images(images: jax.Array, image_shape: tuple[int, int, int]) -> None:
     """Raises a ValueError unless images are floats [N, *image_shape]."""
     if images.ndim != 4 or images.shape[1:] != image_shape:
-        raise ValueError(
+        raise InputError(
             f"expected images [N, {', '.join(map(str, image_shape))}]; found {images.shape}"
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
+        raise InputError(
             f"expected normalized float images, (pixel / 255 - mean) / std; found {images.dtype}"
         )

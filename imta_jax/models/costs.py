@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.extend import core
 
+from imta_jax.errors import InputError
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.jaxpr_costs import Counts, Known, count_equation
 
@@ -83,7 +84,7 @@ def cumulative_costs(
     """
     shape = tuple(image_shape or classifier.image_shape)
     if shape[2:] != classifier.image_shape[2:]:
-        raise ValueError(f"expected image_shape (H, W, {classifier.image_shape[2]}); found {shape}")
+        raise InputError(f"expected image_shape (H, W, {classifier.image_shape[2]}); found {shape}")
     graphdef, params, rest = nnx.split(classifier, nnx.Param, ...)
     leaves, structure = jax.tree.flatten(params)
 

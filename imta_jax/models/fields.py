@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from imta_jax.errors import unknown_name
+from imta_jax.errors import InputError, unknown_name
 from imta_jax.models.presets import NETWORK_PRESETS
 
 Spec = TypeVar("Spec")
@@ -35,7 +35,7 @@ def refuse_missing(names: Iterable[str]) -> None:
     """Raises a ValueError that lists the fields of `config.model` that were not given, if any."""
     missing = ", ".join(names)
     if missing:
-        raise ValueError(
+        raise InputError(
             f"config.model lacks {missing}; set them, or name a network with "
             f"config.model.preset ({', '.join(NETWORK_PRESETS)})"
         )
@@ -46,7 +46,7 @@ def check_positive(spec: Any, *names: str) -> None:
     for name in names:
         value = getattr(spec, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"config.model.{name} must be an integer above 0; found {value!r}")
+            raise InputError(f"config.model.{name} must be an integer above 0; found {value!r}")
 
 
 def check_one_of(spec: Any, name: str, valid: Iterable[str]) -> None:
@@ -61,7 +61,7 @@ def check_depths(spec: Any, groups: int | None = None) -> None:
     whole = isinstance(depths, tuple) and depths and all(type(d) is int and d > 0 for d in depths)
     if not whole or groups not in (None, len(depths)):
         count = "one or more" if groups is None else groups
-        raise ValueError(
+        raise InputError(
             f"config.model.depths must be a tuple of {count} integers above 0, one per "
             f"resolution; found {depths!r}"
         )
@@ -72,7 +72,7 @@ def check_exits(spec: Any) -> None:
     exits, last = spec.exits, sum(spec.depths)
     whole = isinstance(exits, tuple) and all(type(e) is int for e in exits)
     if not whole or list(exits) != sorted({e for e in exits if 0 < e < last}):
-        raise ValueError(
+        raise InputError(
             f"config.model.exits must be rising block numbers from 1 to {last - 1} (an exit after "
             f"the last block, {last}, is always there); found {exits!r}"
         )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
+from imta_jax.errors import InputError
 from imta_jax.nn.convolution import convolve
 
 # Primitives that run a jaxpr once, with the same operands and results.
@@ -212,7 +213,7 @@ def _refuse_unknown_jaxprs(eqn: core.JaxprEqn) -> None:
                 if name == "while"
                 else f"the primitive {name!r}, which runs a function an unknown number of times"
             )
-            raise ValueError(f"cannot count the cost of {how}")
+            raise InputError(f"cannot count the cost of {how}")
 
 
 def _convolve_macs(eqn: core.JaxprEqn) -> int:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imta_jax.errors import unknown_name
+from imta_jax.errors import InputError, unknown_name
 from imta_jax.models.fields import refuse_missing
 
 STEMS = ("cifar", "imagenet")
@@ -212,7 +212,7 @@ def plan_network(spec: NetworkSpec) -> NetworkPlan:
             channels = stage[-1].outputs
         stages.append(tuple(stage))
     if any(width == 0 for stage in stages for layer in stage for width in layer.outputs):
-        raise ValueError(f"config.model.reduction={spec.reduction} leaves a scale no channels")
+        raise InputError(f"config.model.reduction={spec.reduction} leaves a scale no channels")
     coarsest = [stage[-1].outputs[-1] for stage in stages]
     cifar = spec.stem == "cifar"
     heads = tuple(CIFAR_HEAD_WIDTH if cifar else width for width in coarsest)
@@ -227,21 +227,21 @@ def _check(spec: NetworkSpec) -> None:
     for field in ("num_exits", "base", "step", "channels", "growth_rate"):
         value = getattr(spec, field)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"config.model.{field} must be an integer above 0; found {value!r}")
+            raise InputError(f"config.model.{field} must be an integer above 0; found {value!r}")
     factors = (*spec.growth_factors, *spec.bottleneck_factors)
     if not spec.growth_factors or len(spec.growth_factors) != len(spec.bottleneck_factors):
-        raise ValueError(
+        raise InputError(
             "config.model.growth_factors and bottleneck_factors need one entry per scale; found "
             f"{spec.growth_factors} and {spec.bottleneck_factors}"
         )
     if any(not isinstance(factor, int) or factor < 1 for factor in factors):
-        raise ValueError(f"config.model: factors must be integers above 0; found {factors}")
+        raise InputError(f"config.model: factors must be integers above 0; found {factors}")
     if not 0 <= spec.reduction <= 1:
-        raise ValueError(f"config.model.reduction must lie in 0 to 1; found {spec.reduction}")
+        raise InputError(f"config.model.reduction must lie in 0 to 1; found {spec.reduction}")
     _check_halves(spec)
     scales, depth = len(spec.growth_factors), sum(layers_per_stage(spec))
     if live_scales(spec, 1, depth)[0] != scales:
-        raise ValueError(
+        raise InputError(
             f"config.model.prune='min' needs at least {scales - 1} layers for {scales} scales; "
             f"num_exits, base and step give {depth}: raise one of them"
         )
@@ -251,7 +251,7 @@ def _check_halves(spec: NetworkSpec) -> None:
     """Two branches share a scale's growth evenly, or the planned channels would not add up."""
     for factor in spec.growth_factors[1:]:
         if spec.growth_rate * factor % 2:
-            raise ValueError(
+            raise InputError(
                 f"config.model.growth_rate x growth_factors must be even beyond the finest scale; "
                 f"found {spec.growth_rate} x {factor}: use growth_rate={spec.growth_rate + 1}"
             )

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from imta_jax.errors import InputError
+
 
 def normalize(
     images: jax.Array, mean: Sequence[float], std: Sequence[float]
@@ -21,7 +23,7 @@ def normalize(
       ValueError: The images are not uint8.
     """
     if images.dtype != jnp.uint8:
-        raise ValueError(f"expected uint8 pixels, 0 to 255; found {images.dtype}")
+        raise InputError(f"expected uint8 pixels, 0 to 255; found {images.dtype}")
     shape = (1, 1, 1, len(mean))
     scale = jnp.asarray([1 / (255 * s) for s in std], jnp.float32).reshape(shape)
     shift = jnp.asarray([-m / s for m, s in zip(mean, std, strict=True)], jnp.float32)

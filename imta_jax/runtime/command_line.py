@@ -35,7 +35,7 @@ def plain_message(error: Exception) -> str | None:
     Args:
       error: a `UserError`, an error of the disk, or any other exception (a bug).
     """
-    if isinstance(error, UserError) or _is_raised_here(error):
+    if isinstance(error, UserError):
         return f"error: {error}"
     if getattr(error, "errno", None) in _DISK_ERRORS:
         return (
@@ -43,16 +43,6 @@ def plain_message(error: Exception) -> str | None:
             " another disk, then run the same command to resume"
         )
     return None
-
-
-# Temporary: until every check raises a UserError.
-def _is_raised_here(error: Exception) -> bool:
-    frames = traceback.extract_tb(error.__traceback__)
-    kinds = (ValueError, OSError, FloatingPointError, ImportError)
-    if not frames or not isinstance(error, kinds):
-        return False
-    package, last = Path(__file__).parent.parent, frames[-1]
-    return package in Path(last.filename).parents and (last.line or "").startswith("raise")
 
 
 def exit_with_error(error: Exception, *, show_traceback: bool) -> NoReturn:

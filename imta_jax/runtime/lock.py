@@ -9,6 +9,8 @@ from pathlib import Path
 
 import filelock
 
+from imta_jax.errors import FolderInUseError, StorageError
+
 _log = logging.getLogger(__name__)
 
 
@@ -30,7 +32,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
     except OSError as error:
-        raise OSError(
+        raise StorageError(
             error.errno,
             f"--workdir={folder} cannot be created or written ({error.strerror}); use another"
             " folder",
@@ -39,7 +41,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        raise BlockingIOError(
+        raise FolderInUseError(
             f"another run is at work in {folder} ({_owner(path)}); wait for it, stop it, or use"
             " another --workdir"
         ) from error

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from imta_jax.errors import unknown_name
+from imta_jax.errors import StorageError, unknown_name
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class WriteErrorPolicy:
             if self.policy == "continue" and not required:
                 _log.error("%s; training continues without it", message)
                 return
-            raise OSError(
+            raise StorageError(
                 number,
                 f"{message}. Free space, or make the folder writable, then run the same command:"
                 " training resumes from the last checkpoint",

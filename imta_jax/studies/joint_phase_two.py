@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from imta_jax.config import RunConfig
 from imta_jax.data import Dataset
+from imta_jax.errors import InputError
 from imta_jax.models import MultiExitClassifier
 from imta_jax.studies.joint_classifier import JointClassifier
 from imta_jax.training.checkpoint_reading import restore_model
@@ -73,11 +74,11 @@ def train_phase_two_jointly(
       FileNotFoundError: Phase I has not been trained.
     """
     if len({joint_training_key(config) for config in configs}) != 1:
-        raise ValueError(
+        raise InputError(
             "variants differ in more than phase-II heads and loss; train them separately"
         )
     if not all(can_train_jointly(config) for config in configs):
-        raise ValueError(
+        raise InputError(
             'joint training needs phase_two.backbone_statistics="frozen" and '
             'evaluation.checkpoint="last"; train the other variants separately'
         )

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from imta_jax.errors import InputError
 from imta_jax.nn.batch_norm import BatchNorm
 from imta_jax.nn.initialization import Initialization
 from imta_jax.nn.layers import linear
@@ -127,5 +128,5 @@ class TransferHeads(nnx.Module):
 def _handed_on(carry: jax.Array | None, stop_gradient: bool) -> jax.Array:
     """The previous exit's logits [N, K], with or without the gradient along the path."""
     if carry is None:
-        raise ValueError("this exit needs the previous exit's logits as carry; found None")
+        raise InputError("this exit needs the previous exit's logits as carry; found None")
     return jax.lax.stop_gradient(carry) if stop_gradient else carry

@@ -7,7 +7,7 @@ network's own last exit, or the frozen phase-I one) is the caller's choice: it p
 import jax
 import jax.numpy as jnp
 
-from imta_jax.errors import unknown_name
+from imta_jax.errors import InputError, unknown_name
 
 # How the divergence of a batch becomes a number: "batch" sums over classes and averages over images
 # (Eq. 8); "elements" averages over both, K times weaker (reference code, torch's default).
@@ -52,7 +52,7 @@ def teacher_divergence(
     if reduction not in REDUCTIONS:
         raise unknown_name("reduction", reduction, REDUCTIONS)
     if isinstance(temperature, (int, float)) and not temperature > 0:
-        raise ValueError(f"temperature must be above 0; found {temperature}")
+        raise InputError(f"temperature must be above 0; found {temperature}")
     teacher = jax.lax.stop_gradient(teacher_logits.astype(jnp.float32))
     log_teacher = jax.nn.log_softmax(teacher / temperature)[None]
     log_student = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
@@ -96,7 +96,7 @@ def one_for_all_loss(
     """
     _check_shapes(logits, labels, teacher_logits)
     if isinstance(alpha, int | float) and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in 0 to 1; found {alpha}")
+        raise InputError(f"alpha must lie in 0 to 1; found {alpha}")
     if last_exit not in LAST_EXIT_LOSSES:
         raise unknown_name("last_exit", last_exit, LAST_EXIT_LOSSES)
     plain = cross_entropy(logits, labels)  # [E]
@@ -117,7 +117,7 @@ def _check_shapes(logits: jax.Array, labels: jax.Array, teacher_logits: jax.Arra
         logits.shape[1:],
     )
     if not fits:
-        raise ValueError(
+        raise InputError(
             "expected logits [E, N, K], labels [N] and teacher_logits [N, K]; found "
             f"{logits.shape}, {labels.shape} and {teacher_logits.shape}"
         )

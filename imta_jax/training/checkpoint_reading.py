@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from imta_jax.config import Checkpoint
-from imta_jax.errors import unknown_name
+from imta_jax.errors import MissingFileError, unknown_name
 from imta_jax.training.checkpoints import (
     ARRAY_ITEMS,
     AnotherNetworkError,
@@ -113,7 +113,7 @@ def _choose(manager: ocp.CheckpointManager, which: str) -> int:
         epochs.insert(0, manager.best_step())
     readable = next((epoch for epoch in epochs if _is_readable(manager, epoch)), None)
     if readable is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {'readable ' if epochs else ''}checkpoint in {manager.directory}; train it "
             "first: python launch.py --config=... --workdir=..."
         )

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from imta_jax.distributed import is_first_process, wait_for_all
+from imta_jax.errors import InputError
 from imta_jax.runtime.write_errors import storage_errors_as_os_errors
 from imta_jax.training.packing import packed_like, unpacked
 from imta_jax.training.state import TrainState, named_arrays
@@ -28,7 +29,7 @@ SELECTION_METRIC = "validation_top1"
 ARRAY_ITEMS = ("model", "progress")
 
 
-class AnotherNetworkError(ValueError):
+class AnotherNetworkError(InputError):
     """The arrays of a checkpoint are not those of the network that it should fill."""
 
 

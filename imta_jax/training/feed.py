@@ -24,6 +24,7 @@ from imta_jax.data.pipeline.on_device import (
     supports_on_device,
 )
 from imta_jax.distributed import place_batch, place_rows, process_shard
+from imta_jax.errors import InputError
 from imta_jax.runtime.executable_cache import CachedExecutable
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.setup import Phase, phase_settings
@@ -170,7 +171,7 @@ def training_pipeline(config: DataConfig, dataset: Dataset, mesh: Mesh) -> str:
     wanted, train = config.pipeline, dataset.splits["train"]
     supported = supports_on_device(train, dataset.preprocessing)
     if wanted == "device" and not supported:
-        raise ValueError(
+        raise InputError(
             'config.data.pipeline="device" needs images stored as arrays of one size; these are'
             ' decoded or resized: use "tf_data" or "auto"'
         )

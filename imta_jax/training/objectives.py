@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imta_jax.errors import unknown_name
+from imta_jax.errors import InputError, unknown_name
 from imta_jax.models import MultiExitClassifier
 from imta_jax.techniques import (
     EQUILIBRIUM_REACHES,
@@ -134,9 +134,9 @@ class PhaseTwoObjective:
         if self.last_exit not in LAST_EXIT_LOSSES:
             raise unknown_name("last_exit", self.last_exit, LAST_EXIT_LOSSES)
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must lie in 0 to 1; found {self.alpha}")
+            raise InputError(f"alpha must lie in 0 to 1; found {self.alpha}")
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0; found {self.temperature}")
+            raise InputError(f"temperature must be above 0; found {self.temperature}")
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
         """The heads train; the backbone's normalisation is frozen or, as published, moves on."""

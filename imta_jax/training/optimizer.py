@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from imta_jax.errors import InputError
+
 
 def step_schedule(
     learning_rate: float, drops: Sequence[float], drop_factor: float, total_steps: int
@@ -22,11 +24,11 @@ def step_schedule(
       ValueError: a drop or drop_factor outside 0..1, or a learning rate not above 0.
     """
     if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be above 0; found {learning_rate}")
+        raise InputError(f"learning_rate must be above 0; found {learning_rate}")
     if not 0 < drop_factor <= 1:
-        raise ValueError(f"drop_factor must be above 0 and at most 1; found {drop_factor}")
+        raise InputError(f"drop_factor must be above 0 and at most 1; found {drop_factor}")
     if any(not 0 <= drop <= 1 for drop in drops):
-        raise ValueError(f"learning_rate_drops are shares of the training, 0 to 1; found {drops}")
+        raise InputError(f"learning_rate_drops are shares of the training, 0 to 1; found {drops}")
     starts = np.array([0, *(round(drop * total_steps) for drop in drops)])
     factors = np.array([learning_rate, *(drop_factor for _ in drops)], np.float32)
     # A product over an array, unlike a chain of scalars, is not worked out by XLA's processor
@@ -49,9 +51,9 @@ def sgd(
       ValueError: momentum outside 0 to 1 (exclusive), or a negative weight decay.
     """
     if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be at least 0 and below 1; found {momentum}")
+        raise InputError(f"momentum must be at least 0 and below 1; found {momentum}")
     if weight_decay < 0:
-        raise ValueError(f"weight_decay must not be negative; found {weight_decay}")
+        raise InputError(f"weight_decay must not be negative; found {weight_decay}")
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(schedule, momentum=momentum, nesterov=nesterov),

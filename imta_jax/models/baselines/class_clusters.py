@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imta_jax.errors import InputError
+
 
 def clusters_by_index(num_classes: int, num_clusters: int) -> np.ndarray:
     """Runs of neighbouring classes, for when nothing is known of them: cluster [K] of each class.
@@ -33,7 +35,7 @@ def similarity_of_means(features: np.ndarray, labels: np.ndarray, num_classes: i
     """
     counts = np.bincount(labels, minlength=num_classes)
     if (counts == 0).any():
-        raise ValueError(f"class {int(counts.argmin())} has no image to take a mean of")
+        raise InputError(f"class {int(counts.argmin())} has no image to take a mean of")
     sums = np.zeros((num_classes, features.shape[1]))
     np.add.at(sums, labels, features)
     means = sums / counts[:, None]
@@ -60,7 +62,7 @@ def balanced_clusters(similarity: np.ndarray, num_clusters: int) -> np.ndarray:
     """
     similarity = np.asarray(similarity, float)
     if similarity.ndim != 2 or not np.allclose(similarity, similarity.T):
-        raise ValueError(f"similarity must be a symmetric [K, K]; found shape {similarity.shape}")
+        raise InputError(f"similarity must be a symmetric [K, K]; found shape {similarity.shape}")
     clusters = clusters_by_index(len(similarity), num_clusters)
     off_diagonal = similarity - np.diag(np.diag(similarity))
     while True:
@@ -95,4 +97,4 @@ def gate_loss(scores: jax.Array, labels: jax.Array, clusters: np.ndarray) -> jax
 
 def _check_counts(num_classes: int, num_clusters: int) -> None:
     if not 1 <= num_clusters <= num_classes:
-        raise ValueError(f"clusters must number 1 to {num_classes} (classes); found {num_clusters}")
+        raise InputError(f"clusters must number 1 to {num_classes} (classes); found {num_clusters}")

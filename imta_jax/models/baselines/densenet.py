@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from imta_jax.errors import InputError
 from imta_jax.models.baselines.single_scale import ImageNetOpening, SingleScaleBackbone
 from imta_jax.models.fields import check_depths, check_exits, check_one_of, check_positive
 from imta_jax.models.plan import STEMS
@@ -54,7 +55,7 @@ class DenseNetSpec:
         check_depths(self)
         check_exits(self)
         if not 0 < self.reduction <= 1 or self.reduction * self.channels < 1:
-            raise ValueError(
+            raise InputError(
                 "config.model.reduction must lie above 0 and be at most 1, and leave a channel of "
                 f"those that the stem has; found {self.reduction}"
             )

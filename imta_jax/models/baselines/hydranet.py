@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from imta_jax.errors import InputError
 from imta_jax.models.baselines.class_clusters import clusters_by_index
 from imta_jax.models.baselines.resnet import basic_group
 from imta_jax.models.fields import check_depths, check_positive
@@ -74,9 +75,9 @@ class HydraNetSpec:
         check_depths(self, _GROUPS)
         if not self.gate_weight >= 0:
             found = self.gate_weight
-            raise ValueError(f"config.model.gate_weight must not be negative; found {found}")
+            raise InputError(f"config.model.gate_weight must not be negative; found {found}")
         if self.active_branches > self.branches:
-            raise ValueError(
+            raise InputError(
                 f"config.model.active_branches must be at most branches={self.branches}; found "
                 f"{self.active_branches}"
             )
@@ -212,7 +213,7 @@ class HydraNet(nnx.Module):
         if not given:
             return clusters_by_index(num_classes, min(branches, num_classes))
         if len(given) != num_classes or not all(0 <= cluster < branches for cluster in given):
-            raise ValueError(
+            raise InputError(
                 f"config.model.class_clusters must give each of {num_classes} classes a branch "
                 f"from 0 to {branches - 1}; found {given}"
             )

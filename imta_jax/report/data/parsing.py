@@ -162,4 +162,4 @@ def _type_of(array: np.ndarray) -> str:
 
 def _expect(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise InputError(message)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from imta_jax.errors import UserError
 from imta_jax.training.callbacks.base import Callback, Progress
 from imta_jax.training.objectives import ExitMetrics
 
 
-class NonFiniteLossError(FloatingPointError):
+class NonFiniteLossError(UserError, FloatingPointError):
     """The loss or a gradient is not finite; the last good checkpoint is kept."""
 
 
