@@ -1,4 +1,4 @@
-"""Weights from elsewhere: the published PyTorch networks."""
+"""Weights of other implementations: the published PyTorch networks."""
 
 from imta_jax.interop.published import load_published_weights, published_slots, read_weights
 

@@ -1,7 +1,7 @@
-"""Weights of the published PyTorch networks (MSDNet, and IMTA's second phase) into a classifier.
+"""Loads weights of the published PyTorch networks (MSDNet and IMTA's phase II) into a classifier.
 
-Names and layouts are those of the authors' state dicts. Only arrays are read: a pickled checkpoint
-is never opened, because unpickling runs code.
+Names and layouts are those of the authors' state dicts. Only plain arrays are read. Pickled
+checkpoints are rejected, because unpickling runs code.
 """
 
 import zipfile
@@ -24,12 +24,12 @@ from imta_jax.techniques import TransferHeads
 
 
 class Slot(NamedTuple):
-    """Where a published array goes.
+    """A published array and the variable it is copied to.
 
     Attributes:
-      name: in the published state dict.
-      variable: of our network.
-      axes: the transposition from PyTorch's layout to ours.
+      name: name in the published state dict.
+      variable: variable of this library's network.
+      axes: permutation from PyTorch's layout to this library's layout.
     """
 
     name: str
@@ -65,13 +65,13 @@ def _batch_norm(prefix: str, layer: BatchNorm) -> Iterator[Slot]:
 
 
 def _unit(prefix: str, layer: ConvBNReLU, first: int = 0) -> Iterator[Slot]:
-    """A convolution and its normalisation, entries `first` and `first + 1` of a Sequential."""
+    """A convolution and its BatchNorm, entries `first` and `first + 1` of a Sequential."""
     yield from _conv(f"{prefix}.{first}", layer.conv)
     yield from _batch_norm(f"{prefix}.{first + 1}", layer.norm)
 
 
 def _stem(prefix: str, stem: Stem) -> Iterator[Slot]:
-    # Only the ImageNet stem's finest scale is a bare Sequential without a `net` inside.
+    # The finest scale of the ImageNet stem is a Sequential. All others have one named `net`.
     yield from _unit(f"{prefix}.layers.0" + ("" if stem.pools else ".net"), stem.first)
     for scale, layer in enumerate(stem.coarser, start=1):
         yield from _unit(f"{prefix}.layers.{scale}.net", layer)
@@ -79,7 +79,7 @@ def _stem(prefix: str, stem: Stem) -> Iterator[Slot]:
 
 def _bottleneck(prefix: str, branch: Bottleneck) -> Iterator[Slot]:
     yield from _unit(f"{prefix}.net", branch.reduce)
-    yield from _unit(f"{prefix}.net", branch.expand, first=3)  # entry 2 is the ReLU
+    yield from _unit(f"{prefix}.net", branch.expand, first=3)  # Entry 2 is the ReLU.
 
 
 def _layer(prefix: str, layer: MultiScaleLayer) -> Iterator[Slot]:
@@ -93,7 +93,7 @@ def _layer(prefix: str, layer: MultiScaleLayer) -> Iterator[Slot]:
 def _backbone(backbone: MSDNet) -> Iterator[Slot]:
     yield from _stem("blocks.0.0", backbone.first)
     for b, stage in enumerate(backbone.stages):
-        entry = 1 if b == 0 else 0  # the stem is the first entry of the first block
+        entry = 1 if b == 0 else 0  # The stem is the first entry of the first block.
         for layer in stage:
             yield from _layer(f"blocks.{b}.{entry}", layer)
             entry += 1
@@ -115,13 +115,20 @@ def _phase_two_heads(heads: nnx.Module) -> Iterator[Slot]:
 
 
 def published_slots(classifier: MultiExitClassifier) -> dict[str, Slot]:
-    """Every published array of this network, by its name in the authors' state dict.
+    """Slots of all variables of a network, by name in the authors' state dict.
 
-    Phase I: `blocks.*` and `classifier.<i>.*`. Phase II: the same under `net.`, with the phase-I
-    linear layers, beside `classifier.<i>.{weight,bias}` and `isc_modules.*`.
+    Phase I has `blocks.*` and `classifier.<i>.*`. Phase II has the same names with the prefix
+    `net.`, including the phase-I linear layers, and `classifier.<i>.{weight,bias}` and
+    `isc_modules.*`.
+
+    Args:
+      classifier: a phase-I or phase-II classifier with an MSDNet backbone.
+
+    Returns:
+      The slots by published name.
 
     Raises:
-      ValueError: a backbone of which nothing was published.
+      ValueError: the backbone is not an MSDNet.
     """
     if not isinstance(classifier.backbone, MSDNet):
         raise InputError(
@@ -146,11 +153,11 @@ def load_published_weights(
 
     Args:
       classifier: phase I or II, of the same topology and number of classes.
-      arrays: PyTorch names to arrays in PyTorch's layout. `num_batches_tracked` is ignored.
+      arrays: arrays in PyTorch's layout by PyTorch name. `num_batches_tracked` is ignored.
 
     Raises:
-      ValueError: names missing or left over, or shapes that differ, all listed in one message;
-        nothing is copied then.
+      ValueError: names are missing or unknown, or shapes differ. The message lists all of them, and
+        nothing is copied.
     """
     slots = published_slots(classifier)
     given = {n: np.asarray(a) for n, a in arrays.items() if not n.endswith("num_batches_tracked")}
@@ -162,8 +169,9 @@ def load_published_weights(
             problems.append(f"shape of {name}: expected {expected}, found {found}")
     if problems:
         raise InputError(
-            f"the weights are of another network ({len(problems)} differences); check num_exits, "
-            "base, step, growth, prune, the class count and the phase:\n  " + "\n  ".join(problems)
+            f"the weights belong to another network ({len(problems)} differences); check num_exits,"
+            " base, step, growth, prune, the number of classes and the phase:\n  "
+            + "\n  ".join(problems)
         )
     for name, slot in slots.items():
         value = np.asarray(given[name], np.float32).transpose(slot.axes)
@@ -171,23 +179,30 @@ def load_published_weights(
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads a `.npz` of published names -> arrays, without unpickling anything.
+    """Reads an `.npz` of plain arrays by published name. Nothing is unpickled.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The arrays by name.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not an `.npz` of plain arrays; says how to convert a PyTorch checkpoint.
+      FileNotFoundError: the file does not exist.
+      ValueError: not an `.npz` of plain arrays. The message explains how to convert a PyTorch
+        checkpoint.
     """
     try:
         with Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
-            # A PyTorch checkpoint is a zip too; NumPy would hand its pickle on as bytes.
+            # A PyTorch checkpoint is also a zip file. NumPy would return its pickle as bytes.
             others = [name for name in archive.namelist() if not name.endswith(".npy")]
             if others:
-                raise InputError(f"it holds {others[0]}")
+                raise InputError(f"it contains {others[0]}")
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
     except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path} is not an .npz of plain arrays ({error}). Convert a PyTorch checkpoint where "
-            "you trust it: numpy.savez(out, **{k: v.numpy() for k, v in state_dict.items()})"
+            f"{path} is not an .npz of plain arrays ({error}). Convert a PyTorch checkpoint that "
+            "you trust: numpy.savez(out, **{k: v.numpy() for k, v in state_dict.items()})"
         ) from error

@@ -1,14 +1,12 @@
-"""Trained networks that ship with the package: to evaluate and look at before training anything.
+"""Trained networks that ship with the package, for evaluation without training.
 
-They are those behind the README's figures, small and briefly trained: examples, not records. Each
-is one `.npz` of named arrays, with what the network is and what it reached as JSON beside them, so
-that reading one runs no code.
+They are small, were trained briefly, and serve as examples. Each is one `.npz` of named arrays with
+the network's description and results as JSON. Reading it runs no code.
 """
 
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +22,18 @@ from imta_jax.training.trained import empty_classifier
 
 _FOLDER = Path(__file__).parent
 _ABOUT = "about.json"
+# Sections of results.json that are stored.
+_SECTIONS = ("dataset", "phases", "environment", "exits", "budget_curve", "reported_budgets")
 
 
 class Pretrained(NamedTuple):
-    """A trained network and what is known of it.
+    """A trained network with its metadata and results.
 
     Attributes:
       classifier: in inference mode.
-      meta: as `imta_jax.training.load_classifier` gives it: `class_names`, `mean`, `std`, ...
-      results: of its run's `results.json` the parts `dataset`, `phases`, `exits`, `budget_curve`
-        (with thresholds) and `reported_budgets`.
+      meta: metadata as from `imta_jax.training.load_classifier`: `class_names`, `mean`, `std`, ...
+      results: sections of the run's `results.json`: `dataset`, `phases`, `environment`, `exits`,
+        `budget_curve` (with thresholds) and `reported_budgets`.
     """
 
     classifier: MultiExitClassifier
@@ -42,7 +42,7 @@ class Pretrained(NamedTuple):
 
 
 def pretrained_names() -> list[str]:
-    """The networks there are."""
+    """Names of the available networks."""
     return sorted(path.stem for path in _FOLDER.glob("*.npz"))
 
 
@@ -52,8 +52,11 @@ def load_pretrained(name: str) -> Pretrained:
     Args:
       name: one of `pretrained_names()`.
 
+    Returns:
+      The network.
+
     Raises:
-      ValueError: an unknown name; the valid ones are listed.
+      ValueError: an unknown name. The message lists the valid names.
     """
     path = _FOLDER / f"{name}.npz"
     if not path.exists():
@@ -62,21 +65,27 @@ def load_pretrained(name: str) -> Pretrained:
 
 
 def read_pretrained(path: str | Path) -> Pretrained:
-    """Reads what `write_pretrained` wrote.
+    """Reads a file of `write_pretrained`.
+
+    Args:
+      path: the `.npz`.
+
+    Returns:
+      The network.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not such a file, or one whose arrays do not fit the network it says it is.
+      FileNotFoundError: the file does not exist.
+      ValueError: another kind of file, or arrays that do not fit the described network.
     """
     try:
-        # Opened here, as NumPy leaves a file open that it then cannot read.
+        # Opened here: np.load leaks the file handle if the file is not an archive.
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
         about = json.loads(bytes(arrays.pop(_ABOUT)).decode())
-    # An .npy gives a plain array, which is no context manager: TypeError.
+    # An .npy file loads as an array, which is not a context manager: TypeError.
     except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"{path}: expected an .npz that write_pretrained wrote ({error})"
+            f"{path}: expected an .npz written by write_pretrained ({error})"
         ) from error
     classifier = empty_classifier(about["meta"])
     try:
@@ -90,14 +99,14 @@ def read_pretrained(path: str | Path) -> Pretrained:
 def write_pretrained(
     workdir: str | Path, path: str | Path, *, dtype: str = "float32", note: str = ""
 ) -> None:
-    """Writes an evaluated run's network as one file.
+    """Writes the network of an evaluated run as one file.
 
     Args:
-      workdir: a run that has been evaluated.
+      workdir: folder of an evaluated run.
       path: the `.npz`.
-      dtype: of the arrays there, "float32" or "float16" (half the size; the network's answers
-        change in the third digit).
-      note: on the data, for whoever quotes a number of it.
+      dtype: type of the stored arrays, "float32" or "float16". "float16" halves the size and
+        changes the logits in the third digit.
+      note: remark about the data, stored in the metadata.
 
     Raises:
       FileNotFoundError: the run has no results or no checkpoint.
@@ -107,13 +116,8 @@ def write_pretrained(
     phase = results["environment"]["evaluated_phase"]
     classifier, meta = load_classifier(workdir / phase)
     arrays = named_arrays(nnx.state(classifier, nnx.Any(nnx.Param, nnx.BatchStat)))
-    about = {"meta": meta | {"note": note}, "results": _kept(results)}
+    about = {"meta": meta | {"note": note}, "results": {name: results[name] for name in _SECTIONS}}
     stored = {name: np.asarray(array, dtype) for name, array in arrays.items()}
-    # As bytes: an array of strings would be read with pickle by some.
+    # As bytes: NumPy would pickle an array of objects.
     stored[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     np.savez_compressed(path, **stored)
-
-
-def _kept(results: Mapping[str, Any]) -> dict[str, Any]:
-    parts = ("dataset", "phases", "environment", "exits", "budget_curve", "reported_budgets")
-    return {part: results[part] for part in parts}

@@ -1,4 +1,4 @@
-"""Networks that ship with the package are what they say they are."""
+"""Networks that ship with the package: size, metadata, accuracy and file format."""
 
 import json
 
@@ -15,16 +15,16 @@ from imta_jax.training.checkpoint_reading import fill_named
 from imta_jax.training.checkpoints import AnotherNetworkError
 from imta_jax.training.state import named_arrays
 
-MOST_BYTES = 10_000_000
+MAX_BYTES = 10_000_000
 
 
-def test_they_are_small_enough_to_ship():
+def test_files_are_small_enough_to_ship():
     files = list(pretrained._FOLDER.glob("*.npz"))
-    assert files and sum(path.stat().st_size for path in files) < MOST_BYTES
+    assert files and sum(path.stat().st_size for path in files) < MAX_BYTES
 
 
 @pytest.mark.parametrize("name", pretrained.pretrained_names())
-def test_each_says_what_it_is_and_where_its_images_are_from(name):
+def test_metadata_and_results_fit_the_network(name):
     found = pretrained.load_pretrained(name)
     exits = found.results["exits"]
     assert len(exits) == found.classifier.num_exits
@@ -33,7 +33,7 @@ def test_each_says_what_it_is_and_where_its_images_are_from(name):
     assert all(len(point["thresholds"]) == len(exits) for point in found.results["budget_curve"])
 
 
-def test_the_quickstarts_network_reaches_what_it_recorded():
+def test_quickstart_network_reaches_its_recorded_accuracy():
     found = pretrained.load_pretrained("quickstart")
     from configs import quickstart
 
@@ -41,17 +41,17 @@ def test_the_quickstarts_network_reaches_what_it_recorded():
     pixels = {name: found.meta[name] for name in ("mean", "std")}
     test = collect_predictions(found.classifier, dataset.splits["test"], batch_size=400, **pixels)
     recorded = [exit_["top1"] for exit_ in found.results["exits"]]
-    # Another machine rounds otherwise: one image of 2,000 may change sides.
+    # Rounding differs between machines: one image of 2,000 can change its class.
     np.testing.assert_allclose(anytime_accuracy(test), recorded, atol=0.11)
 
 
-def test_an_unknown_name_is_refused_with_the_valid_ones():
+def test_unknown_name_is_refused_with_the_valid_names():
     with pytest.raises(ValueError, match=r"unknown pretrained network 'quickstat'.*quickstart"):
         pretrained.load_pretrained("quickstat")
 
 
-def write_rewritten(path, to, change):
-    """A copy of an .npz in which `change` has had its way with the arrays."""
+def write_changed(path, to, change):
+    """Writes a copy of an .npz after `change` modified its arrays."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     change(arrays)
@@ -59,24 +59,24 @@ def write_rewritten(path, to, change):
     return to
 
 
-def test_a_damaged_or_foreign_file_is_refused(tmp_path):
+def test_damaged_or_other_files_are_refused(tmp_path):
     path = pretrained._FOLDER / "quickstart.npz"
     cut = tmp_path / "cut.npz"
     cut.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"expected an .npz that write_pretrained wrote"):
+    with pytest.raises(ValueError, match=r"cut\.npz: expected an \.npz"):
         pretrained.read_pretrained(cut)
-    lacking = write_rewritten(path, tmp_path / "less.npz", lambda a: a.pop(next(iter(a))))
+    lacking = write_changed(path, tmp_path / "less.npz", lambda a: a.pop(next(iter(a))))
     with pytest.raises(ValueError, match="not in the checkpoint"):
         pretrained.read_pretrained(lacking)
     other = tmp_path / "other.npz"
     np.savez(other, logits=np.zeros(3))
-    with pytest.raises(ValueError, match=r"expected an .npz that write_pretrained wrote"):
+    with pytest.raises(ValueError, match=r"other\.npz: expected an \.npz"):
         pretrained.read_pretrained(other)
     with pytest.raises(FileNotFoundError):
         pretrained.read_pretrained(tmp_path / "none.npz")
 
 
-def test_named_arrays_fill_a_network_of_their_shape_alone():
+def test_named_arrays_fill_only_a_network_of_their_shapes():
     one, other = (
         build_classifier(
             tiny_run.NETWORK, num_classes=3, image_shape=(16, 16, 1), rngs=nnx.Rngs(seed)
@@ -93,7 +93,7 @@ def test_named_arrays_fill_a_network_of_their_shape_alone():
 
 
 @pytest.mark.parametrize(("dtype", "close"), [("float32", 0), ("float16", 5e-4)])
-def test_what_is_written_is_read_again(tmp_path, dtype, close):
+def test_written_network_is_read_unchanged(tmp_path, dtype, close):
     source = pretrained.load_pretrained("quickstart")
     workdir, path = tmp_path / "run", tmp_path / "again.npz"
     workdir.mkdir()

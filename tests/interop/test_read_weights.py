@@ -1,0 +1,75 @@
+"""Reading weight files: plain arrays only, never pickles."""
+
+import io
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imta_jax.interop import read_weights
+
+
+class Trap:
+    """An object whose unpickling creates a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+def pickled_arrays(folder: Path, trap: Trap) -> Path:
+    np.savez(folder / "objects.npz", weight=np.array([trap], dtype=object))
+    return folder / "objects.npz"
+
+
+def old_checkpoint(folder: Path, trap: Trap) -> Path:
+    (folder / "old.pth").write_bytes(pickle.dumps({"weight": trap}))
+    return folder / "old.pth"
+
+
+def zipped_checkpoint(folder: Path, trap: Trap) -> Path:
+    with zipfile.ZipFile(folder / "new.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"weight": trap}))
+        archive.writestr("archive/data/0", bytes(12))
+    return folder / "new.pth"
+
+
+@pytest.mark.parametrize("write", [pickled_arrays, old_checkpoint, zipped_checkpoint])
+def test_pickles_are_refused_and_not_executed(tmp_path: Path, write: Callable):
+    created = tmp_path / "created"
+    path = write(tmp_path, Trap(created))
+    with pytest.raises(ValueError, match=rf"{path.name} is not an \.npz.*numpy\.savez"):
+        read_weights(path)
+    assert not created.exists()
+
+
+def single_array() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all", single_array(), b"PK\x03\x04cut"])
+def test_other_files_are_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "weights.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.npz is not an \.npz"):
+        read_weights(tmp_path / "weights.npz")
+
+
+def test_missing_file_is_refused_with_its_name(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"missing\.npz"):
+        read_weights(tmp_path / "missing.npz")
+
+
+def test_plain_arrays_are_read_unchanged(tmp_path: Path):
+    written = {"classifier.0.bias": np.arange(3.0), "classifier.0.weight": np.ones((3, 2))}
+    np.savez(tmp_path / "weights.npz", **written)
+    found = read_weights(tmp_path / "weights.npz")
+    assert found.keys() == written.keys()
+    for name, value in written.items():
+        np.testing.assert_array_equal(found[name], value)
