@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -139,7 +140,7 @@ def _adaptive(
 
 
 def _adaptive_in_time(
-    exported: ExportedClassifier, budget_ms: float, options: dict[str, object]
+    exported: ExportedClassifier, budget_ms: float, options: dict[str, Any]
 ) -> tuple[AdaptiveClassifier, str]:
     """As `_adaptive`, for a budget in milliseconds, which needs a measured profile."""
     adaptive = exported.adaptive(1.0, **options)
@@ -150,7 +151,7 @@ def _adaptive_in_time(
     return adaptive.with_thresholds(point.thresholds, exit_fractions=fractions), text
 
 
-def _options(batch_size: int) -> dict[str, object]:
+def _options(batch_size: int) -> dict[str, Any]:
     """Options with few batch sizes, so that few programs are compiled."""
     num_workers = 2 if platform_here() == "cpu" and batch_size >= _MIN_SHARED_BATCH else 1
     capacity = -(-batch_size // num_workers)

@@ -152,7 +152,8 @@ def description(exported: ExportedClassifier, folder: str) -> str:
         lines.append(f"{row['exit']:>4}  {row['macs']:>15,}  {row['params']:>12,}  {accuracy:>10}")
     lines += ["", f"{'budget':>6}  {'validation top-1':>16}  {'test top-1':>10}  left at exits, %"]
     for point in exported.points:
-        left = " ".join(f"{100 * fraction:5.1f}" for fraction in point.validation_exit_fractions)
+        fractions = point.validation_exit_fractions or ()
+        left = " ".join(f"{100 * fraction:5.1f}" for fraction in fractions)
         lines.append(
             f"{point.budget:>6.3f}  {point.validation_top1:>16.2f}  {point.top1:>10.2f}  {left}"
         )

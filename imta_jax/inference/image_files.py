@@ -107,9 +107,10 @@ def _resize_and_crop(
         scaled_side, side = max(zip(target, size, strict=True), key=lambda pair: pair[0] / pair[1])
     resized = [scaled_side * pixels // side for pixels in size]
     corner = [round((r - t) / 2) for r, t in zip(resized, target, strict=True)]
+    height, width = target
     # The crop, in pixels of the file.
     (top, bottom), (left, right) = (
         (c * pixels / r, (c + t) * pixels / r)
         for c, t, r, pixels in zip(corner, target, resized, size, strict=True)
     )
-    return image.resize(target[::-1], Image.Resampling.BILINEAR, (left, top, right, bottom))
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom))

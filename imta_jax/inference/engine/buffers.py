@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Shaped
 
-from imta_jax.inference.engine.staged import StagedNetwork, StageState
+from imta_jax.inference.engine.staged import StagedNetwork
 
+BufferArrays = tuple[Shaped[Array, "capacity ..."], ...]
 StateShapes = tuple[jax.ShapeDtypeStruct, ...]
 
 
@@ -20,16 +22,16 @@ class Buffers:
 
     def __init__(self, network: StagedNetwork, capacity: int):
         self._shapes = buffer_shapes(network, capacity)
-        self._arrays: dict[int, StageState] = {}
+        self._arrays: dict[int, BufferArrays] = {}
 
-    def get(self, stage: int) -> StageState:
+    def get(self, stage: int) -> BufferArrays:
         """Returns the arrays [capacity, ...] that the stage reads."""
         if stage not in self._arrays:
             shapes = self._shapes[stage]
             self._arrays[stage] = tuple(jnp.zeros(shape.shape, shape.dtype) for shape in shapes)
         return self._arrays[stage]
 
-    def pop(self, stage: int) -> StageState:
+    def pop(self, stage: int) -> BufferArrays:
         """Removes and returns the arrays of a stage, so that a program can donate them.
 
         Call `set` with the program's output. If the program fails, the next `get` allocates new
@@ -38,7 +40,7 @@ class Buffers:
         self.get(stage)
         return self._arrays.pop(stage)
 
-    def set(self, stage: int, arrays: StageState) -> None:
+    def set(self, stage: int, arrays: BufferArrays) -> None:
         """Stores the arrays that the stage reads from now on."""
         self._arrays[stage] = arrays
 

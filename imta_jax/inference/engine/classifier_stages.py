@@ -58,12 +58,14 @@ def staged_classifier(
         stages.append(functools.partial(_run_on_subset, run, tuple(indices), len(weights)))
         stage_weights.append([weights[w] for w in indices])
         next_state, _ = jax.eval_shape(run, weights, state)
-        state, state_structure = jax.tree.flatten(next_state)
+        leaves, state_structure = jax.tree.flatten(next_state)
+        state = tuple(leaves)
     macs = exit_costs(classifier).macs
+    height, width, channels = classifier.image_shape
     return StagedNetwork(
         stages=tuple(stages),
         weights=tuple(stage_weights),
-        image_shape=classifier.image_shape,
+        image_shape=(height, width, channels),
         image_dtype=image_dtype,
         macs=macs,
         name=_digest(macs, stage_weights),
@@ -86,15 +88,18 @@ def _run_stage(
     state_structure: Any,
     pixels: tuple[Sequence[float], Sequence[float]] | None,
     i: int,
-    weights: Weights,
+    weights: Sequence[Array | None],
     state: StageState,
 ) -> tuple[Any, Float[Array, "N K"]]:
-    """Runs stage and exit i on flat state. Stage 0 also normalizes the images and runs the stem."""
+    """Runs stage and exit i on flat state. Stage 0 also normalizes the images and runs the stem.
+
+    Weights that the stage does not read may be None.
+    """
     network = nnx.merge(graphdef, jax.tree.unflatten(structure, weights), copy=True)
     network = optimize_classifier(network, lazy=True)
     if i == 0:
         (images,) = state
-        if images.dtype == jnp.uint8:
+        if images.dtype == jnp.uint8 and pixels is not None:
             images = normalize(images, *pixels)
         maps, carry = network.stem(images), None
     else:

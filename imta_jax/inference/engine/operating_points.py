@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from imta_jax.errors import InputError
 from imta_jax.evaluation.operating_points import OperatingPoint
 
 
 def best_within_ms(
-    points: Sequence[OperatingPoint], exit_ms: Sequence[float], budget_ms: float
+    points: Sequence[OperatingPoint], exit_ms: Sequence[float] | np.ndarray, budget_ms: float
 ) -> OperatingPoint:
     """Returns the point with the best validation accuracy within a mean time per image.
 
@@ -23,7 +25,7 @@ def best_within_ms(
       ValueError: every point takes longer; names the shortest time.
     """
     expected = [
-        sum(f * ms for f, ms in zip(point.validation_exit_fractions, exit_ms, strict=True))
+        sum(f * ms for f, ms in zip(point.validation_exit_fractions or (), exit_ms, strict=True))
         for point in points
     ]
     affordable = [p for p, ms in zip(points, expected, strict=True) if ms <= budget_ms]

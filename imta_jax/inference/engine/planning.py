@@ -87,7 +87,7 @@ def best_plan(
     least = [0.0] * (num_exits + 1)
     ends = [0] * num_exits
     for first in reversed(range(num_exits)):
-        expected_count = count * reach_fractions[first]
+        expected_count = float(count * reach_fractions[first])
         options = [
             batch_sizes[Segment(first, last)].milliseconds(expected_count) + least[last + 1]
             for last in range(first, num_exits)
@@ -116,6 +116,5 @@ def reach_fractions(
         assumed to leave in equal numbers at all active exits.
       active_exits: exits at which an image can leave.
     """
-    if exit_fractions is None:
-        exit_fractions = active_exits / active_exits.sum()
-    return np.clip(1.0 - np.cumsum(exit_fractions) + exit_fractions, 0.0, 1.0)
+    leaving = active_exits / active_exits.sum() if exit_fractions is None else exit_fractions
+    return np.clip(1.0 - np.cumsum(leaving) + leaving, 0.0, 1.0)

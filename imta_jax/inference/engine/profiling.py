@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -13,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32
 
-from imta_jax.inference.engine.buffers import StateShapes, buffer_shapes
+from imta_jax.inference.engine.buffers import BufferArrays, StateShapes, buffer_shapes
 from imta_jax.inference.engine.engine import Engine
 from imta_jax.inference.engine.profile import StageProfile
 from imta_jax.inference.engine.programs import Programs, Segment
-from imta_jax.inference.engine.staged import StageState
 from imta_jax.runtime import parallel_compilation
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.progress_bar import with_progress
@@ -85,7 +85,7 @@ def _device() -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {"jax": jax.__version__, "jaxlib": jax.lib.__version__}
+    return {"jax": jax.__version__, "jaxlib": metadata.version("jaxlib")}
 
 
 def _measure(programs: Programs, sizes: tuple[int, ...], num_workers: int) -> StageProfile:
@@ -125,8 +125,8 @@ def _compaction_run(shapes: StateShapes, size: int) -> Callable[[], None]:
     """Makes a function that runs one gather, one scatter and one host sync."""
 
     def compact(
-        source: StageState, target: StageState, slots: Int32[Array, " N"]
-    ) -> tuple[Int32[Array, " N"], StageState]:
+        source: BufferArrays, target: BufferArrays, slots: Int32[Array, " N"]
+    ) -> tuple[Int32[Array, " N"], BufferArrays]:
         state = (x.at[slots].get(mode="clip") for x in source)
         target = tuple(x.at[slots].set(y, mode="drop") for x, y in zip(target, state, strict=True))
         return slots + 1, target

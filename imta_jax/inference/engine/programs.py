@@ -15,10 +15,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int32
+from jaxtyping import Array, Float32, Int32, Shaped
 
-from imta_jax.inference.engine.buffers import buffer_shapes
-from imta_jax.inference.engine.staged import Stage, StagedNetwork, StageState, Weights
+from imta_jax.inference.engine.buffers import BufferArrays, buffer_shapes
+from imta_jax.inference.engine.staged import Stage, StagedNetwork, Weights
 from imta_jax.runtime.parallel_compilation import compile_all
 
 # Without this option, a bfloat16 sum that is not stored keeps float32 precision, and the confidence
@@ -98,10 +98,10 @@ def _run_segment(
     active_exits: tuple[bool, ...],
     weights: tuple[Weights, ...],
     thresholds: Float32[Array, " E"],
-    source: StageState,
-    target: StageState,
+    source: tuple[Shaped[Array, "source ..."], ...],
+    target: BufferArrays,
     slots: Int32[Array, " N"],
-) -> tuple[Int32[Array, "3 N"], StageState]:
+) -> tuple[Int32[Array, "3 N"], BufferArrays]:
     """The program of a segment, to be traced.
 
     Args:

@@ -5,13 +5,13 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from imta_jax.errors import InputError
 from imta_jax.evaluation.operating_points import OperatingPoint, best_within_budget
@@ -134,7 +134,7 @@ def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
 def _run(
     program: jax.export.Exported, weights: Weights, state: StageState
 ) -> tuple[StageState, Float[Array, "N K"]]:
-    return program.call(list(weights), tuple(state))
+    return cast(tuple[StageState, jax.Array], program.call(list(weights), tuple(state)))
 
 
 def _normalize_and_run(
@@ -142,7 +142,7 @@ def _normalize_and_run(
     mean: Sequence[float],
     std: Sequence[float],
     weights: Weights,
-    state: tuple[Shaped[Array, "N H W C"]],
+    state: StageState,
 ) -> tuple[StageState, Float[Array, "N K"]]:
     """The first stage. Its program takes normalized floats."""
     (images,) = state

@@ -79,7 +79,7 @@ def export_classifier(
     with export_folder.replacing_folder(folder, overwrite=overwrite) as partial:
         for stage, program in enumerate(programs):
             (partial / export_folder.program_name(stage)).write_bytes(program.serialize())
-        np.savez(partial / export_folder.WEIGHTS, **arrays)
+        np.savez(partial / export_folder.WEIGHTS, **arrays)  # pyright: ignore[reportArgumentType]
         write_json(partial / export_folder.MANIFEST, manifest, allow_nan=False)
 
 
@@ -194,7 +194,7 @@ def _check_arguments(
         ("std", len(std), channels),
         *(("thresholds", len(point.thresholds), exits) for point in points),
         *(
-            ("validation_exit_fractions", len(point.validation_exit_fractions), exits)
+            ("validation_exit_fractions", len(point.validation_exit_fractions or ()), exits)
             for point in points
         ),
     ]:

@@ -53,8 +53,10 @@ class Worker:
         # Per slot, about the image in it:
         self._request = np.empty(engine.capacity, object)
         self._position = np.zeros(engine.capacity, np.int64)
-        self._arrival, self._deadline = np.zeros((2, engine.capacity))
-        self._label, self._exit = np.zeros((2, engine.capacity), np.int32)
+        self._arrival = np.zeros(engine.capacity)
+        self._deadline = np.zeros(engine.capacity)
+        self._label = np.zeros(engine.capacity, np.int32)
+        self._exit = np.zeros(engine.capacity, np.int32)
         self._confidence = np.zeros(engine.capacity, np.float32)
         self._dispatched: deque[_Dispatched] = deque()
         self.num_programs = self.num_computed = 0
@@ -97,7 +99,7 @@ class Worker:
         if can_admit and queue.num_images >= full and self._num_admissible() == full:
             return 0
         arrivals = {
-            segment: self._arrival[slots[0]]
+            segment: float(self._arrival[slots[0]])
             for segment, slots in enumerate(self._segment_queues)
             if len(slots)
         }
