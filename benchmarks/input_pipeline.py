@@ -188,7 +188,7 @@ def step_ratios(steps: Measurements) -> Measurements:
 def measure(
     files: Sequence[Path], config: RunConfig, folder: Path, size: Mapping[str, int]
 ) -> dict[str, Any]:
-    """BatchIndices and summary of all three parts; `folder` gets links to the files."""
+    """Rows and summary of all three parts; `folder` gets links to the files."""
     root = image_files.link_tree(
         files, folder / "memory", size["memory_batches"] * size["memory_batch_size"]
     )
