@@ -72,7 +72,9 @@ class LaunchFlags(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Imports the module that defines the flags, and builds the table."""
         module = importlib.import_module("imta_jax.cli.main")
-        defined = flags.FLAGS.flags_by_module_dict()[module.__name__]
+        defined = flags.FLAGS.flags_by_module_dict().get(module.__name__)
+        if not defined:
+            raise self.error(f"{module.__name__} defines no flags")
         rows = [
             (f"`--{flag.name}`", "" if flag.default is None else _value(flag.default), flag.help)
             for flag in defined

@@ -1,6 +1,7 @@
 """Properties of the README and the documentation sources that need no Sphinx."""
 
 import importlib.util
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -18,8 +19,10 @@ PAGES = sorted(
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     if "build" not in page.parts
 )
+CURRENT_PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which has former names
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_FILE = re.compile(r"\b(?:imta_jax|configs|benchmarks|tests)/[\w/]+\.\w+")
 _OVERRIDE = re.compile(r"--config\.([a-z_.]*[a-z_])")
 _FIELD_PARTS = (
     "data",
@@ -76,18 +79,28 @@ def test_overrides_name_config_fields(page):
     assert sorted(overrides - known) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_config_files_named_in_commands_exist(page):
-    named = set(re.findall(r"configs/[\w/]+\.py", page.read_text()))
-    assert sorted(name for name in named if not (ROOT / name).is_file()) == []
+@pytest.mark.parametrize("page", CURRENT_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_named_in_text_exist(page):
+    named = set(_FILE.findall(page.read_text()))
+    missing = {name for name in named if not (ROOT / name).is_file() and "NAME" not in name}
+    assert missing == set()
 
 
-@pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if page.name != "CHANGELOG.md"],  # which names former commands
-    ids=lambda page: str(page.relative_to(ROOT)),
-)
+@pytest.mark.parametrize("page", CURRENT_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_of_the_package_exist(page):
+    named = set(re.findall(r"`(imta_jax(?:\.\w+)+)", page.read_text()))
+    assert [name for name in sorted(named) if not _exists(name)] == []
+
+
+@pytest.mark.parametrize("page", CURRENT_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_modules_named_in_commands_exist(page):
     named = set(re.findall(r"python -m (imta_jax[\w.]*)", page.read_text()))
     missing = [name for name in named if importlib.util.find_spec(f"{name}.__main__") is None]
     assert missing == []
+
+
+def _exists(name):
+    try:
+        return pkgutil.resolve_name(name) is not None
+    except (AttributeError, ImportError):
+        return False
