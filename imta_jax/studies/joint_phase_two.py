@@ -26,12 +26,8 @@ from imta_jax.training.objectives import (
     exit_metrics,
     freeze_backbone,
 )
-from imta_jax.training.phases import (
-    new_phase_two,
-    phase_two_objective,
-    train_phase,
-    trained_phase_one,
-)
+from imta_jax.training.phases import train_phase, trained_phase_one
+from imta_jax.training.setup import new_phase_two, phase_two_objective
 
 # Fields of phase II, in addition to those of the loss, in which joint variants may differ.
 _HEAD_FIELDS = ("transfer", "stop_gradient", "start")

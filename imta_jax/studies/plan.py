@@ -12,7 +12,8 @@ from imta_jax.evaluation import ExitCosts, exit_costs
 from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences, to_json_types
 from imta_jax.studies.config import StudyConfig
 from imta_jax.studies.variants import Variant
-from imta_jax.training.phases import check_training_data, new_phase_one, new_phase_two
+from imta_jax.training.phases import check_training_data
+from imta_jax.training.setup import new_phase_one, new_phase_two
 
 # Differing fields that an error message lists.
 _MAX_LISTED_FIELDS = 20

@@ -19,7 +19,7 @@ from imta_jax.evaluation.results import exit_rows
 from imta_jax.models import MultiExitClassifier
 from imta_jax.nn.pixels import normalize
 from imta_jax.studies.gradient_variance import gradient_variance
-from imta_jax.training.phases import phase_one_objective
+from imta_jax.training.setup import phase_one_objective
 
 # Fields of the budget curve's points that a row keeps.
 _BUDGET_FIELDS = ("quota", "mean_macs", "top1", "validation_top1")

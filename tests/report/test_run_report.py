@@ -177,7 +177,7 @@ def test_compared_threshold_methods_are_drawn_and_listed(tmp_path, results):
     points = results["threshold_methods"]["points"]
     shown = [p for p in points if p.get("budget", 0.3) in (0.3, 0.5)]
     assert table["top-1 (%)"].to_list() == [f"{p['top1']:.2f}" for p in shown]
-    assert set(table["target"]) >= {"budget 30%", "2 exits agree", "1 point, 95% sure"}
+    assert set(table["setting"]) >= {"budget 30%", "2 exits agree", "1 point, 95% sure"}
     markdown = (tmp_path / "report" / "tables.md").read_text()
     assert all(cell in markdown for cell in table.to_numpy().ravel())
 

@@ -96,14 +96,14 @@ def methods_table(run: RunRecord) -> pd.DataFrame:
     low, high = points["gain_low"], points["gain_high"]
     return pd.DataFrame(
         {
-            "thresholds": [METHOD_NAMES.get(m, m) for m in points["method"]],
-            "target": list(points["asked"]),
+            "method": [METHOD_NAMES.get(m, m) for m in points["method"]],
+            "setting": list(points["asked"]),
             "mean multiply-adds": [f"{v:,.0f}" for v in points["mean_cost"]],
             "of the last exit": [f"{v / run.full_macs:.1%}" for v in points["mean_cost"]],
             "top-1 (%)": [f"{v:.2f}" for v in points["top1"]],
             level: _ranges(points["top1_low"], points["top1_high"], "{:.2f}".format),
             "gain over the sweep (points)": [format_signed(v, 2) for v in points["gain"]],
-            f"{level} ": _ranges(low, high, lambda v: format_signed(v, 2)),
+            f"gain, {level}": _ranges(low, high, lambda v: format_signed(v, 2)),
         }
     )
 
