@@ -1,7 +1,7 @@
 """Operating points: one set of exit thresholds each, with its measured cost and accuracy.
 
-An operating point is what gets deployed. Points are made from the rows of a budget curve and chosen
-by validation images only.
+An operating point is a setting in which a network can be deployed. Points are made from the rows of
+a budget curve and chosen on validation images only.
 """
 
 from collections.abc import Mapping, Sequence

@@ -43,7 +43,7 @@ from imta_jax.training import last_phase, load_classifier, read_meta
 
 _log = logging.getLogger(__name__)
 
-# Points per method in the report's figure of threshold methods, besides the reported budgets.
+# Budgets per method in the report's figure, in addition to the reported budgets.
 _FIGURE_BUDGETS = 12
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
+import chex
 import numpy as np
 import pytest
 from sample_logits import COSTS, split
@@ -64,8 +65,7 @@ def test_curve_accepts_pairs_and_costs_with_macs(curve):
     found = budget.budget_curve(
         tuple(split(0)), tuple(split(1)), SimpleNamespace(macs=tuple(int(c) for c in COSTS))
     )
-    for name, values in dataclasses.asdict(curve).items():
-        np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
+    chex.assert_trees_all_equal(dataclasses.asdict(found), dataclasses.asdict(curve))
 
 
 def test_test_images_do_not_influence_thresholds(curve):
@@ -93,8 +93,8 @@ def test_permuted_images_get_permuted_decisions(curve):
     permuted = budget.decisions(
         confidence[:, order], classes[:, order], COSTS, curve.thresholds[20]
     )
-    for found, expected in zip(permuted, plain, strict=True):
-        np.testing.assert_array_equal(found, expected[order])
+    expected = budget.Decisions(*(values[order] for values in plain))
+    chex.assert_trees_all_equal(permuted, expected)
 
 
 @pytest.mark.parametrize(

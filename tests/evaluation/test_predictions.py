@@ -1,5 +1,6 @@
 """Logits of a split: confidences, accuracies, and the file that stores them."""
 
+import chex
 import numpy as np
 import pytest
 from sample_logits import split
@@ -53,9 +54,7 @@ def test_saved_predictions_are_loaded_unchanged(tmp_path):
     path = tmp_path / "evaluation" / "logits_test.npz"
     predictions.save_predictions(path, split(0))
     loaded = predictions.load_predictions(path)
-    for found, expected in zip(loaded, split(0), strict=True):
-        assert found.dtype == expected.dtype
-        np.testing.assert_array_equal(found, expected)
+    chex.assert_trees_all_equal(loaded, split(0), strict=True)
     assert [file.name for file in path.parent.iterdir()] == ["logits_test.npz"]
 
 

@@ -59,7 +59,7 @@ def optimized_thresholds(
       budgets: [B] largest mean cost per image, in the unit of the costs.
       starts: thresholds [S, E]. The result is never worse than those within the budget. The default
         is the geometric sweep. The thresholds that use one exit for all images are always added.
-      levels: number of quantiles of each exit's confidences on the grid, besides the thresholds of
+      levels: number of quantiles of each exit's confidences on the grid, in addition to those of
         the starts.
 
     Returns:
