@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from imta_jax.config import DataConfig
 from imta_jax.data.channel_statistics import ChannelStatistics, channel_statistics
@@ -72,7 +73,7 @@ class Dataset:
         return DatasetInfo(self.name, self.num_classes, self.image_shape)
 
 
-def load_dataset(config: DataConfig | Mapping[str, Any]) -> Dataset:
+def load_dataset(config: DataConfig | ConfigDict | Mapping[str, Any]) -> Dataset:
     """Loads or indexes a source and holds out images for the splits that it lacks.
 
     Arrays of small images are zero-padded to the next multiple of 8 in height and width (28 becomes
@@ -103,7 +104,7 @@ def load_dataset(config: DataConfig | Mapping[str, Any]) -> Dataset:
     )
 
 
-def dataset_info(config: DataConfig | Mapping[str, Any]) -> DatasetInfo:
+def dataset_info(config: DataConfig | ConfigDict | Mapping[str, Any]) -> DatasetInfo:
     """Describes the dataset that `config.data` names, without its images if possible.
 
     A TFDS dataset is described without downloading or reading it. Other sources are loaded.

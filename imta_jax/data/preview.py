@@ -50,7 +50,6 @@ def write_preview(
       seed: seed of order and augmentation.
       mesh: the devices.
     """
-    config = DataConfig.from_mapping(config)  # temporary, until all callers pass a DataConfig
     folder.mkdir(parents=True, exist_ok=True)
     _write_images(config, dataset, folder / "preview.npz", seed)
     batch_size = _feasible_batch_size(batch_size, len(dataset.splits["train"]))

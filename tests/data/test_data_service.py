@@ -84,7 +84,7 @@ def test_unreachable_service_raises_at_once(dataset):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"memory_limit_gb": 0}, "memory_limit_gb.*0"),
+        ({"memory_limit_gb": 0.0}, r"memory_limit_gb.*0\.0"),
         ({"service": "localhost:5000"}, "service.*localhost:5000.*grpc://"),
     ],
 )

@@ -1,5 +1,7 @@
 """On-device data makes the same batches and the same training as host pipelines."""
 
+from unittest import mock
+
 import chex
 import jax
 import numpy as np
@@ -119,12 +121,8 @@ def test_batches_are_cropped_without_communication(split, mesh):
 
 
 def test_fits_device_compares_with_a_fraction_of_its_memory(split):
-    class Device:
-        platform = "gpu"
-
-        def memory_stats(self):
-            return {"bytes_limit": 10 * split.images.nbytes}
-
-    assert fits_device(split, 0.1, Device())
-    assert not fits_device(split, 0.09, Device())
+    device = mock.Mock(spec=jax.Device, platform="gpu")
+    device.memory_stats.return_value = {"bytes_limit": 10 * split.images.nbytes}
+    assert fits_device(split, 0.1, device)
+    assert not fits_device(split, 0.09, device)
     assert fits_device(split, 0.5, jax.devices()[0])

@@ -35,8 +35,8 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self.file_id)
 
-    def __getitem__(self, chosen: np.ndarray) -> "EncodedImages":
-        """The images at some positions (integers or a mask), like `images[chosen]` of an array."""
+    def __getitem__(self, chosen: np.ndarray | slice) -> "EncodedImages":
+        """The images at some positions (integers, a mask or a slice), as for an array."""
         return EncodedImages(
             self.files,
             self.file_id[chosen],
@@ -46,7 +46,7 @@ class EncodedImages:
             self.feature,
         )
 
-    def name(self, index: int) -> str:
+    def name(self, index: int | np.integer) -> str:
         """The location of an image, for messages."""
         path = os.fsdecode(self.files[self.file_id[index]].item())
         offset = self.offset[index]

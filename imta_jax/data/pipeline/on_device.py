@@ -71,7 +71,7 @@ def fits_device(
 
 def _memory_bytes(
     device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]
-) -> float:
+) -> int:
     try:
         limit = (device.memory_stats() or {}).get("bytes_limit")
     except jax.errors.JaxRuntimeError:  # the device does not report its memory

@@ -169,7 +169,6 @@ def preprocessing_from(config: DataConfig) -> Preprocessing:
     Raises:
       ValueError: `resize` is below `image_size`.
     """
-    config = DataConfig.from_mapping(config)  # temporary, until all callers pass a DataConfig
     if config.preprocessing == "padded_crop":
         return PaddedCrop(config.crop_padding, config.flip)
     return RandomAreaCrop(config.image_size, config.resize, config.min_area, config.flip)

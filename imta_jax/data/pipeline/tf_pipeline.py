@@ -71,7 +71,6 @@ class HostPipeline:
     @classmethod
     def from_config(cls, config: DataConfig) -> "HostPipeline":
         """The options in `config.data`."""
-        config = DataConfig.from_mapping(config)  # temporary, until all callers pass a DataConfig
         return cls(config.memory_limit_gb, config.service)
 
     def batches_ahead(self, bytes_per_batch: int) -> int:

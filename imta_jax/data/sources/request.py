@@ -50,7 +50,6 @@ class SourceRequest:
     @classmethod
     def from_config(cls, config: DataConfig, *, encoded: bool) -> "SourceRequest":
         """Takes the fields of the same names from `config.data`."""
-        config = DataConfig.from_mapping(config)  # temporary, until all callers pass a DataConfig
         names = [field.name for field in fields(cls) if field.name != "encoded"]
         return cls(**{name: getattr(config, name) for name in names}, encoded=encoded)
 
