@@ -82,7 +82,11 @@ def gather(tree: Tree) -> Tree:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None, *, parameter_shards: int = 1) -> Mesh:
+def data_mesh(
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+    *,
+    parameter_shards: int = 1,
+) -> Mesh:
     """A mesh with the axes "data" and "parameters", over the given devices; default, all there are.
 
     Args:

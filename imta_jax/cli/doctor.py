@@ -90,7 +90,7 @@ def _folders(workdir: Path) -> Iterator[tuple[str, Any]]:
         path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists()
     )
     yield "workdir", f"{workdir.absolute()}, {_size(shutil.disk_usage(existing).free)} free"
-    cache = jax.config.read("jax_compilation_cache_dir")
+    cache = jax.config.values["jax_compilation_cache_dir"]
     programs = list(Path(cache).glob("*-cache")) if cache else []
     yield "compilation cache", f"{cache}, {len(programs)} programs" if cache else "disabled"
 

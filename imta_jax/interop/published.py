@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from imta_jax.models import MultiExitClassifier
 from imta_jax.models.msdnet import Bottleneck, MSDNet, MultiScaleLayer, Stem
 from imta_jax.nn.batch_norm import BatchNorm
 from imta_jax.nn.layers import ConvBNReLU
-from imta_jax.techniques import TransferHeads
+from imta_jax.techniques import IndependentHeads, TransferHeads
 
 
 class Slot(NamedTuple):
@@ -54,6 +54,7 @@ def _conv(prefix: str, layer: nnx.Conv) -> Iterator[Slot]:
 
 def _linear(prefix: str, layer: nnx.Linear) -> Iterator[Slot]:
     yield Slot(f"{prefix}.weight", layer.kernel, (1, 0))
+    assert layer.bias is not None
     yield Slot(f"{prefix}.bias", layer.bias, (0,))
 
 
@@ -105,7 +106,7 @@ def _backbone(backbone: MSDNet) -> Iterator[Slot]:
             yield from _unit(f"classifier.{i}.m.{n}.net", unit)
 
 
-def _phase_two_heads(heads: nnx.Module) -> Iterator[Slot]:
+def _phase_two_heads(heads: IndependentHeads) -> Iterator[Slot]:
     for i, layer in enumerate(heads.linears):
         yield from _linear(f"classifier.{i}", layer)
     if isinstance(heads, TransferHeads):
@@ -136,13 +137,14 @@ def published_slots(classifier: MultiExitClassifier) -> dict[str, Slot]:
         )
     phase_two = classifier.phase_one_heads is not None
     prefix = "net." if phase_two else ""
-    phase_one_heads = classifier.phase_one_heads if phase_two else classifier.heads
+    heads = cast(IndependentHeads, classifier.heads)
+    phase_one_heads = cast(IndependentHeads, classifier.phase_one_heads) if phase_two else heads
     slots = list(_backbone(classifier.backbone))
     for i, layer in enumerate(phase_one_heads.linears):
         slots += _linear(f"classifier.{i}.linear", layer)
     named = {prefix + slot.name: slot for slot in slots}
     if phase_two:
-        named |= {slot.name: slot for slot in _phase_two_heads(classifier.heads)}
+        named |= {slot.name: slot for slot in _phase_two_heads(heads)}
     return {name: slot._replace(name=name) for name, slot in named.items()}
 
 

@@ -1,7 +1,7 @@
 """From a config's `model` and `heads` parts to classifiers. A new backbone is one entry here."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from flax import nnx
 
@@ -145,7 +145,7 @@ def with_collaborative_heads(
         )
     heads = _phase_two_heads(classifier, heads_config, rngs)
     if heads_config.get("start", "phase_one") == "phase_one":
-        heads.start_from(classifier.heads)
+        heads.start_from(cast(IndependentHeads, classifier.heads))
     return MultiExitClassifier(
         classifier.backbone,
         heads,

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from imta_jax.errors import InputError
-from imta_jax.techniques import IndependentHeads, split_gradient
+from imta_jax.techniques import split_gradient
 
 # Feature maps, finest scale first.
 State = tuple[Any, ...]
@@ -35,12 +35,15 @@ class Backbone(Protocol):
 
     def stem(self, images: Float[Array, "N H W C"]) -> State:
         """Maps images to feature maps [N, H', W', C'], finest scale first."""
+        ...
 
     def stage(self, i: int, state: State) -> State:
         """Runs the block before exit i (from 0)."""
+        ...
 
     def exit_features(self, i: int, state: State) -> Float[Array, "N F"]:
         """Pooled features of exit i, with F = feature_widths[i]."""
+        ...
 
 
 class Heads(Protocol):
@@ -48,8 +51,9 @@ class Heads(Protocol):
 
     def __call__(
         self, i: int, features: Float[Array, "N F"], carry: Any
-    ) -> tuple[Float[Array, "N K"], Any]:  # pragma: no cover - a protocol
+    ) -> tuple[Float[Array, "N K"], Any]:
         """Maps the features of exit i and the previous exit's carry to logits and a carry."""
+        ...
 
 
 def run_heads(heads: Heads, features: Sequence[Float[Array, "N _"]]) -> Float[Array, "E N K"]:
@@ -82,14 +86,15 @@ class MultiExitClassifier(nnx.Module):
         *,
         num_classes: int,
         image_shape: tuple[int, int, int],
-        phase_one_heads: IndependentHeads | None = None,
+        phase_one_heads: Heads | None = None,
     ):
         self.backbone = backbone
         self.heads = heads
-        self.phase_one_heads = nnx.data(phase_one_heads)
+        self.phase_one_heads: Heads | None = nnx.data(phase_one_heads)
         self.num_exits = backbone.num_exits
         self.num_classes = num_classes
-        self.image_shape = tuple(image_shape)
+        height, width, channels = image_shape
+        self.image_shape = (height, width, channels)
         self.compute_dtype = jnp.float32
 
     def __call__(self, images: jax.Array, equilibrium: str = "off") -> Float[Array, "E N K"]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from imta_jax.errors import InputError, unknown_name
 from imta_jax.models.presets import NETWORK_PRESETS
@@ -21,7 +21,7 @@ def read_fields(kind: type[Spec], config: Mapping[str, Any], backbone: str) -> S
     Raises:
       ValueError: fields unknown (those of another backbone among them) or missing.
     """
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, kind))}
     for name in config:
         if name not in fields:
             what = f"field of config.model with backbone {backbone!r}:"

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend import core
 
@@ -103,7 +104,7 @@ def count_equation(eqn: core.JaxprEqn, known: Known, counts: Counts) -> None:
       ValueError: A loop of unknown length, or a primitive that runs a jaxpr in an unknown way.
     """
     name = eqn.primitive.name
-    if eqn.params.get("name") == convolve.__name__:
+    if eqn.params.get("name") == getattr(convolve, "__name__", None):
         counts.macs += _convolve_macs(eqn)
         known.data.update(eqn.outvars)
     elif name in _CALLS:
@@ -185,7 +186,7 @@ def _count_operation(eqn: core.JaxprEqn, known: Known, counts: Counts) -> None:
         return
     _refuse_unknown_jaxprs(eqn)
     known.data.update(eqn.outvars)
-    name, out = eqn.primitive.name, eqn.outvars[0].aval
+    name, out = eqn.primitive.name, _shaped(eqn.outvars[0])
     if name == "conv_general_dilated":
         counts.macs += _conv_macs(eqn)
     elif name == "dot_general":
@@ -198,7 +199,7 @@ def _count_operation(eqn: core.JaxprEqn, known: Known, counts: Counts) -> None:
     elif name.startswith("reduce_window"):
         counts.extra_ops += out.size * math.prod(eqn.params["window_dimensions"])
     elif name in ("reduce_sum", "reduce_max") and _is_global_pool(eqn):
-        counts.extra_ops += eqn.invars[0].aval.size
+        counts.extra_ops += _shaped(eqn.invars[0]).size
 
 
 def _refuse_unknown_jaxprs(eqn: core.JaxprEqn) -> None:
@@ -218,22 +219,22 @@ def _refuse_unknown_jaxprs(eqn: core.JaxprEqn) -> None:
 
 def _convolve_macs(eqn: core.JaxprEqn) -> int:
     """Multiply-adds of the convolution that was called for, whatever its form."""
-    kernel = eqn.invars[1].aval
-    return eqn.outvars[0].aval.size * (kernel.size // kernel.shape[-1])
+    kernel = _shaped(eqn.invars[1])
+    return _shaped(eqn.outvars[0]).size * (kernel.size // kernel.shape[-1])
 
 
 def _conv_macs(eqn: core.JaxprEqn) -> int:
     """Output elements x (kernel area x input channels per group)."""
-    kernel = eqn.invars[1].aval
+    kernel = _shaped(eqn.invars[1])
     out_axis = eqn.params["dimension_numbers"].rhs_spec[0]
-    return eqn.outvars[0].aval.size * (kernel.size // kernel.shape[out_axis])
+    return _shaped(eqn.outvars[0]).size * (kernel.size // kernel.shape[out_axis])
 
 
 def _dot_macs(eqn: core.JaxprEqn) -> int:
     """Output elements x length of the contracted axes."""
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    shape = eqn.invars[0].aval.shape
-    return eqn.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+    shape = _shaped(eqn.invars[0]).shape
+    return _shaped(eqn.outvars[0]).size * math.prod(shape[axis] for axis in contracted)
 
 
 def _is_bias(eqn: core.JaxprEqn, known: Known) -> bool:
@@ -244,4 +245,9 @@ def _is_bias(eqn: core.JaxprEqn, known: Known) -> bool:
 
 def _is_global_pool(eqn: core.JaxprEqn) -> bool:
     """Whether a map [1, H, W, C] is reduced over its two spatial axes."""
-    return eqn.invars[0].aval.ndim == 4 and tuple(eqn.params["axes"]) == (1, 2)
+    return _shaped(eqn.invars[0]).ndim == 4 and tuple(eqn.params["axes"]) == (1, 2)
+
+
+def _shaped(atom: Any) -> jax.ShapeDtypeStruct:
+    """Shape and type of an operand or a result."""
+    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)

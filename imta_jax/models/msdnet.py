@@ -41,7 +41,7 @@ class Stem(nnx.Module):
         """Maps images to one map per scale."""
         x = self.first(images)
         if self.pools:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         state = [x]
         for convolution in self.coarser:
             state.append(convolution(state[-1]))

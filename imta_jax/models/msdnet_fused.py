@@ -42,7 +42,7 @@ class FusedMSDNet(nnx.Module):
         stem = self.network.first
         x = self._conv_norm(stem.first, self.layout.transpose(images))
         if stem.pools:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         state = [x]
         for convolution in stem.coarser:
             state.append(self._conv_norm(convolution, state[-1]))
@@ -57,6 +57,7 @@ class FusedMSDNet(nnx.Module):
     def exit_features(self, i: int, state: Maps) -> Float[Array, "N F"]:
         """Pooled features of exit i, from the coarsest map."""
         x = state[-1]
+        assert x is not None
         for convolution in self.network.exits[i].convolutions:
             x = self._conv_norm(convolution, x)
         pooled = x.mean(axis=(1, 2))
@@ -102,7 +103,7 @@ class FusedMSDNet(nnx.Module):
             if scale + 1 in scales and scale + 1 >= layer.unstrided:
                 branch = layer.strided[scale + 1 - layer.unstrided]
                 readers.append((strided, scale + 1, branch))
-            if not readers:
+            if x is None or not readers:
                 continue
             reduced = self._joint_conv_norm([branch.reduce for _, _, branch in readers], x)
             for (outputs, at, branch), y in zip(readers, reduced, strict=True):

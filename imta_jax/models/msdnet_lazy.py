@@ -7,6 +7,7 @@ at the exit does not pay for them.
 """
 
 from collections.abc import Sequence, Set
+from typing import cast
 
 from jaxtyping import Array, Float
 
@@ -28,7 +29,7 @@ class LazyMSDNet(FusedMSDNet):
           i: The stage, from 0.
           state: From `stem` if i is 0, else from `stage(i - 1, ...)`.
         """
-        maps = self._finish(i - 1, state) if i > 0 else state
+        maps = cast(Maps, state) if i == 0 else self._finish(i - 1, cast(Pending, state))
         layers = self.network.stages[i]
         states: list[Maps] = [maps]
         for layer, scales in zip(layers, _needed_by_exit(layers), strict=True):

@@ -89,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     fields = NETWORK_PRESETS[arguments.preset]
     imagenet = fields["backbone"] == "googlenet" or fields.get("stem") == "imagenet"
     image = arguments.image or ("224x224x3" if imagenet else "32x32x3")
-    shape = tuple(int(side) for side in image.split("x"))
+    height, width, channels = (int(side) for side in image.split("x"))
+    shape = (height, width, channels)
     classes = arguments.classes or (1000 if imagenet else 10)
     classifier = nnx.eval_shape(
         lambda: build_classifier(fields, num_classes=classes, image_shape=shape, rngs=nnx.Rngs(0))

@@ -11,6 +11,8 @@ only folded or returned unchanged.
 | inference (`inference.engine`) | fused and lazy |
 """
 
+from typing import cast
+
 from flax import nnx
 
 from imta_jax.models.classifier import Backbone, MultiExitClassifier
@@ -59,4 +61,7 @@ def _optimize_backbone(
     if isinstance(backbone, MSDNet):
         form = LazyMSDNet if lazy else FusedMSDNet
         return form(backbone, layout, fold_batch_norm)
-    return fold_all(backbone) if fold_batch_norm else backbone
+    if not fold_batch_norm:
+        return backbone
+    assert isinstance(backbone, nnx.Module)
+    return cast(Backbone, fold_all(backbone))

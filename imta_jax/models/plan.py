@@ -128,7 +128,9 @@ def spec_from_config(config: Mapping[str, Any]) -> NetworkSpec:
     optional = {n for n, f in fields.items() if f.default is not dataclasses.MISSING}
     refuse_missing(sorted(set(fields) - optional - set(config)))
     sequences = {"growth_factors", "bottleneck_factors"}
-    return NetworkSpec(**{n: tuple(v) if n in sequences else v for n, v in config.items()})
+    values: dict[str, Any] = dict(config)
+    values.update({name: tuple(config[name]) for name in sequences & config.keys()})
+    return NetworkSpec(**values)
 
 
 def layers_per_stage(spec: NetworkSpec) -> tuple[int, ...]:

@@ -117,7 +117,7 @@ def write_pretrained(
     classifier, meta = load_classifier(workdir / phase)
     arrays = named_arrays(nnx.state(classifier, nnx.Any(nnx.Param, nnx.BatchStat)))
     about = {"meta": meta | {"note": note}, "results": {name: results[name] for name in _SECTIONS}}
-    stored = {name: np.asarray(array, dtype) for name, array in arrays.items()}
+    stored: dict[str, Any] = {name: np.asarray(array, dtype) for name, array in arrays.items()}
     # As bytes: NumPy would pickle an array of objects.
     stored[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     np.savez_compressed(path, **stored)

@@ -39,8 +39,8 @@ class _Entry(NamedTuple):
 
     key: str
     run: Callable[..., Any]
-    arguments: jax.tree_util.PyTreeDef
-    results: jax.tree_util.PyTreeDef
+    arguments: jax.tree_util.PyTreeDef  # pyright: ignore[reportInvalidTypeForm]
+    results: jax.tree_util.PyTreeDef  # pyright: ignore[reportInvalidTypeForm]
 
     def matches(self, lowered: jax.stages.Lowered) -> bool:
         """Whether it takes and returns the same pytrees, which equal programs need not do."""
@@ -67,9 +67,11 @@ class CachedExecutable:
 
     def __call__(self, *arguments: Any) -> Any:
         """Calls the step; arguments that the jitted step donates are donated."""
-        if self._run is None:
-            self._run = self._load_or_compile(arguments) if _folder() else self._jitted
-        return self._run(*arguments)
+        run = self._run
+        if run is None:
+            run = self._load_or_compile(arguments) if _folder() else self._jitted
+            self._run = run
+        return run(*arguments)
 
     def _load_or_compile(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         lowered = self._jitted.lower(*arguments)
@@ -105,7 +107,7 @@ def _background() -> ThreadPoolExecutor:
 
 def _folder() -> Path | None:
     """The folder of the cache; None if it is disabled."""
-    cache = jax.config.jax_compilation_cache_dir
+    cache = jax.config.values["jax_compilation_cache_dir"]
     if not cache or "://" in cache or jax.process_count() > 1:
         return None
     return Path(cache) / "steps"
@@ -116,7 +118,12 @@ def _program_key(lowered: jax.stages.Lowered, devices: Sequence[int]) -> str:
     digest = hashlib.sha256(lowered.as_text().encode())
     client = jax.local_devices()[0].client
     flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    versions = jax.__version__, jaxlib.__version__, flax.__version__, client.platform_version
+    versions = (
+        jax.__version__,
+        jaxlib.version.__version__,
+        flax.__version__,
+        client.platform_version,
+    )
     kinds = [device.device_kind for device in jax.devices()]
     settings = sorted(item for item in jax.config.values.items() if "_cache_" not in item[0])
     for part in (versions, kinds, devices, flags, settings, _cpu_features()):
@@ -191,7 +198,7 @@ def _write_file(name: str, content: bytes) -> None:
 @contextlib.contextmanager
 def _without_jax_cache() -> Iterator[None]:
     """Disables JAX's persistent cache, whose state JAX otherwise evaluates only once."""
-    enabled = jax.config.jax_enable_compilation_cache
+    enabled = jax.config.values["jax_enable_compilation_cache"]
     try:
         jax.config.update("jax_enable_compilation_cache", False)
         compilation_cache.reset_cache()

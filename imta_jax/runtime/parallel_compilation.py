@@ -32,7 +32,7 @@ def _cache_every_program() -> Iterator[None]:
     settings = {
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir
+        "jax_compilation_cache_dir": jax.config.values["jax_compilation_cache_dir"]
         or str(DEFAULT_CACHE_DIR.expanduser()),
     }
     before = {name: getattr(jax.config, name) for name in settings}

@@ -51,6 +51,7 @@ class IndependentHeads(nnx.Module):
         for own, other in zip(self.linears, earlier.linears, strict=True):
             # Copied, not shared: the phase-I heads stay as they are beside these.
             own.kernel[...] = jnp.array(other.kernel[...])
+            assert own.bias is not None and other.bias is not None
             own.bias[...] = jnp.array(other.bias[...])
 
 
@@ -122,6 +123,7 @@ class TransferHeads(nnx.Module):
         for own, other in zip(self.linears, earlier.linears, strict=True):
             width = other.kernel[...].shape[0]
             own.kernel[...] = jnp.zeros_like(own.kernel[...]).at[:width].set(other.kernel[...])
+            assert own.bias is not None and other.bias is not None
             own.bias[...] = jnp.array(other.bias[...])
 
 

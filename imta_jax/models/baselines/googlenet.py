@@ -72,7 +72,7 @@ class Inception(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [N, H, W, inputs] to [N, H, W, outputs], at half the size where it pools first."""
         x = pool_by_two(x) if self.pools else x
-        around = nnx.max_pool(x, (3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))
+        around = nnx.max_pool(x, (3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         branches = (self.one(x), self.three(x), self.five(x), self.pooled(around))
         return jnp.concatenate(branches, axis=-1)
 

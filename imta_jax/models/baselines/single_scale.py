@@ -22,7 +22,7 @@ State = tuple[jax.Array, ...]
 
 def pool_by_two(x: jax.Array) -> jax.Array:
     """3x3 maximum at stride 2, padded by one: [N, H, W, C] to [N, ceil(H/2), ceil(W/2), C]."""
-    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
 
 
 class ImageNetOpening(nnx.Module):
