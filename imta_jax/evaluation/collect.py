@@ -68,7 +68,8 @@ def collect_predictions(
     state = place_parameters(state, mesh)
 
     def logits_of(state: nnx.State, batch: Batch) -> Float32[Array, "N E K"]:
-        logits = inference_logits(graphdef, [state], batch.images, mean=mean, std=std, mesh=mesh)
+        images = jnp.asarray(batch.images)
+        logits = inference_logits(graphdef, [state], images, mean=mean, std=std, mesh=mesh)
         return jnp.swapaxes(logits, 0, 1)
 
     over_batch = split_over_batch(mesh)

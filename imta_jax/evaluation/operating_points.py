@@ -78,14 +78,14 @@ def best_within_budget(points: Sequence[OperatingPoint], budget: float) -> Opera
         raise InputError(
             f"budget={budget:g}; expected a fraction of the last exit's cost, above 0, e.g. 0.5"
         )
-    affordable = [point for point in points if point.budget <= budget]
+    affordable = [point for point in points if _budget(point) <= budget]
     if not affordable:
         available = ", ".join(f"{point.budget:.3f}" for point in pareto_front(points))
         raise InputError(
             f"no operating point has budget={budget:g} or less; available budgets: {available}. "
             "Raise the budget or add smaller config.evaluation.quotas"
         )
-    return max(affordable, key=lambda point: (point.validation_top1, -point.budget))
+    return max(affordable, key=lambda point: (point.validation_top1, -_budget(point)))
 
 
 def cheapest_within_tolerance(
@@ -117,10 +117,19 @@ def pareto_front(points: Sequence[OperatingPoint]) -> tuple[OperatingPoint, ...]
       The remaining points, by rising budget and rising validation accuracy.
     """
     front: list[OperatingPoint] = []
-    for point in sorted(points, key=lambda point: (point.budget, -point.validation_top1)):
+    for point in sorted(points, key=lambda point: (_budget(point), -point.validation_top1)):
         if not front or point.validation_top1 > front[-1].validation_top1:
             front.append(point)
     return tuple(front)
+
+
+def _budget(point: OperatingPoint) -> float:
+    if point.budget is None:
+        raise InputError(
+            "operating point with budget=None; read the rows of older results with "
+            "read_budget_curve, which completes them"
+        )
+    return point.budget
 
 
 def _point(row: Mapping[str, Any], full_cost: float, cost_name: str) -> OperatingPoint:

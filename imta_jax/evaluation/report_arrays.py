@@ -47,5 +47,9 @@ def write_calibration(path: Path, test: Predictions, bins: int) -> None:
     """
     confidences, correct = confidence(test.logits), correct_in_top(test.logits, test.labels, 1)
     diagrams = [reliability(c, r, bins) for c, r in zip(confidences, correct, strict=True)]
-    names = ("confidence", "accuracy", "count")
-    np.savez(path, **{name: np.stack([getattr(d, name) for d in diagrams]) for name in names})
+    np.savez(
+        path,
+        confidence=np.stack([diagram.confidence for diagram in diagrams]),
+        accuracy=np.stack([diagram.accuracy for diagram in diagrams]),
+        count=np.stack([diagram.count for diagram in diagrams]),
+    )

@@ -6,9 +6,9 @@ checkpoints are rejected, because unpickling runs code.
 
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from flax import nnx
 
 from imta_jax.errors import InputError
 from imta_jax.models import MultiExitClassifier
+from imta_jax.models.classifier import Heads
 from imta_jax.models.msdnet import Bottleneck, MSDNet, MultiScaleLayer, Stem
 from imta_jax.nn.batch_norm import BatchNorm
 from imta_jax.nn.layers import ConvBNReLU
@@ -54,7 +55,7 @@ def _conv(prefix: str, layer: nnx.Conv) -> Iterator[Slot]:
 
 def _linear(prefix: str, layer: nnx.Linear) -> Iterator[Slot]:
     yield Slot(f"{prefix}.weight", layer.kernel, (1, 0))
-    assert layer.bias is not None
+    assert layer.bias is not None  # Every head has a bias.
     yield Slot(f"{prefix}.bias", layer.bias, (0,))
 
 
@@ -106,8 +107,22 @@ def _backbone(backbone: MSDNet) -> Iterator[Slot]:
             yield from _unit(f"classifier.{i}.m.{n}.net", unit)
 
 
-def _phase_two_heads(heads: IndependentHeads) -> Iterator[Slot]:
-    for i, layer in enumerate(heads.linears):
+def _linear_layers(heads: Heads | None) -> Sequence[nnx.Linear]:
+    """The linear layer of each exit.
+
+    Raises:
+      ValueError: the heads are not of this library.
+    """
+    if not isinstance(heads, IndependentHeads | TransferHeads):
+        raise InputError(
+            f"heads of type {type(heads).__name__}; published weights exist for IndependentHeads, "
+            "ResidualHeads and TransferHeads"
+        )
+    return heads.linears
+
+
+def _phase_two_heads(heads: Heads) -> Iterator[Slot]:
+    for i, layer in enumerate(_linear_layers(heads)):
         yield from _linear(f"classifier.{i}", layer)
     if isinstance(heads, TransferHeads):
         for i, (transform, norm) in enumerate(zip(heads.transfers, heads.norms, strict=True)):
@@ -129,7 +144,7 @@ def published_slots(classifier: MultiExitClassifier) -> dict[str, Slot]:
       The slots by published name.
 
     Raises:
-      ValueError: the backbone is not an MSDNet.
+      ValueError: the backbone is not an MSDNet, or the heads are not of this library.
     """
     if not isinstance(classifier.backbone, MSDNet):
         raise InputError(
@@ -137,14 +152,13 @@ def published_slots(classifier: MultiExitClassifier) -> dict[str, Slot]:
         )
     phase_two = classifier.phase_one_heads is not None
     prefix = "net." if phase_two else ""
-    heads = cast(IndependentHeads, classifier.heads)
-    phase_one_heads = cast(IndependentHeads, classifier.phase_one_heads) if phase_two else heads
+    phase_one_heads = classifier.phase_one_heads if phase_two else classifier.heads
     slots = list(_backbone(classifier.backbone))
-    for i, layer in enumerate(phase_one_heads.linears):
+    for i, layer in enumerate(_linear_layers(phase_one_heads)):
         slots += _linear(f"classifier.{i}.linear", layer)
     named = {prefix + slot.name: slot for slot in slots}
     if phase_two:
-        named |= {slot.name: slot for slot in _phase_two_heads(heads)}
+        named |= {slot.name: slot for slot in _phase_two_heads(classifier.heads)}
     return {name: slot._replace(name=name) for name, slot in named.items()}
 
 

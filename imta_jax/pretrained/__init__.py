@@ -120,4 +120,4 @@ def write_pretrained(
     stored: dict[str, Any] = {name: np.asarray(array, dtype) for name, array in arrays.items()}
     # As bytes: NumPy would pickle an array of objects.
     stored[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    np.savez_compressed(path, **stored)
+    np.savez_compressed(path, **stored)  # type: ignore[arg-type]

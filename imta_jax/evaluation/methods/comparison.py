@@ -55,7 +55,7 @@ class MethodCurve:
     """
 
     method: str
-    settings: tuple[dict[str, float], ...]
+    settings: tuple[Mapping[str, float], ...]
     thresholds: Float32[np.ndarray, "P E"] | None
     temperatures: Float[np.ndarray, " E"] | None
     validation_accuracy: Float64[np.ndarray, " P"]
@@ -72,7 +72,7 @@ def compare_methods(
     validation: Predictions | tuple[ArrayLike, ArrayLike],
     test: Predictions | tuple[ArrayLike, ArrayLike],
     costs: object,
-    budgets: Sequence[float] = DEFAULT_BUDGETS,
+    budgets: ArrayLike = DEFAULT_BUDGETS,
     *,
     tolerances: Sequence[float] = DEFAULT_TOLERANCES,
     confidence_level: float = 0.95,
@@ -125,7 +125,7 @@ def compare_methods(
 
 
 def _checked_budgets(
-    budgets: Sequence[float], costs: Float64[np.ndarray, " E"]
+    budgets: ArrayLike, costs: Float64[np.ndarray, " E"]
 ) -> Float64[np.ndarray, " B"]:
     budgets, least = np.asarray(budgets, np.float64), costs[0] / costs[-1]
     valid = (budgets >= least * (1 - 1e-12)) & (budgets <= 1)

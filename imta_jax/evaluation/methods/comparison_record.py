@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imta_jax.evaluation.budget import DEFAULT_QUOTAS
+from imta_jax.evaluation.budget import DEFAULT_QUOTAS, checked_costs
 from imta_jax.evaluation.methods.comparison import MethodCurve, compare_methods
 from imta_jax.evaluation.predictions import Predictions
 
@@ -42,7 +42,7 @@ def comparison_record(
     return {
         **settings,
         "images": {"validation": len(validation.labels), "test": len(test.labels)},
-        "full_cost": float(getattr(costs, "macs", costs)[-1]),
+        "full_cost": float(checked_costs(costs, len(validation.logits))[-1]),
         "points": comparison_rows(curves),
     }
 

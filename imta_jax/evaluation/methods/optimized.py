@@ -135,7 +135,7 @@ def _grid(
     quantiles: Float32[np.ndarray, " Q"], starts: Float32[np.ndarray, " B"]
 ) -> Float32[np.ndarray, " G"]:
     """Falling, distinct thresholds with ALWAYS_LEAVE last and without NEVER_LEAVE."""
-    values = np.concatenate([quantiles, starts, np.float32([ALWAYS_LEAVE])])
+    values = np.concatenate([quantiles, starts, np.array([ALWAYS_LEAVE], np.float32)])
     return np.unique(values[values < np.float32(NEVER_LEAVE)])[::-1]
 
 
@@ -144,7 +144,7 @@ def _thresholds(
 ) -> Float32[np.ndarray, "B E"]:
     """Numbers of open levels as thresholds."""
     columns = [
-        np.concatenate([np.float32([NEVER_LEAVE]), grid])[open_levels[:, i]]
+        np.concatenate([np.array([NEVER_LEAVE], np.float32), grid])[open_levels[:, i]]
         for i, grid in enumerate(problem.grids)
     ]
     return np.stack(columns, axis=1)

@@ -66,7 +66,7 @@ class Selection(NamedTuple):
       temperatures: None if the method does not scale confidences.
     """
 
-    settings: Sequence[dict[str, float]]
+    settings: Sequence[Mapping[str, float]]
     validation_exits: Int[np.ndarray, "P N"]
     test_exits: Int[np.ndarray, "P M"]
     thresholds: Float32[np.ndarray, "P E"] | None = None
@@ -91,14 +91,16 @@ def sweep_thresholds(
 
 
 def select_by_thresholds(
-    settings: Sequence[dict[str, float]],
+    settings: Sequence[Mapping[str, float]],
     thresholds: Float32[np.ndarray, "P E"],
     splits: Splits,
     temperature: Float[np.ndarray, " E"] | None = None,
 ) -> Selection:
     """Applies thresholds to both splits, to scaled confidences if a temperature is given."""
-    exits = (exit_of(s.confidence if temperature is None else s.scaled, thresholds) for s in splits)
-    return Selection(settings, *exits, thresholds, temperature)
+    validation_exits, test_exits = (
+        exit_of(s.confidence if temperature is None else s.scaled, thresholds) for s in splits
+    )
+    return Selection(settings, validation_exits, test_exits, thresholds, temperature)
 
 
 def select_by_budget(
@@ -132,12 +134,11 @@ def select_by_budget(
 
 def select_by_patience(splits: Splits) -> Selection:
     """Patience, with one point per number of exits that must agree."""
-    settings = [{"patience": p} for p in range(1, len(splits.validation.classes) + 1)]
-    exits = (
-        np.stack([patience_exits(s.classes, setting["patience"]) for setting in settings])
-        for s in splits
+    patiences = range(1, len(splits.validation.classes) + 1)
+    validation_exits, test_exits = (
+        np.stack([patience_exits(s.classes, p) for p in patiences]) for s in splits
     )
-    return Selection(settings, *exits)
+    return Selection([{"patience": p} for p in patiences], validation_exits, test_exits)
 
 
 def select_by_guarantee(
@@ -146,7 +147,9 @@ def select_by_guarantee(
     """The methods with a guarantee, with one point per tolerance in percentage points."""
     validation, selections = splits.validation, {}
     for guarantee in GUARANTEES:
-        settings: Sequence[Mapping] = [{"tolerance_points": float(t)} for t in tolerances]
+        settings: Sequence[Mapping[str, float]] = [
+            {"tolerance_points": float(t)} for t in tolerances
+        ]
         if guarantee != "expectation":
             settings = [{**setting, "confidence_level": level} for setting in settings]
         thresholds = risk_controlled_thresholds(
