@@ -47,14 +47,14 @@ from imta_jax.data.pipeline.on_device import (
 )
 from imta_jax.data.sources.tfds import import_tfds
 from imta_jax.data.tensorflow_import import import_tensorflow
-from imta_jax.distributed import data_mesh, place_batch, place_rows
+from imta_jax.distributed import data_mesh, place_batch, place_indices
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.huge_pages import restart_with_huge_pages
 from imta_jax.training.feed import Feed, host_feed, steps_per_dispatch, training_feed
 from imta_jax.training.optimizer import sgd
 from imta_jax.training.setup import build_phase, new_phase_one
 from imta_jax.training.state import TrainState
-from imta_jax.training.step import on_batches
+from imta_jax.training.step import jit_batch_step
 from imta_jax.types import Batch
 
 FULL = {"images": 9600, "batch_size": 64, "rounds": 6, "step_rounds": 60, "block": 3}
@@ -83,7 +83,7 @@ def training_feeds(config: RunConfig) -> tuple[dict[str, Feed], TrainState]:
         changed = dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
         return training_feed(changed, "phase_one", dataset, phase, state)
 
-    compiled = on_batches(phase.step, mesh, state)  # one program for all feeds from the host
+    compiled = jit_batch_step(phase.step, mesh, state)  # one program for all feeds from the host
     from_host = feed_of(pipeline="numpy").items
     batch = place_batch(next(iter(from_host(0, 0))), mesh)
     always = Feed("constant", lambda epoch, step: itertools.repeat(batch), lambda b: 1, compiled)
@@ -103,7 +103,7 @@ def cutting_feed(device: Feed, images: OnDeviceSplit) -> Feed:
         return jax.lax.map(lambda one: on_device_batch(images, *one), rows[:3])
 
     def advance(state: TrainState, rows: OnDeviceIndices) -> tuple[TrainState, Batch]:
-        return state, jax.block_until_ready(cut(images, place_rows(rows, data_mesh())))
+        return state, jax.block_until_ready(cut(images, place_indices(rows, data_mesh())))
 
     return Feed("cutting", device.items, device.steps_of, advance)
 

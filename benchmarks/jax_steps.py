@@ -21,12 +21,12 @@ from benchmarks.cases import (
 )
 from imta_jax.config import RunConfig
 from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit
-from imta_jax.distributed import data_mesh, place_batch, place_once, place_rows
+from imta_jax.distributed import data_mesh, place_batch, place_indices, replicate_host
 from imta_jax.models import inference_logits
 from imta_jax.training.optimizer import sgd
 from imta_jax.training.setup import build_phase, new_phase_one
 from imta_jax.training.state import TrainState, named_arrays
-from imta_jax.training.step import on_batches, on_resident
+from imta_jax.training.step import jit_batch_step, jit_on_device_step
 from imta_jax.types import Batch
 
 
@@ -62,7 +62,7 @@ class JaxSteps:
             place_batch(Batch(i, t, ones, index), self.mesh)
             for i, t in zip(images, labels, strict=True)
         ]
-        self.split = place_once(
+        self.split = replicate_host(
             OnDeviceSplit(images.reshape(-1, *info.image_shape), labels.ravel()), self.mesh
         )
         self.phases: dict[str, Any] = {}
@@ -81,7 +81,9 @@ class JaxSteps:
             phase = build_phase(
                 name, self.config, self.classifier, optimizer, **pixels, mesh=self.mesh
             )
-            compiled = (on_resident if self.on_device else on_batches)(phase.step, self.mesh)
+            compiled = (jit_on_device_step if self.on_device else jit_batch_step)(
+                phase.step, self.mesh
+            )
             self.phases[name] = SimpleNamespace(step=compiled, state=phase.new_state())
         return self.phases[name]
 
@@ -94,7 +96,7 @@ class JaxSteps:
         phase = self._phase(name)
         batch = self.batches[0]
         inputs = (
-            (self.split, place_rows(self._indices(steps), self.mesh))
+            (self.split, place_indices(self._indices(steps), self.mesh))
             if self.on_device
             else (batch,)
         )
@@ -111,7 +113,7 @@ class JaxSteps:
 
     def _train(self, phase: SimpleNamespace, steps: int) -> Losses:
         if self.on_device:
-            indices = place_rows(self._indices(steps), self.mesh)
+            indices = place_indices(self._indices(steps), self.mesh)
             phase.state, metrics = phase.step(phase.state, self.split, indices)
             last = jax.tree.map(lambda x: x[-1], metrics)
         else:
@@ -141,7 +143,7 @@ class JaxSteps:
 
     def _new_forward(self) -> Any:
         graphdef, state = nnx.split(self.classifier)
-        state = place_once(state, self.mesh)
+        state = replicate_host(state, self.mesh)
         pixels = pixel_statistics(self.case)
 
         @jax.jit

@@ -45,7 +45,7 @@ from imta_jax.training.objectives import ALL_PARAMETERS
 from imta_jax.training.optimizer import sgd
 from imta_jax.training.setup import Phase, build_phase, new_phase_one, phase_one_objective
 from imta_jax.training.state import TrainState
-from imta_jax.training.step import on_batches
+from imta_jax.training.step import jit_batch_step
 from imta_jax.types import Batch
 
 SEED, BATCH, CHIPS = 0, 64, (8, 64, 256)
@@ -96,7 +96,7 @@ def new_phase(config: RunConfig, info: Any, name: str) -> Phase:
 def new_step(config: RunConfig, info: Any, name: str) -> tuple[Any, TrainState, Batch]:
     """(Compiled step of a phase on all devices, state, batch with 64 images per process)."""
     phase = new_phase(config, info, name)
-    step, state = on_batches(phase.step, phase.mesh), phase.new_state()
+    step, state = jit_batch_step(phase.step, phase.mesh), phase.new_state()
     index = np.arange(BATCH, dtype=np.int32)
     images = np.random.default_rng(SEED).integers(0, 256, (BATCH, *info.image_shape), np.uint8)
     batch = Batch(images, index % info.num_classes, np.ones(BATCH, bool), index)

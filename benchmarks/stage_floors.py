@@ -25,7 +25,7 @@ from flax import nnx
 
 from benchmarks import jax_steps, measurement, result_file
 from benchmarks.cases import SEED, Case
-from imta_jax.distributed import is_one_processor
+from imta_jax.distributed import is_single_cpu
 from imta_jax.models import MultiExitClassifier, optimize_classifier
 from imta_jax.nn.convolution import convolve
 from imta_jax.nn.cpu.channels_first import convolve_channels_first
@@ -140,7 +140,7 @@ def rates(rounds: int) -> dict[str, float]:
 def network_rows(case: Case, rounds: int, found: Mapping[str, float]) -> list[dict[str, Any]]:
     """One row per phase and stage, and one for the full step of each phase."""
     ours, rows = jax_steps.JaxSteps(case, on_device=False), []
-    layout = Layout.CHWN if is_one_processor(ours.mesh) else Layout.NHWC
+    layout = Layout.CHWN if is_single_cpu(ours.mesh) else Layout.NHWC
     for kind in KINDS:
         classifier = phases.new_phase_one(ours.config, case.dataset_info)
         if kind == "phase_two":

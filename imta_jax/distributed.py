@@ -1,12 +1,12 @@
-"""Which device holds what: the only file that decides shardings.
+"""Processes, meshes and shardings: the only module that decides where arrays are placed.
 
-One device is a mesh of one. Batches are split over the whole mesh. Parameters and the optimiser's
-state are on every device or, to save memory, split over the mesh's second axis; the compiler
-inserts what has to travel.
+One device is a mesh of one. Batches are sharded over all devices. Parameters and the optimizer
+state are replicated or, to save memory, sharded over the mesh's second axis. The compiler inserts
+the communication.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,22 +25,22 @@ _BOTH_AXES = (DATA_AXIS, PARAMETER_AXIS)
 def join_processes(
     coordinator: str | None = None, count: int | None = None, index: int | None = None
 ) -> None:
-    """Makes this one of several processes that compute together; to be called before all else.
+    """Makes this process one of several that compute together. Call it before other JAX functions.
 
     Args:
-      coordinator: host:port of process 0; None to find all three in the surroundings, as Cloud
-        TPU, Slurm, Kubernetes and Open MPI leave them. Where there are none, it is alone.
-      count: of processes.
-      index: of this one, from 0.
+      coordinator: HOST:PORT of process 0. None detects all three values as Cloud TPU, Slurm,
+        Kubernetes and Open MPI provide them; without them, the process is alone.
+      count: number of processes.
+      index: index of this process, from 0.
 
     Raises:
-      ValueError: some of the three are missing.
+      InputError: only some of the three values are given.
     """
     given = [value is not None for value in (coordinator, count, index)]
     if any(given) and not all(given):
         raise InputError(
-            "of coordinator_address, num_processes and process_id all are needed, or none (they"
-            f" are then found); found {coordinator}, {count}, {index}"
+            "coordinator_address, num_processes and process_id must be given together, or not at"
+            f" all to detect them; found {coordinator}, {count}, {index}"
         )
     try:
         jax.distributed.initialize(coordinator, count, index)
@@ -50,20 +50,25 @@ def join_processes(
 
 
 def is_first_process() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this is process 0, which writes the files that all processes share."""
     return jax.process_index() == 0
 
 
-def wait_for_all(what: str) -> None:
-    """Waits until every process is here; `what` names the place."""
+def process_shard() -> tuple[int, int]:
+    """The index of this process and the number of processes."""
+    return jax.process_index(), jax.process_count()
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until every process reaches the barrier of this name."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices(name)
 
 
 def first_process_first(load: Callable[[], Result]) -> Result:
-    """Lets the first process do alone what leaves files for the others to find, then the others.
+    """Calls a function in process 0, and then in the others, which find the files that it wrote.
 
-    An error of the first is raised there, and the others are told of it by the runtime.
+    An error in process 0 is raised there, and JAX's runtime stops the others.
     """
     if jax.process_count() == 1:
         return load()
@@ -76,7 +81,7 @@ def first_process_first(load: Callable[[], Result]) -> Result:
 
 
 def gather(tree: Tree) -> Tree:
-    """Arrays split over their leading axis, whole and as NumPy in every process."""
+    """Gathers arrays that are sharded over their leading axis, as NumPy arrays in every process."""
     if jax.process_count() == 1:
         return jax.tree.map(np.asarray, tree)
     return multihost_utils.process_allgather(tree, tiled=True)
@@ -87,14 +92,14 @@ def data_mesh(
     *,
     parameter_shards: int = 1,
 ) -> Mesh:
-    """A mesh with the axes "data" and "parameters", over the given devices; default, all there are.
+    """A mesh with the axes "data" and "parameters".
 
     Args:
-      devices: of all processes.
-      parameter_shards: how many devices share one copy of the parameters and the optimiser's state.
+      devices: of all processes; None for all devices.
+      parameter_shards: devices that share one copy of the parameters and the optimizer state.
 
     Raises:
-      ValueError: a number of shards that does not divide the devices; names those that do.
+      InputError: the number of shards does not divide the number of devices.
     """
     devices = list(devices) if devices is not None else jax.devices()
     if parameter_shards < 1 or len(devices) % parameter_shards:
@@ -107,60 +112,55 @@ def data_mesh(
     return jax.make_mesh(shape, _BOTH_AXES, (AxisType.Auto, AxisType.Auto), devices=devices)
 
 
-def is_one_processor(mesh: Mesh) -> bool:
-    """Whether a program for the mesh is run by the cores of one host and nothing else."""
+def is_single_cpu(mesh: Mesh) -> bool:
+    """Whether the mesh is one CPU device."""
     return mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of metrics and of all that is small: a copy on every device."""
+    """The sharding of metrics and other small arrays: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def parameter_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
-    """The sharding of a parameter or of its momentum: its largest axis that divides is split.
+    """The sharding of a parameter or its momentum: over its largest axis that the shards divide.
 
-    One that does not divide, or a mesh that has one copy on every device, leaves it whole.
+    Replicated if there is no such axis, or one shard.
     """
     shards = mesh.shape[PARAMETER_AXIS]
-    able = [i for i, size in enumerate(shape) if size >= shards and size % shards == 0]
-    if shards == 1 or not able:
+    divisible = [i for i, size in enumerate(shape) if size >= shards and size % shards == 0]
+    if shards == 1 or not divisible:
         return replicated(mesh)
-    largest = max(able, key=lambda i: shape[i])
+    largest = max(divisible, key=lambda i: shape[i])
     return NamedSharding(mesh, PartitionSpec(*[None] * largest, PARAMETER_AXIS))
 
 
-def split_over_batch(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: its leading axis split evenly."""
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch [N, ...]: evenly over the leading axis."""
     return NamedSharding(mesh, PartitionSpec(_BOTH_AXES))
 
 
-def split_batches(mesh: Mesh) -> NamedSharding:
-    """The sharding of several batches [S, N, ...]: each split evenly."""
+def stacked_batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of several batches [S, N, ...]: each evenly over N."""
     return NamedSharding(mesh, PartitionSpec(None, _BOTH_AXES))
 
 
 def place_batch(batch: Tree, mesh: Mesh) -> Tree:
-    """Puts a host batch (a pytree of NumPy arrays [N, ...]) on the devices, split over N.
+    """Places a host batch, a pytree of NumPy arrays [N, ...], sharded over N.
 
-    Of several processes each gives its rows.
+    With several processes, each passes its part of the batch.
     """
-    return _place(batch, split_over_batch(mesh))
+    return _place(batch, batch_sharding(mesh))
 
 
-def place_rows(rows: Tree, mesh: Mesh) -> Tree:
-    """As `place_batch`, for what tells of several batches [S, N, ...]; scalars go everywhere."""
-    split, whole = split_batches(mesh), replicated(mesh)
-    return jax.tree.map(lambda x: _place(x, split if np.ndim(x) else whole), rows)
+def place_indices(indices: Tree, mesh: Mesh) -> Tree:
+    """Places indices of several batches [S, N, ...], sharded over N; scalars are replicated."""
+    sharded, everywhere = stacked_batch_sharding(mesh), replicated(mesh)
+    return jax.tree.map(lambda x: _place(x, sharded if np.ndim(x) else everywhere), indices)
 
 
-def process_shard() -> tuple[int, int]:
-    """Which of how many processes this is: (index, count)."""
-    return jax.process_index(), jax.process_count()
-
-
-def place_once(tree: Tree, mesh: Mesh) -> Tree:
-    """Puts host arrays, the same in every process, whole on every device."""
+def replicate_host(tree: Tree, mesh: Mesh) -> Tree:
+    """Replicates host arrays, which must be equal in every process, on every device."""
     return _place(tree, replicated(mesh))
 
 
@@ -169,39 +169,43 @@ def _place(tree: Tree, sharding: NamedSharding) -> Tree:
 
 
 def place_replicated(tree: Tree, mesh: Mesh) -> Tree:
-    """Copies a pytree to every device of the mesh; the copy shares no buffer with the original."""
+    """Copies a pytree to every device; the copy shares no buffer with the original."""
     return _copy(tree, lambda shape: replicated(mesh))
 
 
 def place_parameters(tree: Tree, mesh: Mesh) -> Tree:
-    """Copies parameters, or what has their shapes, to where `parameter_sharding` wants them."""
+    """Copies parameters, or a pytree of their shapes, with `parameter_sharding`."""
     return _copy(tree, lambda shape: parameter_sharding(mesh, shape))
 
 
 def _copy(tree: Tree, sharding: Callable[[Sequence[int]], NamedSharding]) -> Tree:
-    # Through the host: a device_put onto the device an array is on already would alias it, and a
-    # step that donates its state would then delete the network's own arrays.
-    return jax.tree.map(lambda x: jax.device_put(np.array(x), sharding(np.shape(x))), tree)
+    # Through the host. `device_put` to the device that holds an array would alias it, and a step
+    # that donates its state would then delete the network's own arrays.
+    def copy(x: Any) -> jax.Array:
+        return jax.device_put(np.array(x), sharding(np.shape(x)))
+
+    return jax.tree.map(copy, tree)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, field: str, parts: int = 1) -> None:
-    """Refuses a batch that the devices do not divide.
+def check_batch_size(batch_size: int, mesh: Mesh, field: str, accumulate_parts: int = 1) -> None:
+    """Checks that devices and parts divide a batch.
 
     Args:
-      batch_size: global, over all devices.
+      batch_size: images over all devices.
       mesh: the devices.
-      field: the config field it comes from; opens the message.
-      parts: that each device does one after the other.
+      field: the config field, for the message.
+      accumulate_parts: parts that each device computes one after the other.
 
     Raises:
-      ValueError: with the nearest sizes that work.
+      InputError: they do not; the message names the nearest sizes that work.
     """
-    devices = mesh.size * parts
-    over = f"{mesh.size} devices" + (f" and {parts} parts" if parts > 1 else "")
-    if batch_size >= 1 and batch_size % devices == 0:
+    multiple = mesh.size * accumulate_parts
+    parts = f" and {accumulate_parts} parts" if accumulate_parts > 1 else ""
+    if batch_size >= 1 and batch_size % multiple == 0:
         return
-    below, above = batch_size // devices * devices, -(-batch_size // devices) * devices
-    nearest = " or ".join(str(size) for size in (below, above) if size > 0) or str(devices)
+    below, above = batch_size // multiple * multiple, -(-batch_size // multiple) * multiple
+    nearest = " or ".join(str(size) for size in (below, above) if size > 0) or str(multiple)
     raise InputError(
-        f"{field}={batch_size} does not divide over {over}; the nearest that do: {nearest}"
+        f"{field}={batch_size} is not divisible by {mesh.size} devices{parts}; the nearest sizes"
+        f" that are: {nearest}"
     )

@@ -1,4 +1,4 @@
-"""Eight devices compute what one does, and every image counts once however many there are."""
+"""Sharding: eight devices compute what one computes, and every image counts once."""
 
 import jax
 import numpy as np
@@ -36,7 +36,7 @@ def test_the_default_mesh_has_every_device(eight):
 
 
 @pytest.mark.parametrize("name", ["phase_one", "phase_two"])
-def test_eight_devices_train_as_one_does(name, one, eight):
+def test_eight_devices_train_like_one(name, one, eight):
     ends = []
     for mesh in (one, eight):
         # The published phase II moves statistics by the batch, which here spans the devices.
@@ -88,7 +88,7 @@ def test_evaluation_leaves_the_classifier_in_its_mode(classifier, one):
 @pytest.mark.parametrize(
     ("size", "nearest"), [(12, "8 or 16"), (7, "8"), (0, "8"), (-8, "8"), (1001, "1000 or 1008")]
 )
-def test_a_batch_that_does_not_divide_is_refused_with_the_nearest(eight, size, nearest):
+def test_an_indivisible_batch_size_is_rejected_with_the_nearest(eight, size, nearest):
     with pytest.raises(ValueError) as error:
         check_batch_size(size, eight, "config.phase_one.batch_size")
     message = str(error.value)
@@ -97,7 +97,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest(eight, size, n
 
 
 @pytest.mark.parametrize("size", [8, 64, 1000])
-def test_a_batch_that_divides_passes(eight, one, size):
+def test_a_divisible_batch_size_passes(eight, one, size):
     check_batch_size(size, eight, "batch_size")
     check_batch_size(size + 1, one, "batch_size")
 

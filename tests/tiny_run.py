@@ -24,7 +24,7 @@ from imta_jax.training.setup import (
     phase_schedule,
     phase_settings,
 )
-from imta_jax.training.step import on_batches
+from imta_jax.training.step import jit_batch_step
 from imta_jax.types import Batch
 
 ROOT = Path(__file__).parent.parent
@@ -127,7 +127,7 @@ def make_phase(name: str, mesh: Mesh, preset: str = "paper", **changes: Any) -> 
     optimizer = phase_optimizer(settings, phase_schedule(settings, total_steps=1000))
     classifier = new_phase_one(config, INFO)
     phase = build_phase(name, config, classifier, optimizer, **PIXELS, mesh=mesh)
-    return dataclasses.replace(phase, step=on_batches(phase.step, mesh))
+    return dataclasses.replace(phase, step=jit_batch_step(phase.step, mesh))
 
 
 def draw_batch(count: int, seed: int) -> Batch:

@@ -9,9 +9,9 @@ from flax import nnx
 from benchmarks.collectives import collective_bytes
 from imta_jax.data import PaddedCrop, Split
 from imta_jax.data.pipeline.on_device import copy_to_devices, on_device_indices
-from imta_jax.distributed import data_mesh, parameter_sharding, place_batch, place_rows
+from imta_jax.distributed import data_mesh, parameter_sharding, place_batch, place_indices
 from imta_jax.training.state import create_state, named_arrays
-from imta_jax.training.step import on_batches, on_resident, train_step
+from imta_jax.training.step import jit_batch_step, jit_on_device_step, train_step
 
 BATCH = tiny_run.draw_batch(16, seed=0)
 
@@ -69,9 +69,9 @@ def test_on_device_images_add_no_communication(mesh):
     arguments = (phase.graphdef, phase.objective, phase.trainable, phase.optimizer)
     step = train_step(*arguments, **tiny_run.PIXELS, mesh=mesh)
     draw = {"batch_size": 16, "seed": 0, "epoch": 0, "steps_per_dispatch": 1}
-    rows = place_rows(next(on_device_indices(split, PaddedCrop(2, True), **draw)), mesh)
+    rows = place_indices(next(on_device_indices(split, PaddedCrop(2, True), **draw)), mesh)
     arguments = (phase.new_state(), copy_to_devices(split, mesh), rows)
-    sent = collective_bytes(on_resident(step, mesh).lower(*arguments).compile().as_text())
+    sent = collective_bytes(jit_on_device_step(step, mesh).lower(*arguments).compile().as_text())
     assert sent == collective_bytes(compiled_text(phase))
 
 
@@ -89,7 +89,7 @@ def test_sharded_parameters_train_like_replicated_ones(name, mesh):
         replicated.trainable,
         replicated.optimizer,
     )
-    step = on_batches(train_step(*arguments, **tiny_run.PIXELS, mesh=four), four, state)
+    step = jit_batch_step(train_step(*arguments, **tiny_run.PIXELS, mesh=four), four, state)
     expected = replicated.new_state()
     for i in range(5):
         batch = tiny_run.draw_batch(16, seed=i)
@@ -126,7 +126,7 @@ def test_accumulated_gradients_equal_those_of_the_full_batch(mesh):
     batch = place_batch(tiny_run.draw_batch(32, seed=0), mesh)
     results = []
     for parts in (1, 2, 4):
-        step = on_batches(
+        step = jit_batch_step(
             train_step(*arguments, **tiny_run.PIXELS, mesh=mesh, accumulate_parts=parts), mesh
         )
         state, metrics = step(phase.new_state(), batch)
@@ -141,7 +141,7 @@ def test_accumulation_updates_batch_statistics_part_by_part(mesh):
     phase = tiny_run.make_phase("phase_one", mesh)
     arguments = (phase.graphdef, phase.objective, phase.trainable, phase.optimizer)
     batch = place_batch(tiny_run.draw_batch(32, seed=0), mesh)
-    step = on_batches(
+    step = jit_batch_step(
         train_step(*arguments, **tiny_run.PIXELS, mesh=mesh, accumulate_parts=2), mesh
     )
     state, metrics = step(phase.new_state(), batch)

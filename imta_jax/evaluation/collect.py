@@ -20,12 +20,12 @@ from imta_jax.data import (
     eval_batches,
 )
 from imta_jax.distributed import (
+    batch_sharding,
     data_mesh,
     gather,
     place_batch,
     place_parameters,
     process_shard,
-    split_over_batch,
 )
 from imta_jax.evaluation.predictions import Predictions
 from imta_jax.models import MultiExitClassifier, inference_logits
@@ -72,7 +72,7 @@ def collect_predictions(
         logits = inference_logits(graphdef, [state], images, mean=mean, std=std, mesh=mesh)
         return jnp.swapaxes(logits, 0, 1)
 
-    over_batch = split_over_batch(mesh)
+    over_batch = batch_sharding(mesh)
     shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), over_batch)
     step = jax.jit(logits_of, in_shardings=shardings, out_shardings=over_batch)
     logits, labels = [], []

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from imta_jax.distributed import is_one_processor
+from imta_jax.distributed import is_single_cpu
 from imta_jax.models.classifier import MultiExitClassifier
 from imta_jax.models.optimize import optimize_classifier, supports_layout
 from imta_jax.nn.cpu.layout import Layout
@@ -57,7 +57,7 @@ def inference_logits(
       std: Per channel, of pixels scaled to 0..1.
       mesh: The devices that run it.
     """
-    one_cpu, (height, width) = is_one_processor(mesh), images.shape[1:3]
+    one_cpu, (height, width) = is_single_cpu(mesh), images.shape[1:3]
     small = height * width <= _SMALL_PIXELS and supports_layout(nnx.merge(graphdef, *states))
     plan = _SMALL_IMAGES if one_cpu and small else _LARGE_IMAGES
 

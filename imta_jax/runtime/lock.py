@@ -24,8 +24,8 @@ def only_run_in(folder: Path) -> Iterator[None]:
       folder: created if it does not exist.
 
     Raises:
-      BlockingIOError: another run holds the lock; the message names its process.
-      OSError: the folder cannot be created or written.
+      FolderInUseError: another run holds the lock; the message names its process.
+      StorageError: the folder cannot be created or written.
     """
     path = folder / ".lock"
     try:

@@ -23,7 +23,7 @@ class WriteErrorPolicy:
       policy: "stop", or "continue" with a logged error.
 
     Raises:
-      ValueError: an unknown policy.
+      InputError: an unknown policy.
     """
 
     policy: str
@@ -42,7 +42,7 @@ class WriteErrorPolicy:
           required: whether training cannot continue without it under any policy.
 
         Raises:
-          OSError: the write failed and the policy is to stop; the message says what to do.
+          StorageError: the write failed and the policy is to stop; the message says what to do.
         """
         try:
             yield

@@ -51,7 +51,7 @@ def read_meta(folder: Path, which: str = "last") -> dict[str, Any]:
         readable one, with a warning.
 
     Raises:
-      FileNotFoundError: there is no readable checkpoint.
+      MissingFileError: there is no readable checkpoint.
     """
     with open_manager(folder) as manager:
         return read_json_meta(manager, _choose(manager, which))
@@ -69,7 +69,7 @@ def restore_model(classifier: nnx.Module, folder: Path, which: str = "last") -> 
       The checkpoint's epoch.
 
     Raises:
-      FileNotFoundError: there is no readable checkpoint.
+      MissingFileError: there is no readable checkpoint.
       AnotherNetworkError: names or shapes differ; the message lists them.
     """
     variables = nnx.state(classifier)

@@ -23,13 +23,13 @@ from imta_jax.data.pipeline.on_device import (
     on_device_indices,
     supports_on_device,
 )
-from imta_jax.distributed import place_batch, place_rows, process_shard
+from imta_jax.distributed import place_batch, place_indices, process_shard
 from imta_jax.errors import InputError
 from imta_jax.runtime.executable_cache import CachedExecutable
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.setup import Phase, phase_settings
 from imta_jax.training.state import TrainState
-from imta_jax.training.step import TrainStep, on_batches, on_resident
+from imta_jax.training.step import TrainStep, jit_batch_step, jit_on_device_step
 from imta_jax.types import Batch
 
 
@@ -75,7 +75,7 @@ class TimedIterator:
 def host_feed(
     name: str, batches: Callable[[int, int], Iterable[Batch]], step: TrainStep, mesh: Mesh
 ) -> Feed:
-    """A feed of host batches, each placed on the devices for a step compiled by `on_batches`."""
+    """A feed of host batches, which are placed on the devices for a `jit_batch_step` step."""
     return Feed(
         name, batches, lambda batch: 1, lambda state, batch: step(state, place_batch(batch, mesh))
     )
@@ -94,7 +94,7 @@ def training_feed(
       state: the initial state, whose arrays define the shardings.
 
     Raises:
-      ValueError: no full batch, or a pipeline that cannot produce these images.
+      InputError: no full batch, or a pipeline that cannot produce these images.
       ModuleNotFoundError: the library of the pipeline is not installed.
     """
     train, mesh = dataset.splits["train"], phase.mesh
@@ -114,11 +114,11 @@ def training_feed(
                 **draw,
             )
 
-        step = CachedExecutable(on_batches(phase.step, mesh, state), label, mesh)
+        step = CachedExecutable(jit_batch_step(phase.step, mesh, state), label, mesh)
         return host_feed(pipeline, batches, step, mesh)
     steps = steps_per_dispatch(config, mesh)
     images = copy_to_devices(train, mesh)
-    advance = CachedExecutable(on_resident(phase.step, mesh, state), label, mesh)
+    advance = CachedExecutable(jit_on_device_step(phase.step, mesh, state), label, mesh)
     return Feed(
         pipeline,
         lambda epoch, start_step: on_device_indices(
@@ -130,7 +130,7 @@ def training_feed(
             **draw,
         ),
         lambda indices: int(indices.steps),
-        lambda state, indices: advance(state, images, place_rows(indices, mesh)),
+        lambda state, indices: advance(state, images, place_indices(indices, mesh)),
     )
 
 
@@ -165,7 +165,7 @@ def training_pipeline(config: DataConfig, dataset: Dataset, mesh: Mesh) -> str:
       mesh: the devices.
 
     Raises:
-      ValueError: "device" for images that are decoded or resized.
+      InputError: "device" for images that are decoded or resized.
     """
     config = DataConfig.from_mapping(config)
     wanted, train = config.pipeline, dataset.splits["train"]

@@ -1,8 +1,8 @@
-"""Phase I of a network with a gate (`models/hydranet.py`), which learns whom each branch serves."""
+"""The phase-I loss of a backbone with a gate, HydraNet (`models/baselines/hydranet.py`)."""
 
 import dataclasses
 
-import jax
+from jaxtyping import Array, Float, Int
 
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.baselines.class_clusters import gate_loss
@@ -13,20 +13,23 @@ from imta_jax.training.objectives import ExitMetrics, PhaseOneObjective, exit_me
 class GateSupervisedObjective(PhaseOneObjective):
     """Cross-entropy of the one exit, plus that of the gate against the branch of the image's class.
 
-    Without the second term a branch that is never chosen is never trained, and so never chosen.
+    Without the second term, a branch that the gate never selects is never trained.
 
     Attributes:
-      equilibrium, exit_losses, rematerialize: as in `PhaseOneObjective`; with one exit, and a stage
-        that tells its gate's scores, they change nothing.
-      gate_weight: of the gate's term, above 0.
+      equilibrium, exit_losses, rematerialize: see `PhaseOneObjective`; without effect, because the
+        network has one exit.
+      gate_weight: weight of the gate's loss, above 0.
     """
 
     gate_weight: float
 
     def __call__(
-        self, classifier: MultiExitClassifier, images: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, ExitMetrics]:
-        """Maps normalised images [N, H, W, C] and labels [N] to (scalar loss, metrics)."""
+        self,
+        classifier: MultiExitClassifier,
+        images: Float[Array, "N H W C"],
+        labels: Int[Array, " N"],
+    ) -> tuple[Float[Array, ""], ExitMetrics]:
+        """See `Objective`."""
         backbone = classifier.backbone
         state, scores = backbone.stage_with_scores(classifier.stem(images))
         logits = classifier.logits((backbone.exit_features(0, state),))

@@ -1,6 +1,6 @@
-"""What each phase minimises: a classifier and a batch in, a loss and per-exit metrics out.
+"""The losses of the two phases: they map a classifier and a batch to a loss and metrics per exit.
 
-A new loss is a function of this shape, handed to `step.train_step`.
+A new loss is a class with the methods of `Objective`.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from imta_jax.errors import InputError, unknown_name
 from imta_jax.models import MultiExitClassifier
@@ -20,49 +21,52 @@ from imta_jax.techniques import (
     one_for_all_loss,
 )
 
-# What phase I makes of the exits' losses: their sum (Eq. 1) or their mean, which keeps gradients
-# bounded too but makes them small (Sec. 3.1).
+# Phase I: the sum of the exits' losses (Eq. 1), or their mean, which also bounds gradients but
+# makes them small (Sec. 3.1).
 EXIT_LOSSES = ("sum", "mean")
-# Who teaches in phase II: the network's own last exit (Eq. 8), or the phase-I one (reference code).
+# The teacher in phase II: the network's own last exit (Eq. 8), or phase I's (published code).
 TEACHERS = ("own_last_exit", "phase_one_last_exit")
-# Batch normalisation of the frozen backbone in phase II: running statistics that stay as they are,
-# or batch statistics that keep moving the running ones (reference code).
+# BatchNorm of the frozen backbone in phase II: with frozen running statistics, or with batch
+# statistics that still update the running ones (published code).
 BACKBONE_STATISTICS = ("frozen", "moving")
 
 
 class ExitMetrics(NamedTuple):
-    """Per exit, over one batch.
+    """Metrics per exit over one batch.
 
     Attributes:
-      loss: [E], mean cross-entropy in nats.
-      top1: [E], percent.
+      loss: mean cross-entropy in nats.
+      top1: top-1 accuracy in percent.
     """
 
-    loss: jax.Array
-    top1: jax.Array
+    loss: Float[ArrayLike, "*S E"]
+    top1: Float[ArrayLike, "*S E"]
 
 
 class Objective(Protocol):
-    """A loss: puts the classifier's parts in their modes, then maps a batch to a scalar."""
+    """A loss."""
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
-        """Chooses train or eval mode of each part, before the classifier is split for the step."""
+        """Sets train or eval mode of the classifier's modules, before it is split for the step."""
 
     def __call__(
-        self, classifier: MultiExitClassifier, images: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, ExitMetrics]:
-        """Maps normalised images [N, H, W, C] and labels [N] to (scalar loss, metrics)."""
+        self,
+        classifier: MultiExitClassifier,
+        images: Float[Array, "N H W C"],
+        labels: Int[Array, " N"],
+    ) -> tuple[Float[Array, ""], ExitMetrics]:
+        """Maps normalized images and labels to the loss and metrics."""
 
 
-def exit_metrics(logits: jax.Array, labels: jax.Array) -> ExitMetrics:
-    """Cross-entropy and accuracy of logits [E, N, K] against labels [N]."""
+def exit_metrics(logits: Float[Array, "E N K"], labels: Int[Array, " N"]) -> ExitMetrics:
+    """Cross-entropy and top-1 accuracy per exit."""
     correct = logits.argmax(axis=-1) == labels[None]
     return ExitMetrics(cross_entropy(logits, labels), 100 * correct.mean(axis=-1))
 
 
 @dataclasses.dataclass(frozen=True)
 class PhaseOneObjective:
-    """Cross-entropy of all exits (Eq. 1 with weights 1), under gradient equilibrium.
+    """Cross-entropy of all exits (Eq. 1 with weights 1), with gradient equilibrium.
 
     Attributes:
       equilibrium: one of `techniques.EQUILIBRIUM_REACHES`.
@@ -70,7 +74,7 @@ class PhaseOneObjective:
       rematerialize: see `MultiExitClassifier.features`.
 
     Raises:
-      ValueError: an unknown name.
+      InputError: an unknown name.
     """
 
     equilibrium: str
@@ -84,12 +88,15 @@ class PhaseOneObjective:
             raise unknown_name("exit_losses", self.exit_losses, EXIT_LOSSES)
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
-        """Everything trains."""
+        """Train mode everywhere."""
         classifier.train()
 
     def __call__(
-        self, classifier: MultiExitClassifier, images: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, ExitMetrics]:
+        self,
+        classifier: MultiExitClassifier,
+        images: Float[Array, "N H W C"],
+        labels: Int[Array, " N"],
+    ) -> tuple[Float[Array, ""], ExitMetrics]:
         """See `Objective`."""
         features = classifier.features(images, self.equilibrium, rematerialize=self.rematerialize)
         metrics = exit_metrics(classifier.logits(features), labels)
@@ -98,13 +105,13 @@ class PhaseOneObjective:
 
 
 def freeze_backbone(classifier: MultiExitClassifier) -> None:
-    """Normalizes with the backbone's running statistics, which then stay as they are."""
+    """Freezes the running statistics of the backbone's BatchNorms."""
     classifier.backbone.eval()
 
 
 @dataclasses.dataclass(frozen=True)
 class PhaseTwoObjective:
-    """One-for-all distillation (Eq. 7-8) on collaborative heads over a backbone that stays fixed.
+    """One-for-all distillation (Eq. 7-8) of collaborative heads on a fixed backbone.
 
     Attributes:
       alpha, temperature, reduction, temperature_squared, last_exit: see
@@ -113,7 +120,7 @@ class PhaseTwoObjective:
       backbone_statistics: one of `BACKBONE_STATISTICS`.
 
     Raises:
-      ValueError: an unknown name, alpha outside 0 to 1, a temperature not above 0.
+      InputError: an unknown name, alpha outside 0 to 1, or a temperature that is not above 0.
     """
 
     alpha: float
@@ -139,15 +146,18 @@ class PhaseTwoObjective:
             raise InputError(f"temperature must be above 0; found {self.temperature}")
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
-        """The heads train; the backbone's normalisation is frozen or, as published, moves on."""
+        """Train mode of the heads; the backbone's statistics follow `backbone_statistics`."""
         classifier.train()
         if self.backbone_statistics == "frozen":
             freeze_backbone(classifier)
 
     def __call__(
-        self, classifier: MultiExitClassifier, images: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, ExitMetrics]:
-        """See `Objective`; no gradient is computed beyond the features."""
+        self,
+        classifier: MultiExitClassifier,
+        images: Float[Array, "N H W C"],
+        labels: Int[Array, " N"],
+    ) -> tuple[Float[Array, ""], ExitMetrics]:
+        """See `Objective`; the gradient stops at the features."""
         features = jax.lax.stop_gradient(classifier.features(images))
         logits = classifier.logits(features)
         if self.teacher == "own_last_exit":
@@ -159,20 +169,20 @@ class PhaseTwoObjective:
 
     def loss(
         self,
-        logits: jax.Array,
-        labels: jax.Array,
-        teacher: jax.Array,
+        logits: Float[Array, "E N K"],
+        labels: Int[Array, " N"],
+        teacher: Float[Array, "N K"],
         alpha: float | jax.Array,
         temperature: float | jax.Array,
-    ) -> jax.Array:
-        """The loss (Eq. 7) by this objective's conventions, at a weight and temperature given.
+    ) -> Float[Array, ""]:
+        """The loss (Eq. 7) with this objective's conventions.
 
         Args:
-          logits: [E, N, K].
-          labels: [N].
-          teacher: its logits, [N, K].
-          alpha: as the attribute, or a traced scalar.
-          temperature: likewise.
+          logits: of all exits.
+          labels: classes, from 0.
+          teacher: the teacher's logits.
+          alpha: like the attribute, or a traced scalar.
+          temperature: like the attribute, or a traced scalar.
 
         Returns:
           A scalar in nats.
@@ -189,22 +199,24 @@ class PhaseTwoObjective:
         )
 
 
-# What a phase trains; everything else is frozen, and a test shows it bit-identical.
+# NNX filters of the variables that a phase trains. Phase II's does not match the phase-I heads,
+# whose path is "phase_one_heads".
 ALL_PARAMETERS = nnx.Param
-# The phase-I heads kept beside ("phase_one_heads") are another path and stay frozen.
 HEAD_PARAMETERS = nnx.All(nnx.Param, lambda path, value: bool(path) and path[0] == "heads")
 
 
-def masked_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Sums over the real examples of a padded batch, to be divided once at the end.
+def masked_sums(
+    logits: Float[Array, "E N K"], labels: Int[Array, " N"], mask: Bool[Array, " N"]
+) -> dict[str, jax.Array]:
+    """Sums over the examples of a padded batch, from which means over a split are computed.
 
     Args:
-      logits: [E, N, K].
-      labels: [N].
-      mask: bool [N], False for padding.
+      logits: of all exits.
+      labels: classes, from 0.
+      mask: False for padding.
 
     Returns:
-      `loss` [E] (nats), `correct` [E], `count` scalar.
+      `loss` [E] in nats, `correct` [E] and `count` [].
     """
     log_p = jax.nn.log_softmax(logits)
     index = jnp.broadcast_to(labels[None, :, None], (*logits.shape[:2], 1))

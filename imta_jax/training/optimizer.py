@@ -12,27 +12,28 @@ from imta_jax.errors import InputError
 def step_schedule(
     learning_rate: float, drops: Sequence[float], drop_factor: float, total_steps: int
 ) -> optax.Schedule:
-    """A learning rate that is multiplied by `drop_factor` at given shares of the training.
+    """A learning rate that is multiplied by `drop_factor` at fractions of the training.
 
     Args:
-      learning_rate: the first.
-      drops: shares of `total_steps` in 0..1, e.g. (0.5, 0.75) for the paper's CIFAR schedule.
+      learning_rate: the initial one.
+      drops: fractions of `total_steps` in 0..1, for example (0.5, 0.75), the paper's for CIFAR.
       drop_factor: 0.1 in the paper.
-      total_steps: of the phase.
+      total_steps: steps of the phase.
 
     Raises:
-      ValueError: a drop or drop_factor outside 0..1, or a learning rate not above 0.
+      InputError: a drop or `drop_factor` outside 0..1, or a learning rate that is not above 0.
     """
     if not learning_rate > 0:
         raise InputError(f"learning_rate must be above 0; found {learning_rate}")
     if not 0 < drop_factor <= 1:
         raise InputError(f"drop_factor must be above 0 and at most 1; found {drop_factor}")
     if any(not 0 <= drop <= 1 for drop in drops):
-        raise InputError(f"learning_rate_drops are shares of the training, 0 to 1; found {drops}")
+        raise InputError(
+            f"learning_rate_drops must be fractions of the training in 0 to 1; found {drops}"
+        )
     starts = np.array([0, *(round(drop * total_steps) for drop in drops)])
     factors = np.array([learning_rate, *(drop_factor for _ in drops)], np.float32)
-    # A product over an array, unlike a chain of scalars, is not worked out by XLA's processor
-    # backend anew for every parameter.
+    # Unlike a chain of scalars, XLA on CPU does not recompute a reduction for every parameter.
     return lambda step: jnp.prod(jnp.where(step >= starts, factors, 1))
 
 
@@ -44,11 +45,11 @@ def sgd(
     Args:
       schedule: learning rate by step.
       momentum: 0.9 in the paper.
-      nesterov: True in the paper's text, False in the reference code.
+      nesterov: True in the paper's text, False in the published code.
       weight_decay: 1e-4 in the paper, on all parameters.
 
     Raises:
-      ValueError: momentum outside 0 to 1 (exclusive), or a negative weight decay.
+      InputError: a momentum below 0 or not below 1, or a negative weight decay.
     """
     if not 0 <= momentum < 1:
         raise InputError(f"momentum must be at least 0 and below 1; found {momentum}")

@@ -1,10 +1,9 @@
-"""Small parameters, and their moments, kept as one vector from step to step.
+"""Packing of small parameters, and their moments, into one vector.
 
-A multi-exit network has hundreds of parameters of a few numbers each: of 614 of the 7-exit CIFAR
-network, 84 hold 95% of the numbers. Checking, updating and copying each of them apart is a third of
-a step's program, which takes long to compile and to read back (`docs/results/cpu.md`). In a step
-each is a slice of the vector, at no cost to whoever reads it; outside, `named_arrays` tells them
-apart, so that checkpoints know nothing of it.
+A multi-exit network has hundreds of small parameters: of the 614 parameters of the 7-exit CIFAR
+network, 84 hold 95% of the numbers. Checking, updating and copying the others one by one is a third
+of a step's program, which increases the time to compile and to load it (`docs/results/cpu.md`). In
+a step, a packed parameter is a slice of the vector. Checkpoints store parameters unpacked, by name.
 """
 
 import dataclasses
@@ -17,48 +16,50 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-# Most arrays of a network have no more numbers, and together hold a twentieth of them.
-MOST_NUMBERS = 4096
+# Most parameters are smaller, and hold a twentieth of the numbers together.
+MAX_PACKED_SIZE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """Which leaves of a tree are joined.
+    """Which leaves of a pytree are packed.
 
     Attributes:
-      structure: of the tree.
-      shapes: of all its leaves, in order.
-      joined: which of them are joined.
+      structure: the pytree's structure.
+      shapes: the shapes of its leaves, in order.
+      packed: whether each leaf is packed.
     """
 
     structure: jax.tree_util.PyTreeDef  # pyright: ignore[reportInvalidTypeForm]
     shapes: tuple[tuple[int, ...], ...]
-    joined: tuple[bool, ...]
+    packed: tuple[bool, ...]
 
     @classmethod
-    def of(cls, tree: Any, may_join: Callable[[Any], bool]) -> "Packing":
-        """Joins the float32 leaves of at most `MOST_NUMBERS` numbers that `may_join` agrees to."""
+    def of(cls, tree: Any, may_pack: Callable[[Any], bool]) -> "Packing":
+        """Packs the float32 leaves of at most `MAX_PACKED_SIZE` numbers that `may_pack` allows."""
         leaves, structure = jax.tree.flatten(tree)
-        joined = [x.dtype == jnp.float32 and x.size <= MOST_NUMBERS and may_join(x) for x in leaves]
-        return cls(structure, tuple(x.shape for x in leaves), tuple(joined))
+        packed = [
+            x.dtype == jnp.float32 and x.size <= MAX_PACKED_SIZE and may_pack(x) for x in leaves
+        ]
+        return cls(structure, tuple(x.shape for x in leaves), tuple(packed))
 
     def pack(self, tree: Any) -> "Packed":
-        """Joins a tree of this structure: NumPy arrays to one, traced arrays in a program."""
+        """Packs a pytree of this structure, of NumPy arrays or of traced arrays."""
         leaves = self.structure.flatten_up_to(tree)
-        small = [x for x, joined in zip(leaves, self.joined, strict=True) if joined]
-        large = [x for x, joined in zip(leaves, self.joined, strict=True) if not joined]
-        return Packed(_join(small), tuple(large), self)
+        small = [x for x, packed in zip(leaves, self.packed, strict=True) if packed]
+        large = [x for x, packed in zip(leaves, self.packed, strict=True) if not packed]
+        return Packed(_concatenate(small), tuple(large), self)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A tree whose small leaves are one vector; itself a pytree, of that vector and the others.
+    """A pytree whose small leaves are concatenated to one vector.
 
     Attributes:
-      vector: [K], the small leaves one after the other.
-      large: the others, in order.
-      packing: tells them apart.
+      vector: the packed leaves, flattened and concatenated.
+      large: the other leaves, in order.
+      packing: how they are unpacked.
     """
 
     vector: jax.Array | np.ndarray
@@ -66,10 +67,10 @@ class Packed:
     packing: Packing = dataclasses.field(metadata={"static": True})
 
     def unpack(self) -> Any:
-        """The tree: slices in a program, else copies on the host of what was joined."""
+        """The pytree: slices of a traced vector, or host copies."""
         vector, large, at, leaves = _readable(self.vector), iter(self.large), 0, []
-        for shape, joined in zip(self.packing.shapes, self.packing.joined, strict=True):
-            if not joined:
+        for shape, packed in zip(self.packing.shapes, self.packing.packed, strict=True):
+            if not packed:
                 leaves.append(next(large))
                 continue
             size = math.prod(shape)
@@ -79,12 +80,12 @@ class Packed:
 
 
 def unpacked(tree: Any) -> Any:
-    """A pytree with every `Packed` within it as the tree that it was."""
+    """A pytree in which every `Packed` is unpacked."""
     return jax.tree.map(lambda x: x.unpack() if _is_packed(x) else x, tree, is_leaf=_is_packed)
 
 
 def packed_like(tree: Any, like: Any) -> Any:
-    """What `unpacked` made of a pytree like `like`, packed again, its vectors placed likewise."""
+    """The inverse of `unpacked`, for a pytree like `like`, with the shardings of its vectors."""
 
     def pack(packed: Any, part: Any) -> Any:
         if not _is_packed(packed):
@@ -101,12 +102,12 @@ def _is_packed(x: Any) -> bool:
     return isinstance(x, Packed)
 
 
-def _join(leaves: Sequence[Any]) -> Any:
+def _concatenate(leaves: Sequence[Any]) -> Any:
     traced = any(isinstance(x, Tracer) for x in leaves)
     xp = jnp if traced else np
     return xp.concatenate([np.zeros(0, np.float32), *(x.reshape(-1) for x in leaves)])
 
 
 def _readable(vector: Any) -> Any:
-    # A copy: a step that donates the vector must not find it read by others.
+    # A copy, because a step may donate the vector.
     return vector if isinstance(vector, Tracer) else np.array(vector)

@@ -39,7 +39,7 @@ def train_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> None:
       workdir: the run's folder; checkpoints and metrics go to its `phase_one` folder.
 
     Raises:
-      ValueError: the config does not fit the data or the devices; nothing is computed then.
+      InputError: the config does not fit the data or the devices; nothing is computed then.
       NonFiniteLossError: training diverged.
       Interrupted: training was preempted and is saved.
     """
@@ -62,8 +62,8 @@ def train_phase_two(
       folder: where checkpoints and metrics go; None for the `phase_two` folder of `workdir`.
 
     Raises:
-      FileNotFoundError: phase I has no checkpoint.
-      ValueError, NonFiniteLossError, Interrupted: see `train_phase_one`.
+      MissingFileError: phase I has no checkpoint.
+      InputError, NonFiniteLossError, Interrupted: see `train_phase_one`.
     """
     config = RunConfig.from_mapping(config)
     objective = phase_two_objective(config)
@@ -76,7 +76,7 @@ def trained_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> Mul
     """The classifier that phase II starts from: checkpoint `config.phase_two.from_checkpoint`.
 
     Raises:
-      FileNotFoundError: phase I has no checkpoint.
+      MissingFileError: phase I has no checkpoint.
     """
     config = RunConfig.from_mapping(config)
     classifier = new_phase_one(config, dataset)
@@ -167,7 +167,7 @@ def check_training_config(config: RunConfig) -> None:
     """Checks what needs several fields or the devices, for both phases; computes nothing.
 
     Raises:
-      ValueError: the network's fields do not fit each other, or the devices do not divide a batch.
+      InputError: the network's fields do not fit each other, or the devices do not divide a batch.
     """
     config = RunConfig.from_mapping(config)
     phase_one_objective(config)
@@ -186,7 +186,7 @@ def check_training_data(config: RunConfig, dataset: Dataset) -> None:
     """Checks what needs the dataset, for both phases; computes nothing.
 
     Raises:
-      ValueError: no full batch, or a pipeline that cannot produce these images.
+      InputError: no full batch, or a pipeline that cannot produce these images.
       ModuleNotFoundError: the library of the pipeline is not installed.
     """
     config = RunConfig.from_mapping(config)

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and the names under which it is saved."""
+"""The training state, and the names under which checkpoints store it."""
 
 import dataclasses
 from typing import Any
@@ -17,15 +17,15 @@ from imta_jax.training.packing import Packed, Packing, unpacked
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """A pytree that a step takes, donates and returns.
+    """The pytree that a step takes, donates and returns.
 
     Attributes:
-      step: int32, steps done.
-      trainable: the parameters that the phase trains, an `nnx.State` when unpacked.
-      rest: frozen parameters and batch-normalisation statistics.
-      opt_state: of optax, for `trainable` as it is packed.
-      halted_at: int32, the step at which the loss was not finite, -1 while all is well. A halted
-        state no longer changes, so that it stays the last good one until the host looks.
+      step: number of steps, int32.
+      trainable: the trained parameters; an `nnx.State` when unpacked.
+      rest: frozen parameters and BatchNorm statistics.
+      opt_state: Optax's state for the packed `trainable`.
+      halted_at: the step whose loss or gradient was not finite, int32; -1 if there was none. A
+        halted state does not change, so that the host finds the last good one at the next check.
     """
 
     step: jax.Array
@@ -41,31 +41,31 @@ def create_state(
     tx: optax.GradientTransformation,
     mesh: Mesh,
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """Splits a classifier, in the modes it is in, into its structure and a state on the mesh.
+    """Splits a classifier in its current modes into its structure and a state on the mesh.
 
     Args:
-      classifier: its arrays are copied, not taken.
-      trainable: an NNX filter; every other variable is frozen.
-      tx: the optimiser.
-      mesh: where the state lives.
+      classifier: its arrays are copied.
+      trainable: NNX filter of the trained variables; all others are frozen.
+      tx: the optimizer.
+      mesh: the devices of the state.
     """
     graphdef, params, rest = nnx.split(classifier, trainable, ...)
     params, rest = _packed(params, mesh), place_parameters(rest, mesh)
     zero, never = place_replicated((np.int32(0), np.int32(-1)), mesh)
-    # In one program: alone, every shape of a moment would have a program of its own.
+    # Jitted, because eager execution would compile a program for every shape.
     opt_state = _placed(jax.jit(tx.init)(params), mesh)
     return graphdef, TrainState(zero, params, rest, opt_state, never)
 
 
 def _packed(tree: nnx.State, mesh: Mesh) -> Packed:
-    """Joins what is small and would lie whole on every device, and places all."""
+    """Packs small replicated parameters, and places all of them."""
     host = jax.tree.map(np.array, tree)
     packing = Packing.of(host, lambda x: parameter_sharding(mesh, x.shape).is_fully_replicated)
     return _placed(packing.pack(host), mesh)
 
 
 def _placed(tree: Any, mesh: Mesh) -> Any:
-    """Copies parameters, or their moments, to where they belong, joined ones whole."""
+    """Copies parameters, or their moments, to the mesh. Packed vectors are replicated."""
 
     def place(x: Any) -> Any:
         if not isinstance(x, Packed):
@@ -77,7 +77,7 @@ def _placed(tree: Any, mesh: Mesh) -> Any:
 
 
 def named_arrays(tree: Any) -> dict[str, jax.Array]:
-    """Flattens a pytree to readable names -> arrays, the form in which checkpoints hold it."""
+    """Flattens a pytree to readable names -> arrays, as checkpoints store it."""
     tree = unpacked(tree)
     if isinstance(tree, nnx.State):
         tree = nnx.to_pure_dict(tree)

@@ -1,4 +1,4 @@
-"""The compiled steps: of training, for any objective, phase and input, and of validation."""
+"""The training step, for any objective and input, and the validation step."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit, on_device_batch
-from imta_jax.distributed import is_one_processor, replicated, split_batches, split_over_batch
+from imta_jax.distributed import batch_sharding, is_single_cpu, replicated, stacked_batch_sharding
 from imta_jax.models import inference_logits, optimize_classifier
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.pixels import normalize
@@ -20,7 +20,7 @@ from imta_jax.training.state import TrainState
 from imta_jax.types import Batch
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, ExitMetrics]]
-ResidentStep = Callable[
+OnDeviceStep = Callable[
     [TrainState, OnDeviceSplit, OnDeviceIndices], tuple[TrainState, ExitMetrics]
 ]
 
@@ -36,13 +36,13 @@ def train_step(
     mesh: Mesh,
     accumulate_parts: int = 1,
 ) -> TrainStep:
-    """One step of training, a pure function to be compiled; nothing in it waits for the host.
+    """Returns one training step, a pure function to be compiled.
 
     Args:
-      graphdef: the classifier's structure, split in the modes the objective wants.
-      objective: see `objectives.Objective`.
-      trainable: the NNX filter that `create_state` was given; only these get a gradient.
-      tx: the optimiser.
+      graphdef: the classifier's structure, in the modes that the objective sets.
+      objective: the loss.
+      trainable: NNX filter of the trained variables, the one that `create_state` got.
+      tx: the optimizer.
       mean: mean of the pixels per channel, in 0..1.
       std: standard deviation of the pixels per channel, in 0..1.
       mesh: the devices that run it.
@@ -57,7 +57,7 @@ def train_step(
         params: nnx.State, rest: nnx.State, images: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, tuple[ExitMetrics, nnx.State]]:
         classifier = nnx.merge(graphdef, params, rest, copy=True)
-        layout = Layout.CHWN if is_one_processor(mesh) else Layout.NHWC
+        layout = Layout.CHWN if is_single_cpu(mesh) else Layout.NHWC
         optimized = optimize_classifier(classifier, layout=layout, fold_batch_norm=True)
         loss, metrics = objective(optimized, normalize(images, mean, std), labels)
         _, _, rest = nnx.split(classifier, trainable, ...)
@@ -67,7 +67,7 @@ def train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, ExitMetrics]:
         params = state.trainable.unpack()
-        (loss, (metrics, rest)), grads = _in_parts(
+        (loss, (metrics, rest)), grads = _accumulate(
             lambda rest, *part: value_and_grad(params, rest, *part),
             state.rest,
             (batch.images, batch.labels),
@@ -82,10 +82,10 @@ def train_step(
     return step
 
 
-def _in_parts(
+def _accumulate(
     gradients_of: Callable[..., Any], rest: nnx.State, batch: tuple[jax.Array, ...], parts: int
 ) -> Any:
-    """((loss, (metrics, rest)), gradients) of a batch as the mean over equal parts of it."""
+    """((loss, (metrics, rest)), gradients) of a batch, as the mean over equal parts."""
     if parts == 1:
         return gradients_of(rest, *batch)
 
@@ -94,7 +94,7 @@ def _in_parts(
         (loss, (metrics, rest)), grads = gradients_of(rest, *part)
         return (rest, jax.tree.map(jnp.add, total, (loss, metrics, grads))), None
 
-    # Every parts-th row, so that each device finds its rows of each part where they are.
+    # A part takes every parts-th example, so that no example moves between devices.
     split = [x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in batch]
     shapes = jax.eval_shape(gradients_of, rest, *(x[0] for x in split))
     (loss, (metrics, _)), grads = shapes
@@ -104,92 +104,102 @@ def _in_parts(
     return (loss, (metrics, rest)), grads
 
 
-def on_batches(step: TrainStep, mesh: Mesh, state: TrainState | None = None) -> TrainStep:
-    """Compiles (on first use) a step that takes a batch from the host; the state is donated.
+def jit_batch_step(step: TrainStep, mesh: Mesh, state: TrainState | None = None) -> TrainStep:
+    """Jits a step that takes a batch from the host. The state is donated.
 
     Args:
       step: see `train_step`.
       mesh: the devices.
-      state: one that lies where states are to lie; None for whole on every device.
+      state: a state whose shardings are kept; None for replicated states.
     """
-    places, split = _places(state, mesh), split_over_batch(mesh)
+    shardings, batch = _state_sharding(state, mesh), batch_sharding(mesh)
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(places, split),
-        out_shardings=(places, replicated(mesh)),
+        in_shardings=(shardings, batch),
+        out_shardings=(shardings, replicated(mesh)),
     )
 
 
-def _places(state: TrainState | None, mesh: Mesh) -> Any:
+def _state_sharding(state: TrainState | None, mesh: Mesh) -> Any:
     return replicated(mesh) if state is None else jax.tree.map(lambda x: x.sharding, state)
 
 
-def on_resident(step: TrainStep, mesh: Mesh, state: TrainState | None = None) -> ResidentStep:
-    """Compiles (on first use) many steps on images that live on the device, in one dispatch.
+def jit_on_device_step(
+    step: TrainStep, mesh: Mesh, state: TrainState | None = None
+) -> OnDeviceStep:
+    """Jits several steps on images that are on the device, in one dispatch.
 
     Args:
       step: see `train_step`.
       mesh: the devices.
-      state: as for `on_batches`.
+      state: see `jit_batch_step`.
 
     Returns:
-      (state, split, rows) -> (state, metrics with a leading axis of S steps, zeros beyond
-      `rows.steps`); the state that goes in is donated.
+      (state, split, indices) -> (state, metrics with a leading axis of S steps, which are zero
+      from `indices.steps` on). The state is donated.
     """
 
     def steps(
-        state: TrainState, split: OnDeviceSplit, rows: OnDeviceIndices
+        state: TrainState, split: OnDeviceSplit, indices: OnDeviceIndices
     ) -> tuple[TrainState, ExitMetrics]:
         def advance(i: jax.Array, carry: tuple[TrainState, ExitMetrics]):
             state, metrics = carry
-            state, found = step(state, _batch_of(split, rows, i))
+            state, found = step(state, _batch_of(split, indices, i))
             return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, found)
 
-        if len(rows.index) == 1:  # no loop: compilers do less within one
-            state, found = step(state, _batch_of(split, rows, 0))
+        if len(indices.index) == 1:  # Without a loop, compilers optimize more.
+            state, found = step(state, _batch_of(split, indices, 0))
             return state, jax.tree.map(lambda one: one[None], found)
-        one = jax.eval_shape(lambda s: step(s, _batch_of(split, rows, 0))[1], state)
-        none = jax.tree.map(lambda x: jnp.zeros((len(rows.index), *x.shape), x.dtype), one)
-        return jax.lax.fori_loop(0, rows.steps, advance, (state, none))
+        one = jax.eval_shape(lambda s: step(s, _batch_of(split, indices, 0))[1], state)
+        none = jax.tree.map(lambda x: jnp.zeros((len(indices.index), *x.shape), x.dtype), one)
+        return jax.lax.fori_loop(0, indices.steps, advance, (state, none))
 
-    whole, split, places = replicated(mesh), split_batches(mesh), _places(state, mesh)
+    everywhere, indices = replicated(mesh), stacked_batch_sharding(mesh)
+    shardings = _state_sharding(state, mesh)
     return jax.jit(
         steps,
         donate_argnums=0,
-        in_shardings=(places, whole, OnDeviceIndices(split, split, split, whole)),
-        out_shardings=(places, whole),
+        in_shardings=(
+            shardings,
+            everywhere,
+            OnDeviceIndices(indices, indices, indices, everywhere),
+        ),
+        out_shardings=(shardings, everywhere),
     )
 
 
-def _batch_of(split: OnDeviceSplit, rows: OnDeviceIndices, i: jax.Array | int) -> Batch:
-    return on_device_batch(split, rows.index[i], rows.corner[i], rows.flip[i])
+def _batch_of(split: OnDeviceSplit, indices: OnDeviceIndices, i: jax.Array | int) -> Batch:
+    return on_device_batch(split, indices.index[i], indices.corner[i], indices.flip[i])
 
 
-def _advance_if_finite(before: TrainState, after: TrainState, found: Any) -> TrainState:
-    """`after`; `before`, marked as halted, if `found` is not finite; `before` if it was halted."""
+def _advance_if_finite(before: TrainState, after: TrainState, checked: Any) -> TrainState:
+    """`after` if `checked` is finite, else `before`, marked as halted, which is final."""
     running = before.halted_at < 0
-    # Not the norm: that of large but finite gradients overflows.
-    flags = [running, *(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found))]
-    # The first that is false, behind the last. Not flags.all(): XLA makes it a chain of ands and
-    # copies that into every array it guards, so that compiling takes time with the square of their
-    # number.
+    # Not the norm, which overflows for large finite gradients.
+    flags = [running, *(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(checked))]
+    # The index of the first False; the appended one is found if all are True. XLA would turn
+    # flags.all() into a chain of ands and copy it into every guarded array, which makes compile
+    # time quadratic in the number of arrays.
     advances = jnp.argmin(jnp.stack([*flags, jnp.array(False)])) == len(flags)
     halted_at = jnp.where(running & ~advances, before.step, before.halted_at)
     marked = TrainState(before.step, before.trainable, before.rest, before.opt_state, halted_at)
     return jax.tree.map(lambda new, old: jax.lax.select(advances, new, old), after, marked)
 
 
-def make_eval_step(
+def jit_eval_step(
     graphdef: nnx.GraphDef, *, mean: Sequence[float], std: Sequence[float], mesh: Mesh
 ) -> Callable[[Packed, nnx.State, Batch], dict[str, jax.Array]]:
-    """Compiles validation of one batch: (trainable, rest, batch) -> sums over its real examples.
+    """Jits the validation of one batch.
 
     Args:
-      graphdef: the classifier's structure; it is put in inference mode.
-      mean: of the pixels per channel, 0..1.
-      std: likewise.
-      mesh: batches are split over it.
+      graphdef: the classifier's structure; it runs in inference mode.
+      mean: mean of the pixels per channel, in 0..1.
+      std: standard deviation of the pixels per channel, in 0..1.
+      mesh: the devices, over which batches are sharded.
+
+    Returns:
+      (trainable, rest, batch) -> sums over the batch's examples; see `masked_sums`.
     """
 
     def step(trainable: Packed, rest: nnx.State, batch: Batch) -> dict[str, jax.Array]:
@@ -197,9 +207,9 @@ def make_eval_step(
         logits = inference_logits(graphdef, states, batch.images, mean=mean, std=std, mesh=mesh)
         return masked_sums(logits, batch.labels, batch.mask)
 
-    # The states stay where they are.
+    # None keeps the states' shardings.
     shardings = {
-        "in_shardings": (None, None, split_over_batch(mesh)),
+        "in_shardings": (None, None, batch_sharding(mesh)),
         "out_shardings": replicated(mesh),
     }
     return jax.jit(step, **shardings)

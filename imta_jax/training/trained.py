@@ -30,7 +30,7 @@ def load_classifier(
       `model`, `heads`, `dataset`, `image_shape`, `class_names`, `mean` and `std` of the pixels.
 
     Raises:
-      FileNotFoundError: there is no readable checkpoint.
+      MissingFileError: there is no readable checkpoint.
     """
     folder = Path(folder)
     meta = read_meta(folder, which)

@@ -12,7 +12,7 @@ from imta_jax.data import Dataset, HostPipeline, Shard, eval_batches
 from imta_jax.distributed import check_batch_size, place_batch, process_shard
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.state import TrainState
-from imta_jax.training.step import make_eval_step
+from imta_jax.training.step import jit_eval_step
 
 Validate = Callable[[TrainState], ExitMetrics]
 
@@ -31,7 +31,7 @@ def make_validation(
     Returns:
       state -> loss (nats) and top-1 accuracy (percent) per exit, over all validation images.
     """
-    step = make_eval_step(graphdef, mean=dataset.mean, std=dataset.std, mesh=mesh)
+    step = jit_eval_step(graphdef, mean=dataset.mean, std=dataset.std, mesh=mesh)
     batch_size = evaluation_batch_size(config, mesh)
     host = HostPipeline.from_config(config.data)
 
@@ -55,7 +55,7 @@ def evaluation_batch_size(config: RunConfig, mesh: Mesh) -> int:
     """`config.evaluation.batch_size`.
 
     Raises:
-      ValueError: the devices do not divide it.
+      InputError: the devices do not divide it.
     """
     batch_size = RunConfig.from_mapping(config).evaluation.batch_size
     check_batch_size(batch_size, mesh, "config.evaluation.batch_size")

@@ -15,9 +15,9 @@ from imta_jax.data.pipeline.on_device import (
     on_device_batch,
     on_device_indices,
 )
-from imta_jax.distributed import data_mesh, place_rows
+from imta_jax.distributed import data_mesh, place_indices
 from imta_jax.training.feed import host_feed
-from imta_jax.training.step import on_batches, on_resident, train_step
+from imta_jax.training.step import jit_batch_step, jit_on_device_step, train_step
 
 DRAW = {"batch_size": 8, "seed": 3, "epoch": 1}
 
@@ -40,7 +40,7 @@ def on_device_batches(split, mesh, preprocessing, several=3, **changes):
         split, preprocessing, steps_per_dispatch=several, **{**DRAW, **changes}
     ):
         assert indices.index.shape[0] == several
-        placed = place_rows(indices, mesh)
+        placed = place_indices(indices, mesh)
         for i in range(int(indices.steps)):
             batch = on_device_batch(on_device, placed.index[i], placed.corner[i], placed.flip[i])
             found.append(jax.tree.map(np.asarray, batch))
@@ -87,14 +87,14 @@ def test_several_steps_per_dispatch_train_as_one_by_one(phase_name, split, mesh)
     arguments = (phase.graphdef, phase.objective, phase.trainable, phase.optimizer)
     step = train_step(*arguments, **tiny_run.PIXELS, mesh=mesh)
     preprocessing, state, losses = PaddedCrop(2, True), phase.new_state(), []
-    one_by_one = host_feed("numpy", lambda epoch, start_step: (), on_batches(step, mesh), mesh)
+    one_by_one = host_feed("numpy", lambda epoch, start_step: (), jit_batch_step(step, mesh), mesh)
     for batch in train_batches(split, preprocessing, pipeline="numpy", **DRAW):
         state, metrics = one_by_one.advance(state, batch)
         losses.append(metrics.loss)
     expected, state, found = tiny_run.to_host(state), phase.new_state(), []
-    advance, on_device = on_resident(step, mesh), copy_to_devices(split, mesh)
+    advance, on_device = jit_on_device_step(step, mesh), copy_to_devices(split, mesh)
     for indices in on_device_indices(split, preprocessing, steps_per_dispatch=3, **DRAW):
-        state, metrics = advance(state, on_device, place_rows(indices, mesh))
+        state, metrics = advance(state, on_device, place_indices(indices, mesh))
         found += list(metrics.loss[: int(indices.steps)])
         assert not np.any(metrics.loss[int(indices.steps) :])
     assert advance._cache_size() == 1
@@ -107,7 +107,7 @@ def test_several_steps_per_dispatch_train_as_one_by_one(phase_name, split, mesh)
 
 def test_batches_are_cropped_without_communication(split, mesh):
     indices = next(on_device_indices(split, PaddedCrop(2, True), steps_per_dispatch=1, **DRAW))
-    placed, on_device = place_rows(indices, mesh), copy_to_devices(split, mesh)
+    placed, on_device = place_indices(indices, mesh), copy_to_devices(split, mesh)
 
     def images_of(on_device, indices):
         return on_device_batch(

@@ -1,4 +1,4 @@
-"""Compiled steps read back by a later launch: the same numbers, never those of another program."""
+"""The executable cache: same results, and never the executable of another program."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ from imta_jax.training import executable_label
 
 @pytest.fixture
 def cache(tmp_path):
-    """A folder for compiled programs; what was read from an earlier one is forgotten."""
+    """The cache folder; prefetched executables of other tests are dropped."""
     with tiny_run.compiled_once(tmp_path / "cache"):
         executable_cache._prefetched.clear()
         yield tmp_path / "cache" / "steps"
@@ -30,7 +30,7 @@ def cache(tmp_path):
 
 
 def make_step(table: np.ndarray, mesh):
-    """A step on a donated state, with a constant in it."""
+    """A step with a donated state and a constant."""
     whole = replicated(mesh)
     return jax.jit(
         lambda state, x: (state + x * jnp.asarray(table), state.sum()),
@@ -47,13 +47,13 @@ def arguments(mesh):
 
 
 def settle():
-    """Waits for what is read and written in the background."""
+    """Waits for background reads and writes."""
     executable_cache._background().submit(int).result()
 
 
 def launch(table: np.ndarray, mesh, label: str = "label"):
-    """A process's first call, as far as this module knows, and whether it compiled."""
-    jax.clear_caches()  # what a new process would not know
+    """Results of a first call as in a new process, whether it donated and whether it compiled."""
+    jax.clear_caches()  # As in a new process.
     before = len(compilations())
     step = CachedExecutable(make_step(table, mesh), label, mesh)
     given = arguments(mesh)
@@ -64,37 +64,37 @@ def launch(table: np.ndarray, mesh, label: str = "label"):
 
 @functools.cache
 def compilations() -> list[str]:
-    """Grows with every step that is compiled from now on."""
+    """A list that grows with every compilation from now on."""
     found, compile_one = [], jax.stages.Lowered.compile
 
-    def compile_and_tell(lowered, *rest, **more):
+    def compile_and_count(lowered, *rest, **more):
         found.append("")
         return compile_one(lowered, *rest, **more)
 
-    jax.stages.Lowered.compile = compile_and_tell
+    jax.stages.Lowered.compile = compile_and_count
     return found
 
 
 TABLE = np.random.default_rng(1).normal(size=2048).astype(np.float32)
 
 
-def kept(folder: Path) -> set[str]:
+def stored(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("*.step")}
 
 
 @pytest.mark.parametrize("devices", [1, 4, 8])
-def test_a_second_launch_reads_the_step_and_computes_the_same(cache, devices):
+def test_a_second_launch_reads_the_executable_with_the_same_results(cache, devices):
     mesh = data_mesh(jax.devices()[-devices:])
     first, donated, compiled = launch(TABLE, mesh)
-    assert compiled and donated and len(kept(cache)) == 1
+    assert compiled and donated and len(stored(cache)) == 1
     second, donated, compiled = launch(TABLE, mesh)
-    assert not compiled and donated and len(kept(cache)) == 1
+    assert not compiled and donated and len(stored(cache)) == 1
     tiny_run.assert_same(second, first)
     state, x = jax.device_get(arguments(mesh))
     np.testing.assert_allclose(second[0], state + x * TABLE, rtol=1e-6)
 
 
-def test_a_step_that_was_read_goes_on_with_what_it_returned(cache):
+def test_a_loaded_executable_takes_its_own_results(cache):
     mesh = data_mesh()
     launch(TABLE, mesh)
     step, (state, x) = CachedExecutable(make_step(TABLE, mesh), "label", mesh), arguments(mesh)
@@ -105,16 +105,16 @@ def test_a_step_that_was_read_goes_on_with_what_it_returned(cache):
     np.testing.assert_allclose(state, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_another_program_under_the_same_label_is_never_run(cache):
+def test_another_program_of_the_same_label_is_not_run(cache):
     mesh = data_mesh()
     launch(TABLE, mesh)
     changed = TABLE.copy()
-    changed[1234] += 1  # one number in the middle of a constant
+    changed[1234] += 1  # One number of a constant.
     found, _, compiled = launch(changed, mesh)
     state, x = jax.device_get(arguments(mesh))
-    assert compiled and len(kept(cache)) == 2
+    assert compiled and len(stored(cache)) == 2
     np.testing.assert_allclose(found[0], state + x * changed, rtol=1e-6)
-    # And back: the label now names the other, but the first is still known by what it is.
+    # The label now points to the changed program, but the first is found by its key.
     found, _, compiled = launch(TABLE, mesh)
     assert not compiled
     np.testing.assert_allclose(found[0], state + x * TABLE, rtol=1e-6)
@@ -130,9 +130,7 @@ def test_another_program_under_the_same_label_is_never_run(cache):
     ],
     ids=["flags", "processor", "version", "config"],
 )
-def test_surroundings_that_may_compile_otherwise_have_steps_of_their_own(
-    cache, change, monkeypatch
-):
+def test_the_key_depends_on_flags_cpu_version_and_config(cache, change, monkeypatch):
     mesh, whole = data_mesh(), arguments(data_mesh())
     lowered = make_step(TABLE, mesh).lower(*whole)
     key = executable_cache._program_key(lowered, [0])
@@ -145,8 +143,8 @@ def test_surroundings_that_may_compile_otherwise_have_steps_of_their_own(
     assert executable_cache._program_key(lowered, [1]) != key
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a step", None])
-def test_a_damaged_step_is_compiled_anew_and_replaced(cache, damage, caplog):
+@pytest.mark.parametrize("damage", [b"", b"not an executable", None])
+def test_a_damaged_executable_is_compiled_again_and_replaced(cache, damage, caplog):
     mesh = data_mesh()
     first, *_ = launch(TABLE, mesh)
     (path,) = cache.glob("*.step")
@@ -161,7 +159,7 @@ def test_a_damaged_step_is_compiled_anew_and_replaced(cache, damage, caplog):
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe\x00\x80", b"/", b"x" * 5000])
-def test_a_damaged_note_of_what_was_last_used_is_replaced(cache, damage):
+def test_a_damaged_last_key_is_replaced(cache, damage):
     mesh = data_mesh()
     first, *_ = launch(TABLE, mesh)
     (path,) = cache.glob("*.last")
@@ -176,8 +174,8 @@ class Renamed(NamedTuple):
     x: jax.Array
 
 
-def test_a_program_whose_arguments_are_named_otherwise_is_compiled_anew(cache):
-    """As after an upgrade of Flax or with a renamed layer: the same operations, another tree."""
+def test_other_argument_pytrees_are_compiled_again(cache):
+    """The same program with other pytrees, for example after a layer was renamed."""
     mesh = data_mesh()
     _, x = arguments(mesh)
 
@@ -197,16 +195,16 @@ def test_a_program_whose_arguments_are_named_otherwise_is_compiled_anew(cache):
     assert not run(Renamed(x), lambda given: given.x)
 
 
-def test_a_step_that_jax_has_in_its_own_cache_is_kept_all_the_same(cache):
+def test_a_step_in_jax_s_own_cache_is_cached_too(cache):
     mesh = data_mesh()
-    make_step(TABLE, mesh)(*arguments(mesh))  # compiled, and kept by JAX alone
+    make_step(TABLE, mesh)(*arguments(mesh))  # Compiled and cached by JAX only.
     found, _, compiled = launch(TABLE, mesh)
-    assert compiled and len(kept(cache)) == 1
+    assert compiled and len(stored(cache)) == 1
     state, x = jax.device_get(arguments(mesh))
     np.testing.assert_allclose(found[0], state + x * TABLE, rtol=1e-6)
 
 
-def test_other_programs_go_on_to_be_kept_by_jax(cache):
+def test_jax_still_caches_other_programs(cache):
     mesh = data_mesh()
     launch(TABLE, mesh)
     before = set(cache.parent.glob("*-cache"))
@@ -214,10 +212,10 @@ def test_other_programs_go_on_to_be_kept_by_jax(cache):
     assert set(cache.parent.glob("*-cache")) > before
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing_but_time(cache, tmp_path, caplog):
+def test_without_a_writable_folder_the_step_still_runs(cache, tmp_path, caplog):
     mesh = data_mesh()
     cache.parent.mkdir(parents=True, exist_ok=True)
-    cache.write_text("no folder")
+    cache.write_text("a file")
     with caplog.at_level(logging.INFO, "imta_jax"):
         found, donated, compiled = launch(TABLE, mesh)
     assert compiled and donated and "is not cached in" in caplog.text
@@ -227,13 +225,13 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(cache, tmp_path,
 
 
 @pytest.mark.parametrize("folder", [None, "gs://bucket/programs"])
-def test_without_a_local_folder_steps_are_only_compiled(folder):
+def test_without_a_local_folder_the_step_is_only_compiled(folder):
     mesh, before = data_mesh(), jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", folder)
         step = CachedExecutable(make_step(TABLE, mesh), "label", mesh)
         assert not executable_cache._prefetched
-        if folder is None:  # a bucket would be asked
+        if folder is None:  # JAX would access the bucket.
             state, x = arguments(mesh)
             expected = np.asarray(state) + np.asarray(x) * TABLE
             np.testing.assert_allclose(step(state, x)[0], expected, rtol=1e-6)
@@ -241,9 +239,9 @@ def test_without_a_local_folder_steps_are_only_compiled(folder):
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_a_label_is_of_what_the_program_is_made_of():
+def test_the_label_depends_on_the_sections_that_determine_the_step():
     def label(phase: str = "phase_one", **changes) -> str:
-        return executable_label(tiny_run.tiny_config("images.npz", **changes).to_dict(), phase)
+        return executable_label(tiny_run.run_config("images.npz", **changes), phase)
 
     assert label() == label(seed=5) == label(log__check_every_steps=7)
     others = [
@@ -256,7 +254,7 @@ def test_a_label_is_of_what_the_program_is_made_of():
     assert len({label(), *others}) == 6
 
 
-def test_launches_of_one_config_share_steps_and_end_alike(tmp_path):
+def test_launches_of_one_config_share_executables_and_results(tmp_path):
     source, cache = tiny_run.write_dataset(tmp_path / "images.npz"), tmp_path / "cache"
     rows, steps = [], []
     for run in ("first", "second"):

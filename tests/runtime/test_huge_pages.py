@@ -1,4 +1,4 @@
-"""A process that starts itself anew, with its arguments and once."""
+"""The restart with huge pages: once, with the same arguments."""
 
 import json
 import os
@@ -17,28 +17,28 @@ print(json.dumps([sys.argv[1:], os.getpid(), os.environ["GLIBC_TUNABLES"]]))
 """
 
 
-def started(tunables: str | None) -> tuple[list, int]:
+def start(tunables: str | None) -> tuple[list, int]:
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     environment |= {VARIABLE: tunables} if tunables is not None else {}
     command = [sys.executable, "-c", PROGRAM, "--an=argument", "with space"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        said, _ = process.communicate()
-    (line,) = said.splitlines()  # once
+        output, _ = process.communicate()
+    (line,) = output.splitlines()  # Printed once.
     return json.loads(line), process.pid
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's variable")
-def test_same_process_and_arguments_with_the_variable() -> None:
-    said, pid = started(None)
-    assert said == [["--an=argument", "with space"], pid, SETTING]
+def test_the_restart_keeps_process_and_arguments_and_sets_the_variable() -> None:
+    output, pid = start(None)
+    assert output == [["--an=argument", "with space"], pid, SETTING]
 
 
-def test_what_the_user_set_stays() -> None:
-    said, _ = started("glibc.malloc.check=0")
-    assert said[2] == "glibc.malloc.check=0"
+def test_a_variable_that_is_set_is_kept() -> None:
+    output, _ = start("glibc.malloc.check=0")
+    assert output[2] == "glibc.malloc.check=0"
 
 
-def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_do_not_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.delenv(VARIABLE, raising=False)
     restart_with_huge_pages()

@@ -1,4 +1,4 @@
-"""Names that packages import when they are first asked for."""
+"""Names that packages import on first access."""
 
 import subprocess
 import sys

@@ -1,7 +1,7 @@
-"""Several processes agree on when to stop by the numbers of one process-wide row of questions.
+"""Preemption: sync points are numbered without gaps, and SIGTERM ends the process.
 
-JAX's runtime stops them at the number after the highest that any had asked when one was told. So a
-number that is left out, asked twice or asked by anyone else is a SIGTERM that is never answered.
+JAX stops several processes at the sync point after the highest that any had reached. A number that
+is skipped, used twice or used elsewhere would mean that they never stop.
 """
 
 import itertools
@@ -21,8 +21,8 @@ from imta_jax.training.checkpoints import CheckpointStore
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """Numbers that JAX's runtime is asked by, in what takes itself for one process of two."""
+def used(monkeypatch):
+    """The sync points that are used, in a process that appears to be one of two."""
     numbers = []
 
     def reached(number):
@@ -35,17 +35,17 @@ def asked(monkeypatch):
     return numbers
 
 
-def test_sync_points_are_numbered_without_gaps_from_phase_to_phase(asked):
+def test_sync_points_are_numbered_without_gaps_from_phase_to_phase(used):
     with preemption_guard() as stop:
         assert not any(stop.should_stop() for _ in range(3))
     with preemption_guard() as stop:
         assert [stop.should_stop() for _ in range(3)] == [False, True, False]
-    assert asked == [1, 2, 3, 4, 5, 6]
+    assert used == [1, 2, 3, 4, 5, 6]
 
 
-def test_checkpoints_do_not_ask(monkeypatch, tmp_path):
+def test_checkpoints_use_no_sync_points(monkeypatch, tmp_path):
     def refuse(number):
-        raise AssertionError(f"asked by {number}")
+        raise AssertionError(f"sync point {number}")
 
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", refuse)
     state = tiny_run.make_phase("phase_one", data_mesh()).new_state()
@@ -56,7 +56,7 @@ def test_checkpoints_do_not_ask(monkeypatch, tmp_path):
         assert checkpoints.newest() == 2
 
 
-def test_one_process_asks_nobody(monkeypatch):
+def test_one_process_uses_no_sync_points(monkeypatch):
     monkeypatch.delattr(multihost_utils, "reached_preemption_sync_point")
     stop = StopRequest()
     assert not stop.should_stop()
@@ -64,21 +64,21 @@ def test_one_process_asks_nobody(monkeypatch):
     assert stop.should_stop()
 
 
-TRYING = """
+PROGRAM = """
 import threading
 from imta_jax.runtime import preemption
 
 preemption.GRACE_SECONDS = 0.1
 preemption.install_sigterm_handler()
-threading.Thread(target=threading.Event().wait).start()  # as a download that is tried again
-print("trying", flush=True)
+threading.Thread(target=threading.Event().wait).start()  # Like a download that is retried.
+print("waiting", flush=True)
 threading.Event().wait()
 """
 
 
-def test_a_thread_that_goes_on_trying_does_not_keep_the_process():
-    with subprocess.Popen([sys.executable, "-c", TRYING], stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"trying\n"
+def test_a_running_thread_does_not_keep_the_process_alive():
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"waiting\n"
         process.send_signal(signal.SIGTERM)
         try:
             assert process.wait(60) == preemption.EXIT_CODE

@@ -1,4 +1,4 @@
-"""What a person sees of a long run, and what happens when the disk refuses."""
+"""Progress output of training, and errors of the disk."""
 
 import errno
 import logging
@@ -67,7 +67,7 @@ def test_lines_are_not_logged_more_often_than_configured(caplog):
     assert not caplog.messages
 
 
-def test_a_run_logs_lines_and_leaves_a_profile_of_the_steps_asked_for(source, tmp_path, caplog):
+def test_a_run_logs_lines_and_writes_a_profile_of_the_configured_steps(source, tmp_path, caplog):
     config = tiny_run.tiny_config(
         source, log__line_every_seconds=1e-6, log__check_every_steps=1, log__profile_steps=(4, 6)
     )
@@ -80,12 +80,12 @@ def test_a_run_logs_lines_and_leaves_a_profile_of_the_steps_asked_for(source, tm
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
-# As orbax's storage tells it.
+# The form in which TensorStore raises it.
 STORAGE = ValueError(f"RESOURCE_EXHAUSTED: Error writing {'a/' * 200} [os_error_code='28']")
 
 
-def refuse_saves(patch, error, names=None):
-    """Makes saving fail, for these names or for all."""
+def fail_saves(patch, error, names=None):
+    """Makes saving fail, for checkpoints of these names or for all."""
     save = ocp.CheckpointManager.save
 
     def fail(self, step, *arguments, **more):
@@ -97,41 +97,37 @@ def refuse_saves(patch, error, names=None):
 
 
 @pytest.mark.parametrize("error", [FULL, STORAGE])
-def test_a_full_disk_stops_the_run_with_what_to_do_and_loses_nothing(
-    error, source, tmp_path, monkeypatch
-):
+def test_a_full_disk_stops_the_run_and_the_next_one_resumes(error, source, tmp_path, monkeypatch):
     config = tiny_run.tiny_config(source)
     with monkeypatch.context() as patch:
-        refuse_saves(patch, error, names=[2])
+        fail_saves(patch, error, names=[2])
         message = r"a checkpoint cannot be written .*No space left on device\)"
-        with pytest.raises(OSError, match=message) as told:
+        with pytest.raises(OSError, match=message) as error:
             run(config, tmp_path, "phase_one")
-        assert told.value.errno == errno.ENOSPC
+        assert error.value.errno == errno.ENOSPC
     run(config, tmp_path, "phase_one")
     assert phases.phase_is_finished(config, tmp_path, "phase_one")
 
 
-def test_a_full_disk_is_borne_if_the_config_says_so_but_never_in_silence(
+def test_a_full_disk_is_logged_and_tolerated_under_the_policy_continue(
     source, tmp_path, monkeypatch, caplog
 ):
     config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
-    refuse_saves(monkeypatch, STORAGE, names=[2])
+    fail_saves(monkeypatch, STORAGE, names=[2])
     with caplog.at_level(logging.ERROR, "imta_jax"):
         run(config, tmp_path, "phase_one")
-    assert "a checkpoint cannot be written" in caplog.text and "continues without it" in caplog.text
+    assert "a checkpoint cannot be written" in caplog.text
     assert phases.phase_is_finished(config, tmp_path, "phase_one")
 
 
-def test_without_its_last_checkpoint_a_phase_is_not_done_whatever_the_policy(
-    source, tmp_path, monkeypatch
-):
+def test_the_last_checkpoint_is_required_under_every_policy(source, tmp_path, monkeypatch):
     config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
-    refuse_saves(monkeypatch, FULL)
+    fail_saves(monkeypatch, FULL)
     with pytest.raises(OSError, match="a checkpoint cannot be written"):
         run(config, tmp_path, "phase_one")
 
 
-def test_saving_that_fails_in_the_background_costs_no_other_checkpoint(
+def test_a_save_that_fails_in_the_background_does_not_affect_the_next(
     source, tmp_path, monkeypatch, caplog
 ):
     wait, failures = ocp.CheckpointManager.wait_until_finished, [STORAGE]
@@ -149,46 +145,46 @@ def test_saving_that_fails_in_the_background_costs_no_other_checkpoint(
     assert {path.name for path in (tmp_path / "phase_one").glob("[0-9]")} >= {"2", "3"}
 
 
-def test_what_was_not_saved_is_not_called_saved(source, tmp_path, monkeypatch):
+def test_a_failed_save_on_preemption_is_not_reported_as_saved(source, tmp_path, monkeypatch):
     config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
-    refuse_saves(monkeypatch, FULL)
-    answers = iter([False, True])  # after one step and after two
-    monkeypatch.setattr(StopRequest, "should_stop", lambda self: next(answers))
+    fail_saves(monkeypatch, FULL)
+    results = iter([False, True])  # After one step and after two.
+    monkeypatch.setattr(StopRequest, "should_stop", lambda self: next(results))
     with pytest.raises(OSError, match="a checkpoint cannot be written"):
         run(config, tmp_path, "phase_one")
 
 
-def test_errors_of_other_kinds_are_not_taken_for_the_disks(tmp_path):
+def test_the_write_error_policy_does_not_catch_other_errors(tmp_path):
     with (
         pytest.raises(ValueError, match="a bug"),
         WriteErrorPolicy("continue").writing("metrics", tmp_path),
     ):
         raise ValueError("a bug")
-    with pytest.raises(ValueError, match="valid, the closest first: continue, stop"):
+    with pytest.raises(ValueError, match=r"contineu.*continue, stop"):
         WriteErrorPolicy("contineu")
 
 
-def test_what_changes_no_result_may_change_when_a_run_goes_on(source, tmp_path):
+def test_settings_without_effect_on_results_may_change_on_resume(source, tmp_path):
     run(tiny_run.tiny_config(source), tmp_path, "phase_one")
-    looked_at = {"log__profile_steps": (1, 2), "checkpoint__on_write_error": "continue"}
-    run(tiny_run.tiny_config(source, **looked_at), tmp_path, "phase_one")
+    unrelated = {"log__profile_steps": (1, 2), "checkpoint__on_write_error": "continue"}
+    run(tiny_run.tiny_config(source, **unrelated), tmp_path, "phase_one")
     with pytest.raises(ValueError, match=r"config\.seed: the folder's 0, now 1"):
-        run(tiny_run.tiny_config(source, seed=1, **looked_at), tmp_path, "phase_one")
+        run(tiny_run.tiny_config(source, seed=1, **unrelated), tmp_path, "phase_one")
 
 
-def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
-    (tmp_path / "file").write_text("in the way")
+def test_a_workdir_that_cannot_be_created_is_named_in_the_error(source, tmp_path):
+    (tmp_path / "file").write_text("a file")
     with pytest.raises(OSError, match=r"--workdir=.*file cannot be created or written"):
         run(tiny_run.tiny_config(source), tmp_path / "file", "phase_one")
 
 
 @pytest.mark.parametrize("share", [-0.1, 5])
-def test_a_share_of_undecodable_images_lies_in_0_to_1(share):
+def test_max_undecodable_must_be_in_0_to_1(share):
     with pytest.raises(ValueError, match=r"max_undecodable is .*"):
         SourceRequest("somewhere", max_undecodable=share)
 
 
-def test_a_line_stays_short_when_many_arms_train_together():
+def test_values_of_many_exits_are_formatted_as_a_range():
     assert format_per_exit([88.01, 90.0], 1) == "per exit 88.0 90.0"
     many = format_per_exit([float(value) for value in range(348)], 1)
     assert many == "of 348 exits 0.0 to 347.0"

@@ -1,4 +1,4 @@
-"""Small parameters as one vector: nothing is lost, moved or named anew by it."""
+"""Packing of small parameters: values, shardings and checkpoint names are unchanged."""
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ from imta_jax.distributed import data_mesh, place_batch
 from imta_jax.models import build_classifier
 from imta_jax.nn.pixels import normalize
 from imta_jax.training.checkpoints import CheckpointStore
-from imta_jax.training.packing import MOST_NUMBERS, Packing, packed_like, unpacked
+from imta_jax.training.packing import MAX_PACKED_SIZE, Packing, packed_like, unpacked
 from imta_jax.training.state import create_state, named_arrays
 
 
-def anything(leaf):
+def any_leaf(leaf):
     return True
 
 
@@ -27,8 +27,8 @@ def draw_tree():
         return generator.normal(size=shape).astype(np.float32)
 
     return {
-        "large": draw(MOST_NUMBERS + 1),
-        "just": draw(MOST_NUMBERS),
+        "large": draw(MAX_PACKED_SIZE + 1),
+        "just": draw(MAX_PACKED_SIZE),
         "kernel": draw(3, 3, 2, 4),
         "scalar": draw(),
         "none": draw(0, 3),
@@ -37,52 +37,52 @@ def draw_tree():
     }
 
 
-@pytest.mark.parametrize("may_join", [anything, lambda x: False, lambda x: x.ndim == 4])
-def test_what_is_packed_comes_out_the_same(may_join):
+@pytest.mark.parametrize("may_join", [any_leaf, lambda x: False, lambda x: x.ndim == 4])
+def test_unpacking_inverts_packing(may_join):
     tree = draw_tree()
     packing = Packing.of(tree, may_join)
     tiny_run.assert_same(packing.pack(tree).unpack(), tree)
-    there_and_back = jax.jit(lambda x: packing.pack(x).unpack())
-    tiny_run.assert_same(there_and_back(jax.tree.map(jnp.asarray, tree)), tree)
+    round_trip = jax.jit(lambda x: packing.pack(x).unpack())
+    tiny_run.assert_same(round_trip(jax.tree.map(jnp.asarray, tree)), tree)
 
 
-def test_small_float32_leaves_alone_are_joined():
+def test_only_small_float32_leaves_are_packed():
     tree = draw_tree()
-    packed = Packing.of(tree, anything).pack(tree)
-    small = ("just", "kernel", "none", "scalar")  # in the order of their names
+    packed = Packing.of(tree, any_leaf).pack(tree)
+    small = ("just", "kernel", "none", "scalar")  # In the order of their names.
     expected = np.concatenate([tree[name].ravel() for name in small])
     np.testing.assert_array_equal(packed.vector, expected)
     tiny_run.assert_same(packed.large, (tree["count"], tree["half"], tree["large"]))
 
 
-def test_unpacking_copies_so_that_a_step_may_donate():
-    packed = jax.tree.map(jnp.asarray, Packing.of(draw_tree(), anything).pack(draw_tree()))
+def test_unpacked_arrays_survive_donation_of_the_vector():
+    packed = jax.tree.map(jnp.asarray, Packing.of(draw_tree(), any_leaf).pack(draw_tree()))
     whole = packed.unpack()
     jax.jit(lambda x: jax.tree.map(jnp.zeros_like, x), donate_argnums=0)(packed.vector)
     np.testing.assert_array_equal(whole["just"], draw_tree()["just"])
 
 
-def test_packed_trees_within_others_are_found():
+def test_packed_pytrees_within_others_are_unpacked():
     tree = draw_tree()
-    packed = jax.tree.map(jnp.asarray, Packing.of(tree, anything).pack(tree))
+    packed = jax.tree.map(jnp.asarray, Packing.of(tree, any_leaf).pack(tree))
     tiny_run.assert_same(unpacked({"a": packed, "b": 1}), {"a": packed.unpack(), "b": 1})
     again = packed_like(unpacked({"a": packed, "b": 1}), {"a": packed, "b": 0})
     tiny_run.assert_same(again, {"a": packed, "b": 1})
     assert again["a"].vector.sharding == packed.vector.sharding
 
 
-def test_most_parameters_of_a_network_are_joined_and_few_of_its_numbers():
+def test_most_parameters_but_few_numbers_of_a_network_are_packed():
     classifier = build_classifier(
         {"preset": "cifar_7_exits"}, num_classes=100, image_shape=(32, 32, 3), rngs=nnx.Rngs(0)
     )
     params = nnx.state(classifier, nnx.Param)
-    packed = Packing.of(params, anything).pack(params)
+    packed = Packing.of(params, any_leaf).pack(params)
     assert len(jax.tree.leaves(params)) == 614
     assert len(packed.large) == 84
     assert packed.vector.size == 197_520 < 0.05 * sum(x.size for x in jax.tree.leaves(params))
 
 
-def test_split_parameters_are_not_joined():
+def test_sharded_parameters_are_not_packed():
     phase = tiny_run.make_phase("phase_one", data_mesh())
     for shards in (1, 4):
         mesh = data_mesh(parameter_shards=shards)
@@ -90,7 +90,7 @@ def test_split_parameters_are_not_joined():
         joined = [
             shape
             for shape, there in zip(
-                state.trainable.packing.shapes, state.trainable.packing.joined, strict=True
+                state.trainable.packing.shapes, state.trainable.packing.packed, strict=True
             )
             if there
         ]
@@ -100,7 +100,7 @@ def test_split_parameters_are_not_joined():
 
 
 @pytest.mark.parametrize("shards", [(1, 4), (4, 1)])
-def test_a_checkpoint_fills_a_state_that_is_split_and_packed_otherwise(shards, tmp_path):
+def test_a_checkpoint_restores_a_state_with_other_sharding_and_packing(shards, tmp_path):
     states = []
     for count in shards:
         mesh = data_mesh(parameter_shards=count)

@@ -1,4 +1,4 @@
-"""Two processes of four devices end as one process of eight: trained, evaluated, written once."""
+"""Two processes of four devices train and evaluate like one process of eight, and write once."""
 
 import json
 import shutil
@@ -22,17 +22,17 @@ def source(tmp_path_factory):
 
 
 def start(source, workdir, devices, *more):
-    slowly = [f"--config.{phase}.learning_rate=0.001" for phase in ("phase_one", "phase_two")]
+    slow = [f"--config.{phase}.learning_rate=0.001" for phase in ("phase_one", "phase_two")]
     cache = source.parent / f"cache_{devices}"
-    command = tiny_run.launch_command(source, workdir, cache, *slowly, *more, devices=devices)
+    command = tiny_run.launch_command(source, workdir, cache, *slow, *more, devices=devices)
     return subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finish(*processes):
-    told = [process.communicate(timeout=300)[1] for process in processes]
-    for process, text in zip(processes, told, strict=True):
+    logs = [process.communicate(timeout=300)[1] for process in processes]
+    for process, text in zip(processes, logs, strict=True):
         assert process.returncode == 0, text[-3000:]
-    return told
+    return logs
 
 
 def free_port():
@@ -52,11 +52,11 @@ def start_two(source, workdir, *more):
 
 @pytest.fixture(scope="module")
 def ends(source, tmp_path_factory):
-    """The folders of the run in one process and of that in two, and what the two told."""
+    """The folders of the run in one process and in two, and the logs of the two."""
     folder = tmp_path_factory.mktemp("runs")
     finish(start(source, folder / "one", 8))
-    told = finish(*start_two(source, folder / "two"))
-    return folder / "one", folder / "two", told
+    logs = finish(*start_two(source, folder / "two"))
+    return folder / "one", folder / "two", logs
 
 
 def arrays(folder):
@@ -65,7 +65,7 @@ def arrays(folder):
 
 
 @pytest.mark.parametrize("phase", ["phase_one", "phase_two"])
-def test_two_processes_train_as_one(ends, phase):
+def test_two_processes_train_like_one(ends, phase):
     one, two = (arrays(folder / phase) for folder in ends[:2])
     assert one.keys() == two.keys()
     for name, expected in one.items():
@@ -73,14 +73,14 @@ def test_two_processes_train_as_one(ends, phase):
         np.testing.assert_allclose(two[name] / scale, expected / scale, atol=2e-4, err_msg=name)
 
 
-def test_a_run_goes_on_with_another_number_of_devices(ends, source, tmp_path):
+def test_a_run_resumes_with_another_number_of_devices(ends, source, tmp_path):
     one, two, _ = ends
     moved = shutil.copytree(two, tmp_path / "moved")
     for done in ("phase_one/2", "phase_two", "evaluation", "report"):
         shutil.rmtree(moved / done)
     (moved / "results.json").unlink()
-    (told,) = finish(start(source, moved, 2))
-    assert "phase_one epoch 1/2" not in told and "phase_one epoch 2/2" in told
+    (log,) = finish(start(source, moved, 2))
+    assert "phase_one epoch 1/2" not in log and "phase_one epoch 2/2" in log
     for phase in ("phase_one", "phase_two"):
         found = arrays(moved / phase)
         for name, expected in arrays(one / phase).items():
@@ -105,22 +105,22 @@ def lines_of(path):
 
 
 def stop_after(processes, which, metrics, lines):
-    """Tells one process to stop once so many lines of metrics stand; what both have told."""
-    begun = time.monotonic()
-    while len(lines_of(metrics)) < lines and time.monotonic() < begun + 240:
+    """Sends SIGTERM to one process after a number of metrics lines; returns both logs."""
+    start_time = time.monotonic()
+    while len(lines_of(metrics)) < lines and time.monotonic() < start_time + 240:
         assert [process.poll() for process in processes] == [None, None]
         time.sleep(0.05)
     processes[which].send_signal(signal.SIGTERM)
-    told = [process.communicate(timeout=240)[1] for process in processes]
-    assert [process.returncode for process in processes] == [75, 75], told
-    return told
+    logs = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], logs
+    return logs
 
 
-def test_told_to_stop_all_processes_save_and_go_on_later(source, tmp_path):
-    """SIGTERM reaches one of two processes: both stop at the same step, with the same code.
+def test_sigterm_to_one_process_stops_and_saves_in_all(source, tmp_path):
+    """Both processes stop at the same step with the same exit code.
 
-    There are more epochs than any machine trains before the processes have agreed on a step. Of an
-    epoch's three steps two are one dispatch, so that there is a step which nobody can stop at.
+    There are more epochs than the processes can train before they agree on a step. Two of the three
+    steps of an epoch are one dispatch, so that there is a step at which no process can stop.
     """
     folder = tmp_path / "stopped"
     longer = ("--config.phase_one.total_epochs=9000", "--config.data.steps_per_dispatch=2")
@@ -128,27 +128,27 @@ def test_told_to_stop_all_processes_save_and_go_on_later(source, tmp_path):
     stop_after(start_two(source, folder, *longer), 1, metrics, 1)
     done = len(lines_of(metrics)) // 2
     assert done >= 1
-    told = stop_after(start_two(source, folder, *longer), 0, metrics, 2 * done + 4)
-    assert "phase_one epoch 1/9000" not in told[0]
-    assert f"phase_one epoch {done + 1}/9000" in told[0]
+    logs = stop_after(start_two(source, folder, *longer), 0, metrics, 2 * done + 4)
+    assert "phase_one epoch 1/9000" not in logs[0]
+    assert f"phase_one epoch {done + 1}/9000" in logs[0]
     epochs = [json.loads(line)["epoch"] for line in lines_of(metrics)]
     assert epochs == [epoch for epoch in range(1, len(epochs) // 2 + 1) for _ in range(2)]
 
 
 def test_stages_are_timed_by_one_process(ends, source, tmp_path):
     timed = shutil.copytree(ends[1], tmp_path / "timed")
-    told = finish(*start_two(source, timed, "--mode=time"))
-    assert "time: measuring 2 stages" in told[0] and "time: measuring" not in told[1]
+    logs = finish(*start_two(source, timed, "--mode=time"))
+    assert "time: measuring 2 stages" in logs[0] and "time: measuring" not in logs[1]
     assert (timed / "evaluation" / "time.json").exists()
 
 
-def test_what_is_written_once_is_written_once(ends):
-    _, two, told = ends
+def test_shared_files_are_written_once(ends):
+    _, two, logs = ends
     for phase, epochs in (("phase_one", 2), ("phase_two", 1)):
         lines = (two / phase / "metrics.jsonl").read_text().splitlines()
         rows = [(row["epoch"], row["split"]) for row in map(json.loads, lines)]
         assert rows == [(e + 1, s) for e in range(epochs) for s in ("train", "validation")]
-    assert "phase_one epoch 1/2" in told[0] and "phase_one epoch 1/2" not in told[1]
+    assert "phase_one epoch 1/2" in logs[0] and "phase_one epoch 1/2" not in logs[1]
     assert json.loads((two / "results.json").read_text())["environment"]["devices"] == 8
     assert (two / "report" / "index.html").exists()
     assert not list(two.rglob("*.partial"))

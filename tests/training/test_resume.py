@@ -1,4 +1,4 @@
-"""Killed at any moment, a run goes on and ends with the same parameters, bit for bit."""
+"""Resuming: a run that was killed at any time ends with bit-identical parameters."""
 
 import dataclasses
 import json
@@ -22,6 +22,7 @@ from imta_jax.runtime.lock import only_run_in
 from imta_jax.training import (
     AnotherNetworkError,
     Interrupted,
+    checkpoint_reading,
     feed,
     load_classifier,
     phases,
@@ -30,7 +31,7 @@ from imta_jax.training import (
 )
 from imta_jax.training.checkpoint_reading import has_readable_epoch
 
-# Reading a damaged checkpoint leaves failed reads of others behind, in a library's event loop.
+# After a failed read of a checkpoint, TensorStore's other reads fail in its event loop.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 TRAIN = {"phase_one": train_phase_one, "phase_two": train_phase_two}
@@ -56,7 +57,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(source):
-    # Learned transfer and moving statistics: more state that could get lost.
+    # Learned transfer and moving statistics have more state to restore.
     return tiny_run.run_config(source, "published")
 
 
@@ -66,22 +67,22 @@ def dataset(config):
 
 
 @pytest.fixture(scope="module")
-def whole(config, dataset, tmp_path_factory):
-    """The folder of a run that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
+def finished(config, dataset, tmp_path_factory):
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("finished")
     for train in TRAIN.values():
         train(config, dataset, folder)
     return folder
 
 
 @pytest.fixture
-def copied(whole, tmp_path):
-    """A copy of it, to be damaged."""
-    return shutil.copytree(whole, tmp_path / "copy")
+def copied(finished, tmp_path):
+    """A copy of the run to damage."""
+    return shutil.copytree(finished, tmp_path / "copy")
 
 
 def saved(folder, epoch):
-    """All arrays of a checkpoint, parameters, statistics, optimiser and step, by name."""
+    """All arrays of a checkpoint by name: parameters, statistics, optimizer and step."""
     arrays = {}
     for item in ("model", "progress"):
         with ocp.StandardCheckpointer() as checkpointer:
@@ -90,14 +91,14 @@ def saved(folder, epoch):
 
 
 def rows(folder):
-    """The rows of metrics.jsonl without what no two runs share."""
+    """The rows of metrics.jsonl without timings."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     timed = ("images_per_second", "input_wait_share")
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
 def assert_same_phase(found, expected, epochs):
-    """Two phase folders ended with the same arrays and rows, and ran no epoch twice."""
+    """Compares the final arrays and rows of two phase folders; each epoch has one row per split."""
     tiny_run.assert_same(saved(found, epochs), saved(expected, epochs))
     assert rows(found) == rows(expected)
     assert [(row["epoch"], row["split"]) for row in rows(found)] == [
@@ -106,15 +107,15 @@ def assert_same_phase(found, expected, epochs):
 
 
 class Killed(Exception):
-    """Stands in for whatever ends a process."""
+    """Simulates the death of the process."""
 
 
 @pytest.mark.parametrize("phase", ["phase_one", "phase_two"])
-def test_an_interrupted_phase_ends_as_an_uninterrupted_one(
-    phase, config, dataset, whole, tmp_path, monkeypatch
+def test_a_killed_phase_ends_like_an_uninterrupted_one(
+    phase, config, dataset, finished, tmp_path, monkeypatch
 ):
     if phase == "phase_two":
-        shutil.copytree(whole / "phase_one", tmp_path / "phase_one")
+        shutil.copytree(finished / "phase_one", tmp_path / "phase_one")
     batches = feed.train_batches
 
     def until_killed(split, preprocessing, *, epoch, **settings):
@@ -127,12 +128,12 @@ def test_an_interrupted_phase_ends_as_an_uninterrupted_one(
         patch.setattr(feed, "train_batches", until_killed)
         TRAIN[phase](config, dataset, tmp_path)
     TRAIN[phase](config, dataset, tmp_path)
-    assert_same_phase(tmp_path / phase, whole / phase, getattr(config, phase).total_epochs)
+    assert_same_phase(tmp_path / phase, finished / phase, getattr(config, phase).total_epochs)
 
 
-def test_a_finished_phase_trains_no_further(config, dataset, copied, whole):
+def test_a_finished_phase_does_not_train_again(config, dataset, copied, finished):
     train_phase_one(config, dataset, copied)
-    assert_same_phase(copied / "phase_one", whole / "phase_one", 3)
+    assert_same_phase(copied / "phase_one", finished / "phase_one", 3)
 
 
 def truncate(checkpoint):
@@ -152,22 +153,22 @@ def lose_the_data(checkpoint):
 
 
 @pytest.mark.parametrize("damage", [truncate, lose_the_optimizer, lose_the_data])
-def test_a_damaged_checkpoint_is_passed_over_for_the_older_one(
-    damage, config, dataset, copied, whole, caplog
+def test_a_damaged_checkpoint_is_replaced_by_the_older_one(
+    damage, config, dataset, copied, finished, caplog
 ):
     damage(copied / "phase_one" / "3")
     assert not phases.phase_is_finished(config, copied, "phase_one")
     with caplog.at_level(logging.WARNING, "imta_jax"):
         train_phase_one(config, dataset, copied)
-    assert "checkpoint 3 in" in caplog.text and "trying an older one" in caplog.text
+    assert "checkpoint 3 in" in caplog.text
     assert "checkpoint 2 in" not in caplog.text
-    assert_same_phase(copied / "phase_one", whole / "phase_one", 3)
+    assert_same_phase(copied / "phase_one", finished / "phase_one", 3)
     assert phases.phase_is_finished(config, copied, "phase_one")
-    # Set aside, not deleted: it may have been the disk's fault.
+    # Renamed, not deleted: the disk may be at fault.
     assert (copied / "phase_one" / "unreadable_3_1").is_dir()
 
 
-def test_a_damaged_last_checkpoint_is_not_what_a_classifier_is_loaded_from(copied, caplog):
+def test_a_classifier_is_not_loaded_from_a_damaged_checkpoint(copied, caplog):
     truncate(copied / "phase_one" / "3")
     with caplog.at_level(logging.WARNING, "imta_jax"):
         _, meta = load_classifier(copied / "phase_one")
@@ -178,35 +179,57 @@ def test_a_damaged_last_checkpoint_is_not_what_a_classifier_is_loaded_from(copie
         load_classifier(copied / "phase_one")
 
 
-def test_without_a_good_checkpoint_training_starts_again(config, dataset, copied, whole):
+def test_without_a_readable_checkpoint_training_starts_again(config, dataset, copied, finished):
     for checkpoint in (copied / "phase_one").glob("[0-9]"):
         truncate(checkpoint)
     train_phase_one(config, dataset, copied)
-    assert_same_phase(copied / "phase_one", whole / "phase_one", 3)
+    assert_same_phase(copied / "phase_one", finished / "phase_one", 3)
 
 
-def test_a_folder_without_the_epoch_is_not_finished(whole, tmp_path):
-    assert has_readable_epoch(whole / "phase_one", 3)
-    assert not has_readable_epoch(whole / "phase_one", 4)
+def test_evaluation_verifies_each_checkpoint_once_and_not_on_a_device(config, copied, monkeypatch):
+    reads, restore = [], ocp.CheckpointManager.restore
+
+    def recorded(self, step, *arguments, **more):
+        found = restore(self, step, *arguments, **more)
+        items = {item: found[item] for item in ("model", "progress") if item in found}
+        if items:
+            on_devices = any(isinstance(x, jax.Array) for x in jax.tree.leaves(items))
+            place = "devices" if on_devices else "host"
+            reads.append((self.directory.name, place, *items))
+        return found
+
+    checkpoint_reading._verified.clear()
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", recorded)
+    run(config, copied, "evaluate")
+    assert sorted(reads) == [
+        ("phase_one", "host", "model", "progress"),
+        ("phase_two", "devices", "model"),
+        ("phase_two", "host", "model", "progress"),
+    ]
+
+
+def test_a_folder_without_the_epoch_is_not_finished(finished, tmp_path):
+    assert has_readable_epoch(finished / "phase_one", 3)
+    assert not has_readable_epoch(finished / "phase_one", 4)
     assert not has_readable_epoch(tmp_path / "nothing", 1)
 
 
-def test_metrics_survive_a_half_written_line(config, dataset, copied, whole):
+def test_an_incomplete_line_of_metrics_is_dropped(config, dataset, copied, finished):
     shutil.rmtree(copied / "phase_one" / "3")
     with (copied / "phase_one" / "metrics.jsonl").open("a") as file:
         file.write('{"phase": "phase_one", "epo')
     train_phase_one(config, dataset, copied)
-    assert_same_phase(copied / "phase_one", whole / "phase_one", 3)
+    assert_same_phase(copied / "phase_one", finished / "phase_one", 3)
 
 
-def test_another_networks_checkpoint_is_refused_with_the_differing_names(source, dataset, copied):
+def test_another_network_is_rejected_with_the_differing_names(source, dataset, copied):
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
     wider = tiny_run.run_config(source, "published", model__channels=6)
     with pytest.raises(AnotherNetworkError) as error:
         train_phase_one(wider, dataset, copied)
     assert isinstance(error.value, ValueError)
     message = str(error.value)
-    assert "epoch 3" in message and "another --workdir" in message
+    assert "epoch 3" in message and "--workdir" in message
     assert re.search(r"backbone\.\S+: this network \(6,\), the checkpoint \(4,\)", message), message
     assert {path: path.stat().st_mtime_ns for path in before} == before
     deeper = tiny_run.run_config(source, "published", model__num_exits=3)
@@ -215,33 +238,35 @@ def test_another_networks_checkpoint_is_refused_with_the_differing_names(source,
 
 
 def command(source, workdir, cache):
-    """The tiny run by the launcher, 5 epochs in phase I."""
+    """The launch command of the tiny run with 5 epochs in phase I."""
     more = ("--config.data.pipeline=numpy", "--config.phase_one.total_epochs=5")
     return tiny_run.launch_command(source, workdir, cache, *more)
 
 
-def test_after_kill_9_the_same_command_ends_with_the_same_results(source, tmp_path):
+def test_after_sigkill_the_same_command_gives_the_same_results(source, tmp_path):
     killed = command(source, tmp_path / "killed", tmp_path / "cache")
     with subprocess.Popen(**killed, stderr=subprocess.PIPE) as process:
         for line in process.stderr:
-            if "phase_one epoch 2/5" in line:  # its checkpoint is still being written
+            if "phase_one epoch 2/5" in line:  # Its checkpoint is being written.
                 process.send_signal(signal.SIGKILL)
                 break
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "phase_two").exists()
     assert not (tmp_path / "killed" / "results.json").exists()
-    whole = command(source, tmp_path / "whole", tmp_path / "cache")
-    for again in (killed, whole):
+    finished = command(source, tmp_path / "finished", tmp_path / "cache")
+    for again in (killed, finished):
         subprocess.run(**again, check=True, capture_output=True)
-    results = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("killed", "whole")]
+    results = [
+        json.loads((tmp_path / n / "results.json").read_text()) for n in ("killed", "finished")
+    ]
     for field in ("exits", "budget_curve", "reported_budgets", "dataset"):
         assert results[0][field] == results[1][field]
     for phase, epochs in (("phase_one", 5), ("phase_two", 1)):
-        assert_same_phase(tmp_path / "killed" / phase, tmp_path / "whole" / phase, epochs)
+        assert_same_phase(tmp_path / "killed" / phase, tmp_path / "finished" / phase, epochs)
 
 
-def test_a_run_interrupted_before_its_first_checkpoint_starts_again(
-    config, whole, tmp_path, monkeypatch
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
+    config, finished, tmp_path, monkeypatch
 ):
     def killed(*arguments):
         raise Killed
@@ -250,16 +275,16 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_again(
         patch.setattr(phases.TrainingLoop, "_validate_epoch", killed)
         run(config, tmp_path, "phase_one")
     run(config, tmp_path, "phase_one")
-    assert_same_phase(tmp_path / "phase_one", whole / "phase_one", 3)
+    assert_same_phase(tmp_path / "phase_one", finished / "phase_one", 3)
 
 
 @pytest.mark.parametrize("phase", ["phase_one", "phase_two"])
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_sigterm_saves_within_the_epoch_and_the_same_call_goes_on_there(
-    phase, at, config, dataset, whole, tmp_path, monkeypatch
+def test_sigterm_saves_within_the_epoch_and_the_next_call_resumes_there(
+    phase, at, config, dataset, finished, tmp_path, monkeypatch
 ):
     if phase == "phase_two":
-        shutil.copytree(whole / "phase_one", tmp_path / "phase_one")
+        shutil.copytree(finished / "phase_one", tmp_path / "phase_one")
     batches, made = feed.train_batches, []
 
     def terminated(split, preprocessing, *, epoch, **settings):
@@ -282,11 +307,11 @@ def test_sigterm_saves_within_the_epoch_and_the_same_call_goes_on_there(
         patch.setattr(feed, "train_batches", counted)
         TRAIN[phase](config, dataset, tmp_path)
     assert made[0] == (1, at)
-    assert_same_phase(tmp_path / phase, whole / phase, getattr(config, phase).total_epochs)
+    assert_same_phase(tmp_path / phase, finished / phase, getattr(config, phase).total_epochs)
 
 
-def test_checkpoints_within_an_epoch_are_what_a_killed_run_goes_on_from(
-    config, dataset, whole, tmp_path, monkeypatch, caplog
+def test_a_killed_run_resumes_from_a_checkpoint_within_the_epoch(
+    config, dataset, finished, tmp_path, monkeypatch, caplog
 ):
     often = dataclasses.replace(config, checkpoint=CheckpointConfig(every_steps=1))
     batches = feed.train_batches
@@ -300,11 +325,11 @@ def test_checkpoints_within_an_epoch_are_what_a_killed_run_goes_on_from(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(feed, "train_batches", until_killed)
         train_phase_one(often, dataset, tmp_path)
-    truncate_all(tmp_path / "phase_one" / "partial" / "8")  # falls back on the one before
+    truncate_all(tmp_path / "phase_one" / "partial" / "8")  # The one before is used.
     with caplog.at_level(logging.INFO, "imta_jax"):
         train_phase_one(often, dataset, tmp_path)
     assert "resuming at step 1 of epoch 3" in caplog.text
-    assert_same_phase(tmp_path / "phase_one", whole / "phase_one", 3)
+    assert_same_phase(tmp_path / "phase_one", finished / "phase_one", 3)
 
 
 def truncate_all(checkpoint):
@@ -312,21 +337,21 @@ def truncate_all(checkpoint):
     truncate(checkpoint)
 
 
-def test_two_runs_in_one_folder_are_refused(config, tmp_path):
-    with only_run_in(tmp_path), pytest.raises(BlockingIOError, match=r"another run is at work"):
+def test_a_second_run_in_the_folder_is_rejected(config, tmp_path):
+    with only_run_in(tmp_path), pytest.raises(BlockingIOError, match="process"):
         run(config, tmp_path)
     with only_run_in(tmp_path):
         pass
 
 
-def test_a_run_stopped_after_an_epochs_last_step_goes_on_to_its_results(
-    config, whole, tmp_path, monkeypatch
+def test_a_run_stopped_after_the_last_step_of_an_epoch_resumes(
+    config, finished, tmp_path, monkeypatch
 ):
     batches = feed.train_batches
 
     def terminated(split, preprocessing, *, epoch, **settings):
         for i, batch in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
-            if epoch == 0 and i == 2:  # of three
+            if epoch == 0 and i == 2:  # The last of three.
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
@@ -336,7 +361,7 @@ def test_a_run_stopped_after_an_epochs_last_step_goes_on_to_its_results(
             run(config, tmp_path)
     left = tmp_path / "evaluation" / ".logits_test.npz.1.partial"
     left.parent.mkdir()
-    left.write_bytes(b"of a run that was killed while it wrote")
+    left.write_bytes(b"left by a killed run")
     run(config, tmp_path)
-    assert_same_phase(tmp_path / "phase_one", whole / "phase_one", 3)
+    assert_same_phase(tmp_path / "phase_one", finished / "phase_one", 3)
     assert (tmp_path / "results.json").exists() and not left.exists()

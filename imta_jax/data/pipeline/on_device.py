@@ -20,7 +20,7 @@ from imta_jax.data.pipeline.batches import steps_per_epoch
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.preprocessing import PaddedCrop, Preprocessing
 from imta_jax.data.split import Split
-from imta_jax.distributed import place_once
+from imta_jax.distributed import replicate_host
 from imta_jax.types import Batch
 
 
@@ -84,7 +84,7 @@ def _memory_bytes(
 def copy_to_devices(split: Split, mesh: Mesh) -> OnDeviceSplit:
     """Copies a split to every device of the mesh."""
     arrays: Any = (split.array, split.labels)
-    return OnDeviceSplit(*place_once(arrays, mesh))
+    return OnDeviceSplit(*replicate_host(arrays, mesh))
 
 
 def on_device_indices(
