@@ -109,8 +109,9 @@ def _choose(manager: ocp.CheckpointManager, which: str) -> int:
     """The last or best checkpoint, or the newest other one that can be read."""
     check_which("checkpoint", which)
     epochs = sorted(manager.all_steps(), reverse=True)
-    if epochs and which == "best":
-        epochs.insert(0, manager.best_step())
+    best = manager.best_step() if which == "best" else None
+    if best is not None:
+        epochs.insert(0, best)
     readable = next((epoch for epoch in epochs if _is_readable(manager, epoch)), None)
     if readable is None:
         raise MissingFileError(

@@ -205,7 +205,8 @@ def restore_target(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_json_meta(manager: ocp.CheckpointManager, name: int) -> dict[str, Any]:
     """The `meta` of a checkpoint."""
-    return dict(manager.restore(name, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
+    found: Any = manager.restore(name, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+    return dict(found.meta)
 
 
 def name_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:

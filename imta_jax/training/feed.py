@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from jax.sharding import Mesh
 
@@ -12,6 +12,7 @@ from imta_jax.config import PHASES, DataConfig, RunConfig
 from imta_jax.data import (
     Dataset,
     HostPipeline,
+    PaddedCrop,
     Shard,
     resolve_host_pipeline,
     steps_per_epoch,
@@ -118,12 +119,13 @@ def training_feed(
         return host_feed(pipeline, batches, step, mesh)
     steps = steps_per_dispatch(config, mesh)
     images = copy_to_devices(train, mesh)
+    padded_crop = cast(PaddedCrop, dataset.preprocessing)  # As `training_pipeline` checks.
     advance = CachedExecutable(jit_on_device_step(phase.step, mesh, state), label, mesh)
     return Feed(
         pipeline,
         lambda epoch, start_step: on_device_indices(
             train,
-            dataset.preprocessing,
+            padded_crop,
             epoch=epoch,
             start_step=start_step,
             steps_per_dispatch=steps,

@@ -1,6 +1,7 @@
 """The phase-I loss of a backbone with a gate, HydraNet (`models/baselines/hydranet.py`)."""
 
 import dataclasses
+from typing import Any
 
 from jaxtyping import Array, Float, Int
 
@@ -30,7 +31,7 @@ class GateSupervisedObjective(PhaseOneObjective):
         labels: Int[Array, " N"],
     ) -> tuple[Float[Array, ""], ExitMetrics]:
         """See `Objective`."""
-        backbone = classifier.backbone
+        backbone: Any = classifier.backbone
         state, scores = backbone.stage_with_scores(classifier.stem(images))
         logits = classifier.logits((backbone.exit_features(0, state),))
         clusters = backbone.clusters(classifier.num_classes)

@@ -41,7 +41,7 @@ class TrainingLoop:
     batch_size: int
     feed: Feed
     validate: Validate
-    learning_rate: Callable[[int], float]
+    learning_rate: Callable[[int], Any]
     check_every_steps: int
     callbacks: Sequence[Callback]
 

@@ -4,12 +4,13 @@ A new loss is a class with the methods of `Objective`.
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from imta_jax.errors import InputError, unknown_name
 from imta_jax.models import MultiExitClassifier
@@ -39,8 +40,8 @@ class ExitMetrics(NamedTuple):
       top1: top-1 accuracy in percent.
     """
 
-    loss: Float[ArrayLike, "*S E"]
-    top1: Float[ArrayLike, "*S E"]
+    loss: Float[Array | np.ndarray, "*S E"]
+    top1: Float[Array | np.ndarray, "*S E"]
 
 
 class Objective(Protocol):
@@ -56,6 +57,7 @@ class Objective(Protocol):
         labels: Int[Array, " N"],
     ) -> tuple[Float[Array, ""], ExitMetrics]:
         """Maps normalized images and labels to the loss and metrics."""
+        ...
 
 
 def exit_metrics(logits: Float[Array, "E N K"], labels: Int[Array, " N"]) -> ExitMetrics:
@@ -106,7 +108,8 @@ class PhaseOneObjective:
 
 def freeze_backbone(classifier: MultiExitClassifier) -> None:
     """Freezes the running statistics of the backbone's BatchNorms."""
-    classifier.backbone.eval()
+    backbone: Any = classifier.backbone
+    backbone.eval()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,12 +190,12 @@ class PhaseTwoObjective:
         Returns:
           A scalar in nats.
         """
+        scalars: Any = {"alpha": alpha, "temperature": temperature}
         return one_for_all_loss(
             logits,
             labels,
             teacher,
-            alpha=alpha,
-            temperature=temperature,
+            **scalars,
             reduction=self.reduction,
             temperature_squared=self.temperature_squared,
             last_exit=self.last_exit,

@@ -51,7 +51,8 @@ def create_state(
     """
     graphdef, params, rest = nnx.split(classifier, trainable, ...)
     params, rest = _packed(params, mesh), place_parameters(rest, mesh)
-    zero, never = place_replicated((np.int32(0), np.int32(-1)), mesh)
+    scalars: Any = (np.int32(0), np.int32(-1))
+    zero, never = place_replicated(scalars, mesh)
     # Jitted, because eager execution would compile a program for every shape.
     opt_state = _placed(jax.jit(tx.init)(params), mesh)
     return graphdef, TrainState(zero, params, rest, opt_state, never)

@@ -73,9 +73,10 @@ def train_step(
             (batch.images, batch.labels),
             accumulate_parts,
         )
-        grads = state.trainable.packing.pack(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
-        params = optax.apply_updates(state.trainable, updates)
+        grads: Any = state.trainable.packing.pack(grads)
+        packed: Any = state.trainable
+        updates, opt_state = tx.update(grads, state.opt_state, packed)
+        params: Any = optax.apply_updates(packed, updates)
         advanced = TrainState(state.step + 1, params, rest, opt_state, state.halted_at)
         return _advance_if_finite(state, advanced, (loss, grads)), metrics
 
@@ -83,7 +84,7 @@ def train_step(
 
 
 def _accumulate(
-    gradients_of: Callable[..., Any], rest: nnx.State, batch: tuple[jax.Array, ...], parts: int
+    gradients_of: Callable[..., Any], rest: nnx.State, batch: tuple[Any, ...], parts: int
 ) -> Any:
     """((loss, (metrics, rest)), gradients) of a batch, as the mean over equal parts."""
     if parts == 1:
@@ -155,7 +156,8 @@ def jit_on_device_step(
         none = jax.tree.map(lambda x: jnp.zeros((len(indices.index), *x.shape), x.dtype), one)
         return jax.lax.fori_loop(0, indices.steps, advance, (state, none))
 
-    everywhere, indices = replicated(mesh), stacked_batch_sharding(mesh)
+    everywhere: Any = replicated(mesh)
+    indices: Any = stacked_batch_sharding(mesh)
     shardings = _state_sharding(state, mesh)
     return jax.jit(
         steps,
@@ -202,7 +204,7 @@ def jit_eval_step(
       (trainable, rest, batch) -> sums over the batch's examples; see `masked_sums`.
     """
 
-    def step(trainable: Packed, rest: nnx.State, batch: Batch) -> dict[str, jax.Array]:
+    def step(trainable: Packed, rest: nnx.State, batch: Any) -> dict[str, jax.Array]:
         states = (trainable.unpack(), rest)
         logits = inference_logits(graphdef, states, batch.images, mean=mean, std=std, mesh=mesh)
         return masked_sums(logits, batch.labels, batch.mask)

@@ -35,7 +35,7 @@ def default_callbacks(
     meta: Mapping[str, Any],
     log: LogConfig,
     checkpoint: CheckpointConfig,
-    learning_rate: Callable[[int], float],
+    learning_rate: Callable[[int], Any],
 ) -> list[Callback]:
     """The callbacks of a phase, in the order in which the loop calls them.
 

@@ -71,7 +71,9 @@ class CheckpointCallback(Callback):
         meta = self._partial.meta(step)
         rows = zip(meta["loss"], meta["top1"], strict=True)
         progress.state = state
-        progress.metrics = [ExitMetrics(*(np.float32(values) for values in row)) for row in rows]
+        progress.metrics = [
+            ExitMetrics(*(np.asarray(values, np.float32) for values in row)) for row in rows
+        ]
         _log.info(
             "%s: resuming at step %d of epoch %d",
             progress.phase,

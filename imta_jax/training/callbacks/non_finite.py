@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class NonFiniteCheck(Callback):
       learning_rate: step -> learning rate, for the message.
     """
 
-    def __init__(self, folder: Path, learning_rate: Callable[[int], float]):
+    def __init__(self, folder: Path, learning_rate: Callable[[int], Any]):
         self._folder, self._learning_rate = folder, learning_rate
 
     def on_check(self, progress: Progress, new: list[ExitMetrics]) -> None:
@@ -37,7 +38,8 @@ class NonFiniteCheck(Callback):
             what = "the gradient is not finite, although every exit's loss is"
         else:
             exits = ", ".join(str(i + 1) for i in np.flatnonzero(~np.isfinite(loss)))
-            what = f"the loss of exit {exits} is not finite ({np.array2string(loss, precision=3)})"
+            values = np.array2string(np.asarray(loss), precision=3)
+            what = f"the loss of exit {exits} is not finite ({values})"
         raise NonFiniteLossError(
             f"{progress.phase} stopped at step {halted_at + 1}: {what}. Checkpoints of finished "
             f"epochs in {self._folder} are kept; lower {progress.phase}.learning_rate "

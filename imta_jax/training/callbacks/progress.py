@@ -78,10 +78,11 @@ class IntervalLines(Callback):
         steps, mean = len(self._metrics), mean_metrics(self._metrics)
         waited = progress.input_wait_seconds - self._waited
         left = (progress.total_steps - progress.step) * seconds / steps
+        loss, top1 = mean.loss.tolist(), mean.top1.tolist()
         memory = peak_device_memory()
         return (
             f"{progress.phase} step {progress.step}/{progress.total_steps}:"
-            f" loss {format_per_exit(mean.loss, 3)}; top-1 {format_per_exit(mean.top1, 1)};"
+            f" loss {format_per_exit(loss, 3)}; top-1 {format_per_exit(top1, 1)};"
             f" {steps * progress.batch_size / seconds:,.0f} images/s;"
             f" {waited / seconds:.0%} waiting for input;"
             f"{f' {memory / 1e9:.2f} GB on the device;' if memory else ''}"
