@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -41,7 +42,7 @@ _SMALL_PIXELS = 64 * 64
 def inference_logits(
     graphdef: nnx.GraphDef,
     states: Sequence[nnx.State],
-    images: jax.Array,
+    images: np.ndarray | jax.Array,
     *,
     mean: Sequence[float],
     std: Sequence[float],
@@ -69,6 +70,7 @@ def inference_logits(
         classifier = optimize_classifier(classifier, layout=plan.layout, fold_batch_norm=chwn)
         return classifier(normalize(images, mean, std))
 
+    images = jnp.asarray(images)
     return _in_slices(logits_of, images, plan) if one_cpu else logits_of(images)
 
 

@@ -33,7 +33,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def teacher_divergence(
-    logits: jax.Array, teacher_logits: jax.Array, *, temperature: float, reduction: str = "batch"
+    logits: jax.Array,
+    teacher_logits: jax.Array,
+    *,
+    temperature: float | jax.Array,
+    reduction: str = "batch",
 ) -> jax.Array:
     """KL(teacher || student) of every exit in nats (Eq. 8), both softmaxes at `temperature`.
 
@@ -66,8 +70,8 @@ def one_for_all_loss(
     labels: jax.Array,
     teacher_logits: jax.Array,
     *,
-    alpha: float,
-    temperature: float,
+    alpha: float | jax.Array,
+    temperature: float | jax.Array,
     reduction: str = "batch",
     temperature_squared: bool = False,
     last_exit: str = "mixed",

@@ -1,9 +1,9 @@
 """The two phases of training (paper Sec. 4): what each trains, from where, and with which loss."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import Dataset, steps_per_epoch
@@ -115,6 +115,7 @@ def train_phase(
     steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
     schedule = phase_schedule(settings, steps * settings.total_epochs)
     optimizer = phase_optimizer(settings, schedule)
+    learning_rate = cast(Callable[[int], float], schedule)
     pixels = {"mean": dataset.mean, "std": dataset.std}
     phase = assemble_phase(
         classifier, objective, trainable, optimizer, settings, **pixels, mesh=mesh
@@ -128,7 +129,7 @@ def train_phase(
         meta={**network_meta(config, dataset, name), **(meta or {})},
         log=config.log,
         checkpoint=config.checkpoint,
-        learning_rate=schedule,
+        learning_rate=learning_rate,
     )
     TrainingLoop(
         phase=name,
@@ -137,7 +138,7 @@ def train_phase(
         batch_size=settings.batch_size,
         feed=feed,
         validate=make_validation(config, dataset, phase.graphdef, mesh),
-        learning_rate=schedule,
+        learning_rate=learning_rate,
         check_every_steps=config.log.check_every_steps,
         callbacks=callbacks,
     ).run(state)

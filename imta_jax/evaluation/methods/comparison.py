@@ -109,10 +109,10 @@ def compare_methods(
             f"{test.logits.shape}; both must have the exits and classes of the same network"
         )
     costs = checked_costs(costs, len(validation.logits)).astype(np.float64)
-    budgets = _checked_budgets(budgets, costs)
+    fractions = _checked_budgets(budgets, costs)
     temperature = temperatures(*validation)
     splits = Splits(split_outcomes(validation, temperature), split_outcomes(test, temperature))
-    selections = select_by_budget(splits, costs, budgets, quotas, temperature)
+    selections = select_by_budget(splits, costs, fractions, quotas, temperature)
     selections["patience"] = select_by_patience(splits)
     selections |= select_by_guarantee(splits, tolerances, confidence_level)
     sweep = sweep_thresholds(splits.validation.confidence, quotas)
@@ -127,14 +127,14 @@ def compare_methods(
 def _checked_budgets(
     budgets: ArrayLike, costs: Float64[np.ndarray, " E"]
 ) -> Float64[np.ndarray, " B"]:
-    budgets, least = np.asarray(budgets, np.float64), costs[0] / costs[-1]
-    valid = (budgets >= least * (1 - 1e-12)) & (budgets <= 1)
-    if budgets.ndim != 1 or budgets.size == 0 or not valid.all():
+    fractions, least = np.asarray(budgets, np.float64), costs[0] / costs[-1]
+    valid = (fractions >= least * (1 - 1e-12)) & (fractions <= 1)
+    if fractions.ndim != 1 or fractions.size == 0 or not valid.all():
         raise InputError(
-            f"budgets={budgets.tolist()}; expected fractions of the last exit's cost, from "
+            f"budgets={fractions.tolist()}; expected fractions of the last exit's cost, from "
             f"{np.ceil(1e4 * least) / 1e4:.4f} (all images leave at the first exit) to 1"
         )
-    return budgets
+    return fractions
 
 
 def _gains(
