@@ -2,8 +2,9 @@
 
 Train multi-exit networks with gradient equilibrium, inline subnetwork collaboration and one-for-all
 distillation (Li et al., "Improved Techniques for Training Adaptive Deep Networks", ICCV 2019), and
-run them so that easy images leave early. The rooms, from the bottom up: `techniques`, `data`,
-`models`, `training`, `interop`, `evaluation`, `inference`, `report`.
+run them so that easy images leave early. The folders, lowest layer first: `runtime`, `nn`,
+`techniques`, `data`, `models`, `training`, `interop`, `evaluation`, `inference`, `report`, `studies`,
+`cli`.
 """
 
 __version__ = "0.1.0"

@@ -109,7 +109,7 @@ class ModelConfig(Section):
       reduction: MSDNet, DenseNet: fraction of channels that a transition keeps.
       depths: ResNet, DenseNet: blocks per resolution.
       bottleneck: ResNet, DenseNet: whether blocks have 1x1 convolutions.
-      exits: ResNet, DenseNet: blocks, from 1, that an exit follows, besides the last block.
+      exits: ResNet, DenseNet: blocks, from 1, that an exit follows, in addition to the last block.
       branches: HydraNet: stored branches.
       active_branches: HydraNet: branches that run for an image.
       gate_weight: HydraNet: weight of the gate's loss in phase I.

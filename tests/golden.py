@@ -88,7 +88,7 @@ def image_shape(stem: str) -> tuple[int, int, int]:
 
 
 def untrained(fields: Mapping[str, Any], *, seed: int = 0, **arguments: Any) -> MultiExitClassifier:
-    """A phase-I classifier; 10 classes and the stem's image shape unless told otherwise."""
+    """A phase-I classifier; by default with 10 classes and the image shape of the stem."""
     defaults = {"num_classes": 10, "image_shape": image_shape(fields.get("stem", "cifar"))}
     return build_classifier(fields, **(defaults | arguments), rngs=nnx.Rngs(seed))
 

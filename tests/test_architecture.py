@@ -1,6 +1,7 @@
 """Checks of the source code: import directions, docstrings, and sizes of files and functions."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -201,3 +202,26 @@ def test_benchmarks_have_no_import_cycle():
     while ready := {name for name in graph.keys() - done if not graph[name] & graph.keys() - done}:
         done |= ready
     assert done == graph.keys()
+
+
+# Words of earlier versions that are not terms of the field.
+PRIVATE_WORDS = (
+    *("a word with the host", "anew", "be told", "being told", "borne", "carving", "colour"),
+    *("entrance", "judged", "kept steps", "likewise", "mended", "optimiser", "pace", "pictures"),
+    *("spoilt", "surroundings", "taken over", "whom"),
+)
+
+
+def test_texts_have_no_private_words():
+    pattern = re.compile(rf"\b({'|'.join(PRIVATE_WORDS)})\b")
+    folders = ("imta_jax", "configs", "benchmarks", "notebooks", "docs", "tests")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    texts = [path for path in paths if path.suffix in (".py", ".md", ".ipynb", ".jinja")]
+    found = [
+        f"{name_of(path)}:{number}: {match[0]}"
+        for path in texts
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        for match in pattern.finditer(line)
+    ]
+    assert not found, found

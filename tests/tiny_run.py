@@ -72,7 +72,7 @@ def launch_command(
       workdir: the run's.
       cache: where compiled programs are kept.
       more: flags, of which the last of a name counts.
-      devices: how many the processor counts as; one by default.
+      devices: number of virtual CPU devices; one by default.
     """
     network = [f"--config.model.{name}={value}" for name, value in NETWORK.items()]
     arguments = [
@@ -91,11 +91,11 @@ def launch_command(
         "--config.evaluation.batch_size=16",
         *more,
     ]
-    surroundings = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    surroundings["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     if devices is not None:
-        surroundings["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-    return {"args": arguments, "cwd": ROOT, "env": surroundings, "text": True}
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    return {"args": arguments, "cwd": ROOT, "env": environment, "text": True}
 
 
 def tiny_config(source: Path | str, preset: str = "paper", **changes: Any) -> ConfigDict:

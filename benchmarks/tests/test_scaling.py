@@ -122,7 +122,7 @@ def test_a_step_sends_gradients_and_statistics_of_batches(result):
     # Two sums per channel forwards (backwards, the gradients of scale and shift are all it takes),
     # and a loss and an accuracy per exit.
     beyond = 4 * (2 * one["normalised_channels"] + 2 * SMALLEST["num_exits"])
-    # On processors the gradients of the narrow 3x3 kernels, 1 to 4 and 2 to 2 channels, are those
+    # On CPUs the gradients of the narrow 3x3 kernels, 1 to 4 and 2 to 2 channels, are those
     # of column pairs (`imta_jax.nn.convolution`): 24 numbers where there are 9.
     beyond += 4 * (24 - 9) * (1 * 4 + 2 * 2)
     assert one["all_reduce_bytes"] == one["gradient_bytes"] + beyond

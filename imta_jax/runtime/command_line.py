@@ -39,7 +39,7 @@ def plain_message(error: Exception) -> str | None:
         return f"error: {error}"
     if getattr(error, "errno", None) in _DISK_ERRORS:
         return (
-            f"error: the disk cannot be written ({error}): make room, or choose a --workdir on"
+            f"error: the disk cannot be written ({error}): free space, or choose a --workdir on"
             " another disk, then run the same command to resume"
         )
     return None
