@@ -2,9 +2,10 @@
 
 Train multi-exit networks with gradient equilibrium, inline subnetwork collaboration and one-for-all
 distillation (Li et al., "Improved Techniques for Training Adaptive Deep Networks", ICCV 2019), and
-run them so that easy images leave early. The folders, lowest layer first: `runtime`, `nn`,
-`techniques`, `data`, `models`, `training`, `interop`, `evaluation`, `inference`, `report`, `studies`,
-`cli`.
+run them so that easy images leave early.
+
+Folders, lowest layer first: `runtime`, `nn`, `techniques`, `data`, `models`, `training`, `interop`,
+`pretrained`, `evaluation`, `inference`, `report`, `studies`, `cli`.
 """
 
 __version__ = "0.1.0"
