@@ -44,7 +44,10 @@ class _Entry(NamedTuple):
 
     def matches(self, lowered: jax.stages.Lowered) -> bool:
         """Whether it takes and returns the same pytrees, which equal programs need not do."""
-        return (self.arguments, self.results) == (lowered.in_tree, lowered.out_tree)
+        try:
+            return (self.arguments, self.results) == (lowered.in_tree, lowered.out_tree)
+        except Exception:  # Pickled classes of an older version may lack attributes.
+            return False
 
 
 class CachedExecutable:

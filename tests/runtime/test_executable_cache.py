@@ -195,6 +195,45 @@ def test_other_argument_pytrees_are_compiled_again(cache):
     assert not run(Renamed(x), lambda given: given.x)
 
 
+class Versioned:
+    """Metadata of a pytree whose older instances lack an attribute."""
+
+    def __init__(self):
+        self.new_name = 1
+
+    def __eq__(self, other):
+        return self.new_name == other.new_name
+
+    def __hash__(self):
+        return 0
+
+
+def test_an_executable_of_an_older_version_is_compiled_again(cache, monkeypatch):
+    mesh = data_mesh()
+    _, x = arguments(mesh)
+    jax.tree_util.register_pytree_node(
+        Tagged, lambda tagged: ((tagged.x,), tagged.tag), lambda tag, x: Tagged(x[0], tag)
+    )
+
+    def run():
+        jax.clear_caches()
+        before = len(compilations())
+        step = jax.jit(lambda given: given.x * jnp.asarray(TABLE))
+        found = CachedExecutable(step, "label", mesh)(Tagged(x, Versioned()))
+        settle()
+        np.testing.assert_allclose(found, x * TABLE, rtol=1e-6)
+        return len(compilations()) > before
+
+    assert run() and not run()
+    monkeypatch.setattr(Versioned, "__setstate__", lambda self, state: None, raising=False)
+    assert run()
+
+
+class Tagged:
+    def __init__(self, x, tag):
+        self.x, self.tag = x, tag
+
+
 def test_a_step_in_jax_s_own_cache_is_cached_too(cache):
     mesh = data_mesh()
     make_step(TABLE, mesh)(*arguments(mesh))  # Compiled and cached by JAX only.
