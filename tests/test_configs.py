@@ -1,6 +1,5 @@
 """Config files and presets pass all checks; errors on the command line name the valid values."""
 
-import ast
 import functools
 import importlib
 import os
@@ -11,9 +10,11 @@ import sys
 import jax
 import pytest
 import tiny_run
+from flax import nnx
 
-from imta_jax.models import NETWORK_PRESETS
-from imta_jax.training import check_training_config, phases
+from imta_jax.config import HeadsConfig, ModelConfig, RunConfig
+from imta_jax.models import NETWORK_PRESETS, build_classifier, with_collaborative_heads
+from imta_jax.training import check_training_config
 
 NAMES = ("cifar10", "cifar100", "fashion_mnist", "imagenet", "quickstart")
 METHODS = ("paper", "published", "baseline")
@@ -32,19 +33,19 @@ def test_every_config_file_is_listed_here():
 
 
 @functools.cache
-def exits_built(model: str, heads: str) -> int:
-    """Number of exits of a config's network; cached, because building is slow."""
-    config = {"seed": 0, "model": ast.literal_eval(model), "phase_two": ast.literal_eval(heads)}
-    return phases.new_phase_two(config, phases.new_phase_one(config, tiny_run.INFO)).num_exits
+def exits_built(model: ModelConfig, heads: HeadsConfig) -> int:
+    """Number of exits of a config's phase-II network; cached, because building is slow."""
+    classes = {"num_classes": tiny_run.INFO.num_classes, "rngs": nnx.Rngs(0)}
+    classifier = build_classifier(model, image_shape=tiny_run.INFO.image_shape, **classes)
+    return with_collaborative_heads(classifier, heads, **classes).num_exits
 
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
 def test_every_preset_passes_the_checks_and_builds(name, preset):
     assert len(jax.devices()) == 8
-    config = get_config(name, preset).to_dict()
+    config = RunConfig.from_mapping(get_config(name, preset))
     check_training_config(config)
-    heads = {part: config["phase_two"][part] for part in ("transfer", "stop_gradient", "start")}
-    assert exits_built(repr(config["model"]), repr(heads)) >= 4
+    assert exits_built(config.model, config.heads) >= 4
 
 
 # ----- values of DESIGN section 3
