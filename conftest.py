@@ -1,16 +1,23 @@
-"""Strict surroundings for every test: warnings are errors, no silent broadcasting, 8 devices."""
+"""Strict settings for every test: typed array shapes, no implicit rank promotion, 8 devices."""
 
 import os
 
-# Before JAX starts: several devices, so that sharding is exercised on every machine.
+# Before JAX starts: several devices, so that sharding is tested on every machine.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+# Checks annotated array shapes and types in each call. Must precede the first import of a module.
+CHECKED = tuple(
+    f"imta_jax.{name}" for name in ("evaluation", "inference", "models", "nn", "techniques")
+)
+install_import_hook(CHECKED, "annotation_checks.check")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests compile much and compute little.
+# Tests spend more time compiling than computing.
 jax.config.update("jax_disable_most_optimizations", True)
 
 

@@ -20,8 +20,10 @@ import torch
 from flax import nnx as flax_nnx
 from torch import nn
 
+from imta_jax.config import ModelConfig
 from imta_jax.interop import published_slots
-from imta_jax.models.plan import Branch, Layer, NetworkPlan, plan_network, spec_from_config
+from imta_jax.models.plan import Branch, Layer, NetworkPlan, NetworkSpec, plan_network
+from imta_jax.models.spec_fields import read_spec
 from imta_jax.training.state import named_arrays
 from tests import golden
 
@@ -219,7 +221,8 @@ def new_network(
     """
     fields = {name: value for name, value in fields.items() if name != "backbone"}
     channels = arrays["backbone.first.first.conv.weight"].shape[1]
-    network = TorchMSDNet(plan_network(spec_from_config(fields)), num_classes, channels)
+    spec = read_spec(NetworkSpec, ModelConfig.from_mapping(fields))
+    network = TorchMSDNet(plan_network(spec), num_classes, channels)
     own = {n: x for n, x in network.state_dict().items() if not n.endswith("batches_tracked")}
     if own.keys() != arrays.keys():
         raise ValueError(f"names differ: {sorted(own.keys() ^ arrays.keys())[:10]}")

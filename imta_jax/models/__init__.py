@@ -1,10 +1,8 @@
-"""Backbones, and how a classifier is put together from a backbone and heads."""
+"""Multi-exit classifiers: backbones, heads, and the functions that build them."""
 
 from imta_jax.models.build import (
     BACKBONES,
-    HEAD_STARTS,
     build_classifier,
-    check_heads,
     check_model,
     resolve_model_config,
     with_collaborative_heads,
@@ -16,13 +14,11 @@ from imta_jax.models.presets import NETWORK_PRESETS
 
 __all__ = [
     "BACKBONES",
-    "HEAD_STARTS",
     "NETWORK_PRESETS",
     "Backbone",
     "Heads",
     "MultiExitClassifier",
     "build_classifier",
-    "check_heads",
     "check_model",
     "inference_logits",
     "optimize_classifier",

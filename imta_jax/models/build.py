@@ -1,150 +1,150 @@
-"""From a config's `model` and `heads` parts to classifiers. A new backbone is one entry here."""
+"""Builds classifiers from `config.model` and the heads' config; lists the backbones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from flax import nnx
 
+from imta_jax.config import HeadsConfig, ModelConfig
 from imta_jax.errors import InputError, unknown_name
 from imta_jax.models.baselines.densenet import DenseNetSpec, densenet
 from imta_jax.models.baselines.googlenet import GoogLeNetSpec, googlenet
 from imta_jax.models.baselines.hydranet import HydraNet, HydraNetSpec
 from imta_jax.models.baselines.resnet import ResNetSpec, resnet
 from imta_jax.models.classifier import Backbone, MultiExitClassifier
-from imta_jax.models.fields import read_fields
 from imta_jax.models.msdnet import MSDNet
-from imta_jax.models.plan import plan_network, spec_from_config
+from imta_jax.models.plan import NetworkSpec, plan_network
 from imta_jax.models.presets import NETWORK_PRESETS
-from imta_jax.nn.initialization import Initialization, get_initialization
-from imta_jax.techniques import TRANSFERS, IndependentHeads, ResidualHeads, TransferHeads
-
-# What phase-II linear layers start from: phase I's ("fine-tune", Sec. 4) or new draws (reference).
-HEAD_STARTS = ("phase_one", "fresh")
+from imta_jax.models.spec_fields import given_fields, read_spec
+from imta_jax.nn.initialization import get_initialization
+from imta_jax.techniques import IndependentHeads, ResidualHeads, TransferHeads
 
 
-class _Kind(NamedTuple):
-    """How a backbone is made.
+class _BackboneKind(NamedTuple):
+    """How a backbone is built.
 
     Attributes:
-      read: the fields of `config.model` -> what describes the network; refuses what does not fit.
-      make: (that, the images' channels, rngs=) -> the network; refuses nothing.
+      describe: `config.model` with its preset resolved -> a description; checks the fields.
+      make: (description, image channels, rngs=) -> the backbone.
     """
 
-    read: Callable[[Mapping[str, Any]], Any]
+    describe: Callable[[ModelConfig], Any]
     make: Callable[..., Backbone]
 
 
-def _of_fields(name: str, kind: type, make: Callable[..., Backbone]) -> _Kind:
-    """A backbone that a dataclass of its fields describes."""
-    return _Kind(lambda fields: read_fields(kind, fields, name), make)
+def _described_by(spec: type, make: Callable[..., Backbone]) -> _BackboneKind:
+    return _BackboneKind(lambda config: read_spec(spec, config), make)
 
 
-BACKBONES: Mapping[str, _Kind] = {
-    "msdnet": _Kind(lambda fields: plan_network(spec_from_config(fields)), MSDNet),
-    "resnet": _of_fields("resnet", ResNetSpec, resnet),
-    "densenet": _of_fields("densenet", DenseNetSpec, densenet),
-    "googlenet": _of_fields("googlenet", GoogLeNetSpec, googlenet),
-    "hydranet": _of_fields("hydranet", HydraNetSpec, HydraNet),
+BACKBONES: Mapping[str, _BackboneKind] = {
+    "msdnet": _BackboneKind(lambda config: plan_network(read_spec(NetworkSpec, config)), MSDNet),
+    "resnet": _described_by(ResNetSpec, resnet),
+    "densenet": _described_by(DenseNetSpec, densenet),
+    "googlenet": _described_by(GoogLeNetSpec, googlenet),
+    "hydranet": _described_by(HydraNetSpec, HydraNet),
 }
 
 
-def resolve_model_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts a `model` config on top of its preset; fields that are None count as not given.
+def resolve_model_config(model_config: ModelConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a preset, overridden by those of the config that are not None.
 
     Args:
-      model_config: `backbone`, the fields that it has (`plan.NetworkSpec` for an MSDNet), and
-        `preset` (a name in `presets.NETWORK_PRESETS`, optional).
+      model_config: `config.model`.
 
     Returns:
-      All fields, `preset` left out.
+      All fields that are set, without `preset`, as checkpoints record them.
 
     Raises:
-      ValueError: an unknown preset.
+      InputError: An unknown field or preset, or a value of another type.
     """
-    given = {name: value for name, value in dict(model_config).items() if value is not None}
-    preset = given.pop("preset", "")
-    if not preset:
-        return given
-    if preset not in NETWORK_PRESETS:
-        raise unknown_name("config.model.preset", preset, NETWORK_PRESETS)
-    return {**NETWORK_PRESETS[preset], **given}
+    config = ModelConfig.from_mapping(model_config)
+    if not config.preset:
+        return given_fields(config)
+    if config.preset not in NETWORK_PRESETS:
+        raise unknown_name("config.model.preset", config.preset, NETWORK_PRESETS)
+    return {**NETWORK_PRESETS[config.preset], **given_fields(config)}
 
 
 def build_classifier(
-    model_config: Mapping[str, Any],
+    model_config: ModelConfig | Mapping[str, Any],
     *,
     num_classes: int,
-    image_shape: tuple[int, int, int],
+    image_shape: Sequence[int],
     rngs: nnx.Rngs,
 ) -> MultiExitClassifier:
     """Builds a phase-I classifier: a backbone and one independent linear layer per exit.
 
     Args:
-      model_config: a config's `model` part; see `resolve_model_config`.
-      num_classes: K.
-      image_shape: (H, W, C) of the images it will see.
-      rngs: the `params` stream is used.
+      model_config: `config.model`, parsed or as a mapping.
+      num_classes: Number of classes K.
+      image_shape: (H, W, C) of the images.
+      rngs: The `params` stream is used.
 
     Raises:
-      ValueError: unknown names, missing fields or values out of range, by name.
+      InputError: Unknown names, missing fields, or values out of range.
     """
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise InputError(f"image_shape must be (H, W, C), all above 0; found {image_shape}")
     if num_classes < 2:
         raise InputError(
-            f"num_classes must be at least 2; found {num_classes}: one class leaves nothing"
-            " to tell apart (look at the class folders, or the labels, of config.data.source)"
+            f"num_classes must be at least 2; found {num_classes}: check the class folders or the "
+            "labels of config.data.source"
         )
-    kind, fields, init = _read(model_config)
-    backbone = kind.make(kind.read(fields), image_shape[2], rngs=rngs)
+    height, width, channels = image_shape
+    config = _resolved(model_config)
+    kind, init = _kind_of(config), get_initialization(config.initialization)
+    backbone = kind.make(kind.describe(config), channels, rngs=rngs)
     heads = IndependentHeads(backbone.feature_widths, num_classes, init=init, rngs=rngs)
-    return MultiExitClassifier(backbone, heads, num_classes=num_classes, image_shape=image_shape)
+    return MultiExitClassifier(
+        backbone, heads, num_classes=num_classes, image_shape=(height, width, channels)
+    )
 
 
-def check_model(model_config: Mapping[str, Any]) -> None:
-    """Refuses what `build_classifier` would refuse of a config's `model` part; builds nothing."""
-    kind, fields, _ = _read(model_config)
-    kind.read(fields)
+def check_model(model_config: ModelConfig) -> None:
+    """Raises the errors of `build_classifier` for `config.model`, without building anything."""
+    config = _resolved(model_config)
+    _kind_of(config).describe(config)
 
 
-def _read(model_config: Mapping[str, Any]) -> tuple[_Kind, dict[str, Any], Initialization]:
-    fields = resolve_model_config(model_config)
-    name = fields.pop("backbone", "msdnet")
+def _resolved(model_config: ModelConfig | Mapping[str, Any]) -> ModelConfig:
+    return ModelConfig.from_mapping(resolve_model_config(model_config))
+
+
+def _kind_of(config: ModelConfig) -> _BackboneKind:
+    name = config.backbone or "msdnet"
     if name not in BACKBONES:
         raise unknown_name("config.model.backbone", name, BACKBONES)
-    return BACKBONES[name], fields, get_initialization(fields.get("initialization", "he_normal"))
+    return BACKBONES[name]
 
 
 def with_collaborative_heads(
     classifier: MultiExitClassifier,
-    heads_config: Mapping[str, Any],
+    heads_config: HeadsConfig | Mapping[str, Any],
     *,
     num_classes: int,
     rngs: nnx.Rngs,
 ) -> MultiExitClassifier:
-    """Builds the phase-II classifier on the same backbone (shared, not copied).
+    """Builds the phase-II classifier on the same backbone, which is shared and not copied.
 
     Args:
-      classifier: a phase-I classifier; its heads stay beside the new ones.
-      heads_config: `transfer`, one of `techniques.TRANSFERS`; `stop_gradient` along the path
-        (default True, the paper); `start`, one of `HEAD_STARTS` (default "phase_one");
-        `initialization` of what is new (default "he_normal").
-      num_classes: K, that of the phase-I classifier.
-      rngs: the `params` stream is used.
+      classifier: A phase-I classifier. Its heads are kept beside the new ones.
+      heads_config: See `config.HeadsConfig`; parsed, or a mapping.
+      num_classes: Number of classes of the phase-I classifier.
+      rngs: The `params` stream is used.
 
     Raises:
-      ValueError: unknown names, another number of classes, a classifier that is phase II already.
+      InputError: Unknown names, another number of classes, or a phase-II classifier.
     """
-    check_heads(heads_config)
+    config = HeadsConfig.from_mapping(heads_config)
     if classifier.phase_one_heads is not None:
-        raise InputError("this classifier has collaborative heads already; pass the phase-I one")
+        raise InputError("classifier has collaborative heads already; pass the phase-I classifier")
     if num_classes != classifier.num_classes:
         raise InputError(
-            f"phase II keeps phase I's classes: expected {classifier.num_classes}, "
-            f"found num_classes={num_classes}"
+            f"num_classes must be that of the phase-I classifier, {classifier.num_classes}; found "
+            f"{num_classes}"
         )
-    heads = _phase_two_heads(classifier, heads_config, rngs)
-    if heads_config.get("start", "phase_one") == "phase_one":
+    heads = _phase_two_heads(classifier, config, rngs)
+    if config.start == "phase_one":
         heads.start_from(cast(IndependentHeads, classifier.heads))
     return MultiExitClassifier(
         classifier.backbone,
@@ -155,28 +155,12 @@ def with_collaborative_heads(
     )
 
 
-def check_heads(heads_config: Mapping[str, Any]) -> None:
-    """Refuses what `with_collaborative_heads` would refuse of the heads' config; builds nothing."""
-    known = ("transfer", "stop_gradient", "start", "initialization")
-    for name in heads_config:
-        if name not in known:
-            raise unknown_name("field of the heads' config", name, known)
-    transfer = heads_config.get("transfer", "identity")
-    start = heads_config.get("start", "phase_one")
-    if transfer not in TRANSFERS:
-        raise unknown_name("transfer", transfer, TRANSFERS)
-    if start not in HEAD_STARTS:
-        raise unknown_name("start of the phase-II heads", start, HEAD_STARTS)
-    get_initialization(heads_config.get("initialization", "he_normal"))
-
-
 def _phase_two_heads(
-    classifier: MultiExitClassifier, fields: Mapping[str, Any], rngs: nnx.Rngs
+    classifier: MultiExitClassifier, config: HeadsConfig, rngs: nnx.Rngs
 ) -> IndependentHeads | TransferHeads:
-    transfer = fields.get("transfer", "identity")
-    common = {"init": get_initialization(fields.get("initialization", "he_normal")), "rngs": rngs}
+    shared = {"init": get_initialization(config.initialization), "rngs": rngs}
     sizes = (classifier.backbone.feature_widths, classifier.num_classes)
-    if transfer == "none":
-        return IndependentHeads(*sizes, **common)
-    kind = ResidualHeads if transfer == "identity" else TransferHeads
-    return kind(*sizes, stop_gradient=bool(fields.get("stop_gradient", True)), **common)
+    if config.transfer == "none":
+        return IndependentHeads(*sizes, **shared)
+    kind = ResidualHeads if config.transfer == "identity" else TransferHeads
+    return kind(*sizes, stop_gradient=config.stop_gradient, **shared)

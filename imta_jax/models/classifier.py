@@ -6,7 +6,7 @@ of it. Training and evaluation compute all exits at once (`__call__`, `features`
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ State = tuple[Any, ...]
 Tap = Callable[[int, State], State]
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """The contract of a network that becomes a multi-exit classifier.
 
@@ -46,6 +47,7 @@ class Backbone(Protocol):
         ...
 
 
+@runtime_checkable
 class Heads(Protocol):
     """Maps features to logits one exit at a time; see `techniques.inline_collaboration`."""
 

@@ -1,18 +1,15 @@
 """The topology of a multi-scale dense network (MSDNet, Huang et al., ICLR 2018), in plain integers.
 
-A plan says, layer by layer, which scales live, which convolutions run and how wide they are; the
-modules in `msdnet.py` are built from it and so is the table that this prints:
-
-    python -m imta_jax.models cifar_7_exits --classes=100
+A plan lists, layer by layer, the live scales, the convolutions and their widths. The modules in
+`msdnet.py` are built from it.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from imta_jax.errors import InputError, unknown_name
-from imta_jax.models.fields import refuse_missing
+from imta_jax.errors import InputError
+from imta_jax.models.spec_fields import check_one_of, check_positive
 
 STEMS = ("cifar", "imagenet")
 STEP_MODES = ("even", "lin_grow")
@@ -22,21 +19,24 @@ CIFAR_HEAD_WIDTH = 128
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSpec:
-    """What a config says of an MSDNet; the fields of `config.model` (checked by `plan_network`).
+    """The fields of `config.model` for an MSDNet.
 
     Attributes:
       stem: "cifar" (3x3) or "imagenet" (7x7 stride 2, max-pool).
-      num_exits: classifiers, the last one included.
-      base: layers before the first exit.
-      step: layers between exits ("even"), or their growth per exit ("lin_grow").
+      num_exits: Number of exits, the last one included.
+      base: Layers before the first exit.
+      step: Layers between exits ("even"), or their growth per exit ("lin_grow").
       step_mode: "even" or "lin_grow".
-      channels: of the stem at the finest scale.
-      growth_rate: channels a layer adds at the finest scale.
-      growth_factors: multiplier of channels and growth per scale, finest first.
-      bottleneck_factors: width of the 1x1 convolutions over the branch's outputs, per scale read.
+      channels: Of the stem at the finest scale.
+      growth_rate: Channels that a layer adds at the finest scale.
+      growth_factors: Multiplier of channels and growth per scale, finest first.
+      bottleneck_factors: Bottleneck width over branch outputs, per scale that the branch reads.
       prune: "max" drops a scale every ceil(L/S) layers, "min" as late as possible.
-      reduction: share of channels a transition keeps; 0 for no transitions.
-      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
+      reduction: Fraction of channels that a transition keeps; 0 for no transitions.
+      initialization: A name in `imta_jax.nn.initialization.INITIALIZATIONS`.
+
+    Raises:
+      InputError: A field out of range; the message names it.
     """
 
     stem: str
@@ -52,6 +52,22 @@ class NetworkSpec:
     reduction: float
     initialization: str = "he_normal"
 
+    def __post_init__(self) -> None:
+        for field, valid in (("stem", STEMS), ("step_mode", STEP_MODES), ("prune", PRUNE_MODES)):
+            check_one_of(self, field, valid)
+        check_positive(self, "num_exits", "base", "step", "channels", "growth_rate")
+        _check_factors(self)
+        if not 0 <= self.reduction <= 1:
+            raise InputError(
+                f"config.model.reduction must be between 0 and 1; found {self.reduction}"
+            )
+        scales, depth = len(self.growth_factors), sum(layers_per_stage(self))
+        if live_scales(self, 1, depth)[0] != scales:
+            raise InputError(
+                f"config.model.prune='min' needs at least {scales - 1} layers for {scales} scales; "
+                f"num_exits, base and step give {depth}: raise one of them"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
@@ -65,15 +81,15 @@ class Branch:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer: for every live output scale a strided branch from the finer map and a normal one.
+    """One layer: at every output scale a strided branch from the finer map and a normal branch.
 
     Attributes:
-      number: k, 1 to L over the whole network.
-      first_scale: index of the finest scale it puts out, 0 being the network's finest.
-      inputs: channels of the maps it reads, finest first.
-      strided: per output scale the branch that reads the next finer map, or None.
-      normal: per output scale the branch that reads the map of that scale.
-      transition: (inputs, outputs) of the 1x1 convolution per scale that follows, or None.
+      number: k, from 1 to L over the network.
+      first_scale: Index of the finest output scale, 0 being the network's finest.
+      inputs: Channels of the input maps, finest first.
+      strided: Per output scale the branch that reads the next finer map, or None.
+      normal: Per output scale the branch that reads the map of that scale.
+      transition: (inputs, outputs) per scale of the 1x1 convolutions that follow, or None.
     """
 
     number: int
@@ -85,7 +101,7 @@ class Layer:
 
     @property
     def outputs(self) -> tuple[int, ...]:
-        """Channels per scale that the layer, and its transition, hand on; finest first."""
+        """Channels per output scale, after the transition; finest first."""
         if self.transition:
             return tuple(out for _, out in self.transition)
         return self.concatenated
@@ -102,7 +118,14 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkPlan:
-    """A whole network: `stem_channels` per scale, the layers of each stage, the heads' widths."""
+    """A network.
+
+    Attributes:
+      spec: The fields that it was planned from.
+      stem_channels: Channels of the stem, per scale.
+      stages: The layers of each stage.
+      head_widths: Channels of the pooled features, per exit.
+    """
 
     spec: NetworkSpec
     stem_channels: tuple[int, ...]
@@ -115,24 +138,6 @@ class NetworkPlan:
         return tuple(stage[-1].outputs[-1] for stage in self.stages)
 
 
-def spec_from_config(config: Mapping[str, Any]) -> NetworkSpec:
-    """Reads the `model` part of a config (without `backbone` and `preset`).
-
-    Raises:
-      ValueError: fields unknown or missing.
-    """
-    fields = {field.name: field for field in dataclasses.fields(NetworkSpec)}
-    for name in config:
-        if name not in fields:
-            raise unknown_name("field of config.model", name, fields)
-    optional = {n for n, f in fields.items() if f.default is not dataclasses.MISSING}
-    refuse_missing(sorted(set(fields) - optional - set(config)))
-    sequences = {"growth_factors", "bottleneck_factors"}
-    values: dict[str, Any] = dict(config)
-    values.update({name: tuple(config[name]) for name in sequences & config.keys()})
-    return NetworkSpec(**values)
-
-
 def layers_per_stage(spec: NetworkSpec) -> tuple[int, ...]:
     """Layers before each exit: `base`, then `step`, or `step * i + 1` for stage i in lin_grow."""
     later = range(1, spec.num_exits)
@@ -142,7 +147,7 @@ def layers_per_stage(spec: NetworkSpec) -> tuple[int, ...]:
 
 
 def live_scales(spec: NetworkSpec, k: int, num_layers: int) -> tuple[int, int]:
-    """Scales that layer k of `num_layers` (from 1) reads and puts out."""
+    """Numbers of input and output scales of layer k of `num_layers` (from 1)."""
     scales = len(spec.growth_factors)
     if spec.prune == "min":
         return min(scales, num_layers - k + 2), min(scales, num_layers - k + 1)
@@ -165,7 +170,7 @@ def _branch(spec: NetworkSpec, inputs: int, read: int, outputs: int, stride: int
 
 
 def _plan_layer(spec: NetworkSpec, k: int, num_layers: int, inputs: Sequence[int]) -> Layer:
-    """Plans layer k, whose inputs are the channels per live scale, finest first."""
+    """Plans layer k; `inputs` are the channels per live scale, finest first."""
     scales_in, scales_out = live_scales(spec, k, num_layers)
     scales = len(spec.growth_factors)
     first_in, first_out = scales - scales_in, scales - scales_out
@@ -175,7 +180,7 @@ def _plan_layer(spec: NetworkSpec, k: int, num_layers: int, inputs: Sequence[int
         added = spec.growth_rate * spec.growth_factors[scale]
         below = inputs[scale - first_in - 1] if scale > first_in else None
         if below is not None:
-            added //= 2  # shared between the two branches
+            added //= 2  # the two branches share the growth
             strided.append(_branch(spec, below, scale - 1, added, 2))
         else:
             strided.append(None)
@@ -196,12 +201,11 @@ def _transition(spec: NetworkSpec, layer: Layer) -> tuple[tuple[int, int], ...]:
 
 
 def plan_network(spec: NetworkSpec) -> NetworkPlan:
-    """Plans every layer of the network that `spec` describes.
+    """Plans every layer of a network.
 
     Raises:
-      ValueError: a field outside its range; the message names the field and what fits.
+      InputError: The transitions leave a scale without channels.
     """
-    _check(spec)
     depths = layers_per_stage(spec)
     num_layers = sum(depths)
     channels = stem_channels = tuple(spec.channels * factor for factor in spec.growth_factors)
@@ -221,39 +225,22 @@ def plan_network(spec: NetworkSpec) -> NetworkPlan:
     return NetworkPlan(spec, stem_channels, tuple(stages), heads)
 
 
-def _check(spec: NetworkSpec) -> None:
-    """Raises a ValueError for the first field outside its range."""
-    for field, valid in (("stem", STEMS), ("step_mode", STEP_MODES), ("prune", PRUNE_MODES)):
-        if getattr(spec, field) not in valid:
-            raise unknown_name(f"config.model.{field}", getattr(spec, field), valid)
-    for field in ("num_exits", "base", "step", "channels", "growth_rate"):
-        value = getattr(spec, field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"config.model.{field} must be an integer above 0; found {value!r}")
+def _check_factors(spec: NetworkSpec) -> None:
+    """Raises an InputError unless there is a growth and a bottleneck factor for every scale."""
     factors = (*spec.growth_factors, *spec.bottleneck_factors)
     if not spec.growth_factors or len(spec.growth_factors) != len(spec.bottleneck_factors):
         raise InputError(
             "config.model.growth_factors and bottleneck_factors need one entry per scale; found "
             f"{spec.growth_factors} and {spec.bottleneck_factors}"
         )
-    if any(not isinstance(factor, int) or factor < 1 for factor in factors):
-        raise InputError(f"config.model: factors must be integers above 0; found {factors}")
-    if not 0 <= spec.reduction <= 1:
-        raise InputError(f"config.model.reduction must lie in 0 to 1; found {spec.reduction}")
-    _check_halves(spec)
-    scales, depth = len(spec.growth_factors), sum(layers_per_stage(spec))
-    if live_scales(spec, 1, depth)[0] != scales:
+    if min(factors) < 1:
         raise InputError(
-            f"config.model.prune='min' needs at least {scales - 1} layers for {scales} scales; "
-            f"num_exits, base and step give {depth}: raise one of them"
+            "config.model.growth_factors and bottleneck_factors must be integers above 0; found "
+            f"{factors}"
         )
-
-
-def _check_halves(spec: NetworkSpec) -> None:
-    """Two branches share a scale's growth evenly, or the planned channels would not add up."""
-    for factor in spec.growth_factors[1:]:
+    for factor in spec.growth_factors[1:]:  # two branches share the growth of a scale
         if spec.growth_rate * factor % 2:
             raise InputError(
-                f"config.model.growth_rate x growth_factors must be even beyond the finest scale; "
+                "config.model.growth_rate x growth_factors must be even beyond the finest scale; "
                 f"found {spec.growth_rate} x {factor}: use growth_rate={spec.growth_rate + 1}"
             )

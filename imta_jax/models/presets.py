@@ -1,7 +1,4 @@
-"""The named networks: plain data, so that a preset is one line and its costs can be pinned.
-
-A preset fills the fields of a config's `model` part; a field that is given besides it wins.
-"""
+"""Named networks. A preset sets fields of `config.model`; fields that are given override it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +25,7 @@ _IMAGENET = _CIFAR | {
     "num_exits": 5,
 }
 
-# The networks that the paper compares with (Sec. 4, "Compared Models").
+# The baselines of the paper (Sec. 4, "Compared Models").
 _RESNET: dict[str, Any] = {"backbone": "resnet", "stem": "cifar", "channels": 16}
 _IMAGENET_RESNET = _RESNET | {"stem": "imagenet", "channels": 64}
 _DENSENET: dict[str, Any] = {"backbone": "densenet", "stem": "cifar", "reduction": 0.5}
@@ -55,23 +52,23 @@ NETWORK_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "imagenet_step_4_published": _IMAGENET | {"base": 4, "step": 4},
     "imagenet_step_6_published": _IMAGENET | {"base": 6, "step": 6},
     "imagenet_step_7_published": _IMAGENET | {"base": 7, "step": 7},
-    # Our own, small enough to train on a laptop's processor in minutes (the README's quickstart).
+    # Our own, small enough to train on a laptop's CPU in minutes (the README's quickstart).
     "quickstart": _EVEN | {"num_exits": 4, "base": 1, "step": 1, "channels": 8, "growth_rate": 4},
     # He et al.'s 6n+2 layers on CIFAR, n blocks per resolution, and theirs on ImageNet.
     **{f"resnet_{6 * n + 2}": _RESNET | {"depths": (n, n, n)} for n in range(2, 8)},
     "resnet_18": _IMAGENET_RESNET | {"depths": (2, 2, 2, 2)},
     "resnet_34": _IMAGENET_RESNET | {"depths": (3, 4, 6, 3)},
     "resnet_50": _IMAGENET_RESNET | {"depths": (3, 4, 6, 3), "bottleneck": True},
-    # CIFAR DenseNet-BC of growth 12 and 6n+4 layers, n = 2 to 7: their costs lie within 1.3 % of
-    # the six points of the published figure, 20, 31.5, 44.5, 58, 73 and 89.5 M.
+    # CIFAR DenseNet-BC of growth 12 and 6n+4 layers, n = 2 to 7. Their costs are within 1.3 % of
+    # the six points of the published figure: 20, 31.5, 44.5, 58, 73 and 89.5 M.
     **{f"densenet_{6 * n + 4}": _DENSENET_BC | {"depths": (n, n, n)} for n in range(2, 8)},
-    # ImageNet. The two smaller ones of the published figure (1.64 and 2.53 G multiply-adds) are not
-    # known for certain; 121 layers of a smaller growth lie 0.6 % below them.
+    # ImageNet. The two smaller networks of the published figure (1.64 and 2.53 G multiply-adds)
+    # are not specified; 121 layers of a smaller growth cost 0.6 % less.
     "densenet_121": _DENSENET_121 | {"growth_rate": 32, "channels": 64},
     "densenet_121_growth_24": _DENSENET_121 | {"growth_rate": 24, "channels": 48},
     "densenet_121_growth_30": _DENSENET_121 | {"growth_rate": 30, "channels": 60},
     "googlenet": {"backbone": "googlenet"},
-    # Table 1's Hydra-Res, as far as it can be known (hydranet.py); d blocks per resolution.
+    # Hydra-Res of Table 1, reconstructed from its costs (hydranet.py); d blocks per resolution.
     **{f"hydra_res_{d}": _HYDRA_RES | {"depths": (d, d, d)} for d in (1, 2, 3, 4, 5, 6, 7, 9)},
     # Multi-exit ResNet and DenseNet of 62 and 52 layers, seven exits each.
     "resnet_mc": _RESNET | {"depths": (10, 10, 10), "exits": (4, 8, 14, 18, 24, 28)},
@@ -79,7 +76,7 @@ NETWORK_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "channels": 16, "growth_rate": 12, "depths": (16, 16, 16), "bottleneck": False,
         "reduction": 1.0, "exits": (6, 12, 22, 28, 38, 44),
     },
-    # Ours, as small as "quickstart", to try the paper's techniques on other backbones.
+    # Our own, as small as "quickstart", for the techniques on other backbones.
     "quickstart_resnet_mc": _RESNET | {"channels": 8, "depths": (1, 1, 6), "exits": (3, 4, 6)},
     "quickstart_densenet_mc": _DENSENET | {
         "channels": 8, "growth_rate": 8, "depths": (1, 1, 11), "bottleneck": False,

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 
 from imta_jax.errors import unknown_name
 
@@ -21,7 +22,7 @@ Initializer = Callable[..., jax.Array]
 def _from_numpy(draw: Callable[[np.random.Generator, Sequence[int]], np.ndarray]) -> Initializer:
     """Makes an initializer from a NumPy draw, seeded by the JAX key that it receives."""
 
-    def init(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         if isinstance(key, Tracer):  # nnx.eval_shape: only shape and dtype are used
             return jnp.zeros(shape, dtype)
         generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))

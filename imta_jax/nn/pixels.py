@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from imta_jax.errors import InputError
 
 
 def normalize(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float]
+    images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "N H W C"]:
     """Returns (pixel / 255 - mean) / std; runs on the device, inside the step.
 
@@ -27,4 +28,4 @@ def normalize(
     shape = (1, 1, 1, len(mean))
     scale = jnp.asarray([1 / (255 * s) for s in std], jnp.float32).reshape(shape)
     shift = jnp.asarray([-m / s for m, s in zip(mean, std, strict=True)], jnp.float32)
-    return images.astype(jnp.float32) * scale + shift.reshape(shape)
+    return jnp.asarray(images, jnp.float32) * scale + shift.reshape(shape)

@@ -1,7 +1,7 @@
-"""The paper's three ideas, as functions and heads that know no dataset, backbone or loop."""
+"""The paper's three techniques, independent of datasets, backbones and the training loop."""
 
 from imta_jax.techniques.gradient_equilibrium import (
-    EQUILIBRIUM_REACHES,
+    EQUILIBRIUM_MODES,
     rescale_gradient,
     split_gradient,
 )
@@ -20,7 +20,7 @@ from imta_jax.techniques.one_for_all import (
 )
 
 __all__ = [
-    "EQUILIBRIUM_REACHES",
+    "EQUILIBRIUM_MODES",
     "LAST_EXIT_LOSSES",
     "REDUCTIONS",
     "TRANSFERS",

@@ -1,12 +1,12 @@
-"""Gradient equilibrium (paper Sec. 3.1, Eq. 4-6): bounded gradients whatever the number of exits.
+"""Gradient equilibrium (paper Sec. 3.1, Eq. 4-6): gradients bounded for any number of exits.
 
-What stage i hands on is read by its own exit and by every later one, so its gradient is a sum of
-k - i + 1 terms. The forward signal is left alone; the backward one is rescaled by 1/(k-i+1) towards
-exit i and by (k-i)/(k-i+1) towards the later stages. Multiplied along a path, the factors
-telescope: every loss reaches stage i with weight 1/(k-i+1) (Eq. 5).
+Exit i and all later exits read the output of stage i, so its gradient is a sum of k - i + 1 terms.
+Gradient equilibrium leaves the forward pass unchanged. In the backward pass it multiplies the
+gradient towards exit i by 1/(k-i+1) and the gradient towards later stages by (k-i)/(k-i+1). Along a
+path these factors telescope: every loss reaches stage i with weight 1/(k-i+1) (Eq. 5).
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,9 @@ from imta_jax.errors import unknown_name
 
 Tree = TypeVar("Tree")
 
-# Which of the maps that a stage hands on are rescaled: none; the coarsest, as the reference code
-# does; or all, which Eq. 5 needs to hold exactly.
-EQUILIBRIUM_REACHES = ("off", "coarsest", "all")
+# The feature maps whose gradients are rescaled: none, the coarsest (published code), or all, which
+# Eq. 5 needs to hold exactly.
+EQUILIBRIUM_MODES = ("off", "coarsest", "all")
 
 
 @jax.custom_vjp
@@ -30,8 +30,8 @@ def _rescale_forward(x: Tree, scale: jax.Array) -> tuple[Tree, jax.Array]:
 
 
 def _rescale_backward(scale: jax.Array, gradient: Tree) -> tuple[Tree, jax.Array]:
-    def rescaled(leaf: jax.Array) -> jax.Array:
-        if leaf.dtype == jax.dtypes.float0:  # integers have no gradient to rescale
+    def rescaled(leaf: Any) -> Any:
+        if leaf.dtype == jax.dtypes.float0:  # gradients of integers
             return leaf
         return leaf * scale.astype(leaf.dtype)
 
@@ -42,11 +42,11 @@ _rescale.defvjp(_rescale_forward, _rescale_backward)
 
 
 def rescale_gradient(x: Tree, scale: float | jax.Array) -> Tree:
-    """R(x; s) of Eq. 4: x itself on the way forward, `scale` times the gradient on the way back.
+    """R(x; s) of Eq. 4: the identity, with a gradient multiplied by `scale`.
 
     Args:
-      x: any pytree of arrays.
-      scale: a number or a scalar array; it receives no gradient itself.
+      x: Any pytree of arrays.
+      scale: Scalar. It receives no gradient.
 
     Returns:
       x, bit for bit.
@@ -55,29 +55,29 @@ def rescale_gradient(x: Tree, scale: float | jax.Array) -> Tree:
 
 
 def split_gradient(
-    state: tuple[jax.Array, ...], exit_index: int, num_exits: int, reach: str
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """Splits a stage's output into what its exit reads and what the next stage reads (Sec. 3.1).
+    state: tuple[Any, ...], exit_index: int, num_exits: int, equilibrium: str
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Splits a stage's output into the exit's input and the next stage's input (Sec. 3.1).
 
     Args:
-      state: the stage's feature maps [N, H, W, C], finest scale first.
-      exit_index: the exit that follows the stage, counted from 0 (i - 1 in the paper).
-      num_exits: k.
-      reach: which maps are rescaled, one of `EQUILIBRIUM_REACHES`. "coarsest" is the reference
-        code, whose finer maps keep plain gradients, so that Eq. 5 holds only along the coarsest.
+      state: Output of the stage: feature maps, finest scale first.
+      exit_index: Index of the exit after the stage, from 0 (i - 1 in the paper).
+      num_exits: Number of exits k.
+      equilibrium: One of `EQUILIBRIUM_MODES`. With "coarsest", as in the published code, finer maps
+        keep their gradients, so Eq. 5 holds only along the coarsest scale.
 
     Returns:
-      (for the exit, for the next stage), both equal to `state` in value.
+      (input of the exit, input of the next stage). Both have the values of `state`.
 
     Raises:
-      ValueError: an unknown `reach`.
+      ValueError: An unknown `equilibrium`.
     """
-    if reach not in EQUILIBRIUM_REACHES:
-        raise unknown_name("equilibrium", reach, EQUILIBRIUM_REACHES)
-    if reach == "off":
+    if equilibrium not in EQUILIBRIUM_MODES:
+        raise unknown_name("equilibrium", equilibrium, EQUILIBRIUM_MODES)
+    if equilibrium == "off":
         return state, state
     remaining = num_exits - exit_index  # k - i + 1 in the paper, where i counts from 1
-    kept, scaled = (state[:-1], state[-1:]) if reach == "coarsest" else ((), state)
-    for_exit = kept + rescale_gradient(scaled, 1 / remaining)
-    onward = kept + rescale_gradient(scaled, (remaining - 1) / remaining)
-    return for_exit, onward
+    unscaled, scaled = (state[:-1], state[-1:]) if equilibrium == "coarsest" else ((), state)
+    for_exit = unscaled + rescale_gradient(scaled, 1 / remaining)
+    for_next_stage = unscaled + rescale_gradient(scaled, (remaining - 1) / remaining)
+    return for_exit, for_next_stage

@@ -1,13 +1,13 @@
-"""Inline subnetwork collaboration (paper Sec. 3.2): heads that hand a prediction to the next exit.
+"""Inline subnetwork collaboration (paper Sec. 3.2): an exit's prediction is an input of the next.
 
-Heads turn the pooled features of one exit at a time into logits:
+Heads map the pooled features of one exit at a time to logits:
 
     logits, carry = heads(i, features, carry)      # carry is None before the first exit
 
-`IndependentHeads` carry nothing (phase I, and phase II without collaboration); `ResidualHeads` add
-the previous logits (the paper's identity transfer); `TransferHeads` put a small learned transform
-of them beside the features (the reference code). The paper discards the gradient along the path, so
-that no exit is disturbed by a later one; the reference code keeps it.
+`IndependentHeads` carry nothing (phase I, and phase II without collaboration). `ResidualHeads` add
+the previous logits (the paper's identity transfer). `TransferHeads` concatenate a learned transform
+of the previous logits to the features (published code). The paper stops the gradient along this
+path, so that later exits do not disturb earlier ones; the published code does not.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,19 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from imta_jax.errors import InputError
 from imta_jax.nn.batch_norm import BatchNorm
 from imta_jax.nn.initialization import Initialization
 from imta_jax.nn.layers import linear
 
-# What travels from one exit to the next: nothing, the logits themselves, or a learned transform.
+# What an exit passes to the next: nothing, its logits, or a learned transform of its logits.
 TRANSFERS = ("none", "identity", "linear")
 
 
 class IndependentHeads(nnx.Module):
-    """One linear layer per exit, nothing handed on."""
+    """One linear layer per exit."""
 
     def __init__(
         self,
@@ -41,22 +42,22 @@ class IndependentHeads(nnx.Module):
         )
 
     def __call__(
-        self, i: int, features: jax.Array, carry: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Logits [N, K] of exit i from its features [N, width]; the carry stays None."""
+        self, i: int, features: Float[Array, "N F"], carry: Float[Array, "N K"] | None
+    ) -> tuple[Float[Array, "N K"], Float[Array, "N K"] | None]:
+        """Logits of exit i; the carry stays None."""
         return self.linears[i](features), None
 
     def start_from(self, earlier: "IndependentHeads") -> None:
-        """Copies the linear layers of `earlier` heads, to go on training them (Sec. 4)."""
+        """Copies the linear layers of `earlier` heads (Sec. 4)."""
         for own, other in zip(self.linears, earlier.linears, strict=True):
-            # Copied, not shared: the phase-I heads stay as they are beside these.
+            # Copies: the phase-I heads must not change with these.
             own.kernel[...] = jnp.array(other.kernel[...])
             assert own.bias is not None and other.bias is not None
             own.bias[...] = jnp.array(other.bias[...])
 
 
 class ResidualHeads(IndependentHeads):
-    """Identity transfer: every exit adds its own correction to the previous exit's logits."""
+    """Identity transfer: each exit adds the previous exit's logits to its own."""
 
     def __init__(
         self,
@@ -71,20 +72,20 @@ class ResidualHeads(IndependentHeads):
         self.stop_gradient = stop_gradient
 
     def __call__(
-        self, i: int, features: jax.Array, carry: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Logits [N, K] of exit i; they are what is carried on."""
+        self, i: int, features: Float[Array, "N F"], carry: Float[Array, "N K"] | None
+    ) -> tuple[Float[Array, "N K"], Float[Array, "N K"]]:
+        """Logits of exit i, which are also the carry."""
         logits, _ = super().__call__(i, features, None)
         if i > 0:
-            logits = logits + _handed_on(carry, self.stop_gradient)
+            logits = logits + _previous_logits(carry, self.stop_gradient)
         return logits, logits
 
 
 class TransferHeads(nnx.Module):
     """Learned transfer: ReLU(BatchNorm(Linear(previous logits))) concatenated to the features.
 
-    The transform is as wide as the features it joins, so that every linear layer but the first
-    reads twice its exit's width: the first half the features, the second the transfer.
+    The transform is as wide as the features of its exit. Every linear layer but the first reads
+    twice that width: the features, then the transform.
     """
 
     def __init__(
@@ -97,28 +98,28 @@ class TransferHeads(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.stop_gradient = stop_gradient
-        joined = [width if i == 0 else 2 * width for i, width in enumerate(feature_widths)]
-        self.linears = nnx.List([linear(w, num_classes, init=init, rngs=rngs) for w in joined])
+        inputs = [width if i == 0 else 2 * width for i, width in enumerate(feature_widths)]
+        self.linears = nnx.List([linear(w, num_classes, init=init, rngs=rngs) for w in inputs])
         later = feature_widths[1:]
         self.transfers = nnx.List([linear(num_classes, w, init=init, rngs=rngs) for w in later])
         self.norms = nnx.List([BatchNorm(w, rngs=rngs) for w in later])
 
     def __call__(
-        self, i: int, features: jax.Array, carry: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Logits [N, K] of exit i from [N, width]; the logits are what is carried on."""
+        self, i: int, features: Float[Array, "N F"], carry: Float[Array, "N K"] | None
+    ) -> tuple[Float[Array, "N K"], Float[Array, "N K"]]:
+        """Logits of exit i, which are also the carry."""
         if i > 0:
-            prior = self.transfers[i - 1](_handed_on(carry, self.stop_gradient))
-            prior = jax.nn.relu(self.norms[i - 1](prior))
-            features = jnp.concatenate([features, prior], axis=-1)
+            transform = self.transfers[i - 1](_previous_logits(carry, self.stop_gradient))
+            transform = jax.nn.relu(self.norms[i - 1](transform))
+            features = jnp.concatenate([features, transform], axis=-1)
         logits = self.linears[i](features)
         return logits, logits
 
     def start_from(self, earlier: IndependentHeads) -> None:
-        """Copies `earlier` linear layers; the transfer starts without influence (zero weights).
+        """Copies the linear layers of `earlier` heads; weights of the transform start at zero.
 
-        The zeros stand in the linear layer that reads the transfer and not in the transform, whose
-        gradient would vanish with it.
+        The zeros are in the linear layer that reads the transform. Zeros in the transform itself
+        would have no gradient.
         """
         for own, other in zip(self.linears, earlier.linears, strict=True):
             width = other.kernel[...].shape[0]
@@ -127,8 +128,8 @@ class TransferHeads(nnx.Module):
             own.bias[...] = jnp.array(other.bias[...])
 
 
-def _handed_on(carry: jax.Array | None, stop_gradient: bool) -> jax.Array:
-    """The previous exit's logits [N, K], with or without the gradient along the path."""
+def _previous_logits(carry: Float[Array, "N K"] | None, stop_gradient: bool) -> Float[Array, "N K"]:
+    """The previous exit's logits, with or without the gradient along the path."""
     if carry is None:
-        raise InputError("this exit needs the previous exit's logits as carry; found None")
+        raise InputError("carry must be the previous exit's logits [N, K]; found None")
     return jax.lax.stop_gradient(carry) if stop_gradient else carry

@@ -1,31 +1,31 @@
-"""One-for-all distillation (paper Sec. 3.3, Eq. 7-8): the last exit teaches all the others.
+"""One-for-all distillation (paper Sec. 3.3, Eq. 7-8): the last exit is the teacher of all others.
 
-The loss and every convention in which the paper and the reference code differ. Who teaches (the
-network's own last exit, or the frozen phase-I one) is the caller's choice: it passes the logits.
+The loss, with every convention in which the paper and the published code differ. The caller passes
+the teacher's logits: those of the network's own last exit, or of the frozen phase-I last exit.
 """
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
 
 from imta_jax.errors import InputError, unknown_name
 
-# How the divergence of a batch becomes a number: "batch" sums over classes and averages over images
-# (Eq. 8); "elements" averages over both, K times weaker (reference code, torch's default).
+# Reduction of the divergence over a batch: "batch" sums over classes and averages over images
+# (Eq. 8); "elements" averages over both, which is K times smaller (published code).
 REDUCTIONS = ("batch", "elements")
-# What the last exit is trained with: "mixed" is Eq. 7 like every exit, "cross_entropy" is plain
-# cross-entropy with weight 1 (reference code).
+# Loss of the last exit: "mixed" is Eq. 7, as for every exit; "cross_entropy" is plain cross-entropy
+# with weight 1 (published code).
 LAST_EXIT_LOSSES = ("mixed", "cross_entropy")
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy of every exit in nats.
+def cross_entropy(
+    logits: Float[Array, "*E N K"], labels: Integer[Array, " N"]
+) -> Float[Array, "*E"]:
+    """Mean cross-entropy over the batch, in nats, float32.
 
     Args:
-      logits: [E, N, K], or [..., N, K].
-      labels: integers [N].
-
-    Returns:
-      [E] float32, the leading axes of `logits`.
+      logits: With any leading axes, usually one of exits.
+      labels: From 0.
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     index = jnp.broadcast_to(labels[..., None], (*logits.shape[:-1], 1))
@@ -33,25 +33,25 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def teacher_divergence(
-    logits: jax.Array,
-    teacher_logits: jax.Array,
+    logits: Float[Array, "E N K"],
+    teacher_logits: Float[Array, "N K"],
     *,
     temperature: float | jax.Array,
     reduction: str = "batch",
-) -> jax.Array:
+) -> Float[Array, " E"]:
     """KL(teacher || student) of every exit in nats (Eq. 8), both softmaxes at `temperature`.
 
     Args:
-      logits: students, [E, N, K].
-      teacher_logits: [N, K]; no gradient flows into them.
-      temperature: above 0; 1 leaves the probabilities as they are.
-      reduction: one of `REDUCTIONS`.
+      logits: Of the students.
+      teacher_logits: No gradient flows into them.
+      temperature: Above 0.
+      reduction: One of `REDUCTIONS`.
 
     Returns:
-      [E] float32, not multiplied by the temperature squared.
+      float32, not multiplied by the squared temperature.
 
     Raises:
-      ValueError: an unknown reduction or a temperature not above 0.
+      InputError: An unknown reduction or a temperature that is not above 0.
     """
     if reduction not in REDUCTIONS:
         raise unknown_name("reduction", reduction, REDUCTIONS)
@@ -75,47 +75,44 @@ def one_for_all_loss(
     reduction: str = "batch",
     temperature_squared: bool = False,
     last_exit: str = "mixed",
-) -> jax.Array:
-    """Sum over exits of alpha * CE + (1 - alpha) * KL(teacher || student) (Eq. 7).
+) -> Float[Array, ""]:
+    """Sum over exits of alpha * CE + (1 - alpha) * KL(teacher || student) (Eq. 7), in nats.
 
-    The defaults are the paper's text; the reference code is `alpha=1-gamma`,
+    The defaults follow the paper's text. The published code is `alpha=1-gamma`,
     `reduction="elements"`, `temperature_squared=True`, `last_exit="cross_entropy"`.
 
     Args:
       logits: [E, N, K].
-      labels: integers [N], from 0.
-      teacher_logits: [N, K]; no gradient flows into them.
-      alpha: weight of the cross-entropy, 0 to 1; 1 is training without distillation.
-      temperature: of both softmaxes of the divergence, above 0.
-      reduction: one of `REDUCTIONS`.
-      temperature_squared: whether the divergence is multiplied by temperature ** 2.
-      last_exit: one of `LAST_EXIT_LOSSES`.
-
-    Returns:
-      A float32 scalar in nats.
+      labels: Integers [N], from 0.
+      teacher_logits: [N, K]. No gradient flows into them.
+      alpha: Weight of the cross-entropy, 0 to 1; 1 trains without distillation.
+      temperature: Of both softmaxes of the divergence, above 0.
+      reduction: One of `REDUCTIONS`.
+      temperature_squared: Whether the divergence is multiplied by temperature ** 2.
+      last_exit: One of `LAST_EXIT_LOSSES`.
 
     Raises:
-      ValueError: an unknown name, alpha outside 0 to 1, a temperature not above 0, shapes that do
-        not fit.
+      InputError: An unknown name, `alpha` outside 0 to 1, a temperature that is not above 0, or
+        shapes that do not fit.
     """
     _check_shapes(logits, labels, teacher_logits)
     if isinstance(alpha, int | float) and not 0 <= alpha <= 1:
-        raise InputError(f"alpha must lie in 0 to 1; found {alpha}")
+        raise InputError(f"alpha must be between 0 and 1; found {alpha}")
     if last_exit not in LAST_EXIT_LOSSES:
         raise unknown_name("last_exit", last_exit, LAST_EXIT_LOSSES)
-    plain = cross_entropy(logits, labels)  # [E]
+    per_exit_entropy = cross_entropy(logits, labels)
     divergence = teacher_divergence(
         logits, teacher_logits, temperature=temperature, reduction=reduction
     )
     factor = temperature**2 if temperature_squared else 1.0
-    per_exit = alpha * plain + (1 - alpha) * factor * divergence
+    per_exit = alpha * per_exit_entropy + (1 - alpha) * factor * divergence
     if last_exit == "cross_entropy":
-        per_exit = per_exit.at[-1].set(plain[-1])
+        per_exit = per_exit.at[-1].set(per_exit_entropy[-1])
     return per_exit.sum()
 
 
 def _check_shapes(logits: jax.Array, labels: jax.Array, teacher_logits: jax.Array) -> None:
-    """Raises a ValueError unless the shapes are [E, N, K], [N] and [N, K]."""
+    """Raises an InputError unless the shapes are [E, N, K], [N] and [N, K]."""
     fits = logits.ndim == 3 and (labels.shape, teacher_logits.shape) == (
         logits.shape[1:2],
         logits.shape[1:],

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from imta_jax.errors import InputError, unknown_name
 from imta_jax.models import MultiExitClassifier
 from imta_jax.techniques import (
-    EQUILIBRIUM_REACHES,
+    EQUILIBRIUM_MODES,
     LAST_EXIT_LOSSES,
     REDUCTIONS,
     cross_entropy,
@@ -71,7 +71,7 @@ class PhaseOneObjective:
     """Cross-entropy of all exits (Eq. 1 with weights 1), with gradient equilibrium.
 
     Attributes:
-      equilibrium: one of `techniques.EQUILIBRIUM_REACHES`.
+      equilibrium: one of `techniques.EQUILIBRIUM_MODES`.
       exit_losses: one of `EXIT_LOSSES`.
       rematerialize: see `MultiExitClassifier.features`.
 
@@ -84,8 +84,8 @@ class PhaseOneObjective:
     rematerialize: bool = False
 
     def __post_init__(self) -> None:
-        if self.equilibrium not in EQUILIBRIUM_REACHES:
-            raise unknown_name("equilibrium", self.equilibrium, EQUILIBRIUM_REACHES)
+        if self.equilibrium not in EQUILIBRIUM_MODES:
+            raise unknown_name("equilibrium", self.equilibrium, EQUILIBRIUM_MODES)
         if self.exit_losses not in EXIT_LOSSES:
             raise unknown_name("exit_losses", self.exit_losses, EXIT_LOSSES)
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import Dataset, steps_per_epoch
 from imta_jax.distributed import check_batch_size
-from imta_jax.models import MultiExitClassifier, check_heads, check_model, resolve_model_config
+from imta_jax.models import MultiExitClassifier, check_model, resolve_model_config
 from imta_jax.training.callbacks import default_callbacks
 from imta_jax.training.checkpoint_reading import has_readable_epoch, restore_model
 from imta_jax.training.feed import check_feed, training_feed
@@ -180,7 +180,6 @@ def check_training_config(config: RunConfig) -> None:
         check_batch_size(settings.batch_size, mesh, field, settings.accumulate_parts)
     evaluation_batch_size(config, mesh)
     check_model(config.model)
-    check_heads(config.heads)
 
 
 def check_training_data(config: RunConfig, dataset: Dataset) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from imta_jax.config import ModelConfig
 from imta_jax.models import (
     NETWORK_PRESETS,
     MultiExitClassifier,
@@ -18,10 +19,11 @@ from imta_jax.models.network_table import main, network_rows
 from imta_jax.models.plan import (
     Layer,
     NetworkPlan,
+    NetworkSpec,
     layers_per_stage,
     plan_network,
-    spec_from_config,
 )
+from imta_jax.models.spec_fields import read_spec
 
 # Trainable parameters with independent heads; 10 classes, ImageNet 1000.
 PARAMETER_COUNTS = {
@@ -45,8 +47,12 @@ CONFIGS = golden.facts("costs")["configs"]
 MSDNETS = {name: f for name, f in NETWORK_PRESETS.items() if f["backbone"] == "msdnet"}
 
 
+def spec_of(fields: dict) -> NetworkSpec:
+    return read_spec(NetworkSpec, ModelConfig.from_mapping(fields))
+
+
 def plan_of(fields: dict) -> NetworkPlan:
-    return plan_network(spec_from_config({k: v for k, v in fields.items() if k != "backbone"}))
+    return plan_network(spec_of(fields))
 
 
 def classes_of(fields: dict) -> int:
@@ -115,7 +121,7 @@ def test_the_table_prints_from_the_command_line(capsys):
 )
 def test_layers_per_stage(mode: str, base: int, step: int, expected: tuple[int, ...]):
     fields = golden.TINY | {"num_exits": 5, "step_mode": mode, "base": base, "step": step}
-    assert layers_per_stage(spec_from_config(fields)) == expected
+    assert layers_per_stage(spec_of(fields)) == expected
 
 
 # Topology.
@@ -191,8 +197,9 @@ def tiny() -> MultiExitClassifier:
 
 def test_a_preset_is_a_start_that_given_fields_override():
     fields = resolve_model_config({"preset": "cifar_5_exits", "channels": 8, "reduction": None})
-    assert fields == NETWORK_PRESETS["cifar_5_exits"] | {"channels": 8}
-    assert resolve_model_config({"preset": "", "channels": 8}) == {"channels": 8}
+    start = {"initialization": "he_normal"}
+    assert fields == NETWORK_PRESETS["cifar_5_exits"] | {"channels": 8} | start
+    assert resolve_model_config({"preset": "", "channels": 8}) == {"channels": 8} | start
 
 
 def test_abstract_construction_has_the_real_shapes(tiny):
@@ -266,18 +273,19 @@ def test_images_that_are_not_normalized_are_refused(tiny):
         ({"stem": "imagnet"}, "config.model.stem 'imagnet'; valid, the closest first: imagenet"),
         ({"step_mode": "lingrow"}, "config.model.step_mode 'lingrow'.*first: lin_grow"),
         ({"prune": "mix"}, "config.model.prune 'mix'.*first: (max|min)"),
-        ({"initialization": "torch"}, "initialization 'torch'.*first: pytorch"),
-        ({"num_exits": 0}, "config.model.num_exits must be an integer above 0; found 0"),
-        ({"base": True}, "config.model.base must be an integer above 0; found True"),
-        ({"step": 1.5}, "config.model.step must be an integer above 0; found 1.5"),
-        ({"channels": "8"}, "config.model.channels must be an integer above 0; found '8'"),
-        ({"growth_rate": -2}, "config.model.growth_rate must be an integer above 0; found -2"),
-        ({"growth_factors": (1, 2, 4)}, "need one entry per scale"),
-        ({"growth_factors": (), "bottleneck_factors": ()}, "need one entry per scale"),
-        ({"bottleneck_factors": (1, 0)}, "factors must be integers above 0"),
-        ({"reduction": 1.5}, "config.model.reduction must lie in 0 to 1; found 1.5"),
-        ({"reduction": 0.01}, "config.model.reduction=0.01 leaves a scale no channels"),
-        ({"growth_rate": 5, "growth_factors": (1, 1)}, "use growth_rate=6"),
+        ({"depths": (1, 1)}, "config.model with backbone 'msdnet': 'depths'"),
+        ({"initialization": "torch"}, "config.model.initialization 'torch'.*first: pytorch"),
+        ({"num_exits": 0}, "config.model.num_exits.*found 0"),
+        ({"base": True}, "config.model.base.*found True"),
+        ({"step": 1.5}, "config.model.step.*found 1.5"),
+        ({"channels": "8"}, "config.model.channels.*found '8'"),
+        ({"growth_rate": -2}, "config.model.growth_rate.*found -2"),
+        ({"growth_factors": (1, 2, 4)}, r"growth_factors.*found \(1, 2, 4\) and \(1, 2\)"),
+        ({"growth_factors": (), "bottleneck_factors": ()}, r"growth_factors.*found \(\) and \(\)"),
+        ({"bottleneck_factors": (1, 0)}, r"bottleneck_factors.*found \(1, 2, 1, 0\)"),
+        ({"reduction": 1.5}, "config.model.reduction.*found 1.5"),
+        ({"reduction": 0.01}, "config.model.reduction=0.01"),
+        ({"growth_rate": 5, "growth_factors": (1, 1)}, "growth_rate.*found 5 x 1"),
     ],
 )
 def test_bad_fields_are_refused_by_name(change: dict, message: str):

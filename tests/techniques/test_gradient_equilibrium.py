@@ -15,7 +15,7 @@ from flax import nnx
 
 from imta_jax.models import MultiExitClassifier
 from imta_jax.techniques import (
-    EQUILIBRIUM_REACHES,
+    EQUILIBRIUM_MODES,
     cross_entropy,
     rescale_gradient,
     split_gradient,
@@ -100,7 +100,7 @@ def test_scales_multiply_along_a_path():
 # The split.
 
 
-@pytest.mark.parametrize("reach", EQUILIBRIUM_REACHES)
+@pytest.mark.parametrize("reach", EQUILIBRIUM_MODES)
 def test_both_sides_of_a_split_equal_the_state(reach: str):
     state = (random_vector(0), random_vector(1))
     for side in split_gradient(state, 1, 4, reach):
@@ -198,7 +198,7 @@ def results(network: MultiExitClassifier, images: jax.Array) -> dict[str, Result
         stacked = jax.tree.map(lambda *exits: np.stack(exits), *one_by_one)
         return stacked._replace(logits=stacked.logits[0])
 
-    return {reach: of_every_exit(reach) for reach in EQUILIBRIUM_REACHES}
+    return {reach: of_every_exit(reach) for reach in EQUILIBRIUM_MODES}
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +277,7 @@ def test_gradient_equilibrium_leaves_forward_unchanged():
         copy = nnx.merge(graphdef, state, copy=True)
         return copy(images, reach), nnx.state(copy)
 
-    results = [forward(state, reach) for reach in EQUILIBRIUM_REACHES]
+    results = [forward(state, reach) for reach in EQUILIBRIUM_MODES]
     for other in results[1:]:
         jax.tree.map(np.testing.assert_array_equal, results[0], other)
 

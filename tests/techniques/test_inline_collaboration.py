@@ -234,10 +234,10 @@ def test_heads_fit_a_real_backbone(transfer: str):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"transfer": "identiy"}, "unknown transfer 'identiy'; valid, the closest first: identity"),
-        ({"start": "phase1"}, "unknown start of the phase-II heads 'phase1'.*first: phase_one"),
-        ({"stop": True}, "unknown field of the heads' config 'stop'.*first: stop_gradient"),
-        ({"initialization": "he"}, "unknown initialization 'he'.*first: he_normal"),
+        ({"transfer": "identiy"}, "heads_config.transfer 'identiy'.*first: identity"),
+        ({"start": "phase1"}, "heads_config.start 'phase1'.*first: phase_one"),
+        ({"stop": True}, "field of heads_config 'stop'.*first: stop_gradient"),
+        ({"initialization": "he"}, "heads_config.initialization 'he'.*first: he_normal"),
     ],
 )
 def test_unknown_names_are_refused_the_closest_first(config: dict, message: str):
@@ -251,7 +251,7 @@ def test_phase_two_on_phase_two_is_refused():
 
 
 def test_another_number_of_classes_is_refused():
-    with pytest.raises(ValueError, match="expected 5, found num_classes=7"):
+    with pytest.raises(ValueError, match=r"num_classes.*5; found 7"):
         with_collaborative_heads(phase_one(), {}, num_classes=7, rngs=nnx.Rngs(0))
 
 
@@ -265,5 +265,5 @@ def test_phase_one_has_no_earlier_heads_to_teach(images):
 @pytest.mark.parametrize("transfer", ["identity", "linear"])
 def test_a_later_exit_without_a_carry_is_refused(images, transfer: str, i: int):
     classifier = phase_two(phase_one(), transfer=transfer)
-    with pytest.raises(ValueError, match="previous exit's logits as carry; found None"):
+    with pytest.raises(ValueError, match=r"carry.*found None"):
         classifier.heads(i, classifier.features(images)[i], None)

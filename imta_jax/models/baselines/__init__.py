@@ -1,1 +1,1 @@
-"""Networks that MSDNet is compared with: ResNet, DenseNet, GoogLeNet, HydraNet."""
+"""Baselines of the paper: ResNet, DenseNet, GoogLeNet and HydraNet, as backbones."""

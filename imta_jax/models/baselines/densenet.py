@@ -1,10 +1,10 @@
 """DenseNet (Huang et al., CVPR 2017) as a backbone, with one exit or with several.
 
-A layer concatenates what it computes to what it read. It starts with normalisation and ReLU; with
-`bottleneck` (DenseNet-B) a 1x1 convolution to 4 times the growth rate comes before the 3x3 one.
-Between dense blocks a 1x1 convolution keeps the share `reduction` of the channels (DenseNet-C) and
-a 2x2 average pool halves the resolution. Exits after layers make it the multi-exit DenseNet that
-MSDNet was compared with (DenseNet^MC).
+A layer concatenates its output to its input. It starts with normalization and ReLU. With
+`bottleneck` (DenseNet-B) a 1x1 convolution to 4 times the growth rate precedes the 3x3 convolution.
+Between dense blocks a 1x1 convolution keeps the fraction `reduction` of the channels (DenseNet-C)
+and a 2x2 average pool halves the resolution. With exits after layers it is the multi-exit DenseNet
+that MSDNet was compared with (DenseNet^MC).
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from imta_jax.errors import InputError
-from imta_jax.models.baselines.single_scale import ImageNetOpening, SingleScaleBackbone
-from imta_jax.models.fields import check_depths, check_exits, check_one_of, check_positive
+from imta_jax.models.baselines.single_scale import ImageNetStem, SingleScaleBackbone
 from imta_jax.models.plan import STEMS
+from imta_jax.models.spec_fields import check_depths, check_exits, check_one_of, check_positive
 from imta_jax.nn.batch_norm import BatchNorm
 from imta_jax.nn.initialization import Initialization, get_initialization
 from imta_jax.nn.layers import conv
@@ -27,17 +27,17 @@ _BOTTLENECK_FACTOR = 4
 
 @dataclasses.dataclass(frozen=True)
 class DenseNetSpec:
-    """The fields of `config.model` that a DenseNet has and what fits each.
+    """The fields of `config.model` for a DenseNet.
 
     Attributes:
       stem: "cifar" (3x3) or "imagenet" (7x7 stride 2, max-pool).
-      channels: of the stem.
-      growth_rate: channels that a layer adds.
-      depths: layers per dense block, that is per resolution.
-      bottleneck: whether a layer has a 1x1 convolution before its 3x3 one.
-      reduction: share of channels that a transition keeps, above 0 and at most 1.
-      exits: layers, numbered from 1, after which an exit sits; the last layer has one anyway.
-      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
+      channels: Of the stem.
+      growth_rate: Channels that a layer adds.
+      depths: Layers per dense block (per resolution).
+      bottleneck: Whether a layer has a 1x1 convolution before its 3x3 convolution.
+      reduction: Fraction of channels that a transition keeps, above 0 and at most 1.
+      exits: Layers, from 1, that an exit follows; the last layer always has one.
+      initialization: A name in `imta_jax.nn.initialization.INITIALIZATIONS`.
     """
 
     stem: str
@@ -56,13 +56,13 @@ class DenseNetSpec:
         check_exits(self)
         if not 0 < self.reduction <= 1 or self.reduction * self.channels < 1:
             raise InputError(
-                "config.model.reduction must lie above 0 and be at most 1, and leave a channel of "
-                f"those that the stem has; found {self.reduction}"
+                "config.model.reduction must be above 0, at most 1, and leave at least one of "
+                f"{self.channels} channels; found {self.reduction}"
             )
 
 
 class NormReLUConv(nnx.Module):
-    """Batch normalisation, ReLU, convolution."""
+    """Batch normalization, ReLU, convolution."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, init: Initialization, rngs: nnx.Rngs
@@ -76,7 +76,7 @@ class NormReLUConv(nnx.Module):
 
 
 class DenseLayer(nnx.Module):
-    """Adds `growth` channels to its input; the first of a later dense block has a transition."""
+    """Adds `growth` channels to its input; the first layer of later blocks has a transition."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class DenseLayer(nnx.Module):
         self.expand = NormReLUConv(width, growth, 3, init=init, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, H, W, inputs] to [N, H, W, inputs + growth]; a transition halves before it."""
+        """Maps [N, H, W, inputs] to [N, H, W, inputs + growth]; a transition halves H and W."""
         for transition in self.transition:
             x = transition(x)
         added = x
@@ -112,21 +112,21 @@ class Transition(nnx.Module):
         self.reduce = NormReLUConv(inputs, outputs, 1, init=init, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, H, W, inputs] to [N, H/2, W/2, outputs], rounding down, but to 1 at least."""
+        """Maps [N, H, W, inputs] to [N, max(1, H // 2), max(1, W // 2), outputs]."""
         x = self.reduce(x)
         window = tuple(min(2, side) for side in x.shape[1:3])
         return nnx.avg_pool(x, window, strides=window)
 
 
 def densenet(spec: DenseNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> SingleScaleBackbone:
-    """Builds the network that `spec` describes."""
+    """Builds a DenseNet."""
     init = get_initialization(spec.initialization)
     small = spec.stem == "cifar"
-    # The first layer normalises what it reads, so that on small images nothing follows the stem.
+    # The first layer normalizes its input, so the stem for small images is a bare convolution.
     if small:
         opening = conv(image_channels, spec.channels, 3, init=init, rngs=rngs)
     else:
-        opening = ImageNetOpening(image_channels, spec.channels, init=init, rngs=rngs)
+        opening = ImageNetStem(image_channels, spec.channels, init=init, rngs=rngs)
     blocks, widths = _layers(spec, init, rngs)
     return SingleScaleBackbone(
         opening,
@@ -143,7 +143,7 @@ def densenet(spec: DenseNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> Sing
 def _layers(
     spec: DenseNetSpec, init: Initialization, rngs: nnx.Rngs
 ) -> tuple[list[DenseLayer], list[int]]:
-    """All layers, and the channels after each."""
+    """Returns all layers and the channels after each."""
     layers, widths, channels = [], [], spec.channels
     for block, depth in enumerate(spec.depths):
         for number in range(depth):

@@ -1,9 +1,8 @@
-"""GoogLeNet (Inception v1, Szegedy et al., CVPR 2015) for photographs, as a backbone of one exit.
+"""GoogLeNet (Inception v1, Szegedy et al., CVPR 2015) for ImageNet, as a backbone with one exit.
 
-Widths and 5x5 convolutions are those of the published Table 1. Every convolution is followed by
-batch normalisation, which the published network did not have yet, in place of its biases and of
-local response normalisation; the two auxiliary classifiers, which only helped to train it without
-normalisation, are left out.
+Widths and 5x5 convolutions follow the published Table 1. Every convolution is followed by batch
+normalization, which replaces the published biases and local response normalization. The two
+auxiliary classifiers, which helped to train without normalization, are left out.
 """
 
 import dataclasses
@@ -12,24 +11,24 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imta_jax.models.baselines.single_scale import ImageNetOpening, SingleScaleBackbone, pool_by_two
+from imta_jax.models.baselines.single_scale import ImageNetStem, SingleScaleBackbone, pool_by_two
 from imta_jax.nn.initialization import Initialization, get_initialization
 from imta_jax.nn.layers import ConvBNReLU
 
 
 @dataclasses.dataclass(frozen=True)
 class GoogLeNetSpec:
-    """The fields of `config.model` that a GoogLeNet has.
+    """The fields of `config.model` for a GoogLeNet.
 
     Attributes:
-      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
+      initialization: A name in `imta_jax.nn.initialization.INITIALIZATIONS`.
     """
 
     initialization: str = "he_normal"
 
 
-# Per module: whether a max-pool comes before it, then the outputs of the 1x1 branch, of the 3x3
-# branch's reduction and convolution, of the 5x5 branch's, and of the pooling branch.
+# Per module: whether a max-pool precedes it; outputs of the 1x1 branch; of the reduction and the
+# convolution of the 3x3 branch, then of the 5x5 branch; of the pooling branch.
 _MODULES = (
     (True, 64, (96, 128), (16, 32), 32),
     (False, 128, (128, 192), (32, 96), 64),
@@ -44,7 +43,7 @@ _MODULES = (
 
 
 class Inception(nnx.Module):
-    """Four branches side by side: 1x1, 3x3, 5x5 and a pooled 1x1, concatenated."""
+    """Four branches, concatenated: 1x1, 3x3, 5x5, and 1x1 after a max-pool."""
 
     def __init__(
         self,
@@ -70,7 +69,7 @@ class Inception(nnx.Module):
         self.pooled = convolution(inputs, pooled, 1)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, H, W, inputs] to [N, H, W, outputs], at half the size where it pools first."""
+        """Maps [N, H, W, inputs] to [N, H, W, outputs]; a max-pool before halves H and W."""
         x = pool_by_two(x) if self.pools else x
         around = nnx.max_pool(x, (3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         branches = (self.one(x), self.three(x), self.five(x), self.pooled(around))
@@ -78,10 +77,10 @@ class Inception(nnx.Module):
 
 
 def googlenet(spec: GoogLeNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> SingleScaleBackbone:
-    """Builds the network."""
+    """Builds a GoogLeNet."""
     init = get_initialization(spec.initialization)
     opening = nnx.Sequential(
-        ImageNetOpening(image_channels, 64, init=init, rngs=rngs),
+        ImageNetStem(image_channels, 64, init=init, rngs=rngs),
         ConvBNReLU(64, 64, 1, init=init, rngs=rngs),
         ConvBNReLU(64, 192, 3, init=init, rngs=rngs),
     )

@@ -1,31 +1,30 @@
-"""Hydra-Res: the HydraNet template (Mullapudi et al., CVPR 2018) on the CIFAR ResNet; one exit.
+"""Hydra-Res: HydraNet (Mullapudi et al., CVPR 2018) on the CIFAR ResNet, with one exit.
 
-A stem computes what all images need, branches compute features for groups of similar classes, a
-gate looks at the stem's map and chooses the k branches that run, and a combiner puts their features
-together. Here the stem is a 6n+2 ResNet's first two groups, every branch (and the gate) is a third
-group of its own, pooled and mapped by a linear layer; the k chosen branches' features are added
-with the gate's weights.
+A stem computes shared features, branches compute features for clusters of similar classes, a gate
+reads the stem's map and selects the k branches that run, and a combiner adds their features with
+the gate's weights. The stem is the first two groups of a 6n+2 ResNet. Each branch, and the gate, is
+a third group of its own, followed by pooling and a linear layer.
 
-The published configuration behind Table 1 is not public. `hydra_search.py` looks for the one that
-fits its two columns best, and says how far off each row is. Two facts lead it:
-- d cannot be the number of branches: the lines through both columns start below zero (-0.30 M
-  parameters, -14 M multiply-adds at d = 0), and a stem and a classifier cost more than nothing.
-  With d blocks per group, He et al.'s n, they do start below zero: the first block of a group reads
+The configuration behind the paper's Table 1 is not published. `studies/hydra_search.py` searches
+for the one that fits both columns best. Two observations lead to it:
+- d is not the number of branches: the lines through both columns have negative intercepts (-0.30 M
+  parameters, -14 M multiply-adds at d = 0), which a stem and a classifier exclude. With d blocks
+  per group (n of He et al.) the intercepts are negative, because the first block of a group reads
   half the channels. The rows d = 1 to 7 and 9 are then ResNet-8 to 44 and 56.
-- In units of a group with 16, 32 and 64 channels the slopes are whole: 21.0 third groups are stored
-  and 12.0 run besides two of the stem. So 20 branches, as many as CIFAR-100 has superclasses, and a
-  gate like them, and 11 of the branches run.
-With them the parameters of all rows are the printed ones to 0.1 %, and the multiply-adds lie 1.5,
-0.6, 0.4, 0.6, 0.5, 0.4, 0.3 and 0.2 % below; counted as the paper counts MSDNet's (with ReLUs and
-pooling), at most 1.1 % below, that is less than 1 M in every row.
+- In units of a group with 16, 32 and 64 channels the slopes are integers: 21.0 third groups are
+  stored, and 12.0 run in addition to the two groups of the stem. This gives 20 branches (CIFAR-100
+  has 20 superclasses), a gate of the same size, and 11 active branches.
+The parameters of all rows then agree to 0.1 %. The multiply-adds are 1.5, 0.6, 0.4, 0.6, 0.5, 0.4,
+0.3 and 0.2 % too low; counted as the paper counts MSDNet (with ReLUs and pooling), at most 1.1 %,
+which is less than 1 M in every row.
 
-Branches specialise through the gate: it is trained, besides through the weights, towards the
-branch that its image's class is assigned to (`class_clusters.py`, `training/gate_objective.py`).
-How the published one was trained, and with which weight, is not known to us.
+Branches specialize through the gate. It is trained through its weights and towards the branch of
+the image's class (`class_clusters.py`, `training/gate_objective.py`). How the published network was
+trained is not known.
 
-What runs: a batch computes all branches and weights those not chosen with zero; a single image, in
-inference, computes the chosen ones only. `evaluation.exit_costs` traces a single image, so that its
-multiply-adds are those of k branches, and its parameters those of all that are stored.
+A batch computes all branches and gives those that are not selected weight zero. In inference a
+single image computes the selected branches only. `evaluation.exit_costs` traces a single image: its
+multiply-adds are those of k branches, its parameters those of all.
 """
 
 import dataclasses
@@ -39,7 +38,7 @@ from flax import nnx
 from imta_jax.errors import InputError
 from imta_jax.models.baselines.class_clusters import clusters_by_index
 from imta_jax.models.baselines.resnet import basic_group
-from imta_jax.models.fields import check_depths, check_positive
+from imta_jax.models.spec_fields import check_depths, check_positive
 from imta_jax.nn.initialization import Initialization, get_initialization
 from imta_jax.nn.layers import ConvBNReLU, linear
 
@@ -50,16 +49,16 @@ _GROUPS = 3
 
 @dataclasses.dataclass(frozen=True)
 class HydraNetSpec:
-    """The fields of `config.model` that a Hydra-Res has and what fits each.
+    """The fields of `config.model` for a Hydra-Res.
 
     Attributes:
-      channels: of the first group; the second has twice as many, the branches four times.
-      depths: blocks of the first group, of the second, and of each branch.
-      branches: how many are stored.
-      active_branches: k, how many run for an image.
-      gate_weight: of the gate's own loss in phase I, 0 for none (`training/gate_objective.py`).
-      class_clusters: the branch, from 0, that is to serve each class; () for runs of neighbours.
-      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
+      channels: Of the first group; the second has twice, the branches four times as many.
+      depths: Blocks of the first group, of the second group, and of each branch.
+      branches: Number of branches B.
+      active_branches: Number k of branches that run for an image.
+      gate_weight: Weight of the gate's own loss in phase I; 0 for none.
+      class_clusters: Branch, from 0, of each class; () for clusters of consecutive classes.
+      initialization: A name in `imta_jax.nn.initialization.INITIALIZATIONS`.
     """
 
     channels: int
@@ -84,7 +83,7 @@ class HydraNetSpec:
 
 
 class Branch(nnx.Module):
-    """A ResNet's third group, pooled, and a linear layer: from the stem's map to features."""
+    """The third group of a ResNet, pooling and a linear layer."""
 
     def __init__(
         self,
@@ -107,7 +106,7 @@ class Branch(nnx.Module):
 
 
 class Gate(nnx.Module):
-    """Scores of the branches: built like a branch, with a hidden layer as wide."""
+    """Scores of the branches: a branch, ReLU and a linear layer."""
 
     def __init__(
         self,
@@ -127,12 +126,12 @@ class Gate(nnx.Module):
         return self.score(jax.nn.relu(self.features(x)))
 
 
-def chosen_branches(scores: jax.Array, active: int) -> tuple[jax.Array, jax.Array]:
-    """The k best branches of each image, and their weights: the softmax over those k scores.
+def select_branches(scores: jax.Array, active: int) -> tuple[jax.Array, jax.Array]:
+    """Selects the k branches with the highest scores and weights them by their softmax.
 
     Args:
       scores: [N, B].
-      active: k, 1 to B.
+      active: Number of branches k, 1 to B.
 
     Returns:
       (indices [N, k], weights [N, k] that sum to 1); gradients flow through the weights.
@@ -142,17 +141,17 @@ def chosen_branches(scores: jax.Array, active: int) -> tuple[jax.Array, jax.Arra
 
 
 def spread_weights(indices: jax.Array, weights: jax.Array, branches: int) -> jax.Array:
-    """Weights of all branches [N, B], exactly 0 for those not chosen, from [N, k] and [N, k]."""
+    """Weights of all branches [N, B], 0 for those not selected, from [N, k] and [N, k]."""
     return (jax.nn.one_hot(indices, branches) * weights[..., None]).sum(axis=1)
 
 
 class HydraNet(nnx.Module):
-    """The backbone contract (see `classifier.Backbone`) on stem, gate and branches.
+    """The backbone contract (`classifier.Backbone`) on stem, gate and branches.
 
     Attributes:
-      spec: the fields it was built from.
+      spec: The fields.
       num_exits: 1.
-      feature_widths: of the combined features.
+      feature_widths: Channels of the combined features.
     """
 
     def __init__(self, spec: HydraNetSpec, image_channels: int, *, rngs: nnx.Rngs):
@@ -175,23 +174,23 @@ class HydraNet(nnx.Module):
         )
 
     def stem(self, images: jax.Array) -> State:
-        """Maps images [N, H, W, C] to the map that gate and branches read."""
+        """Maps images [N, H, W, C] to the input of gate and branches."""
         x = self.opening(images)
         for block in self.blocks:
             x = block(x)
         return (x,)
 
     def stage(self, i: int, state: State) -> State:
-        """Runs gate and branches: ([N, H', W', C'],) to their combined features ([N, 1, 1, C],)."""
+        """Maps the stem's output to the combined features ([N, 1, 1, C],)."""
         return self.stage_with_scores(state)[0]
 
     def stage_with_scores(self, state: State) -> tuple[State, jax.Array]:
-        """As `stage`, and the gate's scores [N, B], which its own loss needs."""
+        """As `stage`, and the gate's scores [N, B] for its own loss."""
         (x,) = state
         scores = self.gate(x)
-        indices, weights = chosen_branches(scores, self.spec.active_branches)
-        if len(x) == 1 and self._infers():
-            features = self._of_chosen(x, indices[0])  # [k, C]
+        indices, weights = select_branches(scores, self.spec.active_branches)
+        if len(x) == 1 and self._in_inference_mode():
+            features = self._selected_features(x, indices[0])  # [k, C]
             combined = (weights[0, :, None] * features).sum(axis=0)[None]
         else:
             features = jnp.stack([branch(x) for branch in self.branches], axis=1)  # [N, B, C]
@@ -204,32 +203,32 @@ class HydraNet(nnx.Module):
         return jax.nn.relu(state[0][:, 0, 0])
 
     def clusters(self, num_classes: int) -> np.ndarray:
-        """The branch [K] that is to serve each class, as the fields say.
+        """The branch of each class, [K].
 
         Raises:
-          ValueError: `class_clusters` of another length, or of branches that are not there.
+          InputError: `class_clusters` has another length or branches that do not exist.
         """
         given, branches = self.spec.class_clusters, self.spec.branches
         if not given:
             return clusters_by_index(num_classes, min(branches, num_classes))
         if len(given) != num_classes or not all(0 <= cluster < branches for cluster in given):
             raise InputError(
-                f"config.model.class_clusters must give each of {num_classes} classes a branch "
+                f"config.model.class_clusters must have {num_classes} entries, one per class, "
                 f"from 0 to {branches - 1}; found {given}"
             )
         return np.asarray(given)
 
-    def _infers(self) -> bool:
-        """Whether running statistics are used; with a batch's own, branches cannot be left out."""
+    def _in_inference_mode(self) -> bool:
+        """Whether running statistics are used; batch statistics need all branches."""
         return bool(self.opening.norm.use_running_average)
 
-    def _of_chosen(self, x: jax.Array, indices: jax.Array) -> jax.Array:
-        """Features [k, C] of one image's [1, H, W, C] from the branches at `indices` [k]."""
+    def _selected_features(self, x: jax.Array, indices: jax.Array) -> jax.Array:
+        """Features [k, C] of one image [1, H, W, C] from the branches at `indices` [k]."""
         graphdef = nnx.graphdef(self.branches[0])
-        stored = [nnx.state(branch) for branch in self.branches]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stored)
+        states = [nnx.state(branch) for branch in self.branches]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         features = []
         for n in range(self.spec.active_branches):
-            chosen = jax.tree.map(lambda leaf, n=n: leaf[indices[n]], stacked)
-            features.append(nnx.merge(graphdef, chosen)(x))
+            selected = jax.tree.map(lambda leaf, n=n: leaf[indices[n]], stacked)
+            features.append(nnx.merge(graphdef, selected)(x))
         return jnp.concatenate(features)

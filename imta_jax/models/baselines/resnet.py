@@ -1,14 +1,14 @@
 """ResNet (He et al., CVPR 2016) as a backbone, with one exit or with several.
 
-For small images (their Sec. 4.2) it has 6n+2 layers: a 3x3 convolution, three groups of n basic
-blocks of 16, 32 and 64 channels, and a linear layer. Where a group halves the resolution, the
-shortcut drops every second pixel and pads channels with zeros: option A, without parameters, which
-is what He et al. use on CIFAR. For photographs (their Table 1) there are four groups, of basic or
-bottleneck blocks, and shortcuts of another shape are 1x1 convolutions (option B). The stride
-of a bottleneck is in its 3x3 convolution, as in most published weights: 4.1 G multiply-adds for 50
-layers, where the first version, with the stride before it, has 3.9 G.
+For CIFAR (their Sec. 4.2) it has 6n+2 layers: a 3x3 convolution, three groups of n basic blocks
+with 16, 32 and 64 channels, and a linear layer. Where a group halves the resolution, the shortcut
+drops every second pixel and pads the channels with zeros (option A, without parameters). For
+ImageNet (their Table 1) there are four groups of basic or bottleneck blocks, and shortcuts that
+change shape are 1x1 convolutions (option B). The stride of a bottleneck is in its 3x3 convolution,
+as in most published weights: 4.1 G multiply-adds for 50 layers. The original version, with the
+stride in the first 1x1 convolution, has 3.9 G.
 
-Exits after blocks make it the multi-exit ResNet that MSDNet was compared with (ResNet^MC).
+With exits after blocks it is the multi-exit ResNet that MSDNet was compared with (ResNet^MC).
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imta_jax.models.baselines.single_scale import ImageNetOpening, SingleScaleBackbone
-from imta_jax.models.fields import check_depths, check_exits, check_one_of, check_positive
+from imta_jax.models.baselines.single_scale import ImageNetStem, SingleScaleBackbone
 from imta_jax.models.plan import STEMS
+from imta_jax.models.spec_fields import check_depths, check_exits, check_one_of, check_positive
 from imta_jax.nn.initialization import Initialization, get_initialization
 from imta_jax.nn.layers import ConvBNReLU, ConvNorm
 
@@ -30,15 +30,16 @@ _BOTTLENECK_FACTOR = 4
 
 @dataclasses.dataclass(frozen=True)
 class ResNetSpec:
-    """The fields of `config.model` that a ResNet has and what fits each.
+    """The fields of `config.model` for a ResNet.
 
     Attributes:
       stem: "cifar" (3x3) or "imagenet" (7x7 stride 2, max-pool).
-      channels: of the first group; every later group has twice as many.
-      depths: blocks per group, that is per resolution.
-      bottleneck: blocks of 1x1, 3x3, 1x1 convolutions, 4 times as wide outside, instead of two 3x3.
-      exits: blocks, numbered from 1, after which an exit sits; the last block has one anyway.
-      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
+      channels: Of the first group; each later group has twice as many.
+      depths: Blocks per group (per resolution).
+      bottleneck: Whether blocks are 1x1, 3x3, 1x1 convolutions with 4 times the channels at their
+        output, instead of two 3x3 convolutions.
+      exits: Blocks, from 1, that an exit follows; the last block always has one.
+      initialization: A name in `imta_jax.nn.initialization.INITIALIZATIONS`.
     """
 
     stem: str
@@ -69,9 +70,9 @@ class ResidualBlock(nnx.Module):
         init: Initialization,
         rngs: nnx.Rngs,
     ):
-        """Args: `projects` for a 1x1 convolution on a shortcut whose shape changes (option B)."""
+        """`projects`: use a 1x1 convolution where the shape of the shortcut changes (option B)."""
         outputs = width * _BOTTLENECK_FACTOR if bottleneck else width
-        # (inputs, outputs, kernel, stride) of every convolution on the residual path.
+        # (inputs, outputs, kernel, stride) of each convolution on the residual path.
         path = [(inputs, width, 3, stride), (width, width, 3, 1)]
         if bottleneck:
             path = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
@@ -100,20 +101,20 @@ class ResidualBlock(nnx.Module):
 def basic_group(
     inputs: int, width: int, depth: int, stride: int, *, init: Initialization, rngs: nnx.Rngs
 ) -> list[ResidualBlock]:
-    """`depth` basic blocks with parameter-free shortcuts, the first of them at `stride`."""
+    """Returns `depth` basic blocks with parameter-free shortcuts, the first with `stride`."""
     first = ResidualBlock(inputs, width, stride, init=init, rngs=rngs)
     later = [ResidualBlock(width, width, init=init, rngs=rngs) for _ in range(depth - 1)]
     return [first, *later]
 
 
 def resnet(spec: ResNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> SingleScaleBackbone:
-    """Builds the network that `spec` describes."""
+    """Builds a ResNet."""
     init = get_initialization(spec.initialization)
     small = spec.stem == "cifar"
     if small:
         opening = ConvBNReLU(image_channels, spec.channels, 3, init=init, rngs=rngs)
     else:
-        opening = ImageNetOpening(image_channels, spec.channels, init=init, rngs=rngs)
+        opening = ImageNetStem(image_channels, spec.channels, init=init, rngs=rngs)
     blocks, widths, inputs = [], [], spec.channels
     for width, stride in _widths_and_strides(spec):
         style = {"bottleneck": spec.bottleneck, "projects": not small or spec.bottleneck}

@@ -1,8 +1,8 @@
-"""What networks of one resolution at a time share: the opening, the exits, and their contract.
+"""The backbone of ResNet, DenseNet and GoogLeNet: a sequence of blocks with exits.
 
-ResNet, DenseNet and GoogLeNet are a row of blocks, each mapping one feature map to the next. With
-exits after some of the blocks such a row is a multi-exit network; with none but the last it is the
-plain network that the paper compares with (Sec. 4, "Compared Models").
+Each block maps one feature map to the next. With exits after some of the blocks this is a
+multi-exit network; with the last exit alone it is the plain network that the paper compares with
+(Sec. 4, "Compared Models").
 """
 
 import itertools
@@ -21,12 +21,12 @@ State = tuple[jax.Array, ...]
 
 
 def pool_by_two(x: jax.Array) -> jax.Array:
-    """3x3 maximum at stride 2, padded by one: [N, H, W, C] to [N, ceil(H/2), ceil(W/2), C]."""
+    """3x3 max-pool at stride 2, padded by one: [N, H, W, C] to [N, ceil(H/2), ceil(W/2), C]."""
     return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
 
 
-class ImageNetOpening(nnx.Module):
-    """7x7 convolution at stride 2 and a 3x3 max-pool at stride 2, for photographs."""
+class ImageNetStem(nnx.Module):
+    """7x7 convolution at stride 2 and 3x3 max-pool at stride 2, for ImageNet."""
 
     def __init__(self, inputs: int, outputs: int, *, init: Initialization, rngs: nnx.Rngs):
         self.first = ConvBNReLU(inputs, outputs, 7, 2, init=init, rngs=rngs)
@@ -37,7 +37,7 @@ class ImageNetOpening(nnx.Module):
 
 
 class NormReLU(nnx.Module):
-    """Batch normalisation and ReLU, for blocks that hand on what is not yet activated."""
+    """Batch normalization and ReLU, for blocks whose output is not activated."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.norm = BatchNorm(width, rngs=rngs)
@@ -48,15 +48,15 @@ class NormReLU(nnx.Module):
 
 
 class SingleScaleBackbone(nnx.Module):
-    """The backbone contract (see `classifier.Backbone`) on a row of blocks.
+    """The backbone contract (`classifier.Backbone`) on a sequence of blocks.
 
-    An exit before the last one computes what MSDNet's exits do, two strided convolutions and
-    pooling, 128 wide for small images and as wide as the map for photographs; the last one pools
-    only, as the plain networks do.
+    All exits but the last have the features of MSDNet's exits: two strided convolutions and
+    pooling, with 128 channels for small images and the channels of the map for ImageNet. The last
+    exit only pools, as in the plain networks.
 
     Attributes:
-      num_exits: k.
-      feature_widths: channels of the pooled features of each exit.
+      num_exits: Number of exits.
+      feature_widths: Channels of the pooled features, per exit.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class SingleScaleBackbone(nnx.Module):
         init: Initialization,
         rngs: nnx.Rngs,
     ):
-        """Puts blocks and exits together.
+        """Combines blocks and exits.
 
         Args:
-          opening: maps images to the first block's map.
-          blocks: map to map.
-          widths: channels after each block.
-          exits: numbers, from 1, of the blocks that an exit follows, the last block left out.
-          small_images: whether exits are 128 wide.
-          preactivated: whether blocks start, rather than end, with normalisation and ReLU.
-          init: starting values of the exits.
-          rngs: the `params` stream is used.
+          opening: Maps images to the first block's input.
+          blocks: Each maps a feature map to the next.
+          widths: Channels after each block.
+          exits: Numbers, from 1, of the blocks that an exit follows, without the last block.
+          small_images: Whether exits have 128 channels.
+          preactivated: Whether blocks start, rather than end, with normalization and ReLU.
+          init: Initialization of the exits.
+          rngs: The `params` stream is used.
         """
         self.opening = opening
         bounds = itertools.pairwise((0, *exits, len(blocks)))
@@ -101,7 +101,7 @@ class SingleScaleBackbone(nnx.Module):
         )
 
     def stem(self, images: jax.Array) -> State:
-        """Maps images [N, H, W, C] to the first state, which is one map."""
+        """Maps images [N, H, W, C] to the first state, a single map."""
         return (self.opening(images),)
 
     def stage(self, i: int, state: State) -> State:
