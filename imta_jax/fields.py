@@ -14,7 +14,7 @@ import functools
 import numbers
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
 from imta_jax.errors import InputError, unknown_name
@@ -45,22 +45,7 @@ def number(
     return dataclasses.field(default=default, metadata={"bounds": given})
 
 
-# Temporary: lets code that still reads settings by key work with dataclasses.
-class _ReadableByKey(Mapping):
-    def __getitem__(self, name: str) -> Any:
-        try:
-            return getattr(self, name)
-        except AttributeError as error:
-            raise KeyError(name) from error
-
-    def __iter__(self) -> Iterator[str]:
-        return (field.name for field in dataclasses.fields(self))  # type: ignore[arg-type]
-
-    def __len__(self) -> int:
-        return len(dataclasses.fields(self))  # type: ignore[arg-type]
-
-
-class Section(_ReadableByKey):
+class Section:
     """Base class of config dataclasses.
 
     Attributes:

@@ -143,7 +143,6 @@ def executable_label(config: RunConfig, name: str) -> str:
       config: the run's config.
       name: "phase_one" or "phase_two".
     """
-    config = RunConfig.from_mapping(config)
     sections = (config.model, phase_settings(config, name), config.data, config.mesh)
     parts = [name, *(section.to_dict() for section in sections)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -169,7 +168,6 @@ def training_pipeline(config: DataConfig, dataset: Dataset, mesh: Mesh) -> str:
     Raises:
       InputError: "device" for images that are decoded or resized.
     """
-    config = DataConfig.from_mapping(config)
     wanted, train = config.pipeline, dataset.splits["train"]
     supported = supports_on_device(train, dataset.preprocessing)
     if wanted == "device" and not supported:

@@ -43,7 +43,6 @@ def train_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> None:
       NonFiniteLossError: training diverged.
       Interrupted: training was preempted and is saved.
     """
-    config = RunConfig.from_mapping(config)
     objective = phase_one_objective(config)
     classifier = new_phase_one(config, dataset)
     folder = workdir / "phase_one"
@@ -65,7 +64,6 @@ def train_phase_two(
       MissingFileError: phase I has no checkpoint.
       InputError, NonFiniteLossError, Interrupted: see `train_phase_one`.
     """
-    config = RunConfig.from_mapping(config)
     objective = phase_two_objective(config)
     classifier = new_phase_two(config, trained_phase_one(config, dataset, workdir))
     folder = folder or workdir / "phase_two"
@@ -78,7 +76,6 @@ def trained_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> Mul
     Raises:
       MissingFileError: phase I has no checkpoint.
     """
-    config = RunConfig.from_mapping(config)
     classifier = new_phase_one(config, dataset)
     restore_model(classifier, workdir / "phase_one", config.phase_two.from_checkpoint)
     return classifier
@@ -110,7 +107,6 @@ def train_phase(
       NonFiniteLossError: training diverged.
       Interrupted: training was preempted and is saved.
     """
-    config = RunConfig.from_mapping(config)
     settings, mesh = phase_settings(config, name), mesh_of(config)
     steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
     schedule = phase_schedule(settings, steps * settings.total_epochs)
@@ -170,7 +166,6 @@ def check_training_config(config: RunConfig) -> None:
     Raises:
       InputError: the network's fields do not fit each other, or the devices do not divide a batch.
     """
-    config = RunConfig.from_mapping(config)
     phase_one_objective(config)
     phase_two_objective(config)
     mesh = mesh_of(config)
@@ -189,7 +184,6 @@ def check_training_data(config: RunConfig, dataset: Dataset) -> None:
       InputError: no full batch, or a pipeline that cannot produce these images.
       ModuleNotFoundError: the library of the pipeline is not installed.
     """
-    config = RunConfig.from_mapping(config)
     for name in PHASES:
         if phase_settings(config, name).total_epochs > 0:
             check_feed(config, name, dataset, mesh_of(config))
@@ -202,5 +196,5 @@ def phase_is_finished(config: RunConfig, workdir: Path, phase: str) -> bool:
 
 def folder_is_finished(config: RunConfig, phase: str, folder: Path) -> bool:
     """Like `phase_is_finished` with the phase's own folder. A phase of 0 epochs is finished."""
-    epochs = phase_settings(RunConfig.from_mapping(config), phase).total_epochs
+    epochs = phase_settings(config, phase).total_epochs
     return epochs == 0 or has_readable_epoch(folder, epochs)

@@ -147,7 +147,6 @@ def phase_settings(config: RunConfig, name: str) -> PhaseOneConfig | PhaseTwoCon
 
 def new_phase_one(config: RunConfig, info: Dataset | DatasetInfo) -> MultiExitClassifier:
     """The untrained phase-I classifier of a config, reproducible from `config.seed`."""
-    config = RunConfig.from_mapping(config)
     return build_classifier(
         config.model,
         num_classes=info.num_classes,
@@ -158,7 +157,6 @@ def new_phase_one(config: RunConfig, info: Dataset | DatasetInfo) -> MultiExitCl
 
 def new_phase_two(config: RunConfig, classifier: MultiExitClassifier) -> MultiExitClassifier:
     """A phase-II classifier with untrained heads on the backbone of a phase-I classifier."""
-    config = RunConfig.from_mapping(config)
     return with_collaborative_heads(
         classifier,
         config.heads,
@@ -169,7 +167,6 @@ def new_phase_two(config: RunConfig, classifier: MultiExitClassifier) -> MultiEx
 
 def phase_one_objective(config: RunConfig) -> PhaseOneObjective:
     """The loss of `config.phase_one`; a backbone with a gate adds the gate's loss."""
-    config = RunConfig.from_mapping(config)
     weight = resolve_model_config(config.model).get("gate_weight", 0.0)
     if weight:
         return _objective(GateSupervisedObjective, config.phase_one, gate_weight=weight)
@@ -178,7 +175,6 @@ def phase_one_objective(config: RunConfig) -> PhaseOneObjective:
 
 def phase_two_objective(config: RunConfig) -> PhaseTwoObjective:
     """The loss of `config.phase_two`."""
-    config = RunConfig.from_mapping(config)
     return _objective(PhaseTwoObjective, config.phase_two)
 
 
@@ -208,5 +204,4 @@ def phase_optimizer(
 
 def mesh_of(config: RunConfig) -> Mesh:
     """A mesh over all devices, as `config.mesh` describes it."""
-    config = RunConfig.from_mapping(config)
     return data_mesh(parameter_shards=config.mesh.parameter_shards)

@@ -13,7 +13,7 @@ from imta_jax.training.checkpoint_reading import read_meta, restore_model
 
 def last_phase(config: RunConfig) -> str:
     """The phase whose network is evaluated: "phase_two", or "phase_one" if that has no epochs."""
-    return "phase_two" if RunConfig.from_mapping(config).phase_two.total_epochs else "phase_one"
+    return "phase_two" if config.phase_two.total_epochs else "phase_one"
 
 
 def load_classifier(

@@ -57,6 +57,6 @@ def evaluation_batch_size(config: RunConfig, mesh: Mesh) -> int:
     Raises:
       InputError: the devices do not divide it.
     """
-    batch_size = RunConfig.from_mapping(config).evaluation.batch_size
+    batch_size = config.evaluation.batch_size
     check_batch_size(batch_size, mesh, "config.evaluation.batch_size")
     return batch_size
