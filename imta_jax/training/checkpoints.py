@@ -48,6 +48,8 @@ class _Manager(ocp.CheckpointManager):
 def open_manager(folder: Path, keep_best: bool = True) -> ocp.CheckpointManager:
     """Opens a folder of checkpoints.
 
+    With several processes, all must open the same folders in the same order.
+
     Args:
       folder: created if it does not exist.
       keep_best: whether saving keeps the best checkpoint by validation, besides the two newest.
@@ -61,6 +63,10 @@ def open_manager(folder: Path, keep_best: bool = True) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         best_fn=lambda metrics: metrics[SELECTION_METRIC],
+        # Two managers are open at once. Without a prefix, their barriers would have equal names.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            barrier_sync_key_prefix="/".join(folder.parts[-2:])
+        ),
     )
     handlers = {
         "model": ocp.StandardCheckpointHandler(),

@@ -135,6 +135,22 @@ def test_sigterm_to_one_process_stops_and_saves_in_all(source, tmp_path):
     assert epochs == [epoch for epoch in range(1, len(epochs) // 2 + 1) for _ in range(2)]
 
 
+def test_saves_of_epochs_and_steps_do_not_block_each_other(source, tmp_path):
+    """The checkpoint of an epoch's first step is due while the last epoch's is being written."""
+    folder = tmp_path / "often"
+    often = [
+        "--config.phase_one.total_epochs=9000",
+        "--config.checkpoint.every_steps=1",
+        "--config.log.check_every_steps=1",
+        "--config.data.steps_per_dispatch=1",
+    ]
+    metrics = folder / "phase_one" / "metrics.jsonl"
+    stop_after(start_two(source, folder, *often), 1, metrics, 8)
+    epochs = [json.loads(line)["epoch"] for line in lines_of(metrics)]
+    assert epochs == [epoch for epoch in range(1, len(epochs) // 2 + 1) for _ in range(2)]
+    assert list((folder / "phase_one" / "partial").glob("[0-9]*"))
+
+
 def test_stages_are_timed_by_one_process(ends, source, tmp_path):
     timed = shutil.copytree(ends[1], tmp_path / "timed")
     logs = finish(*start_two(source, timed, "--mode=time"))

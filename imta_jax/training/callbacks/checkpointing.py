@@ -103,7 +103,6 @@ class CheckpointCallback(Callback):
         """Saves after the epoch. The last checkpoint is required: the next phase starts from it."""
         epoch, top1 = progress.epoch + 1, progress.validation_top1
         meta = {**self._meta, "epoch": epoch, "validation_top1": top1}
-        self._wait(self._partial)
         required = epoch == progress.total_epochs
         self._save(self._epochs, epoch, progress, meta, float(np.mean(top1)), required=required)
 
@@ -117,8 +116,13 @@ class CheckpointCallback(Callback):
         *,
         required: bool,
     ) -> None:
-        """Saves in the background. A required checkpoint is written before this returns."""
-        self._wait(store)
+        """Saves in the background. A required checkpoint is written before this returns.
+
+        Only one save runs at a time: with several processes, the steps of two saves could be
+        reached in different orders.
+        """
+        self._wait(self._epochs)
+        self._wait(self._partial)
         with self._write_errors.writing("a checkpoint", store.folder, required=required):
             store.save(name, progress.state, meta, top1)
             if required:
