@@ -52,25 +52,21 @@ class BatchNorm(nnx.Module):
             y = normalize_with(x, (self.mean[...], self.var[...]), *affine)
             return jax.nn.relu(y) if relu else y
         y, mean, variance = batch_normalize(x, *affine, relu)
-        self.update_statistics(mean, variance, x.size // self.num_features)
+        self.update_statistics(mean, unbiased_variance(variance, x.size // self.num_features))
         return y
 
-    def update_statistics(
-        self, mean: Float[Array, " C"], variance: Float[Array, " C"], count: int
-    ) -> None:
-        """Moves the running statistics towards those of a batch.
-
-        Args:
-          mean: Batch mean.
-          variance: Biased batch variance.
-          count: Elements per channel that they were computed from.
-        """
-        unbiased = variance * (count / max(count - 1, 1))
-        for running, batch in ((self.mean, mean), (self.var, unbiased)):
+    def update_statistics(self, mean: Float[Array, " C"], variance: Float[Array, " C"]) -> None:
+        """Moves the running statistics towards a batch's mean and unbiased variance."""
+        for running, batch in ((self.mean, mean), (self.var, variance)):
             # `running[...] = value` asks JAX for the sharding of the traced value. JAX then formats
             # an error text whose cost grows with the length of the trace, so that tracing time
             # grows quadratically with the depth of the network.
             running.set_value(_moving_average(running[...], batch, self.momentum))
+
+
+def unbiased_variance(variance: Float[Array, " C"], count: int) -> Float[Array, " C"]:
+    """The biased variance of `count` elements, multiplied by count / (count - 1)."""
+    return variance * (count / max(count - 1, 1))
 
 
 @functools.partial(jax.jit, static_argnums=2, inline=True)  # traced once per shape

@@ -18,7 +18,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imta_jax.nn.batch_norm import BatchNorm, batch_normalize, normalize_with
+from imta_jax.nn.batch_norm import (
+    BatchNorm,
+    batch_normalize,
+    normalize_with,
+    unbiased_variance,
+)
 from imta_jax.nn.convolution import convolve
 from imta_jax.nn.cpu.channels_first import convolve_channels_first
 from imta_jax.nn.cpu.layout import Layout
@@ -97,10 +102,10 @@ def normalize_jointly(
         y = normalize_with(x, (joined("mean"), joined("var")), *affine, channel_axis)
         return jnp.split(jax.nn.relu(y) if relu else y, boundaries, axis=channel_axis)
     y, mean, variance = batch_normalize(x, *affine, relu, channel_axis)
-    count = x.size // x.shape[channel_axis]
+    variance = unbiased_variance(variance, x.size // x.shape[channel_axis])
     means, variances = jnp.split(mean, boundaries), jnp.split(variance, boundaries)
     for norm, own_mean, own_variance in zip(norms, means, variances, strict=True):
-        norm.update_statistics(own_mean, own_variance, count)
+        norm.update_statistics(own_mean, own_variance)
     return jnp.split(y, boundaries, axis=channel_axis)
 
 
