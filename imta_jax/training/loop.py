@@ -6,13 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
 from imta_jax.runtime.preemption import Interrupted, StopRequest, preemption_guard
 from imta_jax.training.callbacks.base import Callback, Progress
 from imta_jax.training.feed import Feed, TimedIterator
-from imta_jax.training.metrics import epoch_row, mean_metrics
+from imta_jax.training.metrics import epoch_row, fetch_metrics, mean_metrics
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.state import TrainState
 from imta_jax.training.validation import Validate
@@ -89,14 +86,11 @@ class TrainingLoop:
                 where = f"step {progress.step_in_epoch} of epoch {progress.epoch + 1}"
                 raise Interrupted(f"{self.phase} stopped at {where}, saved")
         self._check(progress, in_flight)
-        seconds = time.perf_counter() - start
-        images = (len(progress.metrics) - first) * self.batch_size
-        row = {
-            **epoch_row(progress.epoch, progress.step, "train", mean_metrics(progress.metrics)),
-            "learning_rate": float(self.learning_rate(progress.step - 1)),
-            "images_per_second": images / seconds,
-            "input_wait_share": items.seconds / seconds,
-        }
+        seconds, steps = time.perf_counter() - start, len(progress.metrics) - first
+        row = epoch_row(progress.epoch, progress.step, "train", mean_metrics(progress.metrics))
+        row["learning_rate"] = float(self.learning_rate(progress.step - 1))
+        row["images_per_second"] = steps * self.batch_size / seconds
+        row["input_wait_share"] = items.seconds / seconds
         self._call("on_metrics", progress, row)
 
     def _check_is_due(self, progress: Progress) -> bool:
@@ -106,17 +100,12 @@ class TrainingLoop:
 
     def _check(self, progress: Progress, in_flight: list[tuple[ExitMetrics, int]]) -> None:
         """Fetches the metrics of the steps in flight, one by one, and empties the list."""
-        if not in_flight:
-            return
-        new = [
-            ExitMetrics(loss, top1)
-            for metrics, steps in jax.device_get(in_flight)
-            for loss, top1 in zip(*(_per_step(values)[:steps] for values in metrics), strict=True)
-        ]
-        in_flight.clear()
-        progress.metrics += new
-        progress.steps_in_flight = 0
-        self._call("on_check", progress, new)
+        if in_flight:
+            new = fetch_metrics(in_flight)
+            in_flight.clear()
+            progress.metrics += new
+            progress.steps_in_flight = 0
+            self._call("on_check", progress, new)
 
     def _validate_epoch(self, progress: Progress) -> None:
         row = epoch_row(progress.epoch, progress.step, "validation", self.validate(progress.state))
@@ -126,8 +115,3 @@ class TrainingLoop:
     def _call(self, method: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, method)(*arguments)
-
-
-def _per_step(values: np.ndarray) -> np.ndarray:
-    """[S, E] from [S, E] or, for a dispatch of one step, [E]."""
-    return values.reshape(-1, values.shape[-1])

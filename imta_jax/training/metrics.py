@@ -1,14 +1,34 @@
-"""The rows of `metrics.jsonl`: metrics of an epoch on the training or validation images."""
+"""Metrics of training steps on the host, and the rows of `metrics.jsonl`."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from imta_jax.training.objectives import ExitMetrics
 
 # Networks have fewer exits; more are those of several study variants that are trained together.
 _MAX_LISTED_EXITS = 16
+
+
+def fetch_metrics(dispatched: Sequence[tuple[ExitMetrics, int]]) -> list[ExitMetrics]:
+    """Waits for dispatched steps and returns their metrics on the host, one entry per step.
+
+    Args:
+      dispatched: metrics of each dispatch and its number of steps. A dispatch of several steps has
+        arrays [S, E], of which the first steps are valid; a dispatch of one step has arrays [E].
+    """
+    return [
+        ExitMetrics(loss, top1)
+        for metrics, steps in jax.device_get(list(dispatched))
+        for loss, top1 in zip(*(_per_step(values)[:steps] for values in metrics), strict=True)
+    ]
+
+
+def _per_step(values: np.ndarray) -> np.ndarray:
+    """[S, E] from [S, E] or [E]."""
+    return values.reshape(-1, values.shape[-1])
 
 
 def mean_metrics(metrics: Sequence[ExitMetrics]) -> ExitMetrics:
