@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import sys
-from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -62,9 +61,9 @@ def main(argv: list[str]) -> None:
         if _MODE.value == "study":
             from imta_jax.studies import run_study
 
-            run_study(_CONFIG.value, Path(_WORKDIR.value))
+            run_study(_CONFIG.value, _WORKDIR.value)
         else:
-            run(_CONFIG.value, Path(_WORKDIR.value), _MODE.value)
+            run(_CONFIG.value, _WORKDIR.value, _MODE.value)
     except Interrupted as error:
         logging.getLogger("imta_jax").warning("%s; run the same command to resume", error)
         sys.exit(EXIT_CODE)

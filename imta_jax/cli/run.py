@@ -22,6 +22,7 @@ from imta_jax.evaluation import evaluate, evaluation_is_finished
 from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.lock import only_run_in
+from imta_jax.runtime.paths import local_folder
 from imta_jax.training import (
     PHASES,
     check_training_config,
@@ -45,24 +46,25 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
 
     Args:
       config: all fields of `configs/common.py`, as a ConfigDict or as nested mappings.
-      workdir: folder of the run; created if it does not exist.
+      workdir: local folder of the run; created if it does not exist. `~` is the home folder.
       mode: "all", or one of `MODES`. "phase_one", "phase_two" and "evaluate" are skipped if they
         are finished. "report" always writes the report. "time" measures the milliseconds per exit
         of an evaluated run on this device and adds them to the report. "doctor" prints and "data"
         draws what a run would use; neither trains.
 
     Raises:
-      ValueError: the mode is unknown, the config is invalid, or the folder belongs to a run with
-        another config or other data.
+      ValueError: the mode is unknown, the config or the path is invalid, or the folder belongs to
+        a run with another config or other data.
       FileNotFoundError: a dataset or the result of an earlier step does not exist.
       BlockingIOError: another run uses the folder.
       Interrupted: the process received SIGTERM; a checkpoint is saved.
     """
+    workdir = local_folder("--workdir", workdir)
     if mode not in MODES:
         raise unknown_name("mode", mode, (*MODES, "study"))
     if "arms" in config:
         raise InputError("this is the config of a study: add --mode=study")
-    parsed, workdir = RunConfig.from_mapping(config), Path(workdir)
+    parsed = RunConfig.from_mapping(config)
     if mode == "doctor":
         from imta_jax.cli.doctor import examine
 
