@@ -7,7 +7,7 @@ training step normalizes them.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from imta_jax.data.holdout import stratified_holdout
 from imta_jax.data.info import DatasetInfo
 from imta_jax.data.padding import pad_to_multiple, padded_size
 from imta_jax.data.pipeline.batch_indices import eval_indices
+from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
 from imta_jax.data.pipeline.preprocessing import PaddedCrop, Preprocessing, preprocessing_from
 from imta_jax.data.pipeline.tf_pipeline import HostPipeline, resized_batches
 from imta_jax.data.source_validation import SourceData, SourceSplit, validate_source
@@ -71,6 +72,11 @@ class Dataset:
     def info(self) -> DatasetInfo:
         """The description of the dataset without its images."""
         return DatasetInfo(self.name, self.num_classes, self.image_shape)
+
+    @property
+    def evaluation_transform(self) -> EvaluationTransform:
+        """How evaluation makes the network's input from an image."""
+        return self.preprocessing.evaluation_transform(self.image_shape, self.mean, self.std)
 
 
 def load_dataset(config: DataConfig | ConfigDict | Mapping[str, Any]) -> Dataset:
@@ -161,6 +167,8 @@ def build_dataset(
         _warn_of_unseen_classes(source.name, class_names, name, split.labels)
     statistics = source.statistics or _statistics(splits["train"], preprocessing)
     if isinstance(preprocessing, PaddedCrop):
+        height, width = splits["train"].array.shape[1:3]
+        preprocessing = replace(preprocessing, source_size=(height, width))
         splits = {name: _padded(split) for name, split in splits.items()}
         shape = splits["train"].array.shape[1:]
         preprocessing.check_fits(shape)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
+from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
 from imta_jax.inference.arguments import (
     MIN_IMAGES_PER_WORKER,
     check_exit_rule,
@@ -64,7 +65,7 @@ class AdaptiveClassifier:
 
     Args:
       network: a trained classifier, phase I or II (its weights are copied), or a `StagedNetwork`.
-        `mean`, `std` and `dtype` apply to a trained classifier only.
+        `mean`, `std`, `dtype` and `transform` apply to a trained classifier only.
       thresholds: [E]. An image leaves at the first exit whose confidence (highest softmax
         probability) is at least the threshold. The last exit accepts all images.
       mean: per channel, of pixels scaled to 0..1. With `mean` and `std`, `predict` takes uint8
@@ -79,10 +80,13 @@ class AdaptiveClassifier:
         (`results.json` has them). They decide at which exits stopping pays.
       dtype: in which the backbone computes, "float32" or "bfloat16".
       profile_dir: folder of measured profiles; default ~/.cache/imta_jax/profiles.
+      transform: how evaluation makes the network's input from an image
+        (`Dataset.evaluation_transform`). It has `mean` and `std`, and `predict` pads images of the
+        size before padding as training did.
 
     Raises:
-      ValueError: thresholds or fractions that do not fit the network, a size out of range, or an
-        unknown `dtype`.
+      ValueError: thresholds or fractions that do not fit the network, a size out of range, an
+        unknown `dtype`, or a transform to another image shape.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class AdaptiveClassifier:
         exit_fractions: Sequence[float] | np.ndarray | None = None,
         dtype: Any = "float32",
         profile_dir: str | Path | None = None,
+        transform: EvaluationTransform | None = None,
     ):
         self._exit_rule = check_exit_rule(thresholds, exit_fractions, network.num_exits)
         self.num_workers = resolve_num_workers(num_workers, max_batch_size)
@@ -107,7 +112,9 @@ class AdaptiveClassifier:
             # Imported here because an exported network runs without Flax and the model code.
             from imta_jax.inference.engine.classifier_stages import staged_classifier
 
-            network = staged_classifier(network, mean=mean, std=std, dtype=dtype)
+            network = staged_classifier(
+                network, mean=mean, std=std, dtype=dtype, transform=transform
+            )
         self.network, self.max_batch_size = network, max_batch_size
         self.macs = network.macs
         self.programs = Programs(network, capacity)
@@ -142,8 +149,7 @@ class AdaptiveClassifier:
         run = load_finished_run(workdir)
         point = run.point_for(budget)
         defaults = {
-            "mean": run.meta["mean"],
-            "std": run.meta["std"],
+            "transform": run.transform,
             "exit_fractions": point.validation_exit_fractions,
         }
         return cls(run.classifier, point.thresholds, **defaults | options)
@@ -216,6 +222,8 @@ class AdaptiveClassifier:
 
         Args:
           images: [N, H, W, C], normalized floats, or uint8 if the network has `mean` and `std`.
+            Images of the size before padding are padded as in training if the network has a
+            `transform`.
 
         Raises:
           ValueError: wrong shape or dtype, or a pixel that is not finite.

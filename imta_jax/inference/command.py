@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the prediction for each image file.
 
     Returns:
-      0; 1 if a file did not decode; 2 if an argument is invalid.
+      0; 1 if an image was skipped; 2 if an argument is invalid.
     """
     arguments = _parser().parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -193,11 +193,10 @@ def _classify(
         printer.add(new)
         predictions += new
     seconds = time.perf_counter() - start
-    _report_resized(exported, predictions)
     text = summary(exported, predictions, seconds, thresholds, size)
     print(text, file=sys.stderr if as_json else sys.stdout)
     if num_skipped:
-        _print_message(f"{num_skipped} of {len(paths)} images did not decode and were skipped")
+        _print_message(f"{num_skipped} of {len(paths)} images were skipped")
     return 1 if num_skipped else 0
 
 
@@ -208,7 +207,7 @@ def _prefetch(
 
     def read(path: Path) -> tuple[Path, DecodedImage | InputError]:
         try:
-            return path, read_image(path, exported.network.image_shape, exported.resize)
+            return path, read_image(path, exported.transform)
         except InputError as error:
             return path, error
 
@@ -248,19 +247,6 @@ def _timed_predict(
         seconds = time.perf_counter() - start
         if adaptive.programs.num_compiled == compiled:
             return predictions, 1e3 * seconds / len(images)
-
-
-def _report_resized(exported: ExportedClassifier, predictions: Sequence[FilePrediction]) -> None:
-    """Prints a note if images of a fixed-size network had another size."""
-    expected = exported.network.image_shape[:2]
-    resized = [prediction for prediction in predictions if prediction.size != expected]
-    if exported.resize is None and resized:
-        height, width = resized[0].size
-        _print_message(
-            f"note: {len(resized)} of {len(predictions)} images were not of {expected[1]} x "
-            f"{expected[0]} pixels and were resized and cropped (the first: {resized[0].path}, "
-            f"{width} x {height})"
-        )
 
 
 def _print_message(text: str) -> None:

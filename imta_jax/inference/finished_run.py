@@ -4,13 +4,16 @@
 """
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from imta_jax.config import RunConfig
-from imta_jax.errors import InputError, MissingFileError
+from imta_jax.config import DataConfig, RunConfig
+from imta_jax.data import EvaluationTransform, PaddedCrop, load_dataset, preprocessing_from
+from imta_jax.data.pipeline.evaluation_transform import transform_from_dict
+from imta_jax.errors import InputError, MissingFileError, UserError
 from imta_jax.evaluation import (
     ExitCosts,
     OperatingPoint,
@@ -22,6 +25,8 @@ from imta_jax.evaluation import (
 )
 from imta_jax.models import MultiExitClassifier
 from imta_jax.training import load_classifier
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class FinishedRun:
       meta: the metadata of its checkpoint.
       costs: of its exits.
       points: thresholds for several budgets, cheapest first.
+      transform: how its evaluation made the network's input from an image.
     """
 
     config: RunConfig
@@ -43,6 +49,7 @@ class FinishedRun:
     meta: Mapping[str, Any]
     costs: ExitCosts
     points: tuple[OperatingPoint, ...]
+    transform: EvaluationTransform
 
     def point_for(self, budget: float) -> OperatingPoint:
         """Returns the most accurate point that costs at most `budget`.
@@ -74,7 +81,44 @@ def load_finished_run(workdir: str | Path) -> FinishedRun:
     costs = exit_costs(classifier)
     _check_results(workdir / "results.json", results, phase, meta, costs)
     points = pareto_front(operating_points(read_budget_curve(workdir), costs.macs[-1]))
-    return FinishedRun(config, results, classifier, meta, costs, points)
+    transform = _transform(config.data, meta)
+    return FinishedRun(config, results, classifier, meta, costs, points, transform)
+
+
+def _transform(config: DataConfig, meta: Mapping[str, Any]) -> EvaluationTransform:
+    """The transform that the checkpoint describes.
+
+    Checkpoints of earlier versions do not record the size of images before padding. For them it is
+    read from the run's dataset.
+    """
+    shape = tuple(meta["image_shape"])
+    if "evaluation_transform" in meta:
+        return transform_from_dict(meta["evaluation_transform"], shape, version=2)
+    preprocessing = preprocessing_from(config)
+    if isinstance(preprocessing, PaddedCrop):
+        preprocessing = replace(preprocessing, source_size=_source_size(config, shape))
+    return preprocessing.evaluation_transform(shape, meta["mean"], meta["std"])
+
+
+def _source_size(config: DataConfig, shape: tuple[int, int, int]) -> tuple[int, int] | None:
+    """(height, width) of the dataset's images before padding; None if it cannot be read."""
+    try:
+        dataset = load_dataset(replace(config, download=False))
+    except (UserError, OSError) as error:
+        reason = str(error)
+    else:
+        if dataset.image_shape == shape and isinstance(dataset.preprocessing, PaddedCrop):
+            return dataset.preprocessing.source_size
+        reason = f"its images have the shape {dataset.image_shape}"
+    _log.warning(
+        "the checkpoint does not record whether images were padded to %s, and the dataset "
+        "config.data.source=%s cannot be used to find out (%s); only images of this size will be "
+        "accepted",
+        shape,
+        config.source,
+        reason,
+    )
+    return None
 
 
 def _check_results(

@@ -140,8 +140,7 @@ def description(exported: ExportedClassifier, folder: str) -> str:
     height, width, channels = network.image_shape
     lines = [
         f"{folder}: {network.num_exits} exits, {len(names)} classes ({first_names})",
-        f"images {width} x {height}, {channels} channels. "
-        f"{manifest['preprocessing']['description']}",
+        f"images {width} x {height}, {channels} channels. {exported.transform.describe()}",
         f"computes in {manifest['dtype']}, for {', '.join(manifest['platforms'])}; "
         f"accuracies and thresholds from {manifest['evaluated_dtype']}",
         "",

@@ -1,9 +1,6 @@
 """Reads image files with Pillow, preprocessed as in evaluation.
 
-Transparency is dropped. The EXIF orientation is ignored, as in evaluation. With `resize`, the
-shorter side is resized to that many pixels (bilinear, antialiased) and the center is cropped.
-Without it, an image of the network's size is unchanged; an image of another size is scaled to just
-cover the network's size and the center is cropped.
+Transparency is dropped. `EvaluationTransform` describes the other steps.
 """
 
 from collections.abc import Iterable
@@ -12,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
+from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
 from imta_jax.errors import InputError, MissingFileError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
@@ -56,30 +54,31 @@ def find_image_files(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def read_image(
-    path: str | Path, image_shape: tuple[int, int, int], resize: int | None = None
-) -> DecodedImage:
+def read_image(path: str | Path, transform: EvaluationTransform) -> DecodedImage:
     """Decodes and preprocesses an image file.
 
     Args:
       path: of any format that Pillow reads. Of several frames, the first is read.
-      image_shape: (H, W, C) of the network; C is 1 (luminance) or 3 (RGB).
-      resize: pixels of the shorter side before the central crop, at least H and W; None for small
-        images.
+      transform: of an export. Its network takes 1 channel (luminance) or 3 (RGB).
 
     Raises:
-      ValueError: the file does not decode.
+      ValueError: the file does not decode, or the image has a size that evaluation did not have.
     """
     try:
         with Image.open(path) as image:
             image.load()
-            decoded = _convert(image, image_shape[2])
+            if transform.exif_orientation == "apply":
+                image = ImageOps.exif_transpose(image)
+            decoded = _convert(image, transform.image_shape[2])
     except Exception as error:  # on a damaged file, decoders raise exceptions of many types
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
         raise InputError(f"{path}: not decoded ({reason})") from error
     size = (decoded.height, decoded.width)
-    pixels = np.asarray(_resize_and_crop(decoded, image_shape[:2], resize))
-    return DecodedImage(pixels.reshape(image_shape), size)
+    pixels = np.asarray(decoded).reshape(*size, transform.image_shape[2])
+    try:
+        return DecodedImage(transform.apply(pixels), size)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
@@ -91,26 +90,3 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
     if "transparency" in image.info or image.mode in ("PA", "La", "RGBa"):
         image = image.convert("RGBA")
     return image.convert("L" if channels == 1 else "RGB")
-
-
-def _resize_and_crop(
-    image: Image.Image, target: tuple[int, int], resize: int | None
-) -> Image.Image:
-    """Resizes the image and crops its center to `target` (height, width), in one operation."""
-    size = (image.height, image.width)
-    if resize is None and size == target:
-        return image
-    if resize is not None:
-        scaled_side, side = resize, min(size)
-    else:
-        # The side that needs the larger scale, so that the image covers the target.
-        scaled_side, side = max(zip(target, size, strict=True), key=lambda pair: pair[0] / pair[1])
-    resized = [scaled_side * pixels // side for pixels in size]
-    corner = [round((r - t) / 2) for r, t in zip(resized, target, strict=True)]
-    height, width = target
-    # The crop, in pixels of the file.
-    (top, bottom), (left, right) = (
-        (c * pixels / r, (c + t) * pixels / r)
-        for c, t, r, pixels in zip(corner, target, resized, size, strict=True)
-    )
-    return image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom))

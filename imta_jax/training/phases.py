@@ -157,6 +157,7 @@ def network_meta(config: RunConfig, dataset: Dataset, phase: str) -> dict[str, A
         "class_names": list(dataset.class_names),
         "mean": list(dataset.mean),
         "std": list(dataset.std),
+        "evaluation_transform": dataset.evaluation_transform.to_dict(),
     }
 
 

@@ -28,6 +28,7 @@ def load_classifier(
     Returns:
       The classifier, and the `meta` of its checkpoint: `phase`, `epoch`, `validation_top1`,
       `model`, `heads`, `dataset`, `image_shape`, `class_names`, `mean` and `std` of the pixels.
+      Checkpoints of earlier versions lack `evaluation_transform`, the preprocessing of images.
 
     Raises:
       MissingFileError: there is no readable checkpoint.

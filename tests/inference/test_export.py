@@ -1,5 +1,6 @@
 """Exported networks give the original's predictions, and writing is atomic."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -218,6 +219,18 @@ def test_results_of_another_network_or_checkpoint_are_rejected(workdir, tmp_path
 def test_unfinished_run_is_rejected_with_the_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         AdaptiveClassifier.from_run(tmp_path)
+
+
+def test_checkpoint_without_the_transform_takes_the_padding_from_the_dataset(workdir, caplog):
+    from imta_jax.inference import finished_run
+
+    run = finished_run.load_finished_run(workdir)
+    assert run.transform.source_size == (16, 16)
+    meta = {name: value for name, value in run.meta.items() if name != "evaluation_transform"}
+    assert finished_run._transform(run.config.data, meta) == run.transform
+    elsewhere = dataclasses.replace(run.config.data, source="/nowhere/data.npz")
+    assert finished_run._transform(elsewhere, meta).source_size == (16, 16)
+    assert "does not record whether images were padded" in caplog.text
 
 
 def test_export_command_prints_folder_and_platforms(workdir, tmp_path, capsys):

@@ -7,6 +7,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from imta_jax.inference import AdaptiveClassifier, load_exported
 
@@ -22,6 +23,16 @@ def test_export_of_version_1_gives_its_writers_logits():
         images, logits = file["images"], file["logits"]
     adaptive = AdaptiveClassifier(exported.network, [0.0, 0.0], max_batch_size=8)
     np.testing.assert_allclose(adaptive.logits(images), logits, atol=1e-5)
+
+
+def test_export_of_version_1_accepts_the_networks_size_only():
+    transform = load_exported(DATA / "export_v1").transform
+    height, width, channels = transform.image_shape
+    assert transform.padding is None and transform.exif_orientation == "ignore"
+    image = np.ones(transform.image_shape, np.uint8)
+    np.testing.assert_array_equal(transform.apply(image), image)
+    with pytest.raises(ValueError, match=rf"{height - 4} x {width}.*{height} x {width}.*version 1"):
+        transform.apply(np.ones((height - 4, width, channels), np.uint8))
 
 
 def test_export_of_version_1_exits_early_as_its_writer_did():

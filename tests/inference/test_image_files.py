@@ -1,40 +1,63 @@
 """Image files are preprocessed as in evaluation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from sample_images import make_image, pillow_evaluation_crop
 
-from imta_jax.data import RandomAreaCrop
+from imta_jax.data import EvaluationTransform
 from imta_jax.inference.image_files import find_image_files, read_image
 
 
-def test_image_of_any_size_is_preprocessed_as_in_evaluation(tmp_path):
-    crop = RandomAreaCrop(size=32, resize=40, min_area=0.1, flip=False)
+def small(height, width, channels):
+    """The transform of a network of this size, without padding."""
+    zeros, ones = (0.0,) * channels, (1.0,) * channels
+    return EvaluationTransform((height, width, channels), zeros, ones)
+
+
+def test_image_of_any_size_is_resized_and_cropped(tmp_path):
+    transform = replace(small(32, 32, 3), resize=40)
     for i, (height, width) in enumerate([(90, 120), (121, 77), (40, 300), (20, 25)]):
         image = make_image(height, width, seed=i)
         image.save(tmp_path / "a.png")
-        decoded = read_image(tmp_path / "a.png", (32, 32, 3), crop.resize)
+        decoded = read_image(tmp_path / "a.png", transform)
         assert decoded.size == (height, width) and decoded.pixels.dtype == np.uint8
-        expected = pillow_evaluation_crop(image, crop.resize, crop.size).astype(int)
+        expected = pillow_evaluation_crop(image, 40, 32).astype(int)
         # Resizing the crop in one operation rounds once less.
-        assert np.abs(decoded.pixels - expected).max() <= 2
+        assert np.abs(decoded.pixels - expected).max() <= 1
 
 
 def test_image_of_the_networks_size_is_unchanged(tmp_path):
     image = make_image(16, 16)
     image.save(tmp_path / "a.png")
-    decoded = read_image(tmp_path / "a.png", (16, 16, 3))
+    decoded = read_image(tmp_path / "a.png", small(16, 16, 3))
     np.testing.assert_array_equal(decoded.pixels, np.asarray(image))
 
 
-@pytest.mark.parametrize("size", [(40, 60), (60, 40), (8, 8), (16, 17), (1, 5)])
-@pytest.mark.parametrize("shape", [(16, 16, 3), (16, 16, 1), (12, 20, 3)])
-def test_small_image_of_another_size_is_scaled_to_cover(tmp_path, size, shape):
-    Image.new("RGB", size[::-1], (10, 200, 30)).save(tmp_path / "a.png")
-    pixels = read_image(tmp_path / "a.png", shape).pixels
-    assert pixels.shape == shape
-    assert len(np.unique(pixels.reshape(-1, shape[2]), axis=0)) == 1  # no border
+@pytest.mark.parametrize("size", [(40, 60), (8, 8), (16, 17), (1, 5), (20, 12)])
+def test_small_image_of_another_size_is_rejected(tmp_path, size):
+    Image.new("RGB", size[::-1]).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=rf"a\.png.*{size[0]} x {size[1]}.*12 x 20"):
+        read_image(tmp_path / "a.png", small(12, 20, 3))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_ignored_or_applied(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = make_image(16, 16)
+    image.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as file:
+        stored, upright = np.asarray(image), np.asarray(ImageOps.exif_transpose(file))
+    ignore = read_image(tmp_path / "a.png", small(16, 16, 3)).pixels
+    apply = read_image(
+        tmp_path / "a.png", replace(small(16, 16, 3), exif_orientation="apply")
+    ).pixels
+    np.testing.assert_array_equal(ignore, stored)
+    np.testing.assert_array_equal(apply, upright)
+    assert np.array_equal(ignore, apply) == (orientation == 1)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
@@ -46,7 +69,7 @@ def test_every_pixel_mode_is_converted(tmp_path, mode, channels):
     else:
         white = Image.new("RGB", (16, 16), "white").convert(mode)
         white.save(path, **({"transparency": b"\0" * 256} if mode == "P" else {}))
-    pixels = read_image(path, (16, 16, channels)).pixels
+    pixels = read_image(path, small(16, 16, channels)).pixels
     assert pixels.shape == (16, 16, channels) and (pixels == 255).all()
 
 

@@ -5,12 +5,14 @@ pure functions of image sizes and random words.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, UInt64
 
 from imta_jax.config import DataConfig
+from imta_jax.data.padding import padding_to
+from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform, central_windows
 from imta_jax.errors import InputError
 
 _ATTEMPTS = 10
@@ -33,10 +35,13 @@ class PaddedCrop:
     Attributes:
       padding: pixels of zero padding on every side; 0 for no crop.
       flip: whether crops are mirrored horizontally with probability 1/2.
+      source_size: (height, width) of the source's images, which are zero-padded to the network's
+        size before; None if they have the network's size.
     """
 
     padding: int
     flip: bool
+    source_size: tuple[int, int] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_at_least(0, **{"config.data.crop_padding": self.padding})
@@ -69,6 +74,19 @@ class PaddedCrop:
     def eval_windows(self, sizes: Int[np.ndarray, "N 2"]) -> Float32[np.ndarray, "N 4"]:
         """The whole images."""
         return np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.float32)
+
+    def evaluation_transform(
+        self, image_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+    ) -> EvaluationTransform:
+        """The description of the evaluation images; see `EvaluationTransform` for the arguments."""
+        size = image_shape[:2]
+        source = self.source_size or size
+        if source[0] > size[0] or source[1] > size[1]:
+            raise InputError(
+                f"source_size is {source}, expected at most {size}, the network's image size"
+            )
+        padding = padding_to(source, size)
+        return EvaluationTransform(image_shape, tuple(mean), tuple(std), padding)
 
 
 @dataclass(frozen=True)
@@ -151,12 +169,13 @@ class RandomAreaCrop:
 
     def eval_windows(self, sizes: Int[np.ndarray, "N 2"]) -> Float32[np.ndarray, "N 4"]:
         """The windows that resizing and the central crop leave, in fractions of image pixels."""
-        sizes = sizes.astype(np.float64)
-        shorter = sizes.min(axis=1, keepdims=True)
-        resized = np.floor(self.resize * sizes / shorter)
-        scale = resized / sizes
-        corner = np.rint((resized - self.size) / 2)
-        return np.concatenate([corner / scale, self.size / scale], axis=1).astype(np.float32)
+        return central_windows(sizes, self.resize, (self.size, self.size))
+
+    def evaluation_transform(
+        self, image_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+    ) -> EvaluationTransform:
+        """The description of the evaluation images; see `EvaluationTransform` for the arguments."""
+        return EvaluationTransform(image_shape, tuple(mean), tuple(std), resize=self.resize)
 
 
 Preprocessing = PaddedCrop | RandomAreaCrop

@@ -13,6 +13,7 @@ import numpy as np
 from imta_jax.data.pipeline.batch_indices import BatchIndices
 from imta_jax.data.pipeline.collate import DecodeGroups
 from imta_jax.data.pipeline.encoded import EncodedImages
+from imta_jax.data.pipeline.evaluation_transform import read_pixels
 from imta_jax.data.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
@@ -82,10 +83,11 @@ def plan_decoding(
 
 def _whole_pixels(window: np.ndarray, sizes: np.ndarray, size: int, exact: bool) -> np.ndarray:
     """The windows in whole pixels, int32 [R, 4]; if exact, including the filter's support."""
+    if exact:
+        return read_pixels(window, sizes, size)
     corner, extent = window[:, :2], window[:, 2:]
-    support = np.ceil(np.maximum(extent / size, 1)) + 1 if exact else 0
-    first = np.maximum(np.floor(corner - support), 0)
-    last = np.minimum(np.ceil(corner + extent + support), sizes)
+    first = np.maximum(np.floor(corner), 0)
+    last = np.minimum(np.ceil(corner + extent), sizes)
     return np.concatenate([first, last - first], axis=1).astype(np.int32)
 
 

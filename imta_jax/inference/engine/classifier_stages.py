@@ -3,6 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int64
 
-from imta_jax.errors import unknown_name
+from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
+from imta_jax.errors import InputError, unknown_name
 from imta_jax.evaluation import exit_costs
 from imta_jax.inference.engine.staged import StagedNetwork, StageState, Weights
 from imta_jax.models import MultiExitClassifier, optimize_classifier
@@ -27,6 +29,7 @@ def staged_classifier(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     dtype: Any = jnp.float32,
+    transform: EvaluationTransform | None = None,
 ) -> StagedNetwork:
     """Splits a classifier at its exits.
 
@@ -36,11 +39,16 @@ def staged_classifier(
       std: standard deviation per channel.
       dtype: in which the backbone computes, one of `DTYPES`, as a name or a type. BatchNorm
         statistics, heads and confidences stay float32.
+      transform: how evaluation makes the network's input from an image. Images of the size before
+        padding are then accepted, and its mean and std are used unless others are given.
 
     Raises:
-      ValueError: unknown `dtype`.
+      ValueError: unknown `dtype`, or a transform to another image shape.
     """
     dtype = _check_dtype(dtype)
+    if transform is not None:
+        transform = _check_transform(transform, classifier, mean, std)
+        mean, std = transform.mean, transform.std
     classifier = nnx.clone(classifier)
     classifier.eval()
     classifier.compute_dtype = dtype
@@ -69,7 +77,24 @@ def staged_classifier(
         image_dtype=image_dtype,
         macs=macs,
         name=_digest(macs, stage_weights),
+        transform=transform,
     )
+
+
+def _check_transform(
+    transform: EvaluationTransform,
+    classifier: MultiExitClassifier,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> EvaluationTransform:
+    """The transform with the given mean and std, if its image shape is the classifier's."""
+    if transform.image_shape != tuple(classifier.image_shape):
+        raise InputError(
+            f"transform.image_shape is {transform.image_shape}; expected "
+            f"{tuple(classifier.image_shape)}, the network's"
+        )
+    given = {"mean": mean, "std": std}
+    return replace(transform, **{k: tuple(v) for k, v in given.items() if v is not None})
 
 
 def _check_dtype(dtype: Any) -> np.dtype:

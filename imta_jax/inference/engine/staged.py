@@ -6,6 +6,7 @@ from an exported folder. Between two exits, a batch is a tuple of arrays with th
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int64, Shaped
 
+from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
 from imta_jax.errors import InputError
 
 StageState = tuple[Shaped[Array, "N ..."], ...]
@@ -33,6 +35,7 @@ class StagedNetwork:
       image_dtype: uint8 if the first stage normalizes pixels, else float32.
       macs: multiply-adds per image up to each exit.
       name: a digest of costs and weight shapes. Equal names mean equal run times.
+      transform: how evaluation makes the network's input from an image; None if unknown.
     """
 
     stages: tuple[Stage, ...]
@@ -41,6 +44,7 @@ class StagedNetwork:
     image_dtype: np.dtype
     macs: Int64[np.ndarray, " E"]
     name: str
+    transform: EvaluationTransform | None = None
 
     @property
     def num_exits(self) -> int:
@@ -61,25 +65,24 @@ class StagedNetwork:
         return shapes[:-1]
 
     def validate_images(self, images: np.ndarray | jax.Array) -> np.ndarray:
-        """Checks images and converts floating-point images to float32.
+        """Checks images, converts floating-point images to float32 and pads smaller images.
 
         Args:
-          images: [N, H, W, C], normalized floats, or uint8 if `image_dtype` is uint8.
+          images: [N, H, W, C], normalized floats, or uint8 if `image_dtype` is uint8. With a
+            `transform`, [N, h, w, C] of its `source_size` are padded as in training.
 
         Raises:
           ValueError: wrong shape or dtype, or a pixel that is not finite.
         """
         images = np.asarray(images)
-        if images.ndim != 4 or images.shape[1:] != self.image_shape:
-            expected = ", ".join(map(str, self.image_shape))
-            raise InputError(f"expected images [N, {expected}]; found {images.shape}")
+        self._check_shape(images.shape)
         if images.dtype == np.uint8 and self.image_dtype != np.uint8:
             raise InputError(
                 "uint8 images need `mean` and `std` at construction; pass both, or pass normalized "
                 "floats"
             )
         if images.dtype == np.uint8:
-            return images
+            return self._padded(images, black=0)
         if not np.issubdtype(images.dtype, np.floating):
             raise InputError(
                 f"expected images as normalized floats or uint8 pixels; found {images.dtype}"
@@ -92,7 +95,28 @@ class StagedNetwork:
                 f"image {bad[0]} has a pixel that is not finite, at {tuple(bad[1:])}; expected "
                 "normalized floats"
             )
-        return images
+        if self.transform is None:
+            return images
+        black = [-m / s for m, s in zip(self.transform.mean, self.transform.std, strict=True)]
+        return self._padded(images, black=np.asarray(black, np.float32))
+
+    def _padded(self, images: np.ndarray, black: Any) -> np.ndarray:
+        return images if self.transform is None else self.transform.pad(images, black)
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        accepted = [self.image_shape]
+        if self.transform is not None and self.transform.resize is None:
+            accepted.insert(0, (*self.transform.source_size, self.image_shape[2]))
+        if len(shape) == 4 and shape[1:] in accepted:
+            return
+        shapes = [f"[N, {', '.join(map(str, one))}]" for one in dict.fromkeys(accepted)]
+        if self.transform is None:
+            fix = "preprocess them as in evaluation; with `transform`, images are padded"
+        elif self.transform.resize is None:
+            fix = f"accepted are {self.transform.accepted()}"
+        else:
+            fix = "`transform.apply` resizes and crops an image as evaluation did"
+        raise InputError(f"expected images {' or '.join(shapes)}; found {shape}; {fix}")
 
     def logits(
         self, weights: Sequence[Weights], images: Shaped[Array, "N H W C"]

@@ -19,7 +19,8 @@ from typing import Any
 
 from imta_jax.errors import ExistingFileError, InputError, MissingFileError
 
-FORMAT, VERSION = "imta_jax export", 1
+# Version 2 describes the preprocessing of images completely; version 1 had `resize`, `mean`, `std`.
+FORMAT, VERSION = "imta_jax export", 2
 MANIFEST, WEIGHTS, CHECKSUMS = "manifest.json", "weights.npz", "SHA256SUMS"
 _EXPORT_AGAIN = "export the network again, or copy the folder again"
 
@@ -93,9 +94,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise MissingFileError(f"{folder} does not exist; expected the folder of an export")
     manifest = _parse_manifest(folder)
     version = manifest["format_version"]
-    if not isinstance(version, int) or version > VERSION:
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise InputError(
-            f"{folder}: format_version is {version}, expected at most {VERSION}; install a newer "
+            f"{folder}: format_version is {version}, expected 1 to {VERSION}; install a newer "
             "imta_jax, or export the network again with this one"
         )
     required = [MANIFEST, WEIGHTS, *(program_name(i) for i in range(len(manifest["stages"])))]

@@ -13,12 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
 from imta_jax.errors import InputError
 from imta_jax.evaluation.operating_points import OperatingPoint, best_within_budget
 from imta_jax.inference.adaptive import AdaptiveClassifier
 from imta_jax.inference.engine.staged import StagedNetwork, StageState, Weights
 from imta_jax.inference.export import folder as export_folder
-from imta_jax.inference.export.manifest import check_manifest, point_from_manifest
+from imta_jax.inference.export.manifest import (
+    check_manifest,
+    point_from_manifest,
+    transform_from_manifest,
+)
 from imta_jax.nn.pixels import normalize
 
 
@@ -30,15 +35,14 @@ class ExportedClassifier:
       network: for `AdaptiveClassifier`. Takes uint8 pixels or normalized floats.
       class_names: [K].
       points: thresholds for several budgets, cheapest first.
-      resize: pixels of an image file's shorter side before the central crop; None for networks of
-        small images, which are not resized.
+      transform: how evaluation makes the network's input from an image.
       manifest: content of `manifest.json`: costs and accuracies per exit, versions, origin.
     """
 
     network: StagedNetwork
     class_names: tuple[str, ...]
     points: tuple[OperatingPoint, ...]
-    resize: int | None
+    transform: EvaluationTransform
     manifest: dict[str, Any]
 
     def point_for(self, budget: float) -> OperatingPoint:
@@ -105,15 +109,14 @@ def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
     programs = [_read_program(folder, stage) for stage in range(len(manifest["stages"]))]
     try:
         check_manifest(manifest, programs)
+        transform = transform_from_manifest(manifest)
     except InputError as error:
         raise InputError(
             f"{folder / export_folder.MANIFEST}: {error}; export the network again"
         ) from error
-    pixels = manifest["preprocessing"]
-    mean, std = tuple(pixels["mean"]), tuple(pixels["std"])
     network = StagedNetwork(
         stages=(
-            functools.partial(_normalize_and_run, programs[0], mean, std),
+            functools.partial(_normalize_and_run, programs[0], transform),
             *(functools.partial(_run, program) for program in programs[1:]),
         ),
         weights=_read_weights(folder, manifest, programs),
@@ -121,12 +124,13 @@ def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
         image_dtype=np.dtype(np.uint8),
         macs=np.asarray([row["macs"] for row in manifest["exits"]], np.int64),
         name=manifest["name"],
+        transform=transform,
     )
     return ExportedClassifier(
         network,
         tuple(manifest["class_names"]),
         tuple(point_from_manifest(point) for point in manifest["operating_points"]),
-        pixels["resize"],
+        transform,
         manifest,
     )
 
@@ -139,14 +143,14 @@ def _run(
 
 def _normalize_and_run(
     program: jax.export.Exported,
-    mean: Sequence[float],
-    std: Sequence[float],
+    transform: EvaluationTransform,
     weights: Weights,
     state: StageState,
 ) -> tuple[StageState, Float[Array, "N K"]]:
     """The first stage. Its program takes normalized floats."""
     (images,) = state
-    images = normalize(images, mean, std) if images.dtype == jnp.uint8 else images
+    if images.dtype == jnp.uint8:
+        images = normalize(images, transform.mean, transform.std)
     return _run(program, weights, (images,))
 
 

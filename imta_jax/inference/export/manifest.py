@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.export
 
+from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform, transform_from_dict
 from imta_jax.errors import InputError
 from imta_jax.evaluation.operating_points import OperatingPoint
 
@@ -24,7 +25,7 @@ def check_manifest(manifest: Mapping[str, Any], programs: Sequence[jax.export.Ex
       TypeError: a field has another type.
     """
     shape, classes = _image_shape(programs[0]), _num_classes(programs[-1])
-    exits, channels = len(programs), shape[-1]
+    exits = len(programs)
     for field, found, expected in [
         ("image_shape", manifest["image_shape"], shape),
         ("number of exits", len(manifest["exits"]), exits),
@@ -35,14 +36,31 @@ def check_manifest(manifest: Mapping[str, Any], programs: Sequence[jax.export.Ex
     if not manifest["operating_points"]:
         raise InputError("operating_points is empty; expected thresholds for at least one budget")
     above_zero = sys.float_info.min
-    pixels, points = manifest["preprocessing"], manifest["operating_points"]
-    _check_numbers("preprocessing.mean", pixels["mean"], channels, least=0)
-    _check_numbers("preprocessing.std", pixels["std"], channels, least=above_zero)
+    points = manifest["operating_points"]
     _check_numbers("exits.macs", [row["macs"] for row in manifest["exits"]], exits, least=1)
     for point in points:
         _check_numbers("operating_points.budget", [point["budget"]], 1, least=above_zero)
         _check_numbers("operating_points.thresholds", point["thresholds"], exits)
         _check_numbers("operating_points.exit_fractions", point["exit_fractions"], exits, least=0)
+
+
+def transform_from_manifest(manifest: Mapping[str, Any]) -> EvaluationTransform:
+    """The preprocessing of images that a manifest describes.
+
+    Args:
+      manifest: content of `manifest.json`, after `check_manifest`.
+
+    Raises:
+      ValueError: names the first field that is missing or invalid.
+    """
+    height, width, channels = manifest["image_shape"]
+    fields = manifest["preprocessing"]
+    if not isinstance(fields, dict):
+        raise InputError(f"preprocessing is {fields!r}; expected an object")
+    try:
+        return transform_from_dict(fields, (height, width, channels), manifest["format_version"])
+    except InputError as error:
+        raise InputError(f"preprocessing.{error}") from error
 
 
 def point_to_manifest(point: OperatingPoint) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from imta_jax.data import preprocessing_from
 from imta_jax.errors import UserError
 from imta_jax.inference.export import folder as export_folder
 from imta_jax.inference.export.writer import (
@@ -56,7 +55,7 @@ def export_run(
         class_names=run.meta["class_names"],
         mean=run.meta["mean"],
         std=run.meta["std"],
-        preprocessing=preprocessing_from(run.config.data),
+        preprocessing=run.transform,
         platforms=platforms,
         dtype=dtype,
         accuracy=[{name: row[name] for name in _ACCURACIES} for row in run.results["exits"]],

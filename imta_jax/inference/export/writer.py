@@ -4,6 +4,7 @@ The layout of the folder is in `folder`, the export of a run in `run_export`.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from imta_jax.data import Preprocessing, RandomAreaCrop
+from imta_jax.data import EvaluationTransform, Preprocessing
+from imta_jax.data.pipeline.evaluation_transform import transform_from_dict
 from imta_jax.errors import InputError, unknown_name
 from imta_jax.evaluation import ExitCosts, OperatingPoint, exit_costs, pareto_front
 from imta_jax.inference.engine.classifier_stages import DTYPES, staged_classifier
@@ -35,7 +37,7 @@ def export_classifier(
     class_names: Sequence[str],
     mean: Sequence[float],
     std: Sequence[float],
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | EvaluationTransform,
     platforms: Sequence[str] = DEFAULT_PLATFORMS,
     dtype: str = "float32",
     accuracy: Sequence[Mapping[str, float]] = (),
@@ -51,7 +53,8 @@ def export_classifier(
       class_names: [K].
       mean: per channel, of pixels scaled to 0..1, as in training.
       std: standard deviation per channel, above 0.
-      preprocessing: of evaluation images.
+      preprocessing: of evaluation images: `Dataset.preprocessing`, which knows the size of images
+        before padding, or `Dataset.evaluation_transform`.
       platforms: to compile for, of `PLATFORMS`.
       dtype: in which the backbone computes, "float32" or "bfloat16".
       accuracy: per exit, values in percent by name, for the manifest.
@@ -65,13 +68,15 @@ def export_classifier(
     export_folder.check_replaceable(folder, overwrite)
     check_choices(platforms, dtype)
     _check_arguments(classifier, points, class_names, mean, std)
+    height, width, channels = classifier.image_shape
+    transform = _transform(preprocessing, (height, width, channels), mean, std)
     network = staged_classifier(classifier, dtype=dtype)
     arrays, names = _named_weights(network)
     programs = _export_programs(network, platforms)
     manifest = {
         **_describe_network(network, programs, names, dtype),
         "class_names": [str(name) for name in class_names],
-        "preprocessing": _describe_preprocessing(preprocessing, mean, std),
+        "preprocessing": transform.to_dict(),
         "exits": _describe_exits(exit_costs(classifier), accuracy),
         "operating_points": [point_to_manifest(point) for point in pareto_front(points)],
         "origin": dict(origin or {}),
@@ -147,21 +152,23 @@ def _describe_network(
     }
 
 
-def _describe_preprocessing(
-    preprocessing: Preprocessing, mean: Sequence[float], std: Sequence[float]
-) -> dict[str, Any]:
-    resize = preprocessing.resize if isinstance(preprocessing, RandomAreaCrop) else None
-    geometry = (
-        "No resizing."
-        if resize is None
-        else f"Resize of the shorter side to {resize} pixels (bilinear, antialiased), central crop."
-    )
-    return {
-        "description": f"{geometry} Then (pixel / 255 - mean) / std per channel.",
-        "resize": resize,
-        "mean": [float(value) for value in mean],
-        "std": [float(value) for value in std],
-    }
+def _transform(
+    preprocessing: Preprocessing | EvaluationTransform,
+    image_shape: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> EvaluationTransform:
+    """The transform with a mean and std, after a check that JSON can store it."""
+    if isinstance(preprocessing, EvaluationTransform):
+        transform = replace(preprocessing, mean=tuple(mean), std=tuple(std))
+    else:
+        transform = preprocessing.evaluation_transform(image_shape, mean, std)
+    if transform.image_shape != image_shape:
+        raise InputError(
+            f"preprocessing.image_shape is {transform.image_shape}; expected {image_shape}, the "
+            "network's"
+        )
+    return transform_from_dict(transform.to_dict(), image_shape, export_folder.VERSION)
 
 
 def _describe_exits(
