@@ -5,7 +5,6 @@ imported where they are used.
 """
 
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from imta_jax.errors import InputError, unknown_name
 from imta_jax.evaluation import evaluate, evaluation_is_finished
 from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences
 from imta_jax.runtime.files import write_json
+from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.runtime.lock import only_run_in
 from imta_jax.runtime.paths import local_folder
 from imta_jax.training import (
@@ -131,7 +131,7 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
         prefetch_executable(executable_label(config, phase))
     dataset = _load_checked_data(config)
     data_fingerprint = fingerprint(dataset)
-    if has_begun:
+    if (workdir / "config.json").exists():
         _check_same_data(data_fingerprint, workdir)
     # The folder is created after all checks: a rejected run leaves none.
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
@@ -166,9 +166,8 @@ def _check_same_data(data_fingerprint: Mapping[str, Any], workdir: Path) -> None
     Runs of older versions have no `dataset.json` and are not checked.
     """
     path = workdir / "dataset.json"
-    if not path.exists():
-        return
-    differences = fingerprint_differences(json.loads(path.read_text()), data_fingerprint)
+    recorded = read_json_or_none(path, "it is written again, and the data is not compared")
+    differences = fingerprint_differences(recorded, data_fingerprint) if recorded else []
     if differences:
         raise InputError(
             f"{workdir} belongs to a run that began with other data; restore that data, or use"
@@ -179,13 +178,17 @@ def _check_same_data(data_fingerprint: Mapping[str, Any], workdir: Path) -> None
 def _check_same_config(config: RunConfig, workdir: Path) -> bool:
     """Whether the folder has a `config.json`; raises an `InputError` if that is another config.
 
-    A field that an older run did not record has its default. Sections that change results only by
-    rounding may differ.
+    A damaged file is not compared. A field that an older run did not record has its default.
+    Sections that change results only by rounding may differ.
     """
     path = workdir / "config.json"
-    if not path.exists():
+    found = read_json_or_none(path, "it is written again, and the config is not compared")
+    if found is None:
         return False
-    recorded = RunConfig.from_mapping(json.loads(path.read_text()))
+    try:
+        recorded = RunConfig.from_mapping(found)
+    except InputError as error:
+        raise InputError(f"{path} is of another version: {error}") from error
     theirs, ours = (
         {name: part for name, part in run.to_dict().items() if name not in IGNORED_SECTIONS}
         for run in (recorded, config)

@@ -1,6 +1,5 @@
 """Parts of a run's `results.json`, written and read without JAX."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from imta_jax.evaluation.predictions import (
     correct_in_top,
     load_predictions,
 )
+from imta_jax.runtime.json_files import read_json
 
 if TYPE_CHECKING:
     from imta_jax.data import Dataset
@@ -92,7 +92,7 @@ def read_budget_curve(workdir: str | Path) -> list[dict[str, Any]]:
         raise MissingFileError(
             f"{path} does not exist: the run was not evaluated. Run --mode=evaluate first"
         )
-    results = json.loads(path.read_text())
+    results = read_json(path, "delete it and run --mode=evaluate")
     rows = results["budget_curve"]
     if all("validation_exit_fractions" in row for row in rows):
         return rows

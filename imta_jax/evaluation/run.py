@@ -6,7 +6,6 @@ finished.
 """
 
 import datetime
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +38,9 @@ from imta_jax.models import MultiExitClassifier
 from imta_jax.models.costs import ExitCosts, exit_costs
 from imta_jax.runtime.environment import environment_record
 from imta_jax.runtime.files import write_json
+from imta_jax.runtime.json_files import read_json_lines, read_json_or_none
 from imta_jax.training import last_phase, load_classifier, read_meta
+from imta_jax.training.metrics import training_seconds
 
 _log = logging.getLogger(__name__)
 
@@ -48,8 +49,9 @@ _FIGURE_BUDGETS = 12
 
 
 def evaluation_is_finished(workdir: Path) -> bool:
-    """Whether `results.json`, which is written last, exists."""
-    return (workdir / "results.json").exists()
+    """Whether `results.json`, which is written last, exists and is valid JSON."""
+    path = workdir / "results.json"
+    return read_json_or_none(path, "the run is evaluated again") is not None
 
 
 def evaluate(config: RunConfig, dataset: Dataset, workdir: Path) -> dict[str, Any]:
@@ -159,20 +161,21 @@ def _write_samples(
 
 
 def _phase_record(config: RunConfig, workdir: Path, name: str) -> dict[str, Any] | None:
-    """Length and duration of a phase, from its metrics; None for a phase that was skipped."""
+    """Length and duration of a phase; None for a phase that was skipped.
+
+    What only the lines of `metrics.jsonl` have is None without them.
+    """
     phase = config.phase_one if name == "phase_one" else config.phase_two
     if phase.total_epochs == 0:
         return None
-    lines = (workdir / name / "metrics.jsonl").read_text().splitlines()
-    train = [row for row in map(json.loads, lines) if row["split"] == "train"]
-    images_per_epoch = train[0]["step"] * phase.batch_size
-    # An epoch that was interrupted after its last step has no throughput.
-    throughputs = [row["images_per_second"] for row in train if row["images_per_second"]]
+    rows = read_json_lines(workdir / name / "metrics.jsonl")
+    train = [row for row in rows if row["split"] == "train"]
+    last = train[-1] if train else {"epoch": phase.total_epochs}
     return {
-        "epochs": train[-1]["epoch"],
-        "steps": train[-1]["step"],
-        "seconds": sum(images_per_epoch / throughput for throughput in throughputs),
-        "final_learning_rate": train[-1]["learning_rate"],
+        "epochs": last["epoch"],
+        "steps": last.get("step"),
+        "seconds": training_seconds(train, phase.batch_size) if train else None,
+        "final_learning_rate": last.get("learning_rate"),
         "checkpoint_epoch": read_meta(workdir / name, config.evaluation.checkpoint)["epoch"],
     }
 

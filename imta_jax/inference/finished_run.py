@@ -3,7 +3,6 @@
 `AdaptiveClassifier.from_run` and `export_run` load runs through this module.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from imta_jax.evaluation import (
     read_budget_curve,
 )
 from imta_jax.models import MultiExitClassifier
+from imta_jax.runtime.json_files import read_json
 from imta_jax.training import load_classifier
 
 _log = logging.getLogger(__name__)
@@ -145,4 +145,6 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path} does not exist; expected the folder of a finished run: train and evaluate it "
             f"first (launch.py --workdir={path.parent})"
         )
-    return json.loads(path.read_text())
+    return read_json(
+        path, "delete it and start launch.py with the run's config and this --workdir again"
+    )

@@ -1,6 +1,5 @@
 """Budgets in time: milliseconds per exit on this device, and the budget curve over them."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from imta_jax.inference.adaptive import AdaptiveClassifier
 from imta_jax.inference.engine.profile import StageProfile
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.files import write_json
+from imta_jax.runtime.json_files import read_json
 from imta_jax.runtime.lock import only_run_in
 from imta_jax.training import last_phase, load_classifier
 
@@ -41,7 +41,7 @@ def time_run(workdir: str | Path, *, profile_dir: str | Path | None = None) -> N
     workdir = Path(workdir)
     folder = workdir / "evaluation"
     rows = read_budget_curve(workdir)
-    config = RunConfig.from_mapping(json.loads((workdir / "config.json").read_text()))
+    config = RunConfig.from_mapping(read_json(workdir / "config.json", "start the run again"))
     phase = last_phase(config)
     classifier, meta = load_classifier(workdir / phase, config.evaluation.checkpoint)
     if is_first_process():

@@ -1,4 +1,4 @@
-"""Atomic file writes: a reader sees the old file or the new one, never part of one."""
+"""File writes that leave no partial content: a reader sees the old content or the new one."""
 
 import contextlib
 import json
@@ -35,6 +35,25 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Writes bytes, or text as UTF-8, to `path` in one atomic step."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def append_or_restore(path: Path, content: bytes) -> None:
+    """Appends bytes; creates the file and its folder. A failed write is undone.
+
+    Raises:
+      OSError: the file cannot be written; it has its former length.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Unbuffered: closing a buffered file would write the rest of the bytes after the failure.
+    with path.open("ab", buffering=0) as file:
+        length, left = file.seek(0, os.SEEK_END), memoryview(content)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(file.fileno(), length)
+            raise
 
 
 def write_json(path: str | Path, value: Any, *, allow_nan: bool = True) -> None:

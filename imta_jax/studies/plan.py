@@ -10,6 +10,7 @@ from imta_jax.distributed import first_process_first
 from imta_jax.errors import InputError
 from imta_jax.evaluation import ExitCosts, exit_costs
 from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences, to_json_types
+from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.studies.config import StudyConfig
 from imta_jax.studies.variants import Variant
 from imta_jax.training.phases import check_training_data
@@ -82,7 +83,7 @@ def row_settings(study: StudyConfig, variants: Sequence[Variant]) -> dict[str, d
 def read_row_settings(folder: Path) -> dict[str, Any]:
     """The settings of all variants that a study's folder has rows of."""
     path = folder / "arms.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json_or_none(path, "settings of earlier rows are not compared") or {}
 
 
 def check_settings_unchanged(settings: Mapping[str, Any], folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from imta_jax.runtime.environment import environment_record
 from imta_jax.runtime.files import write_atomically
+from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.studies.config import StudyConfig
 from imta_jax.studies.variants import Variant, unchosen_variants
 
@@ -17,9 +18,19 @@ def row_path(folder: Path, variant: str, seed: int) -> Path:
     return folder / "rows" / f"{variant}-{seed}.json"
 
 
+def has_row(folder: Path, variant: str, seed: int) -> bool:
+    """Whether a variant has a readable row for a seed."""
+    return _read_row(row_path(folder, variant, seed)) is not None
+
+
+def _read_row(path: Path) -> dict[str, Any] | None:
+    return read_json_or_none(path, "the next run of the study writes it again")
+
+
 def read_rows(folder: Path, variants: Iterable[Variant]) -> list[dict[str, Any]]:
     """Reads the existing rows of some variants, in the order of the variants, then by seed."""
-    rows = [json.loads(path.read_text()) for path in (folder / "rows").glob("*.json")]
+    paths = (folder / "rows").glob("*.json")
+    rows = [row for path in paths if (row := _read_row(path)) is not None]
     place = {variant.name: number for number, variant in enumerate(variants)}
     wanted = [row for row in rows if row["arm"] in place]
     return sorted(wanted, key=lambda row: (place[row["arm"]], row["seed"]))
@@ -44,7 +55,7 @@ def write_record(
       dataset: Description of the dataset as in `results.json`.
     """
     path = folder / "study.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {}
+    earlier = read_json_or_none(path, "it is written again from the rows") or {}
     variants = [*variants, *unchosen_variants(study, earlier.get("arms", ()))]
     costs = {name: arm["costs"] for name, arm in earlier.get("arms", {}).items()} | dict(costs)
     rows = read_rows(folder, variants)

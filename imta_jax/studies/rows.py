@@ -1,6 +1,5 @@
 """The result row of one trained variant and seed: accuracy per exit, budget curve, figure data."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from imta_jax.evaluation.predictions import confidence
 from imta_jax.evaluation.results import exit_rows
 from imta_jax.models import MultiExitClassifier
 from imta_jax.nn.pixels import normalize
+from imta_jax.runtime.json_files import read_json_lines
 from imta_jax.studies.gradient_variance import gradient_variance
+from imta_jax.training import metrics
 from imta_jax.training.setup import phase_one_objective
 
 # Fields of the budget curve's points that a row keeps.
@@ -78,20 +79,16 @@ def validation_curve(folder: Path, exits: slice) -> list[dict[str, Any]]:
     """
     return [
         {"epoch": line["epoch"], "top1": line["top1_per_exit"][exits]}
-        for line in _metrics(folder)
+        for line in read_json_lines(folder / "metrics.jsonl")
         if line["split"] == "validation"
     ]
 
 
 def training_seconds(folder: Path, phase: PhaseConfig) -> float:
     """Time in seconds that the training steps of a phase took, from its metrics."""
-    lines = [line for line in _metrics(folder) if line["split"] == "train"]
-    images = lines[0]["step"] * phase.batch_size
-    return sum(images / line["images_per_second"] for line in lines if line["images_per_second"])
-
-
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_json_lines(folder / "metrics.jsonl")
+    train = [row for row in rows if row["split"] == "train"]
+    return metrics.training_seconds(train, phase.batch_size)
 
 
 def gradient_variance_results(

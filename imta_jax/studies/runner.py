@@ -6,7 +6,6 @@ of a variant and seed is a file, written when its run is done, so that the same 
 """
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from imta_jax.data import Dataset, DatasetInfo
 from imta_jax.distributed import is_first_process, wait_for_all
 from imta_jax.evaluation.results import dataset_record
 from imta_jax.runtime.files import write_json
+from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.runtime.lock import only_run_in
 from imta_jax.runtime.paths import local_folder
 from imta_jax.runtime.progress_bar import format_duration
@@ -35,7 +35,7 @@ from imta_jax.studies.plan import (
     row_settings,
     variant_costs,
 )
-from imta_jax.studies.record import row_path, write_record
+from imta_jax.studies.record import has_row, row_path, write_record
 from imta_jax.studies.report import write_study_report
 from imta_jax.studies.rows import (
     cost_rows,
@@ -85,7 +85,8 @@ def run_study(
             write_json(folder / "arms.json", read_row_settings(folder) | settings)
         record = _StudyRunner(study, folder, variants, datasets).run()
         if is_first_process():
-            records = [json.loads(p.read_text()) for p in sorted(workdir.glob("*/study.json"))]
+            paths = sorted(workdir.glob("*/study.json"))
+            records = [r for p in paths if (r := read_json_or_none(p, "run its study again"))]
             _log.info("report: %s", write_study_report(records, workdir / "report"))
         wait_for_all("a study is done")
     return record
@@ -127,7 +128,7 @@ class _StudyRunner:
         """Yields seed by seed, so that an interrupted study has all variants of the first seeds."""
         for seed in self._study.seeds:
             for members in group_by(self._variants, lambda v: v.phase_one_key).values():
-                due = [v for v in members if not row_path(self._folder, v.name, seed).exists()]
+                due = [v for v in members if not has_row(self._folder, v.name, seed)]
                 if due:
                     dataset = self._datasets[data_key(due[0])]
                     assert isinstance(dataset, Dataset)  # A study with seeds loads the images.

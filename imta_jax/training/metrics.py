@@ -1,6 +1,6 @@
 """Metrics of training steps on the host, and the rows of `metrics.jsonl`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,3 +62,18 @@ def format_per_exit(values: Sequence[float], digits: int) -> str:
     if len(values) <= _MAX_LISTED_EXITS:
         return "per exit " + " ".join(f"{value:.{digits}f}" for value in values)
     return f"of {len(values)} exits {min(values):.{digits}f} to {max(values):.{digits}f}"
+
+
+def training_seconds(rows: Sequence[Mapping[str, Any]], batch_size: int) -> float:
+    """Time in seconds that the training steps of some epochs took.
+
+    Args:
+      rows: the rows of `metrics.jsonl` of the training split.
+      batch_size: images per step, over all devices.
+    """
+    # An epoch that was interrupted after its last step has no throughput.
+    return sum(
+        row["step"] / row["epoch"] * batch_size / row["images_per_second"]
+        for row in rows
+        if row["images_per_second"]
+    )

@@ -381,6 +381,37 @@ def test_a_field_that_an_older_run_did_not_record_has_its_default(config, finish
         run(config, older)
 
 
+def test_damaged_json_files_are_named_and_written_again(config, finished, tmp_path, caplog):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    written = ("config.json", "dataset.json", "results.json")
+    for name in written:
+        (copy / name).write_bytes((copy / name).read_bytes()[:-20])
+    (copy / "phase_two" / "metrics.jsonl").write_bytes(b"\0" * 50)
+    (copy / "evaluation" / "time.json").write_text("")
+    with caplog.at_level(logging.WARNING, "imta_jax"):
+        run(config, copy)
+        run(config, copy, "report")
+    for name in (*written, "phase_two/metrics.jsonl", "evaluation/time.json"):
+        assert str(copy / name) in caplog.text
+    for name in ("config.json", "dataset.json"):
+        assert (copy / name).read_bytes() == (finished / name).read_bytes()
+    found, expected = (
+        json.loads((folder / "results.json").read_text()) for folder in (copy, finished)
+    )
+    assert found["exits"] == expected["exits"]
+    assert found["phases"]["phase_one"] == expected["phases"]["phase_one"]
+    assert found["phases"]["phase_two"]["epochs"] == 2
+    assert found["phases"]["phase_two"]["seconds"] is None
+
+
+def test_damaged_results_are_named_by_what_reads_them(config, finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    (copy / "results.json").write_text("")
+    for read in (lambda: run(config, copy, "report"), lambda: run(config, copy, "time")):
+        with pytest.raises(ValueError, match=r"results\.json is empty .*--mode=evaluate"):
+            read()
+
+
 def test_mode_data_uses_the_mesh_of_the_config(source, tmp_path, monkeypatch):
     meshes = []
     monkeypatch.setattr(preview, "write_preview", lambda *_, mesh, **__: meshes.append(mesh))

@@ -5,7 +5,6 @@ drawn from a copied folder. Accuracies and calibration errors are percentages. C
 multiply-adds per image. Exits count from 1 in `results.json` and from 0 in arrays.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from imta_jax.errors import InputError, MissingFileError
+from imta_jax.runtime.json_files import read_json, read_json_lines, read_json_or_none
 
 PHASES = ("phase_one", "phase_two")
 REQUIRED = ("dataset", "phases", "environment", "exits", "budget_curve")
@@ -115,10 +115,9 @@ def load_run(workdir: str | Path) -> RunRecord:
     workdir = Path(workdir)
     results = _read_results(workdir)
     evaluation = workdir / "evaluation"
-    config = workdir / "config.json"
     return RunRecord(
         workdir=workdir,
-        config=json.loads(config.read_text(encoding="utf-8")) if config.exists() else {},
+        config=read_json_or_none(workdir / "config.json", "the report shows no config") or {},
         dataset=results["dataset"],
         phases={name: phase for name, phase in results["phases"].items() if phase},
         environment=results["environment"],
@@ -130,7 +129,7 @@ def load_run(workdir: str | Path) -> RunRecord:
         samples=_read_samples(evaluation / "samples.parquet"),
         gallery=_read_arrays(evaluation / "gallery.npz"),
         calibration=_read_arrays(evaluation / "calibration.npz"),
-        time=_read_json(evaluation / "time.json"),
+        time=read_json_or_none(evaluation / "time.json", "write it again with --mode=time"),
     )
 
 
@@ -142,10 +141,7 @@ def _read_results(workdir: Path) -> dict[str, Any]:
     )
     if not path.exists():
         raise MissingFileError(f"{path} does not exist; {remedy}")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); {remedy}") from error
+    results = read_json(path, remedy)
     # Empty lists of exits or budgets count as missing: there is nothing to draw.
     missing = [name for name in REQUIRED if not results.get(name)]
     if missing:
@@ -197,10 +193,7 @@ def read_metrics(workdir: str | Path) -> pd.DataFrame | None:
     """
     paths = {phase: Path(workdir) / phase / "metrics.jsonl" for phase in PHASES}
     rows = [
-        {**row, "phase": phase}
-        for phase, path in paths.items()
-        if path.exists()
-        for row in _json_lines(path)
+        {**row, "phase": phase} for phase, path in paths.items() for row in read_json_lines(path)
     ]
     if not rows:
         return None
@@ -209,27 +202,12 @@ def read_metrics(workdir: str | Path) -> pd.DataFrame | None:
     return frame.sort_values(["phase", "epoch"], kind="stable", ignore_index=True)
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """Parses the complete lines; a killed run may leave an incomplete one."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
 def _read_samples(path: Path) -> pd.DataFrame | None:
     if not path.exists():
         return None
     samples = pd.read_parquet(path)
     # Without reported budgets the file has no exits and predictions.
     return samples if any(name.startswith("budget_") for name in samples.columns) else None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:

@@ -1,0 +1,143 @@
+"""JSON files of a run: damage is named, and a failed append leaves the file as it was."""
+
+import contextlib
+import json
+import logging
+import resource
+
+import pytest
+import tensorflow as tf
+from tensorboardX.proto.event_pb2 import Event
+
+from imta_jax.runtime.json_files import (
+    append_json_line,
+    read_json,
+    read_json_lines,
+    read_json_or_none,
+)
+from imta_jax.runtime.write_errors import WriteErrorPolicy
+from imta_jax.training.callbacks import JsonlWriter, Progress, TensorBoardWriter
+from imta_jax.training.metrics import training_seconds
+
+DAMAGE = [b"", b'{"a": 1', b"\0" * 40, b"\xff\xfe", b"[1]", b"3", b'{"a": 1}{']
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Files cannot grow beyond a size, like `ulimit -f`."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("content", DAMAGE)
+def test_a_damaged_file_is_named_with_the_remedy(content, tmp_path, caplog):
+    path = tmp_path / "results.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path}.*run it again"):
+        read_json(path, "run it again")
+    with caplog.at_level(logging.WARNING, "imta_jax"):
+        assert read_json_or_none(path, "it is made again") is None
+    assert str(path) in caplog.text and "it is made again" in caplog.text
+
+
+def test_a_missing_file_is_none_without_a_warning(tmp_path, caplog):
+    assert read_json_or_none(tmp_path / "none.json", "") is None
+    assert read_json_lines(tmp_path / "none.jsonl") == []
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("damage", [b'{"epo', b"\0\0\0", b"\xff", b"[1]", b'{"a": 1}{"epoch": 2}'])
+def test_damaged_lines_are_skipped_with_a_warning(damage, tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"epoch": 1}\n' + damage + b'\n{"epoch": 3}\n' + damage)
+    with caplog.at_level(logging.WARNING, "imta_jax"):
+        assert read_json_lines(path) == [{"epoch": 1}, {"epoch": 3}]
+    assert f"{path}: 2 of 4 lines" in caplog.text
+
+
+@pytest.mark.parametrize("room", [0, 1, 10])
+def test_a_failed_append_leaves_the_file_as_it_was(room, tmp_path):
+    path = tmp_path / "new" / "metrics.jsonl"
+    append_json_line(path, {"epoch": 1})
+    before = path.read_bytes()
+    with largest_file(len(before) + room), pytest.raises(OSError):
+        append_json_line(path, {"epoch": 2})
+    assert path.read_bytes() == before
+    append_json_line(path, {"epoch": 3})
+    assert read_json_lines(path) == [{"epoch": 1}, {"epoch": 3}]
+
+
+def test_an_append_after_an_incomplete_line_begins_a_new_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"epoch": 1}\n{"ep')
+    append_json_line(path, {"epoch": 2})
+    assert read_json_lines(path) == [{"epoch": 1}, {"epoch": 2}]
+
+
+def row(epoch):
+    numbers = {"loss": 0.5, "loss_per_exit": [0.25] * 20, "top1_per_exit": [50.0] * 20}
+    return {"epoch": epoch, "step": 3 * epoch, "split": "train", **numbers}
+
+
+def progress(epoch=0):
+    return Progress("phase_one", 9, 3, 64, state=None, epoch=epoch)
+
+
+@pytest.mark.parametrize("writer", [JsonlWriter, TensorBoardWriter])
+def test_failing_metrics_stop_nothing_under_the_policy_continue(writer, tmp_path, caplog):
+    with writer(tmp_path, WriteErrorPolicy("continue")) as metrics:
+        metrics.on_metrics(progress(), row(1))
+        with largest_file(30):
+            metrics.on_train_start(progress(1))
+            for epoch in (2, 3):
+                metrics.on_metrics(progress(), row(epoch))
+        metrics.on_metrics(progress(), row(4))
+    assert caplog.text.count("cannot be written") >= 2
+    if writer is JsonlWriter:
+        assert [entry["epoch"] for entry in read_json_lines(metrics.path)] == [1, 4]
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing_under_the_policy_continue(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    for writer in (JsonlWriter, TensorBoardWriter):
+        with writer(tmp_path / "file", WriteErrorPolicy("continue")) as metrics:
+            metrics.on_train_start(progress())
+            metrics.on_metrics(progress(), row(1))
+    assert caplog.text.count("cannot be written") == 2
+
+
+def test_failing_metrics_stop_the_run_under_the_policy_stop(tmp_path):
+    for writer in (JsonlWriter, TensorBoardWriter):
+        with (
+            pytest.raises(OSError, match="cannot be written"),
+            largest_file(10),
+            writer(tmp_path, WriteErrorPolicy("stop")) as metrics,
+        ):
+            metrics.on_metrics(progress(), row(1))
+
+
+def test_tensorboard_reads_the_rows_before_and_after_a_failure(tmp_path):
+    with TensorBoardWriter(tmp_path, WriteErrorPolicy("continue")) as events:
+        events.on_metrics(progress(), row(1))
+        (path,) = (tmp_path / "tensorboard").iterdir()
+        with largest_file(path.stat().st_size + 100):
+            events.on_metrics(progress(), row(2))
+        events.on_metrics(progress(), row(3))
+    found = [Event.FromString(x.numpy()) for x in tf.data.TFRecordDataset(str(path))]
+    assert found[0].file_version == "brain.Event:2" and not found[0].summary.value
+    values = {(e.step, v.tag): v.simple_value for e in found for v in e.summary.value}
+    assert {step for step, _ in values} == {3, 9}
+    assert values[3, "train/loss"] == 0.5 and values[9, "train/top1_per_exit/20"] == 50
+
+
+def test_training_seconds_do_not_need_the_first_row():
+    rows = [{"epoch": e, "step": 10 * e, "images_per_second": 5.0} for e in (1, 2, 3)]
+    rows.append({"epoch": 4, "step": 40, "images_per_second": 0.0})
+    assert training_seconds(rows[:2], 2) == 8.0
+    assert training_seconds(rows[1:2], 2) == 4.0
+    assert training_seconds(rows[3:], 2) == 0
+    assert json.dumps(training_seconds([], 2)) == "0"
