@@ -43,7 +43,7 @@ PARAMETER_COUNTS = {
     "quickstart": 872_608,
 }
 CONFIGS = golden.facts("costs")["configs"]
-# The other backbones' presets are pinned in test_baselines.py.
+# The other backbones' presets are pinned in baselines/test_published_sizes.py.
 MSDNETS = {name: f for name, f in NETWORK_PRESETS.items() if f["backbone"] == "msdnet"}
 
 
