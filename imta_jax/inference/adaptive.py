@@ -156,7 +156,12 @@ class AdaptiveClassifier:
 
     @classmethod
     def from_export(
-        cls, folder: str | Path, budget: float = 0.5, **options: Any
+        cls,
+        folder: str | Path,
+        budget: float = 0.5,
+        *,
+        check_golden: bool = True,
+        **options: Any,
     ) -> "AdaptiveClassifier":
         """Loads an exported network, with thresholds for a budget.
 
@@ -164,6 +169,7 @@ class AdaptiveClassifier:
           folder: written by `export_run` or `export_classifier`.
           budget: mean multiply-adds per image, as a fraction of the full network's. The most
             accurate thresholds that do not exceed it on validation images are used.
+          check_golden: see `load_exported`.
           **options: further arguments of `AdaptiveClassifier`.
 
         Raises:
@@ -172,7 +178,7 @@ class AdaptiveClassifier:
         """
         from imta_jax.inference.export.loader import load_exported
 
-        return load_exported(folder).adaptive(budget, **options)
+        return load_exported(folder, check_golden=check_golden).adaptive(budget, **options)
 
     def with_thresholds(
         self,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from imta_jax.errors import InputError
 from imta_jax.inference import load_exported
 from imta_jax.inference.command import main
 
@@ -42,6 +43,18 @@ def test_json_output_has_one_line_per_image(exported_folder, png_folder, capsys)
     rows = [json.loads(line) for line in printed.out.splitlines()]
     assert [row["exit"] for row in rows] == [1] * 5 and rows[0]["label"] in CLASSES
     assert all(row["ms"] > 0 for row in rows) and "5 images" in printed.err
+
+
+def test_golden_check_can_be_skipped(exported_folder, png_folder, monkeypatch, capsys):
+    from imta_jax.inference.export import golden
+
+    def fails(*_):
+        raise InputError("golden images differ")
+
+    monkeypatch.setattr(golden, "check_golden", fails)
+    command = [str(exported_folder), str(png_folder), "--thresholds=0,0,0"]
+    assert main(command) == 2 and "golden images differ" in capsys.readouterr().err
+    assert main([*command, "--skip-golden-check"]) == 0
 
 
 def test_without_images_the_folder_is_described(exported_folder, capsys):

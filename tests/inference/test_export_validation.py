@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
+from imta_jax.data import PaddedCrop, RandomAreaCrop
 from imta_jax.inference import load_exported
-from imta_jax.inference.export.folder import CHECKSUMS, MANIFEST, WEIGHTS, write_checksums
+from imta_jax.inference.export.folder import CHECKSUMS, GOLDEN, MANIFEST, WEIGHTS, write_checksums
 
 CLASSES = ["ant", "bee", "cow", "dog", "eel"]
 POINT = {
@@ -34,7 +35,7 @@ def change_manifest(folder, **changes):
 
 def test_truncated_changed_or_missing_file_is_rejected(exported_folder, tmp_path):
     names = sorted(path.name for path in exported_folder.iterdir())
-    assert len(names) == 6
+    assert len(names) == 7
     for number, name in enumerate(names):
         content = (exported_folder / name).read_bytes()
         flipped = bytearray(content)
@@ -57,7 +58,7 @@ def test_changed_checksum_names_both_files(folder):
     path = folder / CHECKSUMS
     digest = path.read_text()[0]
     path.write_text(("1" if digest == "0" else "0") + path.read_text()[1:])
-    with pytest.raises(ValueError, match=rf"{MANIFEST} or {CHECKSUMS}"):
+    with pytest.raises(ValueError, match=rf"{GOLDEN} or {CHECKSUMS}"):
         load_exported(folder)
 
 
@@ -103,6 +104,48 @@ def test_weights_of_another_network_are_rejected(folder):
     change_manifest(folder)
     with pytest.raises(ValueError, match=r"weight_0003 is float32 \(2, 2\)"):
         load_exported(folder)
+
+
+def test_changed_weights_are_rejected_with_the_exits_that_differ(folder):
+    with np.load(folder / WEIGHTS) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays = {name: array * np.float32(1.5) for name, array in arrays.items()}
+    np.savez(folder / WEIGHTS, **arrays)
+    change_manifest(folder)
+    with pytest.raises(ValueError, match=r"golden\.npz.*exit 1 by .*%.*check_golden=False"):
+        load_exported(folder)
+    assert load_exported(folder, check_golden=False).network.num_exits == 3
+
+
+def test_changed_preprocessing_is_rejected(folder):
+    fields = json.loads((folder / MANIFEST).read_text())["preprocessing"]
+    change_manifest(folder, preprocessing=fields | {"mean": [0.1]})
+    with pytest.raises(ValueError, match=r"golden\.npz.*exit 3"):
+        load_exported(folder)
+
+
+def test_golden_images_are_of_the_size_before_preprocessing(classifier, export, tmp_path):
+    cases = {
+        "padded": (PaddedCrop(2, True, source_size=(13, 16)), [(13, 16)] * 4),
+        "resized": (RandomAreaCrop(16, 20, 0.1, True), [(20, 25), (25, 20), (20, 20), (25, 25)]),
+    }
+    for name, (preprocessing, sizes) in cases.items():
+        folder = export(classifier, tmp_path / name, preprocessing=preprocessing)
+        with np.load(folder / GOLDEN) as file:
+            images = [file[f"image_{i}"] for i in range(4)]
+            assert file["logits"].shape == (3, 4, 5)
+        assert [image.shape[:2] for image in images] == sizes
+        assert all(image.dtype == np.uint8 and image.std() > 20 for image in images)
+        load_exported(folder)
+
+
+def test_version_2_requires_golden_images_and_version_1_has_none(folder):
+    (folder / GOLDEN).unlink()
+    change_manifest(folder)
+    with pytest.raises(ValueError, match=r"golden\.npz is missing"):
+        load_exported(folder)
+    change_manifest(folder, format_version=1)
+    assert load_exported(folder).transform.padding is None
 
 
 def test_weights_are_read_without_pickle(folder):

@@ -3,6 +3,7 @@
     manifest.json         exits, operating points, preprocessing, versions
     stage_0.stablehlo ... one serialized program per stage (`jax.export`)
     weights.npz           the arguments of the programs; bfloat16 arrays as uint16 bits
+    golden.npz            synthetic images and their logits, checked at loading (from version 2)
     SHA256SUMS            checksums of the other files; `sha256sum -c SHA256SUMS` checks them
 
 Loading runs no code from the folder: it reads JSON, arrays without pickle, and StableHLO programs.
@@ -22,6 +23,7 @@ from imta_jax.errors import ExistingFileError, InputError, MissingFileError
 # Version 2 describes the preprocessing of images completely; version 1 had `resize`, `mean`, `std`.
 FORMAT, VERSION = "imta_jax export", 2
 MANIFEST, WEIGHTS, CHECKSUMS = "manifest.json", "weights.npz", "SHA256SUMS"
+GOLDEN = "golden.npz"
 _EXPORT_AGAIN = "export the network again, or copy the folder again"
 
 
@@ -100,7 +102,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             "imta_jax, or export the network again with this one"
         )
     required = [MANIFEST, WEIGHTS, *(program_name(i) for i in range(len(manifest["stages"])))]
-    _verify_checksums(folder, required)
+    _verify_checksums(folder, required if version == 1 else [*required, GOLDEN])
     return manifest
 
 

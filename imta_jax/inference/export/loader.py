@@ -19,6 +19,7 @@ from imta_jax.evaluation.operating_points import OperatingPoint, best_within_bud
 from imta_jax.inference.adaptive import AdaptiveClassifier
 from imta_jax.inference.engine.staged import StagedNetwork, StageState, Weights
 from imta_jax.inference.export import folder as export_folder
+from imta_jax.inference.export import golden
 from imta_jax.inference.export.manifest import (
     check_manifest,
     point_from_manifest,
@@ -71,22 +72,28 @@ class ExportedClassifier:
         return AdaptiveClassifier(self.network, point.thresholds, **options)
 
 
-def load_exported(folder: str | Path) -> ExportedClassifier:
+def load_exported(folder: str | Path, *, check_golden: bool = True) -> ExportedClassifier:
     """Loads an exported folder after checking all its files. Runs no code from it.
 
     Args:
       folder: written by `export_run` or `export_classifier`.
+      check_golden: whether to compute the logits of the folder's synthetic images and compare them
+        with the writer's (see `golden`). It compiles the network once, for a batch of 4.
 
     Raises:
       FileNotFoundError: the folder does not exist.
-      ValueError: the folder is not an export, is damaged, is of a newer format or jax, or was not
-        exported for this platform.
+      ValueError: the folder is not an export, is damaged, is of a newer format or jax, was not
+        exported for this platform, or computes other logits than its writer did.
     """
     folder = Path(folder)
     manifest = export_folder.read_manifest(folder)
     _check_versions(folder, manifest)
     try:
-        return _load(folder, manifest)
+        exported = _load(folder, manifest)
+        if check_golden and manifest["format_version"] > 1:
+            path = folder / export_folder.GOLDEN
+            golden.check_golden(path, exported.network, exported.transform, manifest["dtype"])
+        return exported
     except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise

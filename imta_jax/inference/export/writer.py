@@ -20,6 +20,7 @@ from imta_jax.evaluation import ExitCosts, OperatingPoint, exit_costs, pareto_fr
 from imta_jax.inference.engine.classifier_stages import DTYPES, staged_classifier
 from imta_jax.inference.engine.staged import StagedNetwork
 from imta_jax.inference.export import folder as export_folder
+from imta_jax.inference.export.golden import write_golden
 from imta_jax.inference.export.manifest import point_to_manifest
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.environment import package_versions
@@ -63,7 +64,8 @@ def export_classifier(
 
     Raises:
       FileExistsError: the folder exists.
-      ValueError: unknown platform or dtype; names, constants or thresholds of another network.
+      ValueError: unknown platform or dtype; names, constants or thresholds of another network;
+        weights or logits that are not finite.
     """
     export_folder.check_replaceable(folder, overwrite)
     check_choices(platforms, dtype)
@@ -71,6 +73,7 @@ def export_classifier(
     height, width, channels = classifier.image_shape
     transform = _transform(preprocessing, (height, width, channels), mean, std)
     network = staged_classifier(classifier, dtype=dtype)
+    with_pixels = staged_classifier(classifier, dtype=dtype, transform=transform)
     arrays, names = _named_weights(network)
     programs = _export_programs(network, platforms)
     manifest = {
@@ -84,6 +87,7 @@ def export_classifier(
     with export_folder.replacing_folder(folder, overwrite=overwrite) as partial:
         for stage, program in enumerate(programs):
             (partial / export_folder.program_name(stage)).write_bytes(program.serialize())
+        write_golden(partial / export_folder.GOLDEN, with_pixels, transform)
         np.savez(partial / export_folder.WEIGHTS, **arrays)  # pyright: ignore[reportArgumentType]
         write_json(partial / export_folder.MANIFEST, manifest, allow_nan=False)
 

@@ -1,0 +1,100 @@
+"""Golden inputs: synthetic images and their logits, by which loading checks an export.
+
+The writer computes the logits. The loader computes them again from the images, through the
+preprocessing and the programs of the folder. No image of a dataset is stored.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform, resize_window
+from imta_jax.errors import InputError
+from imta_jax.inference.engine.programs import COMPILER_OPTIONS
+from imta_jax.inference.engine.staged import StagedNetwork
+
+NUM_IMAGES = 4
+# Largest difference of a logit, as a fraction of the range of the exit's logits. Platforms round
+# differently: CPUs by 1e-6, GPUs that compute float32 convolutions in TF32 by 1e-3.
+TOLERANCES = {"float32": 0.01, "bfloat16": 0.05}
+_GRID = 6  # random colors per side of an image
+
+
+def golden_images(transform: EvaluationTransform) -> list[UInt8[np.ndarray, "h w C"]]:
+    """Seeded smooth noise, as decoded from files: before padding or resizing."""
+    if transform.resize is None:
+        sizes = [transform.source_size] * NUM_IMAGES
+    else:
+        short, long = transform.resize, transform.resize * 5 // 4
+        sizes = [(short, long), (long, short), (short, short), (long, long)]
+    rng = np.random.default_rng(0)
+    shape = (_GRID, _GRID, transform.image_shape[2])
+    window = np.array([0, 0, _GRID, _GRID], np.float32)
+    return [resize_window(rng.integers(0, 256, shape, np.uint8), window, size) for size in sizes]
+
+
+def write_golden(path: Path, network: StagedNetwork, transform: EvaluationTransform) -> None:
+    """Writes golden images and the logits that a network computes for them.
+
+    Args:
+      path: the `.npz`.
+      network: takes uint8 pixels.
+      transform: preprocessing of its images.
+
+    Raises:
+      ValueError: a logit is not finite.
+    """
+    images = golden_images(transform)
+    logits = _logits(network, transform, images)
+    if not np.isfinite(logits).all():
+        exits = ", ".join(str(e + 1) for e in np.flatnonzero(~np.isfinite(logits).all((1, 2))))
+        raise InputError(
+            f"the logits of exit {exits} are not finite for a synthetic image; the network diverged"
+        )
+    arrays = {f"image_{i}": image for i, image in enumerate(images)}
+    np.savez_compressed(path, logits=logits, **arrays)
+
+
+def check_golden(
+    path: Path, network: StagedNetwork, transform: EvaluationTransform, dtype: str
+) -> None:
+    """Checks that a loaded network computes the logits of the writer.
+
+    Args:
+      path: written by `write_golden`.
+      network: loaded from the same folder.
+      transform: loaded from the same folder.
+      dtype: in which the network computes; it sets the tolerance.
+
+    Raises:
+      ValueError: logits differ by more than the tolerance. The message names the exits.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        expected = file["logits"]
+        images = [file[f"image_{i}"] for i in range(expected.shape[1])]
+    found = _logits(network, transform, images)
+    if found.shape != expected.shape:
+        raise InputError(f"{path}: logits have shape {expected.shape}; expected {found.shape}")
+    range_ = expected.max(axis=(1, 2)) - expected.min(axis=(1, 2))
+    difference = np.abs(found - expected).max(axis=(1, 2)) / np.maximum(range_, 1e-6)
+    wrong = np.flatnonzero(~(difference <= TOLERANCES[dtype]))  # also NaN
+    if len(wrong):
+        named = ", ".join(f"exit {e + 1} by {difference[e]:.1%}" for e in wrong)
+        raise InputError(
+            f"{path}: the logits of the golden images differ from the writer's: {named} of their "
+            f"range; expected at most {TOLERANCES[dtype]:.0%}. The preprocessing, the weights or "
+            "the compiler of this machine is wrong; export the network again, or skip the check "
+            "with check_golden=False (--skip-golden-check)"
+        )
+
+
+def _logits(
+    network: StagedNetwork, transform: EvaluationTransform, images: Sequence[np.ndarray]
+) -> Float32[np.ndarray, "E N K"]:
+    pixels = np.stack([transform.apply(image) for image in images])
+    compute = jax.jit(network.logits, compiler_options=COMPILER_OPTIONS)
+    logits: Float[jax.Array, "E N K"] = compute(network.weights, pixels)
+    return np.asarray(logits, np.float32)
