@@ -1,12 +1,12 @@
 """Cases that the step benchmarks time, and the inputs and constants that all of them share."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from configs import cifar10, imagenet
+from imta_jax.config import RunConfig
 from imta_jax.data import DatasetInfo
 from imta_jax.models import resolve_model_config
 
@@ -52,16 +52,16 @@ class Case:
         return f"{self.network}, {self.batch_size}, {self.precision}"
 
 
-def case_config(network: str) -> Mapping[str, Any]:
+def case_config(network: str) -> RunConfig:
     """The config that trains a network preset with the paper's method."""
     config = (imagenet if network.startswith("imagenet") else cifar10).get_config()
     config.model.preset = network
-    return config.to_dict()
+    return RunConfig.from_mapping(config)
 
 
 def model_fields(network: str) -> dict[str, Any]:
     """All `config.model` fields of a network preset, as `plan_network` takes them."""
-    return resolve_model_config(case_config(network)["model"])
+    return resolve_model_config(case_config(network).model)
 
 
 def draw_batches(case: Case) -> tuple[np.ndarray, np.ndarray]:

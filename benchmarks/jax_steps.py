@@ -1,5 +1,6 @@
 """Our training steps and forward pass, compiled as in training, for the step benchmarks."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,6 @@ from benchmarks.cases import (
     draw_batches,
     pixel_statistics,
 )
-from imta_jax.config import RunConfig
 from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit
 from imta_jax.distributed import data_mesh, place_batch, place_indices, replicate_host
 from imta_jax.models import inference_logits
@@ -47,9 +47,11 @@ class JaxSteps:
         self.case, self.on_device, self.mesh = case, on_device, data_mesh(jax.devices()[:1])
         config, info = cases.case_config(case.network), case.dataset_info
         dtype = "bfloat16" if case.precision == "bfloat16" else "float32"
-        for phase, more in (("phase_one", fields), ("phase_two", {})):
-            config[phase] = {**config[phase], "compute_dtype": dtype, **more}
-        self.config = RunConfig.from_mapping(config)
+        self.config = dataclasses.replace(
+            config,
+            phase_one=dataclasses.replace(config.phase_one, compute_dtype=dtype, **fields),
+            phase_two=dataclasses.replace(config.phase_two, compute_dtype=dtype),
+        )
         self.classifier = new_phase_one(self.config, info)
         self.classifier.compute_dtype = jnp.dtype(dtype)
         self.weights: Arrays = {

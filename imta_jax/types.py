@@ -4,10 +4,14 @@ Axis letters in comments and docstrings: E exits (always the first axis), N exam
 split, H W C image height, width and channels, K classes, S scales, B budgets.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
+
+# One number per image channel, such as the mean or standard deviation of the pixels.
+PerChannel = Sequence[float] | np.ndarray
 
 
 class Batch(NamedTuple):

@@ -7,6 +7,7 @@ import tiny_run
 
 from benchmarks import cases, operations
 from benchmarks.operations import Origin, Program, kind_of, own_times
+from imta_jax.config import RunConfig
 from imta_jax.nn.convolution import convolve
 from imta_jax.nn.cpu.channels_first import convolve_channels_first
 
@@ -48,7 +49,7 @@ def test_other_operations_are_named_by_their_op_name(name, kind):
 
 
 def test_times_by_kind_add_up_to_the_step(monkeypatch):
-    config = tiny_run.tiny_config("unused.npz").to_dict()
+    config = RunConfig.from_mapping(tiny_run.tiny_config("unused.npz"))
     monkeypatch.setattr(cases, "case_config", lambda network: config)
     result = operations.run({"network": "cifar_5_exits", "batch_size": 2, "steps": 2})
     for phase in operations.KINDS:

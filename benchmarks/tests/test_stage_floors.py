@@ -12,6 +12,7 @@ from flax import nnx
 
 from benchmarks import cases, stage_floors
 from benchmarks.stage_floors import Stage
+from imta_jax.config import RunConfig
 from imta_jax.evaluation import exit_costs
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.training.phases import new_phase_one
@@ -21,7 +22,7 @@ IMAGES = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
 
 @pytest.fixture(scope="module")
 def classifier():
-    return new_phase_one(tiny_run.tiny_config("unused.npz").to_dict(), tiny_run.INFO)
+    return new_phase_one(RunConfig.from_mapping(tiny_run.tiny_config("unused.npz")), tiny_run.INFO)
 
 
 def stages(classifier, layout):
@@ -65,9 +66,8 @@ def test_the_script_writes_rates_stages_and_full_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(stage_floors, "QUICK", network)
     monkeypatch.setattr(stage_floors, "MATRIX", 16)
     monkeypatch.setattr(stage_floors, "ARRAY", 64)
-    monkeypatch.setattr(
-        cases, "case_config", lambda network: tiny_run.tiny_config("unused.npz").to_dict()
-    )
+    config = RunConfig.from_mapping(tiny_run.tiny_config("unused.npz"))
+    monkeypatch.setattr(cases, "case_config", lambda network: config)
     monkeypatch.setattr(sys, "argv", ["stage_floors.py", f"--out={out}", "--quick"])
     stage_floors.main()
     rows = json.loads(out.read_text())["rows"]

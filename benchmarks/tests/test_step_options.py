@@ -1,18 +1,22 @@
 """The options of the step benchmark compute the same step as training."""
 
+import dataclasses
+
 import golden
 import pytest
 
 from benchmarks import cases, step_options
 from benchmarks.cases import Case
+from imta_jax.config import ModelConfig
 
 
 @pytest.fixture(scope="module")
 def result():
     settings = cases.case_config("cifar_5_exits")
-    tiny = {"model": settings["model"] | golden.TINY | {"preset": "", "backbone": "msdnet"}}
+    model = ModelConfig(backbone="msdnet", **golden.TINY)
+    tiny = dataclasses.replace(settings, model=model)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cases, "case_config", lambda network: {**settings, **tiny})
+        patch.setattr(cases, "case_config", lambda network: tiny)
         size = {"network": "tiny", "batch_size": 64, "rounds": 2, "steps": 2}
         yield step_options.run(size)
 

@@ -1,5 +1,6 @@
 """The arithmetic of the train-step benchmark; its contenders compute the same numbers."""
 
+import dataclasses
 import re
 import sys
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 
 from benchmarks import cases, first_step, jax_steps, step_contenders, train_step
 from benchmarks.cases import Case
+from imta_jax.config import ModelConfig
 from imta_jax.models import resolve_model_config
 
 OURS, EAGER, COMPILED = ("ours", "batches"), ("pytorch", "eager"), ("pytorch", "compiled")
@@ -156,11 +158,12 @@ def test_seconds_to_line_stops_at_the_line():
 
 def test_batches_and_on_device_images_give_the_same_losses(monkeypatch):
     settings = cases.case_config("cifar_5_exits")
-    tiny = {"model": settings["model"] | golden.TINY | {"preset": "", "backbone": "msdnet"}}
-    monkeypatch.setattr(cases, "case_config", lambda network: {**settings, **tiny})
+    model = ModelConfig(backbone="msdnet", **golden.TINY)
+    tiny = dataclasses.replace(settings, model=model)
+    monkeypatch.setattr(cases, "case_config", lambda network: tiny)
     case = Case("tiny", 4)
     batches, on_device = (jax_steps.JaxSteps(case, on_device=how) for how in (False, True))
-    assert cases.model_fields("tiny") == resolve_model_config(tiny["model"])
+    assert cases.model_fields("tiny") == resolve_model_config(model)
     assert all((batches.weights[n] == on_device.weights[n]).all() for n in batches.weights)
     np.testing.assert_allclose(batches.phase_one(2), on_device.phase_one(2), rtol=1e-4)
     assert len(batches.forward(1)) == golden.TINY["num_exits"]

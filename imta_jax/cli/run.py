@@ -41,11 +41,13 @@ _log = logging.getLogger(__name__)
 MODES = ("all", "doctor", "data", "phase_one", "phase_two", "evaluate", "time", "report")
 
 
-def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str = "all") -> None:
+def run(
+    config: RunConfig | ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str = "all"
+) -> None:
     """Does the unfinished steps of a run; call it again to resume after an interruption.
 
     Args:
-      config: all fields of `configs/common.py`, as a ConfigDict or as nested mappings.
+      config: the settings; a ConfigDict or nested mappings (`configs/common.py`) are parsed.
       workdir: local folder of the run; created if it does not exist. `~` is the home folder.
       mode: "all", or one of `MODES`. "phase_one", "phase_two" and "evaluate" are skipped if they
         are finished. "report" always writes the report. "time" measures the milliseconds per exit
@@ -62,7 +64,7 @@ def run(config: ConfigDict | Mapping[str, Any], workdir: str | Path, mode: str =
     workdir = local_folder("--workdir", workdir)
     if mode not in MODES:
         raise unknown_name("mode", mode, (*MODES, "study"))
-    if "arms" in config:
+    if not isinstance(config, RunConfig) and "arms" in config:
         raise InputError("this is the config of a study: add --mode=study")
     parsed = RunConfig.from_mapping(config)
     if mode == "doctor":

@@ -35,6 +35,7 @@ from imta_jax.inference.engine.profile import StageProfile, estimated_profile
 from imta_jax.inference.engine.profiling import cached_profile, load_or_measure_profile
 from imta_jax.inference.engine.programs import COMPILER_OPTIONS, Programs, Segment
 from imta_jax.inference.engine.staged import StagedNetwork
+from imta_jax.types import PerChannel
 
 if TYPE_CHECKING:
     from imta_jax.models import MultiExitClassifier
@@ -94,8 +95,8 @@ class AdaptiveClassifier:
         network: "MultiExitClassifier | StagedNetwork",
         thresholds: Sequence[float] | np.ndarray,
         *,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: PerChannel | None = None,
+        std: PerChannel | None = None,
         max_batch_size: int = 256,
         batch_sizes: Sequence[int] | None = None,
         num_workers: int | None = None,

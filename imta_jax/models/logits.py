@@ -15,6 +15,7 @@ from imta_jax.models.classifier import MultiExitClassifier
 from imta_jax.models.optimize import optimize_classifier, supports_layout
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.pixels import normalize
+from imta_jax.types import PerChannel
 
 
 class _CPUPlan(NamedTuple):
@@ -44,8 +45,8 @@ def inference_logits(
     states: Sequence[nnx.State],
     images: np.ndarray | jax.Array,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: PerChannel,
+    std: PerChannel,
     mesh: Mesh,
 ) -> Float[Array, "E N K"]:
     """Runs a classifier in inference mode; call it under `jax.jit`.

@@ -1,17 +1,16 @@
 """Pixel normalization, from uint8 images to the floats that networks read."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from imta_jax.errors import InputError
+from imta_jax.types import PerChannel
 
 
 def normalize(
-    images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]
+    images: jax.Array | np.ndarray, mean: PerChannel, std: PerChannel
 ) -> Float[Array, "N H W C"]:
     """Returns (pixel / 255 - mean) / std; runs on the device, inside the step.
 

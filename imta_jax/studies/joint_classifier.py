@@ -56,26 +56,25 @@ class JointClassifier(MultiExitClassifier):
         )
         super().__init__(
             first.backbone,
-            stacked,
+            first.heads,
             num_classes=first.num_classes,
             image_shape=first.image_shape,
             phase_one_heads=first.phase_one_heads,
         )
+        self.heads: Any = stacked
 
     def logits(self, features: tuple[jax.Array, ...]) -> jax.Array:
         """Logits [V * E, N, K] in float32 from the features of all exits."""
-        groups: Any = self.heads
-        stacked = jnp.concatenate([heads(features) for heads in groups])
+        stacked = jnp.concatenate([heads(features) for heads in self.heads])
         in_order = stacked[jnp.array(self.order)]
         return in_order.reshape(-1, *in_order.shape[2:]).astype(jnp.float32)
 
     def variant(self, index: int) -> MultiExitClassifier:
         """One variant as an ordinary phase-II classifier on the shared backbone."""
-        groups: Any = self.heads
         group, place = self.places[index]
         return MultiExitClassifier(
             self.backbone,
-            groups[group].variant(place),
+            self.heads[group].variant(place),
             num_classes=self.num_classes,
             image_shape=self.image_shape,
             phase_one_heads=self.phase_one_heads,

@@ -130,6 +130,12 @@ def test_backbone_other_than_msdnet_is_refused(tiny):
     class Other(nnx.Module):
         num_exits, feature_widths = 1, (4,)
 
+        def stem(self, images): ...
+
+        def stage(self, i, state): ...
+
+        def exit_features(self, i, state): ...
+
     other = MultiExitClassifier(Other(), tiny.heads, num_classes=10, image_shape=(32, 32, 3))
     with pytest.raises(ValueError, match="found Other"):
         published_slots(other)

@@ -18,6 +18,7 @@ from imta_jax.evaluation import exit_costs
 from imta_jax.inference.engine.staged import StagedNetwork, StageState, Weights
 from imta_jax.models import MultiExitClassifier, optimize_classifier
 from imta_jax.nn.pixels import normalize
+from imta_jax.types import PerChannel
 
 # Types in which the backbone can compute.
 DTYPES = ("float32", "bfloat16")
@@ -26,8 +27,8 @@ DTYPES = ("float32", "bfloat16")
 def staged_classifier(
     classifier: MultiExitClassifier,
     *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: PerChannel | None = None,
+    std: PerChannel | None = None,
     dtype: Any = jnp.float32,
     transform: EvaluationTransform | None = None,
 ) -> StagedNetwork:
@@ -84,8 +85,8 @@ def staged_classifier(
 def _check_transform(
     transform: EvaluationTransform,
     classifier: MultiExitClassifier,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    mean: PerChannel | None,
+    std: PerChannel | None,
 ) -> EvaluationTransform:
     """The transform with the given mean and std, if its image shape is the classifier's."""
     if transform.image_shape != tuple(classifier.image_shape):

@@ -25,6 +25,7 @@ from imta_jax.inference.export.manifest import point_to_manifest
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.environment import package_versions
 from imta_jax.runtime.files import write_json
+from imta_jax.types import PerChannel
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
@@ -36,8 +37,8 @@ def export_classifier(
     *,
     points: Sequence[OperatingPoint],
     class_names: Sequence[str],
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: PerChannel,
+    std: PerChannel,
     preprocessing: Preprocessing | EvaluationTransform,
     platforms: Sequence[str] = DEFAULT_PLATFORMS,
     dtype: str = "float32",
@@ -159,8 +160,8 @@ def _describe_network(
 def _transform(
     preprocessing: Preprocessing | EvaluationTransform,
     image_shape: tuple[int, int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: PerChannel,
+    std: PerChannel,
 ) -> EvaluationTransform:
     """The transform with a mean and std, after a check that JSON can store it."""
     if isinstance(preprocessing, EvaluationTransform):
@@ -194,8 +195,8 @@ def _check_arguments(
     classifier: MultiExitClassifier,
     points: Sequence[OperatingPoint],
     class_names: Sequence[str],
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: PerChannel,
+    std: PerChannel,
 ) -> None:
     """Checks the lengths of the arguments against the classifier."""
     exits, channels = classifier.num_exits, classifier.image_shape[2]
