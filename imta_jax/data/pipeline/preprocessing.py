@@ -14,6 +14,7 @@ from imta_jax.config import DataConfig
 from imta_jax.data.padding import padding_to
 from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform, central_windows
 from imta_jax.errors import InputError
+from imta_jax.types import PerChannel
 
 _ATTEMPTS = 10
 _EXAMPLES_PER_CHUNK = 1 << 16  # limits the memory of random words
@@ -76,7 +77,7 @@ class PaddedCrop:
         return np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.float32)
 
     def evaluation_transform(
-        self, image_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+        self, image_shape: tuple[int, int, int], mean: PerChannel, std: PerChannel
     ) -> EvaluationTransform:
         """The description of the evaluation images; see `EvaluationTransform` for the arguments."""
         size = image_shape[:2]
@@ -172,7 +173,7 @@ class RandomAreaCrop:
         return central_windows(sizes, self.resize, (self.size, self.size))
 
     def evaluation_transform(
-        self, image_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+        self, image_shape: tuple[int, int, int], mean: PerChannel, std: PerChannel
     ) -> EvaluationTransform:
         """The description of the evaluation images; see `EvaluationTransform` for the arguments."""
         return EvaluationTransform(image_shape, tuple(mean), tuple(std), resize=self.resize)
