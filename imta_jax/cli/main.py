@@ -14,6 +14,13 @@ from ml_collections import config_flags
 
 from imta_jax.runtime.command_line import exit_with_error, parse_flags
 from imta_jax.runtime.huge_pages import restart_with_huge_pages
+from imta_jax.runtime.preemption import (
+    EXIT_CODE,
+    Interrupted,
+    hold_signals,
+    install_signal_handlers,
+    processes_have_joined,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file or FILE:PRESET, for example configs/cifar100.py:published."
@@ -41,7 +48,9 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process, from
 
 def start() -> None:
     """Parses the command line and runs `main`; the process exits at the end."""
+    hold_signals()
     restart_with_huge_pages()
+    install_signal_handlers()
     flags.mark_flag_as_required("config")
     for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # --help lists these
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -51,13 +60,11 @@ def start() -> None:
 def main(argv: list[str]) -> None:
     """Runs the unfinished steps of a run, or the mode that `--mode` names."""
     from imta_jax.cli.run import run
-    from imta_jax.training import EXIT_CODE, Interrupted, install_sigterm_handler
 
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
         _set_up_process()
-        install_sigterm_handler()
         if _MODE.value == "study":
             from imta_jax.studies import run_study
 
@@ -78,6 +85,7 @@ def _set_up_process() -> None:
     from imta_jax.distributed import is_first_process, join_processes
 
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    processes_have_joined(jax.process_count())
 
     # Orbax logs every step of a save, and errors that are raised as exceptions too.
     absl_logging.set_verbosity(absl_logging.FATAL)

@@ -2,7 +2,7 @@
 
 from imta_jax.config import PHASES
 from imta_jax.runtime.executable_cache import prefetch_executable
-from imta_jax.runtime.preemption import EXIT_CODE, Interrupted, install_sigterm_handler
+from imta_jax.runtime.preemption import EXIT_CODE, Interrupted
 from imta_jax.training.callbacks import Callback, NonFiniteLossError, Progress
 from imta_jax.training.checkpoint_reading import check_which, read_meta, restore_model
 from imta_jax.training.checkpoints import AnotherNetworkError
@@ -36,7 +36,6 @@ __all__ = [
     "check_which",
     "evaluation_batch_size",
     "executable_label",
-    "install_sigterm_handler",
     "last_phase",
     "load_classifier",
     "mesh_of",
