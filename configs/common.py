@@ -85,7 +85,7 @@ def data(source, validation_examples):
     images.test_examples = 0
     # Seed that selects the held-out images.
     images.validation_seed = 0
-    # Fraction (0 to 1) of a split's images that may be skipped because they do not decode.
+    # Fraction (0 to 1) of a split's images that may be left out because they do not decode.
     images.max_undecodable = 0.01
     # Folder that caches the index of encoded images; "" disables the cache.
     images.index_dir = "~/.cache/imta_jax/index"
@@ -101,6 +101,8 @@ def data(source, validation_examples):
     images.min_area = 0.08
     # Whether training images are flipped horizontally with probability 1/2.
     images.flip = True
+    # EXIF orientation of image files: "ignore" (stored pixels) or "apply" (rotate and mirror them).
+    images.exif_orientation = "ignore"
     # Input pipeline: "device" (images in device memory), "tf_data", "numpy", or "auto" (the device
     # if the images fit, else NumPy for arrays and tf.data for encoded images).
     images.pipeline = "auto"

@@ -39,6 +39,8 @@ class DataConfig(Section):
       resize: random_area_crop: pixels of the shorter side before the central evaluation crop.
       min_area: random_area_crop: smallest fraction of the image's area in a training crop.
       flip: Whether training images are mirrored horizontally with probability 1/2.
+      exif_orientation: "ignore" uses the stored pixels of image files; "apply" rotates and mirrors
+        them as their EXIF orientation says.
       pipeline: Producer of the batches: "device", "tf_data", "numpy" or "auto".
       device_memory_share: Fraction of device memory that on-device images may use under "auto".
       steps_per_dispatch: Training steps per dispatch for on-device data; 0 chooses automatically.
@@ -66,6 +68,7 @@ class DataConfig(Section):
     resize: int = number(256, at_least=1)
     min_area: float = number(0.08, above=0, at_most=1)
     flip: bool = True
+    exif_orientation: Literal["ignore", "apply"] = "ignore"
     pipeline: Literal["auto", "device", "tf_data", "numpy"] = "auto"
     device_memory_share: float = number(0.25, at_least=0, at_most=1)
     steps_per_dispatch: int = number(0, at_least=0)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imta_jax.data.channel_statistics import ChannelStatistics
+from imta_jax.data.findings import MisplacedImages, SplitFindings
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.errors import InputError
 
@@ -25,12 +26,16 @@ class SourceSplit(NamedTuple):
     Attributes:
       images: uint8 [N, H, W, C] or [N, H, W] with C = 1 or 3, or N encoded images.
       labels: integers [N], class of each image, from 0.
-      skipped: number of images that do not decode and are not among the N.
+      skipped: number of images that were left out and are not among the N.
+      digests: int64 [N], hashes of the images' files; None to hash the pixels of arrays.
+      findings: what else was found in the split.
     """
 
     images: Images
     labels: np.ndarray
     skipped: int = 0
+    digests: np.ndarray | None = None
+    findings: SplitFindings = SplitFindings()
 
 
 class SourceData(NamedTuple):
@@ -42,12 +47,14 @@ class SourceData(NamedTuple):
         the same H, W, C, or all encoded.
       class_names: one name per class; None if the source has none.
       statistics: published channel statistics; None to compute them.
+      misplaced: images that are not read because of where they are.
     """
 
     name: str
     splits: dict[str, SourceSplit]
     class_names: tuple[str, ...] | None = None
     statistics: ChannelStatistics | None = None
+    misplaced: tuple[MisplacedImages, ...] = ()
 
 
 def validate_source(source: SourceData) -> SourceData:

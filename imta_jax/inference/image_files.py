@@ -1,6 +1,7 @@
 """Reads image files with Pillow, preprocessed as in evaluation.
 
-Transparency is dropped. `EvaluationTransform` describes the other steps.
+Files that training would leave out are refused for the same reason. `EvaluationTransform` describes
+the steps after decoding.
 """
 
 from collections.abc import Iterable
@@ -9,12 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
-from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
+from imta_jax.data.decoding.exif import apply_orientation, displayed_sizes, stored_windows
+from imta_jax.data.decoding.header import SUFFIXES, read_header
+from imta_jax.data.decoding.pillow_decoder import decode_image
+from imta_jax.data.decoding.refusal import Refusal, RefusedImageError
+from imta_jax.data.pipeline.evaluation_transform import (
+    EvaluationTransform,
+    central_windows,
+    resize_window,
+)
 from imta_jax.errors import InputError, MissingFileError
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
 
 class DecodedImage(NamedTuple):
@@ -22,7 +28,7 @@ class DecodedImage(NamedTuple):
 
     Attributes:
       pixels: the network's input.
-      size: (height, width) of the image in the file.
+      size: (height, width) of the image in the file, after its EXIF orientation if that is applied.
     """
 
     pixels: UInt8[np.ndarray, "H W C"]
@@ -32,6 +38,8 @@ class DecodedImage(NamedTuple):
 def find_image_files(paths: Iterable[str | Path]) -> list[Path]:
     """Lists the given files, and the files with an image suffix in the given folders, in order.
 
+    Hidden files and folders in the given folders are ignored, as in training.
+
     Raises:
       FileNotFoundError: a path does not exist.
       ValueError: a folder without image files.
@@ -40,7 +48,11 @@ def find_image_files(paths: Iterable[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if path.is_dir():
             inside = sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+                p
+                for p in path.rglob("*")
+                if p.name.lower().endswith(SUFFIXES)
+                and not any(part.startswith(".") for part in p.relative_to(path).parts)
+                and p.is_file()
             )
             if not inside:
                 raise InputError(
@@ -58,35 +70,48 @@ def read_image(path: str | Path, transform: EvaluationTransform) -> DecodedImage
     """Decodes and preprocesses an image file.
 
     Args:
-      path: of any format that Pillow reads. Of several frames, the first is read.
+      path: a JPEG or PNG that `imta_jax.data.decoding` accepts.
       transform: of an export. Its network takes 1 channel (luminance) or 3 (RGB).
 
     Raises:
-      ValueError: the file does not decode, or the image has a size that evaluation did not have.
+      ValueError: training would leave the file out, or the image has a size that evaluation did not
+        have.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            if transform.exif_orientation == "apply":
-                image = ImageOps.exif_transpose(image)
-            decoded = _convert(image, transform.image_shape[2])
-    except Exception as error:  # on a damaged file, decoders raise exceptions of many types
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise InputError(f"{path}: not decoded ({reason})") from error
-    size = (decoded.height, decoded.width)
-    pixels = np.asarray(decoded).reshape(*size, transform.image_shape[2])
+        contents = _contents(Path(path))
+        pixels = decode_image(contents, channels=transform.image_shape[2])
+    except RefusedImageError as error:
+        raise InputError(f"{path}: not decoded ({error})") from error
+    applies_exif = transform.exif_orientation == "apply"
+    orientation = read_header(contents).orientation if applies_exif else 1
+    (size,) = displayed_sizes(np.array([pixels.shape[:2]]), np.array([orientation])).tolist()
     try:
-        return DecodedImage(transform.apply(pixels), size)
+        return DecodedImage(_transformed(pixels, orientation, transform), tuple(size))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _convert(image: Image.Image, channels: int) -> Image.Image:
-    """Converts to 8-bit RGB or luminance."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise InputError(f"pixels of mode {image.mode!r} have 32 bits; expected 8 or 16")
-    if "transparency" in image.info or image.mode in ("PA", "La", "RGBa"):
-        image = image.convert("RGBA")
-    return image.convert("L" if channels == 1 else "RGB")
+def _contents(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # reading a pipe could block
+        raise RefusedImageError(Refusal.NOT_A_FILE)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RefusedImageError(Refusal.UNREADABLE) from error
+
+
+def _transformed(
+    pixels: UInt8[np.ndarray, "h w C"], orientation: int, transform: EvaluationTransform
+) -> UInt8[np.ndarray, "H W C"]:
+    """Applies the orientation and the transform, with the same rounding as evaluation."""
+    if orientation == 1:
+        return transform.apply(pixels)
+    if transform.resize is None:
+        return transform.apply(np.ascontiguousarray(apply_orientation(pixels, orientation)))
+    # Evaluation resizes the stored pixels and then applies the orientation.
+    orientations, target = np.array([orientation]), transform.image_shape[:2]
+    sizes = displayed_sizes(np.array([pixels.shape[:2]]), orientations)
+    window = stored_windows(central_windows(sizes, transform.resize, target), sizes, orientations)
+    height, width = displayed_sizes(np.array([target]), orientations)[0].tolist()
+    resized = resize_window(pixels, window[0], (height, width))
+    return np.ascontiguousarray(apply_orientation(resized, orientation))

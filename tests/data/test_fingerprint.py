@@ -31,6 +31,7 @@ def encoded(paths):
         offset=np.full(count, WHOLE_FILE, np.int64),
         sizes=np.full((count, 2), 8, np.int32),
         is_jpeg=np.ones(count, bool),
+        orientation=np.ones(count, np.uint8),
     )
 
 

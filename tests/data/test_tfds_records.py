@@ -206,12 +206,12 @@ def test_undecodable_records_are_skipped_and_later_ones_are_read(tmp_path, caplo
     for i, contents in bad.items():
         examples["train"][i]["image"] = contents
     prepare(tmp_path, examples)
-    with pytest.raises(ValueError, match=r"4 of 20 images of tf_flowers train do not decode"):
+    with pytest.raises(ValueError, match=r"4 of 20 images of tf_flowers train cannot be used"):
         read(tmp_path)
     source = read(tmp_path, max_undecodable=0.2)
     assert source.splits["train"].skipped == 4 and source.splits["test"].skipped == 0
     check(source.splits["train"], [e for i, e in enumerate(examples["train"]) if i not in bad])
-    assert "4 of 20 images of tf_flowers train do not decode" in caplog.text
+    assert "4 of 20 images of tf_flowers train cannot be used" in caplog.text
     assert caplog.text.count("tf_flowers-train.tfrecord-0000") >= 4
     assert "record at byte " in caplog.text
 
@@ -254,8 +254,8 @@ def test_records_of_one_size_can_become_arrays(tmp_path):
 
 
 def test_second_load_reads_no_record_and_returns_the_same(prepared, tmp_path, monkeypatch):
-    seen, collect = [], indexing._collect
-    monkeypatch.setattr(indexing, "_collect", lambda *args: (seen.append(args), collect(*args))[1])
+    seen, collect = [], indexing.collect
+    monkeypatch.setattr(indexing, "collect", lambda *args: (seen.append(args), collect(*args))[1])
     first, second = (read(prepared[0], index_dir=str(tmp_path)) for _ in range(2))
     assert len(seen) == 3
     for name, split in first.splits.items():

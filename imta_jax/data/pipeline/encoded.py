@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from imta_jax.data.decoding.exif import displayed_sizes
+
 WHOLE_FILE = -1
 
 
@@ -20,8 +22,9 @@ class EncodedImages:
       files: bytes [F], paths.
       file_id: int32 [N], file of each image.
       offset: int64 [N], first byte of the image's record in its file; -1 if the file is the image.
-      sizes: int32 [N, 2], height and width in pixels.
-      is_jpeg: bool [N]; the other images are PNG, GIF or BMP.
+      sizes: int32 [N, 2], height and width in pixels, after `orientation` is applied.
+      is_jpeg: bool [N]; the other images are PNG.
+      orientation: uint8 [N], the EXIF orientation to apply to stored pixels; 1 applies none.
       feature: key of the image in a record; "" for image files.
     """
 
@@ -30,6 +33,7 @@ class EncodedImages:
     offset: np.ndarray
     sizes: np.ndarray
     is_jpeg: np.ndarray
+    orientation: np.ndarray
     feature: str = ""
 
     def __len__(self) -> int:
@@ -43,8 +47,14 @@ class EncodedImages:
             self.offset[chosen],
             self.sizes[chosen],
             self.is_jpeg[chosen],
+            self.orientation[chosen],
             self.feature,
         )
+
+    @property
+    def stored_sizes(self) -> np.ndarray:
+        """int32 [N, 2], height and width of the stored pixels."""
+        return displayed_sizes(self.sizes, self.orientation)
 
     def name(self, index: int | np.integer) -> str:
         """The location of an image, for messages."""

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from imta_jax.data.decoding.exif import displayed_sizes, stored_windows
 from imta_jax.data.pipeline.batch_indices import BatchIndices
 from imta_jax.data.pipeline.collate import DecodeGroups
 from imta_jax.data.pipeline.encoded import EncodedImages
@@ -44,6 +45,8 @@ class DecodePlan(NamedTuple):
         `_RATIOS`.
       margin: int32 [R], decoded columns before the window.
       width: int32 [R], decoded columns of the window.
+      orientation: uint8 [R], the EXIF orientation to apply afterwards; `window` and `cut` are in
+        stored pixels.
     """
 
     index: np.ndarray
@@ -52,6 +55,7 @@ class DecodePlan(NamedTuple):
     kind: np.ndarray
     margin: np.ndarray
     width: np.ndarray
+    orientation: np.ndarray
 
 
 def plan_decoding(
@@ -62,7 +66,12 @@ def plan_decoding(
     is_encoded = isinstance(images, EncodedImages)
     sizes = images.sizes[index] if is_encoded else np.array([images.shape[1:3]])
     sizes = np.broadcast_to(sizes, (len(index), 2))
-    part = _whole_pixels(indices.window, sizes, size, exact)
+    window, orientation = indices.window, np.ones(len(index), np.uint8)
+    if is_encoded and (images.orientation != 1).any():
+        orientation = images.orientation[index]
+        window = stored_windows(window, sizes, orientation)
+        sizes = displayed_sizes(sizes, orientation)
+    part = _whole_pixels(window, sizes, size, exact)
     kind = np.zeros(len(index), np.int32)
     if is_encoded:
         kind = np.where(images.is_jpeg[index], _jpeg_kind(part, size, exact), kind)
@@ -78,7 +87,7 @@ def plan_decoding(
     cut = np.concatenate([first, last - first], axis=1)
     resized = (kind == 0) | exact  # resized in TensorFlow's graph, which drops the extra columns
     margin, width = np.where(resized, 0, before), np.where(resized, size, width)
-    return DecodePlan(index, indices.window, cut, kind, margin, width)
+    return DecodePlan(index, window, cut, kind, margin, width, orientation)
 
 
 def _whole_pixels(window: np.ndarray, sizes: np.ndarray, size: int, exact: bool) -> np.ndarray:
@@ -231,17 +240,17 @@ def _decode_cut(encoded: bool, kind: int, source: "tf.Tensor", cut: "tf.Tensor")
         )
     whole = source
     if encoded:
-        whole = tf.io.decode_image(source, channels=3, expand_animations=False)
+        whole = tf.io.decode_png(source, channels=3)
     return whole[cut[0] : cut[0] + cut[2], cut[1] : cut[1] + cut[3]]
 
 
 def decode_whole_image(contents: "tf.Tensor") -> "tf.Tensor":
-    """Decodes a JPEG, PNG, GIF (its first frame) or BMP to uint8 [H, W, 3]."""
+    """Decodes a JPEG or PNG to uint8 [H, W, 3], without its EXIF orientation."""
     tf = import_tensorflow()
     return tf.cond(
         tf.io.is_jpeg(contents),
         lambda: tf.io.decode_jpeg(contents, channels=3, dct_method=_DCT),
-        lambda: tf.io.decode_image(contents, channels=3, expand_animations=False),
+        lambda: tf.io.decode_png(contents, channels=3),
     )
 
 
@@ -251,7 +260,7 @@ def find_damaged(images: EncodedImages, index: np.ndarray) -> list[str]:
     for i in np.unique(index):
         try:
             pixels = decode_whole_image(contents_of(tf.constant([i]))[0])
-            if tuple(pixels.shape[:2]) == tuple(images.sizes[i]):
+            if tuple(pixels.shape[:2]) == tuple(images.stored_sizes[i]):
                 continue
         except tf.errors.OpError:
             pass

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from imta_jax.config import DataConfig
+from imta_jax.data.decoding.exif import apply_orientation
 from imta_jax.data.pipeline.batch_indices import BatchIndices
 from imta_jax.data.pipeline.collate import (
     DecodeGroups,
@@ -142,7 +143,15 @@ def _decoded(
         places = groups.places[number]
         first = plan.margin[places]
         columns = zip(pixels, first, first + plan.width[places], strict=True)
-        yield places, [image[:, start:end] for image, start, end in columns]
+        cut = (image[:, start:end] for image, start, end in columns)
+        oriented = zip(cut, plan.orientation[places].tolist(), strict=True)
+        yield places, [_oriented(image, orientation) for image, orientation in oriented]
+
+
+def _oriented(image: np.ndarray, orientation: int) -> np.ndarray:
+    if orientation == 1:
+        return image
+    return np.ascontiguousarray(apply_orientation(image, orientation))
 
 
 def _naming_damaged(
@@ -171,16 +180,21 @@ def decode_all(images: EncodedImages) -> np.ndarray:
     tf = import_tensorflow()
     contents_of = reader(images)
     height, width = images.sizes[0].tolist()
+    sizes = tf.constant(images.stored_sizes)
 
     def decode(i: "tf.Tensor") -> "tf.Tensor":
         image = decode_whole_image(contents_of(i[None])[0])
-        return tf.ensure_shape(image, [height, width, 3])
+        with tf.control_dependencies([tf.assert_equal(tf.shape(image)[:2], sizes[i])]):
+            return tf.ensure_shape(image, [None, None, 3])
 
     dataset = tf.data.Dataset.range(len(images))
     dataset = dataset.map(without_autograph(decode), num_parallel_calls=tf.data.AUTOTUNE)
     decoded, start = np.empty((len(images), height, width, 3), np.uint8), 0
+    # Stored images differ in size if only some of them are transposed.
+    same_size = bool((images.stored_sizes == images.sizes).all())
     with reading_errors():
-        for chunk in dataset.batch(_DECODED_PER_CHUNK).as_numpy_iterator():
-            decoded[start : start + len(chunk)] = chunk
+        for chunk in dataset.batch(_DECODED_PER_CHUNK if same_size else 1).as_numpy_iterator():
+            for i, image in enumerate(chunk, start):
+                decoded[i] = apply_orientation(image, images.orientation[i])
             start += len(chunk)
     return decoded

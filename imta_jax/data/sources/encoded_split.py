@@ -1,12 +1,17 @@
-"""From an index of encoded images to a split, without images that do not decode."""
+"""From an index of encoded images to a split, without the images that are refused."""
 
+import collections
+import dataclasses
 import logging
 import os
 
 import numpy as np
 
-from imta_jax.data.pipeline.encoded import EncodedImages
-from imta_jax.data.pipeline.indexing import Indexed
+from imta_jax.data.decoding.exif import displayed_sizes
+from imta_jax.data.decoding.refusal import Refusal
+from imta_jax.data.findings import SplitFindings
+from imta_jax.data.pipeline.encoded import WHOLE_FILE, EncodedImages
+from imta_jax.data.pipeline.stored_index import Indexed
 from imta_jax.data.pipeline.tf_pipeline import decode_all
 from imta_jax.data.source_validation import SourceSplit
 from imta_jax.data.sources.request import SourceRequest
@@ -17,51 +22,74 @@ _MAX_NAMED_IMAGES = 10
 
 
 def source_split(indexed: Indexed, request: SourceRequest, where: str) -> SourceSplit:
-    """Skips images that do not decode; decodes the others unless they are to stay encoded.
+    """Leaves out refused images; decodes the others unless they are to stay encoded.
 
     Args:
       indexed: all images of the split.
-      request: `encoded` and `max_undecodable` are used.
+      request: `encoded`, `max_undecodable` and `exif_orientation` are used.
       where: the split, for messages.
 
     Raises:
-      ValueError: No image, too many images that do not decode, or images of different sizes that
-        are to become an array.
+      ValueError: No image, too many images that are refused, or images of different sizes that are
+        to become an array.
     """
-    bad = np.flatnonzero(~indexed.decodable)
+    bad, good = np.flatnonzero(indexed.refusal), np.flatnonzero(indexed.refusal == Refusal.NONE)
+    named = tuple(_with_reason(indexed, i) for i in bad[:_MAX_NAMED_IMAGES].tolist())
     if len(bad):
-        _report_undecodable(indexed, bad, request.max_undecodable, where)
-    good = np.flatnonzero(indexed.decodable)
+        _report_refused(indexed, len(bad), named, request.max_undecodable, where)
     if len(good) == 0:
         raise InputError(f"{where} has 0 images, expected at least 1")
     images, labels = indexed.images[good], indexed.labels[good]
-    if request.encoded:
-        return SourceSplit(images, labels, len(bad))
-    _check_one_size(images, where)
-    return SourceSplit(decode_all(images), labels, len(bad))
+    reasons = collections.Counter(Refusal(code).reason for code in indexed.refusal[bad].tolist())
+    rotated = collections.Counter(images.orientation[images.orientation != 1].tolist())
+    findings = SplitFindings(dict(reasons.most_common()), named, dict(sorted(rotated.items())))
+    images = _oriented(images, request.exif_orientation, rotated.total(), where)
+    if not request.encoded:
+        _check_one_size(images, where)
+    pixels = images if request.encoded else decode_all(images)
+    return SourceSplit(pixels, labels, len(bad), indexed.digest[good], findings)
 
 
-def _report_undecodable(indexed: Indexed, bad: np.ndarray, limit: float, where: str) -> None:
-    """Raises a ValueError if more than a fraction `limit` of the images is bad, else warns."""
-    total = len(indexed.decodable)
-    names = [_with_reason(indexed.images.name(i)) for i in bad[:_MAX_NAMED_IMAGES]]
-    more = f" and {len(bad) - len(names)} more" if len(bad) > len(names) else ""
-    found = f"{len(bad)} of {total} images of {where} do not decode: {', '.join(names)}{more}"
-    if len(bad) > limit * total:
+def _oriented(images: EncodedImages, policy: str, rotated: int, where: str) -> EncodedImages:
+    """The images with the orientation that the decoders apply."""
+    if policy == "apply":
+        sizes = displayed_sizes(images.sizes, images.orientation)
+        return dataclasses.replace(images, sizes=sizes)
+    if rotated:
+        _log.warning(
+            "%d of %d images of %s have an EXIF orientation, which is ignored; to apply it, set"
+            " config.data.exif_orientation=apply",
+            rotated,
+            len(images),
+            where,
+        )
+    return dataclasses.replace(images, orientation=np.ones_like(images.orientation))
+
+
+def _report_refused(
+    indexed: Indexed, count: int, named: tuple[str, ...], limit: float, where: str
+) -> None:
+    """Raises a ValueError if more than a fraction `limit` of the images is refused, else warns."""
+    total = len(indexed.refusal)
+    more = f" and {count - len(named)} more" if count > len(named) else ""
+    found = f"{count} of {total} images of {where} cannot be used: {', '.join(named)}{more}"
+    stored = f"; the index of these images is {indexed.path}" if indexed.path else ""
+    if count > limit * total:
         raise InputError(
             f"{found}; config.data.max_undecodable is {limit:g}: replace or remove these images,"
-            " or raise it"
+            f" or raise it{stored}"
         )
-    _log.warning("%s; they are skipped", found)
+    _log.warning("%s; they are left out%s", found, stored)
 
 
-def _with_reason(name: str) -> str:
-    """The name of an image file, with the reason if it cannot even be opened."""
-    if not os.path.lexists(name):  # a record, or a file in a bucket
-        return name
-    if not os.path.isfile(name):
-        return f"{name} (a folder or a broken link)"
-    return name if os.access(name, os.R_OK) else f"{name} (no read permission)"
+def _with_reason(indexed: Indexed, index: int) -> str:
+    """The name of a refused image with the reason."""
+    name, refusal = indexed.images.name(index), Refusal(indexed.refusal[index])
+    reason = refusal.reason
+    is_local_file = indexed.images.offset[index] == WHOLE_FILE and os.path.isfile(name)
+    if refusal == Refusal.UNREADABLE and is_local_file and not os.access(name, os.R_OK):
+        reason = "no read permission"
+    return f"{name} ({reason})"
 
 
 def _check_one_size(images: EncodedImages, where: str) -> None:

@@ -1,26 +1,36 @@
 """A folder of images, ROOT/SPLIT/CLASS/*.jpg, with the same classes as TFDS's ImageFolder."""
 
-import collections
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from imta_jax.data.decoding.header import SUFFIXES
+from imta_jax.data.findings import MisplacedImages
 from imta_jax.data.pipeline.encoded import WHOLE_FILE, EncodedImages
-from imta_jax.data.pipeline.indexing import Indexed, index_files
+from imta_jax.data.pipeline.indexing import IndexOptions, index_files
+from imta_jax.data.pipeline.stored_index import Indexed
 from imta_jax.data.source_validation import SourceData
 from imta_jax.data.sources.encoded_split import source_split
+from imta_jax.data.sources.folder_layout import (
+    Listing,
+    class_listings,
+    layout_hint,
+    list_folder,
+    misplaced_images,
+    nested_root,
+    warn_of_other_files,
+)
 from imta_jax.data.sources.request import SourceRequest, choose_splits
-from imta_jax.data.sources.storage import absolute, file_state, is_path, translate_errors
+from imta_jax.data.sources.storage import absolute, file_states, is_path, translate_errors
 from imta_jax.data.sources.tfds import warn_if_name_is_ambiguous
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.errors import InputError, MissingFileError
 
 _log = logging.getLogger(__name__)
 
-_EXTENSIONS = (".jpg", ".jpeg", ".png")  # those of ImageFolder
 _LAYOUT = "expected ROOT/SPLIT/CLASS/*.jpg, e.g. ROOT/train/cat/1.jpg and ROOT/test/cat/2.jpg"
 _MAX_NAMED_FOLDERS = 5
 
@@ -36,23 +46,22 @@ def read(request: SourceRequest) -> SourceData:
     root = absolute(request.source)
     with translate_errors(root), _naming_invalid_utf8(root):
         _check_exists(root)
-        classes = _class_folders(root)
-        # Classes of all splits count, including splits that are not used.
-        names = sorted(set().union(*classes.values()))
-        if not names:
-            raise InputError(
-                f"{root} has no class folders with images; {_LAYOUT}, or a folder with the"
-                " features.json of a dataset version that TFDS prepared"
-            )
-        chosen = choose_splits(request, classes, root)
-        images = {split: _image_names(root, split, classes[split]) for split in chosen.values()}
-        _check_classes(images)
-        splits = {}
+        top = list_folder(root)
+        splits = {name: list_folder(f"{root}/{name}") for name in top.folders}
+        chosen = _choose_splits(request, top, splits)
+        # Only the splits that are used define classes.
+        listed = {split: class_listings(splits[split]) for split in chosen.values()}
+        for split, classes in listed.items():
+            warn_of_other_files(classes.values(), f"{root}/{split}")
+        _check_classes(listed)
+        misplaced = misplaced_images(top, splits, listed)
+        _warn_of_misplaced(misplaced)
+        names = sorted(set().union(*listed.values()))
+        found = {}
         for role, split in chosen.items():
-            where = f"{root}/{split}"
-            indexed = _indexed(images[split], names, request.index_dir, where)
-            splits[role] = source_split(indexed, request, where)
-    return SourceData(os.path.basename(root), splits, tuple(names))
+            indexed = _indexed(listed[split], names, request, f"{root}/{split}")
+            found[role] = source_split(indexed, request, f"{root}/{split}")
+    return SourceData(os.path.basename(root), found, tuple(names), misplaced=misplaced)
 
 
 def _check_exists(root: str) -> None:
@@ -73,60 +82,41 @@ def _naming_invalid_utf8(root: str) -> Iterator[None]:
         ) from error
 
 
-def _class_folders(root: str) -> dict[str, list[str]]:
-    """Names of the class folders of each split; hidden folders such as .git are not splits."""
-    splits = [split for split in _folders(root) if not split.startswith(".")]
-    return {split: found for split in splits if (found := _folders(root, split))}
-
-
-def _folders(*parts: str) -> list[str]:
-    tf, path = import_tensorflow(), "/".join(parts)
-    listed = tf.io.gfile.listdir(path)
-    # Bucket listings mark folders by a slash; one request per name would take minutes.
-    found = (name for name in listed if name.endswith("/") or tf.io.gfile.isdir(f"{path}/{name}"))
-    return sorted(name.rstrip("/") for name in found)
-
-
-def _image_names(root: str, split: str, classes: list[str]) -> dict[str, list[str]]:
-    """Names of the images by the path of their class folder."""
-    paths = [f"{root}/{split}/{name}" for name in classes]
-    listed = {path: import_tensorflow().io.gfile.listdir(path) for path in paths}
-    _warn_of_other_files([name for names in listed.values() for name in names], f"{root}/{split}")
-    return {path: sorted(filter(_is_image, names)) for path, names in listed.items()}
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(_EXTENSIONS)
-
-
-def _warn_of_other_files(names: list[str], where: str) -> None:
-    """Warns of names in class folders that are not images; hidden ones are ignored."""
-    others = [name for name in names if not _is_image(name) and not name.startswith(".")]
-    if others:
-        extensions = (os.path.splitext(name)[1].lower() or "no extension" for name in others)
-        counts = collections.Counter(extensions).most_common()
-        _log.warning(
-            "ignoring %d files or folders in the class folders of %s (%s); only %s are read",
-            len(others),
-            where,
-            ", ".join(f"{count} {extension}" for extension, count in counts),
-            ", ".join(_EXTENSIONS),
-        )
-
-
-def _check_classes(images: dict[str, dict[str, list[str]]]) -> None:
-    """Rejects class folders that are hidden, which ImageFolder would accept, or without images."""
-    folders = {path: found for split in images.values() for path, found in split.items()}
-    hidden = [path for path in folders if path.rpartition("/")[2].startswith(".")]
-    if hidden:
+def _choose_splits(
+    request: SourceRequest, root: Listing, splits: Mapping[str, Listing]
+) -> dict[str, str]:
+    """Chooses among the folders that have class folders."""
+    available = [name for name, split in splits.items() if split.folders]
+    if not available:
+        hint = layout_hint(root, splits)
         raise InputError(
-            f"a hidden folder would become a class: {_first_few(hidden)}; remove it, or rename it"
-            " if it is a class"
+            f"{root.path} has no class folders with images; {_LAYOUT}, or a folder with the"
+            " features.json of a dataset version that TFDS prepared"
+            f"{'; ' if hint else ''}{hint}"
         )
-    empty = [path for path, found in folders.items() if not found]
+    try:
+        return choose_splits(request, available, root.path)
+    except InputError as error:
+        nested = nested_root({name: splits[name] for name in available})
+        if not nested:
+            raise
+        raise InputError(
+            f"{error}; {nested} has splits of its own: set config.data.source={nested}"
+        ) from error
+
+
+def _warn_of_misplaced(misplaced: tuple[MisplacedImages, ...]) -> None:
+    for one in misplaced:
+        _log.warning("ignoring %d images in %s; to read them, %s", one.count, one.where, one.remedy)
+
+
+def _check_classes(listed: Mapping[str, Mapping[str, Listing]]) -> None:
+    """Rejects class folders without images."""
+    folders = [listing for classes in listed.values() for listing in classes.values()]
+    empty = [listing.path for listing in folders if not listing.images]
     if empty:
         raise InputError(
-            f"{len(empty)} class folders have no images ({', '.join(_EXTENSIONS)}):"
+            f"{len(empty)} class folders have no images ({', '.join(SUFFIXES)}):"
             f" {_first_few(empty)}; add images or remove the folders"
         )
 
@@ -137,20 +127,23 @@ def _first_few(paths: list[str]) -> str:
 
 
 def _indexed(
-    images: dict[str, list[str]], class_names: list[str], index_dir: str, where: str
+    classes: Mapping[str, Listing], class_names: list[str], request: SourceRequest, where: str
 ) -> Indexed:
-    """The index of a split's images, given by the path of their class folder."""
+    """The index of a split's images."""
     label = {name: k for k, name in enumerate(class_names)}
-    files = [f"{path}/{name}" for path, found in images.items() for name in found]
-    labels = [label[path.rpartition("/")[2]] for path, found in images.items() for _ in found]
-    count = len(files)
+    files = [f"{one.path}/{image}" for one in classes.values() for image in one.images]
+    labels = [label[name] for name, one in classes.items() for _ in one.images]
+    count, states = len(files), file_states(files)
     without_sizes = EncodedImages(
         files=np.array([os.fsencode(file) for file in files]),
         file_id=np.arange(count, dtype=np.int32),
         offset=np.full(count, WHOLE_FILE, np.int64),
         sizes=np.zeros((count, 2), np.int32),
         is_jpeg=np.zeros(count, bool),
+        orientation=np.ones(count, np.uint8),
     )
+    regular = np.array([state.regular for state in states], bool)
     # Class names are part of the key: a class that only another split has shifts the labels.
-    key = ("folder", class_names, files, [file_state(file) for file in files])
-    return index_files(without_sizes, np.array(labels, np.int32), key, index_dir, where)
+    key = ("folder", class_names, files, [tuple(state) for state in states])
+    options = IndexOptions(request.index_dir, where, request.memory_limit_gb)
+    return index_files(without_sizes, np.array(labels, np.int32), regular, key, options)

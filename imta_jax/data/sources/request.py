@@ -26,7 +26,9 @@ class SourceRequest:
       train_split, validation_split, test_split: see `choose_splits`.
       test_examples: number of images that will be held out for testing if there is no test split.
       index_dir: folder of stored indexes of encoded images; "" stores nothing.
-      max_undecodable: fraction of a split's images that may be skipped because they do not decode.
+      max_undecodable: fraction of a split's images that may be left out because they do not decode.
+      exif_orientation: whether the EXIF orientation of images is "ignore"d or "apply"ed.
+      memory_limit_gb: memory for the images that are decoded at a time, in 10^9 bytes.
     """
 
     source: str
@@ -40,6 +42,8 @@ class SourceRequest:
     test_examples: int = 0
     index_dir: str = ""
     max_undecodable: float = 0.01
+    exif_orientation: str = "ignore"
+    memory_limit_gb: float = 4.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_undecodable <= 1:

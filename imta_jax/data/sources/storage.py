@@ -2,16 +2,23 @@
 
 import contextlib
 import errno
+import logging
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imta_jax.data.tensorflow_import import import_tensorflow, short_message
 from imta_jax.errors import FilePermissionError, InputError, MissingFileError, StorageError
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+_log = logging.getLogger(__name__)
+_MAX_REMOTE_STATES = 20_000
+_PARALLEL_REQUESTS = 64
 
 
 def is_path(source: str) -> bool:
@@ -29,19 +36,56 @@ def absolute(path: str) -> str:
     return path.rstrip("/") if is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
 
-def file_state(path: str) -> tuple[int, int, bool]:
-    """Modification time in ns, size in bytes and read permission of a file.
+class FileState(NamedTuple):
+    """What changes when a file changes.
 
-    Zeros for a file that cannot be inspected, and in a bucket, where requests for all files would
-    take hours.
+    Attributes:
+      mtime_ns: modification time in ns.
+      size: size in bytes.
+      readable: read permission; True in a bucket.
+      regular: whether it is a regular file, and not a folder, a pipe or a broken link.
     """
-    if is_remote(path):
-        return 0, 0, False
+
+    mtime_ns: int = 0
+    size: int = 0
+    readable: bool = False
+    regular: bool = False
+
+
+_UNKNOWN = FileState(0, 0, True, True)
+
+
+def file_states(paths: Sequence[str]) -> list[FileState]:
+    """The states of files, without reading them.
+
+    Each file in a bucket takes a request, so that beyond 20,000 files their states are not looked
+    up, and files that are replaced by others of the same name are not noticed.
+    """
+    if not paths or not is_remote(paths[0]):
+        return [_local_state(path) for path in paths]
+    if len(paths) > _MAX_REMOTE_STATES:
+        _log.info("%s: not checking whether these %d files have changed", paths[0], len(paths))
+        return [_UNKNOWN] * len(paths)
+    with ThreadPoolExecutor(_PARALLEL_REQUESTS) as threads:
+        return list(threads.map(_remote_state, paths))
+
+
+def _local_state(path: str) -> FileState:
     try:
         found = os.stat(path)
-    except OSError:  # for example a broken link; reading the file reports it
-        return 0, 0, False
-    return found.st_mtime_ns, found.st_size, os.access(path, os.R_OK)
+    except OSError:  # for example a broken link
+        return FileState()
+    regular = stat.S_ISREG(found.st_mode)
+    return FileState(found.st_mtime_ns, found.st_size, os.access(path, os.R_OK), regular)
+
+
+def _remote_state(path: str) -> FileState:
+    tf = import_tensorflow()
+    try:
+        found = tf.io.gfile.stat(path)
+    except tf.errors.OpError:  # reading the file reports it
+        return _UNKNOWN
+    return FileState(found.mtime_nsec, found.length, True, not found.is_directory)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from imta_jax.data.channel_statistics import PUBLISHED_STATISTICS
-from imta_jax.data.pipeline.indexing import index_records
+from imta_jax.data.pipeline.indexing import IndexOptions, index_records
 from imta_jax.data.source_validation import SourceData, SourceSplit
 from imta_jax.data.sources.encoded_split import source_split
 from imta_jax.data.sources.request import SourceRequest, choose_splits
-from imta_jax.data.sources.storage import file_state
+from imta_jax.data.sources.storage import file_states
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.errors import InputError
 
@@ -166,8 +166,7 @@ def _read_encoded(reader: _Reader, split: str) -> SourceSplit:
         parse,
         feature=reader.image_key,
         examples=info.num_examples,
-        key=("records", keys, written.mtime_nsec, shards, [file_state(path) for path in shards]),
-        index_dir=request.index_dir,
-        where=where,
+        key=("records", keys, written.mtime_nsec, shards, file_states(shards)),
+        options=IndexOptions(request.index_dir, where, request.memory_limit_gb),
     )
     return source_split(indexed, request, where)

@@ -1,0 +1,50 @@
+"""The decoding policy: which image files are accepted, from their bytes.
+
+Accepted are JPEG and PNG files, whatever their names, that TensorFlow (training and evaluation) and
+Pillow (exported networks) decode to the same pixels. `Refusal` lists the reasons against a file.
+"""
+
+from typing import NamedTuple
+
+from imta_jax.data.decoding import jpeg_header, png_header
+from imta_jax.data.decoding.refusal import Refusal, RefusedImageError
+
+# Suffixes of image files in folders, in lower case.
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class ImageHeader(NamedTuple):
+    """What the header of an accepted file says.
+
+    Attributes:
+      height, width: size of the stored pixels.
+      is_jpeg: whether it is a JPEG; otherwise it is a PNG.
+      orientation: EXIF orientation, 1 to 8; 1 if there is none.
+      single_scan: see `JpegHeader`; False for a PNG.
+    """
+
+    height: int
+    width: int
+    is_jpeg: bool
+    orientation: int
+    single_scan: bool
+
+
+def read_header(contents: bytes) -> ImageHeader:
+    """Inspects a file without decoding its pixels.
+
+    Args:
+      contents: the whole file.
+
+    Raises:
+      RefusedImageError: the file is refused.
+    """
+    if not contents:
+        raise RefusedImageError(Refusal.EMPTY)
+    if contents.startswith(jpeg_header.SIGNATURE):
+        jpeg = jpeg_header.read_jpeg_header(contents)
+        return ImageHeader(jpeg.height, jpeg.width, True, jpeg.orientation, jpeg.single_scan)
+    if contents.startswith(png_header.SIGNATURE):
+        png = png_header.read_png_header(contents)
+        return ImageHeader(png.height, png.width, False, png.orientation, False)
+    raise RefusedImageError(Refusal.OTHER_FORMAT)

@@ -1,0 +1,93 @@
+"""Decoding of accepted image files with Pillow, to the same pixels as TensorFlow."""
+
+import io
+import random
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from imta_jax.data.decoding import jpeg_header
+from imta_jax.data.decoding.exif import apply_orientation
+from imta_jax.data.decoding.header import ImageHeader, read_header
+from imta_jax.data.decoding.jpeg_header import jpeg_without_metadata
+from imta_jax.data.decoding.png_header import png_data_is_complete, png_without_metadata
+from imta_jax.data.decoding.refusal import Refusal, RefusedImageError
+
+GRAY = 128  # of blocks that a JPEG lacks
+# Bytes that would change the pixels if a scan lacked data. None is 0xFF, which starts a marker.
+_PROBE = bytes(random.Random(0).choices(range(255), k=1024))
+
+
+def decode_image(
+    contents: bytes, *, channels: int = 3, apply_exif: bool = False
+) -> UInt8[np.ndarray, "H W C"]:
+    """Decodes a JPEG or PNG. Transparency is dropped, and 16-bit values lose their low byte.
+
+    Args:
+      contents: the whole file.
+      channels: 3 for RGB, 1 for luminance.
+      apply_exif: whether the EXIF orientation is applied.
+
+    Raises:
+      RefusedImageError: the file is refused, for the reason for which training leaves it out.
+    """
+    header = read_header(contents)
+    essential = (jpeg_without_metadata if header.is_jpeg else png_without_metadata)(contents)
+    pixels = _decode(essential, channels)
+    if not _is_complete(contents, header, pixels):
+        raise RefusedImageError(Refusal.TRUNCATED)
+    return apply_orientation(pixels, header.orientation) if apply_exif else pixels
+
+
+def jpeg_data_is_complete(
+    contents: bytes, pixels: UInt8[np.ndarray, "H W C"] | None = None
+) -> bool:
+    """Whether no scan of a JPEG lacks data.
+
+    Decoders replace missing data without an error. Bytes after the end of complete data are not
+    used, and so the pixels stay the same if bytes are inserted there.
+
+    Args:
+      contents: a JPEG that `read_header` accepts.
+      pixels: the decoded image, if it is known.
+
+    Raises:
+      RefusedImageError: the file does not decode.
+    """
+    if pixels is None:
+        pixels = _decode(jpeg_without_metadata(contents), 3)
+    changed = jpeg_without_metadata(contents, appended_to_scans=_PROBE)
+    return np.array_equal(_decode(changed, pixels.shape[2]), pixels)
+
+
+def may_lack_data(header: ImageHeader, last_pixel: UInt8[np.ndarray, " C"]) -> bool:
+    """Whether `jpeg_data_is_complete` must decide, given the lower right pixel of a JPEG."""
+    return not header.single_scan or bool((last_pixel == GRAY).all())
+
+
+def _is_complete(contents: bytes, header: ImageHeader, pixels: UInt8[np.ndarray, "H W C"]) -> bool:
+    if not header.is_jpeg:
+        return png_data_is_complete(contents)
+    return not may_lack_data(header, pixels[-1, -1]) or jpeg_data_is_complete(contents, pixels)
+
+
+def _decode(contents: bytes, channels: int) -> UInt8[np.ndarray, "H W C"]:
+    try:
+        # `Image.open` would warn of images with half of the pixels that `Refusal.TOO_LARGE` allows.
+        plugin = JpegImageFile if contents.startswith(jpeg_header.SIGNATURE) else PngImageFile
+        with plugin(io.BytesIO(contents)) as image:
+            image.load()
+            converted = _convert(image, channels)
+    except Exception as error:  # on a damaged file, decoders raise exceptions of many types
+        raise RefusedImageError(Refusal.DAMAGED) from error
+    return np.asarray(converted).reshape(converted.height, converted.width, channels)
+
+
+def _convert(image: Image.Image, channels: int) -> Image.Image:
+    """Converts to 8-bit RGB or luminance."""
+    if image.mode.startswith("I"):  # 16-bit grayscale
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("L" if channels == 1 else "RGB")

@@ -1,0 +1,140 @@
+"""Inspection of PNG files: header, checksums of the chunks, and completeness."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from imta_jax.data.decoding.exif import orientation_of
+from imta_jax.data.decoding.refusal import MAX_PIXELS, Refusal, RefusedImageError
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MAX_SIDE = 1_000_000  # the limit of libpng
+_CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
+# First row and column of the passes of an interlaced image (Adam7), and their distances.
+_PASSES = (
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
+)
+_ONE_PASS = ((0, 0, 1, 1),)
+_DECOMPRESSED_AT_ONCE = 1 << 20
+
+
+class PngHeader(NamedTuple):
+    """Size of a PNG and its EXIF orientation (1 to 8, 1 if it has none)."""
+
+    height: int
+    width: int
+    orientation: int
+
+
+class _Chunk(NamedTuple):
+    kind: bytes
+    start: int
+    data: bytes
+
+    @property
+    def critical(self) -> bool:
+        return not self.kind[0] & 32  # an upper-case letter
+
+
+def read_png_header(contents: bytes) -> PngHeader:
+    """Reads the header of a PNG and checks all chunks that its pixels depend on.
+
+    Args:
+      contents: the file, which starts with `SIGNATURE`.
+
+    Raises:
+      RefusedImageError: the file is truncated, damaged or too large.
+    """
+    height = width = 0
+    orientation = 1
+    for chunk in _chunks(contents):
+        if chunk.kind == b"IHDR" and not height:
+            height, width = _checked_size(chunk.data)
+        elif chunk.critical and chunk.kind not in _CRITICAL:
+            raise RefusedImageError(Refusal.DAMAGED)
+        elif chunk.kind == b"eXIf":
+            orientation = orientation_of(chunk.data)
+    if not height:
+        raise RefusedImageError(Refusal.DAMAGED)
+    return PngHeader(height, width, orientation)
+
+
+def png_without_metadata(contents: bytes) -> bytes:
+    """The same PNG with only the chunks that its pixels depend on; also without animation."""
+    critical = [chunk for chunk in _chunks(contents) if chunk.critical]
+    return SIGNATURE + b"".join(
+        contents[chunk.start : chunk.start + len(chunk.data) + 12] for chunk in critical
+    )
+
+
+def png_data_is_complete(contents: bytes) -> bool:
+    """Whether the compressed pixels are complete and end where they should.
+
+    Decoders differ in what they do if a few rows or only the checksum is missing.
+    """
+    data = b"".join(chunk.data for chunk in _chunks(contents) if chunk.kind == b"IDAT")
+    missing, stream = _decompressed_bytes(contents), zlib.decompressobj()
+    try:
+        # Beyond the pixels, other data may follow, which decoders ignore.
+        while not stream.eof and missing >= 0:
+            found = stream.decompress(data, _DECOMPRESSED_AT_ONCE)
+            missing -= len(found)
+            data = stream.unconsumed_tail
+            if not found and not data:
+                break
+    except zlib.error:
+        return False
+    return missing < 0 or (missing == 0 and stream.eof)
+
+
+def _decompressed_bytes(contents: bytes) -> int:
+    """The size of the filtered pixels, also if they are interlaced."""
+    width, height, depth, color, _, _, interlaced = struct.unpack_from(
+        ">IIBBBBB", contents, len(SIGNATURE) + 8
+    )
+    bits = _CHANNELS[color] * depth
+    total = 0
+    for top, left, rows, columns in _PASSES if interlaced else _ONE_PASS:
+        pass_width, pass_height = -(-(width - left) // columns), -(-(height - top) // rows)
+        if pass_width > 0 and pass_height > 0:
+            total += ((pass_width * bits + 7) // 8 + 1) * pass_height
+    return total
+
+
+def _chunks(contents: bytes) -> Iterator[_Chunk]:
+    """Yields the chunks up to the last; raises if a critical one is damaged or the last missing."""
+    position = len(SIGNATURE)
+    while position + 12 <= len(contents):
+        length, kind = struct.unpack_from(">I4s", contents, position)
+        end = position + 8 + length
+        if end + 4 > len(contents):
+            break
+        chunk = _Chunk(kind, position, contents[position + 8 : end])
+        if chunk.critical:
+            (expected,) = struct.unpack_from(">I", contents, end)
+            if zlib.crc32(chunk.data, zlib.crc32(kind)) != expected:
+                raise RefusedImageError(Refusal.DAMAGED)
+        yield chunk
+        if kind == b"IEND":
+            return
+        position = end + 4
+    raise RefusedImageError(Refusal.TRUNCATED)
+
+
+def _checked_size(header: bytes) -> tuple[int, int]:
+    if len(header) != 13:
+        raise RefusedImageError(Refusal.DAMAGED)
+    width, height, _, color = struct.unpack_from(">IIBB", header)
+    if not height or not width or color not in _CHANNELS:
+        raise RefusedImageError(Refusal.DAMAGED)
+    if height * width > MAX_PIXELS or max(height, width) > _MAX_SIDE:
+        raise RefusedImageError(Refusal.TOO_LARGE)
+    return height, width

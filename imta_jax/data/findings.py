@@ -1,0 +1,142 @@
+"""What loading a dataset finds beside usable images: refused files, duplicates, unusual names.
+
+Findings are logged while a dataset is loaded, and `--mode=data` reports them.
+"""
+
+import itertools
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt8
+
+_log = logging.getLogger(__name__)
+_MAX_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class SplitFindings:
+    """Findings in one split of a source.
+
+    Attributes:
+      left_out: number of images that were left out, by reason.
+      left_out_files: the first of them, with reasons.
+      orientations: number of images by EXIF orientation, without those of orientation 1.
+    """
+
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out_files: tuple[str, ...] = ()
+    orientations: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Images with equal bytes.
+
+    Attributes:
+      across_splits: number of images of the first split that the second contains, too, by a pair of
+        splits such as ("test", "train").
+      in_two_classes: number of images that another class contains, too.
+      examples: the first pairs, as text.
+    """
+
+    across_splits: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    in_two_classes: int = 0
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MisplacedImages:
+    """Images that are not read because of where they are.
+
+    Attributes:
+      where: a folder, or a pattern of folders.
+      count: number of images.
+      remedy: the flag that reads them, or where to move them.
+    """
+
+    where: str
+    count: int
+    remedy: str
+
+
+@dataclass(frozen=True)
+class DataFindings:
+    """Findings in a dataset; `splits` by role, held-out images count as "train"."""
+
+    splits: Mapping[str, SplitFindings] = field(default_factory=dict)
+    duplicates: Duplicates = Duplicates()
+    similar_classes: tuple[tuple[str, ...], ...] = ()
+    misplaced: tuple[MisplacedImages, ...] = ()
+
+
+def similar_classes(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Groups of class names that are equal after Unicode normalization and case folding."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        key = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+        groups.setdefault(key, []).append(name)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def find_duplicates(
+    digests: Mapping[str, Int64[np.ndarray, " N"]],
+    labels: Mapping[str, Int32[np.ndarray, " N"]],
+    name_of: Callable[[str, int], str],
+) -> Duplicates:
+    """Finds images with equal digests in two splits or in two classes.
+
+    Args:
+      digests: hashes of the images by split.
+      labels: classes of the images by split.
+      name_of: maps a split and a position in it to the name of the image, for examples.
+    """
+    splits = list(digests)
+    split = np.repeat(np.arange(len(splits)), [len(digests[name]) for name in splits])
+    position = np.concatenate([np.arange(len(digests[name])) for name in splits])
+    label = np.concatenate([labels[name] for name in splits])
+    every = np.concatenate([digests[name] for name in splits])
+    _, group, sizes = np.unique(every, return_inverse=True, return_counts=True)
+    repeated = np.flatnonzero(sizes[group] > 1)
+    repeated = repeated[np.argsort(group[repeated], kind="stable")]
+    first_of_group = np.flatnonzero(np.diff(group[repeated], prepend=-1))
+    across: Counter[tuple[str, str]] = Counter()
+    in_two_classes, pairs = 0, []
+    for same in np.split(repeated, first_of_group[1:]) if len(repeated) else []:
+        present = Counter(split[same].tolist())
+        for later, earlier in itertools.product(present, present):
+            if later > earlier:
+                across[splits[later], splits[earlier]] += present[later]
+        in_two_classes += len(same) if len(set(label[same].tolist())) > 1 else 0
+        differs = (split[same] != split[same[0]]) | (label[same] != label[same[0]])
+        pairs += [(same[0], other) for other in same[differs][:1]]
+    examples = tuple(
+        " = ".join(name_of(splits[split[i]], int(position[i])) for i in pair)
+        for pair in pairs[:_MAX_EXAMPLES]
+    )
+    return Duplicates(dict(across), in_two_classes, examples)
+
+
+def pixel_digests(images: UInt8[np.ndarray, "N ..."]) -> Int64[np.ndarray, " N"]:
+    """Hashes of the pixels of each image."""
+    hashes = (blake2b(image.tobytes(), digest_size=8).digest() for image in images)
+    return np.frombuffer(b"".join(hashes), np.int64)
+
+
+def warn_of_findings(dataset: str, findings: DataFindings) -> None:
+    """Logs duplicates and class names that look alike. Sources log their own findings."""
+    duplicates = findings.duplicates
+    examples = f", e.g. {duplicates.examples[0]}" if duplicates.examples else ""
+    for (first, second), count in duplicates.across_splits.items():
+        _log.warning(
+            "%s: %d %s images are also %s images%s", dataset, count, first, second, examples
+        )
+    if duplicates.in_two_classes:
+        count = duplicates.in_two_classes
+        _log.warning("%s: %d images are in more than one class%s", dataset, count, examples)
+    for names in findings.similar_classes:
+        _log.warning("%s: class names that look alike: %s", dataset, ", ".join(map(repr, names)))

@@ -1,0 +1,195 @@
+"""Inspection of encoded images: header, decoding and digest, as columns of a table.
+
+The header is read by `decoding.header`. Whether the pixels decode is tried with TensorFlow, as
+training and evaluation do it. Images that do not decode or would need much memory are postponed,
+and then decoded a few at a time, with Pillow, too.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int, Int64
+
+from imta_jax.data.decoding.header import ImageHeader, read_header
+from imta_jax.data.decoding.pillow_decoder import GRAY, decode_image, jpeg_data_is_complete
+from imta_jax.data.decoding.refusal import Refusal, RefusedImageError
+from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.progress_bar import with_progress
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_log = logging.getLogger(__name__)
+_IMAGES_PER_CHUNK = 64
+# Columns of an inspected image.
+HEIGHT, WIDTH, IS_JPEG, ORIENTATION, REFUSAL, DIGEST, _SINGLE_SCAN = range(7)
+COLUMNS = 7
+POSTPONED = 255  # in the column REFUSAL
+# Bytes per pixel while an image is inspected, including the copies that decoders make.
+_PNG_BYTES = 4
+_COMPLETE_JPEG_BYTES = 12  # its coefficients, and two decoded images
+_EIGHTH_JPEG_BYTES = 1
+
+
+@dataclass(frozen=True)
+class Inspector:
+    """Inspects images within a memory limit.
+
+    Attributes:
+      memory_limit_gb: memory for decoded images, in 10^9 bytes.
+    """
+
+    memory_limit_gb: float = 4.0
+
+    def columns(self, contents: "tf.Tensor") -> list["tf.Tensor"]:
+        """The columns of an image, from its bytes, as TensorFlow operations; int64 scalars."""
+        tf = import_tensorflow()
+        found = tf.ensure_shape(_in_python(_header_columns, contents), [COLUMNS])
+        limit = int(self.memory_limit_gb * 1e9 / 4 / usable_cores())
+        refusal = tf.cond(
+            found[REFUSAL] == Refusal.NONE,
+            lambda: _attempt(contents, found, limit),
+            lambda: found[REFUSAL],
+        )
+        columns = tf.unstack(found)
+        columns[REFUSAL] = refusal
+        return columns
+
+    def decode_postponed(
+        self, table: Int64[np.ndarray, "N columns"], read: Callable[[int], bytes]
+    ) -> None:
+        """Decodes the postponed images of a table and writes their refusals into it.
+
+        Args:
+          table: columns of the images.
+          read: maps a position in the table to the bytes of the image.
+        """
+        postponed = np.flatnonzero(table[:, REFUSAL] == POSTPONED)
+        if not len(postponed):
+            return
+        pixels = table[postponed, HEIGHT] * table[postponed, WIDTH]
+        most = int(pixels.max()) * _COMPLETE_JPEG_BYTES
+        workers = int(np.clip(self.memory_limit_gb * 1e9 / 4 // most, 1, usable_cores()))
+        with ThreadPoolExecutor(workers, "imta_jax index") as threads:
+            refusals = threads.map(lambda i: inspect_bytes(read(i))[REFUSAL], postponed.tolist())
+            table[postponed, REFUSAL] = list(refusals)
+
+
+def inspect_bytes(contents: bytes) -> Int64[np.ndarray, " columns"]:
+    """The columns of an image, from its bytes.
+
+    Pillow decodes before TensorFlow, whose decoder prints messages about damaged images.
+    """
+    tf, found = import_tensorflow(), _header_columns(contents)
+    if found[REFUSAL] != Refusal.NONE:
+        return found
+    try:
+        decode_image(contents)
+        _decode(tf.constant(contents), found[IS_JPEG] == 1)
+    except RefusedImageError as error:
+        found[REFUSAL] = error.refusal
+    except tf.errors.OpError:
+        found[REFUSAL] = Refusal.DAMAGED
+    return found
+
+
+def collect(rows: "tf.data.Dataset", examples: int, where: str) -> Int64[np.ndarray, "N columns"]:
+    """Runs a dataset of int64 vectors with a progress bar."""
+    tf = import_tensorflow()
+    chunks = with_progress(
+        rows.batch(_IMAGES_PER_CHUNK).prefetch(tf.data.AUTOTUNE).as_numpy_iterator(),
+        total=examples,
+        description=f"index {where}",
+        unit="images",
+        size_of=len,
+        log=_log,
+    )
+    found = list(chunks)
+    spec: Any = rows.element_spec
+    return np.concatenate([np.zeros((0, spec.shape[0]), np.int64), *found])
+
+
+def digest_of(contents: bytes) -> int:
+    """A 64-bit hash of a file, as a signed integer."""
+    digest = hashlib.blake2b(contents, digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def _in_python(function: Callable[[bytes], Any], contents: "tf.Tensor") -> "tf.Tensor":
+    tf = import_tensorflow()
+    return tf.numpy_function(function, [contents], tf.int64, stateful=False)
+
+
+def _header_columns(contents: bytes) -> Int[np.ndarray, " columns"]:
+    digest = digest_of(contents)
+    refusal, header = Refusal.NONE, ImageHeader(0, 0, False, 1, False)
+    try:
+        header = read_header(contents)
+    except RefusedImageError as error:
+        refusal = error.refusal
+    *properties, single_scan = header
+    return np.array([*properties, refusal, digest, single_scan], np.int64)
+
+
+def _jpeg_completeness(contents: bytes) -> Int64[np.ndarray, ""]:
+    try:
+        refusal = Refusal.NONE if jpeg_data_is_complete(contents) else Refusal.TRUNCATED
+    except RefusedImageError as error:
+        refusal = error.refusal
+    return np.array(refusal, np.int64)
+
+
+def _attempt(contents: "tf.Tensor", found: "tf.Tensor", limit: int) -> "tf.Tensor":
+    """The refusal of an image with a good header, or `POSTPONED`."""
+    tf = import_tensorflow()
+    # A dataset of one element with `ignore_errors` is a try statement within the graph.
+    attempt = tf.data.Dataset.from_tensors((contents, found)).map(
+        lambda contents, found: _decoded_refusal(contents, found, limit)
+    )
+    # Inspected again later, to find the reason that Pillow would find.
+    failed = tf.data.Dataset.from_tensors(tf.constant(POSTPONED, tf.int64))
+    return attempt.ignore_errors().concatenate(failed).take(1).get_single_element()
+
+
+def _decoded_refusal(contents: "tf.Tensor", found: "tf.Tensor", limit: int) -> "tf.Tensor":
+    tf = import_tensorflow()
+    pixels = found[HEIGHT] * found[WIDTH]
+    postponed = tf.constant(POSTPONED, tf.int64)
+    accepted = tf.constant(int(Refusal.NONE), tf.int64)
+
+    def of_jpeg() -> "tf.Tensor":
+        eighth = _decode(contents, is_jpeg=True)
+        may_lack_data = (found[_SINGLE_SCAN] == 0) | tf.reduce_all(eighth[-1, -1] == GRAY)
+        return tf.cond(may_lack_data, complete_jpeg, lambda: accepted)
+
+    def complete_jpeg() -> "tf.Tensor":
+        return tf.cond(
+            pixels * _COMPLETE_JPEG_BYTES > limit,
+            lambda: postponed,
+            lambda: tf.ensure_shape(_in_python(_jpeg_completeness, contents), []),
+        )
+
+    def of_png() -> "tf.Tensor":
+        # The result must depend on the pixels, or TensorFlow would not decode them.
+        return tf.where(tf.size(_decode(contents, is_jpeg=False)) > 0, accepted, postponed)
+
+    per_pixel = tf.where(found[IS_JPEG] == 1, _EIGHTH_JPEG_BYTES, _PNG_BYTES)
+    return tf.cond(
+        pixels * tf.cast(per_pixel, tf.int64) > limit,
+        lambda: postponed,
+        lambda: tf.cond(found[IS_JPEG] == 1, of_jpeg, of_png),
+    )
+
+
+def _decode(contents: "tf.Tensor", is_jpeg: bool) -> "tf.Tensor":
+    tf = import_tensorflow()
+    if is_jpeg:
+        # Decoding at an eighth of the resolution decompresses all data and detects truncation.
+        return tf.io.decode_jpeg(contents, channels=3, ratio=8)
+    return tf.io.decode_png(contents, channels=3)

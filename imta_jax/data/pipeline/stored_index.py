@@ -1,0 +1,114 @@
+"""Stored indexes of encoded images: one .npz file per split, named by a hash of its files."""
+
+import hashlib
+import logging
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from imta_jax.data.pipeline.encoded import EncodedImages
+from imta_jax.errors import InputError
+from imta_jax.runtime.files import replacing
+
+_log = logging.getLogger(__name__)
+_FORMAT = 2  # of stored indexes; after a change they are computed again
+# What NumPy raises for a damaged .npz file or one with other arrays.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, IndexError, TypeError, zipfile.BadZipFile)
+
+
+class Indexed(NamedTuple):
+    """All N encoded images of a split, including those that are refused.
+
+    Attributes:
+      images: the images; their orientation is that of the EXIF data.
+      labels: int32 [N].
+      refusal: uint8 [N], values of `Refusal`.
+      digest: int64 [N], hashes of the files.
+      path: the file of the stored index; "" if it is not stored.
+    """
+
+    images: EncodedImages
+    labels: np.ndarray
+    refusal: np.ndarray
+    digest: np.ndarray
+    path: str = ""
+
+
+def load_or_scan(
+    scan: Callable[[], Indexed],
+    inspect_again: Callable[[Indexed], Indexed],
+    *,
+    key: Any,
+    index_dir: str,
+    where: str,
+) -> Indexed:
+    """Loads the index that is stored under `key`, or computes and stores it.
+
+    Args:
+      scan: computes the index.
+      inspect_again: inspects the refused images of a loaded index again, since the cause may have
+        been temporary; returns the same object if nothing changed.
+      key: a value that changes whenever the images change; its repr names the file.
+      index_dir: folder of stored indexes; "" stores nothing.
+      where: the split, for messages.
+    """
+    if not index_dir:
+        return scan()
+    if "://" in index_dir:
+        raise InputError(f"config.data.index_dir is {index_dir!r}, expected a local folder")
+    name = hashlib.sha256(repr((_FORMAT, key)).encode()).hexdigest()[:24]
+    try:
+        path = Path(index_dir).expanduser() / f"{name}.npz"
+    except RuntimeError as error:  # the home folder is unknown
+        _log.warning("cannot store the index of %s in %s (%s)", where, index_dir, error)
+        return scan()
+    loaded = _loaded(path)
+    if loaded is None:
+        _log.info("reading every image of %s once, to store an index in %s", where, path)
+    indexed = scan() if loaded is None else inspect_again(loaded)
+    if indexed is loaded:
+        return indexed
+    try:
+        _save(path, indexed)
+    except OSError as error:
+        _log.warning("cannot store the index of %s in %s (%s)", where, path, error)
+        return indexed
+    return indexed._replace(path=str(path))
+
+
+def _loaded(path: Path) -> Indexed | None:
+    try:
+        return _load(path)
+    except FileNotFoundError:
+        return None
+    except _DAMAGED as error:
+        _log.warning("cannot read the index %s (%s); computing it again", path, error)
+        return None
+
+
+def _save(path: Path, indexed: Indexed) -> None:
+    images = {name: getattr(indexed.images, name) for name in _image_fields()}
+    others = {name: getattr(indexed, name) for name in _other_fields()}
+    # Several processes may write the same index.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **others, **images)
+
+
+def _load(path: Path) -> Indexed:
+    # If NumPy opened the file, it would not close it after an error.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        images = {name: archive[name] for name in _image_fields()}
+        images["feature"] = str(images["feature"])
+        others = {name: archive[name] for name in _other_fields()}
+        return Indexed(EncodedImages(**images), **others, path=str(path))
+
+
+def _image_fields() -> list[str]:
+    return list(EncodedImages.__dataclass_fields__)
+
+
+def _other_fields() -> list[str]:
+    return [name for name in Indexed._fields if name not in ("images", "path")]

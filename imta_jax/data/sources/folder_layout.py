@@ -1,0 +1,163 @@
+"""The layout of an image folder, ROOT/SPLIT/CLASS/*.jpg, and images that lie elsewhere.
+
+Hidden files and folders, whose names start with a dot, are ignored.
+"""
+
+import collections
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from imta_jax.data.decoding.header import SUFFIXES
+from imta_jax.data.findings import MisplacedImages
+from imta_jax.data.sources.storage import is_remote
+from imta_jax.data.tensorflow_import import import_tensorflow
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The names in a folder, without hidden ones.
+
+    Attributes:
+      path: the folder.
+      folders: names of the folders in it.
+      files: names of the files.
+    """
+
+    path: str
+    folders: list[str]
+    files: list[str]
+
+    @property
+    def images(self) -> list[str]:
+        """Sorted names of the image files."""
+        return sorted(filter(is_image, self.files))
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has the suffix of an image."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def list_folder(path: str, *, many_images: bool = False) -> Listing:
+    """Lists a folder and checks which names are folders.
+
+    Args:
+      path: the folder, local or in a bucket.
+      many_images: whether to take names with the suffix of an image for files, without a check.
+    """
+    tf = import_tensorflow()
+    unchecked = many_images or is_remote(path)
+    names = [name for name in tf.io.gfile.listdir(path) if not name.startswith(".")]
+    # Bucket listings mark folders by a slash; one request per name would take minutes.
+    folders = [
+        name
+        for name in names
+        if name.endswith("/")
+        or (not (unchecked and is_image(name)) and tf.io.gfile.isdir(f"{path}/{name}"))
+    ]
+    known = set(folders)
+    files = [name for name in names if name not in known]
+    return Listing(path, sorted(name.rstrip("/") for name in folders), files)
+
+
+def class_listings(split: Listing) -> dict[str, Listing]:
+    """The listings of the class folders of a split."""
+    paths = {name: f"{split.path}/{name}" for name in split.folders}
+    return {name: list_folder(path, many_images=True) for name, path in paths.items()}
+
+
+def warn_of_other_files(classes: Iterable[Listing], where: str) -> None:
+    """Warns of names in class folders that are not images."""
+    others = [
+        f"{name}{'/' if name in listing.folders else ''}"
+        for listing in classes
+        for name in [*listing.folders, *listing.files]
+        if not is_image(name)
+    ]
+    if not others:
+        return
+    counts = collections.Counter(map(_kind, others)).most_common()
+    _log.warning(
+        "ignoring %d files or folders in the class folders of %s (%s); only %s are read",
+        len(others),
+        where,
+        ", ".join(f"{count} {kind}" for kind, count in counts),
+        ", ".join(SUFFIXES),
+    )
+
+
+def misplaced_images(
+    root: Listing,
+    splits: Mapping[str, Listing],
+    chosen: Mapping[str, Mapping[str, Listing]],
+) -> tuple[MisplacedImages, ...]:
+    """Finds images at other levels of the folder than ROOT/SPLIT/CLASS.
+
+    Args:
+      root: the folder.
+      splits: its folders, by name.
+      chosen: the class folders of the splits that are used.
+    """
+    found = [_loose(root.path, root, "move them to ROOT/SPLIT/CLASS")]
+    for name, split in splits.items():
+        flat = not split.folders and name not in chosen
+        remedy = f"{name} has no class folders: move them to" if flat else "move them to"
+        found.append(_loose(split.path, split, f"{remedy} {split.path}/CLASS"))
+    for name, classes in chosen.items():
+        count = sum(_count_below(listing) for listing in classes.values())
+        where = f"{root.path}/{name}/CLASS/FOLDER"
+        found.append(MisplacedImages(where, count, f"move them to {root.path}/{name}/CLASS"))
+    return tuple(one for one in found if one.count)
+
+
+def layout_hint(root: Listing, splits: Mapping[str, Listing]) -> str:
+    """Advice for a folder without usable splits; "" if nothing is known."""
+    parent, _, name = root.path.rpartition("/")
+    loose = sum(len(split.images) for split in splits.values())
+    if loose:
+        return (
+            f"found {loose} images in {root.path}/FOLDER; if these folders are the classes, set"
+            f" config.data.source={parent or '/'} config.data.train_split={name}"
+            " config.data.validation_split=carve config.data.test_split=carve and"
+            " config.data.test_examples to a number of images"
+        )
+    if root.images:
+        return f"found {len(root.images)} images in {root.path} itself, without class folders"
+    return ""
+
+
+def nested_root(splits: Mapping[str, Listing]) -> str:
+    """A folder below the root that has class folders with images in its folders; "" if none."""
+    for split in splits.values():
+        for name in split.folders:
+            inside = list_folder(f"{split.path}/{name}")
+            if not inside.images and any(
+                list_folder(f"{inside.path}/{folder}").images for folder in inside.folders[:1]
+            ):
+                return split.path
+    return ""
+
+
+def _loose(where: str, listing: Listing, remedy: str) -> MisplacedImages:
+    return MisplacedImages(where, len(listing.images), remedy)
+
+
+def _count_below(listing: Listing) -> int:
+    """Number of images in the folders below a class folder."""
+    walk = import_tensorflow().io.gfile.walk
+    return sum(
+        is_image(name) and not name.startswith(".")
+        for folder in listing.folders
+        for _, _, files in walk(f"{listing.path}/{folder}")
+        for name in files
+    )
+
+
+def _kind(name: str) -> str:
+    if name.endswith("/"):
+        return "folder"
+    _, dot, extension = name.rpartition(".")
+    return f".{extension.lower()}" if dot else "no extension"
