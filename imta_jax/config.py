@@ -39,8 +39,7 @@ class DataConfig(Section):
       resize: random_area_crop: pixels of the shorter side before the central evaluation crop.
       min_area: random_area_crop: smallest fraction of the image's area in a training crop.
       flip: Whether training images are mirrored horizontally with probability 1/2.
-      exif_orientation: "ignore" uses the stored pixels of image files; "apply" rotates and mirrors
-        them as their EXIF orientation says.
+      exif_orientation: Whether that of image files is ignored ("ignore") or applied ("apply").
       pipeline: Producer of the batches: "device", "tf_data", "numpy" or "auto".
       device_memory_share: Fraction of device memory that on-device images may use under "auto".
       steps_per_dispatch: Training steps per dispatch for on-device data; 0 chooses automatically.
@@ -78,10 +77,7 @@ class DataConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.source.strip():
-            raise InputError(
-                "config.data.source must be the name of a dataset, the path of a folder or a path "
-                f"ending in .npz; found {self.source!r}"
-            )
+            raise InputError(f"config.data.source must be a name or a path; found {self.source!r}")
         if self.service and "://" not in self.service:
             raise InputError(
                 'config.data.service must be an address such as "grpc://HOST:5000"; found '

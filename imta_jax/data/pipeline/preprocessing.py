@@ -38,11 +38,13 @@ class PaddedCrop:
       flip: whether crops are mirrored horizontally with probability 1/2.
       source_size: (height, width) of the source's images, which are zero-padded to the network's
         size before; None if they have the network's size.
+      exif_orientation: whether decoding ignores or applies it: "ignore" or "apply".
     """
 
     padding: int
     flip: bool
     source_size: tuple[int, int] | None = field(default=None, compare=False)
+    exif_orientation: str = "ignore"
 
     def __post_init__(self) -> None:
         check_at_least(0, **{"config.data.crop_padding": self.padding})
@@ -87,7 +89,13 @@ class PaddedCrop:
                 f"source_size is {source}, expected at most {size}, the network's image size"
             )
         padding = padding_to(source, size)
-        return EvaluationTransform(image_shape, tuple(mean), tuple(std), padding)
+        return EvaluationTransform(
+            image_shape,
+            tuple(mean),
+            tuple(std),
+            padding,
+            exif_orientation=self.exif_orientation,
+        )
 
 
 @dataclass(frozen=True)
@@ -104,12 +112,14 @@ class RandomAreaCrop:
       resize: pixels of the shorter side before the central crop, at least `size`.
       min_area: smallest fraction of the area, above 0 and at most 1.
       flip: whether crops are mirrored horizontally with probability 1/2.
+      exif_orientation: whether decoding ignores or applies it: "ignore" or "apply".
     """
 
     size: int
     resize: int
     min_area: float
     flip: bool
+    exif_orientation: str = "ignore"
 
     def __post_init__(self) -> None:
         check_at_least(1, **{"config.data.image_size": self.size})
@@ -176,7 +186,13 @@ class RandomAreaCrop:
         self, image_shape: tuple[int, int, int], mean: PerChannel, std: PerChannel
     ) -> EvaluationTransform:
         """The description of the evaluation images; see `EvaluationTransform` for the arguments."""
-        return EvaluationTransform(image_shape, tuple(mean), tuple(std), resize=self.resize)
+        return EvaluationTransform(
+            image_shape,
+            tuple(mean),
+            tuple(std),
+            resize=self.resize,
+            exif_orientation=self.exif_orientation,
+        )
 
 
 Preprocessing = PaddedCrop | RandomAreaCrop
@@ -190,8 +206,12 @@ def preprocessing_from(config: DataConfig) -> Preprocessing:
       ValueError: `resize` is below `image_size`.
     """
     if config.preprocessing == "padded_crop":
-        return PaddedCrop(config.crop_padding, config.flip)
-    return RandomAreaCrop(config.image_size, config.resize, config.min_area, config.flip)
+        return PaddedCrop(
+            config.crop_padding, config.flip, exif_orientation=config.exif_orientation
+        )
+    return RandomAreaCrop(
+        config.image_size, config.resize, config.min_area, config.flip, config.exif_orientation
+    )
 
 
 def _central_windows(sizes: Float64[np.ndarray, "N 2"]) -> Float64[np.ndarray, "N 4"]:
