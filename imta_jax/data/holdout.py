@@ -21,7 +21,7 @@ def stratified_holdout(
 
     Returns:
       A mask with `examples` True entries. The count of each class differs from its exact proportion
-      by less than one.
+      by less than one, unless a class would lose its only images; see `class_quotas`.
 
     Raises:
       ValueError: `examples` is below the number of classes or leaves no training image; a negative
@@ -42,18 +42,26 @@ def stratified_holdout(
 def class_quotas(counts: Int[np.ndarray, " K"], examples: int) -> Int64[np.ndarray, " K"]:
     """Distributes `examples` over classes in proportion to their counts.
 
-    Uses the largest remainder method.
+    Uses the largest remainder method. Then, as long as a class loses all of its images and another
+    class would keep more than one, the other gives one image instead.
 
     Args:
       counts: images of each class.
       examples: sum of the quotas, at most the sum of the counts.
 
     Returns:
-      The quota of each class, within one of `examples * counts / sum(counts)`.
+      The quota of each class.
     """
     quotas, remainders = np.divmod(counts.astype(np.int64) * examples, counts.sum())
     largest = np.argsort(-remainders, kind="stable")
     quotas[largest[: examples - quotas.sum()]] += 1
+    for emptied in np.flatnonzero((quotas == counts) & (counts > 0)):
+        kept = counts - quotas
+        giver = int(kept.argmax())
+        if kept[giver] < 2:
+            break
+        quotas[emptied] -= 1
+        quotas[giver] += 1
     return quotas
 
 

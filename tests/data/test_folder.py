@@ -10,6 +10,7 @@ from sample_images import config, make_image, write
 from imta_jax.data import EncodedImages, load_dataset
 from imta_jax.data.pipeline import indexing
 from imta_jax.data.sources import SourceRequest, load_source
+from imta_jax.data.sources.storage import FileState, file_states
 
 RANDOM_AREA_CROP = {"preprocessing": "random_area_crop", "image_size": 24, "resize": 28}
 NAMES = ("cat", "dog", "owl")
@@ -314,6 +315,47 @@ def test_folder_named_like_an_image_and_link_to_itself_are_skipped(tmp_path):
     assert read(root, max_undecodable=0.5).splits["train"].skipped == 2
 
 
+def test_pipes_are_left_out_without_opening_them(tmp_path, caplog):
+    root = folder(tmp_path)
+    os.mkfifo(root / "train/cat/pipe.jpg")
+    assert read(root, max_undecodable=0.5).splits["train"].skipped == 1
+    assert "pipe.jpg (not a regular file)" in caplog.text
+
+
+def test_only_the_splits_that_are_used_define_classes(tmp_path):
+    root = write(folder(tmp_path), {"annotations/xmls/a.xml": b"<a/>", "old/emu/1.jpg": b""})
+    assert read(root).class_names == NAMES
+
+
+def test_images_at_other_levels_are_counted_and_logged(tmp_path, caplog):
+    root = folder(tmp_path)
+    names = ["0.jpg", "train/1.jpg", "train/2.png", "val/3.jpg", "train/cat/sub/deep/4.jpg"]
+    source = read(write(root, {name: make_image(9, 9) for name in names}))
+    assert [(one.where, one.count) for one in source.misplaced] == [
+        (str(root), 1),
+        (f"{root}/train", 2),
+        (f"{root}/val", 1),
+        (f"{root}/train/CLASS/FOLDER", 1),
+    ]
+    assert "ignoring 2 images in " in caplog.text and f"{root}/val/CLASS" in caplog.text
+
+
+def test_folder_of_class_folders_raises_with_the_flags_that_read_it(tmp_path):
+    root = write(tmp_path / "pets", {f"{name}/1.jpg": make_image(9, 9) for name in NAMES})
+    with pytest.raises(ValueError, match=rf"source={tmp_path} .*train_split=pets .*carve") as error:
+        read(root)
+    assert "config.data.test_examples" in str(error.value)
+    parts = {"validation_split": "carve", "test_split": "carve", "test_examples": 3}
+    write(root, {f"{name}/{i}.jpg": make_image(9, 9, i) for name in NAMES for i in range(4)})
+    assert read(tmp_path, train_split="pets", **parts).class_names == NAMES
+
+
+def test_folder_above_the_dataset_raises_with_its_path(tmp_path):
+    root = folder(tmp_path)
+    with pytest.raises(ValueError, match=rf"config\.data\.source={root}"):
+        read(tmp_path)
+
+
 def test_unreadable_file_is_skipped_and_unreadable_folder_raises(tmp_path):
     root = folder(tmp_path)
     (root / "train/cat/0.jpg").chmod(0)
@@ -460,6 +502,62 @@ def test_second_load_reads_no_image_and_returns_the_same(indexed):
     second = again()
     assert len(seen) == 1
     assert contents(first) == contents(second) and second.splits["train"].skipped == 6
+
+
+def test_refused_images_are_read_again_at_each_load(indexed, monkeypatch, caplog):
+    root, again, seen, index_dir = indexed
+    path = root / "train/cat/0.jpg"
+    content = path.read_bytes()
+    monkeypatch.setattr("imta_jax.data.sources.folder.file_states", unknown_states)
+    path.write_bytes(content[:300])
+    assert again().splits["train"].skipped == 1 and again().splits["train"].skipped == 1
+    assert str(index_dir) in caplog.text
+    path.write_bytes(content)
+    check(again(), root)
+    assert len(seen) == 1 and again().splits["train"].skipped == 0
+
+
+def unknown_states(paths):
+    """States in a file system without sizes and modification times."""
+    return [FileState(0, 0, True, True)] * len(paths)
+
+
+def test_files_in_a_remote_file_system_have_sizes_and_times(tmp_path):
+    import tensorflow as tf
+
+    with tf.io.gfile.GFile("ram://states/a.jpg", "w") as file:
+        file.write("1234")
+    (found, missing) = file_states(["ram://states/a.jpg", "ram://states/b.jpg"])
+    assert found.size == 4 and found.regular and found.readable
+    assert missing == FileState(0, 0, True, True)
+
+
+def test_replaced_file_in_a_remote_file_system_makes_a_new_index(tmp_path, caplog):
+    import tensorflow as tf
+
+    root = folder(tmp_path, splits=("train",))
+    for path in root.rglob("*.jpg"):
+        target = f"ram://pets/{path.relative_to(root)}"
+        tf.io.gfile.makedirs(os.path.dirname(target))
+        with tf.io.gfile.GFile(target, "wb") as file:
+            file.write(path.read_bytes()[: 300 if path.name == "0.jpg" else None])
+    fields = {"index_dir": str(tmp_path / "index"), "max_undecodable": 0.5, "test_examples": 3}
+    assert read("ram://pets", **fields).splits["train"].skipped == 3
+    tf.io.gfile.remove("ram://pets/train/cat/0.jpg")  # ram:// would append
+    with tf.io.gfile.GFile("ram://pets/train/cat/0.jpg", "wb") as file:
+        file.write((root / "train/cat/0.jpg").read_bytes())
+    assert read("ram://pets", **fields).splits["train"].skipped == 2
+
+
+def test_stored_index_has_the_mode_of_the_umask(indexed):
+    _, again, _, index_dir = indexed
+    before = os.umask(0o002)
+    try:
+        again()
+    finally:
+        os.umask(before)
+    (path,) = index_dir.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o664
 
 
 def test_changed_read_permission_makes_a_new_index(indexed, monkeypatch):

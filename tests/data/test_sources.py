@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,20 @@ def test_damaged_archive_raises(npz):
         load_dataset(config(path))
 
 
+@pytest.mark.parametrize("cut", [0, 50, -1, -300])
+@pytest.mark.parametrize("key", ["train_images", "train_labels"])
+def test_npz_member_that_is_empty_or_cut_raises_with_its_name(npz, key, cut):
+    path, (whole, changed) = npz(), (io.BytesIO(), io.BytesIO())
+    np.save(whole, ARRAYS[key])
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            content = whole.getvalue()[:cut] if name == f"{key}.npy" else old.read(name)
+            new.writestr(name, content)
+    path.write_bytes(changed.getvalue())
+    with pytest.raises(ValueError, match=rf"{key} is damaged"):
+        load_dataset(config(path))
+
+
 def test_missing_file_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.npz"):
         load_dataset(config(tmp_path / "nowhere.npz"))
@@ -256,6 +271,13 @@ def test_tfds_dataset_without_test_split_raises_with_its_splits(tmp_path):
 def test_unknown_tfds_version_raises(tmp_path):
     with pytest.raises(ValueError, match=r"cifar10.*9\.9\.9.*3"):
         load_dataset(config("cifar10:9.9.9", data_dir=str(tmp_path)))
+
+
+def test_another_prepared_tfds_version_is_named_with_the_way_to_read_it(tmp_path):
+    (tmp_path / "cifar10/1.2.3").mkdir(parents=True)
+    message = rf"version 1\.2\.3 .*config\.data\.source={tmp_path}/cifar10/1\.2\.3"
+    with pytest.raises(FileNotFoundError, match=message):
+        load_dataset(config("cifar10", data_dir=str(tmp_path)))
 
 
 RANDOM_AREA_CROP = {

@@ -84,16 +84,25 @@ def _split_names(archive: np.lib.npyio.NpzFile, path: Path) -> list[str]:
 
 def _member(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
     try:
-        return archive[key]
+        found: object = archive[key]
     except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise _damaged(path, key, error) from error
         raise InputError(
             f"{path}: {key} is pickled, which is not supported because unpickling can run code;"
             " save a plain array (images of one shape as uint8, names as strings)"
         ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise InputError(
-            f"{path}: {key} is damaged ({error}); write or download the file again"
-        ) from error
+        raise _damaged(path, key, error) from error
+    if isinstance(found, np.ndarray):
+        return found
+    # NumPy returns the bytes of a member that does not start like an array.
+    size = len(found) if isinstance(found, bytes) else 0
+    raise _damaged(path, key, f"{size} bytes that are not a NumPy array" if size else "it is empty")
+
+
+def _damaged(path: Path, key: str, reason: object) -> InputError:
+    return InputError(f"{path}: {key} is damaged ({reason}); write or download the file again")
 
 
 def _class_names(names: np.ndarray | None, path: Path) -> tuple[str, ...] | None:

@@ -192,6 +192,7 @@ def _disk_full(builder: Any, error: Exception) -> str:
 
 def _not_prepared(builder: Any, request: SourceRequest, reason: str) -> MissingFileError:
     """The error for a dataset that is not in `data_dir`, with the way to get it."""
+    reason += _other_versions(builder)
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return MissingFileError(_manual_download(builder, request, reason))
     # The `tfds build` command would require Apache Beam.
@@ -201,6 +202,21 @@ def _not_prepared(builder: Any, request: SourceRequest, reason: str) -> MissingF
     return MissingFileError(
         f"dataset {request.source!r} is not in {builder.data_dir}: {reason}. On a host with a"
         f' network, run\n  python -c "{code}.download_and_prepare()"{choice}'
+    )
+
+
+def _other_versions(builder: Any) -> str:
+    """The versions that are prepared, with the way to read one; "" if there are none."""
+    tf, (folder, _, wanted) = import_tensorflow(), str(builder.data_dir).rpartition("/")
+    if not tf.io.gfile.isdir(folder):
+        return ""
+    names = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
+    found = [name for name in names if re.fullmatch(r"\d+\.\d+\.\d+", name) and name != wanted]
+    if not found:
+        return ""
+    return (
+        f"; {folder} has version {', '.join(found)} instead of {wanted}: to read one, set"
+        f" config.data.source={folder}/{found[-1]}"
     )
 
 
