@@ -11,14 +11,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 from ml_collections import ConfigDict
 
 from imta_jax.config import DataConfig
 from imta_jax.data.channel_statistics import ChannelStatistics, channel_statistics
+from imta_jax.data.findings import (
+    DataFindings,
+    find_duplicates,
+    pixel_digests,
+    similar_classes,
+    warn_of_findings,
+)
 from imta_jax.data.holdout import stratified_holdout
 from imta_jax.data.info import DatasetInfo
 from imta_jax.data.padding import pad_to_multiple, padded_size
 from imta_jax.data.pipeline.batch_indices import eval_indices
+from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
 from imta_jax.data.pipeline.preprocessing import PaddedCrop, Preprocessing, preprocessing_from
 from imta_jax.data.pipeline.tf_pipeline import HostPipeline, resized_batches
@@ -46,10 +55,10 @@ class Dataset:
       statistics_source: origin of mean and std, for reports.
       splits: "train", "validation" and "test".
       preprocessing: crop and augmentation of each image.
-      skipped: number of images of each split that do not decode and are left out. Held-out images
-        count as "train".
+      skipped: number of images of each split that are left out. Held-out images count as "train".
       held_out: names of the splits held out of the source's training images. The other splits are
         the source's own.
+      findings: what was left out and why, duplicates, and unusual names.
     """
 
     name: str
@@ -62,6 +71,7 @@ class Dataset:
     preprocessing: Preprocessing
     skipped: dict[str, int] = field(default_factory=dict)
     held_out: tuple[str, ...] = ()
+    findings: DataFindings = field(default_factory=DataFindings)
 
     @property
     def num_classes(self) -> int:
@@ -165,6 +175,7 @@ def build_dataset(
     assert class_names is not None, "set by validate_source"
     for name, split in splits.items():
         _warn_of_unseen_classes(source.name, class_names, name, split.labels)
+    findings = _findings(source, splits)
     statistics = source.statistics or _statistics(splits["train"], preprocessing)
     if isinstance(preprocessing, PaddedCrop):
         height, width = splits["train"].array.shape[1:3]
@@ -185,7 +196,40 @@ def build_dataset(
         preprocessing,
         skipped,
         held_out,
+        findings,
     )
+
+
+def _findings(source: SourceData, splits: Mapping[str, Split]) -> DataFindings:
+    """Findings in the source, and duplicates in the splits that are made of it."""
+    by_source = {name: _digests(split) for name, split in source.splits.items()}
+    digests = {
+        name: by_source.get(name, by_source["train"])[split.source_index]
+        for name, split in splits.items()
+    }
+
+    def name_of(split: str, position: int) -> str:
+        images = splits[split].images
+        if isinstance(images, EncodedImages):
+            return images.name(position)
+        origin = split if split in source.splits else "train"
+        return f"{origin} image {splits[split].source_index[position]}"
+
+    findings = DataFindings(
+        {name: split.findings for name, split in source.splits.items()},
+        find_duplicates(digests, {name: split.labels for name, split in splits.items()}, name_of),
+        similar_classes(source.class_names or ()),
+        source.misplaced,
+    )
+    warn_of_findings(source.name, findings)
+    return findings
+
+
+def _digests(split: SourceSplit) -> Int64[np.ndarray, " N"]:
+    if split.digests is not None:
+        return split.digests
+    assert isinstance(split.images, np.ndarray), "encoded images have digests"
+    return pixel_digests(split.images)
 
 
 def _read(request: SourceRequest) -> SourceData:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
@@ -72,6 +73,28 @@ class DataFindings:
     duplicates: Duplicates = Duplicates()
     similar_classes: tuple[tuple[str, ...], ...] = ()
     misplaced: tuple[MisplacedImages, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings as values that JSON can store."""
+        return {
+            "left_out": {
+                name: {"reasons": dict(split.left_out), "files": list(split.left_out_files)}
+                for name, split in self.splits.items()
+            },
+            "orientations": {
+                name: {str(value): count for value, count in split.orientations.items()}
+                for name, split in self.splits.items()
+            },
+            "duplicates": {
+                "across_splits": [
+                    [*pair, count] for pair, count in self.duplicates.across_splits.items()
+                ],
+                "in_two_classes": self.duplicates.in_two_classes,
+                "examples": list(self.duplicates.examples),
+            },
+            "similar_classes": [list(names) for names in self.similar_classes],
+            "misplaced": [[one.where, one.count, one.remedy] for one in self.misplaced],
+        }
 
 
 def similar_classes(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -159,4 +159,6 @@ def _describe(config: DataConfig, dataset: Dataset) -> dict[str, Any]:
             "std": list(dataset.std),
             "source": dataset.statistics_source,
         },
+        "exif_orientation": config.exif_orientation,
+        "findings": dataset.findings.to_dict(),
     }

@@ -71,7 +71,7 @@ def test_splits_are_disjoint_by_content(dataset):
 
 def test_source_index_is_the_position_in_the_source(dataset, embedded_arrays):
     for name, source in (("train", "train"), ("validation", "train"), ("test", "test")):
-        split, (images, labels, _) = dataset.splits[name], embedded_arrays[source]
+        split, (images, labels, *_) = dataset.splits[name], embedded_arrays[source]
         np.testing.assert_array_equal(split.images[:, 2:-2, 2:-2], images[split.source_index])
         np.testing.assert_array_equal(split.labels, labels[split.source_index])
 
@@ -204,9 +204,9 @@ def test_unnamed_labels_beyond_the_number_of_images_raise(label):
 
 
 def test_class_without_validation_images_is_logged(caplog):
-    images = np.random.default_rng(0).integers(0, 256, IMAGES.shape, np.uint8)
-    splits = {name: SourceSplit(images, LABELS) for name in ("train", "test")}
-    splits["validation"] = SourceSplit(images[:2], LABELS[:2])
+    images = np.random.default_rng(0).integers(0, 256, (3, *IMAGES.shape), np.uint8)
+    splits = {name: SourceSplit(images[i], LABELS) for i, name in enumerate(("train", "test"))}
+    splits["validation"] = SourceSplit(images[2][:2], LABELS[:2])
     source = validate_source(SourceData("few", splits, ("cat", "dog", "owl")))
     build_dataset(source, PaddedCrop(2, True), validation_examples=0, validation_seed=0)
     (message,) = caplog.messages

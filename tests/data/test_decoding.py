@@ -81,7 +81,7 @@ ACCEPTED = {
     "progressive JPEG": PROGRESSIVE,
     "progressive CMYK JPEG": encoded(PHOTO.convert("CMYK"), "JPEG", progressive=True),
     "JPEG with restart markers": RESTARTS,
-    "JPEG with two pictures": encoded(PHOTO, "MPO", save_all=True, append_images=[PHOTO]),
+    "JPEG with two images": encoded(PHOTO, "MPO", save_all=True, append_images=[PHOTO]),
     "JPEG and trailing bytes": JPEG + b"\0" * 99,
     "gray JPEG": encoded(Image.new("RGB", (90, 70), (128, 128, 128)), "JPEG"),
     "4:1:1 JPEG": encoded(PHOTO, "JPEG", subsampling="4:1:1"),

@@ -1,5 +1,6 @@
 """The report of a dataset, from synthetic folders as `launch.py --mode=data` writes them."""
 
+import html
 import io
 import json
 import re
@@ -52,6 +53,47 @@ def write_data(folder, *, names=CLOTHES, shape=(32, 32, 1), counts=None, shown=(
     return folder
 
 
+FINDINGS = {
+    "left_out": {
+        "train": {"reasons": {"truncated": 2, "empty file": 1}, "files": ["a.jpg (truncated)"]},
+        "test": {"reasons": {}, "files": []},
+    },
+    "orientations": {"train": {"6": 11, "8": 1}, "test": {}},
+    "duplicates": {
+        "across_splits": [["test", "train", 10]],
+        "in_two_classes": 4,
+        "examples": ["train/a.jpg = test/b.jpg"],
+    },
+    "similar_classes": [["Shirt", "shirt"]],
+    "misplaced": [["/data/val", 5, "move them to /data/val/CLASS"]],
+}
+
+
+def test_findings_are_on_the_page_with_remedies(tmp_path):
+    folder = write_data(tmp_path / "data", skipped=3)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary |= {"exif_orientation": "ignore", "findings": FINDINGS}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    page = html.unescape(report.write_data_page(folder).read_text())
+    for text in (
+        "3 training files left out",
+        "truncated (2), empty file (1)",
+        "a.jpg (truncated)",
+        "12 training images with an EXIF orientation",
+        "config.data.exif_orientation=apply",
+        "10 test images also among the training images",
+        "4 images with equal ones in another class",
+        "train/a.jpg = test/b.jpg",
+        "'Shirt', 'shirt'",
+        "5 images in /data/val not read",
+        "move them to /data/val/CLASS",
+    ):
+        assert text in page
+    summary["exif_orientation"] = "apply"
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert "applied; 12 images with one" in report.write_data_page(folder).read_text()
+
+
 def numbered(classes):
     return [f"class {i:04d}" for i in range(classes)]
 
@@ -87,7 +129,7 @@ def test_the_page_is_self_contained(page):
 
 
 def test_the_page_has_the_properties_of_the_dataset(page):
-    for text in ("8,500", "1,500", "2,000", "no file skipped", "32 x 32 x 1", "/data/clothes.npz"):
+    for text in ("8,500", "1,500", "2,000", "no file left out", "32 x 32 x 1", "/data/clothes.npz"):
         assert text in page
     for text in ("Cropped at random", "0.2500", "0.5000", "computed", "3,200 images per second"):
         assert text in page
@@ -131,7 +173,7 @@ def test_many_classes_without_images_are_counted_and_the_first_named(tmp_path):
 def test_warnings_appear_only_for_problems(tmp_path, page):
     assert 'class="warnings"' not in page
     folder = write_data(tmp_path / "data", skipped=3)
-    assert "3 test files skipped" in report.write_data_page(folder).read_text()
+    assert "3 test files left out" in report.write_data_page(folder).read_text()
 
 
 def test_class_names_are_escaped_and_not_parsed_as_math(tmp_path):

@@ -13,6 +13,7 @@ from imta_jax.report.data.class_balance import (
     missing_classes,
 )
 from imta_jax.report.data.contact_sheet import figure_contact_sheet
+from imta_jax.report.data.findings import finding_warnings
 from imta_jax.report.data.parsing import load_data_record
 from imta_jax.report.data.record import SPLITS, DataRecord
 from imta_jax.report.rendering import (
@@ -100,7 +101,7 @@ def render_data_page(record: DataRecord, figures: dict[str, bytes]) -> str:
 
 
 def data_warnings(record: DataRecord) -> list[tuple[str, str]]:
-    """Problems of the dataset as (problem, detail): classes without images, skipped files."""
+    """Problems of the dataset as (problem, detail): classes without images, and findings."""
     warnings = []
     for split in SPLITS:
         missing = record.classes_without(split)
@@ -110,12 +111,7 @@ def data_warnings(record: DataRecord) -> list[tuple[str, str]]:
             names = f"{listed}. " if len(missing) > 1 else ""
             problem = missing_classes(record, split) + (":" if names else ".")
             warnings.append((problem, names + CONSEQUENCES[split]))
-    for split, name in SPLITS.items():
-        summary = record.splits[split]
-        if summary.skipped:
-            problem = f"{pluralize(summary.skipped, f'{name} file')} skipped."
-            warnings.append((problem, f"{pluralize(summary.examples, 'image')} remain."))
-    return warnings
+    return warnings + finding_warnings(record)
 
 
 def dataset_table(record: DataRecord) -> pd.DataFrame:
@@ -128,6 +124,7 @@ def dataset_table(record: DataRecord) -> pd.DataFrame:
         ("Image height, width, channels", " x ".join(map(str, record.image_shape))),
         *((f"{name.capitalize()} images", _split(record, s)) for s, name in SPLITS.items()),
         ("Preprocessing", record.preprocessing),
+        ("EXIF orientation", _exif(record)),
         ("Mean per channel (pixels from 0 to 1)", _numbers(statistics.mean)),
         ("Standard deviation per channel", _numbers(statistics.std)),
         ("Normalization statistics", statistics.source),
@@ -189,7 +186,12 @@ def _epoch(record: DataRecord) -> str:
 def _split(record: DataRecord, split: str) -> str:
     summary = record.splits[split]
     skipped = pluralize(summary.skipped, "file") if summary.skipped else "no file"
-    return f"{summary.examples:,}, {skipped} skipped"
+    return f"{summary.examples:,}, {skipped} left out"
+
+
+def _exif(record: DataRecord) -> str:
+    done = {"ignore": "ignored", "apply": "applied"}[record.findings.exif_orientation]
+    return f"{done}; {pluralize(sum(record.findings.rotated.values()), 'image')} with one"
 
 
 def _pipeline(name: str) -> str:

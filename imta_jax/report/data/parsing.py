@@ -19,6 +19,7 @@ from imta_jax.errors import InputError, MissingFileError
 from imta_jax.report.data.record import (
     SPLITS,
     DataRecord,
+    Findings,
     Hardware,
     PipelineThroughput,
     Preview,
@@ -94,7 +95,31 @@ def _summary(path: Path) -> dict[str, Any]:
         "statistics": _statistics(summary["statistics"], channels),
         "pipeline": _pipeline(summary["pipeline"]),
         "hardware": _hardware(summary["environment"]),
+        "findings": _findings(summary),
     }
+
+
+def _findings(summary: dict[str, Any]) -> Findings:
+    entry = summary.get("findings")
+    if entry is None:  # a summary of an earlier version
+        return Findings()
+    left_out, duplicates = entry["left_out"], entry["duplicates"]
+    return Findings(
+        left_out={
+            split: {str(reason): int(count) for reason, count in found["reasons"].items()}
+            for split, found in left_out.items()
+        },
+        left_out_files={split: list(map(str, one["files"])) for split, one in left_out.items()},
+        rotated={
+            split: sum(map(int, counts.values())) for split, counts in entry["orientations"].items()
+        },
+        exif_orientation=str(summary["exif_orientation"]),
+        across_splits=tuple((str(a), str(b), int(n)) for a, b, n in duplicates["across_splits"]),
+        in_two_classes=int(duplicates["in_two_classes"]),
+        duplicates=tuple(map(str, duplicates["examples"])),
+        similar_classes=tuple(tuple(map(str, names)) for names in entry["similar_classes"]),
+        misplaced=tuple((str(a), int(n), str(b)) for a, n, b in entry["misplaced"]),
+    )
 
 
 def _split(split: str, entry: dict[str, Any], classes: int) -> SplitSummary:

@@ -1,6 +1,6 @@
 """The content of a run's `data/` folder as one frozen record, for the report of the dataset."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,33 @@ class Preview:
     labels: np.ndarray
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What loading the dataset found beside usable images; empty for earlier versions.
+
+    Attributes:
+      left_out: Number of images left out by reason, by split.
+      left_out_files: The first of them with reasons, by split.
+      rotated: Number of images with an EXIF orientation, by split.
+      exif_orientation: "ignore" or "apply".
+      across_splits: (split, other split, number of images of the first that the other has, too).
+      in_two_classes: Number of images that another class has, too.
+      duplicates: Pairs of equal images, as text.
+      similar_classes: Groups of class names that look alike.
+      misplaced: (folder, number of images that are not read, remedy).
+    """
+
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    left_out_files: dict[str, list[str]] = field(default_factory=dict)
+    rotated: dict[str, int] = field(default_factory=dict)
+    exif_orientation: str = "ignore"
+    across_splits: tuple[tuple[str, str, int], ...] = ()
+    in_two_classes: int = 0
+    duplicates: tuple[str, ...] = ()
+    similar_classes: tuple[tuple[str, ...], ...] = ()
+    misplaced: tuple[tuple[str, int, str], ...] = ()
+
+
 @dataclass(frozen=True, repr=False)
 class DataRecord:
     """The content of a run's folder `data/`.
@@ -76,6 +103,7 @@ class DataRecord:
       pipeline: Throughput of the input pipeline.
       hardware: Hardware on which the throughput was measured.
       previews: Images of "train" (augmented) and "validation".
+      findings: What was left out, and what is unusual.
     """
 
     folder: Path
@@ -89,6 +117,7 @@ class DataRecord:
     pipeline: PipelineThroughput
     hardware: Hardware
     previews: dict[str, Preview]
+    findings: Findings = field(default_factory=Findings)
 
     def __repr__(self) -> str:
         return f"DataRecord({str(self.folder)!r}: {self.dataset}, {self.num_classes} classes)"

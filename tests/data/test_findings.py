@@ -1,0 +1,97 @@
+"""What loading a dataset finds beside usable images."""
+
+import numpy as np
+import pytest
+from sample_images import config, make_image, write
+
+from imta_jax.data import load_dataset
+from imta_jax.data.findings import Duplicates, find_duplicates, pixel_digests, similar_classes
+from imta_jax.data.holdout import class_quotas, stratified_holdout
+
+
+def folder(root, splits=("train", "test"), names=("cat", "dog")):
+    many = [(split, name, i) for split in splits for name in names for i in range(4)]
+    return write(
+        root, {f"{s}/{n}/{i}.png": make_image(16, 24, k) for k, (s, n, i) in enumerate(many)}
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"), ("Cat", "cat")],
+)
+def test_class_names_that_look_alike_are_grouped_and_logged(tmp_path, names, caplog):
+    assert similar_classes([names[0], "dog", names[1]]) == (names,)
+    dataset = load_dataset(config(folder(tmp_path, names=(*names, "dog"))))
+    (found,) = dataset.findings.similar_classes
+    assert set(found) == set(names)
+    assert repr(names[0]) in caplog.text and repr(names[1]) in caplog.text
+
+
+def test_different_class_names_are_not_similar():
+    assert similar_classes(["cat", "cats", "c at", "dog"]) == ()
+
+
+def test_duplicates_are_counted_across_splits_and_classes():
+    digests = {"train": [1, 2, 3, 3, 4], "validation": [5, 1], "test": [2, 2, 6, 5]}
+    labels = {"train": [0, 0, 1, 0, 1], "validation": [1, 0], "test": [0, 1, 1, 1]}
+    arrays = {name: np.array(values, np.int64) for name, values in digests.items()}
+    found = find_duplicates(
+        arrays,
+        {name: np.array(values, np.int32) for name, values in labels.items()},
+        lambda split, i: f"{split} {i}",
+    )
+    assert found.across_splits == {
+        ("validation", "train"): 1,
+        ("test", "train"): 2,
+        ("test", "validation"): 1,
+    }
+    assert found.in_two_classes == 2 + 3  # of digest 3, and of digest 2
+    assert found.examples == (
+        "train 0 = validation 1",
+        "train 1 = test 0",
+        "train 2 = train 3",
+        "validation 0 = test 3",
+    )
+
+
+def test_distinct_images_have_no_duplicates():
+    digests = {"train": np.arange(5), "test": np.arange(5, 9)}
+    labels = {name: np.zeros(len(values), np.int32) for name, values in digests.items()}
+    assert find_duplicates(digests, labels, lambda *_: "") == Duplicates()
+
+
+@pytest.mark.parametrize("preprocessing", ["padded_crop", "random_area_crop"])
+def test_equal_images_in_two_splits_are_logged_with_their_names(tmp_path, preprocessing, caplog):
+    root = folder(tmp_path)
+    write(root, {"test/dog/9.png": (root / "train/cat/1.png").read_bytes()})
+    dataset = load_dataset(config(root, preprocessing=preprocessing, image_size=8, resize=9))
+    found = dataset.findings.duplicates
+    assert sum(found.across_splits.values()) == 1 and found.in_two_classes == 2
+    assert "1 test images are also" in caplog.text
+
+
+def test_equal_arrays_have_equal_digests():
+    images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), np.uint8)
+    images[7] = images[2]
+    digests = pixel_digests(images)
+    assert digests[7] == digests[2] and len(np.unique(digests)) == 8
+
+
+@pytest.mark.parametrize(
+    ("counts", "examples"),
+    [([1] * 5 + [50] * 15, 100), ([1, 1, 1, 9], 6), ([2, 30], 31), ([1] * 19 + [2], 20)],
+)
+def test_holdout_empties_no_class_while_another_can_give(counts, examples):
+    counts = np.array(counts)
+    quotas = class_quotas(counts, examples)
+    kept = counts - quotas
+    assert quotas.sum() == examples and (quotas >= 0).all() and (kept >= 0).all()
+    assert (kept > 0).all() or kept.max() <= 1
+    labels = np.repeat(np.arange(len(counts)), counts)
+    held_out = stratified_holdout(labels, examples=max(examples, len(counts)), seed=0)
+    assert held_out.sum() == max(examples, len(counts))
+
+
+def test_quotas_without_small_classes_follow_the_largest_remainders():
+    assert class_quotas(np.array([10, 20, 33]), 20).tolist() == [3, 6, 11]
