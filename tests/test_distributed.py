@@ -1,5 +1,6 @@
 """Sharding: eight devices compute what one computes, and every image counts once."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_evaluation_leaves_the_classifier_in_its_mode(classifier, one):
         classifier, split, batch_size=8, mesh=one, pipeline="numpy", **tiny_run.PIXELS
     )
     assert not classifier.backbone.stages[0][0].normal[0].reduce.norm.use_running_average
-    tiny_run.assert_same(nnx.state(classifier), before)
+    chex.assert_trees_all_equal(nnx.state(classifier), before)
 
 
 @pytest.mark.parametrize(
@@ -122,4 +123,4 @@ def test_a_training_step_leaves_the_classifiers_arrays(one):
     phase = tiny_run.make_phase("phase_two", one)
     before = tiny_run.to_host(nnx.state(phase.classifier))
     phase.step(phase.new_state(), place_batch(tiny_run.draw_batch(16, seed=0), one))
-    tiny_run.assert_same(nnx.state(phase.classifier), before)
+    chex.assert_trees_all_equal(nnx.state(phase.classifier), before)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from imta_jax.config import RunConfig
 from imta_jax.data import DatasetInfo
+from imta_jax.distributed import place_batch
 from imta_jax.training.setup import (
     Phase,
     build_phase,
@@ -24,6 +25,7 @@ from imta_jax.training.setup import (
     phase_schedule,
     phase_settings,
 )
+from imta_jax.training.state import named_arrays
 from imta_jax.training.step import jit_batch_step
 from imta_jax.types import Batch
 
@@ -137,14 +139,13 @@ def draw_batch(count: int, seed: int) -> Batch:
     return Batch(images, labels.astype(np.int32), np.ones(count, bool), index)
 
 
-def assert_same(found: Any, expected: Any) -> None:
-    """Two pytrees of arrays are equal bit for bit."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
-    ):
-        name = jax.tree_util.keystr(path)
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=name)
+def arrays_around_steps(phase: Phase, batches: list[Batch]) -> tuple[dict, dict]:
+    """The named arrays of a new state, and those after a training step on each batch."""
+    state = phase.new_state()
+    before = to_host(named_arrays(state.trainable) | named_arrays(state.rest))
+    for batch in batches:
+        state, _ = phase.step(state, place_batch(batch, phase.mesh))
+    return before, to_host(named_arrays(state.trainable) | named_arrays(state.rest))
 
 
 def to_host(tree: Any) -> Any:

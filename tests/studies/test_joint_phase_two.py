@@ -104,7 +104,7 @@ def test_evaluation_in_slices_gives_the_logits_of_one_batch(trained):
 def test_joint_training_changes_heads_and_keeps_the_backbone(trained):
     *_, folder, joint = trained
     before, _ = load_classifier(folder / "phase_one")
-    tiny_run.assert_same(nnx.state(joint.backbone), nnx.state(before.backbone))
+    chex.assert_trees_all_equal(nnx.state(joint.backbone), nnx.state(before.backbone))
     first, second = (nnx.state(joint.variant(index).heads) for index in (1, 3))
     assert any(
         not np.array_equal(a, b)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 
+import chex
 import jax
 import orbax.checkpoint as ocp
 import pytest
@@ -99,7 +100,7 @@ def rows(folder):
 
 def assert_same_phase(found, expected, epochs):
     """Compares the final arrays and rows of two phase folders; each epoch has one row per split."""
-    tiny_run.assert_same(saved(found, epochs), saved(expected, epochs))
+    chex.assert_trees_all_equal(saved(found, epochs), saved(expected, epochs))
     assert rows(found) == rows(expected)
     assert [(row["epoch"], row["split"]) for row in rows(found)] == [
         (epoch, split) for epoch in range(1, epochs + 1) for split in ("train", "validation")
