@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -99,7 +100,9 @@ class MultiExitClassifier(nnx.Module):
         self.image_shape = (height, width, channels)
         self.compute_dtype = jnp.float32
 
-    def __call__(self, images: jax.Array, equilibrium: str = "off") -> Float[Array, "E N K"]:
+    def __call__(
+        self, images: jax.Array | np.ndarray, equilibrium: str = "off"
+    ) -> Float[Array, "E N K"]:
         """Logits of all exits, float32.
 
         Args:
@@ -114,7 +117,7 @@ class MultiExitClassifier(nnx.Module):
 
     def features(
         self,
-        images: jax.Array,
+        images: jax.Array | np.ndarray,
         equilibrium: str = "off",
         *,
         tap: Tap | None = None,
@@ -162,10 +165,10 @@ class MultiExitClassifier(nnx.Module):
         logits, _ = self.phase_one_heads(self.num_exits - 1, features[-1], None)
         return logits.astype(jnp.float32)
 
-    def stem(self, images: jax.Array) -> State:
+    def stem(self, images: jax.Array | np.ndarray) -> State:
         """Checks normalized images [N, H, W, C] and returns the state before the first stage."""
         _check_images(images, self.image_shape)
-        return self.backbone.stem(images.astype(self.compute_dtype))
+        return self.backbone.stem(jnp.asarray(images, self.compute_dtype))
 
     def advance(self, i: int, state: State, carry: Any) -> tuple[State, Float[Array, "N K"], Any]:
         """Runs stage i and exit i (from 0): one step of adaptive inference.
@@ -183,7 +186,7 @@ class MultiExitClassifier(nnx.Module):
         return state, logits.astype(jnp.float32), carry
 
 
-def _check_images(images: jax.Array, image_shape: tuple[int, int, int]) -> None:
+def _check_images(images: jax.Array | np.ndarray, image_shape: tuple[int, int, int]) -> None:
     """Raises a ValueError unless images are floats [N, *image_shape]."""
     if images.ndim != 4 or images.shape[1:] != image_shape:
         raise InputError(

@@ -6,6 +6,7 @@ the teacher's logits: those of the network's own last exit, or of the frozen pha
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from imta_jax.errors import InputError, unknown_name
@@ -19,7 +20,7 @@ LAST_EXIT_LOSSES = ("mixed", "cross_entropy")
 
 
 def cross_entropy(
-    logits: Float[Array, "*E N K"], labels: Integer[Array, " N"]
+    logits: Float[Array | np.ndarray, "*E N K"], labels: Integer[Array | np.ndarray, " N"]
 ) -> Float[Array, "*E"]:
     """Mean cross-entropy over the batch, in nats, float32.
 
@@ -33,8 +34,8 @@ def cross_entropy(
 
 
 def teacher_divergence(
-    logits: Float[Array, "E N K"],
-    teacher_logits: Float[Array, "N K"],
+    logits: Float[Array | np.ndarray, "E N K"],
+    teacher_logits: Float[Array | np.ndarray, "N K"],
     *,
     temperature: float | jax.Array,
     reduction: str = "batch",
