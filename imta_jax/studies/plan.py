@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from imta_jax.config import RunConfig
 from imta_jax.data import Dataset, DatasetInfo, dataset_info, load_dataset
 from imta_jax.distributed import first_process_first
 from imta_jax.errors import InputError
@@ -86,6 +87,14 @@ def read_row_settings(folder: Path) -> dict[str, Any]:
     return read_json_or_none(path, "settings of earlier rows are not compared") or {}
 
 
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that change results. Fields that an older version did not record have defaults."""
+    images = {"gradient_variance_images": settings["gradient_variance_images"]}
+    sections = {name: settings[name] for name in settings.keys() - images.keys()}
+    config = to_json_types(RunConfig.from_mapping(sections).to_dict())
+    return {name: config[name] for name in config if name not in IGNORED_SECTIONS} | images
+
+
 def check_settings_unchanged(settings: Mapping[str, Any], folder: Path) -> None:
     """Checks that variants that the folder has rows of have the settings of those rows.
 
@@ -98,14 +107,7 @@ def check_settings_unchanged(settings: Mapping[str, Any], folder: Path) -> None:
     """
     earlier, lines = read_row_settings(folder), []
     for name in settings.keys() & earlier.keys():
-        before, now = (
-            {
-                field: value
-                for field, value in recorded[name].items()
-                if field not in IGNORED_SECTIONS
-            }
-            for recorded in (earlier, settings)
-        )
+        before, now = (_comparable(recorded[name]) for recorded in (earlier, settings))
         lines += config_differences(before, now, f"arms.{name}")
     if lines:
         more = len(lines) - _MAX_LISTED_FIELDS

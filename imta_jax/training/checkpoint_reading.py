@@ -18,6 +18,7 @@ from imta_jax.errors import MissingFileError, unknown_name
 from imta_jax.training.checkpoints import (
     ARRAY_ITEMS,
     AnotherNetworkError,
+    NewerFormatError,
     check_same_network,
     fill_tree,
     name_differences,
@@ -127,6 +128,8 @@ def _is_readable(manager: ocp.CheckpointManager, epoch: int) -> bool:
     if files not in _verified:
         try:
             _read_to_host(manager, epoch)
+        except NewerFormatError:
+            raise
         except Exception as error:  # Orbax raises many types for damage.
             warn_of_damage(manager, epoch, error)
             _verified[files] = False
@@ -142,6 +145,7 @@ def _files_of(folder: Path) -> _Files:
 
 def _read_to_host(manager: ocp.CheckpointManager, epoch: int) -> None:
     """Reads everything into NumPy arrays: devices may be too small for one unsharded copy."""
+    read_json_meta(manager, epoch)
     metadata = manager.item_metadata(epoch)
     targets = {
         item: ocp.args.StandardRestore(
@@ -149,4 +153,4 @@ def _read_to_host(manager: ocp.CheckpointManager, epoch: int) -> None:
         )
         for item in ARRAY_ITEMS
     }
-    manager.restore(epoch, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **targets))
+    manager.restore(epoch, args=ocp.args.Composite(**targets))

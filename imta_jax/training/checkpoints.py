@@ -3,6 +3,9 @@
 A checkpoint has three items: the network (`model`), the optimizer and step (`progress`), and a JSON
 `meta` from which the network can be rebuilt. Arrays are stored under readable names, so that the
 error for a checkpoint of another network lists the names that differ.
+
+`meta` has the `format_version` of the checkpoint. A change of names or of `meta` that older code
+cannot read increases `FORMAT_VERSION`, and `read_json_meta` converts older versions.
 """
 
 import contextlib
@@ -27,6 +30,14 @@ _log = logging.getLogger(__name__)
 
 SELECTION_METRIC = "validation_top1"
 ARRAY_ITEMS = ("model", "progress")
+
+
+# Checkpoints without the entry are of version 1.
+FORMAT_VERSION = 1
+
+
+class NewerFormatError(InputError):
+    """A checkpoint was written by a newer version of this package."""
 
 
 class AnotherNetworkError(InputError):
@@ -115,11 +126,12 @@ class CheckpointStore:
         Raises:
           OSError: the storage fails.
         """
+        meta = {**meta, "format_version": FORMAT_VERSION}
         items = {item: ocp.args.StandardSave(arrays) for item, arrays in _arrays(state).items()}
         with storage_errors_as_os_errors():
             self._manager.save(
                 name,
-                args=ocp.args.Composite(meta=ocp.args.JsonSave(dict(meta)), **items),
+                args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items),
                 metrics={SELECTION_METRIC: float(validation_top1)},
             )
 
@@ -155,11 +167,12 @@ class CheckpointStore:
 
         Raises:
           AnotherNetworkError: the checkpoint is of another network.
+          NewerFormatError: the checkpoint is of a newer version.
         """
         for name in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return self._restore(name, state), name
-            except AnotherNetworkError:
+            except (AnotherNetworkError, NewerFormatError):
                 raise
             except Exception as error:  # Orbax raises many types for damage.
                 warn_of_damage(self._manager, name, error)
@@ -167,6 +180,7 @@ class CheckpointStore:
         return state, 0
 
     def _restore(self, name: int, state: TrainState) -> TrainState:
+        read_json_meta(self._manager, name)
         expected = _arrays(state)
         for item, arrays in expected.items():
             check_same_network(self._manager, name, item, arrays)
@@ -210,9 +224,19 @@ def restore_target(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json_meta(manager: ocp.CheckpointManager, name: int) -> dict[str, Any]:
-    """The `meta` of a checkpoint."""
+    """The `meta` of a checkpoint.
+
+    Raises:
+      NewerFormatError: it is of a newer format.
+    """
     found: Any = manager.restore(name, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-    return dict(found.meta)
+    version = found.meta.get("format_version", 1)
+    if version > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"checkpoint {name} in {manager.directory} has format_version {version}; expected at"
+            f" most {FORMAT_VERSION}: use the newer version of imta_jax that wrote it"
+        )
+    return {**found.meta, "format_version": version}
 
 
 def name_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:

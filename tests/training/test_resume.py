@@ -27,6 +27,7 @@ from imta_jax.training import (
     feed,
     load_classifier,
     phases,
+    read_meta,
     train_phase_one,
     train_phase_two,
 )
@@ -236,6 +237,33 @@ def test_another_network_is_rejected_with_the_differing_names(source, dataset, c
     deeper = tiny_run.run_config(source, "published", model__num_exits=3)
     with pytest.raises(AnotherNetworkError, match=r"not in the checkpoint: backbone\.exits\.2"):
         train_phase_one(deeper, dataset, copied)
+
+
+def change_meta(folder, change):
+    for path in folder.glob("[0-9]*/meta/metadata"):
+        meta = json.loads(path.read_text())
+        change(meta)
+        path.write_text(json.dumps(meta))
+
+
+def test_a_checkpoint_without_a_format_version_is_of_the_first(config, dataset, copied, finished):
+    change_meta(copied / "phase_one", lambda meta: meta.pop("format_version"))
+    assert read_meta(copied / "phase_one")["format_version"] == 1
+    shutil.rmtree(copied / "phase_one" / "3")
+    train_phase_one(config, dataset, copied)
+    assert_same_phase(copied / "phase_one", finished / "phase_one", 3)
+
+
+def test_a_checkpoint_of_a_newer_format_is_rejected_and_kept(config, dataset, copied):
+    change_meta(copied / "phase_one", lambda meta: meta.update(format_version=2))
+    for read in (
+        lambda: train_phase_one(config, dataset, copied),
+        lambda: load_classifier(copied / "phase_one"),
+        lambda: run(config, copied),
+    ):
+        with pytest.raises(ValueError, match=r"checkpoint 3 in .* format_version 2.* 1"):
+            read()
+    assert (copied / "phase_one" / "3").is_dir()
 
 
 def command(source, workdir, cache):
