@@ -35,6 +35,8 @@ from imta_jax.training import (
     train_phase_two,
     training_pipeline,
 )
+from imta_jax.training.checkpoint_reading import has_readable_epoch
+from imta_jax.training.phases import why_unfinished
 
 _log = logging.getLogger(__name__)
 
@@ -117,18 +119,14 @@ def _preview_data(config: RunConfig, workdir: Path) -> None:
 def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     """Does the unfinished steps among phase I, phase II and evaluation that the mode names."""
     has_begun = _check_same_config(config, workdir)
-    steps: dict[str, tuple[bool, Callable[[RunConfig, Dataset, Path], Any]]] = {
-        "phase_one": (phase_is_finished(config, workdir, "phase_one"), train_phase_one),
-        "phase_two": (phase_is_finished(config, workdir, "phase_two"), train_phase_two),
-        "evaluate": (evaluation_is_finished(workdir), evaluate),
-    }
-    chosen = {name: step for name, step in steps.items() if mode in ("all", name)}
-    for name, (finished, _) in chosen.items():
-        if finished:
-            _log.info("%s: already done in %s", name, workdir)
-    due = {name: step for name, (finished, step) in chosen.items() if not finished}
+    due = _due_steps(config, workdir, mode)
     if has_begun and not due:
         return
+    steps: dict[str, Callable[[RunConfig, Dataset, Path], Any]] = {
+        "phase_one": train_phase_one,
+        "phase_two": train_phase_two,
+        "evaluate": evaluate,
+    }
     for phase in [name for name in due if name in PHASES][:1]:
         prefetch_executable(executable_label(config, phase))
     dataset = _load_checked_data(config)
@@ -139,9 +137,39 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
         if is_first_process():
             _begin(config, data_fingerprint, workdir)
-        for step in due.values():
-            step(config, dataset, workdir)
+        for name in due:
+            steps[name](config, dataset, workdir)
         wait_for_all("a run's steps are done")
+
+
+def _due_steps(config: RunConfig, workdir: Path, mode: str) -> list[str]:
+    """The unfinished steps that the mode names, in order; logs why each is due or skipped.
+
+    In mode "all", a step whose result no unfinished step needs is not due: after the evaluation the
+    phases' folders may be deleted, and after phase II's first epoch that of phase I.
+    """
+    has_phase_two = config.phase_two.total_epochs > 0
+    finished = {
+        **{phase: phase_is_finished(config, workdir, phase) for phase in PHASES},
+        "evaluate": evaluation_is_finished(workdir),
+    }
+    has_phase_two_network = has_phase_two and has_readable_epoch(workdir / "phase_two", 1)
+    needed = {
+        "phase_one": not finished["evaluate"] and not has_phase_two_network,
+        "phase_two": not finished["evaluate"],
+        "evaluate": True,
+    }
+    due = []
+    for name in [name for name in finished if mode in ("all", name)]:
+        if finished[name]:
+            _log.info("%s: already done in %s", name, workdir)
+        elif mode == "all" and not needed[name]:
+            _log.info("%s: not in %s, and no later step needs it", name, workdir)
+        else:
+            due.append(name)
+            if name in PHASES and workdir.exists():
+                _log.info("%s: %s", name, why_unfinished(config, workdir, name))
+    return due
 
 
 def _begin(config: RunConfig, data_fingerprint: Mapping[str, Any], workdir: Path) -> None:

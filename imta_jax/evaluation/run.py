@@ -16,6 +16,7 @@ import numpy as np
 from imta_jax.config import PHASES, EvaluationConfig, RunConfig
 from imta_jax.data import Dataset
 from imta_jax.distributed import is_first_process
+from imta_jax.errors import MissingFileError
 from imta_jax.evaluation.budget import Decisions, budget_curve, decisions
 from imta_jax.evaluation.collect import split_predictions
 from imta_jax.evaluation.methods.comparison_record import comparison_record
@@ -163,12 +164,13 @@ def _write_samples(
 def _phase_record(config: RunConfig, workdir: Path, name: str) -> dict[str, Any] | None:
     """Length and duration of a phase; None for a phase that was skipped.
 
-    What only the lines of `metrics.jsonl` have is None without them.
+    What only `metrics.jsonl` or the checkpoints have is None without them.
     """
     phase = config.phase_one if name == "phase_one" else config.phase_two
     if phase.total_epochs == 0:
         return None
-    rows = read_json_lines(workdir / name / "metrics.jsonl")
+    folder = workdir / name
+    rows = read_json_lines(folder / "metrics.jsonl")
     train = [row for row in rows if row["split"] == "train"]
     last = train[-1] if train else {"epoch": phase.total_epochs}
     return {
@@ -176,8 +178,18 @@ def _phase_record(config: RunConfig, workdir: Path, name: str) -> dict[str, Any]
         "steps": last.get("step"),
         "seconds": training_seconds(train, phase.batch_size) if train else None,
         "final_learning_rate": last.get("learning_rate"),
-        "checkpoint_epoch": read_meta(workdir / name, config.evaluation.checkpoint)["epoch"],
+        "checkpoint_epoch": _checkpoint_epoch(folder, config.evaluation.checkpoint),
     }
+
+
+def _checkpoint_epoch(folder: Path, which: str) -> int | None:
+    """The epoch of a phase's checkpoint; None if there is none. Phase I may be deleted."""
+    if not folder.is_dir():
+        return None
+    try:
+        return read_meta(folder, which)["epoch"]
+    except MissingFileError:
+        return None
 
 
 def _environment_record(config: RunConfig, phase: str) -> dict[str, Any]:

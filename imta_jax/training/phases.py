@@ -57,16 +57,20 @@ def train_phase_two(
     Args:
       config: the run's config.
       dataset: images to train on and to validate with.
-      workdir: the run's folder, with a trained phase I.
+      workdir: the run's folder, with a trained phase I or a checkpoint of phase II.
       folder: where checkpoints and metrics go; None for the `phase_two` folder of `workdir`.
 
     Raises:
-      MissingFileError: phase I has no checkpoint.
+      MissingFileError: neither phase has a checkpoint.
       InputError, NonFiniteLossError, Interrupted: see `train_phase_one`.
     """
-    objective = phase_two_objective(config)
-    classifier = new_phase_two(config, trained_phase_one(config, dataset, workdir))
     folder = folder or workdir / "phase_two"
+    objective = phase_two_objective(config)
+    if has_readable_epoch(folder, 1):  # It has the parameters of phase I too.
+        start = new_phase_one(config, dataset)
+    else:
+        start = trained_phase_one(config, dataset, workdir)
+    classifier = new_phase_two(config, start)
     train_phase("phase_two", config, dataset, folder, classifier, objective, HEAD_PARAMETERS)
 
 
@@ -199,3 +203,14 @@ def folder_is_finished(config: RunConfig, phase: str, folder: Path) -> bool:
     """Like `phase_is_finished` with the phase's own folder. A phase of 0 epochs is finished."""
     epochs = phase_settings(config, phase).total_epochs
     return epochs == 0 or has_readable_epoch(folder, epochs)
+
+
+def why_unfinished(config: RunConfig, workdir: Path, phase: str) -> str:
+    """Why a phase trains: which checkpoint it lacks, and where it starts. For the log."""
+    folder, epochs = workdir / phase, phase_settings(config, phase).total_epochs
+    saved = sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
+    if not saved:
+        return f"no checkpoint of an epoch in {folder}; training starts in epoch 1 of {epochs}"
+    if saved[-1] >= epochs:
+        return f"checkpoint {saved[-1]} in {folder} cannot be read; training resumes before it"
+    return f"the newest checkpoint in {folder} is of epoch {saved[-1]} of {epochs}"

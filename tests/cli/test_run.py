@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import tiny_run
+from flax import nnx
 
 from imta_jax.cli.run import MODES, run
 from imta_jax.config import RunConfig
@@ -15,6 +16,8 @@ from imta_jax.evaluation import exit_of, load_predictions, read_samples
 from imta_jax.evaluation.predictions import confidence
 from imta_jax.inference import timing
 from imta_jax.runtime.lock import only_run_in
+from imta_jax.training import load_classifier
+from imta_jax.training.state import named_arrays
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -410,6 +413,47 @@ def test_damaged_results_are_named_by_what_reads_them(config, finished, tmp_path
     for read in (lambda: run(config, copy, "report"), lambda: run(config, copy, "time")):
         with pytest.raises(ValueError, match=r"results\.json is empty .*--mode=evaluate"):
             read()
+
+
+def test_after_the_evaluation_no_phase_is_needed(config, finished, tmp_path, caplog):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    for phase in ("phase_one", "phase_two"):
+        shutil.rmtree(copy / phase)
+    before = files(copy)
+    with caplog.at_level(logging.INFO, "imta_jax"):
+        run(config, copy)
+    assert files(copy) == before and not (copy / "phase_one").exists()
+    assert "phase_one: not in" in caplog.text and "phase_two: not in" in caplog.text
+
+
+def test_after_phase_two_began_phase_one_is_not_needed(config, results, trained, caplog):
+    expected = named_arrays(nnx.state(load_classifier(trained / "phase_two")[0]))
+    shutil.rmtree(trained / "phase_one")
+    shutil.rmtree(trained / "phase_two" / "2")
+    with caplog.at_level(logging.INFO, "imta_jax"):
+        run(config, trained)
+    assert "phase_two: the newest checkpoint in" in caplog.text
+    assert not (trained / "phase_one").exists()
+    tiny_run.assert_same(
+        named_arrays(nnx.state(load_classifier(trained / "phase_two")[0])), expected
+    )
+    found = json.loads((trained / "results.json").read_text())
+    assert found["exits"] == results["exits"]
+    assert found["phases"]["phase_one"]["checkpoint_epoch"] is None
+
+
+def test_a_phase_that_starts_again_says_why(config, trained, monkeypatch, caplog):
+    shutil.rmtree(trained / "phase_one")
+    shutil.rmtree(trained / "phase_two" / "1")
+    (trained / "phase_two" / "2" / "meta" / "metadata").write_text("")
+    started = []
+    monkeypatch.setattr("imta_jax.cli.run.train_phase_one", lambda *_: started.append(1))
+    monkeypatch.setattr("imta_jax.cli.run.train_phase_two", lambda *_: started.append(2))
+    with caplog.at_level(logging.INFO, "imta_jax"), pytest.raises(FileNotFoundError):
+        run(config, trained)
+    assert started == [1, 2]
+    assert f"no checkpoint of an epoch in {trained / 'phase_one'}" in caplog.text
+    assert f"checkpoint 2 in {trained / 'phase_two'} cannot be read" in caplog.text
 
 
 def test_mode_data_uses_the_mesh_of_the_config(source, tmp_path, monkeypatch):
