@@ -22,6 +22,8 @@ from imta_jax.runtime.files import replacing
 
 # Values per chunk: 1 MiB of float32, so that the temporaries stay in a core's cache.
 _CHUNK_VALUES = 2**18
+# How far the sum of probabilities may be from 1, in float32 and in types of at most 16 bits.
+_SUM_TOLERANCE, _LOW_PRECISION_TOLERANCE = 1e-3, 2e-2
 
 
 class Predictions(NamedTuple):
@@ -40,15 +42,16 @@ def checked_predictions(predictions: tuple[ArrayLike, ArrayLike], source: str) -
     """Checks a (logits, labels) pair and converts it to `Predictions`.
 
     Args:
-      predictions: logits [E, N, K] of any real type and integer labels [N] in 0..K-1.
+      predictions: logits [E, N, K] of any real type, bfloat16 and float8 included, and integer
+        labels [N] in 0..K-1.
       source: origin of the pair, e.g. a file or a split. Error messages start with it.
 
     Returns:
       The pair, as float32 and int32.
 
     Raises:
-      ValueError: wrong shapes or types, empty arrays, a label outside the classes, or a logit that
-        is not finite. The message names the first invalid entry.
+      ValueError: wrong shapes or types, empty arrays, a label outside the classes, a logit that is
+        not finite, or probabilities instead of logits. The message names the first invalid entry.
     """
     logits, labels = (np.asarray(part) for part in predictions)
     if logits.ndim != 3 or labels.shape != logits.shape[1:2]:
@@ -58,11 +61,11 @@ def checked_predictions(predictions: tuple[ArrayLike, ArrayLike], source: str) -
         )
     if logits.size == 0:
         raise InputError(f"{source}: logits of shape {logits.shape} are empty")
-    if not (np.issubdtype(logits.dtype, np.floating) or np.issubdtype(logits.dtype, np.integer)):
-        raise InputError(f"{source}: logits are {logits.dtype}; expected real numbers")
     _check_labels(labels, logits.shape[2], source)
-    logits = logits.astype(np.float32, copy=False)
+    tolerance = _SUM_TOLERANCE if logits.dtype.itemsize > 2 else _LOW_PRECISION_TOLERANCE
+    logits = _as_float32(logits, source)
     _check_finite(logits, source)
+    _check_no_probabilities(logits, tolerance, source)
     return Predictions(logits, labels.astype(np.int32, copy=False))
 
 
@@ -212,6 +215,38 @@ def _check_labels(labels: np.ndarray, num_classes: int, source: str) -> None:
             f"{source}: label {labels[outside[0]]} of image {outside[0]} is outside "
             f"0..{num_classes - 1}, the classes of the logits; were they made for another dataset?"
         )
+
+
+def _as_float32(logits: np.ndarray, source: str) -> Float32[np.ndarray, "E N K"]:
+    """Converts logits of any real type."""
+    dtype = logits.dtype
+    if dtype == np.dtype("V2"):  # bfloat16 from a file of NumPy, which does not store its name
+        return (logits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    real = np.issubdtype(dtype, np.floating) or np.issubdtype(dtype, np.integer)
+    # The types of the ml_dtypes package, such as bfloat16, are not subtypes of NumPy's.
+    if not real and not (dtype.kind in "Vf" and np.can_cast(dtype, np.float32)):
+        raise InputError(
+            f"{source}: logits are {dtype}; expected real numbers. NumPy files do not store the "
+            "type of float8 arrays: convert them to float32 before saving, or use save_predictions"
+        )
+    return logits.astype(np.float32, copy=False)
+
+
+def _check_no_probabilities(
+    logits: Float32[np.ndarray, "E N K"], tolerance: float, source: str
+) -> None:
+    """Refuses softmax probabilities. Their softmax is almost uniform, so exits would be wrong."""
+    for e, exit_logits in enumerate(logits):
+        if exit_logits.min() < 0 or exit_logits.max() > 1 + tolerance:
+            continue
+        if np.isin(exit_logits, (0, 1)).all():  # one-hot votes, which have no other logits
+            continue
+        if (np.abs(exit_logits.sum(axis=1) - 1) <= tolerance).all():
+            raise InputError(
+                f"{source}: the logits of exit {e} are probabilities: they are not negative, and "
+                "those of each image sum to 1; expected the values before the softmax. Pass "
+                "np.log(np.maximum(probabilities, 1e-30)), which has the same softmax"
+            )
 
 
 def _check_finite(logits: Float32[np.ndarray, "E N K"], source: str) -> None:

@@ -1,6 +1,7 @@
 """Logits of a split: confidences, accuracies, and the file that stores them."""
 
 import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sample_logits import split
@@ -93,3 +94,54 @@ def test_unreadable_files_are_refused_with_their_name(tmp_path):
             predictions.load_predictions(path)
     with pytest.raises(FileNotFoundError):
         predictions.load_predictions(tmp_path / "missing.npz")
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float16", "int8"])
+def test_low_precision_logits_are_accepted(tmp_path, name):
+    dtype = jnp.dtype(name)
+    logits, labels = split(0)
+    low = logits.astype(dtype)
+    for given in (low, jnp.asarray(low)):
+        found = predictions.checked_predictions((given, labels), "test")
+        assert found.logits.dtype == np.float32
+        np.testing.assert_array_equal(found.logits, low.astype(np.float32))
+    predictions.save_predictions(tmp_path / "a.npz", (jnp.asarray(low), labels))
+    loaded = predictions.load_predictions(tmp_path / "a.npz")
+    np.testing.assert_array_equal(loaded.logits, low.astype(np.float32))
+
+
+def test_bfloat16_saved_by_numpy_is_read_and_float8_is_refused_with_the_fix(tmp_path):
+    logits, labels = split(0)
+    low = logits.astype(jnp.bfloat16)
+    np.savez(tmp_path / "a.npz", logits=low, labels=labels)
+    loaded = predictions.load_predictions(tmp_path / "a.npz")
+    np.testing.assert_array_equal(loaded.logits, low.astype(np.float32))
+    np.savez(tmp_path / "b.npz", logits=logits.astype(jnp.float8_e4m3fn), labels=labels)
+    with pytest.raises(ValueError, match=r"b\.npz.*V1.*float32.*save_predictions"):
+        predictions.load_predictions(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize("dtype", [bool, complex, "U3", object])
+def test_logits_that_are_not_real_numbers_are_refused(dtype):
+    logits, labels = split(0)
+    with pytest.raises(ValueError, match=r"logits are .*; expected real numbers"):
+        predictions.checked_predictions((logits.astype(dtype), labels), "test")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_probabilities_are_refused_as_logits(dtype):
+    logits, labels = split(0)
+    exponentials = np.exp(logits)
+    probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    given = probabilities.astype(jnp.dtype(dtype))
+    with pytest.raises(ValueError, match=r"exit 0 are probabilities.*np\.log"):
+        predictions.checked_predictions((given, labels), "test")
+    mixed = np.concatenate([logits[:1], probabilities[1:]])
+    with pytest.raises(ValueError, match="exit 1 are probabilities"):
+        predictions.checked_predictions((mixed, labels), "test")
+    logs = np.log(probabilities)
+    np.testing.assert_allclose(
+        predictions.confidence(predictions.checked_predictions((logs, labels), "test").logits),
+        predictions.confidence(logits),
+        rtol=1e-5,
+    )
