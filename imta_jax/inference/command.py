@@ -5,6 +5,7 @@ Needs neither Flax nor TensorFlow, and no code of models or training.
 
 import argparse
 import logging
+import math
 import os
 import sys
 import time
@@ -25,6 +26,8 @@ from imta_jax.inference.formatting import (
     JsonLinesPrinter,
     TablePrinter,
     description,
+    file_name,
+    printable,
     summary,
 )
 from imta_jax.inference.image_files import DecodedImage, find_image_files, read_image
@@ -107,7 +110,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if paths:
         return _classify(exported, adaptive, paths, thresholds, as_json=arguments.json)
     if not arguments.profile:
-        print(description(exported, arguments.folder))
+        print(printable(description(exported, arguments.folder), sys.stdout.encoding))
     return 0
 
 
@@ -194,12 +197,20 @@ def _classify(
             if not isinstance(error, DecodedImage):
                 num_skipped += 1
                 _print_message(f"skipped: {error}")
-        new = _predict(adaptive, decoded, first=not predictions)
+        new = []
+        for prediction in _predict(adaptive, decoded, first=not predictions):
+            if math.isfinite(prediction.confidence):
+                new.append(prediction)
+                continue
+            num_skipped += 1
+            name = file_name(prediction.path)
+            _print_message(f"skipped: {name}: the logits are not finite; the network overflows")
         printer.add(new)
         predictions += new
     seconds = time.perf_counter() - start
     text = summary(exported, predictions, seconds, thresholds, size)
-    print(text, file=sys.stderr if as_json else sys.stdout)
+    stream = sys.stderr if as_json else sys.stdout
+    print(printable(text, stream.encoding), file=stream)
     if num_skipped:
         _print_message(f"{num_skipped} of {len(paths)} images were skipped")
     return 1 if num_skipped else 0
@@ -255,4 +266,5 @@ def _timed_predict(
 
 
 def _print_message(text: str) -> None:
-    tqdm.write(f"{_PROGRAM}: {text}", file=sys.stderr)  # above a progress bar, if there is one
+    line = printable(f"{_PROGRAM}: {text}", sys.stderr.encoding)
+    tqdm.write(line, file=sys.stderr)  # above a progress bar, if there is one

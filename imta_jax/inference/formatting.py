@@ -1,6 +1,7 @@
 """Text output of the command: predictions as a table or JSON lines, a summary, a description."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -34,6 +35,17 @@ class FilePrediction(NamedTuple):
     milliseconds: float
 
 
+def file_name(path: Path) -> str:
+    """The path as text. Bytes that are not UTF-8 are replaced by U+FFFD."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def printable(text: str, encoding: str | None) -> str:
+    """The text with a replacement for characters that an encoding lacks; default UTF-8."""
+    encoding = encoding or "utf-8"
+    return text.encode(encoding, errors="replace").decode(encoding)
+
+
 class TablePrinter:
     """Prints predictions as aligned rows below a heading.
 
@@ -45,7 +57,7 @@ class TablePrinter:
     def __init__(self, exported: ExportedClassifier, paths: Sequence[Path]):
         self._names = exported.class_names
         self._exits = exported.network.num_exits
-        file, label = (max(map(len, map(str, column))) for column in (paths, self._names))
+        file, label = (max(map(len, column)) for column in (map(file_name, paths), self._names))
         self._row = (
             f"{{:<{max(file, 4)}}}  {{:<{max(label, 5)}}}  {{:>10}}  {{:>5}}  {{:>15}}  {{:>8}}"
         )
@@ -57,7 +69,7 @@ class TablePrinter:
         """Prints one row per prediction."""
         rows = [
             self._row.format(
-                str(prediction.path),
+                file_name(prediction.path),
                 self._names[prediction.label],
                 f"{prediction.confidence:.3f}",
                 f"{prediction.exit + 1}/{self._exits}",
@@ -83,7 +95,7 @@ class JsonLinesPrinter:
         _write(
             json.dumps(
                 {
-                    "file": str(prediction.path),
+                    "file": file_name(prediction.path),
                     "label": self._names[prediction.label],
                     "class": prediction.label,
                     "confidence": round(prediction.confidence, 6),
@@ -93,7 +105,8 @@ class JsonLinesPrinter:
                     "ms": round(prediction.milliseconds, 4),
                     "height": prediction.size[0],
                     "width": prediction.size[1],
-                }
+                },
+                allow_nan=False,
             )
             for prediction in predictions
         )
@@ -162,5 +175,5 @@ def description(exported: ExportedClassifier, folder: str) -> str:
 def _write(lines: Iterable[str]) -> None:
     """Prints lines to standard output, above a progress bar if there is one."""
     for line in lines:
-        tqdm.write(line, file=sys.stdout)
+        tqdm.write(printable(line, sys.stdout.encoding), file=sys.stdout)
     sys.stdout.flush()

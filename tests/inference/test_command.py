@@ -1,16 +1,18 @@
 """The command `python -m imta_jax.inference`."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from imta_jax.errors import InputError
-from imta_jax.inference import load_exported
+from imta_jax.inference import AdaptiveClassifier, AdaptivePredictions, load_exported
 from imta_jax.inference.command import main
 
 CLASSES = ("ant", "bee", "cow", "dog", "eel")
@@ -61,6 +63,50 @@ def test_without_images_the_folder_is_described(exported_folder, capsys):
     assert main([str(exported_folder)]) == 0
     printed = capsys.readouterr().out
     assert "3 exits, 5 classes (ant, bee" in printed and "0.400" in printed
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_names_that_cannot_be_printed_are_replaced(
+    exported_folder, png_folder, monkeypatch, encoding, options
+):
+    content = (png_folder / "0.png").read_bytes()
+    for name in (b"caf\xe9.png", "f\u00fcr.png".encode(), "\u6f22.png".encode()):
+        (png_folder / os.fsdecode(name)).write_bytes(content)
+    (png_folder / os.fsdecode(b"bad\xe9.png")).write_bytes(b"not an image")
+    printed = {name: io.BytesIO() for name in ("stdout", "stderr")}
+    for name, buffer in printed.items():
+        stream = io.TextIOWrapper(buffer, encoding=encoding, write_through=True)
+        monkeypatch.setattr(sys, name, stream)
+    assert main([str(exported_folder), str(png_folder), "--thresholds=0,0,0", *options]) == 1
+    out, err = (buffer.getvalue().decode(encoding) for buffer in printed.values())
+    assert out.count(".png") == 8 and "bad" in err
+    if options:
+        names = [json.loads(line)["file"] for line in out.splitlines()]
+        assert [Path(name).name for name in names[5:]] == [
+            "caf\ufffd.png",
+            "f\u00fcr.png",
+            "\u6f22.png",
+        ]
+    else:
+        expected = {"utf-8": "f\u00fcr.png", "latin-1": "f\u00fcr.png", "ascii": "f?r.png"}
+        assert expected[encoding] in out
+
+
+def test_image_whose_logits_are_not_finite_is_skipped(
+    exported_folder, png_folder, monkeypatch, capsys
+):
+    def predict(self, images):
+        confidence = np.where(np.arange(len(images)) == 1, np.nan, 0.5).astype(np.float32)
+        zeros = np.zeros(len(images), np.int32)
+        return AdaptivePredictions(zeros, zeros, confidence, zeros.astype(np.int64))
+
+    monkeypatch.setattr(AdaptiveClassifier, "predict", predict)
+    assert main([str(exported_folder), str(png_folder), "--thresholds=0,0,0", "--json"]) == 1
+    printed = capsys.readouterr()
+    files = [Path(json.loads(line)["file"]).name for line in printed.out.splitlines()]
+    assert files == ["0.png", "2.png", "3.png", "4.png"]
+    assert "1.png" in printed.err and "1 of 5 images" in printed.err
 
 
 def test_unusable_file_is_skipped_and_reported(exported_folder, png_folder, capsys):

@@ -3,13 +3,16 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from imta_jax.data import PaddedCrop, RandomAreaCrop
 from imta_jax.inference import load_exported
 from imta_jax.inference.export.folder import CHECKSUMS, GOLDEN, MANIFEST, WEIGHTS, write_checksums
 
+NAN, INF = float("nan"), float("inf")
 CLASSES = ["ant", "bee", "cow", "dog", "eel"]
 POINT = {
     "budget": 0.8,
@@ -88,12 +91,76 @@ def test_manifest_with_another_checksum_is_rejected(folder):
         ({"preprocessing": None}, "preprocessing is None"),
         ({"preprocessing": {"mean": [0.5], "std": [1]}}, r"preprocessing\.\w+ is missing"),
         ({"class_names": None}, "TypeError"),
+        ({"class_names": [1, 2, 3, 4, 5]}, r"class_names is \[1, 2.*texts"),
+        ({"dtype": "float16"}, "dtype is 'float16'.*bfloat16"),
+        ({"platforms": "cpu"}, "platforms is cpu.*texts"),
+        ({"platforms": None}, "TypeError"),
+        ({"versions": None, "calling_convention_version": 99}, "TypeError"),
+        ({"calling_convention_version": "x"}, "TypeError"),
+        ({"operating_points": [POINT | {"budget": 1.5}]}, r"budget is \[1\.5\].*above"),
+        ({"operating_points": [POINT | {"thresholds": [NAN, 0, 0]}]}, r"thresholds is \[nan"),
+        ({"operating_points": [POINT | {"thresholds": [INF, 0, 0]}]}, r"thresholds is \[inf"),
+        ({"operating_points": [POINT | {"exit_fractions": [0.9, 0.9, 0]}]}, r"0\.9, 0\.9.*sum"),
+        ({"operating_points": [POINT | {"top1": NAN}]}, r"top1 is \[nan\]"),
+        ({"operating_points": [POINT | {"validation_top1": "80"}]}, "validation_top1 is"),
     ],
 )
 def test_invalid_manifest_field_is_rejected(folder, changes, message):
     change_manifest(folder, **changes)
     with pytest.raises(ValueError, match=message):
         load_exported(folder)
+
+
+def test_invalid_field_of_the_preprocessing_is_rejected_by_name(folder):
+    fields = json.loads((folder / MANIFEST).read_text())["preprocessing"]
+    for changes, message in [
+        ({"resize": -5}, r"preprocessing\.resize is -5"),
+        ({"std": [INF]}, r"preprocessing\.std is \[inf\]"),
+        ({"mean": [True]}, r"preprocessing\.mean is \[True\]"),
+    ]:
+        change_manifest(folder, preprocessing=fields | changes)
+        with pytest.raises(ValueError, match=message):
+            load_exported(folder)
+
+
+def test_invalid_field_of_an_exit_is_rejected_by_name(folder):
+    rows = json.loads((folder / MANIFEST).read_text())["exits"]
+    macs = [row["macs"] for row in rows]
+    for changed, message in [
+        (
+            [row | {"macs": m} for row, m in zip(rows, macs[::-1], strict=True)],
+            "exits.macs.*rising",
+        ),
+        ([row | {"macs": NAN} for row in rows], r"exits\.macs is \[nan"),
+        ([row | {"params": -1} for row in rows], r"exits\.params is \[-1"),
+        ([row | {"top1": 101} for row in rows], r"exits\.top1 is \[101\]"),
+        ([row | {"exit": 1} for row in rows], r"exits\.exit is \[1, 1, 1\].*\[1, 2, 3\]"),
+        ([{} for _ in rows], "KeyError"),
+        ([[] for _ in rows], "TypeError"),
+    ]:
+        change_manifest(folder, exits=changed)
+        with pytest.raises(ValueError, match=message):
+            load_exported(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_rejected_by_name(folder, value):
+    with np.load(folder / WEIGHTS) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["weight_0003"].flat[1] = value
+    np.savez(folder / WEIGHTS, **arrays)
+    change_manifest(folder)
+    with pytest.raises(ValueError, match=rf"weights\.npz: weight_0003 is {value} at .*finite"):
+        load_exported(folder)
+
+
+def test_weights_that_are_not_finite_are_not_exported(classifier, export, tmp_path):
+    broken = nnx.clone(classifier)
+    state = jax.tree.map(lambda x: x * np.nan, nnx.state(broken, nnx.Param))
+    nnx.update(broken, state)
+    with pytest.raises(ValueError, match=r"classifier: weight_.* is nan.*finite"):
+        export(broken, tmp_path / "export")
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_of_another_network_are_rejected(folder):

@@ -118,7 +118,7 @@ def _parse_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} does not exist; expected the folder of an export")
     try:
         manifest = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: not JSON ({error}); {_EXPORT_AGAIN}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{path} is not the manifest of an export: expected format {FORMAT!r}")

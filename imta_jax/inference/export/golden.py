@@ -54,8 +54,8 @@ def write_golden(path: Path, network: StagedNetwork, transform: EvaluationTransf
         raise InputError(
             f"the logits of exit {exits} are not finite for a synthetic image; the network diverged"
         )
-    arrays = {f"image_{i}": image for i, image in enumerate(images)}
-    np.savez_compressed(path, logits=logits, **arrays)
+    arrays = {"logits": logits, **{f"image_{i}": image for i, image in enumerate(images)}}
+    np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def check_golden(

@@ -21,6 +21,7 @@ from imta_jax.inference.engine.staged import StagedNetwork, StageState, Weights
 from imta_jax.inference.export import folder as export_folder
 from imta_jax.inference.export import golden
 from imta_jax.inference.export.manifest import (
+    check_finite,
     check_manifest,
     point_from_manifest,
     transform_from_manifest,
@@ -87,14 +88,14 @@ def load_exported(folder: str | Path, *, check_golden: bool = True) -> ExportedC
     """
     folder = Path(folder)
     manifest = export_folder.read_manifest(folder)
-    _check_versions(folder, manifest)
     try:
+        _check_versions(folder, manifest)
         exported = _load(folder, manifest)
         if check_golden and manifest["format_version"] > 1:
             path = folder / export_folder.GOLDEN
             golden.check_golden(path, exported.network, exported.transform, manifest["dtype"])
         return exported
-    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise
         # The checksums are right, so the folder was written like this.
@@ -193,6 +194,7 @@ def _read_weights(
                     f"{path}: {name} is {array.dtype} {array.shape}; its program expects "
                     f"{aval.dtype} {aval.shape}; export the network again"
                 )
+            check_finite(name, array, str(path))
             on_device[name] = jnp.asarray(array)
     return tuple([on_device[name] for name in stage["weights"]] for stage in manifest["stages"])
 

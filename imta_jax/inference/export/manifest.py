@@ -1,15 +1,22 @@
 """The manifest of an export: its operating points, and checks against the programs."""
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.export
+import numpy as np
 
 from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform, transform_from_dict
 from imta_jax.errors import InputError
 from imta_jax.evaluation.operating_points import OperatingPoint
+
+_TEXTS = ("name", "dtype", "evaluated_dtype")
+_DTYPES = ("float32", "bfloat16")
+_PERCENTAGES = {"top1", "top5", "validation_top1", "ece"}
+_ROUNDING = 1e-3  # of fractions that sum to 1
 
 
 def check_manifest(manifest: Mapping[str, Any], programs: Sequence[jax.export.Exported]) -> None:
@@ -24,24 +31,73 @@ def check_manifest(manifest: Mapping[str, Any], programs: Sequence[jax.export.Ex
       KeyError: a field is missing.
       TypeError: a field has another type.
     """
-    shape, classes = _image_shape(programs[0]), _num_classes(programs[-1])
-    exits = len(programs)
+    shape, classes, exits = _image_shape(programs[0]), _num_classes(programs[-1]), len(programs)
+    names, rows = manifest["class_names"], manifest["exits"]
     for field, found, expected in [
         ("image_shape", manifest["image_shape"], shape),
-        ("number of exits", len(manifest["exits"]), exits),
-        ("number of class_names", len(manifest["class_names"]), classes),
+        ("number of exits", len(rows), exits),
+        ("number of class_names", len(names), classes),
+        ("exits.exit", [row["exit"] for row in rows], list(range(1, exits + 1))),
     ]:
         if found != expected:
             raise InputError(f"{field} is {found}; the programs expect {expected}")
-    if not manifest["operating_points"]:
+    for field, found in [
+        ("class_names", names),
+        ("platforms", manifest["platforms"]),
+        ("name, dtype, evaluated_dtype", [manifest[k] for k in _TEXTS]),
+    ]:
+        if not isinstance(found, list) or not all(isinstance(value, str) for value in found):
+            raise InputError(f"{field} is {found}; expected texts")
+    if manifest["dtype"] not in _DTYPES:
+        raise InputError(f"dtype is {manifest['dtype']!r}; expected one of {_DTYPES}")
+    _check_exits(rows)
+    _check_points(manifest["operating_points"], exits)
+
+
+def _check_exits(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Checks costs and accuracies of the exits."""
+    for cost in ("macs", "published_ops", "params"):
+        found = [row[cost] for row in rows]
+        _check_numbers(f"exits.{cost}", found, len(rows), least=1)
+        if cost == "macs" and any(after <= before for before, after in itertools.pairwise(found)):
+            raise InputError(f"exits.macs is {found}; expected rising costs")
+    for row in rows:
+        for accuracy in _PERCENTAGES & row.keys():
+            _check_numbers(f"exits.{accuracy}", [row[accuracy]], 1, least=0, most=100)
+
+
+def _check_points(points: Sequence[Mapping[str, Any]], exits: int) -> None:
+    """Checks budgets, thresholds, exit fractions and accuracies of the operating points."""
+    if not points:
         raise InputError("operating_points is empty; expected thresholds for at least one budget")
-    above_zero = sys.float_info.min
-    points = manifest["operating_points"]
-    _check_numbers("exits.macs", [row["macs"] for row in manifest["exits"]], exits, least=1)
     for point in points:
-        _check_numbers("operating_points.budget", [point["budget"]], 1, least=above_zero)
+        budget, fractions = point["budget"], point["exit_fractions"]
+        above_zero, most = sys.float_info.min, 1 + _ROUNDING
+        _check_numbers("operating_points.budget", [budget], 1, least=above_zero, most=most)
         _check_numbers("operating_points.thresholds", point["thresholds"], exits)
-        _check_numbers("operating_points.exit_fractions", point["exit_fractions"], exits, least=0)
+        _check_numbers("operating_points.exit_fractions", fractions, exits, least=0, most=most)
+        if sum(fractions) > most:
+            raise InputError(
+                f"operating_points.exit_fractions is {fractions}; expected a sum of at most 1"
+            )
+        for accuracy in ("validation_top1", "top1"):
+            found = [point[accuracy]]
+            _check_numbers(f"operating_points.{accuracy}", found, 1, least=0, most=100)
+
+
+def check_finite(name: str, weights: np.ndarray, where: str) -> None:
+    """Checks an array of weights.
+
+    Raises:
+      ValueError: a value is NaN or infinite.
+    """
+    finite = np.isfinite(weights)
+    if not finite.all():
+        index = np.argwhere(~finite)[0].tolist()
+        raise InputError(
+            f"{where}: {name} is {weights[tuple(index)]} at {index}; expected finite weights; "
+            "export a network that did not diverge"
+        )
 
 
 def transform_from_manifest(manifest: Mapping[str, Any]) -> EvaluationTransform:
@@ -101,9 +157,14 @@ def _num_classes(last: jax.export.Exported) -> int:
     return logits.shape[-1]
 
 
-def _check_numbers(field: str, found: Any, count: int, *, least: float = -float("inf")) -> None:
-    """Checks that a field is a list of `count` numbers, none below `least`."""
-    numbers = isinstance(found, list) and all(isinstance(value, int | float) for value in found)
-    if not numbers or len(found) != count or not all(value >= least for value in found):
-        range_ = "" if least == -float("inf") else f", none below {least:g}"
-        raise InputError(f"{field} is {found}; expected {count} numbers{range_}")
+def _check_numbers(
+    field: str, found: Any, count: int, *, least: float | None = None, most: float | None = None
+) -> None:
+    """Checks that a field is a list of `count` finite numbers, from `least` to `most`."""
+    low, high = -sys.float_info.max if least is None else least, most or sys.float_info.max
+    numbers = isinstance(found, list) and all(type(value) in (int, float) for value in found)
+    if numbers and len(found) == count and all(low <= value <= high for value in found):
+        return
+    range_ = "" if least is None else f", none below {least:g}"
+    range_ += "" if most is None else f", none above {most:g}"
+    raise InputError(f"{field} is {found}; expected {count} finite numbers{range_}")

@@ -21,7 +21,7 @@ from imta_jax.inference.engine.classifier_stages import DTYPES, staged_classifie
 from imta_jax.inference.engine.staged import StagedNetwork
 from imta_jax.inference.export import folder as export_folder
 from imta_jax.inference.export.golden import write_golden
-from imta_jax.inference.export.manifest import point_to_manifest
+from imta_jax.inference.export.manifest import check_finite, point_to_manifest
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.environment import package_versions
 from imta_jax.runtime.files import write_json
@@ -131,6 +131,7 @@ def _named_weights(network: StagedNetwork) -> tuple[dict[str, np.ndarray], list[
             if id(weight) not in names:
                 name = names[id(weight)] = f"weight_{len(names):04d}"
                 array = np.asarray(weight)
+                check_finite(name, array, "the classifier")
                 # NumPy's files have no bfloat16: store its bits.
                 arrays[name] = array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
     return arrays, [[names[id(weight)] for weight in weights] for weights in network.weights]
