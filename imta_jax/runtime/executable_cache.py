@@ -5,6 +5,9 @@ deep network. Tracing uses one core, and XLA can load an executable on another a
 the executable that the last launch of a config used is read ahead of time, and used only if the
 lowered program is the one that it was compiled from. A stale executable is never run.
 
+Executables are read with pickle and run as machine code. So only files of this user are read, with
+mode 0600 in a folder with mode 0700 (see `private_files`); others are ignored with a warning.
+
 JAX's own cache is disabled while a step compiles: jaxlib 0.10 serializes an executable that came
 from that cache without its functions.
 """
@@ -29,7 +32,7 @@ from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from imta_jax.runtime.files import write_atomically
+from imta_jax.runtime.private_files import NotPrivateError, read_private, write_private
 
 _log = logging.getLogger(__name__)
 
@@ -148,27 +151,27 @@ def _cpu_features() -> tuple[str, ...]:
 
 def _read_last(label: str) -> _Entry | None:
     """The executable that was last used under a label."""
-    folder = _folder()
+    key = _read_file(f"{label}.last")
     try:
-        return _read((folder / f"{label}.last").read_text()) if folder else None
-    except (OSError, ValueError):  # Missing or damaged: it is written again.
+        return _read(key.decode()) if key else None
+    except ValueError:  # Damaged: it is written again.
         return None
 
 
 def _read(key: str) -> _Entry | None:
     """The executable of a key, loaded; None if there is none or this version cannot read it."""
-    folder = _folder()
-    path = folder / f"{key}.step" if folder else None
-    if path is None or not path.exists():
+    content = _read_file(f"{key}.step")
+    if content is None:
         return None
     try:
-        program, arguments, results, ids = pickle.loads(zlib.decompress(path.read_bytes()))
+        program, arguments, results, ids = pickle.loads(zlib.decompress(content))
         devices = {device.id: device for device in jax.devices()}
         run = serialize_executable.deserialize_and_load(
             program, arguments, results, execution_devices=[devices[i] for i in ids]
         )
     except Exception as error:  # Damage and other versions raise many types.
-        _log.info("%s cannot be read (%s: %s); compiling", path, type(error).__name__, error)
+        path, kind = f"{_folder()}/{key}.step", type(error).__name__
+        _log.info("%s cannot be read (%s: %s); compiling", path, kind, error)
         return None
     return _Entry(key, run, arguments, results)
 
@@ -183,6 +186,18 @@ def _write(label: str, key: str, compiled: jax.stages.Compiled, devices: Sequenc
     _write_last_key(label, key)
 
 
+def _read_file(name: str) -> bytes | None:
+    """The content of a file of the cache; None if it is missing or not this user's alone."""
+    folder = _folder()
+    try:
+        return read_private(folder, name) if folder else None
+    except NotPrivateError as error:
+        _log.warning("a compiled step is ignored, because others may have written it: %s", error)
+    except (OSError, ValueError):  # Missing, or a damaged key that is no file name.
+        pass
+    return None
+
+
 def _write_last_key(label: str, key: str) -> None:
     _write_file(f"{label}.last", key.encode())
 
@@ -193,7 +208,7 @@ def _write_file(name: str, content: bytes) -> None:
     if folder is None:
         return
     try:
-        write_atomically(folder / name, content)
+        write_private(folder, name, content)
     except OSError as error:
         _log.info("the compiled step is not cached in %s: %s", folder, error)
 

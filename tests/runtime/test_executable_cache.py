@@ -4,7 +4,9 @@ import functools
 import json
 import logging
 import os
+import pickle
 import subprocess
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -250,6 +252,56 @@ def test_jax_still_caches_other_programs(cache):
     before = set(cache.parent.glob("*-cache"))
     jax.jit(lambda x: (x * 3 + jnp.asarray(TABLE)).sum())(arguments(mesh)[0]).block_until_ready()
     assert set(cache.parent.glob("*-cache")) > before
+
+
+class Planted:
+    """An object that runs code when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("*.step", 0o644), ("*.step", 0o620), ("*.last", 0o666), ("", 0o755)]
+)
+def test_files_that_others_may_have_written_are_ignored(name, mode, cache, tmp_path, caplog):
+    mesh, ran = data_mesh(), tmp_path / "ran"
+    first, *_ = launch(TABLE, mesh)
+    (step,) = cache.glob("*.step")
+    assert oct(step.stat().st_mode)[-3:] == "600" and oct(cache.stat().st_mode)[-3:] == "700"
+    step.write_bytes(zlib.compress(pickle.dumps(Planted(ran))))
+    (changed,) = cache.glob(name) if name else [cache]
+    changed.chmod(mode)
+    if name == "*.last":
+        step.unlink()  # What the key names is not read either.
+    second, _, compiled = launch(TABLE, mesh)
+    chex.assert_trees_all_equal(second, first)
+    assert compiled and not ran.exists()
+    assert str(changed) in caplog.text and f"mode {mode:o}" in caplog.text
+    assert not launch(TABLE, mesh)[2]  # Written again, with the expected modes.
+
+
+def test_a_folder_of_another_user_is_neither_read_nor_written(cache, monkeypatch, caplog):
+    mesh = data_mesh()
+    launch(TABLE, mesh)
+    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with caplog.at_level(logging.INFO, "imta_jax"):
+        assert launch(TABLE, mesh)[2]
+    assert "expected 12345" in caplog.text and "is not cached in" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == before
+
+
+def test_a_link_to_a_file_is_not_read(cache, tmp_path):
+    mesh = data_mesh()
+    launch(TABLE, mesh)
+    (step,) = cache.glob("*.step")
+    step.rename(tmp_path / "moved")
+    step.symlink_to(tmp_path / "moved")
+    assert launch(TABLE, mesh)[2]
 
 
 def test_without_a_writable_folder_the_step_still_runs(cache, tmp_path, caplog):
