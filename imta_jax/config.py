@@ -13,6 +13,8 @@ from imta_jax.fields import Section, number
 
 Checkpoint = Literal["last", "best"]
 PHASES = ("phase_one", "phase_two")
+# Random keys and batches have the seed 2 * seed + 1, a number of 32 bits.
+MAX_SEED = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class DataConfig(Section):
     validation_split: str = "auto"
     test_split: str = "auto"
     test_examples: int = number(0, at_least=0)
-    validation_seed: int = number(0, at_least=0)
+    validation_seed: int = number(0, at_least=0, at_most=MAX_SEED)
     max_undecodable: float = number(0.01, at_least=0, at_most=1)
     index_dir: str = "~/.cache/imta_jax/index"
     preprocessing: Literal["padded_crop", "random_area_crop"] = "padded_crop"
@@ -328,7 +330,7 @@ class RunConfig(Section):
       seed: Seed of initialization, order of the images and augmentation.
     """
 
-    seed: int = number(0, at_least=0)
+    seed: int = number(0, at_least=0, at_most=MAX_SEED)
     data: DataConfig
     model: ModelConfig
     phase_one: PhaseOneConfig

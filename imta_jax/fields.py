@@ -160,5 +160,9 @@ def _check_range(value: Any, bounds: Mapping[str, float], name: str) -> None:
             "below": lambda bound, x=entry: x < bound,
         }
         if entry is not None and not all(inside[words](b) for words, b in bounds.items()):
-            expected = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items())
+            expected = " and ".join(f"{words} {_plain(bound)}" for words, bound in bounds.items())
             raise InputError(f"{name} must be {expected}; found {value!r}")
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"

@@ -60,6 +60,8 @@ def test_every_field_is_documented(kind):
 
 REJECTED = [
     ("seed", -1, r"config\.seed.*at least 0.*-1"),
+    ("seed", 2**63, r"config\.seed.*at most 2147483647.*9223372036854775808"),
+    ("data.validation_seed", 2**31, r"validation_seed.*at most 2147483647.*2147483648"),
     ("data.source", " ", r"config\.data\.source"),
     ("data.max_undecodable", 1.5, r"data\.max_undecodable.*at least 0.*at most 1.*1\.5"),
     ("data.preprocessing", "crop", r"data\.preprocessing 'crop'.*padded_crop"),
@@ -73,6 +75,13 @@ REJECTED = [
     ("phase_two.momentum", 1.0, r"phase_two\.momentum.*below 1.*1\.0"),
     ("phase_two.temperature", float("nan"), r"phase_two\.temperature.*above 0.*nan"),
     ("phase_two.learning_rate_drops", (0.5, 2), r"learning_rate_drops.*at most 1.*2"),
+    ("phase_one.learning_rate_drops", None, r"learning_rate_drops.*tuple.*None"),
+    ("phase_one.learning_rate_drops", (0.5, None), r"learning_rate_drops.*number.*None"),
+    ("evaluation.reported_budgets", ("a",), r"reported_budgets.*number.*'a'"),
+    ("evaluation.reported_budgets", "0.5", r"reported_budgets.*tuple.*0\.5"),
+    ("evaluation.quotas", ((1.0,),), r"quotas.*number.*\(1\.0,\)"),
+    ("model.growth_factors", (1, 2.5), r"growth_factors.*integer.*2\.5"),
+    ("log.profile_steps", (1, "2"), r"profile_steps.*integer.*'2'"),
     ("evaluation.quotas", (), r"evaluation\.quotas"),
     ("evaluation.checkpoint", "lst", r"evaluation\.checkpoint 'lst'.*last"),
     ("mesh.parameter_shards", 0, r"mesh\.parameter_shards.*at least 1.*0"),

@@ -61,7 +61,9 @@ def teacher_divergence(
     teacher = jax.lax.stop_gradient(teacher_logits.astype(jnp.float32))
     log_teacher = jax.nn.log_softmax(teacher / temperature)[None]
     log_student = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
-    per_class = jnp.exp(log_teacher) * (log_teacher - log_student)
+    p_teacher = jnp.exp(log_teacher)
+    # 0 log 0 = 0, also for a class that logits of -inf mask in the teacher and the students.
+    per_class = jnp.where(p_teacher > 0, p_teacher * (log_teacher - log_student), 0.0)
     mean = per_class.sum(axis=-1).mean(axis=-1)
     return mean if reduction == "batch" else mean / logits.shape[-1]
 

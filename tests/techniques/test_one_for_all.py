@@ -147,6 +147,28 @@ def test_extreme_logits_stay_finite(data):
     assert np.isfinite(found) and np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_class_that_is_masked_everywhere_changes_nothing(data, reduction):
+    """Logits of -inf have probability 0; the divergence and its gradient are those without it."""
+    logits, labels, teacher = map(jnp.asarray, data)
+
+    def divergence(logits, teacher):
+        return teacher_divergence(logits, teacher, temperature=2.0, reduction="batch").sum()
+
+    def mask(x):
+        return jnp.concatenate([x, jnp.full((*x.shape[:-1], 1), -jnp.inf)], axis=-1)
+
+    expected, slope = jax.value_and_grad(divergence)(logits, teacher)
+    found, masked_slope = jax.value_and_grad(divergence)(mask(logits), mask(teacher))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(masked_slope[..., :-1], slope, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(masked_slope[..., -1], 0)
+    loss = one_for_all_loss(
+        mask(logits), labels, mask(teacher), alpha=0.3, temperature=2.0, reduction=reduction
+    )
+    assert np.isfinite(loss)
+
+
 def test_half_precision_logits_are_computed_in_float32(data):
     logits, labels, teacher = map(jnp.asarray, data)
     half = logits.astype(jnp.bfloat16)
