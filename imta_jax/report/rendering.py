@@ -11,6 +11,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from imta_jax.report.fonts import use_fallback_fonts
 from imta_jax.report.style import DPI
 from imta_jax.runtime.files import write_atomically
 
@@ -87,6 +88,7 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 def figure_png(figure: Figure) -> bytes:
     """A figure as the content of a PNG file."""
+    use_fallback_fonts(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

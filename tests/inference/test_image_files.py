@@ -1,9 +1,11 @@
 """Image files are preprocessed as in evaluation."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from encoded_samples import encoded
 from PIL import Image, ImageOps
 from sample_images import make_image, pillow_evaluation_crop
 
@@ -82,3 +84,35 @@ def test_folders_are_searched_by_suffix_and_files_are_taken_as_given(png_folder,
         find_image_files([tmp_path / "empty"])
     with pytest.raises(FileNotFoundError, match=r"\*\.png"):
         find_image_files([tmp_path / "*.png"])
+
+
+def test_hidden_files_are_ignored_in_folders_and_read_when_named(png_folder):
+    content = (png_folder / "0.png").read_bytes()
+    for name in ("._0.png", ".ipynb_checkpoints/0.png", "sub/.hidden/deep/0.png"):
+        (png_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (png_folder / name).write_bytes(content)
+    assert [path.name for path in find_image_files([png_folder])] == [f"{i}.png" for i in range(5)]
+    assert find_image_files([png_folder / "._0.png"]) == [png_folder / "._0.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.webp", encoded(Image.new("RGB", (16, 16)), "WEBP"), "neither JPEG nor PNG"),
+        ("a.jpg", encoded(Image.new("RGB", (16, 16)), "GIF"), "neither JPEG nor PNG"),
+        ("a.png", b"", "empty file"),
+        ("a.jpg", encoded(make_image(16, 16), "JPEG")[:400] + b"\xff\xd9", "truncated"),
+    ],
+)
+def test_file_that_training_leaves_out_is_refused_for_the_same_reason(
+    tmp_path, name, content, reason
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: not decoded \({reason}\)"):
+        read_image(tmp_path / name, small(16, 16, 3))
+
+
+def test_pipe_is_refused_without_opening_it(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_image(tmp_path / "a.jpg", small(16, 16, 3))

@@ -11,6 +11,7 @@ import pytest
 from run_samples import CLOTHES, references
 
 from imta_jax import report
+from imta_jax.report import fonts
 from imta_jax.report.data.contact_sheet import sheet_layout
 from imta_jax.report.style import format_duration
 
@@ -92,6 +93,15 @@ def test_findings_are_on_the_page_with_remedies(tmp_path):
     summary["exif_orientation"] = "apply"
     (folder / "summary.json").write_text(json.dumps(summary))
     assert "applied; 12 images with one" in report.write_data_page(folder).read_text()
+
+
+def test_figures_number_the_classes_that_no_font_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(fonts, "FALLBACK_FAMILIES", ())
+    fonts._drawable_characters.cache_clear()
+    name = "\N{CJK UNIFIED IDEOGRAPH-65E5}\N{CJK UNIFIED IDEOGRAPH-672C}"
+    folder = write_data(tmp_path / "data", names=("cat", name))
+    assert name in report.write_data_page(folder).read_text()  # without "Glyph missing" warnings
+    fonts._drawable_characters.cache_clear()
 
 
 def numbered(classes):

@@ -42,36 +42,16 @@ def decode_image(
     return apply_orientation(pixels, header.orientation) if apply_exif else pixels
 
 
-def jpeg_data_is_complete(
-    contents: bytes, pixels: UInt8[np.ndarray, "H W C"] | None = None
-) -> bool:
-    """Whether no scan of a JPEG lacks data.
-
-    Decoders replace missing data without an error. Bytes after the end of complete data are not
-    used, and so the pixels stay the same if bytes are inserted there.
-
-    Args:
-      contents: a JPEG that `read_header` accepts.
-      pixels: the decoded image, if it is known.
-
-    Raises:
-      RefusedImageError: the file does not decode.
-    """
-    if pixels is None:
-        pixels = _decode(jpeg_without_metadata(contents), 3)
-    changed = jpeg_without_metadata(contents, appended_to_scans=_PROBE)
-    return np.array_equal(_decode(changed, pixels.shape[2]), pixels)
-
-
-def may_lack_data(header: ImageHeader, last_pixel: UInt8[np.ndarray, " C"]) -> bool:
-    """Whether `jpeg_data_is_complete` must decide, given the lower right pixel of a JPEG."""
-    return not header.single_scan or bool((last_pixel == GRAY).all())
-
-
 def _is_complete(contents: bytes, header: ImageHeader, pixels: UInt8[np.ndarray, "H W C"]) -> bool:
+    """Whether no data of a decoded image are missing. Decoders of JPEGs replace missing data."""
     if not header.is_jpeg:
         return png_data_is_complete(contents)
-    return not may_lack_data(header, pixels[-1, -1]) or jpeg_data_is_complete(contents, pixels)
+    # If the only scan ends early, the last block is gray.
+    if header.single_scan and (pixels[-1, -1] != GRAY).any():
+        return True
+    # Bytes after the end of complete data are not used, so that they change no pixel.
+    changed = jpeg_without_metadata(contents, appended_to_scans=_PROBE)
+    return np.array_equal(_decode(changed, pixels.shape[2]), pixels)
 
 
 def _decode(contents: bytes, channels: int) -> UInt8[np.ndarray, "H W C"]:
@@ -90,4 +70,9 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
     """Converts to 8-bit RGB or luminance."""
     if image.mode.startswith("I"):  # 16-bit grayscale
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode == "CMYK":
+        # As TensorFlow rounds. Pillow has inverted the stored values.
+        stored = 255 - np.asarray(image)
+        rgb = stored[..., :3].astype(np.uint16) * stored[..., 3:] // 255
+        image = Image.fromarray(rgb.astype(np.uint8))
     return image.convert("L" if channels == 1 else "RGB")

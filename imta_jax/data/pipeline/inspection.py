@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from imta_jax.data.decoding.header import ImageHeader, read_header
-from imta_jax.data.decoding.pillow_decoder import GRAY, decode_image, jpeg_data_is_complete
+from imta_jax.data.decoding.pillow_decoder import GRAY, decode_image
 from imta_jax.data.decoding.refusal import Refusal, RefusedImageError
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.runtime.environment import usable_cores
@@ -137,12 +137,12 @@ def _header_columns(contents: bytes) -> Int[np.ndarray, " columns"]:
     return np.array([*properties, refusal, digest, single_scan], np.int64)
 
 
-def _jpeg_completeness(contents: bytes) -> Int64[np.ndarray, ""]:
+def _refusal_by_pillow(contents: bytes) -> Int64[np.ndarray, ""]:
     try:
-        refusal = Refusal.NONE if jpeg_data_is_complete(contents) else Refusal.TRUNCATED
+        decode_image(contents)
     except RefusedImageError as error:
-        refusal = error.refusal
-    return np.array(refusal, np.int64)
+        return np.array(error.refusal, np.int64)
+    return np.array(Refusal.NONE, np.int64)
 
 
 def _attempt(contents: "tf.Tensor", found: "tf.Tensor", limit: int) -> "tf.Tensor":
@@ -172,7 +172,7 @@ def _decoded_refusal(contents: "tf.Tensor", found: "tf.Tensor", limit: int) -> "
         return tf.cond(
             pixels * _COMPLETE_JPEG_BYTES > limit,
             lambda: postponed,
-            lambda: tf.ensure_shape(_in_python(_jpeg_completeness, contents), []),
+            lambda: tf.ensure_shape(_in_python(_refusal_by_pillow, contents), []),
         )
 
     def of_png() -> "tf.Tensor":

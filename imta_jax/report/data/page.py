@@ -1,6 +1,7 @@
 """The report of a dataset: its images, classes and input pipeline, to check before training."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from imta_jax.report.data.contact_sheet import figure_contact_sheet
 from imta_jax.report.data.findings import finding_warnings
 from imta_jax.report.data.parsing import load_data_record
 from imta_jax.report.data.record import SPLITS, DataRecord
+from imta_jax.report.fonts import drawable_name
 from imta_jax.report.rendering import (
     Section,
     draw_figures,
@@ -78,7 +80,9 @@ def write_data_page(folder: str | Path) -> Path:
         that writes it.
     """
     record = load_data_record(folder)
-    figures = draw_figures(record, SECTIONS)
+    # Browsers have more fonts than figures: the page itself keeps all names.
+    drawable = tuple(drawable_name(name, k) for k, name in enumerate(record.class_names))
+    figures = draw_figures(replace(record, class_names=drawable), SECTIONS)
     write_figures(record.folder, SECTIONS, figures)
     write_atomically(record.folder / "index.html", render_data_page(record, figures))
     return record.folder / "index.html"

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from imta_jax.errors import InputError, MissingFileError
+from imta_jax.report.fonts import drawable_name
 from imta_jax.runtime.json_files import read_json, read_json_lines, read_json_or_none
 
 PHASES = ("phase_one", "phase_two")
@@ -94,9 +95,9 @@ class RunRecord:
         return value
 
     def class_name(self, label: int) -> str:
-        """The name of a class, or its number if the dataset has no names."""
+        """The name of a class for figures, or its number if it has none that can be drawn."""
         names = self.dataset.get("class_names") or []
-        return str(names[label]) if 0 <= label < len(names) else str(label)
+        return drawable_name(str(names[label]), label) if 0 <= label < len(names) else str(label)
 
 
 def load_run(workdir: str | Path) -> RunRecord:

@@ -1,0 +1,32 @@
+"""Class names in scripts that no installed font has."""
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from imta_jax.report import fonts
+from imta_jax.report.rendering import figure_png
+
+
+@pytest.fixture
+def only_default(monkeypatch):
+    """As if no other font were installed."""
+    monkeypatch.setattr(fonts, "FALLBACK_FAMILIES", ())
+    fonts._drawable_characters.cache_clear()
+    yield
+    fonts._drawable_characters.cache_clear()
+
+
+def test_name_that_no_font_draws_becomes_the_class_number(only_default):
+    assert fonts.drawable_name("\N{CJK UNIFIED IDEOGRAPH-65E5}", 7) == "class 7"
+    for name in ("na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve caf\xe9", "two\nlines", "100%"):
+        assert fonts.drawable_name(name, 7) == name
+
+
+def test_installed_fallback_fonts_are_used(monkeypatch):
+    monkeypatch.setattr(fonts, "FALLBACK_FAMILIES", ("DejaVu Serif", "not installed"))
+    figure = Figure()
+    figure.suptitle("title")
+    figure_png(figure)
+    families = [text.get_fontfamily() for text in figure.findobj(Text)]
+    assert families and all(one == ["DejaVu Sans", "DejaVu Serif"] for one in families)
