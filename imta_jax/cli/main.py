@@ -12,6 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from imta_jax.runtime.background_errors import hold_background_errors
 from imta_jax.runtime.command_line import exit_with_error, parse_flags
 from imta_jax.runtime.huge_pages import restart_with_huge_pages
 from imta_jax.runtime.preemption import (
@@ -63,6 +64,8 @@ def main(argv: list[str]) -> None:
 
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if not _TRACEBACK.value:
+        hold_background_errors()
     try:
         _set_up_process()
         if _MODE.value == "study":

@@ -14,9 +14,10 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from imta_jax.errors import UserError, unknown_name
+from imta_jax.runtime.background_errors import print_held_errors
 
-# A full disk, an exceeded quota or a read-only file system: no bug, whoever raises it.
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+# A full disk, an exceeded quota or file size, a read-only file system: no bug, whoever raises it.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -53,6 +54,8 @@ def exit_with_error(error: Exception, *, show_traceback: bool) -> NoReturn:
       show_traceback: whether to show the traceback of a `UserError` too.
     """
     message = None if show_traceback else plain_message(error)
+    if message is None:
+        print_held_errors()
     if message is None and not isinstance(error, OSError):
         raise error
     if message is None:

@@ -41,7 +41,7 @@ def test_errors_of_our_checks_have_a_plain_message(tmp_path):
         assert message.startswith("error: ") and value in message
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG])
 def test_disk_errors_have_a_plain_message_whoever_raises_them(number):
     class FullDisk:
         def write(self, *_):
@@ -67,6 +67,39 @@ def test_bugs_keep_their_traceback(tmp_path):
         assert command_line.plain_message(error) is None, error
         with pytest.raises(type(error)):
             command_line.exit_with_error(error, show_traceback=False)
+
+
+BACKGROUND = """
+import threading
+from imta_jax.errors import StorageError
+from imta_jax.runtime.background_errors import hold_background_errors
+from imta_jax.runtime.command_line import exit_with_error
+
+def fail():
+    raise RuntimeError("Event loop is closed")
+
+hold_background_errors()
+for _ in range(30):
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+exit_with_error(ERROR, show_traceback=False)
+"""
+
+
+def stderr_after(error):
+    command = [sys.executable, "-c", BACKGROUND.replace("ERROR", error)]
+    done = subprocess.run(command, cwd=tiny_run.ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_errors_of_other_threads_are_printed_only_with_a_bug():
+    plain = stderr_after('StorageError(28, "the disk is full")')
+    assert len(plain.splitlines()) == 2 and "the disk is full" in plain
+    bug = stderr_after('ValueError("a bug")')
+    assert bug.count("Event loop is closed") >= 20
+    assert bug.rstrip().endswith("ValueError: a bug")
 
 
 def test_a_loss_that_is_not_finite_is_a_user_error():

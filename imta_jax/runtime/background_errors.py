@@ -1,0 +1,45 @@
+"""Errors in threads of libraries, which are held back unless the run ends by a bug.
+
+After a failed write, Orbax and TensorStore raise the error in the main thread, and their other
+threads print hundreds of tracebacks before the message.
+"""
+
+import sys
+import threading
+import traceback
+import warnings
+from collections import deque
+from types import TracebackType
+
+_MAX_HELD = 20
+_held: deque[str] = deque(maxlen=_MAX_HELD)
+
+
+def hold_background_errors() -> None:
+    """Holds back errors of threads other than the main one, and those without a thread."""
+    main = threading.main_thread()
+
+    def for_any_thread(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if threading.current_thread() is main:
+            sys.__excepthook__(kind, error, trace)
+        else:  # C++ code calls the hook from its own threads.
+            _hold(error)
+
+    sys.excepthook = for_any_thread
+    threading.excepthook = lambda caught: _hold(caught.exc_value)
+    sys.unraisablehook = lambda caught: _hold(caught.exc_value)
+    # JAX warns once per program that it cannot cache.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+
+
+def _hold(error: BaseException | None) -> None:
+    if error is not None:
+        _held.append("".join(traceback.format_exception(error)))
+
+
+def print_held_errors() -> None:
+    """Prints the last errors that were held back to stderr."""
+    while _held:
+        print(f"in a background thread:\n{_held.popleft()}", file=sys.stderr)
