@@ -8,11 +8,18 @@ import tiny_run
 from flax import nnx
 from sample_images import config, make_image, write
 
+from imta_jax.cli.run import run
 from imta_jax.data import load_dataset
-from imta_jax.evaluation import budget_curve, collect_predictions, exit_costs, operating_points
+from imta_jax.evaluation import (
+    budget_curve,
+    collect_predictions,
+    exit_costs,
+    load_predictions,
+    operating_points,
+)
 from imta_jax.evaluation.predictions import confidence
 from imta_jax.evaluation.thresholds import exit_of
-from imta_jax.inference import AdaptiveClassifier, export_classifier, load_exported
+from imta_jax.inference import AdaptiveClassifier, export_classifier, export_run, load_exported
 from imta_jax.inference.command import main
 from imta_jax.inference.image_files import read_image
 from imta_jax.models import build_classifier
@@ -170,3 +177,30 @@ def test_python_pads_images_as_training_did(case):
     wrong = images[:, 1:]
     with pytest.raises(ValueError, match=rf"\[N, {height}, {width}, .*{list(wrong.shape)[1]}"):
         from_export.predict(wrong)
+
+
+def test_run_and_its_export_classify_images_before_padding(tmp_path):
+    with np.load(tiny_run.write_dataset(tmp_path / "full.npz")) as file:
+        arrays = {name: file[name] for name in file.files}
+    for name in ("train_images", "test_images"):
+        arrays[name] = arrays[name][:, 1:14, :15]  # 13 x 15, padded to 16 x 16
+    np.savez(tmp_path / "cut.npz", **arrays)
+    config = tiny_run.tiny_config(
+        tmp_path / "cut.npz", phase_one__total_epochs=1, phase_two__total_epochs=0
+    )
+    with tiny_run.compiled_once(tmp_path / "compiled"):
+        for mode in ("phase_one", "evaluate"):
+            run(config, tmp_path / "run", mode)
+    export_run(tmp_path / "run", tmp_path / "export", platforms=("cpu",))
+    expected = load_predictions(tmp_path / "run" / "evaluation" / "logits_test.npz").logits
+    options = {"max_batch_size": 32, "batch_sizes": (32,), "num_workers": 1, "budget": 1.0}
+    for adaptive in (
+        AdaptiveClassifier.from_run(tmp_path / "run", **options),
+        AdaptiveClassifier.from_export(tmp_path / "export", **options),
+    ):
+        assert adaptive.network.transform.padding == ((1, 2), (0, 1))
+        np.testing.assert_allclose(adaptive.logits(arrays["test_images"]), expected, atol=1e-4)
+        with pytest.raises(
+            ValueError, match=r"\[N, 13, 15, 1\].*\[N, 16, 16, 1\].*\(1, 14, 15, 1\)"
+        ):
+            adaptive.predict(np.zeros((1, 14, 15, 1), np.uint8))

@@ -251,16 +251,16 @@ def resize_window(
     """
     (cut,) = read_pixels(window[None], np.array([image.shape[:2]]), size)
     top, left, height, width = cut.tolist()
-    pixels = image[top : top + height, left : left + width].astype(np.float32)
+    pixels = image[top : top + height, left : left + width]
     scale = np.array(size, np.float32) / window[2:]
     translation = (cut[:2].astype(np.float32) - window[:2]) * scale
-    for axis in (0, 1):
-        taps, weights = _filter(size[axis], pixels.shape[axis], scale[axis], translation[axis])
-        pixels = np.moveaxis(pixels, axis, 0)
+    for axis in (0, 1):  # the second time, height and width are exchanged
+        positions, weights = _filter(size[axis], len(pixels), scale[axis], translation[axis])
         resized = np.zeros((size[axis], *pixels.shape[1:]), np.float32)
-        for k in range(taps.shape[1]):
-            resized += pixels[taps[:, k]] * weights[:, k, None, None]
-        pixels = np.moveaxis(resized, 0, axis)
+        for k in range(positions.shape[1]):
+            taps = pixels[positions[:, k]]
+            resized += np.multiply(taps, weights[:, k, None, None], dtype=np.float32)
+        pixels = np.ascontiguousarray(resized.swapaxes(0, 1))
     return (pixels + np.float32(0.5)).astype(np.uint8)  # rounds to the nearest level
 
 
