@@ -5,6 +5,8 @@ state are replicated or, to save memory, sharded over the mesh's second axis. Th
 the communication.
 """
 
+import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -14,6 +16,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from imta_jax.errors import InputError
+from imta_jax.runtime.joining import (
+    check_port_is_free,
+    is_single_slurm_task,
+    unused_gpus_warning,
+    waiting_for,
+)
+
+_log = logging.getLogger(__name__)
 
 Tree = TypeVar("Tree")
 Result = TypeVar("Result")
@@ -23,18 +33,27 @@ _BOTH_AXES = (DATA_AXIS, PARAMETER_AXIS)
 
 
 def join_processes(
-    coordinator: str | None = None, count: int | None = None, index: int | None = None
+    coordinator: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+    *,
+    timeout: int = 60,
 ) -> None:
     """Makes this process one of several that compute together. Call it before other JAX functions.
 
     Args:
       coordinator: HOST:PORT of process 0. None detects all three values as Cloud TPU, Slurm,
-        Kubernetes and Open MPI provide them; without them, the process is alone.
+        Kubernetes and Open MPI provide them; without them, the process is alone. One task of Slurm
+        is alone too, and uses all its GPUs.
       count: number of processes.
       index: index of this process, from 0.
+      timeout: seconds of waiting for the other processes, after which this process ends with
+        status 1 and a message.
 
     Raises:
-      InputError: only some of the three values are given.
+      InputError: only some of the three values are given, they do not fit, or the coordinator's
+        port is in use.
+      ServiceError: joining failed for another reason.
     """
     given = [value is not None for value in (coordinator, count, index)]
     if any(given) and not all(given):
@@ -42,11 +61,33 @@ def join_processes(
             "coordinator_address, num_processes and process_id must be given together, or not at"
             f" all to detect them; found {coordinator}, {count}, {index}"
         )
+    if coordinator is None and is_single_slurm_task():
+        return
+    if coordinator is not None and count is not None and index is not None:
+        _check_place(coordinator, count, index)
+    others = "the other processes" if index in (0, None) else f"process 0 at {coordinator}"
     try:
-        jax.distributed.initialize(coordinator, count, index)
+        with waiting_for(others, timeout):
+            jax.distributed.initialize(
+                coordinator, count, index, initialization_timeout=timeout + 60
+            )
     except ValueError:
         if any(given):
             raise
+    if message := unused_gpus_warning():
+        _log.warning(message)
+
+
+def _check_place(coordinator: str, count: int, index: int) -> None:
+    """Raises an InputError for an index that is out of range or a port that cannot be used."""
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise InputError(f"coordinator_address must be HOST:PORT; found {coordinator!r}")
+    if not 0 <= index < count:
+        raise InputError(
+            f"process_id must be from 0 to {count - 1} (num_processes - 1); found {index}"
+        )
+    if index == 0:
+        check_port_is_free(int(coordinator.rpartition(":")[2]))
 
 
 def is_first_process() -> bool:

@@ -45,6 +45,9 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
+_JOIN_TIMEOUT = flags.DEFINE_integer(
+    "join_timeout", 60, "Seconds to wait for the other processes.", lower_bound=1
+)
 
 
 def start() -> None:
@@ -87,7 +90,8 @@ def _set_up_process() -> None:
 
     from imta_jax.distributed import is_first_process, join_processes
 
-    join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    place = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    join_processes(*place, timeout=_JOIN_TIMEOUT.value)
     processes_have_joined(jax.process_count())
 
     # Orbax logs every step of a save, and errors that are raised as exceptions too.

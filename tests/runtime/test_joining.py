@@ -1,0 +1,94 @@
+"""Processes that cannot join a run: one line within the timeout, and what Slurm's tasks use."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from imta_jax.distributed import join_processes
+from imta_jax.runtime.joining import is_single_slurm_task, unused_gpus_warning
+
+PROGRAM = """
+import sys
+from imta_jax.distributed import join_processes
+from imta_jax.runtime import joining
+from imta_jax.runtime.command_line import exit_with_error
+joining._LINE_SECONDS = 0.5
+try:
+    join_processes(sys.argv[1], 2, int(sys.argv[2]), timeout=4)
+except Exception as error:
+    exit_with_error(error, show_traceback=False)
+"""
+
+
+def join(address, index):
+    command = [sys.executable, "-c", PROGRAM, address, str(index)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(("index", "what"), [(0, "the other processes"), (1, "process 0 at")])
+def test_a_process_that_waits_alone_says_for_whom_and_gives_up(index, what):
+    done = join(f"localhost:{free_port()}", index)
+    assert done.returncode == 1, done.stderr
+    assert f"waiting for {what}" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and what in last and "--join_timeout" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_a_one_line_error():
+    with socket.socket(socket.AF_INET6) as holder:
+        holder.bind(("::", 0))
+        holder.listen()
+        done = join(f"localhost:{holder.getsockname()[1]}", 0)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "coordinator_address has port" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (("localhost:1", 2, 2), r"process_id.* 0 to 1 .*found 2"),
+        (("localhost:1", 2, -1), r"process_id.*found -1"),
+        (("localhost", 2, 0), r"coordinator_address.*HOST:PORT.*'localhost'"),
+        (("localhost:1", 2, None), r"coordinator_address, num_processes and process_id"),
+    ],
+)
+def test_a_place_that_does_not_fit_is_rejected_at_once(place, message):
+    with pytest.raises(ValueError, match=message):
+        join_processes(*place)
+
+
+SLURM = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}
+
+
+def test_one_task_of_slurm_joins_no_others_and_keeps_all_gpus(monkeypatch):
+    assert is_single_slurm_task(SLURM | {"SLURM_NTASKS": "1"})
+    assert not is_single_slurm_task(SLURM | {"SLURM_NTASKS": "4"})
+    assert not is_single_slurm_task({"SLURM_NTASKS": "1"})
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setattr("jax.distributed.initialize", None)
+    join_processes()
+
+
+def test_fewer_tasks_than_gpus_are_reported_with_the_flag():
+    message = unused_gpus_warning(SLURM | {"SLURM_NTASKS": "4"})
+    assert "1 of the 8 GPUs" in message and "--ntasks-per-node=8" in message
+    assert "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7" in message
+    two = SLURM | {"SLURM_NTASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "2(x4)"}
+    assert "2 of the 8 GPUs" in unused_gpus_warning(two)
+    for fine in (
+        {},
+        SLURM | {"SLURM_NTASKS": "1"},
+        SLURM | {"SLURM_NTASKS": "32", "SLURM_STEP_TASKS_PER_NODE": "8(x4)"},
+        SLURM | {"SLURM_NTASKS": "4", "JAX_LOCAL_DEVICE_IDS": "0,1,2,3,4,5,6,7"},
+    ):
+        assert unused_gpus_warning(fine) is None
