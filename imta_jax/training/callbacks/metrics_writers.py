@@ -101,7 +101,7 @@ def _records(row: Mapping[str, Any], *, with_header: bool) -> Iterator[bytes]:
     tensorboardX's own `SummaryWriter` writes in a thread, which ends at the first failed write.
     Later calls wait for that thread forever.
     """
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboardX.record_writer import masked_crc32c
     from tensorboardX.summary import scalar
 
