@@ -13,8 +13,7 @@ from imta_jax.fields import Section, number
 
 Checkpoint = Literal["last", "best"]
 PHASES = ("phase_one", "phase_two")
-# Random keys and batches have the seed 2 * seed + 1, a number of 32 bits.
-MAX_SEED = 2**31 - 1
+MAX_SEED = 2**31 - 1  # Batches have the seed 2 * seed + 1, a number of 32 bits.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ def free_port():
 
 
 @pytest.mark.parametrize(("index", "what"), [(0, "the other processes"), (1, "process 0 at")])
-def test_a_process_that_waits_alone_says_for_whom_and_gives_up(index, what):
+def test_a_process_that_waits_alone_names_what_it_waits_for_and_gives_up(index, what):
     done = join(f"localhost:{free_port()}", index)
     assert done.returncode == 1, done.stderr
     assert f"waiting for {what}" in done.stderr
