@@ -1,13 +1,14 @@
 """The settings of a run, as frozen and checked dataclasses.
 
 A `ConfigDict` (see `configs/common.py`) is parsed once, by `RunConfig.from_mapping`. Code below
-that point receives these dataclasses and never a mapping of settings. Checks of single fields
-happen here. Checks that need a dataset, devices or several sections happen where those are known.
+that point receives these dataclasses, never a mapping. Checks of single fields happen here, checks
+that need a dataset, devices or several sections where those are known.
 """
 
 import dataclasses
 from typing import ClassVar, Literal
 
+from imta_jax import options
 from imta_jax.errors import InputError
 from imta_jax.fields import Section, number
 
@@ -81,8 +82,7 @@ class DataConfig(Section):
             raise InputError(f"config.data.source must be a name or a path; found {self.source!r}")
         if self.service and "://" not in self.service:
             raise InputError(
-                'config.data.service must be an address such as "grpc://HOST:5000"; found '
-                f"{self.service!r}"
+                f'config.data.service must be like "grpc://HOST:5000"; found {self.service!r}'
             )
 
 
@@ -155,7 +155,7 @@ class HeadsConfig(Section):
 
     section: ClassVar[str] = "heads_config"
 
-    transfer: Literal["none", "identity", "linear"] = "identity"
+    transfer: options.Transfer = "identity"
     stop_gradient: bool = True
     start: Literal["phase_one", "fresh"] = "phase_one"
     initialization: Literal["he_normal", "pytorch"] = "he_normal"
@@ -204,8 +204,8 @@ class PhaseOneConfig(PhaseConfig):
     section: ClassVar[str] = "config.phase_one"
 
     total_epochs: int = number(at_least=1)
-    equilibrium: Literal["off", "coarsest", "all"] = "all"
-    exit_losses: Literal["sum", "mean"] = "sum"
+    equilibrium: options.EquilibriumMode = "all"
+    exit_losses: options.ExitLosses = "sum"
     rematerialize: bool = False
 
 
@@ -228,16 +228,16 @@ class PhaseTwoConfig(PhaseConfig):
     section: ClassVar[str] = "config.phase_two"
 
     from_checkpoint: Checkpoint = "last"
-    transfer: Literal["none", "identity", "linear"] = "linear"
+    transfer: options.Transfer = "linear"
     stop_gradient: bool = True
     start: Literal["phase_one", "fresh"] = "phase_one"
-    teacher: Literal["own_last_exit", "phase_one_last_exit"] = "own_last_exit"
+    teacher: options.Teacher = "own_last_exit"
     alpha: float = number(0.1, at_least=0, at_most=1)
     temperature: float = number(4.0, above=0)
     temperature_squared: bool = True
-    reduction: Literal["batch", "elements"] = "batch"
-    last_exit: Literal["mixed", "cross_entropy"] = "mixed"
-    backbone_statistics: Literal["frozen", "moving"] = "frozen"
+    reduction: options.Reduction = "batch"
+    last_exit: options.LastExitLoss = "mixed"
+    backbone_statistics: options.BackboneStatistics = "frozen"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

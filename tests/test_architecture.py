@@ -15,7 +15,7 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 
 # Imports go to a lower layer or stay in the same folder.
 LAYERS = (
-    {"types", "errors"},
+    {"types", "errors", "options"},
     {"fields"},
     {"config"},
     {"runtime"},

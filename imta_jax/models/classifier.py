@@ -8,6 +8,7 @@ of it. Training and evaluation compute all exits at once (`__call__`, `features`
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,8 +140,13 @@ class MultiExitClassifier(nnx.Module):
             if tap is not None:
                 state = tap(i, state)
             for_exit, state = split_gradient(state, i, self.num_exits, equilibrium)
-            collected.append(self.backbone.exit_features(i, for_exit))
+            collected.append(self._exit_features(i, for_exit))
         return tuple(collected)
+
+    def _exit_features(self, i: int, state: State) -> Float[Array, "N F"]:
+        features = self.backbone.exit_features(i, state)
+        chex.assert_shape(features, (None, self.backbone.feature_widths[i]))
+        return features
 
     def _stage(self, i: int, state: State, rematerialize: bool) -> State:
         if not rematerialize:
@@ -149,7 +155,9 @@ class MultiExitClassifier(nnx.Module):
 
     def logits(self, features: tuple[Float[Array, "N _"], ...]) -> Float[Array, "E N K"]:
         """Logits of all exits in float32, from the features of all exits."""
-        return run_heads(self.heads, features).astype(jnp.float32)
+        logits = run_heads(self.heads, features)
+        chex.assert_shape(logits, (self.num_exits, None, self.num_classes))
+        return logits.astype(jnp.float32)
 
     def phase_one_logits(self, features: tuple[Float[Array, "N _"], ...]) -> Float[Array, "N K"]:
         """Logits of the last exit with the phase-I heads, the published code's teacher.
@@ -182,7 +190,8 @@ class MultiExitClassifier(nnx.Module):
           (state, float32 logits, carry).
         """
         state = self.backbone.stage(i, state)
-        logits, carry = self.heads(i, self.backbone.exit_features(i, state), carry)
+        logits, carry = self.heads(i, self._exit_features(i, state), carry)
+        chex.assert_shape(logits, (None, self.num_classes))
         return state, logits.astype(jnp.float32), carry
 
 

@@ -6,18 +6,18 @@ gradient towards exit i by 1/(k-i+1) and the gradient towards later stages by (k
 path these factors telescope: every loss reaches stage i with weight 1/(k-i+1) (Eq. 5).
 """
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
+import chex
 import jax
 import jax.numpy as jnp
 
+from imta_jax import options
 from imta_jax.errors import unknown_name
 
 Tree = TypeVar("Tree")
 
-# The feature maps whose gradients are rescaled: none, the coarsest (published code), or all, which
-# Eq. 5 needs to hold exactly.
-EQUILIBRIUM_MODES = ("off", "coarsest", "all")
+EQUILIBRIUM_MODES = get_args(options.EquilibriumMode)
 
 
 @jax.custom_vjp
@@ -51,7 +51,9 @@ def rescale_gradient(x: Tree, scale: float | jax.Array) -> Tree:
     Returns:
       x, bit for bit.
     """
-    return _rescale(x, jnp.asarray(scale, jnp.float32))
+    scale = jnp.asarray(scale, jnp.float32)
+    chex.assert_rank(scale, 0)
+    return _rescale(x, scale)
 
 
 def split_gradient(

@@ -11,19 +11,21 @@ path, so that later exits do not disturb earlier ones; the published code does n
 """
 
 from collections.abc import Sequence
+from typing import get_args
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from imta_jax import options
 from imta_jax.errors import InputError
 from imta_jax.nn.batch_norm import BatchNorm
 from imta_jax.nn.initialization import Initialization
 from imta_jax.nn.layers import linear
 
-# What an exit passes to the next: nothing, its logits, or a learned transform of its logits.
-TRANSFERS = ("none", "identity", "linear")
+TRANSFERS = get_args(options.Transfer)
 
 
 class IndependentHeads(nnx.Module):
@@ -77,7 +79,9 @@ class ResidualHeads(IndependentHeads):
         """Logits of exit i, which are also the carry."""
         logits, _ = super().__call__(i, features, None)
         if i > 0:
-            logits = logits + _previous_logits(carry, self.stop_gradient)
+            previous = _previous_logits(carry, self.stop_gradient)
+            chex.assert_equal_shape([logits, previous])
+            logits = logits + previous
         return logits, logits
 
 

@@ -4,19 +4,20 @@ The loss, with every convention in which the paper and the published code differ
 the teacher's logits: those of the network's own last exit, or of the frozen phase-I last exit.
 """
 
+from typing import get_args
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Integer
 
+from imta_jax import options
 from imta_jax.errors import InputError, unknown_name
 
-# Reduction of the divergence over a batch: "batch" sums over classes and averages over images
-# (Eq. 8); "elements" averages over both, which is K times smaller (published code).
-REDUCTIONS = ("batch", "elements")
-# Loss of the last exit: "mixed" is Eq. 7, as for every exit; "cross_entropy" is plain cross-entropy
-# with weight 1 (published code).
-LAST_EXIT_LOSSES = ("mixed", "cross_entropy")
+REDUCTIONS = get_args(options.Reduction)
+LAST_EXIT_LOSSES = get_args(options.LastExitLoss)
 
 
 def cross_entropy(
@@ -28,9 +29,10 @@ def cross_entropy(
       logits: With any leading axes, usually one of exits.
       labels: From 0.
     """
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-    index = jnp.broadcast_to(labels[..., None], (*logits.shape[:-1], 1))
-    return -jnp.take_along_axis(log_p, index, axis=-1)[..., 0].mean(axis=-1)
+    chex.assert_shape(labels, logits.shape[-2:-1])
+    labels = jnp.broadcast_to(labels, logits.shape[:-1])
+    logits = jnp.asarray(logits, jnp.float32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(axis=-1)
 
 
 def teacher_divergence(
@@ -58,20 +60,22 @@ def teacher_divergence(
         raise unknown_name("reduction", reduction, REDUCTIONS)
     if isinstance(temperature, (int, float)) and not temperature > 0:
         raise InputError(f"temperature must be above 0; found {temperature}")
-    teacher = jax.lax.stop_gradient(teacher_logits.astype(jnp.float32))
+    chex.assert_shape(teacher_logits, logits.shape[1:])
+    teacher = jax.lax.stop_gradient(jnp.asarray(teacher_logits, jnp.float32))
     log_teacher = jax.nn.log_softmax(teacher / temperature)[None]
-    log_student = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    log_student = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32) / temperature)
     p_teacher = jnp.exp(log_teacher)
-    # 0 log 0 = 0, also for a class that logits of -inf mask in the teacher and the students.
+    # 0 log 0 = 0, also for a class that logits of -inf mask in the teacher and the students, where
+    # optax.losses.kl_divergence_with_log_targets gives NaN.
     per_class = jnp.where(p_teacher > 0, p_teacher * (log_teacher - log_student), 0.0)
     mean = per_class.sum(axis=-1).mean(axis=-1)
     return mean if reduction == "batch" else mean / logits.shape[-1]
 
 
 def one_for_all_loss(
-    logits: jax.Array,
-    labels: jax.Array,
-    teacher_logits: jax.Array,
+    logits: jax.Array | np.ndarray,
+    labels: jax.Array | np.ndarray,
+    teacher_logits: jax.Array | np.ndarray,
     *,
     alpha: float | jax.Array,
     temperature: float | jax.Array,
@@ -114,7 +118,11 @@ def one_for_all_loss(
     return per_exit.sum()
 
 
-def _check_shapes(logits: jax.Array, labels: jax.Array, teacher_logits: jax.Array) -> None:
+def _check_shapes(
+    logits: jax.Array | np.ndarray,
+    labels: jax.Array | np.ndarray,
+    teacher_logits: jax.Array | np.ndarray,
+) -> None:
     """Raises an InputError unless the shapes are [E, N, K], [N] and [N, K]."""
     fits = logits.ndim == 3 and (labels.shape, teacher_logits.shape) == (
         logits.shape[1:2],

@@ -1,10 +1,11 @@
 """The phase-I loss of a backbone with a gate, HydraNet (`models/baselines/hydranet.py`)."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Array, Float, Int
 
+from imta_jax.fields import number
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.baselines.class_clusters import gate_loss
 from imta_jax.training.objectives import ExitMetrics, PhaseOneObjective, exit_metrics
@@ -22,7 +23,9 @@ class GateSupervisedObjective(PhaseOneObjective):
       gate_weight: weight of the gate's loss, above 0.
     """
 
-    gate_weight: float
+    section: ClassVar[str] = "GateSupervisedObjective"
+
+    gate_weight: float = number(above=0)
 
     def __call__(
         self,

@@ -4,32 +4,20 @@ A new loss is a class with the methods of `Objective`.
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
-from imta_jax.errors import InputError, unknown_name
+from imta_jax import options
+from imta_jax.fields import Section, number
 from imta_jax.models import MultiExitClassifier
-from imta_jax.techniques import (
-    EQUILIBRIUM_MODES,
-    LAST_EXIT_LOSSES,
-    REDUCTIONS,
-    cross_entropy,
-    one_for_all_loss,
-)
-
-# Phase I: the sum of the exits' losses (Eq. 1), or their mean, which also bounds gradients but
-# makes them small (Sec. 3.1).
-EXIT_LOSSES = ("sum", "mean")
-# The teacher in phase II: the network's own last exit (Eq. 8), or phase I's (published code).
-TEACHERS = ("own_last_exit", "phase_one_last_exit")
-# BatchNorm of the frozen backbone in phase II: with frozen running statistics, or with batch
-# statistics that still update the running ones (published code).
-BACKBONE_STATISTICS = ("frozen", "moving")
+from imta_jax.techniques import cross_entropy, one_for_all_loss
 
 
 class ExitMetrics(NamedTuple):
@@ -67,27 +55,23 @@ def exit_metrics(logits: Float[Array, "E N K"], labels: Int[Array, " N"]) -> Exi
 
 
 @dataclasses.dataclass(frozen=True)
-class PhaseOneObjective:
+class PhaseOneObjective(Section):
     """Cross-entropy of all exits (Eq. 1 with weights 1), with gradient equilibrium.
 
     Attributes:
-      equilibrium: one of `techniques.EQUILIBRIUM_MODES`.
-      exit_losses: one of `EXIT_LOSSES`.
+      equilibrium: feature maps that gradient equilibrium rescales; see `options`.
+      exit_losses: "sum" or "mean" of the exits' losses.
       rematerialize: see `MultiExitClassifier.features`.
 
     Raises:
       InputError: an unknown name.
     """
 
-    equilibrium: str
-    exit_losses: str = "sum"
-    rematerialize: bool = False
+    section: ClassVar[str] = "PhaseOneObjective"
 
-    def __post_init__(self) -> None:
-        if self.equilibrium not in EQUILIBRIUM_MODES:
-            raise unknown_name("equilibrium", self.equilibrium, EQUILIBRIUM_MODES)
-        if self.exit_losses not in EXIT_LOSSES:
-            raise unknown_name("exit_losses", self.exit_losses, EXIT_LOSSES)
+    equilibrium: options.EquilibriumMode
+    exit_losses: options.ExitLosses = "sum"
+    rematerialize: bool = False
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
         """Train mode everywhere."""
@@ -113,40 +97,28 @@ def freeze_backbone(classifier: MultiExitClassifier) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class PhaseTwoObjective:
+class PhaseTwoObjective(Section):
     """One-for-all distillation (Eq. 7-8) of collaborative heads on a fixed backbone.
 
     Attributes:
       alpha, temperature, reduction, temperature_squared, last_exit: see
         `techniques.one_for_all_loss`.
-      teacher: one of `TEACHERS`.
-      backbone_statistics: one of `BACKBONE_STATISTICS`.
+      teacher: "own_last_exit" or "phase_one_last_exit".
+      backbone_statistics: BatchNorm statistics of the backbone, "frozen" or "moving".
 
     Raises:
       InputError: an unknown name, alpha outside 0 to 1, or a temperature that is not above 0.
     """
 
-    alpha: float
-    temperature: float
-    reduction: str
-    temperature_squared: bool
-    last_exit: str
-    teacher: str
-    backbone_statistics: str
+    section: ClassVar[str] = "PhaseTwoObjective"
 
-    def __post_init__(self) -> None:
-        if self.teacher not in TEACHERS:
-            raise unknown_name("teacher", self.teacher, TEACHERS)
-        if self.backbone_statistics not in BACKBONE_STATISTICS:
-            raise unknown_name("backbone_statistics", self.backbone_statistics, BACKBONE_STATISTICS)
-        if self.reduction not in REDUCTIONS:
-            raise unknown_name("reduction", self.reduction, REDUCTIONS)
-        if self.last_exit not in LAST_EXIT_LOSSES:
-            raise unknown_name("last_exit", self.last_exit, LAST_EXIT_LOSSES)
-        if not 0 <= self.alpha <= 1:
-            raise InputError(f"alpha must lie in 0 to 1; found {self.alpha}")
-        if not self.temperature > 0:
-            raise InputError(f"temperature must be above 0; found {self.temperature}")
+    alpha: float = number(at_least=0, at_most=1)
+    temperature: float = number(above=0)
+    reduction: options.Reduction
+    temperature_squared: bool
+    last_exit: options.LastExitLoss
+    teacher: options.Teacher
+    backbone_statistics: options.BackboneStatistics
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
         """Train mode of the heads; the backbone's statistics follow `backbone_statistics`."""
@@ -210,7 +182,7 @@ HEAD_PARAMETERS = nnx.All(nnx.Param, lambda path, value: bool(path) and path[0] 
 
 def masked_sums(
     logits: Float[Array, "E N K"], labels: Int[Array, " N"], mask: Bool[Array, " N"]
-) -> dict[str, jax.Array]:
+) -> dict[str, Num[Array, "*E"]]:
     """Sums over the examples of a padded batch, from which means over a split are computed.
 
     Args:
@@ -221,9 +193,9 @@ def masked_sums(
     Returns:
       `loss` [E] in nats, `correct` [E] and `count` [].
     """
-    log_p = jax.nn.log_softmax(logits)
-    index = jnp.broadcast_to(labels[None, :, None], (*logits.shape[:2], 1))
-    nats = -jnp.take_along_axis(log_p, index, axis=-1)[..., 0]
+    chex.assert_shape([labels, mask], logits.shape[1:2])
+    per_exit_labels = jnp.broadcast_to(labels, logits.shape[:2])
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, per_exit_labels)
     correct = logits.argmax(axis=-1) == labels[None]
     return {
         "loss": jnp.where(mask[None], nats, 0.0).sum(axis=-1),

@@ -11,10 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array, Float32
 
 # Most parameters are smaller, and hold a twentieth of the numbers together.
 MAX_PACKED_SIZE = 4096
@@ -46,6 +48,7 @@ class Packing:
     def pack(self, tree: Any) -> "Packed":
         """Packs a pytree of this structure, of NumPy arrays or of traced arrays."""
         leaves = self.structure.flatten_up_to(tree)
+        chex.assert_shape(leaves, list(self.shapes))
         small = [x for x, packed in zip(leaves, self.packed, strict=True) if packed]
         large = [x for x, packed in zip(leaves, self.packed, strict=True) if not packed]
         return Packed(_concatenate(small), tuple(large), self)
@@ -62,7 +65,7 @@ class Packed:
       packing: how they are unpacked.
     """
 
-    vector: jax.Array | np.ndarray
+    vector: Float32[Array | np.ndarray, " P"]
     large: tuple[Any, ...]
     packing: Packing = dataclasses.field(metadata={"static": True})
 
@@ -102,7 +105,7 @@ def _is_packed(x: Any) -> bool:
     return isinstance(x, Packed)
 
 
-def _concatenate(leaves: Sequence[Any]) -> Any:
+def _concatenate(leaves: Sequence[Any]) -> Float32[Array | np.ndarray, " P"]:
     traced = any(isinstance(x, Tracer) for x in leaves)
     xp = jnp if traced else np
     return xp.concatenate([np.zeros(0, np.float32), *(x.reshape(-1) for x in leaves)])

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Int32
 
 from imta_jax.distributed import parameter_sharding, place_parameters, place_replicated
 from imta_jax.models import MultiExitClassifier
@@ -28,11 +29,11 @@ class TrainState:
         halted state does not change, so that the host finds the last good one at the next check.
     """
 
-    step: jax.Array
+    step: Int32[Array, ""]
     trainable: Packed
     rest: nnx.State
     opt_state: Any
-    halted_at: jax.Array
+    halted_at: Int32[Array, ""]
 
 
 def create_state(

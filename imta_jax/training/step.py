@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Num, UInt8
 
 from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit, on_device_batch
 from imta_jax.distributed import batch_sharding, is_single_cpu, replicated, stacked_batch_sharding
@@ -54,8 +56,12 @@ def train_step(
     """
 
     def loss_of(
-        params: nnx.State, rest: nnx.State, images: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, tuple[ExitMetrics, nnx.State]]:
+        params: nnx.State,
+        rest: nnx.State,
+        images: UInt8[Array, "N H W C"],
+        labels: Int[Array, " N"],
+    ) -> tuple[Float[Array, ""], tuple[ExitMetrics, nnx.State]]:
+        chex.assert_shape(labels, images.shape[:1])
         classifier = nnx.merge(graphdef, params, rest, copy=True)
         layout = Layout.CHWN if is_single_cpu(mesh) else Layout.NHWC
         optimized = optimize_classifier(classifier, layout=layout, fold_batch_norm=True)
@@ -144,7 +150,7 @@ def jit_on_device_step(
     def steps(
         state: TrainState, split: OnDeviceSplit, indices: OnDeviceIndices
     ) -> tuple[TrainState, ExitMetrics]:
-        def advance(i: jax.Array, carry: tuple[TrainState, ExitMetrics]):
+        def advance(i: Int[Array, ""], carry: tuple[TrainState, ExitMetrics]):
             state, metrics = carry
             state, found = step(state, _batch_of(split, indices, i))
             return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, found)
@@ -171,7 +177,7 @@ def jit_on_device_step(
     )
 
 
-def _batch_of(split: OnDeviceSplit, indices: OnDeviceIndices, i: jax.Array | int) -> Batch:
+def _batch_of(split: OnDeviceSplit, indices: OnDeviceIndices, i: Int[Array, ""] | int) -> Batch:
     return on_device_batch(split, indices.index[i], indices.corner[i], indices.flip[i])
 
 
@@ -191,7 +197,7 @@ def _advance_if_finite(before: TrainState, after: TrainState, checked: Any) -> T
 
 def jit_eval_step(
     graphdef: nnx.GraphDef, *, mean: Sequence[float], std: Sequence[float], mesh: Mesh
-) -> Callable[[Packed, nnx.State, Batch], dict[str, jax.Array]]:
+) -> Callable[[Packed, nnx.State, Batch], dict[str, Num[Array, "*E"]]]:
     """Jits the validation of one batch.
 
     Args:
@@ -204,7 +210,7 @@ def jit_eval_step(
       (trainable, rest, batch) -> sums over the batch's examples; see `masked_sums`.
     """
 
-    def step(trainable: Packed, rest: nnx.State, batch: Any) -> dict[str, jax.Array]:
+    def step(trainable: Packed, rest: nnx.State, batch: Any) -> dict[str, Num[Array, "*E"]]:
         states = (trainable.unpack(), rest)
         logits = inference_logits(graphdef, states, batch.images, mean=mean, std=std, mesh=mesh)
         return masked_sums(logits, batch.labels, batch.mask)

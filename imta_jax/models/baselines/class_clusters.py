@@ -7,12 +7,13 @@ so that every branch is used. The gate is trained to predict the cluster of an i
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Integer
 
 from imta_jax.errors import InputError
 
 
-def clusters_by_index(num_classes: int, num_clusters: int) -> np.ndarray:
-    """Clusters of consecutive classes, without knowledge of their similarity: [K] integers.
+def clusters_by_index(num_classes: int, num_clusters: int) -> Int[np.ndarray, " K"]:
+    """The cluster of each class; clusters are runs of consecutive classes.
 
     Raises:
       InputError: More clusters than classes, or none.
@@ -21,12 +22,14 @@ def clusters_by_index(num_classes: int, num_clusters: int) -> np.ndarray:
     return np.arange(num_classes) * num_clusters // num_classes
 
 
-def similarity_of_means(features: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Cosine similarities [K, K] of the classes' mean features, centered over the classes.
+def similarity_of_means(
+    features: Float[np.ndarray, "N F"], labels: Integer[np.ndarray, " N"], num_classes: int
+) -> Float[np.ndarray, "K K"]:
+    """Cosine similarities of the classes' mean features, centered over the classes.
 
     Args:
-      features: [N, F], for example an exit's features of training images.
-      labels: [N], from 0 to K-1; every class occurs.
+      features: For example an exit's features of training images.
+      labels: From 0 to K-1; every class occurs.
       num_classes: Number of classes K.
 
     Raises:
@@ -43,7 +46,7 @@ def similarity_of_means(features: np.ndarray, labels: np.ndarray, num_classes: i
     return means @ means.T
 
 
-def balanced_clusters(similarity: np.ndarray, num_clusters: int) -> np.ndarray:
+def balanced_clusters(similarity: np.ndarray, num_clusters: int) -> Int[np.ndarray, " K"]:
     """Clusters whose sizes differ by at most one, with a locally maximal similarity within.
 
     Starts from clusters of consecutive classes. Swaps the two classes that increase the sum of
@@ -54,7 +57,7 @@ def balanced_clusters(similarity: np.ndarray, num_clusters: int) -> np.ndarray:
       num_clusters: From 1 to K.
 
     Returns:
-      The cluster of each class, [K] integers from 0.
+      The cluster of each class, from 0.
 
     Raises:
       InputError: A matrix that is not square and symmetric, or a count out of range.
@@ -72,8 +75,10 @@ def balanced_clusters(similarity: np.ndarray, num_clusters: int) -> np.ndarray:
         clusters[[a, b]] = clusters[[b, a]]
 
 
-def _gain_of_swaps(similarity: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Change of the similarity within clusters if classes a and b are swapped, [K, K]."""
+def _gain_of_swaps(
+    similarity: Float[np.ndarray, "K K"], clusters: Int[np.ndarray, " K"]
+) -> Float[np.ndarray, "K K"]:
+    """Change of the similarity within clusters if classes a and b are swapped."""
     members = np.eye(clusters.max() + 1)[clusters]  # [K, C]
     to_cluster = similarity @ members  # of each class to each cluster, [K, C]
     own = to_cluster[np.arange(len(clusters)), clusters]
@@ -82,13 +87,17 @@ def _gain_of_swaps(similarity: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     return np.where(clusters[:, None] == clusters[None], 0.0, gain)
 
 
-def gate_loss(scores: jax.Array, labels: jax.Array, clusters: np.ndarray) -> jax.Array:
+def gate_loss(
+    scores: Float[Array, "N B"],
+    labels: Integer[Array, " N"],
+    clusters: Integer[np.ndarray, " K"],
+) -> Float[Array, ""]:
     """Mean cross-entropy of a gate's scores against the cluster of each image's class, in nats.
 
     Args:
-      scores: [N, B] for B clusters.
-      labels: [N] classes.
-      clusters: [K], the cluster of each class.
+      scores: Of B clusters.
+      labels: Classes, from 0.
+      clusters: The cluster of each class.
     """
     targets = jnp.asarray(clusters)[labels]
     return -jnp.take_along_axis(jax.nn.log_softmax(scores), targets[:, None], axis=-1).mean()

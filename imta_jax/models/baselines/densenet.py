@@ -10,9 +10,9 @@ that MSDNet was compared with (DenseNet^MC).
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from imta_jax.errors import InputError
 from imta_jax.models.baselines.single_scale import ImageNetStem, SingleScaleBackbone
@@ -70,8 +70,8 @@ class NormReLUConv(nnx.Module):
         self.norm = BatchNorm(inputs, rngs=rngs)
         self.conv = conv(inputs, outputs, kernel, init=init, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, H, W, inputs] to [N, H, W, outputs]."""
+    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N H W O"]:
+        """Maps `inputs` channels I to `outputs` channels O."""
         return self.conv(self.norm(x, relu=True))
 
 
@@ -95,8 +95,8 @@ class DenseLayer(nnx.Module):
         )
         self.expand = NormReLUConv(width, growth, 3, init=init, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, H, W, inputs] to [N, H, W, inputs + growth]; a transition halves H and W."""
+    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N H2 W2 O"]:
+        """Maps I channels to O = I + growth; with a transition, I is reduced and H, W halved."""
         for transition in self.transition:
             x = transition(x)
         added = x
@@ -111,8 +111,8 @@ class Transition(nnx.Module):
     def __init__(self, inputs: int, outputs: int, *, init: Initialization, rngs: nnx.Rngs):
         self.reduce = NormReLUConv(inputs, outputs, 1, init=init, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, H, W, inputs] to [N, max(1, H // 2), max(1, W // 2), outputs]."""
+    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N H2 W2 O"]:
+        """Halves H and W, rounding down to at least 1."""
         x = self.reduce(x)
         window = tuple(min(2, side) for side in x.shape[1:3])
         return nnx.avg_pool(x, window, strides=window)

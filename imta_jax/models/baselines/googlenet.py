@@ -7,9 +7,9 @@ auxiliary classifiers, which helped to train without normalization, are left out
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from imta_jax.models.baselines.single_scale import ImageNetStem, SingleScaleBackbone, pool_by_two
 from imta_jax.nn.initialization import Initialization, get_initialization
@@ -68,8 +68,8 @@ class Inception(nnx.Module):
         self.five = nnx.Sequential(convolution(inputs, five[0], 1), convolution(*five, 5))
         self.pooled = convolution(inputs, pooled, 1)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, H, W, inputs] to [N, H, W, outputs]; a max-pool before halves H and W."""
+    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N H2 W2 O"]:
+        """Maps I channels to `outputs` channels O; a max-pool before halves H and W."""
         x = pool_by_two(x) if self.pools else x
         around = nnx.max_pool(x, (3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         branches = (self.one(x), self.three(x), self.five(x), self.pooled(around))

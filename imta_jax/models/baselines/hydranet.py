@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from imta_jax.errors import InputError
 from imta_jax.models.baselines.class_clusters import clusters_by_index
@@ -42,7 +43,7 @@ from imta_jax.models.spec_fields import check_depths, check_positive
 from imta_jax.nn.initialization import Initialization, get_initialization
 from imta_jax.nn.layers import ConvBNReLU, linear
 
-State = tuple[jax.Array, ...]
+State = tuple[Float[Array, "N _ _ _"], ...]
 
 _GROUPS = 3
 
@@ -98,8 +99,8 @@ class Branch(nnx.Module):
         self.blocks = nnx.List(basic_group(inputs, width, depth, 2, init=init, rngs=rngs))
         self.project = linear(width, outputs, init=init, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps the stem's map [N, H, W, inputs] to [N, outputs]."""
+    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N O"]:
+        """Maps the stem's map to features of `outputs` channels O."""
         for block in self.blocks:
             x = block(x)
         return self.project(x.mean(axis=(1, 2)))
@@ -121,27 +122,31 @@ class Gate(nnx.Module):
         self.features = Branch(inputs, width, width, depth, init=init, rngs=rngs)
         self.score = linear(width, branches, init=init, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps the stem's map [N, H, W, inputs] to scores [N, branches]."""
+    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N B"]:
+        """Maps the stem's map to scores of the B branches."""
         return self.score(jax.nn.relu(self.features(x)))
 
 
-def select_branches(scores: jax.Array, active: int) -> tuple[jax.Array, jax.Array]:
+def select_branches(
+    scores: Float[Array, "N B"], active: int
+) -> tuple[Int[Array, "N k"], Float[Array, "N k"]]:
     """Selects the k branches with the highest scores and weights them by their softmax.
 
     Args:
-      scores: [N, B].
+      scores: Of the B branches.
       active: Number of branches k, 1 to B.
 
     Returns:
-      (indices [N, k], weights [N, k] that sum to 1); gradients flow through the weights.
+      (indices, weights that sum to 1); gradients flow through the weights.
     """
     best, indices = jax.lax.top_k(scores, active)
     return indices, jax.nn.softmax(best, axis=-1)
 
 
-def spread_weights(indices: jax.Array, weights: jax.Array, branches: int) -> jax.Array:
-    """Weights of all branches [N, B], 0 for those not selected, from [N, k] and [N, k]."""
+def spread_weights(
+    indices: Int[Array, "N k"], weights: Float[Array, "N k"], branches: int
+) -> Float[Array, "N B"]:
+    """Weights of all B branches, 0 for those not selected."""
     return (jax.nn.one_hot(indices, branches) * weights[..., None]).sum(axis=1)
 
 
@@ -173,8 +178,8 @@ class HydraNet(nnx.Module):
             ]
         )
 
-    def stem(self, images: jax.Array) -> State:
-        """Maps images [N, H, W, C] to the input of gate and branches."""
+    def stem(self, images: Float[Array, "N H W C"]) -> State:
+        """Maps images to the input of gate and branches."""
         x = self.opening(images)
         for block in self.blocks:
             x = block(x)
@@ -184,8 +189,8 @@ class HydraNet(nnx.Module):
         """Maps the stem's output to the combined features ([N, 1, 1, C],)."""
         return self.stage_with_scores(state)[0]
 
-    def stage_with_scores(self, state: State) -> tuple[State, jax.Array]:
-        """As `stage`, and the gate's scores [N, B] for its own loss."""
+    def stage_with_scores(self, state: State) -> tuple[State, Float[Array, "N B"]]:
+        """As `stage`, and the gate's scores for its own loss."""
         (x,) = state
         scores = self.gate(x)
         indices, weights = select_branches(scores, self.spec.active_branches)
@@ -198,12 +203,12 @@ class HydraNet(nnx.Module):
             combined = (spread[..., None] * features).sum(axis=1)
         return (combined.astype(x.dtype)[:, None, None],), scores
 
-    def exit_features(self, i: int, state: State) -> jax.Array:
-        """Combined features [N, feature_widths[0]], activated."""
+    def exit_features(self, i: int, state: State) -> Float[Array, "N F"]:
+        """Combined features after ReLU, with F = feature_widths[0]."""
         return jax.nn.relu(state[0][:, 0, 0])
 
-    def clusters(self, num_classes: int) -> np.ndarray:
-        """The branch of each class, [K].
+    def clusters(self, num_classes: int) -> Int[np.ndarray, " K"]:
+        """The branch of each class.
 
         Raises:
           InputError: `class_clusters` has another length or branches that do not exist.
@@ -222,8 +227,10 @@ class HydraNet(nnx.Module):
         """Whether running statistics are used; batch statistics need all branches."""
         return bool(self.opening.norm.use_running_average)
 
-    def _selected_features(self, x: jax.Array, indices: jax.Array) -> jax.Array:
-        """Features [k, C] of one image [1, H, W, C] from the branches at `indices` [k]."""
+    def _selected_features(
+        self, x: Float[Array, "1 H W I"], indices: Int[Array, " k"]
+    ) -> Float[Array, "k C"]:
+        """Features of one image from the branches at `indices`."""
         graphdef = nnx.graphdef(self.branches[0])
         states = [nnx.state(branch) for branch in self.branches]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)

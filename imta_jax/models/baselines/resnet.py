@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from imta_jax.models.baselines.single_scale import ImageNetStem, SingleScaleBackbone
 from imta_jax.models.plan import STEMS
@@ -84,14 +85,14 @@ class ResidualBlock(nnx.Module):
             [ConvNorm(inputs, outputs, 1, stride, init=init, rngs=rngs)] if projects else []
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, H, W, inputs] to [N, ceil(H/stride), ceil(W/stride), outputs]."""
+    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N H2 W2 O"]:
+        """Divides H and W by the stride, rounding up."""
         residual = x
         for convolution in self.inner:
             residual = convolution(residual)
         return jax.nn.relu(self._shortcut(x) + self.last(residual))
 
-    def _shortcut(self, x: jax.Array) -> jax.Array:
+    def _shortcut(self, x: Float[Array, "N H W I"]) -> Float[Array, "N H2 W2 O"]:
         if len(self.projection):
             return self.projection[0](x)
         x = x[:, :: self.stride, :: self.stride]

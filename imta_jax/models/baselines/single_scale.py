@@ -8,8 +8,8 @@ multi-exit network; with the last exit alone it is the plain network that the pa
 import itertools
 from collections.abc import Sequence
 
-import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from imta_jax.models.msdnet import ExitFeatures
 from imta_jax.models.plan import CIFAR_HEAD_WIDTH
@@ -17,11 +17,11 @@ from imta_jax.nn.batch_norm import BatchNorm
 from imta_jax.nn.initialization import Initialization
 from imta_jax.nn.layers import ConvBNReLU
 
-State = tuple[jax.Array, ...]
+State = tuple[Float[Array, "N _ _ _"], ...]
 
 
-def pool_by_two(x: jax.Array) -> jax.Array:
-    """3x3 max-pool at stride 2, padded by one: [N, H, W, C] to [N, ceil(H/2), ceil(W/2), C]."""
+def pool_by_two(x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C"]:
+    """3x3 max-pool at stride 2, padded by one; halves H and W, rounding up."""
     return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
 
 
@@ -31,8 +31,8 @@ class ImageNetStem(nnx.Module):
     def __init__(self, inputs: int, outputs: int, *, init: Initialization, rngs: nnx.Rngs):
         self.first = ConvBNReLU(inputs, outputs, 7, 2, init=init, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps [N, H, W, inputs] to [N, H/4, W/4, outputs], rounding up."""
+    def __call__(self, images: Float[Array, "N H W I"]) -> Float[Array, "N H4 W4 O"]:
+        """Divides H and W by 4, rounding up."""
         return pool_by_two(self.first(images))
 
 
@@ -42,8 +42,8 @@ class NormReLU(nnx.Module):
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.norm = BatchNorm(width, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, H, W, width] to the same shape."""
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+        """Normalizes and activates a map of `width` channels."""
         return self.norm(x, relu=True)
 
 
@@ -100,8 +100,8 @@ class SingleScaleBackbone(nnx.Module):
             ]
         )
 
-    def stem(self, images: jax.Array) -> State:
-        """Maps images [N, H, W, C] to the first state, a single map."""
+    def stem(self, images: Float[Array, "N H W C"]) -> State:
+        """Maps images to the first state, a single map."""
         return (self.opening(images),)
 
     def stage(self, i: int, state: State) -> State:
@@ -111,8 +111,8 @@ class SingleScaleBackbone(nnx.Module):
             x = block(x)
         return (x,)
 
-    def exit_features(self, i: int, state: State) -> jax.Array:
-        """Pooled features [N, feature_widths[i]] of exit i."""
+    def exit_features(self, i: int, state: State) -> Float[Array, "N F"]:
+        """Pooled features of exit i, with F = feature_widths[i]."""
         (x,) = state
         if len(self.activations):
             x = self.activations[i](x)
