@@ -86,7 +86,7 @@ def test_a_linear_transfer_is_counted_at_every_exit_it_serves(small):
     width = np.asarray(small.backbone.feature_widths) * [0, 1, 1]  # the first exit has none
     products = classes * width + width * classes  # the transform, and the half that reads it
     np.testing.assert_array_equal(after.macs - before.macs, products.cumsum())
-    # A bias and a ReLU per transformed value; normalisation is free, its parameters are not.
+    # A bias and a ReLU per transformed value; normalization is free, its parameters are not.
     ops, params = products + 2 * width, products + 3 * width
     np.testing.assert_array_equal(after.published_ops - before.published_ops, ops.cumsum())
     np.testing.assert_array_equal(after.params - before.params, params.cumsum())

@@ -1,4 +1,4 @@
-"""Inference in slices, as one processor does it, is inference at once."""
+"""Inference in slices of a batch, as on one CPU, equals inference of the batch at once."""
 
 import functools
 
@@ -45,7 +45,7 @@ def on(mesh: Mesh, network: Network):
         (65, LARGE, True),
     ],
 )
-def test_slices_are_the_whole(count: int, side: int, sliced: bool) -> None:
+def test_slices_equal_the_batch_at_once(count: int, side: int, sliced: bool) -> None:
     images = jnp.asarray(np.resize(draw_images(count, 0)[0], (count, side, side, 1)))
     one, all_of_them = (data_mesh(jax.devices()[:n]) for n in (1, 8))
     in_slices, at_once = on(one, network(side)), on(all_of_them, network(side))
@@ -56,7 +56,7 @@ def test_slices_are_the_whole(count: int, side: int, sliced: bool) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_it_is_inference_whatever_mode_the_classifier_is_in() -> None:
+def test_inference_mode_is_used_in_every_mode_of_the_classifier() -> None:
     classifier = nnx.merge(*network(), copy=True)
     classifier.train()
     images = jnp.asarray(draw_images(128, 0)[0])

@@ -131,7 +131,7 @@ def test_another_program_of_the_same_label_is_not_run(cache):
         lambda patch: patch.setattr(jax, "__version__", "0.0.1"),
         lambda patch: jax.config.update("jax_default_matmul_precision", "highest"),
     ],
-    ids=["flags", "processor", "version", "config"],
+    ids=["flags", "cpu", "version", "config"],
 )
 def test_the_key_depends_on_flags_cpu_version_and_config(cache, change, monkeypatch):
     mesh, whole = data_mesh(), arguments(data_mesh())

@@ -1,11 +1,12 @@
-"""Gradient equilibrium: the forward signal untouched, the backward one as Eq. 4-6 say.
+"""Gradient equilibrium: the forward pass is unchanged, the backward pass follows Eq. 4-6.
 
-Eq. 5 is held on a real network, for every map that a stage hands on and every exit that reads it.
+Eq. 5 is checked on a real network, for every output of a stage and every exit that reads it.
 """
 
 import functools
 from typing import NamedTuple
 
+import chex
 import golden
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ TREE = {
 
 
 def gradient(x: jax.Array, scale: float | jax.Array) -> jax.Array:
-    """Of sum(x^2), seen through the rescaling: 2 x without it."""
+    """Gradient of sum(x^2) after the rescaling; 2 x without it."""
     return jax.grad(lambda x: (rescale_gradient(x, scale) ** 2).sum())(x)
 
 
@@ -40,13 +41,22 @@ def random_vector(seed: int) -> jax.Array:
 # The operator.
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_rescaling_returns_any_tree_bit_for_bit(wrap):
-    found = wrap(lambda tree: rescale_gradient(tree, 0.3))(TREE)
-    assert jax.tree.structure(found) == jax.tree.structure(TREE)
-    for before, after in zip(jax.tree.leaves(TREE), jax.tree.leaves(found), strict=True):
-        assert before.dtype == after.dtype
-        assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
+class RescalingTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_rescaling_returns_any_tree_bit_for_bit(self):
+        found = self.variant(lambda tree: rescale_gradient(tree, 0.3))(TREE)
+        chex.assert_trees_all_equal(found, TREE, strict=True)
+        chex.assert_trees_all_equal_dtypes(found, TREE)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_both_sides_of_a_split_equal_the_state(self):
+        state = (random_vector(0), random_vector(1))
+        for mode in EQUILIBRIUM_MODES:
+            split = self.variant(
+                functools.partial(split_gradient, equilibrium=mode), static_argnums=(1, 2)
+            )
+            for side in split(state, 1, 4):
+                chex.assert_trees_all_equal(side, state, strict=True)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.25, 1.0, -3.0])
@@ -67,7 +77,7 @@ def test_gradients_of_a_tree_keep_structure_and_types():
         np.testing.assert_array_equal(after.astype(jnp.float32), 0.5)
 
 
-def test_integers_beside_floats_do_not_hinder_the_gradient():
+def test_integers_in_a_tree_keep_the_gradient_of_floats():
     def loss(x: jax.Array, index: jax.Array) -> jax.Array:
         x, index = rescale_gradient((x, index), 0.5)
         return x[index] ** 2
@@ -100,15 +110,6 @@ def test_scales_multiply_along_a_path():
 # The split.
 
 
-@pytest.mark.parametrize("reach", EQUILIBRIUM_MODES)
-def test_both_sides_of_a_split_equal_the_state(reach: str):
-    state = (random_vector(0), random_vector(1))
-    for side in split_gradient(state, 1, 4, reach):
-        assert isinstance(side, tuple)
-        for before, after in zip(state, side, strict=True):
-            np.testing.assert_array_equal(before, after)
-
-
 @pytest.mark.parametrize(("exit_index", "towards_exit"), [(0, 1 / 4), (1, 1 / 3), (3, 1.0)])
 def test_the_two_factors_add_up_to_one(exit_index: int, towards_exit: float):
     def side(which: int) -> jax.Array:
@@ -120,8 +121,8 @@ def test_the_two_factors_add_up_to_one(exit_index: int, towards_exit: float):
     assert side(1) == pytest.approx(1 - towards_exit)
 
 
-def test_an_unknown_reach_is_refused_with_the_names():
-    with pytest.raises(ValueError, match="'coarse'; valid, the closest first: coarsest"):
+def test_an_unknown_equilibrium_is_rejected():
+    with pytest.raises(ValueError, match=r"equilibrium 'coarse'.*: coarsest"):
         split_gradient((jnp.ones(1),), 0, 2, "coarse")
 
 
@@ -133,7 +134,7 @@ Maps = tuple[tuple[jax.Array, ...], ...]
 
 
 class Results(NamedTuple):
-    """With one reach: the gradient of every exit's loss with respect to every map handed on.
+    """In one mode: the gradient of every exit's loss with respect to every output of a stage.
 
     Attributes:
       gradients: [stage][scale] -> [E, N, H, W, C].
@@ -157,17 +158,17 @@ def images() -> jax.Array:
 
 
 def probed_logits(
-    network: MultiExitClassifier, images: jax.Array, probes: Maps, reach: str
+    network: MultiExitClassifier, images: jax.Array, probes: Maps, mode: str
 ) -> jax.Array:
     """Logits [E, N, K] with `probes` added to the output of each stage."""
     features = network.features(
-        images, reach, tap=lambda i, state: jax.tree.map(jnp.add, state, probes[i])
+        images, mode, tap=lambda i, state: jax.tree.map(jnp.add, state, probes[i])
     )
     return network.logits(features)
 
 
 def blank_probes(network: MultiExitClassifier, images: jax.Array) -> Maps:
-    """A zero for every element that a stage puts out; each scale has half the side of the last."""
+    """Zeros of the shapes of all stages' outputs; each scale has half the side of the last."""
     count, side = images.shape[:2]
     last_layers = [stage[-1] for stage in network.backbone.plan.stages]
     return tuple(
@@ -185,25 +186,25 @@ def results(network: MultiExitClassifier, images: jax.Array) -> dict[str, Result
     probes, labels = blank_probes(network, images), jnp.asarray([1, 4, 7])
 
     @functools.partial(jax.jit, static_argnums=1)
-    def of_exit(weights: jax.Array, reach: str) -> Results:
+    def of_exit(weights: jax.Array, mode: str) -> Results:
         def loss(probes: Maps) -> tuple[jax.Array, jax.Array]:
             copy = nnx.merge(graphdef, state, copy=True)
-            logits = probed_logits(copy, images, probes, reach)
+            logits = probed_logits(copy, images, probes, mode)
             return weights @ cross_entropy(logits, labels), logits
 
         return Results(*jax.grad(loss, has_aux=True)(probes))
 
-    def of_every_exit(reach: str) -> Results:
-        one_by_one = [of_exit(weights, reach) for weights in jnp.eye(NUM_EXITS)]
+    def of_every_exit(mode: str) -> Results:
+        one_by_one = [of_exit(weights, mode) for weights in jnp.eye(NUM_EXITS)]
         stacked = jax.tree.map(lambda *exits: np.stack(exits), *one_by_one)
         return stacked._replace(logits=stacked.logits[0])
 
-    return {reach: of_every_exit(reach) for reach in EQUILIBRIUM_MODES}
+    return {mode: of_every_exit(mode) for mode in EQUILIBRIUM_MODES}
 
 
 @pytest.fixture(scope="module")
 def gradients(results: dict[str, Results]) -> dict[str, Maps]:
-    return {reach: found.gradients for reach, found in results.items()}
+    return {mode: found.gradients for mode, found in results.items()}
 
 
 def every_map(maps: Maps) -> list[tuple[int, int]]:
@@ -220,13 +221,13 @@ def test_the_probed_driver_is_the_classifier(network, images, results):
     forward = jax.jit(lambda state: nnx.merge(graphdef, state, copy=True)(images, "all"))
     expected = forward(state)
     for found in results.values():
-        # Batch normalisation over few positions amplifies rounding.
+        # Batch normalization over few positions amplifies rounding.
         np.testing.assert_allclose(found.logits, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_every_exit_reaches_every_earlier_stage_and_no_later_one(gradients):
     plain = gradients["off"]
-    assert len(every_map(plain)) > NUM_EXITS  # several scales are alive
+    assert len(every_map(plain)) > NUM_EXITS  # there are several scales
     for i, s in every_map(plain):
         coarsest = s == len(plain[i]) - 1
         for j in range(NUM_EXITS):
@@ -234,7 +235,7 @@ def test_every_exit_reaches_every_earlier_stage_and_no_later_one(gradients):
             assert plain[i][s][j].any() == (j > i or (coarsest and j == i))
 
 
-def test_equilibrium_scales_every_gradient_of_every_map_by_what_remains(gradients):
+def test_equilibrium_scales_every_gradient_of_every_map_as_in_eq_5(gradients):
     """Eq. 5: 1/(k-i+1), i from 1."""
     plain, balanced = gradients["off"], gradients["all"]
     for i, s in every_map(plain):
@@ -258,7 +259,7 @@ def test_coarsest_equilibrium_holds_along_the_coarsest_scale_only(gradients):
 
 
 def test_summed_gradient_stays_bounded_by_the_largest_exit(gradients):
-    """What equilibrium is for: the sum over exits becomes their mean (Sec. 3.1)."""
+    """The sum over exits becomes their mean (Sec. 3.1)."""
     plain, balanced = gradients["off"], gradients["all"]
     for i, s in every_map(plain):
         remaining = plain[i][s][i:]
@@ -273,16 +274,16 @@ def test_gradient_equilibrium_leaves_forward_unchanged():
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
 
     @functools.partial(jax.jit, static_argnums=1)
-    def forward(state: nnx.State, reach: str) -> tuple[jax.Array, nnx.State]:
+    def forward(state: nnx.State, mode: str) -> tuple[jax.Array, nnx.State]:
         copy = nnx.merge(graphdef, state, copy=True)
-        return copy(images, reach), nnx.state(copy)
+        return copy(images, mode), nnx.state(copy)
 
-    results = [forward(state, reach) for reach in EQUILIBRIUM_MODES]
+    results = [forward(state, mode) for mode in EQUILIBRIUM_MODES]
     for other in results[1:]:
-        jax.tree.map(np.testing.assert_array_equal, results[0], other)
+        chex.assert_trees_all_equal(other, results[0])
 
 
-def test_the_classifier_refuses_an_unknown_reach():
+def test_the_classifier_rejects_an_unknown_equilibrium():
     network = golden.untrained(golden.TINY, image_shape=(16, 16, 3))
-    with pytest.raises(ValueError, match="unknown equilibrium 'finest'"):
+    with pytest.raises(ValueError, match="equilibrium 'finest'"):
         network(jnp.zeros((1, 16, 16, 3)), "finest")

@@ -146,7 +146,7 @@ def test_a_stopped_path_keeps_later_exits_out_of_earlier_heads(
                 assert (np.abs(own["kernel"][...]).max() > 0) == read
 
 
-def test_the_path_is_stopped_unless_told_otherwise(images):
+def test_the_path_is_stopped_by_default(images):
     classifier = phase_two(phase_one(), transfer="identity")
     assert largest(head_gradients(classifier, images, 1)["linears"][0]) == 0
 
@@ -255,7 +255,7 @@ def test_another_number_of_classes_is_refused():
         with_collaborative_heads(phase_one(), {}, num_classes=7, rngs=nnx.Rngs(0))
 
 
-def test_phase_one_has_no_earlier_heads_to_teach(images):
+def test_phase_one_has_no_earlier_heads(images):
     classifier = phase_one()
     with pytest.raises(ValueError, match="with_collaborative_heads"):
         classifier.phase_one_logits(classifier.features(images))
