@@ -96,7 +96,7 @@ def freeze_backbone(classifier: MultiExitClassifier) -> None:
     backbone.eval()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PhaseTwoObjective(Section):
     """One-for-all distillation (Eq. 7-8) of collaborative heads on a fixed backbone.
 
@@ -182,7 +182,7 @@ HEAD_PARAMETERS = nnx.All(nnx.Param, lambda path, value: bool(path) and path[0] 
 
 def masked_sums(
     logits: Float[Array, "E N K"], labels: Int[Array, " N"], mask: Bool[Array, " N"]
-) -> dict[str, Num[Array, "*E"]]:
+) -> dict[str, Num[Array, "..."]]:
     """Sums over the examples of a padded batch, from which means over a split are computed.
 
     Args:

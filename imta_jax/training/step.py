@@ -197,7 +197,7 @@ def _advance_if_finite(before: TrainState, after: TrainState, checked: Any) -> T
 
 def jit_eval_step(
     graphdef: nnx.GraphDef, *, mean: Sequence[float], std: Sequence[float], mesh: Mesh
-) -> Callable[[Packed, nnx.State, Batch], dict[str, Num[Array, "*E"]]]:
+) -> Callable[[Packed, nnx.State, Batch], dict[str, Num[Array, "..."]]]:
     """Jits the validation of one batch.
 
     Args:
@@ -210,7 +210,7 @@ def jit_eval_step(
       (trainable, rest, batch) -> sums over the batch's examples; see `masked_sums`.
     """
 
-    def step(trainable: Packed, rest: nnx.State, batch: Any) -> dict[str, Num[Array, "*E"]]:
+    def step(trainable: Packed, rest: nnx.State, batch: Any) -> dict[str, Num[Array, "..."]]:
         states = (trainable.unpack(), rest)
         logits = inference_logits(graphdef, states, batch.images, mean=mean, std=std, mesh=mesh)
         return masked_sums(logits, batch.labels, batch.mask)
