@@ -7,11 +7,14 @@ from typing import Any
 
 from imta_jax.config import RunConfig
 from imta_jax.errors import InputError, unknown_name
+from imta_jax.fields import Section
 from imta_jax.studies.config import StudyConfig
 from imta_jax.training import check_training_config
 
 # The sections of a config that determine the phase-I network, together with the seed.
 _PHASE_ONE_SECTIONS = ("data", "model", "phase_one", "mesh")
+# Fields that were added after studies had been run. Their defaults do not change the key.
+_LATER_FIELDS = ("exif_orientation",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +47,7 @@ class Variant:
 
         Folder names contain its hash: changing it orphans the networks of existing studies.
         """
-        sections = self.config.to_dict()
-        parts = [sections[name] for name in _PHASE_ONE_SECTIONS]
+        parts = [_key_fields(getattr(self.config, name)) for name in _PHASE_ONE_SECTIONS]
         return json.dumps(parts, sort_keys=True)
 
     @property
@@ -53,6 +55,17 @@ class Variant:
         """The name of the network's preset, or of its backbone."""
         model = self.config.model
         return model.preset or model.backbone or "custom"
+
+
+def _key_fields(section: Any) -> Any:
+    """The fields of a section that determine a network; later fields only if they are set."""
+    if not isinstance(section, Section):
+        return section
+    return {
+        name: value
+        for name, value in section.to_dict().items()
+        if name not in _LATER_FIELDS or value != getattr(type(section), name)
+    }
 
 
 def study_variants(study: StudyConfig) -> list[Variant]:

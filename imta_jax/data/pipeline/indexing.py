@@ -207,4 +207,9 @@ def _completed(
 
 def _reader_of_bytes(images: EncodedImages) -> Callable[[int], bytes]:
     tf, contents_of = import_tensorflow(), reader(images)
-    return lambda i: contents_of(tf.constant([i], tf.int64))[0].numpy()
+
+    def read(i: int) -> bytes:
+        contents: Any = contents_of(tf.constant([i], tf.int64))[0]
+        return contents.numpy()
+
+    return read
