@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from imta_jax import options
 from imta_jax.errors import InputError
-from imta_jax.fields import Section, number
+from imta_jax.runtime.config_fields import Section, number
 
 Checkpoint = Literal["last", "best"]
 PHASES = ("phase_one", "phase_two")

@@ -16,9 +16,8 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 # Imports go to a lower layer or stay in the same folder.
 LAYERS = (
     {"types", "errors", "options"},
-    {"fields"},
-    {"config"},
     {"runtime"},
+    {"config"},
     {"distributed", "nn"},
     {"techniques", "data"},
     {"models"},

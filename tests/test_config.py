@@ -16,7 +16,7 @@ from imta_jax.config import (
     PhaseTwoConfig,
     RunConfig,
 )
-from imta_jax.fields import Section, number
+from imta_jax.runtime.config_fields import Section, number
 
 FILES = ("cifar10", "cifar100", "fashion_mnist", "imagenet", "quickstart")
 SECTIONS = (DataConfig, EvaluationConfig, LogConfig, ModelConfig, PhaseOneConfig, PhaseTwoConfig)

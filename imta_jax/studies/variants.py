@@ -7,7 +7,7 @@ from typing import Any
 
 from imta_jax.config import RunConfig
 from imta_jax.errors import InputError, unknown_name
-from imta_jax.fields import Section
+from imta_jax.runtime.config_fields import Section
 from imta_jax.studies.config import StudyConfig
 from imta_jax.training import check_training_config
 

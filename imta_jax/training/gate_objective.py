@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 from jaxtyping import Array, Float, Int
 
-from imta_jax.fields import number
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.baselines.class_clusters import gate_loss
+from imta_jax.runtime.config_fields import number
 from imta_jax.training.objectives import ExitMetrics, PhaseOneObjective, exit_metrics
 
 

@@ -15,8 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from imta_jax import options
-from imta_jax.fields import Section, number
 from imta_jax.models import MultiExitClassifier
+from imta_jax.runtime.config_fields import Section, number
 from imta_jax.techniques import cross_entropy, one_for_all_loss
 
 
