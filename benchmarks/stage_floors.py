@@ -31,7 +31,7 @@ from imta_jax.nn.convolution import convolve
 from imta_jax.nn.cpu.channels_first import convolve_channels_first
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.runtime.huge_pages import restart_with_huge_pages
-from imta_jax.training import phases
+from imta_jax.training import setup
 
 FULL = {"networks": ("cifar_5_exits", "cifar_7_exits"), "batch_size": 64, "rounds": 15}
 QUICK = {"networks": ("cifar_5_exits",), "batch_size": 64, "rounds": 3}
@@ -142,10 +142,10 @@ def network_rows(case: Case, rounds: int, found: Mapping[str, float]) -> list[di
     ours, rows = jax_steps.JaxSteps(case, on_device=False), []
     layout = Layout.CHWN if is_single_cpu(ours.mesh) else Layout.NHWC
     for kind in KINDS:
-        classifier = phases.new_phase_one(ours.config, case.dataset_info)
+        classifier = setup.new_phase_one(ours.config, case.dataset_info)
         if kind == "phase_two":
-            classifier = phases.new_phase_two(ours.config, classifier)
-        getattr(phases, f"{kind}_objective")(ours.config).set_mode(classifier)
+            classifier = setup.new_phase_two(ours.config, classifier)
+        getattr(setup, f"{kind}_objective")(ours.config).set_mode(classifier)
         shape = (case.batch_size, *case.dataset_info.image_shape)
         state: Any = jax.random.normal(jax.random.key(SEED), shape)
         about = {"part": "stages", "kind": kind, "network": case.network}

@@ -15,7 +15,7 @@ from benchmarks.stage_floors import Stage
 from imta_jax.config import RunConfig
 from imta_jax.evaluation import exit_costs
 from imta_jax.nn.cpu.layout import Layout
-from imta_jax.training.phases import new_phase_one
+from imta_jax.training.setup import new_phase_one
 
 IMAGES = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
 

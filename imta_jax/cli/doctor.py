@@ -22,7 +22,7 @@ from imta_jax.models.network_table import network_rows
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.training import mesh_of, new_phase_one, training_pipeline
 from imta_jax.training.callbacks.progress import device_memory_limit
-from imta_jax.training.phases import phase_one_objective
+from imta_jax.training.setup import phase_one_objective
 
 _PACKAGES = (
     "jax",

@@ -42,6 +42,7 @@ from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_lines, read_json_or_none
 from imta_jax.training import last_phase, load_classifier, read_meta
 from imta_jax.training.metrics import training_seconds
+from imta_jax.training.setup import phase_settings
 
 _log = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ def _phase_record(config: RunConfig, workdir: Path, name: str) -> dict[str, Any]
 
     What only `metrics.jsonl` or the checkpoints have is None without them.
     """
-    phase = config.phase_one if name == "phase_one" else config.phase_two
+    phase = phase_settings(config, name)
     if phase.total_epochs == 0:
         return None
     folder = workdir / name

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -67,12 +68,14 @@ class _SignalThread:
 
     def start(self) -> None:
         """Installs handlers for SIGTERM and Ctrl-C; call it in the main thread."""
-        read, write = os.pipe()
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        # Sockets, because Windows has no non-blocking pipes.
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self.install()
-        threading.Thread(target=self._run, args=(read,), name="signals", daemon=True).start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        threading.Thread(target=self._run, name="signals", daemon=True).start()
+        if hasattr(signal, "pthread_sigmask"):  # Not on Windows.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def install(self) -> None:
         """Installs handlers that do nothing, without which Python does not write to the pipe."""
@@ -80,9 +83,9 @@ class _SignalThread:
             if signal.getsignal(number) != signal.SIG_IGN:  # As in a shell's background jobs.
                 signal.signal(number, lambda *_: None)
 
-    def _run(self, read: int) -> None:
+    def _run(self) -> None:
         while True:
-            for number in os.read(read, 64):
+            for number in self._read.recv(64):
                 if number in SIGNALS:
                     self._handle(signal.Signals(number))
 
@@ -106,7 +109,8 @@ _signals: _SignalThread | None = None
 
 def hold_signals() -> None:
     """Delays signals until `install_signal_handlers`, also while the process restarts itself."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    if hasattr(signal, "pthread_sigmask"):  # Not on Windows.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def install_signal_handlers() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from imta_jax.config import RunConfig
+from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import Dataset, DatasetInfo
 from imta_jax.distributed import is_first_process, wait_for_all
 from imta_jax.evaluation.results import dataset_record
@@ -47,6 +47,7 @@ from imta_jax.studies.rows import (
 from imta_jax.studies.variants import Variant, study_variants
 from imta_jax.training import NonFiniteLossError
 from imta_jax.training.phases import trained_phase_one
+from imta_jax.training.setup import phase_settings
 
 _log = logging.getLogger(__name__)
 
@@ -223,7 +224,7 @@ def _failed_row(error: NonFiniteLossError) -> dict[str, Any]:
 
 
 def _schedule(config: RunConfig) -> dict[str, Any]:
-    phases = {"phase_one": config.phase_one, "phase_two": config.phase_two}
+    phases = {name: phase_settings(config, name) for name in PHASES}
     return {
         name: {"epochs": phase.total_epochs, "batch_size": phase.batch_size}
         if phase.total_epochs

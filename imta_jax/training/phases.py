@@ -13,14 +13,14 @@ from imta_jax.training.callbacks import default_callbacks
 from imta_jax.training.checkpoint_reading import has_readable_epoch, restore_model
 from imta_jax.training.feed import check_feed, training_feed
 from imta_jax.training.loop import TrainingLoop
-from imta_jax.training.objectives import ALL_PARAMETERS, HEAD_PARAMETERS, Objective
+from imta_jax.training.objectives import Objective
 from imta_jax.training.setup import (
     assemble_phase,
     mesh_of,
     new_phase_one,
-    new_phase_two,
     phase_one_objective,
     phase_optimizer,
+    phase_parts,
     phase_schedule,
     phase_settings,
     phase_two_objective,
@@ -43,10 +43,8 @@ def train_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> None:
       NonFiniteLossError: training diverged.
       Interrupted: training was preempted and is saved.
     """
-    objective = phase_one_objective(config)
-    classifier = new_phase_one(config, dataset)
-    folder = workdir / "phase_one"
-    train_phase("phase_one", config, dataset, folder, classifier, objective, ALL_PARAMETERS)
+    parts = phase_parts("phase_one", config, new_phase_one(config, dataset))
+    train_phase("phase_one", config, dataset, workdir / "phase_one", *parts)
 
 
 def train_phase_two(
@@ -65,13 +63,12 @@ def train_phase_two(
       InputError, NonFiniteLossError, Interrupted: see `train_phase_one`.
     """
     folder = folder or workdir / "phase_two"
-    objective = phase_two_objective(config)
     if has_readable_epoch(folder, 1):  # It has the parameters of phase I too.
         start = new_phase_one(config, dataset)
     else:
         start = trained_phase_one(config, dataset, workdir)
-    classifier = new_phase_two(config, start)
-    train_phase("phase_two", config, dataset, folder, classifier, objective, HEAD_PARAMETERS)
+    parts = phase_parts("phase_two", config, start)
+    train_phase("phase_two", config, dataset, folder, *parts)
 
 
 def trained_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> MultiExitClassifier:

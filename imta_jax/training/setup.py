@@ -123,21 +123,29 @@ def build_phase(
       std: standard deviation of the pixels per channel, in 0..1.
       mesh: the devices.
     """
-    if name == "phase_one":
-        objective, trainable = phase_one_objective(config), ALL_PARAMETERS
-    else:
-        classifier = new_phase_two(config, classifier)
-        objective, trainable = phase_two_objective(config), HEAD_PARAMETERS
     return assemble_phase(
-        classifier,
-        objective,
-        trainable,
+        *phase_parts(name, config, classifier),
         optimizer,
         phase_settings(config, name),
         mean=mean,
         std=std,
         mesh=mesh,
     )
+
+
+def phase_parts(
+    name: str, config: RunConfig, classifier: MultiExitClassifier
+) -> tuple[MultiExitClassifier, PhaseOneObjective | PhaseTwoObjective, Any]:
+    """The initial network of a phase, its loss, and the NNX filter of its trained variables.
+
+    Args:
+      name: "phase_one" or "phase_two".
+      config: the run's config.
+      classifier: a phase-I classifier; phase II gets new heads on its backbone.
+    """
+    if name == "phase_one":
+        return classifier, phase_one_objective(config), ALL_PARAMETERS
+    return new_phase_two(config, classifier), phase_two_objective(config), HEAD_PARAMETERS
 
 
 def phase_settings(config: RunConfig, name: str) -> PhaseOneConfig | PhaseTwoConfig:

@@ -76,7 +76,7 @@ def _memory_bytes(
         limit = (device.memory_stats() or {}).get("bytes_limit")
     except jax.errors.JaxRuntimeError:  # the device does not report its memory
         limit = None
-    if limit is None and device.platform == "cpu":
+    if limit is None and device.platform == "cpu" and hasattr(os, "sysconf"):  # Not on Windows.
         limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return limit or 0
 

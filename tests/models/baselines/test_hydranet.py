@@ -18,7 +18,7 @@ from imta_jax.studies import hydra_search
 from imta_jax.techniques import cross_entropy
 from imta_jax.training.gate_objective import GateSupervisedObjective
 from imta_jax.training.objectives import PhaseOneObjective
-from imta_jax.training.phases import phase_one_objective
+from imta_jax.training.setup import phase_one_objective
 
 LABELS = jnp.arange(4) % baselines.CLASSES
 
