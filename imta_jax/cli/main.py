@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import sys
+from typing import cast
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -26,8 +27,10 @@ from imta_jax.runtime.preemption import (
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file or FILE:PRESET, for example configs/cifar100.py:published."
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; created if it does not exist.", required=True
+# Not None after `start`, which requires a value.
+_WORKDIR = cast(
+    "flags.FlagHolder[str]",
+    flags.DEFINE_string("workdir", None, "Folder of the run; created if it does not exist."),
 )
 _MODE = flags.DEFINE_string(
     "mode",
@@ -48,6 +51,7 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process, from
 _JOIN_TIMEOUT = flags.DEFINE_integer(
     "join_timeout", 60, "Seconds to wait for the other processes.", lower_bound=1
 )
+_REQUIRED = {"config": "configs/quickstart.py", "workdir": "runs/quickstart"}  # with examples
 
 
 def start() -> None:
@@ -55,7 +59,9 @@ def start() -> None:
     hold_signals()
     restart_with_huge_pages()
     install_signal_handlers()
-    flags.mark_flag_as_required("config")
+    for name, example in _REQUIRED.items():
+        message = f"--{name} is required, for example --{name}={example}"
+        flags.register_validator(name, lambda value: value is not None, message)
     for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # --help lists these
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, flags_parser=parse_flags)
@@ -85,7 +91,8 @@ def main(argv: list[str]) -> None:
 
 
 def _set_up_process() -> None:
-    """Joins the other processes; configures logging, garbage collection and compilation cache."""
+    """Configures logging, garbage collection and compilation cache; joins the other processes."""
+    logger = _set_up_logging()
     import jax
 
     from imta_jax.distributed import is_first_process, join_processes
@@ -94,14 +101,10 @@ def _set_up_process() -> None:
     join_processes(*place, timeout=_JOIN_TIMEOUT.value)
     processes_have_joined(jax.process_count())
 
+    if not is_first_process():
+        logger.setLevel(logging.WARNING)
     # Orbax logs every step of a save, and errors that are raised as exceptions too.
     absl_logging.set_verbosity(absl_logging.FATAL)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    logger = logging.getLogger("imta_jax")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO if is_first_process() else logging.WARNING)
-    logger.propagate = False
     # Tracing a deep network creates millions of long-lived objects. With Python's default
     # thresholds, garbage collection takes a third of the tracing time.
     gc.set_threshold(100_000, 50, 50)
@@ -111,3 +114,18 @@ def _set_up_process() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     else:
         jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _set_up_logging() -> logging.Logger:
+    """Configures this package's logger and returns it; of other packages only warnings are shown.
+
+    Call it before JAX starts a backend: JAX logs every kind of device that the host does not have.
+    """
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger = logging.getLogger("imta_jax")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    return logger

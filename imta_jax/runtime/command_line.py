@@ -22,6 +22,7 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses flags as absl does; a missing config file or unknown field is a one-line error."""
+    _make_configs_importable(argv)
     _exit_on_bad_config(argv)
     try:
         return app.parse_flags_with_usage(list(argv))
@@ -81,9 +82,29 @@ def _config_value(argv: Sequence[str]) -> str | None:
     return values[-1] if values else None
 
 
+def _config_file_and_preset(argv: Sequence[str]) -> tuple[str, str]:
+    file, _, preset = (_config_value(argv) or "").partition(":")
+    return file, preset
+
+
+def _make_configs_importable(argv: Sequence[str]) -> None:
+    """Adds the folder that contains `configs` to `sys.path`: config files import `configs.common`.
+
+    A console script, unlike `python launch.py`, does not have the repository's root there. A config
+    file that is not below a folder named `configs` may import files of its own folder.
+    """
+    file, _ = _config_file_and_preset(argv)
+    if not file:
+        return
+    parents = Path(os.path.abspath(file)).parents
+    root = next((folder.parent for folder in parents if folder.name == "configs"), parents[0])
+    if str(root) not in map(os.path.abspath, sys.path):  # "" is the working directory
+        sys.path.insert(0, str(root))
+
+
 def _exit_on_bad_config(argv: Sequence[str]) -> None:
     """Exits if the config file does not exist or does not have the preset after the colon."""
-    file, _, preset = (_config_value(argv) or "").partition(":")
+    file, preset = _config_file_and_preset(argv)
     if not file:
         return
     if not Path(file).is_file():

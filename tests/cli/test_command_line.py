@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -112,10 +113,12 @@ def test_the_launcher_exits_with_status_1_and_a_traceback_on_request(traceback, 
     done = subprocess.run(
         [sys.executable, "launch.py", *arguments, f"--traceback={traceback}"],
         cwd=tiny_run.ROOT,
+        env={name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1
+    assert "Unable to initialize backend" not in done.stderr  # JAX logs it for each missing device
     assert ("Traceback" in done.stderr) == traceback and "unknown mode 'evalute'" in done.stderr
     if not traceback:
         assert done.stderr.startswith("launch.py: error: unknown mode 'evalute'; valid, ")
@@ -136,3 +139,62 @@ def test_a_missing_config_is_a_one_line_error(config, message, monkeypatch):
             command_line.parse_flags(argv)
         assert message in ended.value.code
         assert "\n" not in ended.value.code
+
+
+CONSOLE_SCRIPT = """
+import sys
+sys.path = [folder for folder in sys.path if folder not in ("", ROOT)]
+sys.argv[0] = "imta-jax"
+from MODULE import FUNCTION
+FUNCTION()
+"""
+
+
+def run_console_script(folder, *arguments):
+    """Runs `imta-jax` in `folder` as if installed: the repository's root is not on `sys.path`."""
+    packages = folder / "site-packages"
+    packages.mkdir()
+    (packages / "imta_jax").symlink_to(tiny_run.ROOT / "imta_jax")
+    project = tomllib.loads((tiny_run.ROOT / "pyproject.toml").read_text())["project"]
+    module, function = project["scripts"]["imta-jax"].split(":")
+    program = CONSOLE_SCRIPT.replace("ROOT", repr(str(tiny_run.ROOT)))
+    program = program.replace("MODULE", module).replace("FUNCTION", function)
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(packages)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_console_script_finds_the_configs_of_a_repository(tmp_path):
+    config = f"--config={tiny_run.ROOT}/configs/quickstart.py:nope"
+    done = run_console_script(tmp_path, config, "--workdir=run")
+    assert done.returncode == 1 and "ModuleNotFoundError" not in done.stderr, done.stderr
+    assert "unknown preset 'nope'; valid, the closest first: paper" in done.stderr
+
+
+def test_an_import_error_of_a_config_file_is_shown(tmp_path):
+    (tmp_path / "mine.py").write_text("import no_such_module")
+    done = run_console_script(tmp_path, "--config=mine.py:paper", "--workdir=run")
+    assert done.returncode == 1 and "No module named 'no_such_module'" in done.stderr
+
+
+def test_a_missing_flag_is_named_with_an_example(tmp_path):
+    done = run_console_script(tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "for example --config=configs/quickstart.py" in done.stderr
+    assert "for example --workdir=runs/quickstart" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [("a/configs/b.py", "a"), ("a/configs/studies/b.py", "a"), ("a/b.py", "a")],
+)
+def test_the_folder_of_configs_is_added_to_the_path_once(file, folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["/elsewhere"])
+    for _ in range(2):
+        command_line._make_configs_importable(["imta-jax", f"--config={file}:paper"])
+    assert sys.path == [str(tmp_path / folder), "/elsewhere"]
