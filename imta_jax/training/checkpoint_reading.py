@@ -38,9 +38,18 @@ def has_readable_epoch(folder: Path, epoch: int) -> bool:
     """Whether `folder` holds a readable checkpoint of this epoch or a later one."""
     if not folder.is_dir():
         return False
-    with open_manager(folder) as manager:
+    with open_manager(folder, create=False) as manager:
         newest = manager.latest_step() or 0
         return newest >= epoch and _is_readable(manager, newest)
+
+
+def has_readable_checkpoint(folder: Path) -> bool:
+    """Whether `read_meta` and `restore_model` find a checkpoint in `folder`."""
+    if not folder.is_dir():
+        return False
+    with open_manager(folder, create=False) as manager:
+        epochs = sorted(manager.all_steps(), reverse=True)
+        return any(_is_readable(manager, epoch) for epoch in epochs)
 
 
 def read_meta(folder: Path, which: str = "last") -> dict[str, Any]:
@@ -54,7 +63,7 @@ def read_meta(folder: Path, which: str = "last") -> dict[str, Any]:
     Raises:
       MissingFileError: there is no readable checkpoint.
     """
-    with open_manager(folder) as manager:
+    with _open_existing(folder) as manager:
         return read_json_meta(manager, _choose(manager, which))
 
 
@@ -75,7 +84,7 @@ def restore_model(classifier: nnx.Module, folder: Path, which: str = "last") -> 
     """
     variables = nnx.state(classifier)
     expected = named_arrays(variables)
-    with open_manager(folder) as manager:
+    with _open_existing(folder) as manager:
         epoch = _choose(manager, which)
         check_same_network(manager, epoch, "model", expected)
         target = ocp.args.StandardRestore(restore_target(expected))
@@ -106,6 +115,18 @@ def check_which(field: str, which: str) -> None:
         raise unknown_name(field, which, get_args(Checkpoint))
 
 
+def _open_existing(folder: Path) -> ocp.CheckpointManager:
+    if not folder.is_dir():
+        raise _missing(folder)
+    return open_manager(folder, create=False)
+
+
+def _missing(folder: Path, kind: str = "checkpoint") -> MissingFileError:
+    return MissingFileError(
+        f"no {kind} in {folder}; train it first: python launch.py --config=... --workdir=..."
+    )
+
+
 def _choose(manager: ocp.CheckpointManager, which: str) -> int:
     """The last or best checkpoint, or the newest other one that can be read."""
     check_which("checkpoint", which)
@@ -115,10 +136,8 @@ def _choose(manager: ocp.CheckpointManager, which: str) -> int:
         epochs.insert(0, best)
     readable = next((epoch for epoch in epochs if _is_readable(manager, epoch)), None)
     if readable is None:
-        raise MissingFileError(
-            f"no {'readable ' if epochs else ''}checkpoint in {manager.directory}; train it "
-            "first: python launch.py --config=... --workdir=..."
-        )
+        kind = "readable checkpoint" if epochs else "checkpoint"
+        raise _missing(Path(manager.directory), kind)
     return readable
 
 

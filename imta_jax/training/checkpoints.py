@@ -56,14 +56,17 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-def open_manager(folder: Path, keep_best: bool = True) -> ocp.CheckpointManager:
+def open_manager(
+    folder: Path, keep_best: bool = True, create: bool = True
+) -> ocp.CheckpointManager:
     """Opens a folder of checkpoints.
 
     With several processes, all must open the same folders in the same order.
 
     Args:
-      folder: created if it does not exist.
+      folder: absolute or relative path.
       keep_best: whether saving keeps the best checkpoint by validation, besides the two newest.
+      create: whether the folder is created if it does not exist. False for reading.
     """
     # Orbax's own option for the best would delete the newest, which training resumes from.
     policies: list[Any] = [checkpoint_managers.LatestN(2)]
@@ -72,6 +75,8 @@ def open_manager(folder: Path, keep_best: bool = True) -> ocp.CheckpointManager:
             checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[SELECTION_METRIC], n=1)
         )
     options = ocp.CheckpointManagerOptions(
+        # Orbax's `read_only` would log a warning each time a folder is opened.
+        create=create,
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         best_fn=lambda metrics: metrics[SELECTION_METRIC],
         # Two managers are open at once. Without a prefix, their barriers would have equal names.

@@ -181,6 +181,12 @@ def test_a_classifier_is_not_loaded_from_a_damaged_checkpoint(copied, caplog):
         load_classifier(copied / "phase_one")
 
 
+def test_reading_a_missing_folder_creates_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*nowhere"):
+        load_classifier(tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_a_readable_checkpoint_training_starts_again(config, dataset, copied, finished):
     for checkpoint in (copied / "phase_one").glob("[0-9]"):
         truncate(checkpoint)
