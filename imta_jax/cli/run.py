@@ -6,7 +6,7 @@ imported where they are used.
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from imta_jax.training import (
     check_training_config,
     check_training_data,
     executable_label,
+    last_phase,
     mesh_of,
     phase_is_finished,
     prefetch_executable,
@@ -36,7 +37,7 @@ from imta_jax.training import (
     training_pipeline,
 )
 from imta_jax.training.checkpoint_reading import has_readable_epoch
-from imta_jax.training.phases import why_unfinished
+from imta_jax.training.phases import check_field_values, check_trained, why_unfinished
 
 _log = logging.getLogger(__name__)
 
@@ -118,10 +119,12 @@ def _preview_data(config: RunConfig, workdir: Path) -> None:
 
 def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     """Does the unfinished steps among phase I, phase II and evaluation that the mode names."""
+    check_field_values(config)
     has_begun = _check_same_config(config, workdir)
     due = _due_steps(config, workdir, mode)
     if has_begun and not due:
         return
+    _check_inputs(config, workdir, due)
     steps: dict[str, Callable[[RunConfig, Dataset, Path], Any]] = {
         "phase_one": train_phase_one,
         "phase_two": train_phase_two,
@@ -170,6 +173,18 @@ def _due_steps(config: RunConfig, workdir: Path, mode: str) -> list[str]:
             if name in PHASES and workdir.exists():
                 _log.info("%s: %s", name, why_unfinished(config, workdir, name))
     return due
+
+
+def _check_inputs(config: RunConfig, workdir: Path, due: Sequence[str]) -> None:
+    """Raises a `MissingFileError` if a due step needs a phase that is neither trained nor due."""
+    if (
+        "phase_two" in due
+        and "phase_one" not in due
+        and not has_readable_epoch(workdir / "phase_two", 1)
+    ):
+        check_trained(config, workdir, "phase_one")
+    if "evaluate" in due and last_phase(config) not in due:
+        check_trained(config, workdir, last_phase(config))
 
 
 def _begin(config: RunConfig, data_fingerprint: Mapping[str, Any], workdir: Path) -> None:

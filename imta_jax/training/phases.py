@@ -8,9 +8,14 @@ from typing import Any, cast
 from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import Dataset, steps_per_epoch
 from imta_jax.distributed import check_batch_size
+from imta_jax.errors import MissingFileError
 from imta_jax.models import MultiExitClassifier, check_model, resolve_model_config
 from imta_jax.training.callbacks import default_callbacks
-from imta_jax.training.checkpoint_reading import has_readable_epoch, restore_model
+from imta_jax.training.checkpoint_reading import (
+    has_readable_checkpoint,
+    has_readable_epoch,
+    restore_model,
+)
 from imta_jax.training.feed import check_feed, training_feed
 from imta_jax.training.loop import TrainingLoop
 from imta_jax.training.objectives import Objective
@@ -162,21 +167,30 @@ def network_meta(config: RunConfig, dataset: Dataset, phase: str) -> dict[str, A
     }
 
 
+def check_field_values(config: RunConfig) -> None:
+    """Checks the values of fields, for both phases; needs no devices.
+
+    Raises:
+      InputError: a value is invalid, or the network's fields do not fit each other.
+    """
+    phase_one_objective(config)
+    phase_two_objective(config)
+    check_model(config.model)
+
+
 def check_training_config(config: RunConfig) -> None:
     """Checks what needs several fields or the devices, for both phases; computes nothing.
 
     Raises:
       InputError: the network's fields do not fit each other, or the devices do not divide a batch.
     """
-    phase_one_objective(config)
-    phase_two_objective(config)
+    check_field_values(config)
     mesh = mesh_of(config)
     for name in PHASES:
         settings = phase_settings(config, name)
         field = f"config.{name}.batch_size"
         check_batch_size(settings.batch_size, mesh, field, settings.accumulate_parts)
     evaluation_batch_size(config, mesh)
-    check_model(config.model)
 
 
 def check_training_data(config: RunConfig, dataset: Dataset) -> None:
@@ -200,6 +214,21 @@ def folder_is_finished(config: RunConfig, phase: str, folder: Path) -> bool:
     """Like `phase_is_finished` with the phase's own folder. A phase of 0 epochs is finished."""
     epochs = phase_settings(config, phase).total_epochs
     return epochs == 0 or has_readable_epoch(folder, epochs)
+
+
+def check_trained(config: RunConfig, workdir: Path, phase: str) -> None:
+    """Raises a MissingFileError that names the fix unless a phase has a readable checkpoint."""
+    folder = workdir / phase
+    if has_readable_checkpoint(folder):
+        return
+    if phase_settings(config, phase).total_epochs == 0:
+        fix = f"config.{phase}.total_epochs is 0; expected at least 1"
+    else:
+        modes = ", then ".join(f"--mode={name}" for name in PHASES[: PHASES.index(phase) + 1])
+        command = "python launch.py --config=... --workdir=..."
+        fix = f"train it first: {command} without --mode, or with {modes}"
+    kind = "readable checkpoint" if folder.is_dir() else "checkpoint"
+    raise MissingFileError(f"no {kind} in {folder}; {fix}")
 
 
 def why_unfinished(config: RunConfig, workdir: Path, phase: str) -> str:

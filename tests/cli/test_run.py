@@ -265,6 +265,13 @@ def test_a_step_without_its_input_names_the_command_that_makes_it(mode, message,
         run(config, tmp_path, mode)
 
 
+@pytest.mark.parametrize("mode", ["phase_two", "evaluate"])
+def test_a_rejected_mode_leaves_no_folder(mode, config, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"without --mode, or with --mode=phase_one"):
+        run(config, tmp_path / "new", mode)
+    assert not (tmp_path / "new").exists()
+
+
 def test_without_phase_two_phase_one_is_evaluated(source, trained):
     shutil.rmtree(trained / "phase_two")
     run(tiny_run.tiny_config(source, phase_two__total_epochs=0), trained)
@@ -300,6 +307,11 @@ def test_another_config_raises_with_fields_and_both_values(source, config, finis
     assert "config.seed: the folder's 0, now 7" in message
     assert "batch_size" not in message
     assert (finished / "config.json").read_bytes() == before
+
+
+def test_an_invalid_value_is_named_before_the_config_is_compared(source, finished):
+    with pytest.raises(ValueError, match=r"valid, the closest first: cifar_4_exits, "):
+        run(tiny_run.tiny_config(source, model__preset="cifar_9_exits", seed=7), finished)
 
 
 def test_other_data_under_the_same_name_raises(trained, tmp_path):
