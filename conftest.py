@@ -1,6 +1,8 @@
 """Strict settings for every test: typed array shapes, no implicit rank promotion, 8 devices."""
 
 import os
+import signal
+import threading
 
 # Before JAX starts: several devices, so that sharding is tested on every machine.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -9,6 +11,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import pytest
 from jaxtyping import install_import_hook
+
+# Background jobs of a shell ignore Ctrl-C, and so would the processes that tests start.
+IN_MAIN_THREAD = threading.current_thread() is threading.main_thread()
+if IN_MAIN_THREAD and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Checks annotated array shapes and types in each call. Must precede the first import of a module.
 CHECKED = tuple(
