@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from imta_jax.errors import UserError, unknown_name
 from imta_jax.runtime.background_errors import print_held_errors
 
-# A full disk, an exceeded quota or file size, a read-only file system: no bug, whoever raises it.
+# A full disk, an exceeded quota or file size, a read-only file system: not a bug.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
