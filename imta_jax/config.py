@@ -1,8 +1,11 @@
 """The settings of a run, as frozen and checked dataclasses.
 
-A `ConfigDict` (see `configs/common.py`) is parsed once, by `RunConfig.from_mapping`. Code below
-that point receives these dataclasses, never a mapping. Checks of single fields happen here, checks
-that need a dataset, devices or several sections where those are known.
+A `ConfigDict` is parsed once, by `RunConfig.from_mapping`. Code below that point receives these
+dataclasses, never a mapping. Single fields are checked here. Checks that need a dataset, devices or
+several sections are made where those are known.
+
+The comments in `configs/common.py` describe every field. docs/reference/config.md shows them as
+tables, with the types and ranges declared here.
 """
 
 import dataclasses
@@ -21,32 +24,7 @@ MAX_SEED = 2**31 - 1  # Batches have the seed 2 * seed + 1, a number of 32 bits.
 class DataConfig(Section):
     """`config.data`: the source, its splits, preprocessing and the input pipeline.
 
-    Attributes:
-      source: Name of a packaged or TFDS dataset, or path of an `.npz` file, of an image folder
-        `ROOT/SPLIT/CLASS/*.jpg` or of a folder that TFDS prepared.
-      validation_examples: Training images to hold out for validation where no split exists.
-      data_dir: Folder or `gs://` path of prepared TFDS datasets; "" selects the TFDS default.
-      manual_dir: Folder with archives that TFDS cannot download; "" selects the TFDS default.
-      download: Whether TFDS may download and prepare missing datasets.
-      train_split: Split of the source to train on.
-      validation_split: Name of a split, "carve" to hold out training images, or "auto".
-      test_split: Name of a split, "carve" to hold out training images, or "auto".
-      test_examples: Training images to hold out for testing; 0 requires a test split.
-      validation_seed: Seed of the choice of held-out images.
-      max_undecodable: Fraction of a split's images that may be skipped because they do not decode.
-      index_dir: Folder of the indexes of encoded images; "" disables storing them.
-      preprocessing: "padded_crop" for small images of one size, "random_area_crop" for image files.
-      crop_padding: padded_crop: pixels of zero padding on every side before the random crop.
-      image_size: random_area_crop: pixels per side of the network's input.
-      resize: random_area_crop: pixels of the shorter side before the central evaluation crop.
-      min_area: random_area_crop: smallest fraction of the image's area in a training crop.
-      flip: Whether training images are mirrored horizontally with probability 1/2.
-      exif_orientation: Whether that of image files is ignored ("ignore") or applied ("apply").
-      pipeline: Producer of the batches: "device", "tf_data", "numpy" or "auto".
-      device_memory_share: Fraction of device memory that on-device images may use under "auto".
-      steps_per_dispatch: Training steps per dispatch for on-device data; 0 chooses automatically.
-      memory_limit_gb: Memory limit of tf.data's buffers on this host, in 10^9 bytes.
-      service: Address of a tf.data service, "grpc://HOST:PORT"; "" decodes on this host.
+    Fields: `data` in `configs/common.py`, docs/reference/config.md#data.
     """
 
     section: ClassVar[str] = "config.data"
@@ -88,32 +66,10 @@ class DataConfig(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
-    """`config.model`: a named network, or the fields of a backbone; `imta_jax.models` checks them.
+    """`config.model`: a network preset, or the fields of a backbone, which the backbone checks.
 
     A field that is None takes the preset's value. Each backbone rejects fields of other backbones.
-
-    Attributes:
-      preset: Name in `imta_jax.models.NETWORK_PRESETS`; "" uses the fields alone.
-      backbone: "msdnet", "resnet", "densenet", "googlenet" or "hydranet".
-      initialization: "he_normal" (paper) or "pytorch" (uniform, published code).
-      stem: "cifar" (3x3 convolution) or "imagenet" (7x7 convolution with stride 2, max-pool).
-      num_exits: MSDNet: number of exits.
-      base: MSDNet: layers before the first exit.
-      step: MSDNet: layers between exits ("even"), or their growth per exit ("lin_grow").
-      step_mode: MSDNet: "even" or "lin_grow".
-      channels: Channels of the stem (MSDNet: at the finest scale).
-      growth_rate: Channels that a layer adds (MSDNet: at the finest scale).
-      growth_factors: MSDNet: multiplier of channels and growth per scale, finest first.
-      bottleneck_factors: MSDNet: bottleneck width over branch outputs, per scale that is read.
-      prune: MSDNet: "max" drops a scale every ceil(L / S) layers, "min" as late as possible.
-      reduction: MSDNet, DenseNet: fraction of channels that a transition keeps.
-      depths: ResNet, DenseNet: blocks per resolution.
-      bottleneck: ResNet, DenseNet: whether blocks have 1x1 convolutions.
-      exits: ResNet, DenseNet: blocks, from 1, that an exit follows, in addition to the last block.
-      branches: HydraNet: stored branches.
-      active_branches: HydraNet: branches that run for an image.
-      gate_weight: HydraNet: weight of the gate's loss in phase I.
-      class_clusters: HydraNet: branch, from 0, of each class; () assigns runs of classes.
+    Fields: `network` in `configs/common.py`, docs/reference/config.md#model.
     """
 
     section: ClassVar[str] = "config.model"
@@ -143,14 +99,9 @@ class ModelConfig(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadsConfig(Section):
-    """The phase-II heads: what `imta_jax.models.with_collaborative_heads` builds.
+    """Heads of phase II, the argument of `imta_jax.models.with_collaborative_heads`.
 
-    Attributes:
-      transfer: What an exit passes to the next: "none", "identity" (its logits are added) or
-        "linear" (a learned transform of its logits).
-      stop_gradient: Whether the gradient along that path is stopped.
-      start: Start of the linear layers: "phase_one" (phase I's layers) or "fresh".
-      initialization: "he_normal" or "pytorch", for new parameters.
+    Fields: as in `phase_two` and, for `initialization`, `network` in `configs/common.py`.
     """
 
     section: ClassVar[str] = "heads_config"
@@ -163,19 +114,9 @@ class HeadsConfig(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhaseConfig(Section):
-    """What both phases have: length, batches and stochastic gradient descent (paper Sec. 4).
+    """Settings of both phases: length, batches and stochastic gradient descent (paper Sec. 4).
 
-    Attributes:
-      total_epochs: Passes over the training images; 0 skips phase II.
-      batch_size: Images per step, over all devices.
-      accumulate_parts: Parts of a batch that are computed one after the other to save memory.
-      compute_dtype: Type of the backbone's feature maps; parameters and heads stay float32.
-      learning_rate: Initial learning rate.
-      learning_rate_drops: Fractions of the phase after which it is multiplied by `drop_factor`.
-      drop_factor: Multiplier of the learning rate at each drop.
-      momentum: Momentum of stochastic gradient descent.
-      nesterov: Whether the momentum is Nesterov's.
-      weight_decay: L2 coefficient, added to the gradient of every parameter.
+    Fields: `_optimization` in `configs/common.py`, docs/reference/config.md#phase_one.
     """
 
     total_epochs: int = number(at_least=0)
@@ -192,13 +133,9 @@ class PhaseConfig(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhaseOneConfig(PhaseConfig):
-    """`config.phase_one`: all parameters train. Other fields: see `PhaseConfig`.
+    """`config.phase_one`: all parameters are trained.
 
-    Attributes:
-      equilibrium: Feature maps that gradient equilibrium rescales: "off", "coarsest" (published
-        code) or "all" (Eq. 5 holds exactly).
-      exit_losses: "sum" of the exits' losses (Eq. 1) or their "mean" (Sec. 3.1).
-      rematerialize: Whether the backward pass recomputes each stage instead of storing its maps.
+    Fields: `phase_one` in `configs/common.py`, docs/reference/config.md#phase_one.
     """
 
     section: ClassVar[str] = "config.phase_one"
@@ -211,18 +148,9 @@ class PhaseOneConfig(PhaseConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhaseTwoConfig(PhaseConfig):
-    """`config.phase_two`: only the heads train. Other fields: see `PhaseConfig`, `HeadsConfig`.
+    """`config.phase_two`: only the heads are trained.
 
-    Attributes:
-      from_checkpoint: Phase-I checkpoint to start from: "last", or "best" on validation images.
-      transfer, stop_gradient, start: See `HeadsConfig`.
-      teacher: "own_last_exit" (Eq. 8) or "phase_one_last_exit" (published code).
-      alpha: Weight of the cross-entropy; the divergence has 1 - alpha (Eq. 7).
-      temperature: Temperature of both softmaxes in the divergence.
-      temperature_squared: Whether the divergence is multiplied by the squared temperature.
-      reduction: Divergence summed over classes ("batch") or averaged over them ("elements").
-      last_exit: Loss of the last exit: "mixed" (Eq. 7) or "cross_entropy".
-      backbone_statistics: Batch statistics of the backbone: "frozen" or "moving".
+    Fields: `phase_two` in `configs/common.py`, docs/reference/config.md#phase_two.
     """
 
     section: ClassVar[str] = "config.phase_two"
@@ -242,15 +170,9 @@ class PhaseTwoConfig(PhaseConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Section):
-    """`config.evaluation`: batches, checkpoint, budgets and figures.
+    """`config.evaluation`: checkpoint, batches, budgets and figures of the evaluation.
 
-    Attributes:
-      batch_size: Images per evaluation step, over all devices.
-      checkpoint: Checkpoint to evaluate: "last", or "best" on validation images.
-      quotas: Values q of the budget sweep; the fraction of images at exit k is proportional to q^k.
-      reported_budgets: Budgets reported per image, as fractions of the last exit's multiply-adds.
-      calibration_bins: Bins of the expected calibration error.
-      gallery_images: Images per side of the report's gallery.
+    Fields: `evaluation` in `configs/common.py`, docs/reference/config.md#evaluation.
     """
 
     section: ClassVar[str] = "config.evaluation"
@@ -272,8 +194,7 @@ class EvaluationConfig(Section):
 class MeshConfig(Section):
     """`config.mesh`: how arrays are sharded over devices.
 
-    Attributes:
-      parameter_shards: Devices that share one copy of parameters and optimizer state.
+    Fields: `assemble` in `configs/common.py`, docs/reference/config.md#mesh.
     """
 
     section: ClassVar[str] = "config.mesh"
@@ -285,9 +206,7 @@ class MeshConfig(Section):
 class CheckpointConfig(Section):
     """`config.checkpoint`: when checkpoints are saved, and what happens when saving fails.
 
-    Attributes:
-      every_steps: Steps between checkpoints within an epoch; 0 saves at the end of epochs only.
-      on_write_error: "stop", or "continue" with a logged error.
+    Fields: `assemble` in `configs/common.py`, docs/reference/config.md#checkpoint.
     """
 
     section: ClassVar[str] = "config.checkpoint"
@@ -300,10 +219,7 @@ class CheckpointConfig(Section):
 class LogConfig(Section):
     """`config.log`: what a run prints and records while it trains.
 
-    Attributes:
-      check_every_steps: Steps between checks on the host that the losses are finite.
-      line_every_seconds: Seconds between log lines; 0 prints none.
-      profile_steps: Steps (A, B) of each phase to trace with the profiler; (0, 0) traces none.
+    Fields: `assemble` in `configs/common.py`, docs/reference/config.md#log.
     """
 
     section: ClassVar[str] = "config.log"
@@ -323,11 +239,7 @@ class LogConfig(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Section):
-    """All settings of a run.
-
-    Attributes:
-      seed: Seed of initialization, order of the images and augmentation.
-    """
+    """All settings of a run: `seed` and one dataclass per section of the config."""
 
     seed: int = number(0, at_least=0, at_most=MAX_SEED)
     data: DataConfig

@@ -7,19 +7,10 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from imta_jax.config import (
-    DataConfig,
-    EvaluationConfig,
-    LogConfig,
-    ModelConfig,
-    PhaseOneConfig,
-    PhaseTwoConfig,
-    RunConfig,
-)
+from imta_jax.config import DataConfig, PhaseOneConfig, RunConfig
 from imta_jax.runtime.config_fields import Section, number
 
 FILES = ("cifar10", "cifar100", "fashion_mnist", "imagenet", "quickstart")
-SECTIONS = (DataConfig, EvaluationConfig, LogConfig, ModelConfig, PhaseOneConfig, PhaseTwoConfig)
 
 
 def run_config(name="quickstart", preset="paper") -> ConfigDict:
@@ -49,13 +40,6 @@ def test_defaults_equal_those_of_the_config_files():
         for field in dataclasses.fields(section):
             if field.default is not dataclasses.MISSING:
                 assert getattr(section, field.name) == field.default, field.name
-
-
-@pytest.mark.parametrize("kind", SECTIONS)
-def test_every_field_is_documented(kind):
-    inherited = [base.__doc__ for base in kind.__mro__ if issubclass(base, Section)]
-    text = " ".join(inherited)
-    assert not [f.name for f in dataclasses.fields(kind) if f.name not in text]
 
 
 REJECTED = [

@@ -44,12 +44,27 @@ class Field(NamedTuple):
 
 def config_fields() -> list[Field]:
     """Every field of a run's config, in the order of the config."""
-    descriptions = dict(_described(ROOT / "configs" / "common.py"))
+    descriptions = described_fields()
     values = flat(_config("cifar10"))
     return [
         Field(path, value, descriptions.get(path, ""), valid_values(path))
         for path, value in values.items()
     ]
+
+
+def described_fields() -> dict[str, str]:
+    """The comment above each field in `configs/common.py`, by the field's path."""
+    return dict(_described(ROOT / "configs" / "common.py"))
+
+
+def declared_fields(kind: type = RunConfig, prefix: str = "") -> set[str]:
+    """Paths of the fields that the dataclasses of `imta_jax/config.py` declare."""
+    paths = set()
+    for name, inner in get_type_hints(kind).items():
+        if name in {field.name for field in dataclasses.fields(kind)}:
+            nested = dataclasses.is_dataclass(inner)
+            paths |= declared_fields(inner, f"{prefix}{name}.") if nested else {prefix + name}
+    return paths
 
 
 def valid_values(path: str) -> str:
