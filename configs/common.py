@@ -175,7 +175,8 @@ def phase_two(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     phase.alpha = 0.1
     # Temperature of both softmaxes in the divergence, above 0.
     phase.temperature = 4.0
-    # Whether the divergence is multiplied by the squared temperature.
+    # Whether the divergence is multiplied by the squared temperature. Eq. 8 has no such factor;
+    # True is the best of configs/studies/distillation.py.
     phase.temperature_squared = True
     # Divergence: "batch" (sum over classes, mean over images) or "elements" (mean over both).
     phase.reduction = "batch"

@@ -106,6 +106,8 @@ class HeadsConfig(Section):
 
     section: ClassVar[str] = "heads_config"
 
+    # A run sets `transfer` explicitly, by default to "linear". Callers of the public function get
+    # "identity", which adds no parameters.
     transfer: options.Transfer = "identity"
     stop_gradient: bool = True
     start: Literal["phase_one", "fresh"] = "phase_one"

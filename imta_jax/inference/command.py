@@ -71,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         "--budget",
         type=float,
         help="mean multiply-adds per image, as a fraction of the full network's, e.g. 0.5; uses "
-        "the most accurate exported thresholds that do not exceed it (default: 1)",
+        "the most accurate exported thresholds that do not exceed it (default: 1, the "
+        "most accurate of all)",
     )
     parser.add_argument(
         "--budget-ms",
@@ -133,6 +134,8 @@ def _adaptive(
     if arguments.budget_ms is not None:
         return _adaptive_in_time(exported, arguments.budget_ms, options)
     if arguments.thresholds is None:
+        # Not the 0.5 of `AdaptiveClassifier.from_export`: a command without options should give the
+        # network's best labels.
         budget = 1.0 if arguments.budget is None else arguments.budget
         point = exported.point_for(budget)
         text = f"budget {budget:g}, thresholds exported for {point.budget:.3f}"

@@ -86,7 +86,9 @@ def one_for_all_loss(
     """Sum over exits of alpha * CE + (1 - alpha) * KL(teacher || student) (Eq. 7), in nats.
 
     The defaults follow the paper's text. The published code is `alpha=1-gamma`,
-    `reduction="elements"`, `temperature_squared=True`, `last_exit="cross_entropy"`.
+    `reduction="elements"`, `temperature_squared=True`, `last_exit="cross_entropy"`. A run passes
+    every argument. `config.phase_two.temperature_squared` is True, unlike the default here, because
+    the config's alpha and temperature were tuned with it (configs/studies/distillation.py).
 
     Args:
       logits: [E, N, K].

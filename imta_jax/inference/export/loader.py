@@ -58,7 +58,7 @@ class ExportedClassifier:
         """
         return best_within_budget(self.points, budget)
 
-    def adaptive(self, budget: float = 1.0, **options: Any) -> AdaptiveClassifier:
+    def adaptive(self, budget: float = 0.5, **options: Any) -> AdaptiveClassifier:
         """Makes a classifier with early exit for a budget.
 
         Args:
