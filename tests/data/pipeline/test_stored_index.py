@@ -1,0 +1,192 @@
+"""The stored index of an image folder."""
+
+import os
+
+import numpy as np
+import pytest
+from image_folders import check_labels, contents, folder, paths, read, write_broken_images
+from PIL import Image
+from sample_images import make_image, write
+
+from imta_jax.data.pipeline import indexing
+from imta_jax.data.sources.storage import FileState, file_states
+
+
+def scans(monkeypatch):
+    """A list with one entry per pass over the images."""
+    seen, collect = [], indexing.collect
+    monkeypatch.setattr(indexing, "collect", lambda *args: (seen.append(args), collect(*args))[1])
+    return seen
+
+
+def check(source, root):
+    """Compares the splits with the paths and with Pillow."""
+    seen = [path for split in source.splits.values() for path in paths(split)]
+    assert sorted(seen) == sorted(str(path) for path in root.glob("*/*/*.jpg"))
+    for split in source.splits.values():
+        check_labels(split, source.class_names)
+        for path, size in zip(paths(split), split.images.sizes.tolist(), strict=True):
+            with Image.open(path) as image:
+                assert size == [image.height, image.width]
+
+
+@pytest.fixture
+def indexed(tmp_path, monkeypatch):
+    """A folder, a function that reads it with an index, and the passes over its images."""
+    root, seen = folder(tmp_path, splits=("train",)), scans(monkeypatch)
+    index_dir = tmp_path / "index"
+    fields = {"index_dir": str(index_dir), "max_undecodable": 0.5, "test_examples": 3}
+    return root, lambda at=root: read(at, **fields), seen, index_dir
+
+
+def test_second_load_reads_no_image_and_returns_the_same(indexed):
+    root, again, seen, index_dir = indexed
+    write_broken_images(root)
+    first = again()
+    assert len(seen) == 1 and len(list(index_dir.iterdir())) == 1
+    second = again()
+    assert len(seen) == 1
+    assert contents(first) == contents(second) and second.splits["train"].skipped == 6
+
+
+def test_refused_images_are_read_again_at_each_load(indexed, monkeypatch, caplog):
+    root, again, seen, index_dir = indexed
+    path = root / "train/cat/0.jpg"
+    content = path.read_bytes()
+    monkeypatch.setattr("imta_jax.data.sources.folder.file_states", unknown_states)
+    path.write_bytes(content[:300])
+    assert again().splits["train"].skipped == 1 and again().splits["train"].skipped == 1
+    assert str(index_dir) in caplog.text
+    path.write_bytes(content)
+    check(again(), root)
+    assert len(seen) == 1 and again().splits["train"].skipped == 0
+
+
+def unknown_states(paths):
+    """States in a file system without sizes and modification times."""
+    return [FileState(0, 0, True, True)] * len(paths)
+
+
+def test_files_in_a_remote_file_system_have_sizes_and_times(tmp_path):
+    import tensorflow as tf
+
+    with tf.io.gfile.GFile("ram://states/a.jpg", "w") as file:
+        file.write("1234")
+    (found, missing) = file_states(["ram://states/a.jpg", "ram://states/b.jpg"])
+    assert found.size == 4 and found.regular and found.readable
+    assert missing == FileState(0, 0, True, True)
+
+
+def test_replaced_file_in_a_remote_file_system_makes_a_new_index(tmp_path, caplog):
+    import tensorflow as tf
+
+    root = folder(tmp_path, splits=("train",))
+    for path in root.rglob("*.jpg"):
+        target = f"ram://pets/{path.relative_to(root)}"
+        tf.io.gfile.makedirs(os.path.dirname(target))
+        with tf.io.gfile.GFile(target, "wb") as file:
+            file.write(path.read_bytes()[: 300 if path.name == "0.jpg" else None])
+    fields = {"index_dir": str(tmp_path / "index"), "max_undecodable": 0.5, "test_examples": 3}
+    assert read("ram://pets", **fields).splits["train"].skipped == 3
+    tf.io.gfile.remove("ram://pets/train/cat/0.jpg")  # ram:// would append
+    with tf.io.gfile.GFile("ram://pets/train/cat/0.jpg", "wb") as file:
+        file.write((root / "train/cat/0.jpg").read_bytes())
+    assert read("ram://pets", **fields).splits["train"].skipped == 2
+
+
+def test_stored_index_has_the_mode_of_the_umask(indexed):
+    _, again, _, index_dir = indexed
+    before = os.umask(0o002)
+    try:
+        again()
+    finally:
+        os.umask(before)
+    (path,) = index_dir.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o664
+
+
+def test_changed_read_permission_makes_a_new_index(indexed, monkeypatch):
+    _, again, seen, _ = indexed
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)
+        again()
+    again()
+    assert len(seen) == 2
+
+
+def replace(path, content):
+    """Writes a file with another modification time, even if the file system's clock is coarse."""
+    content.save(path)
+    os.utime(path, ns=(1, 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: replace(root / "train/cat/0.jpg", make_image(31, 37)),
+        lambda root: write(root, {"train/cat/9.jpg": make_image(31, 37)}),
+        lambda root: (root / "train/cat/0.jpg").unlink(),
+        lambda root: (root / "train/cat/0.jpg").rename(root / "train/dog/cat.jpg") and None,
+        lambda root: (root / "train/dog").rename(root / "train/zebra") and None,
+        lambda root: write(root, {"test/ant/1.jpg": make_image(31, 37)}),  # changes all labels
+        lambda root: root.rename(root.with_name("moved")),
+    ],
+    ids=["changed", "added", "removed", "moved", "renamed class", "class of another split", "root"],
+)
+def test_any_change_makes_a_new_index(indexed, change):
+    root, again, _, _ = indexed
+    check(again(), root)
+    root = change(root) or root
+    check(again(root), root)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"not an index"),
+        lambda path: path.write_bytes(path.read_bytes()[:-50]),
+        lambda path: path.write_bytes(path.read_bytes()[:700] + b"!!!" + path.read_bytes()[703:]),
+        lambda path: np.savez(path, labels=np.arange(3)),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+    ids=["empty", "text", "cut short", "changed", "another", "folder"],
+)
+def test_damaged_index_is_computed_again_with_a_warning(indexed, caplog, damage):
+    root, again, seen, index_dir = indexed
+    again()
+    (path,) = index_dir.iterdir()
+    damage(path)
+    check(again(), root)
+    assert len(seen) == 2 and f"cannot read the index {path}" in caplog.text
+    assert list(index_dir.iterdir()) == [path]
+    if not path.is_dir():
+        again()
+        assert len(seen) == 2
+
+
+def test_index_that_cannot_be_stored_only_warns(tmp_path, caplog):
+    root = write(folder(tmp_path), {"file": b""})
+    check(read(root, index_dir=str(root / "file/index")), root)
+    assert f"cannot store the index of {root}/train in {root}/file/index" in caplog.text
+
+
+def test_index_that_does_not_fit_the_disk_leaves_no_file(indexed, monkeypatch, caplog):
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    root, again, _, index_dir = indexed
+    monkeypatch.setattr(indexing.np, "savez", full)
+    check(again(), root)
+    assert "No space left" in caplog.text and not list(index_dir.iterdir())
+
+
+def test_index_in_a_bucket_raises(tmp_path):
+    with pytest.raises(ValueError, match=r"index_dir.*gs://bucket"):
+        read(folder(tmp_path), index_dir="gs://bucket")
+
+
+def test_index_in_an_unknown_home_folder_is_not_stored(tmp_path, caplog):
+    read(folder(tmp_path), index_dir="~nobody-of-that-name/index")
+    assert "~nobody-of-that-name/index" in caplog.text

@@ -1,0 +1,120 @@
+"""Image folders: layouts that raise, and files that are not part of the dataset."""
+
+import os
+
+import pytest
+from image_folders import NAMES, contents, folder, read
+from sample_images import make_image, write
+
+
+def test_files_with_other_extensions_are_ignored_with_a_warning(tmp_path, caplog):
+    root = folder(tmp_path, each=2)
+    read(root)
+    assert not caplog.records
+    write(root, {f"train/cat/{i}.webp": b"" for i in range(3)})
+    write(root, {"train/dog/1.GIF": b"", "train/dog/README": b"", "train/dog/.DS_Store": b""})
+    found = read(root)
+    assert len(found.splits["train"].labels) == 6
+    (message,) = caplog.messages
+    assert "5 files" in message and f"{root}/train" in message
+    assert "(3 .webp, 1 .gif, 1 no extension)" in message
+
+
+def test_folder_with_the_name_of_a_tfds_dataset_is_read_with_a_warning(
+    tmp_path, caplog, monkeypatch
+):
+    os.rename(folder(tmp_path, each=2), tmp_path / "cifar10")
+    monkeypatch.chdir(tmp_path)
+    read("./cifar10")
+    assert not caplog.records
+    assert read("cifar10").class_names == NAMES
+    (message,) = caplog.messages
+    assert f"{tmp_path}/cifar10" in message and "./cifar10" in message
+
+
+def test_missing_folder_raises(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/nowhere.*ROOT/SPLIT/CLASS"):
+        read(tmp_path / "nowhere")
+
+
+def test_folder_without_class_folders_raises(tmp_path):
+    root = write(
+        tmp_path / "flat", {"train/1.jpg": make_image(9, 9), "test/2.jpg": make_image(9, 9)}
+    )
+    with pytest.raises(ValueError, match=rf"{root}.*ROOT/SPLIT/CLASS"):
+        read(root)
+
+
+def test_folder_above_a_prepared_version_raises_with_a_hint(tmp_path):
+    write(tmp_path, {"1.0.0/features.json": b"{}", "1.0.0/x-train.tfrecord-00000-of-00001": b""})
+    with pytest.raises(ValueError, match=r"features\.json"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_empty_class_folders_raise(tmp_path, split):
+    root = folder(tmp_path)
+    (root / split / "cow").mkdir()
+    write(root, {f"{split}/emu/notes.txt": b"soon"})
+    with pytest.raises(ValueError, match=rf"2 class folders.*{split}/cow, .*{split}/emu;"):
+        read(root)
+
+
+def test_hidden_files_and_folders_are_ignored(tmp_path, caplog):
+    root = folder(tmp_path)
+    before = contents(read(root))
+    hidden = {"train/.ipynb_checkpoints/1.jpg": make_image(9, 9), "train/cat/._0.jpg": b"\0\5"}
+    source = read(write(root, hidden))
+    assert contents(source) == before and not any(split.skipped for split in source.splits.values())
+    assert not caplog.records
+
+
+def test_hidden_folder_beside_the_splits_is_ignored(tmp_path):
+    root = folder(tmp_path)
+    before = read(root)
+    after = read(write(root, {".git/objects/1.jpg": make_image(9, 9)}))
+    assert after.class_names == before.class_names and contents(after) == contents(before)
+
+
+def test_other_files_do_not_change_the_splits(tmp_path):
+    root = folder(tmp_path)
+    before = contents(read(root))
+    write(root, {"a.txt": b"", "train/a.jpg": b"", "train/cat/a.txt": b"", "test/owl/a.gif": b""})
+    source = read(root)
+    assert contents(source) == before and not any(split.skipped for split in source.splits.values())
+
+
+def test_images_at_other_levels_are_counted_and_logged(tmp_path, caplog):
+    root = folder(tmp_path)
+    names = ["0.jpg", "train/1.jpg", "train/2.png", "val/3.jpg", "train/cat/sub/deep/4.jpg"]
+    source = read(write(root, {name: make_image(9, 9) for name in names}))
+    assert [(one.where, one.count) for one in source.misplaced] == [
+        (str(root), 1),
+        (f"{root}/train", 2),
+        (f"{root}/val", 1),
+        (f"{root}/train/CLASS/FOLDER", 1),
+    ]
+    assert "ignoring 2 images in " in caplog.text and f"{root}/val/CLASS" in caplog.text
+
+
+def test_folder_of_class_folders_raises_with_the_flags_that_read_it(tmp_path):
+    root = write(tmp_path / "pets", {f"{name}/1.jpg": make_image(9, 9) for name in NAMES})
+    with pytest.raises(ValueError, match=rf"source={tmp_path} .*train_split=pets .*carve") as error:
+        read(root)
+    assert "config.data.test_examples" in str(error.value)
+    parts = {"validation_split": "carve", "test_split": "carve", "test_examples": 3}
+    write(root, {f"{name}/{i}.jpg": make_image(9, 9, i) for name in NAMES for i in range(4)})
+    assert read(tmp_path, train_split="pets", **parts).class_names == NAMES
+
+
+def test_folder_above_the_dataset_raises_with_its_path(tmp_path):
+    root = folder(tmp_path)
+    with pytest.raises(ValueError, match=rf"config\.data\.source={root}"):
+        read(tmp_path)
+
+
+def test_name_that_is_not_utf_8_raises(tmp_path):
+    root = folder(tmp_path)
+    os.rename(root / "train/cat/0.jpg", os.fsencode(root / "train/cat") + b"/\xff\xfe.jpg")
+    with pytest.raises(ValueError, match=r"pets.*UTF-8.*xff.xfe\.jpg"):
+        read(root)

@@ -1,0 +1,90 @@
+"""Sources that cannot be read: unknown names, full disks and buckets."""
+
+import errno
+
+import pytest
+from array_datasets import config, files_in
+
+from imta_jax.data import load_dataset
+
+
+@pytest.mark.parametrize("source", ["", "  "])
+def test_empty_source_raises(source):
+    with pytest.raises(ValueError, match=r"config\.data\.source"):
+        load_dataset(config(source))
+
+
+@pytest.mark.parametrize(
+    ("source", "closest"), [("cifar11", "cifar10"), ("fashion_mnist_smal", "fashion_mnist_small")]
+)
+def test_unknown_source_lists_valid_ones_closest_first(source, closest):
+    with pytest.raises(ValueError, match=rf"'{source}'.*: {closest}, .*\.npz"):
+        load_dataset(config(source))
+
+
+def full_disks():
+    """The errors of a full disk by Python, TFDS, TensorFlow, and TensorFlow through TFDS."""
+    import tensorflow as tf
+
+    written = tf.errors.ResourceExhaustedError(None, None, "x.tfrecord; No space left on device")
+    reraised = RuntimeError("ResourceExhaustedError: x.tfrecord; No space left on device")
+    reraised.__cause__ = written
+    predicted = OSError("Not enough disk space. Needed: 150 GiB (download: 1, generated: 149)")
+    return [OSError(errno.ENOSPC, "No space left"), predicted, written, reraised]
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_full_disk_raises_with_the_free_space(tmp_path, monkeypatch, kind):
+    import tensorflow_datasets as tfds
+
+    def fail(self, **settings):
+        raise full_disks()[kind]
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(
+        OSError, match=r"the disk of .* is full: .* GB are free .*data_dir"
+    ) as error:
+        load_dataset(config("cifar10", data_dir=str(tmp_path), download=True))
+    assert error.value.errno == errno.ENOSPC and not files_in(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["source", "data_dir"])
+def test_bucket_without_permission_raises_with_login_instructions(monkeypatch, field):
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    def refuse(*args, **settings):
+        raise tf.errors.PermissionDeniedError(None, None, "401: no credentials\n when reading")
+
+    def reraise(*args, **settings):
+        try:
+            refuse()
+        except tf.errors.OpError as error:
+            raise RuntimeError("PermissionDeniedError: Failed to construct dataset") from error
+
+    monkeypatch.setattr(tf.io.gfile, "exists", refuse)
+    monkeypatch.setattr(tfds, "builder", reraise)
+    fields = {"source": "cifar10", field: "gs://bucket/folder"}
+    message = r"gs://bucket/folder \(401: no cred.*gcloud auth application-default login"
+    with pytest.raises(PermissionError, match=message):
+        load_dataset(config(**fields))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"source": "s3://b/c"}, {"source": "cifar10", "data_dir": "s3://b/c"}]
+)
+def test_unsupported_bucket_scheme_raises(fields):
+    with pytest.raises(ValueError, match=r"s3://b/c.*TensorFlow"):
+        load_dataset(config(**fields))
+
+
+@pytest.mark.parametrize("failure", [OSError, RuntimeError])
+def test_other_errors_are_not_translated(tmp_path, monkeypatch, failure):
+    import tensorflow_datasets as tfds
+
+    def fail(*args, **settings):
+        raise failure("something else")
+
+    monkeypatch.setattr(tfds, "builder", fail)
+    with pytest.raises(failure, match=r"^something else$"):
+        load_dataset(config("cifar10", data_dir=str(tmp_path)))

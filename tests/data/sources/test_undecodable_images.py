@@ -1,0 +1,79 @@
+"""Image folders: images that cannot be decoded or read."""
+
+import os
+
+import pytest
+from image_folders import folder, load, paths, read, write_broken_images
+from sample_images import write
+
+
+def test_undecodable_images_are_skipped_counted_and_logged(tmp_path, caplog):
+    root = folder(tmp_path)
+    names = write_broken_images(root)
+    dataset = load(root, max_undecodable=0.5)
+    assert dataset.skipped == {"train": 6, "test": 0}
+    found = paths(dataset.splits["train"]) + paths(dataset.splits["validation"])
+    assert len(found) == 13 and not {str(root / name) for name in names} & set(found)
+    assert f"6 of 19 images of {root}/train cannot be used" in caplog.text
+    assert "they are left out" in caplog.text
+    for name in names:
+        assert str(root / name) in caplog.text
+
+
+def test_broken_links_and_folders_are_logged_as_such(tmp_path, caplog):
+    root = folder(tmp_path)
+    first = next((root / "train").iterdir())
+    (first / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (first / "folder.jpg").mkdir()
+    read(root, max_undecodable=1)
+    for name in ("link.jpg", "folder.jpg"):
+        assert f"{first / name} (not a regular file)" in caplog.text
+
+
+def test_too_many_undecodable_images_raise(tmp_path):
+    root = folder(tmp_path)
+    write_broken_images(root)
+    with pytest.raises(ValueError, match=r"6 of 19 .*config\.data\.max_undecodable.*0\.3"):
+        load(root, max_undecodable=0.3)
+    assert read(root, max_undecodable=6 / 19).splits["train"].skipped == 6
+
+
+def test_at_most_ten_undecodable_images_are_named(tmp_path, caplog):
+    root = write(folder(tmp_path), {f"train/cat/text {i:02}.jpg": b"text" for i in range(13)})
+    read(root, max_undecodable=1)
+    assert (
+        "text 09.jpg (neither JPEG nor PNG) and 3 more" in caplog.text
+        and "text 10.jpg" not in caplog.text
+    )
+
+
+def test_split_without_decodable_images_raises(tmp_path):
+    root = write(folder(tmp_path, splits=("train",)), {"test/cat/1.jpg": b"text"})
+    with pytest.raises(ValueError, match="test has 0 images"):
+        read(root, max_undecodable=1)
+
+
+def test_folder_named_like_an_image_and_link_to_itself_are_skipped(tmp_path):
+    root = folder(tmp_path)
+    (root / "train/cat/x.jpg").mkdir()
+    os.symlink("loop.jpg", root / "train/cat/loop.jpg")
+    assert read(root, max_undecodable=0.5).splits["train"].skipped == 2
+
+
+def test_pipes_are_left_out_without_opening_them(tmp_path, caplog):
+    root = folder(tmp_path)
+    os.mkfifo(root / "train/cat/pipe.jpg")
+    assert read(root, max_undecodable=0.5).splits["train"].skipped == 1
+    assert "pipe.jpg (not a regular file)" in caplog.text
+
+
+def test_unreadable_file_is_skipped_and_unreadable_folder_raises(tmp_path):
+    root = folder(tmp_path)
+    (root / "train/cat/0.jpg").chmod(0)
+    if os.access(root / "train/cat/0.jpg", os.R_OK):
+        pytest.skip("root may read every file")
+    assert read(root, max_undecodable=0.5).splits["train"].skipped == 1
+    (root / "train/dog").chmod(0)
+    with pytest.raises(PermissionError, match=r"cannot read .*pets"):
+        read(root, max_undecodable=0.5)
+    (root / "train/dog").chmod(0o700)
