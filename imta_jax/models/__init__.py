@@ -9,7 +9,7 @@ from imta_jax.models.build import (
 )
 from imta_jax.models.classifier import Backbone, Heads, MultiExitClassifier, run_heads
 from imta_jax.models.logits import inference_logits
-from imta_jax.models.optimize import optimize_classifier
+from imta_jax.models.optimize import optimize_classifier, optimize_for_training
 from imta_jax.models.presets import NETWORK_PRESETS
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "check_model",
     "inference_logits",
     "optimize_classifier",
+    "optimize_for_training",
     "resolve_model_config",
     "run_heads",
     "with_collaborative_heads",

@@ -1,26 +1,36 @@
-"""The one place where a classifier gets a faster form: `optimize_classifier`.
+"""Faster forms of a classifier: `optimize_classifier`, and the choice of a form for each use.
 
 The result shares all variables with the classifier it was made from and computes the same function
 up to rounding. Backbones without a form of their own, such as those from outside the package, are
 only folded or returned unchanged.
 
-| caller | form |
-|---|---|
-| training step (`training.step`) | fused, frozen batch normalization folded; CHWN on one CPU |
-| evaluation (`models.logits`) | fused; CHWN and folded on one CPU for small images |
-| inference (`inference.engine`) | fused and lazy |
+| use | function | form |
+|---|---|---|
+| training step | `optimize_for_training` | fused and folded; CHWN on one CPU |
+| evaluation | `optimize_for_evaluation` | fused; CHWN and folded on one CPU for small images |
+| early exit | `optimize_classifier(..., lazy=True)` | fused and lazy |
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 from flax import nnx
+from jax.sharding import Mesh
 
+from imta_jax.distributed import is_single_cpu
 from imta_jax.models.classifier import Backbone, MultiExitClassifier
 from imta_jax.models.msdnet import MSDNet
 from imta_jax.models.msdnet_fused import FusedMSDNet
 from imta_jax.models.msdnet_lazy import LazyMSDNet
 from imta_jax.nn.cpu.layout import Layout
+from imta_jax.nn.cpu.slices import Slices
 from imta_jax.nn.fused import fold_all
+
+# Measured in docs/results/cpu.md: in evaluation CHWN takes 0.8 of the time for small images, and as
+# long or longer for large ones.
+_SMALL_PIXELS = 64 * 64
+_CHWN_SLICES = Slices(images=64, parallel=1)
+_NHWC_SLICES = Slices(images=16, parallel=2)
 
 
 def optimize_classifier(
@@ -38,7 +48,7 @@ def optimize_classifier(
 
     Args:
       classifier: Left unchanged.
-      layout: Of the backbone's maps, where the backbone supports it. CHWN serves one CPU only: its
+      layout: Axes of the backbone's maps, where the backbone supports it. CHWN is for one CPU: its
         rows hold pixels of all images, so the batch cannot be split over devices.
       fold_batch_norm: Fold batch normalization into the convolution before it wherever it uses
         running statistics.
@@ -50,9 +60,44 @@ def optimize_classifier(
     return optimized
 
 
-def supports_layout(classifier: MultiExitClassifier) -> bool:
-    """Whether the backbone can keep its maps in CHWN."""
-    return isinstance(classifier.backbone, MSDNet)
+def optimize_for_training(classifier: MultiExitClassifier, mesh: Mesh) -> MultiExitClassifier:
+    """Returns the form of a classifier that a training step on these devices differentiates."""
+    layout = Layout.CHWN if is_single_cpu(mesh) else Layout.NHWC
+    return optimize_classifier(classifier, layout=layout, fold_batch_norm=True)
+
+
+def optimize_for_evaluation(
+    classifier: MultiExitClassifier, images_shape: Sequence[int], mesh: Mesh
+) -> MultiExitClassifier:
+    """Returns the form that computes the logits of all exits on these devices.
+
+    Args:
+      classifier: In inference mode.
+      images_shape: [N, H, W, C].
+      mesh: The devices.
+    """
+    layout = _evaluation_layout(classifier, images_shape, mesh)
+    chwn = layout is Layout.CHWN
+    return optimize_classifier(classifier, layout=layout, fold_batch_norm=chwn)
+
+
+def evaluation_slices(
+    classifier: MultiExitClassifier, images_shape: Sequence[int], mesh: Mesh
+) -> Slices | None:
+    """The slices in which one CPU evaluates a batch; None for other devices."""
+    if not is_single_cpu(mesh):
+        return None
+    layout = _evaluation_layout(classifier, images_shape, mesh)
+    return _CHWN_SLICES if layout is Layout.CHWN else _NHWC_SLICES
+
+
+def _evaluation_layout(
+    classifier: MultiExitClassifier, images_shape: Sequence[int], mesh: Mesh
+) -> Layout:
+    _, height, width, _ = images_shape
+    small = height * width <= _SMALL_PIXELS
+    supports_chwn = isinstance(classifier.backbone, MSDNet)
+    return Layout.CHWN if is_single_cpu(mesh) and small and supports_chwn else Layout.NHWC
 
 
 def _optimize_backbone(

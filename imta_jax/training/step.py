@@ -12,9 +12,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Num, UInt8
 
 from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit, on_device_batch
-from imta_jax.distributed import batch_sharding, is_single_cpu, replicated, stacked_batch_sharding
-from imta_jax.models import inference_logits, optimize_classifier
-from imta_jax.nn.cpu.layout import Layout
+from imta_jax.distributed import batch_sharding, replicated, stacked_batch_sharding
+from imta_jax.models import inference_logits, optimize_for_training
 from imta_jax.nn.pixels import normalize
 from imta_jax.training.objectives import ExitMetrics, Objective, masked_sums
 from imta_jax.training.packing import Packed
@@ -63,8 +62,7 @@ def train_step(
     ) -> tuple[Float[Array, ""], tuple[ExitMetrics, nnx.State]]:
         chex.assert_shape(labels, images.shape[:1])
         classifier = nnx.merge(graphdef, params, rest, copy=True)
-        layout = Layout.CHWN if is_single_cpu(mesh) else Layout.NHWC
-        optimized = optimize_classifier(classifier, layout=layout, fold_batch_norm=True)
+        optimized = optimize_for_training(classifier, mesh)
         loss, metrics = objective(optimized, normalize(images, mean, std), labels)
         _, _, rest = nnx.split(classifier, trainable, ...)
         return loss, (metrics, rest)

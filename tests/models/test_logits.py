@@ -14,7 +14,7 @@ from imta_jax.distributed import data_mesh
 from imta_jax.models import build_classifier, inference_logits
 from imta_jax.nn.pixels import normalize
 
-SMALL, LARGE = 16, 80  # pixels per side: channels first, and images first
+SMALL, LARGE = 16, 80  # pixels per side: CHWN maps on one CPU, and NHWC maps
 
 Network = tuple[nnx.GraphDef, nnx.State]
 
