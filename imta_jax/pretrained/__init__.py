@@ -17,8 +17,8 @@ from imta_jax.errors import InputError, unknown_name
 from imta_jax.models import MultiExitClassifier
 from imta_jax.training import load_classifier
 from imta_jax.training.checkpoint_reading import fill_named
+from imta_jax.training.loading import empty_classifier
 from imta_jax.training.state import named_arrays
-from imta_jax.training.trained import empty_classifier
 
 _FOLDER = Path(__file__).parent
 _ABOUT = "about.json"

@@ -12,16 +12,16 @@ any machine. Each figure is a function of a `RunRecord` or a `DataRecord`, for u
 
 from imta_jax.report.data.class_balance import figure_class_balance
 from imta_jax.report.data.contact_sheet import figure_contact_sheet
+from imta_jax.report.data.data_record import DataRecord
 from imta_jax.report.data.page import write_data_page
 from imta_jax.report.data.parsing import load_data_record
-from imta_jax.report.data.record import DataRecord
 from imta_jax.report.run.budget import figure_budget_curve, figure_exit_shares
 from imta_jax.report.run.exits import figure_classes, figure_exits, figure_reliability
 from imta_jax.report.run.gallery import figure_gallery
 from imta_jax.report.run.methods import figure_threshold_methods, methods_table
 from imta_jax.report.run.page import write_report
 from imta_jax.report.run.progress import figure_training
-from imta_jax.report.run.record import RunRecord, load_progress, load_run, read_metrics
+from imta_jax.report.run.run_record import RunRecord, load_progress, load_run, read_metrics
 from imta_jax.report.run.summary import operating_point
 from imta_jax.report.run.tables import budgets_table, exits_table, run_table, tables_markdown
 

@@ -35,7 +35,6 @@ from imta_jax.studies.plan import (
     row_settings,
     variant_costs,
 )
-from imta_jax.studies.record import has_row, row_path, write_record
 from imta_jax.studies.report import write_study_report
 from imta_jax.studies.rows import (
     cost_rows,
@@ -44,6 +43,7 @@ from imta_jax.studies.rows import (
     training_seconds,
     validation_curve,
 )
+from imta_jax.studies.study_file import has_row, row_path, write_record
 from imta_jax.studies.variants import Variant, study_variants
 from imta_jax.training import NonFiniteLossError
 from imta_jax.training.phases import trained_phase_one

@@ -7,6 +7,7 @@ from imta_jax.training.callbacks import Callback, NonFiniteLossError, Progress
 from imta_jax.training.checkpoint_reading import check_which, read_meta, restore_model
 from imta_jax.training.checkpoints import AnotherNetworkError
 from imta_jax.training.feed import executable_label, training_pipeline
+from imta_jax.training.loading import last_phase, load_classifier
 from imta_jax.training.loop import TrainingLoop
 from imta_jax.training.objectives import PhaseOneObjective, PhaseTwoObjective
 from imta_jax.training.phases import (
@@ -17,7 +18,6 @@ from imta_jax.training.phases import (
     train_phase_two,
 )
 from imta_jax.training.setup import mesh_of, new_phase_one, new_phase_two
-from imta_jax.training.trained import last_phase, load_classifier
 from imta_jax.training.validation import evaluation_batch_size
 
 __all__ = [

@@ -15,8 +15,8 @@ from imta_jax.evaluation import anytime_accuracy
 from imta_jax.evaluation.collect import split_predictions
 from imta_jax.studies import StudyConfig, run_study, study_variants
 from imta_jax.studies import runner as study_runner
-from imta_jax.studies.record import row_path, summarize
 from imta_jax.studies.report.parsing import load_study
+from imta_jax.studies.study_file import row_path, summarize
 from imta_jax.training import load_classifier
 
 STUDIES = ("ablation", "budget", "distillation", "equilibrium", "exits")

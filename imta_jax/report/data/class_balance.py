@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from imta_jax.report.data.record import SPLITS, DataRecord
+from imta_jax.report.data.data_record import SPLITS, DataRecord
 from imta_jax.report.style import (
     INK,
     QUANTITY,

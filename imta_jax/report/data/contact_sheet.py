@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from imta_jax.report.data.record import SPLITS, DataRecord
+from imta_jax.report.data.data_record import SPLITS, DataRecord
 from imta_jax.report.style import DPI, INK, MUTED, RULE, new_figure, truncate
 
 MAX_IMAGES = 48

@@ -1,6 +1,6 @@
 """Findings of the report of a dataset as text: files left out, duplicates, unusual names."""
 
-from imta_jax.report.data.record import SPLITS, DataRecord
+from imta_jax.report.data.data_record import SPLITS, DataRecord
 from imta_jax.report.style import pluralize
 
 MAX_FILES = 5

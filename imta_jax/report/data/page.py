@@ -14,9 +14,9 @@ from imta_jax.report.data.class_balance import (
     missing_classes,
 )
 from imta_jax.report.data.contact_sheet import figure_contact_sheet
+from imta_jax.report.data.data_record import SPLITS, DataRecord
 from imta_jax.report.data.findings import finding_warnings
 from imta_jax.report.data.parsing import load_data_record
-from imta_jax.report.data.record import SPLITS, DataRecord
 from imta_jax.report.fonts import drawable_name
 from imta_jax.report.rendering import (
     Section,

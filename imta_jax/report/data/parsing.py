@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from imta_jax.errors import InputError, MissingFileError
-from imta_jax.report.data.record import (
+from imta_jax.report.data.data_record import (
     SPLITS,
     DataRecord,
     Findings,

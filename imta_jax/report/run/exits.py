@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from imta_jax.errors import InputError
-from imta_jax.report.run.record import RunRecord
+from imta_jax.report.run.run_record import RunRecord
 from imta_jax.report.run.summary import operating_point
 from imta_jax.report.style import (
     INK,

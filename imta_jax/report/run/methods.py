@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 
 from imta_jax.report.run.budget import COST_AXIS, accuracy_range
-from imta_jax.report.run.record import RunRecord
+from imta_jax.report.run.run_record import RunRecord
 from imta_jax.report.style import (
     ADAPTIVE,
     INK,

@@ -14,7 +14,7 @@ from imta_jax.report.run.exits import figure_classes, figure_exits, figure_relia
 from imta_jax.report.run.gallery import figure_gallery
 from imta_jax.report.run.methods import figure_threshold_methods
 from imta_jax.report.run.progress import figure_training
-from imta_jax.report.run.record import RunRecord, load_run
+from imta_jax.report.run.run_record import RunRecord, load_run
 from imta_jax.report.run.summary import TOLERANCE_POINTS, operating_point
 from imta_jax.report.run.tables import all_tables, tables_markdown
 from imta_jax.report.run.time_budget import figure_time

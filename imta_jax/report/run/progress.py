@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from imta_jax.report.run.record import PHASES, RunRecord
+from imta_jax.report.run.run_record import PHASES, RunRecord
 from imta_jax.report.style import (
     INK,
     MUTED,

@@ -5,7 +5,7 @@ from imta_jax.evaluation.operating_points import (
     cheapest_within_tolerance,
     operating_points,
 )
-from imta_jax.report.run.record import RunRecord
+from imta_jax.report.run.run_record import RunRecord
 
 TOLERANCE_POINTS = 0.5
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from imta_jax.report.rendering import markdown_table
 from imta_jax.report.run.methods import methods_table
-from imta_jax.report.run.record import PHASES, RunRecord
+from imta_jax.report.run.run_record import PHASES, RunRecord
 from imta_jax.report.style import format_duration
 
 PHASE_NAMES = {"phase_one": "Phase I", "phase_two": "Phase II"}

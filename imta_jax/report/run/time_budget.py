@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from imta_jax.report.run.record import RunRecord
+from imta_jax.report.run.run_record import RunRecord
 from imta_jax.report.style import (
     ADAPTIVE,
     MUTED,

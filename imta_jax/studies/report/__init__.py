@@ -11,7 +11,7 @@ from imta_jax.studies.report.budget_figures import figure_ablation, figure_study
 from imta_jax.studies.report.page import write_study_report
 from imta_jax.studies.report.paper_tables import ablation_table
 from imta_jax.studies.report.parsing import load_study, parse_study
-from imta_jax.studies.report.record import StudyRecord, VariantRecord
+from imta_jax.studies.report.study_record import StudyRecord, VariantRecord
 from imta_jax.studies.report.study_tables import (
     budget_table,
     distillation_table,

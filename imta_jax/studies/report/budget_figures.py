@@ -17,7 +17,7 @@ from imta_jax.report.style import (
 )
 from imta_jax.studies.report import paper_numbers as paper
 from imta_jax.studies.report.curves import curve_gains, variant_curves
-from imta_jax.studies.report.record import StudyRecord, VariantRecord, mean_and_std
+from imta_jax.studies.report.study_record import StudyRecord, VariantRecord, mean_and_std
 from imta_jax.studies.report.style import (
     add_legend,
     add_missing_to_legend,

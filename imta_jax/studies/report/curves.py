@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from imta_jax.studies.report.record import StudyRecord, VariantRecord
+from imta_jax.studies.report.study_record import StudyRecord, VariantRecord
 
 GRID_POINTS = 60
 

@@ -10,7 +10,7 @@ from imta_jax.report.rendering import figure_png
 from imta_jax.studies.report import paper_numbers as paper
 from imta_jax.studies.report.budget_figures import figure_ablation, figure_study_budget
 from imta_jax.studies.report.paper_tables import ablation_table, unrun_ablation_table
-from imta_jax.studies.report.record import STUDIES, StudyRecord
+from imta_jax.studies.report.study_record import STUDIES, StudyRecord
 from imta_jax.studies.report.study_tables import (
     budget_table,
     distillation_table,

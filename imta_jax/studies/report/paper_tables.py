@@ -4,7 +4,7 @@ import pandas as pd
 
 from imta_jax.report.style import format_signed
 from imta_jax.studies.report import paper_numbers as paper
-from imta_jax.studies.report.record import StudyRecord
+from imta_jax.studies.report.study_record import StudyRecord
 from imta_jax.studies.report.table import (
     EMPTY,
     SPREAD_NOTE,

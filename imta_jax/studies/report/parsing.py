@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from imta_jax.errors import InputError, MissingFileError
-from imta_jax.studies.report.record import StudyRecord, VariantRecord
+from imta_jax.studies.report.study_record import StudyRecord, VariantRecord
 
 _REQUIRED = ("study", "preset", "environment", "arms", "seeds", "rows")
 

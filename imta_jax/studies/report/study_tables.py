@@ -6,7 +6,7 @@ import pandas as pd
 from imta_jax.report.style import format_count
 from imta_jax.studies.report import paper_numbers as paper
 from imta_jax.studies.report.curves import curve_at, curve_gains
-from imta_jax.studies.report.record import StudyRecord, VariantRecord, mean_and_std
+from imta_jax.studies.report.study_record import StudyRecord, VariantRecord, mean_and_std
 from imta_jax.studies.report.table import (
     EMPTY,
     SPREAD_NOTE,

@@ -10,7 +10,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from imta_jax.report.style import ADAPTIVE, INK, MUTED, QUANTITY, WRONG
-from imta_jax.studies.report.record import StudyRecord, VariantRecord, mean_and_std
+from imta_jax.studies.report.study_record import StudyRecord, VariantRecord, mean_and_std
 
 # The paper's colors: the baseline is red, the full method black.
 BASELINE, FULL = WRONG, "#111111"

@@ -8,7 +8,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from imta_jax.report.style import INK, MUTED, new_figure, style_axes, text_color_on
-from imta_jax.studies.report.record import StudyRecord, VariantRecord, mean_and_std
+from imta_jax.studies.report.study_record import StudyRecord, VariantRecord, mean_and_std
 from imta_jax.studies.report.study_tables import (
     SETTINGS,
     gradient_variances,

@@ -12,7 +12,7 @@ import pandas as pd
 
 from imta_jax.report.rendering import markdown_table
 from imta_jax.report.style import format_signed
-from imta_jax.studies.report.record import StudyRecord, VariantRecord, mean_and_std
+from imta_jax.studies.report.study_record import StudyRecord, VariantRecord, mean_and_std
 
 EMPTY = ""
 SPREAD_NOTE = (

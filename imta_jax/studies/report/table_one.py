@@ -7,7 +7,7 @@ import pandas as pd
 from imta_jax.report.style import MILLION
 from imta_jax.studies.report import paper_numbers as paper
 from imta_jax.studies.report.paper_tables import paper_notes
-from imta_jax.studies.report.record import StudyRecord, VariantRecord
+from imta_jax.studies.report.study_record import StudyRecord, VariantRecord
 from imta_jax.studies.report.table import (
     EMPTY,
     SPREAD_NOTE,

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from imta_jax.report.style import MUTED, format_signed, new_figure, style_axes
 from imta_jax.studies.report.curves import validation_curves
-from imta_jax.studies.report.record import StudyRecord, VariantRecord, mean_and_std
+from imta_jax.studies.report.study_record import StudyRecord, VariantRecord, mean_and_std
 from imta_jax.studies.report.style import (
     BASELINE,
     FULL,

@@ -7,7 +7,7 @@ from imta_jax.cli.doctor import examine
 from imta_jax.cli.run import run
 from imta_jax.config import RunConfig
 from imta_jax.data import load_dataset
-from imta_jax.report.run.record import load_run
+from imta_jax.report.run.run_record import load_run
 
 
 def test_a_network_with_one_exit_is_trained_evaluated_and_reported(tmp_path, caplog):
