@@ -150,6 +150,13 @@ def phase_one(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     phase.equilibrium = "all"
     # Total loss: "sum" (Eq. 1) or "mean" of the exits' losses (Sec. 3.1: too small gradients).
     phase.exit_losses = "sum"
+    # Detached feature halves (DFS): maps of which later exits do not train the last channels:
+    # "off", "coarsest" (authors' code) or "all". Gradients are scaled first if equilibrium is on.
+    phase.detach = "off"
+    # Fraction of the channels that later exits do not train, between 0 and 1.
+    phase.detach_fraction = 0.5
+    # Whether an exit trains these channels only (DFS paper) or all channels (authors' code).
+    phase.detach_exit = False
     # Whether the backward pass recomputes the maps of each stage: less memory, about a third more
     # time. Accelerators only: it saves no memory on a CPU.
     phase.rematerialize = False

@@ -145,6 +145,9 @@ class PhaseOneConfig(PhaseConfig):
     total_epochs: int = number(at_least=1)
     equilibrium: options.EquilibriumMode = "all"
     exit_losses: options.ExitLosses = "sum"
+    detach: options.DetachedMaps = "off"
+    detach_fraction: float = number(0.5, above=0, below=1)
+    detach_exit: bool = False
     rematerialize: bool = False
 
 

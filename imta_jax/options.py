@@ -5,6 +5,8 @@ from typing import Literal
 # Feature maps that gradient equilibrium rescales: none, the coarsest (published code), or all,
 # which Eq. 5 needs to hold exactly.
 EquilibriumMode = Literal["off", "coarsest", "all"]
+# Feature maps of which later exits train a part of the channels only (detached feature halves).
+DetachedMaps = Literal["off", "coarsest", "all"]
 # Phase I: the sum of the exits' losses (Eq. 1), or their mean, which also bounds gradients but
 # makes them small (Sec. 3.1).
 ExitLosses = Literal["sum", "mean"]

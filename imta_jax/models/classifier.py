@@ -1,8 +1,8 @@
 """Multi-exit classifier: a backbone, heads, and the driver that runs both.
 
-The driver applies gradient equilibrium between a stage and its readers, so backbones do not know
-of it. Training and evaluation compute all exits at once (`__call__`, `features`). Inference calls
-`stem` and `advance` and may stop after any exit.
+The driver applies gradient equilibrium and feature detachment between a stage and its readers, so
+backbones do not know of them. Training and evaluation compute all exits at once (`__call__`,
+`features`). Inference calls `stem` and `advance` and may stop after any exit.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,12 +16,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from imta_jax.errors import InputError
-from imta_jax.techniques import split_gradient
+from imta_jax.techniques import FeatureDetachment, split_gradient
 
 # Feature maps, finest scale first.
 State = tuple[Any, ...]
 # tap(i, state) -> state, called on the output of stage i (from 0).
 Tap = Callable[[int, State], State]
+
+_NOT_DETACHED = FeatureDetachment()
 
 
 @runtime_checkable
@@ -31,6 +33,8 @@ class Backbone(Protocol):
     Attributes:
       num_exits: Number of exits E.
       feature_widths: Channels of the pooled features, per exit.
+
+    A backbone whose maps do not have the channels on the last axis has an attribute `channel_axis`.
     """
 
     num_exits: int
@@ -121,6 +125,7 @@ class MultiExitClassifier(nnx.Module):
         images: jax.Array | np.ndarray,
         equilibrium: str = "off",
         *,
+        detachment: FeatureDetachment = _NOT_DETACHED,
         tap: Tap | None = None,
         rematerialize: bool = False,
     ) -> tuple[Float[Array, "N _"], ...]:
@@ -129,17 +134,22 @@ class MultiExitClassifier(nnx.Module):
         Args:
           images: Normalized floats [N, H, W, C].
           equilibrium: As in `__call__`.
+          detachment: Gradients that stop at a stage's output. It changes gradients only, after
+            gradient equilibrium scaled them.
           tap: Called as `tap(i, state) -> state` on the output of stage i, before gradient
-            equilibrium and exit i. Use it to record, replace or perturb feature maps.
+            equilibrium, detachment and exit i. Use it to record, replace or perturb feature maps.
           rematerialize: Recompute the maps within each stage in the backward pass instead of
             storing them: less memory, more time, equal values.
         """
         state, collected = self.stem(images), []
+        channel_axis = getattr(self.backbone, "channel_axis", -1)
         for i in range(self.num_exits):
             state = self._stage(i, state, rematerialize)
             if tap is not None:
                 state = tap(i, state)
             for_exit, state = split_gradient(state, i, self.num_exits, equilibrium)
+            if i + 1 < self.num_exits:  # The last stage has one reader.
+                for_exit, state = detachment(for_exit, state, channel_axis=channel_axis)
             collected.append(self._exit_features(i, for_exit))
         return tuple(collected)
 

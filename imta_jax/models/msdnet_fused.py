@@ -31,11 +31,13 @@ class FusedMSDNet(nnx.Module):
       fold_batch_norm: Whether batch normalization with running statistics is folded.
       num_exits: Number of exits.
       feature_widths: Channels of the pooled features, per exit.
+      channel_axis: Axis of the maps' channels.
     """
 
     def __init__(self, network: MSDNet, layout: Layout, fold_batch_norm: bool):
         self.network, self.layout, self.fold_batch_norm = network, layout, fold_batch_norm
         self.num_exits, self.feature_widths = network.num_exits, network.feature_widths
+        self.channel_axis = layout.channel_axis
 
     def stem(self, images: Float[Array, "N H W C"]) -> Maps:
         """Maps images to the first state, in the layout."""

@@ -142,7 +142,9 @@ def _losses(
     def add(i: int, state: Any) -> Any:
         return jax.tree.map(jnp.add, state, added[i])
 
-    features = network.features(images, objective.equilibrium, tap=add)
+    features = network.features(
+        images, objective.equilibrium, detachment=objective.detachment, tap=add
+    )
     return cross_entropy(network.logits(features), labels)
 
 

@@ -1,5 +1,13 @@
-"""The paper's three techniques, independent of datasets, backbones and the training loop."""
+"""Training techniques: the paper's three, and later ones of the same kind.
 
+They do not depend on datasets, backbones or the training loop.
+"""
+
+from imta_jax.techniques.detached_features import (
+    DETACHED_MAPS,
+    FeatureDetachment,
+    stop_channels,
+)
 from imta_jax.techniques.gradient_equilibrium import (
     EQUILIBRIUM_MODES,
     rescale_gradient,
@@ -20,10 +28,12 @@ from imta_jax.techniques.one_for_all import (
 )
 
 __all__ = [
+    "DETACHED_MAPS",
     "EQUILIBRIUM_MODES",
     "LAST_EXIT_LOSSES",
     "REDUCTIONS",
     "TRANSFERS",
+    "FeatureDetachment",
     "IndependentHeads",
     "ResidualHeads",
     "TransferHeads",
@@ -31,5 +41,6 @@ __all__ = [
     "one_for_all_loss",
     "rescale_gradient",
     "split_gradient",
+    "stop_channels",
     "teacher_divergence",
 ]

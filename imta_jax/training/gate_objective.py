@@ -18,8 +18,8 @@ class GateSupervisedObjective(PhaseOneObjective):
     Without the second term, a branch that the gate never selects is never trained.
 
     Attributes:
-      equilibrium, exit_losses, rematerialize: see `PhaseOneObjective`; without effect, because the
-        network has one exit.
+      equilibrium, exit_losses, detachment, rematerialize: see `PhaseOneObjective`; without effect,
+        because the network has one exit.
       gate_weight: weight of the gate's loss, above 0.
     """
 

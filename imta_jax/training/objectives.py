@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from imta_jax import options
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.config_fields import Section, number
-from imta_jax.techniques import cross_entropy, one_for_all_loss
+from imta_jax.techniques import FeatureDetachment, cross_entropy, one_for_all_loss
 
 
 class ExitMetrics(NamedTuple):
@@ -61,6 +61,7 @@ class PhaseOneObjective(Section):
     Attributes:
       equilibrium: feature maps that gradient equilibrium rescales; see `options`.
       exit_losses: "sum" or "mean" of the exits' losses.
+      detachment: gradients of feature maps that stop; see `techniques.detached_features`.
       rematerialize: see `MultiExitClassifier.features`.
 
     Raises:
@@ -71,6 +72,7 @@ class PhaseOneObjective(Section):
 
     equilibrium: options.EquilibriumMode
     exit_losses: options.ExitLosses = "sum"
+    detachment: FeatureDetachment = dataclasses.field(default_factory=FeatureDetachment)
     rematerialize: bool = False
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
@@ -84,7 +86,12 @@ class PhaseOneObjective(Section):
         labels: Int[Array, " N"],
     ) -> tuple[Float[Array, ""], ExitMetrics]:
         """See `Objective`."""
-        features = classifier.features(images, self.equilibrium, rematerialize=self.rematerialize)
+        features = classifier.features(
+            images,
+            self.equilibrium,
+            detachment=self.detachment,
+            rematerialize=self.rematerialize,
+        )
         metrics = exit_metrics(classifier.logits(features), labels)
         loss = metrics.loss.sum() if self.exit_losses == "sum" else metrics.loss.mean()
         return loss, metrics

@@ -21,6 +21,7 @@ from imta_jax.models import (
     resolve_model_config,
     with_collaborative_heads,
 )
+from imta_jax.techniques import FeatureDetachment
 from imta_jax.training.gate_objective import GateSupervisedObjective
 from imta_jax.training.objectives import (
     ALL_PARAMETERS,
@@ -175,10 +176,15 @@ def new_phase_two(config: RunConfig, classifier: MultiExitClassifier) -> MultiEx
 
 def phase_one_objective(config: RunConfig) -> PhaseOneObjective:
     """The loss of `config.phase_one`; a backbone with a gate adds the gate's loss."""
-    weight = resolve_model_config(config.model).get("gate_weight", 0.0)
+    phase, weight = config.phase_one, resolve_model_config(config.model).get("gate_weight", 0.0)
+    given = {
+        "detachment": FeatureDetachment(
+            maps=phase.detach, fraction=phase.detach_fraction, from_exit=phase.detach_exit
+        )
+    }
     if weight:
-        return _objective(GateSupervisedObjective, config.phase_one, gate_weight=weight)
-    return _objective(PhaseOneObjective, config.phase_one)
+        return _objective(GateSupervisedObjective, phase, gate_weight=weight, **given)
+    return _objective(PhaseOneObjective, phase, **given)
 
 
 def phase_two_objective(config: RunConfig) -> PhaseTwoObjective:
@@ -186,7 +192,7 @@ def phase_two_objective(config: RunConfig) -> PhaseTwoObjective:
     return _objective(PhaseTwoObjective, config.phase_two)
 
 
-def _objective(kind: type[AnyObjective], phase: PhaseConfig, **given: float) -> AnyObjective:
+def _objective(kind: type[AnyObjective], phase: PhaseConfig, **given: Any) -> AnyObjective:
     """An objective whose attributes that are not given are fields of the phase."""
     names = {field.name for field in dataclasses.fields(kind)} - given.keys()
     return kind(**given, **{name: getattr(phase, name) for name in names})
