@@ -42,6 +42,7 @@ from imta_jax.evaluation.methods.temperature import (
 from imta_jax.evaluation.operating_points import (
     OperatingPoint,
     best_within_budget,
+    best_within_ms,
     cheapest_within_tolerance,
     operating_points,
     pareto_front,
@@ -80,6 +81,7 @@ __all__ = [
     "Predictions",
     "anytime_accuracy",
     "best_within_budget",
+    "best_within_ms",
     "bootstrap_interval",
     "budget_curve",
     "calibration_errors",

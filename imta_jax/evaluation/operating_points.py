@@ -78,14 +78,43 @@ def best_within_budget(points: Sequence[OperatingPoint], budget: float) -> Opera
         raise InputError(
             f"budget={budget:g}; expected a fraction of the last exit's cost, above 0, e.g. 0.5"
         )
-    affordable = [point for point in points if _budget(point) <= budget]
-    if not affordable:
+    best = _most_accurate(points, [_budget(point) for point in points], budget)
+    if best is None:
         available = ", ".join(f"{point.budget:.3f}" for point in pareto_front(points))
         raise InputError(
             f"no operating point has budget={budget:g} or less; available budgets: {available}. "
             "Raise the budget or add smaller config.evaluation.quotas"
         )
-    return max(affordable, key=lambda point: (point.validation_top1, -_budget(point)))
+    return best
+
+
+def best_within_ms(
+    points: Sequence[OperatingPoint], exit_ms: Sequence[float] | np.ndarray, budget_ms: float
+) -> OperatingPoint:
+    """As `best_within_budget`, for a budget in milliseconds.
+
+    Args:
+      points: with `validation_exit_fractions` each, in any order.
+      exit_ms: [E] milliseconds per image up to each exit, such as `StageProfile.exit_ms`.
+      budget_ms: mean milliseconds per image.
+
+    Returns:
+      The point.
+
+    Raises:
+      ValueError: every point takes longer; names the shortest time.
+    """
+    costs = [
+        sum(f * ms for f, ms in zip(point.validation_exit_fractions or (), exit_ms, strict=True))
+        for point in points
+    ]
+    best = _most_accurate(points, costs, budget_ms)
+    if best is None:
+        raise InputError(
+            f"no operating point takes budget_ms={budget_ms:g} or less per image on this machine; "
+            f"the fastest takes {min(costs):.3g} ms"
+        )
+    return best
 
 
 def cheapest_within_tolerance(
@@ -121,6 +150,18 @@ def pareto_front(points: Sequence[OperatingPoint]) -> tuple[OperatingPoint, ...]
         if not front or point.validation_top1 > front[-1].validation_top1:
             front.append(point)
     return tuple(front)
+
+
+def _most_accurate(
+    points: Sequence[OperatingPoint], costs: Sequence[float], limit: float
+) -> OperatingPoint | None:
+    """The most accurate point that costs at most `limit`, the cheapest of equals, if any."""
+    affordable = [
+        (point.validation_top1, -cost, point)
+        for point, cost in zip(points, costs, strict=True)
+        if cost <= limit
+    ]
+    return max(affordable, key=lambda entry: entry[:2])[2] if affordable else None
 
 
 def _budget(point: OperatingPoint) -> float:

@@ -18,8 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from imta_jax.errors import InputError, UserError
+from imta_jax.evaluation.operating_points import best_within_ms
 from imta_jax.inference.adaptive import AdaptiveClassifier, AdaptivePredictions
-from imta_jax.inference.engine.operating_points import best_within_ms
 from imta_jax.inference.export.loader import ExportedClassifier, load_exported, platform_here
 from imta_jax.inference.formatting import (
     FilePrediction,

@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from imta_jax.config import RunConfig
 from imta_jax.distributed import is_first_process, wait_for_all
 from imta_jax.evaluation import read_budget_curve, rows_with_costs
 from imta_jax.inference.adaptive import AdaptiveClassifier
 from imta_jax.inference.engine.profile import StageProfile
-from imta_jax.models import MultiExitClassifier
+from imta_jax.inference.finished_run import FinishedRun, load_finished_run
 from imta_jax.runtime.files import write_json
-from imta_jax.runtime.json_files import read_json
 from imta_jax.runtime.lock import only_run_in
-from imta_jax.training import last_phase, load_classifier
 
 _log = logging.getLogger(__name__)
 
@@ -41,25 +38,21 @@ def time_run(workdir: str | Path, *, profile_dir: str | Path | None = None) -> N
     workdir = Path(workdir)
     folder = workdir / "evaluation"
     rows = read_budget_curve(workdir)
-    config = RunConfig.from_mapping(read_json(workdir / "config.json", "start the run again"))
-    phase = last_phase(config)
-    classifier, meta = load_classifier(workdir / phase, config.evaluation.checkpoint)
+    run = load_finished_run(workdir)
     if is_first_process():
         with only_run_in(workdir):
-            profile = _measure(classifier, meta, profile_dir)
+            profile = _measure(run, profile_dir)
             profile.save(folder / "stage_profile.json")
             write_json(folder / "time.json", _time_results(profile, rows))
     wait_for_all("a run's stages are measured")
 
 
-def _measure(
-    classifier: MultiExitClassifier, meta: Mapping[str, Any], profile_dir: str | Path | None
-) -> StageProfile:
+def _measure(run: FinishedRun, profile_dir: str | Path | None) -> StageProfile:
     """Measures the network with the default options of `AdaptiveClassifier`."""
-    _log.info("time: measuring %d stages on this device", classifier.num_exits)
-    thresholds = np.zeros(classifier.num_exits)  # they do not affect the profile
+    _log.info("time: measuring %d stages on this device", run.classifier.num_exits)
+    thresholds = np.zeros(run.classifier.num_exits)  # they do not affect the profile
     adaptive = AdaptiveClassifier(
-        classifier, thresholds, mean=meta["mean"], std=meta["std"], profile_dir=profile_dir
+        run.classifier, thresholds, transform=run.transform, profile_dir=profile_dir
     )
     return adaptive.measure()
 

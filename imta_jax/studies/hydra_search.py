@@ -16,16 +16,13 @@ from collections.abc import Iterator
 
 from tabulate import tabulate
 
-# Table 1 (CIFAR-100), columns "Params" and "Inference MADDs", in millions, by d.
-TABLE_ONE = {
-    1: (1.28, 52),
-    2: (2.86, 118),
-    3: (4.43, 184),
-    4: (6.01, 251),
-    5: (7.59, 317),
-    6: (9.17, 383),
-    7: (10.74, 449),
-    9: (13.90, 581),
+from imta_jax.studies.report import paper_numbers
+
+# Parameters and multiply-adds ("Inference MADDs") of Table 1 (CIFAR-100), in millions, by d.
+HYDRA_COSTS = {
+    row.number: (row.params, row.madds)
+    for row in paper_numbers.TABLE_ONE
+    if row.model == paper_numbers.HYDRA
 }
 _WIDTHS, _IMAGE_CHANNELS, _SIDE, _CLASSES = (16, 32, 64), 3, 32, 100
 
@@ -83,7 +80,7 @@ def cost(candidate: Candidate, d: int) -> Cost:
 def deviations(candidate: Candidate) -> dict[int, tuple[float, float]]:
     """Relative errors (percent) of parameters and multiply-adds against the table, by d."""
     errors = {}
-    for d, printed in TABLE_ONE.items():
+    for d, printed in HYDRA_COSTS.items():
         ours = cost(candidate, d)
         errors[d] = tuple(100 * (o / 1e6 / p - 1) for o, p in zip(ours, printed, strict=True))
     return errors
@@ -107,8 +104,8 @@ def search() -> list[tuple[float, Candidate]]:
 
 def _candidates() -> Iterator[Candidate]:
     """Yields all combinations, with numbers of branches that match the last row of the table."""
-    d = max(TABLE_ONE)
-    params, macs = (1e6 * value for value in TABLE_ONE[d])
+    d = max(HYDRA_COSTS)
+    params, macs = (1e6 * value for value in HYDRA_COSTS[d])
     for stem_groups, gate, shortcut, combiner in itertools.product(
         (1, 2), ("linear", "branch"), "AB", ("sum", "concatenate", "project")
     ):
@@ -157,7 +154,7 @@ def main() -> None:
     top = [{"largest error, %": worst} | dataclasses.asdict(c) for worst, c in ranked[:8]]
     print(tabulate(top, headers="keys", floatfmt=".2f"))
     table = []
-    for d, (params, macs) in TABLE_ONE.items():
+    for d, (params, macs) in HYDRA_COSTS.items():
         ours, errors = cost(best, d), deviations(best)[d]
         table.append((d, params, ours[0] / 1e6, errors[0], macs, ours[1] / 1e6, errors[1]))
     columns = ("d", "params, M", "ours", "error, %", "multiply-adds, M", "ours", "error, %")

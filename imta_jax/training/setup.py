@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from imta_jax.config import PhaseConfig, PhaseOneConfig, PhaseTwoConfig, RunConfig
+from imta_jax.config import ModelConfig, PhaseConfig, PhaseOneConfig, PhaseTwoConfig, RunConfig
 from imta_jax.data import Dataset, DatasetInfo
 from imta_jax.distributed import data_mesh
 from imta_jax.models import (
@@ -176,7 +176,8 @@ def new_phase_two(config: RunConfig, classifier: MultiExitClassifier) -> MultiEx
 
 def phase_one_objective(config: RunConfig) -> PhaseOneObjective:
     """The loss of `config.phase_one`; a backbone with a gate adds the gate's loss."""
-    phase, weight = config.phase_one, resolve_model_config(config.model).get("gate_weight", 0.0)
+    phase = config.phase_one
+    weight = ModelConfig.from_mapping(resolve_model_config(config.model)).gate_weight
     given = {
         "detachment": FeatureDetachment(
             maps=phase.detach, fraction=phase.detach_fraction, from_exit=phase.detach_exit

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from imta_jax.evaluation import best_within_ms
 from imta_jax.inference import OperatingPoint, load_exported
-from imta_jax.inference.engine.operating_points import best_within_ms
 
 CHEAP = OperatingPoint(0.4, (0.3, 0.3, -1e8), (0.9, 0.1, 0.0), 70.0, 69.0)
 ACCURATE = OperatingPoint(0.8, (0.99, 0.99, -1e8), (0.1, 0.1, 0.8), 80.0, 79.0)

@@ -61,11 +61,6 @@ class Worker:
         self._dispatched: deque[_Dispatched] = deque()
         self.num_programs = self.num_computed = 0
 
-    @property
-    def has_active_images(self) -> bool:
-        """Whether images are in progress."""
-        return len(self._free_slots) < len(self._request)
-
     def step(self) -> bool:
         """Dispatches the next program, then fetches the previous one; False if idle.
 

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from imta_jax.report.run.run_record import PHASES, RunRecord
+from imta_jax.config import PHASES
+from imta_jax.report.run.run_record import RunRecord
 from imta_jax.report.style import (
     INK,
     MUTED,

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from imta_jax.config import PHASES
 from imta_jax.errors import InputError, MissingFileError
 from imta_jax.report.fonts import drawable_name
 from imta_jax.runtime.json_files import read_json, read_json_lines, read_json_or_none
 
-PHASES = ("phase_one", "phase_two")
 REQUIRED = ("dataset", "phases", "environment", "exits", "budget_curve")
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from imta_jax.config import PHASES
 from imta_jax.report.rendering import markdown_table
 from imta_jax.report.run.methods import methods_table
-from imta_jax.report.run.run_record import PHASES, RunRecord
+from imta_jax.report.run.run_record import RunRecord
 from imta_jax.report.style import format_duration
 
 PHASE_NAMES = {"phase_one": "Phase I", "phase_two": "Phase II"}

@@ -30,7 +30,7 @@ def test_the_best_configuration_of_the_search_is_the_one_of_the_presets():
     deviation, best = hydra_search.search()[0]
     assert deviation < 1.5
     assert (best.stem_groups, best.gate, best.combiner) == (2, "branch", "project")
-    for d in hydra_search.TABLE_ONE:
+    for d in hydra_search.HYDRA_COSTS:
         fields = baselines.PRESETS[f"hydra_res_{d}"]
         assert fields["depths"] == (d, d, d)
         assert (fields["branches"], fields["active_branches"]) == (best.branches, best.active)
@@ -45,8 +45,8 @@ def test_sizes_deviate_from_table_one_by_at_most_the_documented_percentages():
 
 def test_d_in_table_one_is_not_the_number_of_branches():
     """Both columns are lines in d with a negative intercept; a stem and a classifier cost more."""
-    d = np.array(list(hydra_search.TABLE_ONE))
-    for column in np.transpose(list(hydra_search.TABLE_ONE.values())):
+    d = np.array(list(hydra_search.HYDRA_COSTS))
+    for column in np.transpose(list(hydra_search.HYDRA_COSTS.values())):
         slope, intercept = np.polyfit(d, column, 1)
         np.testing.assert_allclose(slope * d + intercept, column, rtol=0.01)
         assert intercept < 0 < slope
@@ -56,7 +56,7 @@ def test_d_in_table_one_is_not_the_number_of_branches():
 def test_the_closed_form_equals_the_costs_of_the_traced_network(d: int):
     costs, best = baselines.preset_costs(f"hydra_res_{d}", 100), hydra_search.search()[0][1]
     assert (costs.params[-1], costs.macs[-1]) == hydra_search.cost(best, d)
-    assert abs(costs.published_ops[-1] / 1e6 - hydra_search.TABLE_ONE[d][1]) < 1
+    assert abs(costs.published_ops[-1] / 1e6 - hydra_search.HYDRA_COSTS[d][1]) < 1
 
 
 def test_costs_count_the_active_branches_and_the_parameters_of_all():
