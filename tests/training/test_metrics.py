@@ -18,7 +18,15 @@ from imta_jax.distributed import data_mesh
 from imta_jax.runtime.preemption import StopRequest
 from imta_jax.runtime.write_errors import WriteErrorPolicy
 from imta_jax.training import phases
-from imta_jax.training.callbacks import IntervalLines, JsonlWriter, Progress, TensorBoardWriter
+from imta_jax.training.callbacks import (
+    CompilationLines,
+    EpochLine,
+    IntervalLines,
+    JsonlWriter,
+    Progress,
+    TensorBoardWriter,
+)
+from imta_jax.training.callbacks import progress as progress_callbacks
 from imta_jax.training.metrics import format_per_exit
 from imta_jax.training.objectives import ExitMetrics
 
@@ -56,6 +64,58 @@ def test_a_line_has_loss_accuracy_throughput_input_wait_and_time_left(caplog):
         r" [\d,]+ images/s; 0% waiting for input; about .* left in this phase",
         caplog.messages[0],
     )
+
+
+class Clock:
+    """Stands for the module `time`; the test sets the time."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress_callbacks, "time", clock)
+    return clock
+
+
+def test_the_time_left_excludes_the_compilation_of_the_step(clock, caplog):
+    callbacks = [CompilationLines(), IntervalLines(1), EpochLine()]
+
+    def call(method, *arguments):
+        for callback in callbacks:
+            getattr(callback, method)(*arguments)
+
+    with caplog.at_level(logging.INFO, "imta_jax"):
+        call("on_epoch_start", progress())
+        call("on_step_start", progress())
+        clock.now = 40.0
+        call("on_step_end", progress(steps_in_flight=1))
+        clock.now = 50.0
+        call("on_check", progress(20), progress(20).metrics)
+        clock.now = 90.0
+        call("on_metrics", progress(100), {"split": "train"})
+        clock.now = 95.0
+        call("on_epoch_end", progress(100, validation_top1=[50.0, 75.0]))
+    compiling, dispatched, line, epoch = caplog.messages
+    assert compiling == "phase_one: compiling the training step"
+    assert "dispatched after 40.0 s" in dispatched
+    assert "128 images/s" in line and "about 1 min 30 s left" in line  # 10 s for 20 of 200 steps
+    assert "about 55 s left" in epoch
+
+
+def test_the_time_left_after_a_resume_counts_full_epochs(clock, caplog):
+    line = EpochLine()
+    line.on_epoch_start(progress(75))
+    line.on_step_end(progress(75, steps_in_flight=1))
+    clock.now = 10.0
+    line.on_metrics(progress(100), {"split": "train"})
+    with caplog.at_level(logging.INFO, "imta_jax"):
+        line.on_epoch_end(progress(100, validation_top1=[50.0, 75.0]))
+    assert "about 40 s left" in caplog.text
 
 
 def test_lines_are_not_logged_more_often_than_configured(caplog):

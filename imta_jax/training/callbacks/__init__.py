@@ -11,11 +11,17 @@ from imta_jax.training.callbacks.checkpointing import CheckpointCallback
 from imta_jax.training.callbacks.metrics_writers import JsonlWriter, TensorBoardWriter
 from imta_jax.training.callbacks.non_finite import NonFiniteCheck, NonFiniteLossError
 from imta_jax.training.callbacks.profiler import StepProfiler
-from imta_jax.training.callbacks.progress import EpochLine, IntervalLines, ProgressBar
+from imta_jax.training.callbacks.progress import (
+    CompilationLines,
+    EpochLine,
+    IntervalLines,
+    ProgressBar,
+)
 
 __all__ = [
     "Callback",
     "CheckpointCallback",
+    "CompilationLines",
     "EpochLine",
     "IntervalLines",
     "JsonlWriter",
@@ -54,6 +60,7 @@ def default_callbacks(
         JsonlWriter(folder, write_errors),  # Needs the epoch that the checkpoint resumed.
         TensorBoardWriter(folder, write_errors),
         ProgressBar(),
+        CompilationLines(),
         IntervalLines(log.line_every_seconds),
         EpochLine(),  # Last: its time includes saving.
     ]

@@ -1,7 +1,13 @@
-"""Progress of training for people: a bar on a terminal, and lines in the log."""
+"""Progress of training: a bar on a terminal, and lines in the log.
+
+The first dispatch of a phase returns after the step was traced and compiled. Estimates of the time
+left exclude the time up to then.
+"""
 
 import logging
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -14,10 +20,33 @@ from imta_jax.training.objectives import ExitMetrics
 _log = logging.getLogger(__name__)
 
 
+class CompilationLines(Callback):
+    """Logs that the training step is being compiled, and how long that took."""
+
+    _start: float | None = None
+    _is_compiled = False
+
+    def on_step_start(self, progress: Progress) -> None:
+        """Logs a line before the first dispatch."""
+        if self._start is None:
+            self._start = time.perf_counter()
+            write_line(_log, f"{progress.phase}: compiling the training step")
+
+    def on_step_end(self, progress: Progress) -> None:
+        """Logs a line after the first dispatch."""
+        if not self._is_compiled and self._start is not None:
+            self._is_compiled = True
+            seconds = time.perf_counter() - self._start
+            write_line(
+                _log, f"{progress.phase}: the first step was dispatched after {seconds:.1f} s"
+            )
+
+
 class ProgressBar(Callback):
     """A bar over all steps of the phase on a terminal."""
 
     _bar: tqdm | None = None
+    _is_compiled = False
 
     def on_epoch_start(self, progress: Progress) -> None:
         """Shows the bar with the epoch's number."""
@@ -31,7 +60,10 @@ class ProgressBar(Callback):
     def on_step_end(self, progress: Progress) -> None:
         """Advances the bar."""
         if self._bar is not None:
+            if not self._is_compiled:
+                self._bar.unpause()
             self._bar.update(progress.last_dispatch_steps)
+        self._is_compiled = True
 
     def on_epoch_end(self, progress: Progress) -> None:
         """Removes the bar."""
@@ -58,10 +90,17 @@ class IntervalLines(Callback):
         self._every_seconds = every_seconds
         self._metrics: list[ExitMetrics] = []
         self._start = self._waited = 0.0
+        self._is_compiled = False
 
     def on_epoch_start(self, progress: Progress) -> None:
         """Starts an interval; validation between epochs does not count."""
         self._begin(waited=0.0)
+
+    def on_step_end(self, progress: Progress) -> None:
+        """Starts the first interval again after the first dispatch."""
+        if not self._is_compiled:
+            self._is_compiled = True
+            self._begin(progress.input_wait_seconds)
 
     def on_check(self, progress: Progress, new: list[ExitMetrics]) -> None:
         """Logs a line if the interval is over."""
@@ -91,18 +130,37 @@ class IntervalLines(Callback):
 
 
 class EpochLine(Callback):
-    """Logs a line per epoch with the validation accuracy and the time left."""
+    """Logs a line per epoch with the validation accuracy and the time left.
 
-    _start = 0.0
+    The estimate is the time of the last epoch. Of an epoch that was resumed, the time per step is
+    used.
+    """
+
+    def __init__(self) -> None:
+        self._start, self._first_step, self._training_seconds = 0.0, 0, 0.0
+        self._is_compiled = False
 
     def on_epoch_start(self, progress: Progress) -> None:
         """Starts the epoch's clock."""
-        self._start = time.perf_counter()
+        self._start, self._first_step = time.perf_counter(), progress.step_in_epoch
+
+    def on_step_end(self, progress: Progress) -> None:
+        """Starts the clock again after the first dispatch."""
+        if not self._is_compiled:
+            self._is_compiled, self._start = True, time.perf_counter()
+
+    def on_metrics(self, progress: Progress, row: Mapping[str, Any]) -> None:
+        """Reads the clock at the end of training, before the validation."""
+        if row["split"] == "train":
+            self._training_seconds = time.perf_counter() - self._start
 
     def on_epoch_end(self, progress: Progress) -> None:
-        """Logs the line. The last epoch's time is used because the first one compiles."""
+        """Logs the line."""
         epoch, total = progress.epoch + 1, progress.total_epochs
-        left = (time.perf_counter() - self._start) * (total - epoch)
+        steps = progress.steps_per_epoch - self._first_step
+        training = self._training_seconds * progress.steps_per_epoch / max(steps, 1)
+        other = time.perf_counter() - self._start - self._training_seconds
+        left = (training + other) * (total - epoch)
         top1 = format_per_exit(progress.validation_top1, 1)
         write_line(
             _log,
