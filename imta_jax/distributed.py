@@ -22,6 +22,7 @@ from imta_jax.runtime.joining import (
     unused_gpus_warning,
     waiting_for,
 )
+from imta_jax.runtime.prng_keys import from_numbers, is_key
 
 _log = logging.getLogger(__name__)
 
@@ -223,6 +224,9 @@ def _copy(tree: Tree, sharding: Callable[[Sequence[int]], NamedSharding]) -> Tre
     # Through the host. `device_put` to the device that holds an array would alias it, and a step
     # that donates its state would then delete the network's own arrays.
     def copy(x: Any) -> jax.Array:
+        if is_key(x):
+            bits = np.array(jax.random.key_data(x))
+            return from_numbers(jax.device_put(bits, sharding(())), like=x)
         return jax.device_put(np.array(x), sharding(np.shape(x)))
 
     return jax.tree.map(copy, tree)

@@ -8,6 +8,7 @@ from imta_jax.models.build import (
     with_collaborative_heads,
 )
 from imta_jax.models.classifier import Backbone, Heads, MultiExitClassifier, run_heads
+from imta_jax.models.compute_dtype import dtype_deviations
 from imta_jax.models.logits import inference_logits
 from imta_jax.models.optimize import optimize_classifier, optimize_for_training
 from imta_jax.models.presets import NETWORK_PRESETS
@@ -20,6 +21,7 @@ __all__ = [
     "MultiExitClassifier",
     "build_classifier",
     "check_model",
+    "dtype_deviations",
     "inference_logits",
     "optimize_classifier",
     "optimize_for_training",

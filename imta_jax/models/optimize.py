@@ -2,7 +2,7 @@
 
 The result shares all variables with the classifier it was made from and computes the same function
 up to rounding. Backbones without a form of their own, such as those from outside the package, are
-only folded or returned unchanged.
+only folded, and their layers get the classifier's `compute_dtype`.
 
 | use | function | form |
 |---|---|---|
@@ -14,11 +14,13 @@ only folded or returned unchanged.
 from collections.abc import Sequence
 from typing import cast
 
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
 from imta_jax.distributed import is_single_cpu
 from imta_jax.models.classifier import Backbone, MultiExitClassifier
+from imta_jax.models.compute_dtype import follow_compute_dtype
 from imta_jax.models.msdnet import MSDNet
 from imta_jax.models.msdnet_fused import FusedMSDNet
 from imta_jax.models.msdnet_lazy import LazyMSDNet
@@ -57,6 +59,7 @@ def optimize_classifier(
     """
     optimized = nnx.merge(*nnx.split(classifier))  # new modules, same variables
     optimized.backbone = _optimize_backbone(optimized.backbone, layout, fold_batch_norm, lazy)
+    follow_compute_dtype(optimized.backbone, jnp.dtype(optimized.compute_dtype))
     return optimized
 
 

@@ -20,14 +20,13 @@ from imta_jax.training.checkpoints import (
     AnotherNetworkError,
     NewerFormatError,
     check_same_network,
-    fill_tree,
     name_differences,
     open_manager,
     read_json_meta,
     restore_target,
     warn_of_damage,
 )
-from imta_jax.training.state import named_arrays
+from imta_jax.training.state import fill_tree, named_arrays
 
 # Names, sizes and times of a checkpoint's files -> whether it can be read.
 _Files = tuple[tuple[str, int, int], ...]

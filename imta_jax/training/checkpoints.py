@@ -23,8 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 from imta_jax.distributed import is_first_process, wait_for_all
 from imta_jax.errors import InputError
 from imta_jax.runtime.write_errors import storage_errors_as_os_errors
-from imta_jax.training.packing import packed_like, unpacked
-from imta_jax.training.state import TrainState, named_arrays
+from imta_jax.training.state import TrainState, fill_tree, named_arrays
 
 _log = logging.getLogger(__name__)
 
@@ -209,13 +208,6 @@ def _arrays(state: TrainState) -> dict[str, dict[str, jax.Array]]:
     model = named_arrays(state.trainable) | named_arrays(state.rest)
     progress = named_arrays({"step": state.step, "optimizer": state.opt_state})
     return {"model": model, "progress": progress}
-
-
-def fill_tree(tree: Any, arrays: Mapping[str, Any]) -> Any:
-    """The pytree with the leaves of `arrays`, which `named_arrays` flattened from one like it."""
-    leaves = [arrays[name] for name in named_arrays(tree)]
-    filled = jax.tree.unflatten(jax.tree.structure(unpacked(tree)), leaves)
-    return packed_like(filled, tree)
 
 
 def restore_target(arrays: Mapping[str, Any]) -> dict[str, Any]:

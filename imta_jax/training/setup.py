@@ -4,6 +4,7 @@ The training loop, the tests and the benchmarks all set up their phases here.
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from imta_jax.distributed import data_mesh
 from imta_jax.models import (
     MultiExitClassifier,
     build_classifier,
+    dtype_deviations,
+    optimize_classifier,
     resolve_model_config,
     with_collaborative_heads,
 )
@@ -31,8 +34,10 @@ from imta_jax.training.objectives import (
     PhaseTwoObjective,
 )
 from imta_jax.training.optimizer import sgd, step_schedule
-from imta_jax.training.state import TrainState, create_state
+from imta_jax.training.state import TrainState, check_variables, create_state
 from imta_jax.training.step import TrainStep, train_step
+
+_log = logging.getLogger(__name__)
 
 AnyObjective = TypeVar("AnyObjective", bound=PhaseOneObjective | PhaseTwoObjective)
 
@@ -89,6 +94,9 @@ def assemble_phase(
     """
     classifier.compute_dtype = jnp.dtype(settings.compute_dtype)
     objective.set_mode(classifier)
+    nnx.pop(classifier, nnx.Intermediate)  # of earlier calls; a step does not return any
+    check_variables(classifier)
+    _warn_of_other_dtypes(classifier)
     graphdef = nnx.graphdef(classifier)
     step = train_step(
         graphdef,
@@ -101,6 +109,20 @@ def assemble_phase(
         accumulate_parts=settings.accumulate_parts,
     )
     return Phase(classifier, objective, trainable, optimizer, graphdef, step, mesh)
+
+
+def _warn_of_other_dtypes(classifier: MultiExitClassifier) -> None:
+    """Logs which parts of the backbone do not compute in `compute_dtype`."""
+    if classifier.compute_dtype == jnp.float32:
+        return
+    if found := dtype_deviations(optimize_classifier(classifier)):
+        _log.warning(
+            "compute_dtype is %s, but %s computes in another dtype (%s); create its layers with"
+            " dtype=None, or cast its maps to the dtype of the images",
+            classifier.compute_dtype,
+            type(classifier.backbone).__name__,
+            ", ".join(found),
+        )
 
 
 def build_phase(

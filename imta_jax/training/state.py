@@ -1,6 +1,7 @@
 """The training state, and the names under which checkpoints store it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int32
 
 from imta_jax.distributed import parameter_sharding, place_parameters, place_replicated
+from imta_jax.errors import InputError
 from imta_jax.models import MultiExitClassifier
-from imta_jax.training.packing import Packed, Packing, unpacked
+from imta_jax.runtime.prng_keys import as_numbers, from_numbers
+from imta_jax.training.packing import Packed, Packing, packed_like, unpacked
 
 
 @jax.tree_util.register_dataclass
@@ -78,10 +81,65 @@ def _placed(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree, is_leaf=lambda x: isinstance(x, Packed))
 
 
+def check_variables(classifier: nnx.Module) -> None:
+    """Checks that all variables hold arrays or numbers, which checkpoints can store.
+
+    Raises:
+      InputError: names the first variable that does not.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(classifier))):
+        numeric = isinstance(leaf, bool | int | float | np.ndarray | np.generic | jax.Array)
+        if not numeric or getattr(leaf, "dtype", None) == np.object_:
+            raise InputError(
+                f"the variable {_name(path)} holds {leaf!r:.40}; expected an array or a number:"
+                " keep other values in plain attributes"
+            )
+
+
+def check_updated_in_place(updated: nnx.Module, classifier: nnx.Module) -> None:
+    """Checks that a module over a classifier's variables has not replaced any of them.
+
+    A replaced variable would keep its old value in the training state. Call it under a trace, where
+    it costs nothing.
+
+    Args:
+      updated: made by `optimize_classifier` and called since.
+      classifier: the one that it was made from.
+
+    Raises:
+      InputError: names the first variable that was replaced.
+    """
+    before = {path: v for path, v in nnx.iter_graph(classifier) if isinstance(v, nnx.Variable)}
+    for path, variable in nnx.iter_graph(updated):
+        if isinstance(variable, nnx.Variable) and before.get(path, variable) is not variable:
+            name = ".".join(map(str, path))
+            raise InputError(
+                f"the variable {name} was replaced in the forward pass; update it in place:"
+                f" self.{path[-1]}[...] = value"
+            )
+
+
 def named_arrays(tree: Any) -> dict[str, jax.Array]:
-    """Flattens a pytree to readable names -> arrays, as checkpoints store it."""
+    """Flattens a pytree to readable names -> arrays, as checkpoints store it.
+
+    PRNG keys are stored as their bits; see `fill_tree` for the inverse.
+    """
     tree = unpacked(tree)
     if isinstance(tree, nnx.State):
         tree = nnx.to_pure_dict(tree)
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    return {_name(path): as_numbers(leaf) for path, leaf in leaves}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def fill_tree(tree: Any, arrays: Mapping[str, Any]) -> Any:
+    """The pytree with the leaves of `arrays`, which `named_arrays` flattened from one like it."""
+    names, like = named_arrays(tree), unpacked(tree)
+    leaves = [
+        from_numbers(arrays[name], leaf)
+        for name, leaf in zip(names, jax.tree.leaves(like), strict=True)
+    ]
+    return packed_like(jax.tree.unflatten(jax.tree.structure(like), leaves), tree)

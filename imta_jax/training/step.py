@@ -17,7 +17,7 @@ from imta_jax.models import inference_logits, optimize_for_training
 from imta_jax.nn.pixels import normalize
 from imta_jax.training.objectives import ExitMetrics, Objective, masked_sums
 from imta_jax.training.packing import Packed
-from imta_jax.training.state import TrainState
+from imta_jax.training.state import TrainState, check_updated_in_place
 from imta_jax.types import Batch
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, ExitMetrics]]
@@ -44,11 +44,11 @@ def train_step(
       objective: the loss.
       trainable: NNX filter of the trained variables, the one that `create_state` got.
       tx: the optimizer.
-      mean: mean of the pixels per channel, in 0..1.
-      std: standard deviation of the pixels per channel, in 0..1.
+      mean: of the pixels per channel, in 0..1.
+      std: of the pixels per channel, in 0..1.
       mesh: the devices that run it.
-      accumulate_parts: number of parts of the batch that are computed one after the other to save
-        memory. Gradients are the mean over parts; BatchNorm sees one part at a time.
+      accumulate_parts: parts of the batch that are computed one after the other to save memory.
+        Gradients are the mean over parts; BatchNorm sees one part at a time.
 
     Returns:
       (state, batch) -> (state, metrics).
@@ -64,6 +64,7 @@ def train_step(
         classifier = nnx.merge(graphdef, params, rest, copy=True)
         optimized = optimize_for_training(classifier, mesh)
         loss, metrics = objective(optimized, normalize(images, mean, std), labels)
+        check_updated_in_place(optimized, classifier)
         _, _, rest = nnx.split(classifier, trainable, ...)
         return loss, (metrics, rest)
 

@@ -18,6 +18,7 @@ from imta_jax.evaluation import exit_costs
 from imta_jax.inference.engine.staged import StagedNetwork, StageState, Weights
 from imta_jax.models import MultiExitClassifier, optimize_classifier
 from imta_jax.nn.pixels import normalize
+from imta_jax.runtime.prng_keys import is_key
 from imta_jax.types import PerChannel
 
 # Types in which the backbone can compute.
@@ -44,7 +45,8 @@ def staged_classifier(
         padding are then accepted, and its mean and std are used unless others are given.
 
     Raises:
-      ValueError: unknown `dtype`, or a transform to another image shape.
+      ValueError: unknown `dtype`, a transform to another image shape, or a network that draws
+        random numbers in inference mode.
     """
     dtype = _check_dtype(dtype)
     if transform is not None:
@@ -55,8 +57,7 @@ def staged_classifier(
     classifier.compute_dtype = dtype
     graphdef, variables = nnx.split(classifier)
     weights, structure = jax.tree.flatten(variables)
-    # Kernels are cast here once instead of in every call.
-    weights = [w.astype(dtype) if w.ndim == 4 else jnp.copy(w) for w in weights]
+    weights = [_weight(w, dtype) for w in weights]
     pixels = None if mean is None or std is None else (tuple(mean), tuple(std))
     image_dtype = np.dtype(np.float32 if pixels is None else np.uint8)
     state = (jax.ShapeDtypeStruct((1, *classifier.image_shape), image_dtype),)
@@ -64,6 +65,7 @@ def staged_classifier(
     for i in range(classifier.num_exits):
         run = functools.partial(_run_stage, graphdef, structure, state_structure, pixels, i)
         indices = _indices_of_read(run, weights, state)
+        _check_no_keys(variables, weights, indices, i)
         stages.append(functools.partial(_run_on_subset, run, tuple(indices), len(weights)))
         stage_weights.append([weights[w] for w in indices])
         next_state, _ = jax.eval_shape(run, weights, state)
@@ -106,6 +108,27 @@ def _check_dtype(dtype: Any) -> np.dtype:
     if found not in DTYPES:
         raise unknown_name("dtype", found, DTYPES)
     return jnp.dtype(found)
+
+
+def _weight(x: Any, dtype: np.dtype) -> jax.Array:
+    """A copy of a variable's array. Kernels are cast here once instead of in every call."""
+    x = jnp.asarray(x)  # a variable may hold a Python number
+    kernel = x.ndim == 4 and jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(dtype) if kernel else jnp.copy(x)
+
+
+def _check_no_keys(
+    variables: nnx.State, weights: Sequence[Array], indices: Sequence[int], stage: int
+) -> None:
+    """Raises an InputError if a stage reads a PRNG key: its logits would be random."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(variables))]
+    for index in indices:
+        if is_key(weights[index]):
+            name = jax.tree_util.keystr(paths[index], simple=True, separator=".")
+            raise InputError(
+                f"stage {stage + 1} draws random numbers from {name} in inference mode; expected a"
+                " layer that is deterministic after classifier.eval(), as nnx.Dropout is"
+            )
 
 
 def _run_stage(
