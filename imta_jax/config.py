@@ -148,7 +148,16 @@ class PhaseOneConfig(PhaseConfig):
     detach: options.DetachedMaps = "off"
     detach_fraction: float = number(0.5, above=0, below=1)
     detach_exit: bool = False
+    last_exit_epochs: int = number(0, at_least=0)
     rematerialize: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.last_exit_epochs >= self.total_epochs:
+            raise InputError(
+                "config.phase_one.last_exit_epochs must be below config.phase_one.total_epochs, "
+                f"{self.total_epochs}; found {self.last_exit_epochs}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

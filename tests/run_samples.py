@@ -105,6 +105,7 @@ def write_results(folder, names, epochs, macs, top1, curve):
             "top5": min(100.0, float(t) + 10),
             "validation_top1": float(t) + 0.2,
             "ece": 2.0 + i,
+            "auroc": 0.8 + 0.01 * i,
         }
         for i, (m, t) in enumerate(zip(macs, top1, strict=True))
     ]

@@ -17,6 +17,7 @@ from imta_jax.evaluation.budget import (
 from imta_jax.evaluation.calibration import (
     calibration_errors,
     expected_calibration_error,
+    failure_prediction_auroc,
     reliability,
 )
 from imta_jax.evaluation.methods.comparison import MethodCurve, compare_methods
@@ -85,6 +86,7 @@ __all__ = [
     "bootstrap_interval",
     "budget_curve",
     "calibration_errors",
+    "failure_prediction_auroc",
     "cheapest_within_tolerance",
     "common_thresholds",
     "compare_methods",

@@ -1,14 +1,19 @@
-"""Expected calibration error and the bins of a reliability diagram.
+"""Expected calibration error, the bins of a reliability diagram, and failure prediction.
 
 Early exits act on confidences, so it matters whether images of confidence c are correct with
 probability c (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2). This
 module measures calibration. It does not change confidences, and the report draws the diagram.
+
+A threshold only uses the order of the images by confidence, which calibration does not measure. The
+area under the ROC curve of "this exit is correct" does, and predicts the quality of early exits
+better ("Rethinking Calibration for Early-Exit Neural Networks", arXiv 2508.21495).
 """
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int
+from scipy.stats import rankdata
 
 from imta_jax.errors import InputError
 from imta_jax.evaluation.array_like import ArrayLike
@@ -96,13 +101,46 @@ def calibration_errors(
       ValueError: see `reliability`, or arrays that are not [exits, images].
     """
     confidence, correct = np.asarray(confidence), np.asarray(correct)
+    _check_exits(confidence, correct)
+    pairs = zip(confidence, correct, strict=True)
+    return np.array([expected_calibration_error(*pair, bins) for pair in pairs])
+
+
+def failure_prediction_auroc(
+    confidence: ArrayLike, correct: ArrayLike
+) -> Float64[np.ndarray, " E"]:
+    """Area under the ROC curve of confidence as a predictor of correctness, for every exit.
+
+    It is the probability that a correct prediction has a higher confidence than a wrong one, where
+    equal confidences count half (the Mann-Whitney statistic): with the mean ranks r of n images of
+    which n1 are correct, (sum of r over the correct ones - n1 (n1 + 1) / 2) / (n1 (n - n1)).
+
+    Args:
+      confidence: [E, N] highest softmax probabilities, or any other score.
+      correct: [E, N] whether each prediction is correct.
+
+    Returns:
+      The area per exit, 0..1; 0.5 if confidence says nothing. NaN if all predictions of an exit are
+      correct or all are wrong.
+
+    Raises:
+      ValueError: arrays that are not [exits, images].
+    """
+    confidence, correct = np.asarray(confidence), np.asarray(correct, bool)
+    _check_exits(confidence, correct)
+    positive = correct.sum(axis=1)
+    pairs = positive * (correct.shape[1] - positive)
+    ranks = rankdata(confidence, axis=1)
+    above = np.where(correct, ranks, 0.0).sum(axis=1) - positive * (positive + 1) / 2
+    return np.divide(above, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
+def _check_exits(confidence: np.ndarray, correct: np.ndarray) -> None:
     if confidence.ndim != 2 or confidence.shape != correct.shape:
         raise InputError(
             f"confidence {confidence.shape} and correct {correct.shape}; "
             "expected [exits, images] for both"
         )
-    pairs = zip(confidence, correct, strict=True)
-    return np.array([expected_calibration_error(*pair, bins) for pair in pairs])
 
 
 def _checked(

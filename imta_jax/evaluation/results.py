@@ -1,11 +1,12 @@
 """Parts of a run's `results.json`, written and read without JAX."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imta_jax.errors import MissingFileError
 from imta_jax.evaluation.budget import budget_curve
-from imta_jax.evaluation.calibration import calibration_errors
+from imta_jax.evaluation.calibration import calibration_errors, failure_prediction_auroc
 from imta_jax.evaluation.predictions import (
     Predictions,
     anytime_accuracy,
@@ -52,8 +53,9 @@ def exit_rows(
       bins: of the expected calibration error.
 
     Returns:
-      One row per exit.
+      One row per exit. `auroc` is None where all predictions are correct or all are wrong.
     """
+    outcomes = confidence(test.logits), correct_in_top(test.logits, test.labels, 1)
     columns = {
         "macs": costs.macs,
         "published_ops": costs.published_ops,
@@ -61,14 +63,21 @@ def exit_rows(
         "top1": anytime_accuracy(test),
         "top5": anytime_accuracy(test, 5),
         "validation_top1": anytime_accuracy(validation),
-        "ece": calibration_errors(
-            confidence(test.logits), correct_in_top(test.logits, test.labels, 1), bins
-        ),
+        "ece": calibration_errors(*outcomes, bins),
+        "auroc": failure_prediction_auroc(*outcomes),
     }
     return [
-        {"exit": i + 1, **{name: column[i].item() for name, column in columns.items()}}
+        {
+            "exit": i + 1,
+            **{name: _json_number(column[i].item()) for name, column in columns.items()},
+        }
         for i in range(len(costs.macs))
     ]
+
+
+def _json_number(value: float) -> float | None:
+    """The number; None for NaN, which JSON lacks."""
+    return None if math.isnan(value) else value
 
 
 def read_budget_curve(workdir: str | Path) -> list[dict[str, Any]]:

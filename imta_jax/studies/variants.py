@@ -14,7 +14,13 @@ from imta_jax.training import check_training_config
 # The sections of a config that determine the phase-I network, together with the seed.
 _PHASE_ONE_SECTIONS = ("data", "model", "phase_one", "mesh")
 # Fields that were added after studies had been run. Their defaults do not change the key.
-_LATER_FIELDS = ("exif_orientation", "detach", "detach_fraction", "detach_exit")
+_LATER_FIELDS = (
+    "exif_orientation",
+    "detach",
+    "detach_fraction",
+    "detach_exit",
+    "last_exit_epochs",
+)
 
 
 @dataclasses.dataclass(frozen=True)

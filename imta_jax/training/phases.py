@@ -18,6 +18,7 @@ from imta_jax.training.checkpoint_reading import (
 )
 from imta_jax.training.feed import check_feed, training_feed
 from imta_jax.training.loop import TrainingLoop
+from imta_jax.training.mixed_regime import LastExitObjective
 from imta_jax.training.objectives import Objective
 from imta_jax.training.setup import (
     assemble_phase,
@@ -38,6 +39,8 @@ _log = logging.getLogger(__name__)
 def train_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> None:
     """Phase I: trains all parameters with gradient equilibrium. Resumes from checkpoints.
 
+    The first `config.phase_one.last_exit_epochs` epochs train with the last exit's loss alone.
+
     Args:
       config: the run's config.
       dataset: images to train on and to validate with.
@@ -48,8 +51,14 @@ def train_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> None:
       NonFiniteLossError: training diverged.
       Interrupted: training was preempted and is saved.
     """
+    folder, first_epochs = workdir / "phase_one", config.phase_one.last_exit_epochs
+    if first_epochs and not has_readable_epoch(folder, first_epochs):
+        classifier, _, trainable = phase_parts("phase_one", config, new_phase_one(config, dataset))
+        objective = LastExitObjective(config.phase_one.rematerialize)
+        parts = (classifier, objective, trainable)
+        train_phase("phase_one", config, dataset, folder, *parts, last_epoch=first_epochs)
     parts = phase_parts("phase_one", config, new_phase_one(config, dataset))
-    train_phase("phase_one", config, dataset, workdir / "phase_one", *parts)
+    train_phase("phase_one", config, dataset, folder, *parts)
 
 
 def train_phase_two(
@@ -96,6 +105,7 @@ def train_phase(
     objective: Objective,
     trainable: Any,
     meta: Mapping[str, Any] | None = None,
+    last_epoch: int | None = None,
 ) -> None:
     """Assembles a phase and runs the training loop. Resumes from the folder's checkpoints.
 
@@ -108,6 +118,8 @@ def train_phase(
       objective: the loss.
       trainable: NNX filter of the trained variables; all others are frozen.
       meta: entries of the checkpoints' `meta` besides those of `network_meta`.
+      last_epoch: the epoch after which training stops; None for the phase's last one. The schedule
+        of the learning rate always spans the phase.
 
     Raises:
       NonFiniteLossError: training diverged.
@@ -124,7 +136,7 @@ def train_phase(
     )
     state = phase.new_state()
     feed = training_feed(config, name, dataset, phase, state)
-    epochs = settings.total_epochs
+    epochs = last_epoch or settings.total_epochs
     _log.info("%s: %d epochs of %d steps, input: %s", name, epochs, steps, feed.name)
     callbacks = default_callbacks(
         folder,

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from imta_jax.config import ModelConfig, PhaseConfig, PhaseOneConfig, PhaseTwoConfig, RunConfig
 from imta_jax.data import Dataset, DatasetInfo
 from imta_jax.distributed import data_mesh
+from imta_jax.errors import InputError
 from imta_jax.models import (
     MultiExitClassifier,
     build_classifier,
@@ -205,6 +206,11 @@ def phase_one_objective(config: RunConfig) -> PhaseOneObjective:
             maps=phase.detach, fraction=phase.detach_fraction, from_exit=phase.detach_exit
         )
     }
+    if weight and phase.last_exit_epochs:
+        raise InputError(
+            "config.phase_one.last_exit_epochs must be 0 for a network with config.model."
+            f"gate_weight={weight:g}, which has one exit; found {phase.last_exit_epochs}"
+        )
     if weight:
         return _objective(GateSupervisedObjective, phase, gate_weight=weight, **given)
     return _objective(PhaseOneObjective, phase, **given)

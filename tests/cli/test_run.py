@@ -101,7 +101,7 @@ def test_results_have_the_documented_fields(results):
     exits, curve = results["exits"], results["budget_curve"]
     assert [row["exit"] for row in exits] == [1, 2]
     for row in exits:
-        assert row.keys() >= {"macs", "published_ops", "params", "top1", "top5", "ece"}
+        assert row.keys() >= {"macs", "published_ops", "params", "top1", "top5", "ece", "auroc"}
         assert 0 <= row["top1"] <= row["top5"] <= 100
     assert exits[0]["macs"] < exits[1]["macs"]
     assert len(curve) == 40

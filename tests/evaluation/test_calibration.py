@@ -6,6 +6,7 @@ import pytest
 from imta_jax.evaluation.calibration import (
     calibration_errors,
     expected_calibration_error,
+    failure_prediction_auroc,
     reliability,
 )
 
@@ -87,3 +88,49 @@ def test_invalid_arguments_are_refused(confidence, correct, bins, message):
 def test_errors_per_exit_refuse_one_axis():
     with pytest.raises(ValueError, match=r"confidence \(3,\) and correct \(3,\)"):
         calibration_errors(np.ones(3), np.ones(3, bool))
+
+
+# Failure prediction.
+
+
+def test_auroc_counts_pairs_of_a_correct_and_a_wrong_prediction():
+    """Correct: .9, .6, .3; wrong: .6, .1. Of 6 pairs 4 are in order and one is a tie."""
+    confidence = np.array([[0.9, 0.6, 0.6, 0.3, 0.1]])
+    correct = np.array([[True, False, True, True, False]])
+    assert failure_prediction_auroc(confidence, correct) == pytest.approx([4.5 / 6])
+
+
+def test_auroc_equals_the_probability_over_all_pairs():
+    generator = np.random.default_rng(3)
+    confidence = generator.integers(0, 20, (2, 200)) / 20  # with many ties
+    correct = generator.random((2, 200)) < confidence
+    found = failure_prediction_auroc(confidence, correct)
+    for c, right, area in zip(confidence, correct, found, strict=True):
+        difference = c[right][:, None] - c[~right][None, :]
+        assert area == pytest.approx(((difference > 0) + 0.5 * (difference == 0)).mean())
+
+
+def test_auroc_depends_on_the_order_of_confidences_only():
+    generator = np.random.default_rng(4)
+    confidence, correct = generator.random((3, 100)), generator.random((3, 100)) < 0.5
+    found = failure_prediction_auroc(confidence, correct)
+    np.testing.assert_allclose(failure_prediction_auroc(confidence**3 / 7, correct), found)
+    np.testing.assert_allclose(failure_prediction_auroc(-confidence, correct), 1 - found)
+
+
+def test_auroc_of_equal_confidences_is_one_half():
+    found = failure_prediction_auroc(np.full((1, 4), 0.7), np.array([[1, 0, 0, 1]], bool))
+    assert found == pytest.approx([0.5])
+
+
+def test_auroc_is_undefined_if_all_predictions_are_correct_or_all_wrong():
+    confidence = np.array([[0.1, 0.2], [0.1, 0.2], [0.1, 0.2]])
+    correct = np.array([[1, 1], [0, 0], [0, 1]], bool)
+    np.testing.assert_array_equal(
+        failure_prediction_auroc(confidence, correct), [np.nan, np.nan, 1.0]
+    )
+
+
+def test_auroc_rejects_other_shapes():
+    with pytest.raises(ValueError, match=r"\(2, 3\) and correct \(3,\)"):
+        failure_prediction_auroc(np.ones((2, 3)), np.ones(3, bool))

@@ -69,11 +69,27 @@ def test_tables_have_the_numbers_of_results_json(folder, results):
         ]
     for column, name in {"top1": "top-1 (%)", "top5": "top-5 (%)", "ece": "ECE (%)"}.items():
         assert exits[name].to_list() == [f"{e[column]:.2f}" for e in results["exits"]]
+    areas = [f"{e['auroc']:.3f}" for e in results["exits"]]
+    assert exits["AUROC of confidence"].to_list() == areas
     expected = [f"{b['top1']:.2f}" for b in results["reported_budgets"]]
     assert budgets["top-1 (%)"].to_list() == expected
     markdown = (folder / "report" / "tables.md").read_text()
     assert all(text in markdown for text in [*exits.to_numpy().ravel(), *expected])
     assert r"a \| b" in markdown
+
+
+def test_tables_of_results_without_auroc_or_with_an_undefined_one(folder, tmp_path, results):
+    for row, area in zip(results["exits"], (None, 0.9), strict=False):
+        row["auroc"] = area
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert report.exits_table(report.load_run(tmp_path))["AUROC of confidence"][:2].to_list() == [
+        "",
+        "0.900",
+    ]
+    for row in results["exits"]:
+        del row["auroc"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert "AUROC of confidence" not in report.exits_table(report.load_run(tmp_path))
 
 
 def test_the_operating_point_depends_on_validation_images_only(folder, tmp_path, results):

@@ -31,7 +31,7 @@ class RunRecord:
       phases: Epochs, steps and time of each phase by name; phases that were not run are omitted.
       environment: Device, versions, seed and time of completion.
       exits: One row per exit, by rising cost: `exit` (from 1), `macs`, `published_ops`, `params`,
-        `top1`, `top5`, `ece`.
+        `top1`, `top5`, `ece` and, except in older results, `auroc`.
       budget_curve: One row per budget, by rising `mean_macs`: also `quota`, `thresholds`,
         `validation_top1`, `top1`, `exit_fractions`.
       reported_budgets: Rows of the budget curve for tables, by rising `budget` (a fraction of the

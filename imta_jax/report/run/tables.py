@@ -22,6 +22,8 @@ ALWAYS, NEVER = -1.0, 2.0
 def exits_table(run: RunRecord) -> pd.DataFrame:
     """One row per exit: cumulative cost, and accuracy if all images use the exit."""
     exits = run.exits
+    # Results of earlier versions lack it.
+    auroc = {"AUROC of confidence": _areas(exits["auroc"])} if "auroc" in exits else {}
     return pd.DataFrame(
         {
             "exit": [f"{v:.0f}" for v in exits["exit"]],
@@ -32,6 +34,7 @@ def exits_table(run: RunRecord) -> pd.DataFrame:
             "top-1 (%)": _percentages(exits["top1"]),
             "top-5 (%)": _percentages(exits["top5"]),
             "ECE (%)": _percentages(exits["ece"]),
+            **auroc,
         }
     )
 
@@ -124,6 +127,11 @@ def _counts(values: Iterable[Any]) -> list[str]:
 
 def _percentages(values: Iterable[Any]) -> list[str]:
     return [f"{value:.2f}" for value in values]
+
+
+def _areas(values: Iterable[Any]) -> list[str]:
+    """Areas under ROC curves; empty where they are not defined."""
+    return ["" if pd.isna(value) else f"{value:.3f}" for value in values]
 
 
 def _exit_fractions(fractions: Sequence[float]) -> str:

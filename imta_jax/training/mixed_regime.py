@@ -1,0 +1,42 @@
+"""The mixed regime (Kubaty et al., "How to Train Your Multi-Exit Model?", ICML 2025).
+
+The last exit's cross-entropy alone trains the network for some epochs. Then all exits are trained
+jointly (arXiv 2407.14320, Sec. 3). The authors restart the learning rate for the second part; here
+one schedule spans both, so that a run takes as many steps as one of any other recipe.
+"""
+
+import dataclasses
+
+from jaxtyping import Array, Float, Int
+
+from imta_jax.models import MultiExitClassifier
+from imta_jax.training.objectives import ExitMetrics, exit_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class LastExitObjective:
+    """Cross-entropy of the last exit, without gradient equilibrium or detached features.
+
+    Parameters of other exits receive no gradient; weight decay still applies to them. All exits
+    are measured, which computes them in the forward pass only.
+
+    Attributes:
+      rematerialize: see `MultiExitClassifier.features`.
+    """
+
+    rematerialize: bool = False
+
+    def set_mode(self, classifier: MultiExitClassifier) -> None:
+        """Train mode everywhere."""
+        classifier.train()
+
+    def __call__(
+        self,
+        classifier: MultiExitClassifier,
+        images: Float[Array, "N H W C"],
+        labels: Int[Array, " N"],
+    ) -> tuple[Float[Array, ""], ExitMetrics]:
+        """See `Objective`."""
+        features = classifier.features(images, rematerialize=self.rematerialize)
+        metrics = exit_metrics(classifier.logits(features), labels)
+        return metrics.loss[-1], metrics
