@@ -1,5 +1,6 @@
 """The report of a run: figures, tables and page, from a synthetic run folder."""
 
+import dataclasses
 import io
 import json
 import re
@@ -141,6 +142,34 @@ def test_results_json_suffices_for_a_report(tmp_path, results):
     assert "Reported budgets" not in page
     with pytest.raises(ValueError, match=r"gallery\.npz"):
         report.figure_gallery(report.load_run(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ((0.0, 0.0), "Phase II does not change the exits' validation top-1"),
+        ((0.5, 0.5), "by +0.5 points"),
+        ((-0.25, 0.5), "by \N{MINUS SIGN}0.2 to +0.5 points"),
+    ],
+)
+def test_the_training_figure_names_the_change_in_phase_two(folder, changes, title):
+    run = report.load_run(folder)
+    phase_one = [50.0] * run.num_exits
+    phase_two = [50.0 + changes[0], *[50.0 + changes[1]] * (run.num_exits - 1)]
+    top1 = [phase_one if name == "phase_one" else phase_two for name in run.metrics["phase"]]
+    figure = report.figure_training(
+        dataclasses.replace(run, metrics=run.metrics.assign(top1_per_exit=top1))
+    )
+    assert figure.get_suptitle().endswith(title)
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.0, "none"), (0.002, "under 1%"), (0.3, "30%")])
+def test_the_exit_figure_names_the_share_of_the_last_exit(folder, share, text):
+    run = report.load_run(folder)
+    fractions = [1 - share, *[0.0] * (run.num_exits - 2), share]
+    curve = run.budget_curve.assign(exit_fractions=[fractions] * len(run.budget_curve))
+    figure = report.figure_exit_shares(dataclasses.replace(run, budget_curve=curve))
+    assert figure.get_suptitle().endswith(f"use exit 1 and {text} the last exit")
 
 
 def test_color_images_and_many_classes_are_drawn(tmp_path):

@@ -161,7 +161,9 @@ def figure_exit_shares(run: RunRecord) -> Figure:
     point = operating_point(run)
     assert point.mean_cost is not None and point.exit_fractions is not None
     cost, fractions = format_count(point.mean_cost), point.exit_fractions
-    last = "under 1%" if 0 < fractions[-1] < 0.005 else f"{fractions[-1]:.0%}"
+    last = f"{fractions[-1]:.0%}"
+    if last == "0%":
+        last = "under 1%" if fractions[-1] > 0 else "none"
     title = f"At {cost}, {fractions[0]:.0%} of images use exit 1 and {last} the last exit"
     figure = new_figure(8.4, 4.2, title)
     axes = figure.subplots()

@@ -36,7 +36,7 @@ METHOD_NAMES = {
 RISK_CONTROL = "#b35c00"
 # Method, marker, color, label. The monotone frontier is too close to the sweep to be drawn.
 DRAWN = (
-    ("sweep", "o-", MUTED, "● geometric sweep"),
+    ("sweep", "o-", MUTED, "○ geometric sweep"),
     ("temperature", "D-", QUANTITY, "◆ temperature scaling"),
     ("optimised", "o-", ADAPTIVE, "● optimized"),
     ("patience", "s", INK, "■ patience"),
@@ -137,7 +137,10 @@ def _title(optimized: pd.DataFrame) -> str:
 
 def _draw_accuracy(axes: Axes, points: pd.DataFrame, method: str, style: str, color: str) -> None:
     cost = points["mean_cost"].to_numpy(dtype=float) / MILLION
-    axes.plot(cost, points["top1"], style, color=color, markersize=4, linewidth=1.6, zorder=4)
+    look: dict[str, Any] = {"markersize": 4, "linewidth": 1.6, "zorder": 4}
+    if method == "sweep":  # Larger than the markers of other methods, which may hide it.
+        look = {"markersize": 9, "markerfacecolor": "white", "linewidth": 1.6, "zorder": 3}
+    axes.plot(cost, points["top1"], style, color=color, **look)
     if method in WITH_BAND:
         low, high = points["top1_low"], points["top1_high"]
         axes.fill_between(cost, low, high, color=color, alpha=0.12, linewidth=0, zorder=1)

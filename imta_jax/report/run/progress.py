@@ -94,10 +94,11 @@ def _title(phases: list[_PhaseMetrics]) -> str:
         ends = f"{final[0]:.1f}% at exit 1, {final[-1]:.1f}% at exit {len(final)}"
         return f"Validation top-1 after {epochs}: {ends}"
     change = final - _final(phases[0])
-    return (
-        f"Phase II changes the exits' validation top-1 by {format_signed(change.min())} to "
-        f"{format_signed(change.max())} points"
-    )
+    low, high = format_signed(change.min()), format_signed(change.max())
+    if low == high == format_signed(0.0):
+        return "Phase II does not change the exits' validation top-1"
+    change_range = low if low == high else f"{low} to {high}"
+    return f"Phase II changes the exits' validation top-1 by {change_range} points"
 
 
 def _draw_accuracy(axes: Axes, phases: list[_PhaseMetrics], colors: list[str]) -> None:
