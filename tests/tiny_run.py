@@ -155,16 +155,20 @@ def to_host(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def compiled_once(folder: Path) -> Iterator[None]:
-    """Keeps compiled programs in `folder`, so that a second run of the same network needs none."""
+    """Keeps compiled programs in `folder`, so that the same network compiles only once."""
     changes = {
         "jax_compilation_cache_dir": str(folder),
+        # With a size limit, JAX locks the folder, so that processes can share it.
+        "jax_compilation_cache_max_size": 2**30,
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     before = {name: getattr(jax.config, name) for name in changes}
     _configure(changes)
-    yield
-    _configure(before)
+    try:
+        yield
+    finally:
+        _configure(before)
 
 
 def _configure(changes: dict[str, Any]) -> None:

@@ -15,11 +15,6 @@ from imta_jax.evaluation import exit_costs
 from imta_jax.training.objectives import ExitMetrics
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "thirds.npz")
-
-
 def test_it_prints_the_run_and_creates_no_folder(source, tmp_path, capsys):
     config = tiny_run.tiny_config(source, phase_one__batch_size=32, mesh__parameter_shards=2)
     run(config, tmp_path / "run", "doctor")

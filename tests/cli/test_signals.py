@@ -13,11 +13,6 @@ from imta_jax.runtime.preemption import EXIT_CODE
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "thirds.npz")
-
-
 def start(source, workdir):
     longer = ("--config.data.pipeline=numpy", "--config.phase_one.total_epochs=9000")
     command = tiny_run.launch_command(source, workdir, source.parent / "cache", *longer)

@@ -26,11 +26,6 @@ def classifier():
     )
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "thirds.npz")
-
-
 def tiny_config(source, **changes) -> RunConfig:
     return RunConfig.from_mapping(tiny_run.tiny_config(source, **changes))
 

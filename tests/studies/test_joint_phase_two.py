@@ -33,10 +33,7 @@ VARIANTS = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    with tiny_run.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 def config_of(source, fields):

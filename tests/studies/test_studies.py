@@ -22,17 +22,7 @@ from imta_jax.training import load_classifier
 STUDIES = ("ablation", "budget", "distillation", "equilibrium", "exits")
 # Divides the logits by a number so small that the divergence is not finite.
 DIVERGES = {"phase_two.temperature": 1e-38}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    with tiny_run.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "data.npz")
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 def tiny_study(source, *more, **changes):

@@ -16,12 +16,7 @@ from imta_jax.training.step import jit_batch_step
 
 BATCHES = [tiny_run.draw_batch(16, seed) for seed in range(6)]
 CHECK_EVERY_STEPS = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    with tiny_run.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 @pytest.fixture(scope="module")

@@ -30,21 +30,12 @@ from imta_jax.training.callbacks import progress as progress_callbacks
 from imta_jax.training.metrics import format_per_exit
 from imta_jax.training.objectives import ExitMetrics
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    with tiny_run.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 @pytest.fixture(autouse=True)
 def _one_device(monkeypatch):
     monkeypatch.setattr(phases, "mesh_of", lambda config: data_mesh(jax.devices()[:1]))
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "thirds.npz")
 
 
 def progress(step=0, **changes):

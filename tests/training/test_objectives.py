@@ -20,12 +20,7 @@ from imta_jax.training.state import named_arrays
 
 BATCH = tiny_run.draw_batch(16, 0)
 LABELS = jnp.asarray(BATCH.labels)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    with tiny_run.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 def classifier_of(phase):

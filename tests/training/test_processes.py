@@ -16,11 +16,6 @@ from imta_jax.training import load_classifier
 from imta_jax.training.state import named_arrays
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "thirds.npz")
-
-
 def start(source, workdir, devices, *more):
     slow = [f"--config.{phase}.learning_rate=0.001" for phase in ("phase_one", "phase_two")]
     cache = source.parent / f"cache_{devices}"

@@ -23,12 +23,7 @@ from imta_jax.training.state import create_state, named_arrays
 from imta_jax.training.step import jit_batch_step, jit_eval_step, train_step
 
 BATCHES = [tiny_run.draw_batch(16, seed) for seed in range(3)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    with tiny_run.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 def test_training_reduces_the_loss(phase_one):

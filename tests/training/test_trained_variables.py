@@ -14,12 +14,7 @@ from imta_jax.training.state import named_arrays
 from imta_jax.training.step import train_step
 
 BATCHES = [tiny_run.draw_batch(16, seed) for seed in range(3)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    with tiny_run.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 @pytest.mark.parametrize("name", ["phase_one", "paper_phase_two", "published_phase_two"])

@@ -1,0 +1,40 @@
+"""Damaged files of a run folder."""
+
+import json
+import logging
+import shutil
+
+import pytest
+
+from imta_jax.cli.run import run
+
+
+def test_damaged_json_files_are_named_and_written_again(config, finished, tmp_path, caplog):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    written = ("config.json", "dataset.json", "results.json")
+    for name in written:
+        (copy / name).write_bytes((copy / name).read_bytes()[:-20])
+    (copy / "phase_two" / "metrics.jsonl").write_bytes(b"\0" * 50)
+    (copy / "evaluation" / "time.json").write_text("")
+    with caplog.at_level(logging.WARNING, "imta_jax"):
+        run(config, copy)
+        run(config, copy, "report")
+    for name in (*written, "phase_two/metrics.jsonl", "evaluation/time.json"):
+        assert str(copy / name) in caplog.text
+    for name in ("config.json", "dataset.json"):
+        assert (copy / name).read_bytes() == (finished / name).read_bytes()
+    found, expected = (
+        json.loads((folder / "results.json").read_text()) for folder in (copy, finished)
+    )
+    assert found["exits"] == expected["exits"]
+    assert found["phases"]["phase_one"] == expected["phases"]["phase_one"]
+    assert found["phases"]["phase_two"]["epochs"] == 2
+    assert found["phases"]["phase_two"]["seconds"] is None
+
+
+def test_damaged_results_are_named_by_what_reads_them(config, finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    (copy / "results.json").write_text("")
+    for read in (lambda: run(config, copy, "report"), lambda: run(config, copy, "time")):
+        with pytest.raises(ValueError, match=r"results\.json is empty .*--mode=evaluate"):
+            read()

@@ -1,0 +1,81 @@
+"""Damaged checkpoints, and how checkpoints are verified."""
+
+import logging
+
+import jax
+import orbax.checkpoint as ocp
+import pytest
+from resumed_runs import assert_same_phase, lose_the_data, lose_the_optimizer, truncate
+
+from imta_jax.cli.run import run
+from imta_jax.training import (
+    checkpoint_reading,
+    load_classifier,
+    phases,
+    train_phase_one,
+)
+
+# After a failed read of a checkpoint, TensorStore's other reads fail in its event loop.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.mark.parametrize("damage", [truncate, lose_the_optimizer, lose_the_data])
+def test_a_damaged_checkpoint_is_replaced_by_the_older_one(
+    damage, config, dataset, copied, finished, caplog
+):
+    damage(copied / "phase_one" / "3")
+    assert not phases.phase_is_finished(config, copied, "phase_one")
+    with caplog.at_level(logging.WARNING, "imta_jax"):
+        train_phase_one(config, dataset, copied)
+    assert "checkpoint 3 in" in caplog.text
+    assert "checkpoint 2 in" not in caplog.text
+    assert_same_phase(copied / "phase_one", finished / "phase_one", 3)
+    assert phases.phase_is_finished(config, copied, "phase_one")
+    # Renamed, not deleted: the disk may be at fault.
+    assert (copied / "phase_one" / "unreadable_3_1").is_dir()
+
+
+def test_a_classifier_is_not_loaded_from_a_damaged_checkpoint(copied, caplog):
+    truncate(copied / "phase_one" / "3")
+    with caplog.at_level(logging.WARNING, "imta_jax"):
+        _, meta = load_classifier(copied / "phase_one")
+    assert meta["epoch"] == 2 and "checkpoint 3 in" in caplog.text
+    for checkpoint in (copied / "phase_one").glob("[0-9]"):
+        truncate(checkpoint)
+    with pytest.raises(FileNotFoundError, match="no readable checkpoint in"):
+        load_classifier(copied / "phase_one")
+
+
+def test_reading_a_missing_folder_creates_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*nowhere"):
+        load_classifier(tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_readable_checkpoint_training_starts_again(config, dataset, copied, finished):
+    for checkpoint in (copied / "phase_one").glob("[0-9]"):
+        truncate(checkpoint)
+    train_phase_one(config, dataset, copied)
+    assert_same_phase(copied / "phase_one", finished / "phase_one", 3)
+
+
+def test_evaluation_verifies_each_checkpoint_once_and_not_on_a_device(config, copied, monkeypatch):
+    reads, restore = [], ocp.CheckpointManager.restore
+
+    def recorded(self, step, *arguments, **more):
+        found = restore(self, step, *arguments, **more)
+        items = {item: found[item] for item in ("model", "progress") if item in found}
+        if items:
+            on_devices = any(isinstance(x, jax.Array) for x in jax.tree.leaves(items))
+            place = "devices" if on_devices else "host"
+            reads.append((self.directory.name, place, *items))
+        return found
+
+    checkpoint_reading._verified.clear()
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", recorded)
+    run(config, copied, "evaluate")
+    assert sorted(reads) == [
+        ("phase_one", "host", "model", "progress"),
+        ("phase_two", "devices", "model"),
+        ("phase_two", "host", "model", "progress"),
+    ]
