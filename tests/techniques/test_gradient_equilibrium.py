@@ -72,9 +72,8 @@ def test_gradients_of_a_tree_keep_structure_and_types():
         return sum(leaf.astype(jnp.float32).sum() for leaf in jax.tree.leaves(tree))
 
     found = jax.grad(lambda tree: total(rescale_gradient(tree, 0.5)))(floats)
-    for before, after in zip(jax.tree.leaves(floats), jax.tree.leaves(found), strict=True):
-        assert before.dtype == after.dtype
-        np.testing.assert_array_equal(after.astype(jnp.float32), 0.5)
+    expected = jax.tree.map(lambda x: jnp.full_like(x, 0.5), floats)
+    chex.assert_trees_all_equal(found, expected, strict=True)
 
 
 def test_integers_in_a_tree_keep_the_gradient_of_floats():
@@ -134,11 +133,11 @@ Maps = tuple[tuple[jax.Array, ...], ...]
 
 
 class Results(NamedTuple):
-    """In one mode: the gradient of every exit's loss with respect to every output of a stage.
+    """The gradient of every exit's loss with respect to every output of a stage, in one mode.
 
     Attributes:
       gradients: [stage][scale] -> [E, N, H, W, C].
-      logits: [E, N, K], from the probed driver.
+      logits: [E, N, K], with probes of zero.
     """
 
     gradients: Maps
@@ -167,7 +166,7 @@ def probed_logits(
     return network.logits(features)
 
 
-def blank_probes(network: MultiExitClassifier, images: jax.Array) -> Maps:
+def zero_probes(network: MultiExitClassifier, images: jax.Array) -> Maps:
     """Zeros of the shapes of all stages' outputs; each scale has half the side of the last."""
     count, side = images.shape[:2]
     last_layers = [stage[-1] for stage in network.backbone.plan.stages]
@@ -183,7 +182,7 @@ def blank_probes(network: MultiExitClassifier, images: jax.Array) -> Maps:
 @pytest.fixture(scope="module")
 def results(network: MultiExitClassifier, images: jax.Array) -> dict[str, Results]:
     graphdef, state = nnx.split(network)
-    probes, labels = blank_probes(network, images), jnp.asarray([1, 4, 7])
+    probes, labels = zero_probes(network, images), jnp.asarray([1, 4, 7])
 
     @functools.partial(jax.jit, static_argnums=1)
     def of_exit(weights: jax.Array, mode: str) -> Results:
@@ -216,7 +215,7 @@ def assert_ratio(found: np.ndarray, plain: np.ndarray, ratio: float) -> None:
     np.testing.assert_allclose(found, ratio * plain, rtol=1e-4, atol=1e-5 * np.abs(plain).max())
 
 
-def test_the_probed_driver_is_the_classifier(network, images, results):
+def test_probes_of_zero_do_not_change_the_logits(network, images, results):
     graphdef, state = nnx.split(network)
     forward = jax.jit(lambda state: nnx.merge(graphdef, state, copy=True)(images, "all"))
     expected = forward(state)
@@ -227,7 +226,7 @@ def test_the_probed_driver_is_the_classifier(network, images, results):
 
 def test_every_exit_reaches_every_earlier_stage_and_no_later_one(gradients):
     plain = gradients["off"]
-    assert len(every_map(plain)) > NUM_EXITS  # there are several scales
+    assert len(every_map(plain)) > NUM_EXITS  # Several scales.
     for i, s in every_map(plain):
         coarsest = s == len(plain[i]) - 1
         for j in range(NUM_EXITS):
@@ -244,10 +243,10 @@ def test_equilibrium_scales_every_gradient_of_every_map_as_in_eq_5(gradients):
 
 
 def test_coarsest_equilibrium_holds_along_the_coarsest_scale_only(gradients):
-    """No path leads back from the coarsest map to a finer one, so there Eq. 5 is exact.
+    """No path leads from the coarsest map to a finer one, so Eq. 5 is exact there.
 
-    A path from a finer map meets its first factor where it joins the coarsest scale: from stage i
-    to the next exit that is one stage late, with 1/(k-i) in the place of 1/(k-i+1).
+    A path from a finer map has its first factor where it joins the coarsest scale. From stage i to
+    the next exit that is one stage later, with 1/(k-i) instead of 1/(k-i+1).
     """
     plain, balanced = gradients["off"], gradients["coarsest"]
     for i, s in every_map(plain):
@@ -258,8 +257,7 @@ def test_coarsest_equilibrium_holds_along_the_coarsest_scale_only(gradients):
             assert_ratio(balanced[i][s][i + 1], plain[i][s][i + 1], 1 / (NUM_EXITS - i - 1))
 
 
-def test_summed_gradient_stays_bounded_by_the_largest_exit(gradients):
-    """The sum over exits becomes their mean (Sec. 3.1)."""
+def test_summed_gradient_is_the_mean_over_later_exits(gradients):
     plain, balanced = gradients["off"], gradients["all"]
     for i, s in every_map(plain):
         remaining = plain[i][s][i:]

@@ -1,11 +1,15 @@
-"""One-for-all distillation against a NumPy restatement of Eq. 7-8, and what the formula implies."""
+"""One-for-all distillation: Eq. 7-8 against a NumPy implementation, and properties of the loss."""
 
+import functools
 import itertools
+import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 
 from imta_jax.techniques import (
     LAST_EXIT_LOSSES,
@@ -16,15 +20,11 @@ from imta_jax.techniques import (
 )
 
 E, N, K = 4, 5, 7
-CONVENTIONS = list(itertools.product(REDUCTIONS, (False, True), LAST_EXIT_LOSSES))
-
-
-@pytest.fixture(scope="module")
-def data() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(logits [E, N, K], labels [N], teacher logits [N, K])."""
-    generator = np.random.default_rng(0)
-    logits, teacher = generator.normal(0, 3, (E, N, K)), generator.normal(0, 3, (N, K))
-    return logits.astype(np.float32), generator.integers(0, K, N), teacher.astype(np.float32)
+CONVENTIONS = tuple(itertools.product(REDUCTIONS, (False, True), LAST_EXIT_LOSSES))
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(0, 3, (E, N, K)).astype(np.float32)
+TEACHER = RNG.normal(0, 3, (N, K)).astype(np.float32)
+LABELS = RNG.integers(0, K, N)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -32,125 +32,111 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def restated(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    teacher: np.ndarray,
-    alpha: float,
-    temperature: float,
-    convention: tuple[str, bool, str],
-) -> float:
+def reference_loss(alpha: float, temperature: float, convention: tuple[str, bool, str]) -> float:
     """Eq. 7 in float64, one exit and one image at a time."""
     reduction, squared, last_exit = convention
-    taught, total = softmax(teacher / temperature), 0.0
-    for i, student_logits in enumerate(logits):
-        ce = np.mean(
-            [-np.log(softmax(row)[y]) for row, y in zip(student_logits, labels, strict=True)]
-        )
+    teacher, total = softmax(TEACHER / temperature), 0.0
+    for i, student_logits in enumerate(LOGITS):
+        probabilities = softmax(student_logits)
+        ce = np.mean([-np.log(p[y]) for p, y in zip(probabilities, LABELS, strict=True)])
         student = softmax(student_logits / temperature)
-        divergences = [np.sum(p * np.log(p / q)) for p, q in zip(taught, student, strict=True)]
+        divergences = [np.sum(p * np.log(p / q)) for p, q in zip(teacher, student, strict=True)]
         kl = np.mean(divergences) / (K if reduction == "elements" else 1)
         kl *= temperature**2 if squared else 1
-        plain = last_exit == "cross_entropy" and i == len(logits) - 1
+        plain = last_exit == "cross_entropy" and i == len(LOGITS) - 1
         total += ce if plain else alpha * ce + (1 - alpha) * kl
     return total
 
 
-def keywords(convention: tuple[str, bool, str]) -> dict[str, object]:
-    return dict(zip(("reduction", "temperature_squared", "last_exit"), convention, strict=True))
+def loss_with(alpha: float, temperature: float, convention: tuple[str, bool, str]):
+    """The loss as a function of (logits, labels, teacher logits)."""
+    reduction, squared, last_exit = convention
+    return functools.partial(
+        one_for_all_loss,
+        alpha=alpha,
+        temperature=temperature,
+        reduction=reduction,
+        temperature_squared=squared,
+        last_exit=last_exit,
+    )
+
+
+class FormulaTest(chex.TestCase):
+    """Compares the losses with the formulas, with and without `jax.jit`."""
+
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.product(
+        convention=CONVENTIONS, weights=[(0.9, 1.0), (0.1, 3.0), (0.0, 0.5), (1.0, 3.0)]
+    )
+    def test_loss_equals_the_formula_in_every_convention(self, convention, weights):
+        found = self.variant(loss_with(*weights, convention))(LOGITS, LABELS, TEACHER)
+        chex.assert_shape(found, ())
+        chex.assert_type(found, jnp.float32)
+        np.testing.assert_allclose(found, reference_loss(*weights, convention), rtol=1e-5)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_defaults_are_those_of_the_paper(self):
+        loss = functools.partial(one_for_all_loss, alpha=0.5, temperature=2.0)
+        found = self.variant(loss)(LOGITS, LABELS, TEACHER)
+        expected = reference_loss(0.5, 2.0, ("batch", False, "mixed"))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_extreme_logits_have_a_finite_loss_and_gradient(self):
+        loss = functools.partial(one_for_all_loss, alpha=0.5, temperature=1.0)
+        results = self.variant(jax.value_and_grad(loss))(1e4 * LOGITS, LABELS, 1e4 * TEACHER)
+        chex.assert_tree_all_finite(results)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_cross_entropy_of_uniform_logits_is_log_of_the_classes(self):
+        found = self.variant(cross_entropy)(jnp.zeros((E, N, K)), jnp.arange(N))
+        np.testing.assert_allclose(found, np.full(E, np.log(K)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-@pytest.mark.parametrize(("alpha", "temperature"), [(0.9, 1.0), (0.1, 3.0), (0.0, 0.5)])
-def test_loss_equals_the_formula_in_every_convention(data, convention, alpha, temperature):
-    found = one_for_all_loss(
-        *map(jnp.asarray, data), alpha=alpha, temperature=temperature, **keywords(convention)
-    )
-    assert found.shape == () and found.dtype == jnp.float32
-    assert float(found) == pytest.approx(restated(*data, alpha, temperature, convention), rel=1e-5)
+def test_no_gradient_reaches_the_teacher(convention):
+    loss = loss_with(0.1, 3.0, convention)
+    np.testing.assert_array_equal(jax.grad(loss, argnums=2)(LOGITS, LABELS, TEACHER), 0)
 
 
-def test_defaults_are_what_the_paper_says(data):
-    found = one_for_all_loss(*map(jnp.asarray, data), alpha=0.5, temperature=2.0)
-    assert float(found) == pytest.approx(
-        restated(*data, 0.5, 2.0, ("batch", False, "mixed")), rel=1e-5
-    )
-
-
-@pytest.mark.parametrize("convention", CONVENTIONS)
-def test_no_gradient_reaches_the_teacher(data, convention):
-    found = jax.grad(one_for_all_loss, argnums=2)(
-        *map(jnp.asarray, data), alpha=0.1, temperature=3.0, **keywords(convention)
-    )
-    np.testing.assert_array_equal(found, 0)
-
-
-def test_the_last_exit_teaching_itself_learns_from_labels_only(data):
-    """Eq. 7 with the own last exit as teacher: the divergence there is zero, its gradient too."""
-    logits, labels = jnp.asarray(data[0]), jnp.asarray(data[1])
+def test_the_last_exit_as_its_own_teacher_is_trained_by_labels_only():
+    """In Eq. 7 the divergence of the last exit from itself is zero, and so is its gradient."""
 
     def loss(logits: jax.Array) -> jax.Array:
-        return one_for_all_loss(logits, labels, logits[-1], alpha=0.3, temperature=2.0)
+        return one_for_all_loss(logits, LABELS, logits[-1], alpha=0.3, temperature=2.0)
 
-    plain = jax.grad(lambda logits: cross_entropy(logits, labels).sum())(logits)
-    found = jax.grad(loss)(logits)
+    plain = jax.grad(lambda logits: cross_entropy(logits, LABELS).sum())(LOGITS)
+    found = jax.grad(loss)(jnp.asarray(LOGITS))
     np.testing.assert_allclose(found[-1], 0.3 * plain[-1], rtol=1e-5, atol=1e-7)
     assert np.abs(found[0] - 0.3 * plain[0]).max() > 1e-3
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
-def test_alpha_one_is_training_without_distillation(data, convention):
-    logits, labels, teacher = map(jnp.asarray, data)
-    found = one_for_all_loss(
-        logits, labels, teacher, alpha=1.0, temperature=3.0, **keywords(convention)
-    )
-    assert float(found) == pytest.approx(float(cross_entropy(logits, labels).sum()), rel=1e-6)
-
-
-def test_divergence_is_positive_and_vanishes_with_its_gradient_at_the_teacher(data):
-    logits, _, teacher = map(jnp.asarray, data)
-    assert (teacher_divergence(logits, teacher, temperature=2.0) > 0).all()
-    equal = jnp.broadcast_to(teacher, (E, N, K))
+def test_divergence_is_positive_and_vanishes_with_its_gradient_at_the_teacher():
+    assert (teacher_divergence(LOGITS, TEACHER, temperature=2.0) > 0).all()
     found, gradient = jax.value_and_grad(
-        lambda logits: teacher_divergence(logits, teacher, temperature=2.0).sum()
-    )(equal)
+        lambda logits: teacher_divergence(logits, TEACHER, temperature=2.0).sum()
+    )(jnp.broadcast_to(TEACHER, (E, N, K)))
     assert float(found) == pytest.approx(0, abs=1e-6)
     np.testing.assert_allclose(gradient, np.zeros((E, N, K)), atol=1e-7)
 
 
-def test_divergence_reductions_differ_by_the_number_of_classes(data):
-    logits, _, teacher = map(jnp.asarray, data)
+def test_divergence_reductions_differ_by_the_number_of_classes():
     batch, elements = (
-        teacher_divergence(logits, teacher, temperature=1.5, reduction=name) for name in REDUCTIONS
+        teacher_divergence(LOGITS, TEACHER, temperature=1.5, reduction=name) for name in REDUCTIONS
     )
     np.testing.assert_allclose(batch, K * elements, rtol=1e-6)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_a_constant_added_to_logits_changes_nothing(data, convention):
-    logits, labels, teacher = map(jnp.asarray, data)
-    kwargs = {"alpha": 0.4, "temperature": 3.0, **keywords(convention)}
-    found = one_for_all_loss(logits + 50, labels, teacher - 20, **kwargs)
-    assert float(found) == pytest.approx(
-        float(one_for_all_loss(logits, labels, teacher, **kwargs)), rel=1e-5
-    )
-
-
-def test_extreme_logits_stay_finite(data):
-    _, labels, teacher = map(jnp.asarray, data)
-    logits = jnp.asarray(data[0]) * 1e4
-
-    def loss(logits: jax.Array) -> jax.Array:
-        return one_for_all_loss(logits, labels, 1e4 * teacher, alpha=0.5, temperature=1.0)
-
-    found, gradient = jax.value_and_grad(loss)(logits)
-    assert np.isfinite(found) and np.isfinite(gradient).all()
+def test_a_constant_added_to_the_logits_does_not_change_the_loss(convention):
+    loss = loss_with(0.4, 3.0, convention)
+    found, expected = loss(LOGITS + 50, LABELS, TEACHER - 20), loss(LOGITS, LABELS, TEACHER)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_class_that_is_masked_everywhere_changes_nothing(data, reduction):
-    """Logits of -inf have probability 0; the divergence and its gradient are those without it."""
-    logits, labels, teacher = map(jnp.asarray, data)
+def test_a_class_that_is_masked_in_all_logits_does_not_change_the_divergence(reduction):
+    """Logits of -inf have probability 0, in the teacher and in the students."""
 
     def divergence(logits, teacher):
         return teacher_divergence(logits, teacher, temperature=2.0, reduction="batch").sum()
@@ -158,45 +144,39 @@ def test_a_class_that_is_masked_everywhere_changes_nothing(data, reduction):
     def mask(x):
         return jnp.concatenate([x, jnp.full((*x.shape[:-1], 1), -jnp.inf)], axis=-1)
 
-    expected, slope = jax.value_and_grad(divergence)(logits, teacher)
-    found, masked_slope = jax.value_and_grad(divergence)(mask(logits), mask(teacher))
+    expected, gradient = jax.value_and_grad(divergence)(LOGITS, TEACHER)
+    found, masked_gradient = jax.value_and_grad(divergence)(mask(LOGITS), mask(TEACHER))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    np.testing.assert_allclose(masked_slope[..., :-1], slope, rtol=1e-5, atol=1e-7)
-    np.testing.assert_array_equal(masked_slope[..., -1], 0)
+    np.testing.assert_allclose(masked_gradient[..., :-1], gradient, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(masked_gradient[..., -1], 0)
     loss = one_for_all_loss(
-        mask(logits), labels, mask(teacher), alpha=0.3, temperature=2.0, reduction=reduction
+        mask(LOGITS), LABELS, mask(TEACHER), alpha=0.3, temperature=2.0, reduction=reduction
     )
-    assert np.isfinite(loss)
+    chex.assert_tree_all_finite(loss)
 
 
-def test_half_precision_logits_are_computed_in_float32(data):
-    logits, labels, teacher = map(jnp.asarray, data)
-    half = logits.astype(jnp.bfloat16)
-    kwargs = {"alpha": 0.5, "temperature": 3.0}
-    found = one_for_all_loss(half, labels, teacher, **kwargs)
-    assert found.dtype == jnp.float32
-    assert found == one_for_all_loss(half.astype(jnp.float32), labels, teacher, **kwargs)
-
-
-def test_cross_entropy_of_uniform_logits_is_log_of_the_classes():
-    found = cross_entropy(jnp.zeros((E, N, K)), jnp.arange(N))
-    np.testing.assert_allclose(found, np.full(E, np.log(K)), rtol=1e-6)
+def test_half_precision_logits_are_computed_in_float32():
+    half = jnp.asarray(LOGITS, jnp.bfloat16)
+    loss = loss_with(0.5, 3.0, ("batch", False, "mixed"))
+    found, expected = (loss(x, LABELS, TEACHER) for x in (half, half.astype(jnp.float32)))
+    chex.assert_trees_all_equal(found, expected, strict=True)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reduction": "bach"}, "unknown reduction 'bach'; valid, the closest first: batch, elem"),
-        ({"last_exit": "mix"}, "unknown last_exit 'mix'; valid, the closest first: mixed, cross"),
-        ({"temperature": 0}, "temperature must be above 0; found 0"),
-        ({"temperature": -1.0}, "temperature must be above 0; found -1.0"),
-        ({"temperature": float("nan")}, "temperature must be above 0; found nan"),
+        ({"reduction": "bach"}, "reduction 'bach'.*: batch"),
+        ({"last_exit": "mix"}, "last_exit 'mix'.*: mixed"),
+        ({"alpha": 1.5}, r"alpha.*1\.5"),
+        ({"temperature": 0}, r"temperature.*\b0$"),
+        ({"temperature": -1.0}, r"temperature.*-1\.0"),
+        ({"temperature": float("nan")}, "temperature.*nan"),
     ],
 )
-def test_bad_values_are_refused_by_name(data, change: dict, message: str):
+def test_invalid_values_raise(change: dict, message: str):
     kwargs = {"alpha": 0.5, "temperature": 1.0} | change
     with pytest.raises(ValueError, match=message):
-        one_for_all_loss(*map(jnp.asarray, data), **kwargs)
+        one_for_all_loss(LOGITS, LABELS, TEACHER, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +189,10 @@ def test_bad_values_are_refused_by_name(data, change: dict, message: str):
         ((E, N, K), (N,), (E, N, K)),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(shapes: tuple):
+def test_inconsistent_shapes_raise(shapes: tuple):
     logits, labels, teacher = shapes
-    with pytest.raises(ValueError, match=r"expected logits \[E, N, K\], labels \[N\]"):
+    message = rf"logits.*{re.escape(str(logits))}, .*{re.escape(str(teacher))}"
+    with pytest.raises(ValueError, match=message):
         one_for_all_loss(
             jnp.zeros(logits),
             jnp.zeros(labels, jnp.int32),
