@@ -12,12 +12,15 @@ from tabulate import tabulate
 
 from imta_jax.runtime.environment import environment_record
 from imta_jax.runtime.files import write_json
+from imta_jax.runtime.paths import path_argument
 
 
 def argument_parser(docstring: str) -> argparse.ArgumentParser:
     """A parser with the options of all scripts, `--out` and `--quick`."""
     parser = argparse.ArgumentParser(description=docstring.partition("\n")[0])
-    parser.add_argument("--out", required=True, help="JSON file for the result")
+    parser.add_argument(
+        "--out", required=True, type=path_argument("--out"), help="JSON file for the result"
+    )
     parser.add_argument("--quick", action="store_true", help="a rough result, minutes on 2 cores")
     return parser
 

@@ -6,11 +6,16 @@ name the value, what was expected, and the fix.
 """
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
 class UserError(Exception):
     """Base class of errors that a user can fix."""
+
+    def __str__(self) -> str:
+        """The message. `OSError` would print "[Errno N]" before it."""
+        return getattr(self, "strerror", None) or super().__str__()
 
 
 class InputError(UserError, ValueError):
@@ -43,6 +48,13 @@ class ServiceError(UserError, ConnectionError):
 
 class MissingPackageError(UserError, ModuleNotFoundError):
     """An optional package is not installed."""
+
+
+def message_of(error: BaseException) -> str:
+    """The message of an exception; of an `OSError`, path and reason without "[Errno N]"."""
+    if isinstance(error, OSError) and not isinstance(error, UserError) and error.filename:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 def closest_first(name: str, valid: Iterable[str]) -> list[str]:

@@ -22,7 +22,7 @@ from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.runtime.lock import only_run_in
-from imta_jax.runtime.paths import local_folder
+from imta_jax.runtime.paths import local_path
 from imta_jax.training import (
     PHASES,
     check_training_config,
@@ -64,7 +64,7 @@ def run(
       BlockingIOError: another run uses the folder.
       Interrupted: the process received SIGTERM; a checkpoint is saved.
     """
-    workdir = local_folder("--workdir", workdir)
+    workdir = local_path("--workdir", workdir)
     if mode not in MODES:
         raise unknown_name("mode", mode, (*MODES, "study"))
     if not isinstance(config, RunConfig) and "arms" in config:

@@ -7,8 +7,9 @@ import argparse
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
-from imta_jax.errors import InputError
+from imta_jax.errors import InputError, message_of
 from imta_jax.evaluation.methods.comparison import DEFAULT_BUDGETS, DEFAULT_TOLERANCES
 from imta_jax.evaluation.methods.comparison_record import (
     CONFIDENCE_LEVEL,
@@ -17,6 +18,7 @@ from imta_jax.evaluation.methods.comparison_record import (
 )
 from imta_jax.evaluation.predictions import Predictions, load_predictions
 from imta_jax.runtime.files import write_json
+from imta_jax.runtime.paths import path_argument
 
 _FILES = "an .npz with `logits` [exits, images, classes] and `labels` [images]"
 
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except FileNotFoundError as error:
         parser.error(f"no file {error.filename}; expected {_FILES}")
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(message_of(error))
     print(comparison_text(record))
     if arguments.out:
         try:
@@ -49,15 +51,22 @@ def _parser() -> argparse.ArgumentParser:
         description="Compares methods for choosing early-exit thresholds, on logits of any "
         "framework.",
     )
-    parser.add_argument("validation", help=f"validation images, to choose thresholds: {_FILES}")
-    parser.add_argument("test", help=f"test images, to measure: {_FILES}")
+    for name, purpose in (
+        ("validation", "validation images, to choose thresholds"),
+        ("test", "test images, to measure"),
+    ):
+        parser.add_argument(name, type=path_argument(name), help=f"{purpose}: {_FILES}")
     parser.add_argument(
         "--costs", required=True, help="cumulative cost of each exit, in any unit, e.g. 1e6,2e6,4e6"
     )
     parser.add_argument(
         "--budgets", help="mean costs, as fractions of the last exit's cost, e.g. 0.3,0.5"
     )
-    parser.add_argument("--out", help="JSON file for the table with thresholds and exit fractions")
+    parser.add_argument(
+        "--out",
+        type=path_argument("--out"),
+        help="JSON file for the table with thresholds and exit fractions",
+    )
     return parser
 
 
@@ -79,7 +88,7 @@ def _check_costs(costs: Sequence[float]) -> None:
         )
 
 
-def _check_number_of_images(validation: Predictions, path: str) -> None:
+def _check_number_of_images(validation: Predictions, path: Path) -> None:
     """Raises a ValueError if there are too few images to certify any default tolerance.
 
     Without any early-exit error among n images Clopper and Pearson's upper bound is

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imta_jax.errors import MissingFileError
+from imta_jax.errors import InputError, MissingFileError
 from imta_jax.evaluation.budget import budget_curve
 from imta_jax.evaluation.calibration import calibration_errors, failure_prediction_auroc
 from imta_jax.evaluation.predictions import (
@@ -15,6 +15,7 @@ from imta_jax.evaluation.predictions import (
     load_predictions,
 )
 from imta_jax.runtime.json_files import read_json
+from imta_jax.runtime.paths import local_path
 
 if TYPE_CHECKING:
     from imta_jax.data import Dataset
@@ -94,8 +95,9 @@ def read_budget_curve(workdir: str | Path) -> list[dict[str, Any]]:
 
     Raises:
       FileNotFoundError: the run was not evaluated.
+      ValueError: a file of the evaluation is damaged.
     """
-    workdir = Path(workdir)
+    workdir = local_path("workdir", workdir)
     path = workdir / "results.json"
     if not path.exists():
         raise MissingFileError(
@@ -106,9 +108,15 @@ def read_budget_curve(workdir: str | Path) -> list[dict[str, Any]]:
     if all("validation_exit_fractions" in row for row in rows):
         return rows
     macs = [row["macs"] for row in results["exits"]]
-    validation, test = (
-        load_predictions(workdir / "evaluation" / f"logits_{split}.npz")
-        for split in ("validation", "test")
-    )
+    validation, test = (_logits(workdir, split) for split in ("validation", "test"))
     quotas = [row["quota"] for row in rows]
     return budget_curve(validation, test, macs, quotas=quotas).rows("mean_macs")
+
+
+def _logits(workdir: Path, split: str) -> Predictions:
+    try:
+        return load_predictions(workdir / "evaluation" / f"logits_{split}.npz")
+    except (InputError, FileNotFoundError) as error:
+        raise InputError(
+            f"{error}; to write it again, delete {workdir / 'results.json'} and run --mode=evaluate"
+        ) from error

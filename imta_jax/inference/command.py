@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from imta_jax.errors import InputError, UserError
+from imta_jax.errors import InputError, UserError, message_of
 from imta_jax.evaluation.operating_points import best_within_ms
 from imta_jax.inference.adaptive import AdaptiveClassifier, AdaptivePredictions
 from imta_jax.inference.export.loader import ExportedClassifier, load_exported, platform_here
@@ -32,6 +32,7 @@ from imta_jax.inference.formatting import (
 )
 from imta_jax.inference.image_files import DecodedImage, find_image_files, read_image
 from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.paths import path_argument
 from imta_jax.runtime.progress_bar import with_progress
 
 _PROGRAM = "python -m imta_jax.inference"
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (UserError, OSError) as error:
-        _print_message(f"error: {error}")
+        _print_message(f"error: {message_of(error)}")
         return 2
 
 
@@ -65,7 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         "exit that is confident enough.",
         epilog="Without images, describes the exported folder.",
     )
-    parser.add_argument("folder", help="written by python -m imta_jax.inference.export")
+    parser.add_argument(
+        "folder",
+        type=path_argument("folder"),
+        help="written by python -m imta_jax.inference.export",
+    )
     parser.add_argument("images", nargs="*", help="image files, or folders of them")
     parser.add_argument(
         "--budget",
@@ -111,7 +116,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if paths:
         return _classify(exported, adaptive, paths, thresholds, as_json=arguments.json)
     if not arguments.profile:
-        print(printable(description(exported, arguments.folder), sys.stdout.encoding))
+        print(printable(description(exported, str(arguments.folder)), sys.stdout.encoding))
     return 0
 
 

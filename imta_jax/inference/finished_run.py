@@ -24,6 +24,7 @@ from imta_jax.evaluation import (
 )
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.json_files import read_json
+from imta_jax.runtime.paths import local_path
 from imta_jax.training import load_classifier
 
 _log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def load_finished_run(workdir: str | Path) -> FinishedRun:
       FileNotFoundError: the run is not finished.
       ValueError: `results.json` is of another checkpoint or another network.
     """
-    workdir = Path(workdir)
+    workdir = local_path("workdir", workdir)
     config = RunConfig.from_mapping(_read_json(workdir / "config.json"))
     results = _read_json(workdir / "results.json")
     phase = results["environment"]["evaluated_phase"]

@@ -45,7 +45,9 @@ def find_image_files(paths: Iterable[str | Path]) -> list[Path]:
       ValueError: a folder without image files.
     """
     found: list[Path] = []
-    for path in map(Path, paths):
+    for given in map(str, paths):
+        # Not `expanduser` alone: "~copy.png" is an ordinary name.
+        path = Path(given).expanduser() if given.startswith("~/") else Path(given)
         if path.is_dir():
             inside = sorted(
                 p

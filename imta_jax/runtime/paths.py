@@ -1,7 +1,9 @@
 """Paths that users give, read once where they enter the program."""
 
+import argparse
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from imta_jax.errors import InputError
@@ -10,27 +12,39 @@ from imta_jax.errors import InputError
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
-def local_folder(name: str, value: str | os.PathLike[str]) -> Path:
-    """The absolute path of a folder on a mounted file system; `~` is the home folder.
+def local_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """The absolute path of a file or folder on a mounted file system; `~` is the home folder.
 
     Shells leave `~` unexpanded in `--workdir=~/runs`.
 
     Args:
       name: what is given, for messages, for example "--workdir".
-      value: the path; the folder need not exist.
+      value: the path, which need not exist.
 
     Raises:
       InputError: the path is empty, is an address such as gs://, or names an unknown user's home.
     """
     given = os.fspath(value)
     if not given.strip():
-        raise InputError(f"{name} is empty; expected the path of a folder, such as runs/quickstart")
+        raise InputError(f"{name} is empty; expected a path, such as runs/quickstart")
     if _SCHEME.match(given):
         raise InputError(
-            f"{name}={given} is not a local path; expected a folder on a mounted file system. Copy"
-            " the run's folder to the bucket afterwards, or mount the bucket"
+            f"{name}={given} is not a local path; expected a path on a mounted file system. Mount"
+            " the bucket, or copy the files with the bucket's tools before or afterwards"
         )
     expanded = os.path.expanduser(given)
     if given.startswith("~") and expanded == given:
         raise InputError(f"{name}={given} names no user's home folder; write ./{given} for a name")
     return Path(expanded).absolute()
+
+
+def path_argument(name: str) -> Callable[[str], Path]:
+    """The `type` of an `argparse` argument that is a local path; see `local_path`."""
+
+    def read(value: str) -> Path:
+        try:
+            return local_path(name, value)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imta_jax.errors import InputError, UserError
+from imta_jax.errors import InputError, UserError, message_of
+from imta_jax.runtime.paths import path_argument
 from imta_jax.studies.report.page import write_study_report
 from imta_jax.studies.report.parsing import parse_study, read_json
 
@@ -31,22 +32,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Draw Tables 1-3 and Figures 2-7 of the paper from studies, with the paper's "
         "own numbers for comparison.",
     )
-    parser.add_argument("studies", nargs="*", metavar="STUDY.json", help="studies, in any order")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write into")
+    parser.add_argument(
+        "studies",
+        nargs="*",
+        type=path_argument("STUDY.json"),
+        metavar="STUDY.json",
+        help="studies, in any order",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=path_argument("--out"),
+        metavar="DIR",
+        help="folder to write into",
+    )
     options = parser.parse_args(arguments)
     try:
         studies = [_read_study(path) for path in options.studies]
-        out = Path(options.out)
+        out: Path = options.out
         if out.exists() and not out.is_dir():
             raise InputError(f"--out must be a folder; found a file: {out}")
-    except UserError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        page = write_study_report(studies, out)
+    except (UserError, OSError) as error:
+        print(f"{parser.prog}: error: {message_of(error)}", file=sys.stderr)
         return 2
-    print(write_study_report(studies, out))
+    print(page)
     return 0
 
 
-def _read_study(path: str) -> Any:
+def _read_study(path: Path) -> Any:
     """The content of a study file, after checking it."""
     study = read_json(path)
     parse_study(study, path)

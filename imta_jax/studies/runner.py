@@ -22,7 +22,7 @@ from imta_jax.evaluation.results import dataset_record
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.runtime.lock import only_run_in
-from imta_jax.runtime.paths import local_folder
+from imta_jax.runtime.paths import local_path
 from imta_jax.runtime.progress_bar import format_duration
 from imta_jax.studies.config import StudyConfig
 from imta_jax.studies.phase_one_group import PhaseOneGroup, VariantPredictions
@@ -73,7 +73,7 @@ def run_study(
       Interrupted: The process received SIGTERM or SIGINT; training state is saved.
       FileNotFoundError: See `load_dataset`. A study without seeds does not need images.
     """
-    workdir = local_folder("--workdir", workdir)
+    workdir = local_path("--workdir", workdir)
     study = StudyConfig.from_mapping(config)
     variants = study_variants(study)
     folder = workdir / study.name

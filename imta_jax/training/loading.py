@@ -8,6 +8,7 @@ from flax import nnx
 
 from imta_jax.config import RunConfig
 from imta_jax.models import MultiExitClassifier, build_classifier, with_collaborative_heads
+from imta_jax.runtime.paths import local_path
 from imta_jax.training.checkpoint_reading import read_meta, restore_model
 
 
@@ -33,7 +34,7 @@ def load_classifier(
     Raises:
       MissingFileError: there is no readable checkpoint.
     """
-    folder = Path(folder)
+    folder = local_path("folder", folder)
     meta = read_meta(folder, which)
     classifier = empty_classifier(meta)
     restore_model(classifier, folder, which)

@@ -3,10 +3,16 @@
 from pathlib import Path
 
 import pytest
+import sample_logits
 import tiny_run
 
 from imta_jax.cli.run import run
-from imta_jax.runtime.paths import local_folder
+from imta_jax.evaluation import command as evaluation_command
+from imta_jax.evaluation import save_predictions
+from imta_jax.inference import command as inference_command
+from imta_jax.inference.export import run_export
+from imta_jax.runtime.paths import local_path
+from imta_jax.studies import __main__ as studies_command
 from imta_jax.studies import run_study
 
 
@@ -27,8 +33,8 @@ def _in_a_new_folder(tmp_path, monkeypatch):
         ("with space/ü", "with space/ü"),
     ],
 )
-def test_a_local_folder_is_absolute_with_the_home_folder_expanded(given, expected, tmp_path):
-    assert local_folder("--workdir", given) == tmp_path / expected
+def test_a_local_path_is_absolute_with_the_home_folder_expanded(given, expected, tmp_path):
+    assert local_path("--workdir", given) == tmp_path / expected
 
 
 BAD = ["", "  ", "gs://bucket/run", "s3://bucket/run", "GS://bucket", Path("gs://bucket/run")]
@@ -50,4 +56,51 @@ def test_a_run_in_the_home_folder_creates_no_folder_named_tilde(tmp_path):
     config = tiny_run.tiny_config(source, phase_one__total_epochs=1, phase_two__total_epochs=0)
     run(config, "~/runs/t")
     assert (tmp_path / "home/runs/t/report/index.html").exists()
+    assert not (tmp_path / "~").exists()
+
+
+# Each command with its arguments; PATH is the path in question.
+COMMANDS = {
+    "evaluation.--out": (evaluation_command, ["v.npz", "t.npz", "--costs=1,2", "--out=PATH"]),
+    "evaluation.validation": (evaluation_command, ["PATH", "t.npz", "--costs=1,2"]),
+    "studies.--out": (studies_command, ["--out=PATH"]),
+    "studies.STUDY.json": (studies_command, ["PATH", "--out=report"]),
+    "export.workdir": (run_export, ["PATH", "export"]),
+    "export.folder": (run_export, ["run", "PATH"]),
+    "inference.folder": (inference_command, ["PATH"]),
+}
+
+
+def status_of(command, arguments):
+    try:
+        return command.main(arguments)
+    except SystemExit as error:
+        return error.code
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("given", ["", "gs://bucket/file", "~no-such-user/file"])
+def test_commands_reject_other_paths_and_create_nothing(name, given, tmp_path, capsys):
+    command, arguments = COMMANDS[name]
+    assert status_of(command, [argument.replace("PATH", given) for argument in arguments]) == 2
+    message = capsys.readouterr().err
+    assert f"{given} " in message and name.partition(".")[2] in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["evaluation.validation", "export.workdir", "inference.folder"])
+def test_commands_read_from_the_home_folder(name, tmp_path, capsys):
+    command, arguments = COMMANDS[name]
+    assert status_of(command, [argument.replace("PATH", "~/none") for argument in arguments]) == 2
+    assert str(tmp_path / "home" / "none") in capsys.readouterr().err
+
+
+def test_commands_write_to_the_home_folder(tmp_path):
+    for seed, name in enumerate(("v.npz", "t.npz")):
+        save_predictions(name, sample_logits.overconfident_split(seed, 100))
+    costs = ",".join(map(str, sample_logits.COSTS))
+    evaluation_command.main(["v.npz", "t.npz", f"--costs={costs}", "--out=~/new/methods.json"])
+    assert status_of(studies_command, ["--out=~/report"]) == 0
+    assert (tmp_path / "home/new/methods.json").exists()
+    assert (tmp_path / "home/report/index.html").exists()
     assert not (tmp_path / "~").exists()

@@ -27,6 +27,7 @@ from imta_jax.inference.export.manifest import (
     transform_from_manifest,
 )
 from imta_jax.nn.pixels import normalize
+from imta_jax.runtime.paths import local_path
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def load_exported(folder: str | Path, *, check_golden: bool = True) -> ExportedC
       ValueError: the folder is not an export, is damaged, is of a newer format or jax, was not
         exported for this platform, or computes other logits than its writer did.
     """
-    folder = Path(folder)
+    folder = local_path("folder", folder)
     manifest = export_folder.read_manifest(folder)
     try:
         _check_versions(folder, manifest)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from imta_jax.errors import UserError
+from imta_jax.errors import UserError, message_of
 from imta_jax.inference.export import folder as export_folder
 from imta_jax.inference.export.writer import (
     DEFAULT_PLATFORMS,
@@ -17,6 +17,7 @@ from imta_jax.inference.export.writer import (
     export_classifier,
 )
 from imta_jax.inference.finished_run import load_finished_run
+from imta_jax.runtime.paths import local_path, path_argument
 
 # What the manifest repeats of each exit in `results.json`.
 _ACCURACIES = ("top1", "top5", "validation_top1", "ece")
@@ -45,6 +46,7 @@ def export_run(
       FileExistsError: the folder exists.
       ValueError: unknown platform or dtype, or results of another network.
     """
+    folder = local_path("folder", folder)
     export_folder.check_replaceable(folder, overwrite)
     check_choices(platforms, dtype)
     run = load_finished_run(workdir)
@@ -70,8 +72,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m imta_jax.inference.export",
         description="Writes the network of a finished run as a folder for imta_jax.inference.",
     )
-    parser.add_argument("workdir", help="folder of a run that was trained and evaluated")
-    parser.add_argument("folder", help="folder to write")
+    parser.add_argument(
+        "workdir",
+        type=path_argument("workdir"),
+        help="folder of a run that was trained and evaluated",
+    )
+    parser.add_argument("folder", type=path_argument("folder"), help="folder to write")
     parser.add_argument(
         "--platforms",
         default=",".join(DEFAULT_PLATFORMS),
@@ -91,6 +97,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             overwrite=arguments.overwrite,
         )
     except (UserError, OSError) as error:
-        parser.error(str(error))
-    size = sum(path.stat().st_size for path in Path(arguments.folder).iterdir())
+        parser.error(message_of(error))
+    size = sum(path.stat().st_size for path in arguments.folder.iterdir())
     print(f"{arguments.folder}: {size / 1e6:.1f} MB, for {', '.join(platforms)}")

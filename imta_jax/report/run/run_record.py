@@ -5,9 +5,11 @@ drawn from a copied folder. Accuracies and calibration errors are percentages. C
 multiply-adds per image. Exits count from 1 in `results.json` and from 0 in arrays.
 """
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,11 @@ from imta_jax.config import PHASES
 from imta_jax.errors import InputError, MissingFileError
 from imta_jax.report.fonts import drawable_name
 from imta_jax.runtime.json_files import read_json, read_json_lines, read_json_or_none
+from imta_jax.runtime.paths import local_path
+
+_log = logging.getLogger(__name__)
+
+Content = TypeVar("Content")
 
 REQUIRED = ("dataset", "phases", "environment", "exits", "budget_curve")
 
@@ -113,7 +120,7 @@ def load_run(workdir: str | Path) -> RunRecord:
       FileNotFoundError: `results.json` does not exist. The message has the command that writes it.
       ValueError: `results.json` is damaged or incomplete.
     """
-    workdir = Path(workdir)
+    workdir = local_path("workdir", workdir)
     results = _read_results(workdir)
     evaluation = workdir / "evaluation"
     return RunRecord(
@@ -204,15 +211,36 @@ def read_metrics(workdir: str | Path) -> pd.DataFrame | None:
 
 
 def _read_samples(path: Path) -> pd.DataFrame | None:
-    if not path.exists():
-        return None
-    samples = pd.read_parquet(path)
+    samples = _read_or_none(path, pd.read_parquet)
     # Without reported budgets the file has no exits and predictions.
-    return samples if any(name.startswith("budget_") for name in samples.columns) else None
+    if samples is None or not any(name.startswith("budget_") for name in samples.columns):
+        return None
+    return samples
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    def read(path: Path) -> dict[str, np.ndarray]:
+        # Opened here: np.load leaks the file handle if the file is not an archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+
+    return _read_or_none(path, read)
+
+
+def _read_or_none(path: Path, read: Callable[[Path], Content]) -> Content | None:
+    """The content of a file of the evaluation; None without it, or with a warning if damaged."""
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+    try:
+        return read(path)
+    except Exception as error:  # Readers of archives and Parquet raise many types for damage.
+        reason = " ".join(str(error).split())[:200]
+        _log.warning(
+            "%s is damaged (%s: %s); the report does without it. To write it again, delete %s and"
+            " run --mode=evaluate",
+            path,
+            type(error).__name__,
+            reason,
+            path.parent.parent / "results.json",
+        )
+        return None

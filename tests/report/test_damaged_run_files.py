@@ -1,0 +1,38 @@
+"""Damaged files of an evaluation: the report names them and does without them."""
+
+import pytest
+from run_samples import write_run
+
+from imta_jax import report
+from imta_jax.evaluation import read_budget_curve
+
+FILES = ("samples.parquet", "gallery.npz", "calibration.npz")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [cut, lambda path: path.write_bytes(b"")], ids=["cut", "empty"])
+@pytest.mark.parametrize("name", FILES)
+def test_the_report_names_a_damaged_file_and_does_without_it(name, damage, tmp_path, caplog):
+    folder = write_run(tmp_path / "run")
+    damage(folder / "evaluation" / name)
+    report.write_report(folder)
+    assert (folder / "report" / "index.html").exists()
+    message = next(m for m in caplog.messages if "damaged" in m)
+    assert name in message and "results.json" in message and "--mode=evaluate" in message
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04"])
+def test_thresholds_from_damaged_logits_name_the_file_and_the_fix(content, tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "evaluation").mkdir(exist_ok=True)
+    path = folder / "evaluation" / "logits_validation.npz"
+    if content is not None:
+        path.write_bytes(content)
+    # Results of older versions lack the exit fractions, which are then computed from the logits.
+    results = folder / "results.json"
+    results.write_text(results.read_text().replace("validation_exit_fractions", "former_name"))
+    with pytest.raises(ValueError, match=r"logits_validation\.npz.*results\.json.*--mode=evaluate"):
+        read_budget_curve(folder)
