@@ -19,7 +19,14 @@ def network(preset):
     # Network preset (`python -m imta_jax.models --help` lists them); "" for none: set all fields.
     model.preset = preset
     # "msdnet", "resnet", "densenet", "googlenet" or "hydranet"; each uses some of the fields below.
+    # Or your own: a registered name, or "package.module:name", which uses `options` instead.
     model.backbone = config_dict.placeholder(str)
+    # Options of your own backbone, with any names.
+    model.options = ConfigDict()
+    # Phase-I heads: "independent" (a linear layer per exit), or your own.
+    model.heads = "independent"
+    # Options of the phase-I heads.
+    model.heads_options = ConfigDict()
     # First layers: "cifar" (3x3 convolution) or "imagenet" (7x7 with stride 2, max-pool).
     model.stem = config_dict.placeholder(str)
     # MSDNet: number of exits, including the last classifier.
@@ -146,6 +153,10 @@ def _optimization(total_epochs, batch_size, learning_rate_drops):
 def phase_one(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     """The `phase_one` part: all parameters are trained."""
     phase = _optimization(total_epochs, batch_size, learning_rate_drops)
+    # Loss of logits and labels: "cross_entropy", or your own.
+    phase.objective = "cross_entropy"
+    # Options of the loss.
+    phase.objective_options = ConfigDict()
     # Gradient equilibrium: "off", "coarsest" (coarsest map only) or "all" (all maps, Eq. 5 exact).
     phase.equilibrium = "all"
     # Total loss: "sum" (Eq. 1) or "mean" of the exits' losses (Sec. 3.1: too small gradients).
@@ -172,12 +183,18 @@ def phase_two(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     # Phase-I checkpoint to start from: "last" or "best" (validation accuracy).
     phase.from_checkpoint = "last"
     # Transfer from an exit to the next: "none", "identity" (adds logits; overconfident at first) or
-    # "linear" (learned).
+    # "linear" (learned). Or heads of your own.
     phase.transfer = "linear"
+    # Options of these heads.
+    phase.transfer_options = ConfigDict()
     # Whether the gradient along the transfer is stopped.
     phase.stop_gradient = True
     # Initial heads: "phase_one" (its last layers) or "fresh".
     phase.start = "phase_one"
+    # Loss: "one_for_all" (distillation, Eq. 7), or your own.
+    phase.objective = "one_for_all"
+    # Options of the loss.
+    phase.objective_options = ConfigDict()
     # Teacher of the distillation: "own_last_exit" or "phase_one_last_exit".
     phase.teacher = "own_last_exit"
     # Weight of the cross-entropy, 0 to 1; the divergence from the teacher has 1 - alpha. The paper
@@ -204,6 +221,12 @@ def evaluation(batch_size):
     settings.batch_size = batch_size
     # Checkpoint to evaluate: "last" or "best" (validation accuracy).
     settings.checkpoint = "last"
+    # Score that thresholds apply to: "confidence" (highest softmax probability), "entropy" (1 minus
+    # the normalized entropy), "margin" (between the two highest probabilities), "patience" (exits
+    # in a row that agree), or your own.
+    settings.exit_rule = "confidence"
+    # Options of the exit rule.
+    settings.exit_rule_options = ConfigDict()
     # Values q of the budget sweep, above 0: exit k takes a fraction of images proportional to q**k.
     settings.quotas = tuple(p / 20 for p in range(1, 41))
     # Budgets reported per image, as fractions (0 to 1) of the last exit's multiply-adds.
@@ -240,7 +263,18 @@ def assemble(model, data, phase_one, phase_two, evaluation):
     config.log.line_every_seconds = 60.0
     # Steps (A, B) of each phase to trace with the profiler; (0, 0) for none.
     config.log.profile_steps = (0, 0)
-    return config.lock()
+    config.lock()
+    # Options of components have any names.
+    for options in (
+        model.options,
+        model.heads_options,
+        phase_one.objective_options,
+        phase_two.objective_options,
+        phase_two.transfer_options,
+        evaluation.exit_rule_options,
+    ):
+        options.unlock()
+    return config
 
 
 def _published(config):

@@ -8,4 +8,18 @@ Folders, lowest layer first: `runtime`, `nn`, `techniques`, `data`, `models`, `t
 `pretrained`, `evaluation`, `inference`, `report`, `studies`, `cli`.
 """
 
+from imta_jax.runtime.registry import (
+    register_backbone,
+    register_exit_rule,
+    register_heads,
+    register_objective,
+)
+
+__all__ = [
+    "register_backbone",
+    "register_exit_rule",
+    "register_heads",
+    "register_objective",
+]
+
 __version__ = "0.1.0"

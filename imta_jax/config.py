@@ -9,11 +9,12 @@ tables, with the types and ranges declared here.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from imta_jax import options
 from imta_jax.errors import InputError
-from imta_jax.runtime.config_fields import Section, number
+from imta_jax.runtime.config_fields import Section, component, number
+from imta_jax.runtime.registry import EXIT_RULES, HEADS, OBJECTIVES
 
 Checkpoint = Literal["last", "best"]
 PHASES = ("phase_one", "phase_two")
@@ -76,6 +77,9 @@ class ModelConfig(Section):
 
     preset: str = ""
     backbone: str | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    heads: str = component("independent", HEADS)
+    heads_options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     initialization: Literal["he_normal", "pytorch"] = "he_normal"
     stem: str | None = None
     num_exits: int | None = None
@@ -108,7 +112,8 @@ class HeadsConfig(Section):
 
     # A run sets `transfer` explicitly, by default to "linear". Callers of the public function get
     # "identity", which adds no parameters.
-    transfer: options.Transfer = "identity"
+    transfer: str = component("identity", HEADS)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     stop_gradient: bool = True
     start: Literal["phase_one", "fresh"] = "phase_one"
     initialization: Literal["he_normal", "pytorch"] = "he_normal"
@@ -143,6 +148,8 @@ class PhaseOneConfig(PhaseConfig):
     section: ClassVar[str] = "config.phase_one"
 
     total_epochs: int = number(at_least=1)
+    objective: str = component("cross_entropy", OBJECTIVES)
+    objective_options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     equilibrium: options.EquilibriumMode = "all"
     exit_losses: options.ExitLosses = "sum"
     detach: options.DetachedMaps = "off"
@@ -170,9 +177,12 @@ class PhaseTwoConfig(PhaseConfig):
     section: ClassVar[str] = "config.phase_two"
 
     from_checkpoint: Checkpoint = "last"
-    transfer: options.Transfer = "linear"
+    transfer: str = component("linear", HEADS)
+    transfer_options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     stop_gradient: bool = True
     start: Literal["phase_one", "fresh"] = "phase_one"
+    objective: str = component("one_for_all", OBJECTIVES)
+    objective_options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     teacher: options.Teacher = "own_last_exit"
     alpha: float = number(0.1, at_least=0, at_most=1)
     temperature: float = number(4.0, above=0)
@@ -193,6 +203,8 @@ class EvaluationConfig(Section):
 
     batch_size: int = number(at_least=1)
     checkpoint: Checkpoint = "last"
+    exit_rule: str = component("confidence", EXIT_RULES)
+    exit_rule_options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     quotas: tuple[float, ...] = number(tuple(p / 20 for p in range(1, 41)), above=0)
     reported_budgets: tuple[float, ...] = number((0.3, 0.5, 0.7), above=0, at_most=1)
     calibration_bins: int = number(15, at_least=1)
@@ -270,6 +282,7 @@ class RunConfig(Section):
         """The phase-II heads, from `phase_two` and `model.initialization`."""
         return HeadsConfig(
             transfer=self.phase_two.transfer,
+            options=self.phase_two.transfer_options,
             stop_gradient=self.phase_two.stop_gradient,
             start=self.phase_two.start,
             initialization=self.model.initialization,

@@ -122,9 +122,8 @@ def _memory(
     images = phase.batch_size // mesh.size // phase.accumulate_parts
     parameters = _bytes(nnx.state(classifier, nnx.Param)) // mesh.shape["parameters"]
     accelerated = mesh.devices.flat[0].platform != "cpu"
-    objective = dataclasses.replace(
-        phase_one_objective(config), rematerialize=accelerated and phase.rematerialize
-    )
+    settings = dataclasses.replace(phase, rematerialize=accelerated and phase.rematerialize)
+    objective = phase_one_objective(dataclasses.replace(config, phase_one=settings))
     classifier.compute_dtype = jnp.dtype(phase.compute_dtype if accelerated else "float32")
     activations = activation_bytes(classifier, objective, images)
     train = dataset.splits["train"].images

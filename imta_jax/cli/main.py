@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from imta_jax.runtime.background_errors import hold_background_errors
 from imta_jax.runtime.command_line import exit_with_error, parse_flags
+from imta_jax.runtime.free_options import ConfigParser
 from imta_jax.runtime.huge_pages import restart_with_huge_pages
 from imta_jax.runtime.preemption import (
     EXIT_CODE,
@@ -27,6 +28,7 @@ from imta_jax.runtime.preemption import (
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file or FILE:PRESET, for example configs/cifar100.py:published."
 )
+flags.FLAGS["config"].parser = ConfigParser(flags.FLAGS["config"].parser)
 # Not None after `start`, which requires a value.
 _WORKDIR = cast(
     "flags.FlagHolder[str]",

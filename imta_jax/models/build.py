@@ -1,9 +1,11 @@
-"""Builds classifiers from `config.model` and the heads' config; lists the backbones."""
+"""Builds classifiers from `config.model` and the heads' config; registers the backbones."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 from flax import nnx
+from ml_collections import ConfigDict
 
 from imta_jax.config import HeadsConfig, ModelConfig
 from imta_jax.errors import InputError, unknown_name
@@ -11,17 +13,28 @@ from imta_jax.models.baselines.densenet import DenseNetSpec, densenet
 from imta_jax.models.baselines.googlenet import GoogLeNetSpec, googlenet
 from imta_jax.models.baselines.hydranet import HydraNet, HydraNetSpec
 from imta_jax.models.baselines.resnet import ResNetSpec, resnet
+from imta_jax.models.checks import check_backbone
 from imta_jax.models.classifier import Backbone, MultiExitClassifier
+from imta_jax.models.heads import make_heads, start_heads
 from imta_jax.models.msdnet import MSDNet
 from imta_jax.models.plan import NetworkSpec, plan_network
 from imta_jax.models.presets import NETWORK_PRESETS
 from imta_jax.models.spec_fields import given_fields, read_spec
-from imta_jax.nn.initialization import get_initialization
-from imta_jax.techniques import IndependentHeads, ResidualHeads, TransferHeads
+from imta_jax.runtime.registry import (
+    BACKBONES,
+    HEADS,
+    call_factory,
+    check_names,
+    register_backbone,
+)
+
+# Fields of `config.model` that a backbone from outside this package takes.
+_FOREIGN_FIELDS = ("backbone", "options", "heads", "heads_options", "initialization")
 
 
-class _BackboneKind(NamedTuple):
-    """How a backbone is built.
+@dataclasses.dataclass(frozen=True)
+class IncludedBackbone:
+    """The factory of a backbone of this package, whose fields are those of `config.model`.
 
     Attributes:
       describe: `config.model` with its preset resolved -> a description; checks the fields.
@@ -31,22 +44,35 @@ class _BackboneKind(NamedTuple):
     describe: Callable[[ModelConfig], Any]
     make: Callable[..., Backbone]
 
+    def __call__(
+        self,
+        config: ModelConfig,
+        *,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        rngs: nnx.Rngs,
+    ) -> Backbone:
+        """Makes the backbone."""
+        return self.make(self.describe(config), image_shape[2], rngs=rngs)
 
-def _described_by(spec: type, make: Callable[..., Backbone]) -> _BackboneKind:
-    return _BackboneKind(lambda config: read_spec(spec, config), make)
+
+def _described_by(spec: type, make: Callable[..., Backbone]) -> IncludedBackbone:
+    return IncludedBackbone(lambda config: read_spec(spec, config), make)
 
 
-BACKBONES: Mapping[str, _BackboneKind] = {
-    "msdnet": _BackboneKind(lambda config: plan_network(read_spec(NetworkSpec, config)), MSDNet),
-    "resnet": _described_by(ResNetSpec, resnet),
-    "densenet": _described_by(DenseNetSpec, densenet),
-    "googlenet": _described_by(GoogLeNetSpec, googlenet),
-    "hydranet": _described_by(HydraNetSpec, HydraNet),
-}
+register_backbone("msdnet")(
+    IncludedBackbone(lambda config: plan_network(read_spec(NetworkSpec, config)), MSDNet)
+)
+register_backbone("resnet")(_described_by(ResNetSpec, resnet))
+register_backbone("densenet")(_described_by(DenseNetSpec, densenet))
+register_backbone("googlenet")(_described_by(GoogLeNetSpec, googlenet))
+register_backbone("hydranet")(_described_by(HydraNetSpec, HydraNet))
 
 
 def resolve_model_config(model_config: ModelConfig | Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a preset, overridden by those of the config that are not None.
+
+    A preset does not apply to a backbone from outside this package.
 
     Args:
       model_config: `config.model`.
@@ -58,7 +84,7 @@ def resolve_model_config(model_config: ModelConfig | Mapping[str, Any]) -> dict[
       InputError: An unknown field or preset, or a value of another type.
     """
     config = ModelConfig.from_mapping(model_config)
-    if not config.preset:
+    if not config.preset or not _is_included(config.backbone):
         return given_fields(config)
     if config.preset not in NETWORK_PRESETS:
         raise unknown_name("config.model.preset", config.preset, NETWORK_PRESETS)
@@ -72,7 +98,7 @@ def build_classifier(
     image_shape: Sequence[int],
     rngs: nnx.Rngs,
 ) -> MultiExitClassifier:
-    """Builds a phase-I classifier: a backbone and one independent linear layer per exit.
+    """Builds a phase-I classifier: a backbone and heads, by default one linear layer per exit.
 
     Args:
       model_config: `config.model`, parsed or as a mapping.
@@ -91,30 +117,62 @@ def build_classifier(
             "labels of config.data.source"
         )
     height, width, channels = image_shape
-    config = _resolved(model_config)
-    kind, init = _kind_of(config), get_initialization(config.initialization)
-    backbone = kind.make(kind.describe(config), channels, rngs=rngs)
-    heads = IndependentHeads(backbone.feature_widths, num_classes, init=init, rngs=rngs)
-    return MultiExitClassifier(
-        backbone, heads, num_classes=num_classes, image_shape=(height, width, channels)
+    config, shape = _resolved(model_config), (height, width, channels)
+    backbone = _make_backbone(config, num_classes, shape, rngs)
+    heads = make_heads(
+        _phase_one_heads(config),
+        feature_widths=tuple(backbone.feature_widths),
+        num_classes=num_classes,
+        rngs=rngs,
+        field="config.model.heads",
+    )
+    return MultiExitClassifier(backbone, heads, num_classes=num_classes, image_shape=shape)
+
+
+def _make_backbone(
+    config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], rngs: nnx.Rngs
+) -> Backbone:
+    factory = _factory_of(config)
+    sizes: Mapping[str, Any] = {"num_classes": num_classes, "image_shape": image_shape}
+    if isinstance(factory, IncludedBackbone):
+        return factory(config, **sizes, rngs=rngs)
+    field = f"config.model.backbone {config.backbone!r}"
+    backbone = call_factory(factory, ConfigDict(config.options), field, **sizes, rngs=rngs)
+    return check_backbone(backbone, image_shape, field)
+
+
+def _phase_one_heads(config: ModelConfig) -> HeadsConfig:
+    return HeadsConfig(
+        transfer=config.heads,
+        options=config.heads_options,
+        initialization=config.initialization,
     )
 
 
 def check_model(model_config: ModelConfig) -> None:
     """Raises the errors of `build_classifier` for `config.model`, without building anything."""
     config = _resolved(model_config)
-    _kind_of(config).describe(config)
+    factory = _factory_of(config)
+    if isinstance(factory, IncludedBackbone):
+        factory.describe(config)
+    HEADS.get(config.heads, "config.model.heads")
 
 
 def _resolved(model_config: ModelConfig | Mapping[str, Any]) -> ModelConfig:
     return ModelConfig.from_mapping(resolve_model_config(model_config))
 
 
-def _kind_of(config: ModelConfig) -> _BackboneKind:
+def _is_included(backbone: str | None) -> bool:
+    return backbone is None or BACKBONES.is_built_in(backbone)
+
+
+def _factory_of(config: ModelConfig) -> Callable[..., Backbone]:
     name = config.backbone or "msdnet"
-    if name not in BACKBONES:
-        raise unknown_name("config.model.backbone", name, BACKBONES)
-    return BACKBONES[name]
+    factory = BACKBONES.get(name, "config.model.backbone")
+    if not isinstance(factory, IncludedBackbone):
+        what = f"field of config.model with backbone {name!r}, which takes config.model.options:"
+        check_names(given_fields(config), _FOREIGN_FIELDS, what)
+    return factory
 
 
 def with_collaborative_heads(
@@ -143,9 +201,15 @@ def with_collaborative_heads(
             f"num_classes must be that of the phase-I classifier, {classifier.num_classes}; found "
             f"{num_classes}"
         )
-    heads = _phase_two_heads(classifier, config, rngs)
+    heads = make_heads(
+        config,
+        feature_widths=tuple(classifier.backbone.feature_widths),
+        num_classes=num_classes,
+        rngs=rngs,
+        field="heads_config.transfer",
+    )
     if config.start == "phase_one":
-        heads.start_from(cast(IndependentHeads, classifier.heads))
+        start_heads(heads, classifier.heads)
     return MultiExitClassifier(
         classifier.backbone,
         heads,
@@ -153,14 +217,3 @@ def with_collaborative_heads(
         image_shape=classifier.image_shape,
         phase_one_heads=classifier.heads,
     )
-
-
-def _phase_two_heads(
-    classifier: MultiExitClassifier, config: HeadsConfig, rngs: nnx.Rngs
-) -> IndependentHeads | TransferHeads:
-    shared = {"init": get_initialization(config.initialization), "rngs": rngs}
-    sizes = (classifier.backbone.feature_widths, classifier.num_classes)
-    if config.transfer == "none":
-        return IndependentHeads(*sizes, **shared)
-    kind = ResidualHeads if config.transfer == "identity" else TransferHeads
-    return kind(*sizes, stop_gradient=config.stop_gradient, **shared)

@@ -180,8 +180,7 @@ class MultiExitClassifier(nnx.Module):
                 "phase_one_heads is None: this is a phase-I classifier; make a phase-II classifier "
                 "with imta_jax.models.with_collaborative_heads"
             )
-        logits, _ = self.phase_one_heads(self.num_exits - 1, features[-1], None)
-        return logits.astype(jnp.float32)
+        return run_heads(self.phase_one_heads, features)[-1].astype(jnp.float32)
 
     def stem(self, images: jax.Array | np.ndarray) -> State:
         """Checks normalized images [N, H, W, C] and returns the state before the first stage."""

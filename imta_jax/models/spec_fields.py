@@ -11,10 +11,18 @@ from imta_jax.models.presets import NETWORK_PRESETS
 Spec = TypeVar("Spec")
 
 
+# Fields that are left out where they have their defaults, as in checkpoints of earlier versions.
+_OPTIONAL_FIELDS = {"options": {}, "heads": "independent", "heads_options": {}}
+
+
 def given_fields(config: ModelConfig) -> dict[str, Any]:
-    """The fields of a config that are not None, without `preset`."""
+    """The fields of a config that are not None, without `preset` and default heads."""
     values = ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config))
-    return {name: value for name, value in values if value is not None and name != "preset"}
+    return {
+        name: value
+        for name, value in values
+        if value is not None and name != "preset" and value != _OPTIONAL_FIELDS.get(name)
+    }
 
 
 def read_spec(kind: type[Spec], config: ModelConfig) -> Spec:
@@ -29,6 +37,13 @@ def read_spec(kind: type[Spec], config: ModelConfig) -> Spec:
     """
     given = given_fields(config)
     backbone = given.pop("backbone", "msdnet")
+    if config.options:
+        raise InputError(
+            f"config.model.options must be empty with backbone {backbone!r}, which takes other "
+            f"fields of config.model; found {config.options}"
+        )
+    for name in ("heads", "heads_options"):
+        given.pop(name, None)
     fields = {field.name: field for field in dataclasses.fields(cast(Any, kind))}
     for name in given:
         if name not in fields:

@@ -91,9 +91,12 @@ def _make_configs_importable(argv: Sequence[str]) -> None:
     """Adds the folder that contains `configs` to `sys.path`: config files import `configs.common`.
 
     A console script, unlike `python launch.py`, does not have the repository's root there. A config
-    file that is not below a folder named `configs` may import files of its own folder.
+    file that is not below a folder named `configs` may import files of its own folder. The working
+    directory is added at the end, for components that are named by a dotted path.
     """
     file, _ = _config_file_and_preset(argv)
+    if os.getcwd() not in map(os.path.abspath, sys.path):
+        sys.path.append(os.getcwd())
     if not file:
         return
     parents = Path(os.path.abspath(file)).parents

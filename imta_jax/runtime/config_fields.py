@@ -7,6 +7,8 @@ with ranges. Values are checked and converted once, when the dataclass is create
     class PhaseConfig(Section):
         section = "config.phase_one"
         learning_rate: float = number(0.1, above=0)
+
+A field of type `dict[str, Any]` holds options of a component, with any names.
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
 from imta_jax.errors import InputError, unknown_name
+from imta_jax.runtime.registry import Registry
 
 
 def number(
@@ -45,6 +48,11 @@ def number(
     return dataclasses.field(default=default, metadata={"bounds": given})
 
 
+def component(default: str, registry: Registry) -> Any:
+    """Declares a field that names a component of a registry, or a dotted path to one."""
+    return dataclasses.field(default=default, metadata={"registry": registry})
+
+
 class Section:
     """Base class of config dataclasses.
 
@@ -64,6 +72,30 @@ class Section:
             value = _converted(getattr(self, field.name), kind, name)
             _check_range(value, field.metadata.get("bounds", {}), name)
             object.__setattr__(self, field.name, value)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Default values by field name, of the fields that have one."""
+        defaults = {}
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if field.default is not dataclasses.MISSING:
+                defaults[field.name] = field.default
+            elif field.default_factory is not dataclasses.MISSING:
+                defaults[field.name] = field.default_factory()
+        return defaults
+
+    def check_components(self) -> None:
+        """Finds the component that each field of `component` names, in all nested sections.
+
+        Raises:
+          ValueError: A name is unknown, or its module cannot be imported.
+        """
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, registry = getattr(self, field.name), field.metadata.get("registry")
+            if registry is not None:
+                registry.get(value, f"{self.section}.{field.name}")
+            elif isinstance(value, Section):
+                value.check_components()
 
     @classmethod
     def from_mapping(cls, values: Any) -> Self:
@@ -120,6 +152,8 @@ def _converted(value: Any, kind: Any, name: str) -> Any:
         return value
     if origin is tuple:
         return _converted_tuple(value, options, name)
+    if origin is dict:
+        return _converted_options(value, name)
     if isinstance(kind, type) and issubclass(kind, Section):
         return kind.from_mapping(value)
     return _converted_scalar(value, kind, name)
@@ -133,6 +167,29 @@ def _converted_tuple(value: Any, options: tuple[Any, ...], name: str) -> tuple[A
     if len(kinds) != len(value):
         raise InputError(f"{name} must have {len(kinds)} entries; found {value!r}")
     return tuple(_converted(entry, kind, name) for entry, kind in zip(value, kinds, strict=True))
+
+
+def _converted_options(value: Any, name: str) -> dict[str, Any]:
+    """A nested dictionary of numbers, strings and tuples, equal before and after JSON."""
+    if not hasattr(value, "items"):
+        raise InputError(f"{name} must be a mapping of options; found {value!r}")
+    return {key: _converted_option(entry, f"{name}.{key}") for key, entry in value.items()}
+
+
+def _converted_option(value: Any, name: str) -> Any:
+    if hasattr(value, "items"):
+        return _converted_options(value, name)
+    if isinstance(value, tuple | list):
+        return tuple(_converted_option(entry, name) for entry in value)
+    if value is None or isinstance(value, bool | str):
+        return value
+    for kind, (accepted, _) in ((int, _SCALARS[int]), (float, _SCALARS[float])):
+        if isinstance(value, accepted):
+            return kind(value)
+    raise InputError(
+        f"{name} must be a number, a string, True, False, None, or a tuple or mapping of these, "
+        f"which config.json can record; found {value!r}"
+    )
 
 
 _SCALARS: Mapping[type, tuple[type, str]] = {

@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from imta_jax.training.phases import train_phase, trained_phase_one
 from imta_jax.training.setup import new_phase_two, phase_two_objective
 
 # Fields of phase II, in addition to those of the loss, in which joint variants may differ.
-_HEAD_FIELDS = ("transfer", "stop_gradient", "start")
+_HEAD_FIELDS = ("transfer", "transfer_options", "stop_gradient", "start")
 # Fields of the loss that are mapped over. Variants that differ in other fields are another group.
 _MAPPED_FIELDS = ("alpha", "temperature")
 
@@ -38,10 +39,12 @@ _MAPPED_FIELDS = ("alpha", "temperature")
 def can_train_jointly(config: RunConfig) -> bool:
     """Whether a variant can share a backbone: it leaves the backbone unchanged.
 
-    A variant that is evaluated at its best epoch needs checkpoints of its own.
+    A variant that is evaluated at its best epoch needs checkpoints of its own. Losses other than
+    the default are not joined.
     """
     frozen = config.phase_two.backbone_statistics == "frozen"
-    return frozen and config.evaluation.checkpoint == "last"
+    default_loss = isinstance(phase_two_objective(config), PhaseTwoObjective)
+    return frozen and default_loss and config.evaluation.checkpoint == "last"
 
 
 def joint_training_key(config: RunConfig) -> str:
@@ -75,11 +78,14 @@ def train_phase_two_jointly(
         )
     if not all(can_train_jointly(config) for config in configs):
         raise InputError(
-            'joint training needs phase_two.backbone_statistics="frozen" and '
-            'evaluation.checkpoint="last"; train the other variants separately'
+            'joint training needs phase_two.backbone_statistics="frozen", the default '
+            'phase_two.objective and evaluation.checkpoint="last"; train the other variants '
+            "separately"
         )
     classifier = _new_joint_classifier(configs, trained_phase_one(configs[0], dataset, workdir))
-    objective = JointObjective(tuple(phase_two_objective(config) for config in configs))
+    # All are of the default kind, as `can_train_jointly` checks.
+    objectives: Any = tuple(phase_two_objective(config) for config in configs)
+    objective = JointObjective(objectives)
     train_phase(
         "phase_two",
         configs[0],

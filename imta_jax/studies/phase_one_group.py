@@ -22,7 +22,7 @@ from imta_jax.studies.joint_phase_two import (
     load_joint_classifier,
     train_phase_two_jointly,
 )
-from imta_jax.studies.variants import Variant
+from imta_jax.studies.variants import Variant, key_fields
 from imta_jax.training import NonFiniteLossError, load_classifier, train_phase_one, train_phase_two
 from imta_jax.training.phases import folder_is_finished
 
@@ -169,7 +169,7 @@ class PhaseOneGroup:
 
     def _phase_two_folder(self, variants: Sequence[Variant]) -> Path:
         configs = [variant.config for variant in variants]
-        settings = [(c.phase_two.to_dict(), c.evaluation.checkpoint) for c in configs]
+        settings = [(key_fields(c.phase_two), c.evaluation.checkpoint) for c in configs]
         return self.folder / f"phase_two-{_digest(json.dumps(settings, sort_keys=True))}"
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from imta_jax.models import MultiExitClassifier
 from imta_jax.nn.pixels import normalize
 from imta_jax.runtime.json_files import read_json_lines
 from imta_jax.studies.gradient_variance import gradient_variance
-from imta_jax.training import metrics
+from imta_jax.training import PhaseOneObjective, metrics
+from imta_jax.training.loss_objective import LossObjective
 from imta_jax.training.setup import phase_one_objective
 
 # Fields of the budget curve's points that a row keeps.
@@ -96,6 +97,8 @@ def gradient_variance_results(
 ) -> dict[str, Any]:
     """Measures the gradient variance of a trained phase-I network on validation images.
 
+    It is that of the cross-entropy, also for variants with a loss of their own.
+
     Args:
       config: Config of the variant.
       dataset: Dataset that it was trained on.
@@ -115,7 +118,10 @@ def gradient_variance_results(
             f"config.gradient_variance_images must fill a batch of {_GRADIENT_BATCH} images; found "
             f"{images}, with {count} validation images"
         )
-    variance = gradient_variance(classifier, phase_one_objective(config), batches)
+    objective = phase_one_objective(config)
+    if isinstance(objective, LossObjective):
+        objective = cast(PhaseOneObjective, objective.phase)
+    variance = gradient_variance(classifier, objective, batches)
     return {"stages": variance.stages.tolist(), "losses": variance.losses.tolist()}
 
 

@@ -15,11 +15,9 @@ from imta_jax.training import check_training_config
 _PHASE_ONE_SECTIONS = ("data", "model", "phase_one", "mesh")
 # Fields that were added after studies had been run. Their defaults do not change the key.
 _LATER_FIELDS = (
-    "exif_orientation",
-    "detach",
-    "detach_fraction",
-    "detach_exit",
-    "last_exit_epochs",
+    *("exif_orientation", "detach", "detach_fraction", "detach_exit", "last_exit_epochs"),
+    *("options", "heads", "heads_options", "transfer_options"),
+    *("objective", "objective_options"),
 )
 
 
@@ -53,7 +51,7 @@ class Variant:
 
         Folder names contain its hash: changing it orphans the networks of existing studies.
         """
-        parts = [_key_fields(getattr(self.config, name)) for name in _PHASE_ONE_SECTIONS]
+        parts = [key_fields(getattr(self.config, name)) for name in _PHASE_ONE_SECTIONS]
         return json.dumps(parts, sort_keys=True)
 
     @property
@@ -63,14 +61,15 @@ class Variant:
         return model.preset or model.backbone or "custom"
 
 
-def _key_fields(section: Any) -> Any:
+def key_fields(section: Any) -> Any:
     """The fields of a section that determine a network; later fields only if they are set."""
     if not isinstance(section, Section):
         return section
+    defaults = type(section).defaults()
     return {
         name: value
         for name, value in section.to_dict().items()
-        if name not in _LATER_FIELDS or value != getattr(type(section), name)
+        if name not in _LATER_FIELDS or value != defaults[name]
     }
 
 
@@ -121,6 +120,7 @@ def _set_field(values: dict[str, Any], variant: str, field: str, value: Any) -> 
     *sections, last = field.split(".")
     for section in sections:
         values = values.get(section, {})
-    if last not in values:
+    free = bool(sections) and sections[-1].endswith("options")
+    if last not in values and not free:
         raise unknown_name(f"field {field!r} of variant {variant}: no", last, values)
     values[last] = value

@@ -8,6 +8,12 @@ from imta_jax.techniques.detached_features import (
     FeatureDetachment,
     stop_channels,
 )
+from imta_jax.techniques.exit_rules import (
+    confidence_score,
+    entropy_score,
+    margin_score,
+    patience_score,
+)
 from imta_jax.techniques.gradient_equilibrium import (
     EQUILIBRIUM_MODES,
     rescale_gradient,
@@ -37,8 +43,12 @@ __all__ = [
     "IndependentHeads",
     "ResidualHeads",
     "TransferHeads",
+    "confidence_score",
     "cross_entropy",
+    "entropy_score",
+    "margin_score",
     "one_for_all_loss",
+    "patience_score",
     "rescale_gradient",
     "split_gradient",
     "stop_channels",

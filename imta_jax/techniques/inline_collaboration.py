@@ -11,7 +11,7 @@ path, so that later exits do not disturb earlier ones; the published code does n
 """
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import chex
 import jax
@@ -22,8 +22,13 @@ from jaxtyping import Array, Float
 from imta_jax import options
 from imta_jax.errors import InputError
 from imta_jax.nn.batch_norm import BatchNorm
-from imta_jax.nn.initialization import Initialization
+from imta_jax.nn.initialization import (
+    INITIALIZATIONS,
+    Initialization,
+    get_initialization,
+)
 from imta_jax.nn.layers import linear
+from imta_jax.runtime.registry import check_names, register_heads
 
 TRANSFERS = get_args(options.Transfer)
 
@@ -36,7 +41,7 @@ class IndependentHeads(nnx.Module):
         feature_widths: Sequence[int],
         num_classes: int,
         *,
-        init: Initialization,
+        init: Initialization = INITIALIZATIONS["he_normal"],
         rngs: nnx.Rngs,
     ):
         self.linears = nnx.List(
@@ -137,3 +142,39 @@ def _previous_logits(carry: Float[Array, "N K"] | None, stop_gradient: bool) -> 
     if carry is None:
         raise InputError("carry must be the previous exit's logits [N, K]; found None")
     return jax.lax.stop_gradient(carry) if stop_gradient else carry
+
+
+# Options of the heads of this package. `models.build` sets both unless the config does.
+_OPTIONS = ("initialization", "stop_gradient")
+
+
+@register_heads("none")
+@register_heads("independent")
+def make_independent_heads(
+    options: Any, *, feature_widths: Sequence[int], num_classes: int, rngs: nnx.Rngs
+) -> IndependentHeads:
+    """Builds `IndependentHeads` from the option `initialization`."""
+    return IndependentHeads(feature_widths, num_classes, init=_initialization(options), rngs=rngs)
+
+
+@register_heads("identity")
+def make_residual_heads(
+    options: Any, *, feature_widths: Sequence[int], num_classes: int, rngs: nnx.Rngs
+) -> ResidualHeads:
+    """Builds `ResidualHeads` from the options `initialization` and `stop_gradient`."""
+    given = {"init": _initialization(options), "stop_gradient": options.stop_gradient}
+    return ResidualHeads(feature_widths, num_classes, **given, rngs=rngs)
+
+
+@register_heads("linear")
+def make_transfer_heads(
+    options: Any, *, feature_widths: Sequence[int], num_classes: int, rngs: nnx.Rngs
+) -> TransferHeads:
+    """Builds `TransferHeads` from the options `initialization` and `stop_gradient`."""
+    given = {"init": _initialization(options), "stop_gradient": options.stop_gradient}
+    return TransferHeads(feature_widths, num_classes, **given, rngs=rngs)
+
+
+def _initialization(options: Any) -> Initialization:
+    check_names(options, _OPTIONS, "option of the heads")
+    return get_initialization(options.initialization)

@@ -15,11 +15,13 @@ from jaxtyping import Array, Float, Integer
 
 from imta_jax import options
 from imta_jax.errors import InputError, unknown_name
+from imta_jax.runtime.registry import register_objective
 
 REDUCTIONS = get_args(options.Reduction)
 LAST_EXIT_LOSSES = get_args(options.LastExitLoss)
 
 
+@register_objective("cross_entropy")
 def cross_entropy(
     logits: Float[Array | np.ndarray, "*E N K"], labels: Integer[Array | np.ndarray, " N"]
 ) -> Float[Array, "*E"]:
@@ -72,6 +74,7 @@ def teacher_divergence(
     return mean if reduction == "batch" else mean / logits.shape[-1]
 
 
+@register_objective("one_for_all")
 def one_for_all_loss(
     logits: jax.Array | np.ndarray,
     labels: jax.Array | np.ndarray,

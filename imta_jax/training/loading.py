@@ -10,6 +10,7 @@ from imta_jax.config import RunConfig
 from imta_jax.models import MultiExitClassifier, build_classifier, with_collaborative_heads
 from imta_jax.runtime.paths import local_path
 from imta_jax.training.checkpoint_reading import read_meta, restore_model
+from imta_jax.training.network_record import check_network, import_registered
 
 
 def last_phase(config: RunConfig) -> str:
@@ -33,10 +34,13 @@ def load_classifier(
 
     Raises:
       MissingFileError: there is no readable checkpoint.
+      MissingPackageError: backbone or heads are of a module that cannot be imported.
+      InputError: the code of backbone or heads makes another network now.
     """
     folder = local_path("folder", folder)
     meta = read_meta(folder, which)
     classifier = empty_classifier(meta)
+    check_network(classifier, meta, str(folder))
     restore_model(classifier, folder, which)
     classifier.eval()
     return classifier, meta
@@ -44,6 +48,7 @@ def load_classifier(
 
 def empty_classifier(meta: Mapping[str, Any]) -> MultiExitClassifier:
     """The untrained network that a checkpoint's `meta` describes."""
+    import_registered(meta)
     num_classes = len(meta["class_names"])
     classifier = build_classifier(
         meta["model"],

@@ -1,6 +1,6 @@
 """The losses of the two phases: they map a classifier and a batch to a loss and metrics per exit.
 
-A new loss is a class with the methods of `Objective`.
+`loss_objective` makes an objective from a loss function of logits and labels.
 """
 
 import dataclasses
@@ -86,15 +86,23 @@ class PhaseOneObjective(Section):
         labels: Int[Array, " N"],
     ) -> tuple[Float[Array, ""], ExitMetrics]:
         """See `Objective`."""
+        logits, _ = self.outputs(classifier, images)
+        metrics = exit_metrics(logits, labels)
+        loss = metrics.loss.sum() if self.exit_losses == "sum" else metrics.loss.mean()
+        return loss, metrics
+
+    def outputs(
+        self, classifier: MultiExitClassifier, images: Float[Array, "N H W C"]
+    ) -> tuple[Float[Array, "E N K"], Float[Array, "N K"]]:
+        """Logits, with gradient equilibrium, and those of the teacher, the last exit."""
         features = classifier.features(
             images,
             self.equilibrium,
             detachment=self.detachment,
             rematerialize=self.rematerialize,
         )
-        metrics = exit_metrics(classifier.logits(features), labels)
-        loss = metrics.loss.sum() if self.exit_losses == "sum" else metrics.loss.mean()
-        return loss, metrics
+        logits = classifier.logits(features)
+        return logits, logits[-1]
 
 
 def freeze_backbone(classifier: MultiExitClassifier) -> None:
@@ -139,15 +147,20 @@ class PhaseTwoObjective(Section):
         images: Float[Array, "N H W C"],
         labels: Int[Array, " N"],
     ) -> tuple[Float[Array, ""], ExitMetrics]:
-        """See `Objective`; the gradient stops at the features."""
+        """See `Objective`."""
+        logits, teacher = self.outputs(classifier, images)
+        loss = self.loss(logits, labels, teacher, self.alpha, self.temperature)
+        return loss, exit_metrics(logits, labels)
+
+    def outputs(
+        self, classifier: MultiExitClassifier, images: Float[Array, "N H W C"]
+    ) -> tuple[Float[Array, "E N K"], Float[Array, "N K"]]:
+        """Logits and those of the teacher; the gradient stops at the features."""
         features = jax.lax.stop_gradient(classifier.features(images))
         logits = classifier.logits(features)
         if self.teacher == "own_last_exit":
-            teacher = logits[-1]
-        else:
-            teacher = classifier.phase_one_logits(features)
-        loss = self.loss(logits, labels, teacher, self.alpha, self.temperature)
-        return loss, exit_metrics(logits, labels)
+            return logits, logits[-1]
+        return logits, classifier.phase_one_logits(features)
 
     def loss(
         self,

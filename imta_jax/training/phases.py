@@ -5,11 +5,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from flax import nnx
+
 from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import Dataset, steps_per_epoch
 from imta_jax.distributed import check_batch_size
 from imta_jax.errors import MissingFileError
 from imta_jax.models import MultiExitClassifier, check_model, resolve_model_config
+from imta_jax.runtime.registry import BACKBONES, HEADS
 from imta_jax.training.callbacks import default_callbacks
 from imta_jax.training.checkpoint_reading import (
     has_readable_checkpoint,
@@ -18,12 +21,15 @@ from imta_jax.training.checkpoint_reading import (
 )
 from imta_jax.training.feed import check_feed, training_feed
 from imta_jax.training.loop import TrainingLoop
+from imta_jax.training.loss_objective import LossObjective, check_loss
 from imta_jax.training.mixed_regime import LastExitObjective
+from imta_jax.training.network_record import network_record
 from imta_jax.training.objectives import Objective
 from imta_jax.training.setup import (
     assemble_phase,
     mesh_of,
     new_phase_one,
+    new_phase_two,
     phase_one_objective,
     phase_optimizer,
     phase_parts,
@@ -140,7 +146,7 @@ def train_phase(
     _log.info("%s: %d epochs of %d steps, input: %s", name, epochs, steps, feed.name)
     callbacks = default_callbacks(
         folder,
-        meta={**network_meta(config, dataset, name), **(meta or {})},
+        meta={**network_meta(config, dataset, name, classifier), **(meta or {})},
         log=config.log,
         checkpoint=config.checkpoint,
         learning_rate=learning_rate,
@@ -158,9 +164,12 @@ def train_phase(
     ).run(state)
 
 
-def network_meta(config: RunConfig, dataset: Dataset, phase: str) -> dict[str, Any]:
+def network_meta(
+    config: RunConfig, dataset: Dataset, phase: str, classifier: MultiExitClassifier
+) -> dict[str, Any]:
     """The `meta` of a checkpoint, from which the network is rebuilt without config and dataset."""
-    heads = config.phase_two
+    heads = config.heads
+    options = {"options": heads.options} if heads.options else {}
     return {
         "phase": phase,
         "seed": config.seed,
@@ -169,7 +178,9 @@ def network_meta(config: RunConfig, dataset: Dataset, phase: str) -> dict[str, A
             "transfer": heads.transfer,
             "stop_gradient": heads.stop_gradient,
             "start": heads.start,
+            **options,
         },
+        "network": network_record(classifier, config.model, heads),
         "dataset": dataset.name,
         "image_shape": list(dataset.image_shape),
         "class_names": list(dataset.class_names),
@@ -188,6 +199,7 @@ def check_field_values(config: RunConfig) -> None:
     phase_one_objective(config)
     phase_two_objective(config)
     check_model(config.model)
+    config.check_components()
 
 
 def check_training_config(config: RunConfig) -> None:
@@ -209,12 +221,35 @@ def check_training_data(config: RunConfig, dataset: Dataset) -> None:
     """Checks what needs the dataset, for both phases; computes nothing.
 
     Raises:
-      InputError: no full batch, or a pipeline that cannot produce these images.
+      InputError: no full batch, a pipeline that cannot produce these images, or a backbone, heads
+        or loss from outside this package that do not fulfill their contracts.
       ModuleNotFoundError: the library of the pipeline is not installed.
     """
+    _check_own_components(config, dataset)
     for name in PHASES:
         if phase_settings(config, name).total_epochs > 0:
             check_feed(config, name, dataset, mesh_of(config))
+
+
+def _check_own_components(config: RunConfig, dataset: Dataset) -> None:
+    """Builds a network with components from outside this package abstractly, and calls its loss."""
+    included = (
+        BACKBONES.is_built_in(config.model.backbone or "msdnet"),
+        HEADS.is_built_in(config.model.heads),
+        HEADS.is_built_in(config.phase_two.transfer),
+    )
+    losses = [
+        objective
+        for objective in (phase_one_objective(config), phase_two_objective(config))
+        if isinstance(objective, LossObjective)
+    ]
+    if not losses and all(included):
+        return
+    classifier = nnx.eval_shape(lambda: new_phase_one(config, dataset))
+    if config.phase_two.total_epochs > 0:
+        nnx.eval_shape(lambda: new_phase_two(config, new_phase_one(config, dataset)))
+    for objective in losses:
+        check_loss(objective, classifier.num_exits, dataset.num_classes)
 
 
 def phase_is_finished(config: RunConfig, workdir: Path, phase: str) -> bool:

@@ -27,6 +27,7 @@ from imta_jax.models import (
 )
 from imta_jax.techniques import FeatureDetachment
 from imta_jax.training.gate_objective import GateSupervisedObjective
+from imta_jax.training.loss_objective import LossObjective, loss_objective
 from imta_jax.training.objectives import (
     ALL_PARAMETERS,
     HEAD_PARAMETERS,
@@ -159,7 +160,7 @@ def build_phase(
 
 def phase_parts(
     name: str, config: RunConfig, classifier: MultiExitClassifier
-) -> tuple[MultiExitClassifier, PhaseOneObjective | PhaseTwoObjective, Any]:
+) -> tuple[MultiExitClassifier, Objective, Any]:
     """The initial network of a phase, its loss, and the NNX filter of its trained variables.
 
     Args:
@@ -197,8 +198,12 @@ def new_phase_two(config: RunConfig, classifier: MultiExitClassifier) -> MultiEx
     )
 
 
-def phase_one_objective(config: RunConfig) -> PhaseOneObjective:
-    """The loss of `config.phase_one`; a backbone with a gate adds the gate's loss."""
+def phase_one_objective(config: RunConfig) -> PhaseOneObjective | LossObjective:
+    """The loss of `config.phase_one`; a backbone with a gate adds the gate's loss.
+
+    Raises:
+      InputError: a field that a backbone with a gate does not support.
+    """
     phase = config.phase_one
     weight = ModelConfig.from_mapping(resolve_model_config(config.model)).gate_weight
     given = {
@@ -211,14 +216,27 @@ def phase_one_objective(config: RunConfig) -> PhaseOneObjective:
             "config.phase_one.last_exit_epochs must be 0 for a network with config.model."
             f"gate_weight={weight:g}, which has one exit; found {phase.last_exit_epochs}"
         )
+    if weight and not _is_default(phase):
+        raise InputError(
+            f"config.phase_one.objective must be {phase.defaults()['objective']!r} for a network "
+            f"with config.model.gate_weight={weight:g}; found {phase.objective!r}"
+        )
+    if not _is_default(phase):
+        return loss_objective(phase, _objective(PhaseOneObjective, phase, **given))
     if weight:
         return _objective(GateSupervisedObjective, phase, gate_weight=weight, **given)
     return _objective(PhaseOneObjective, phase, **given)
 
 
-def phase_two_objective(config: RunConfig) -> PhaseTwoObjective:
+def phase_two_objective(config: RunConfig) -> PhaseTwoObjective | LossObjective:
     """The loss of `config.phase_two`."""
-    return _objective(PhaseTwoObjective, config.phase_two)
+    default = _objective(PhaseTwoObjective, config.phase_two)
+    return default if _is_default(config.phase_two) else loss_objective(config.phase_two, default)
+
+
+def _is_default(settings: PhaseOneConfig | PhaseTwoConfig) -> bool:
+    default = type(settings).defaults()["objective"]
+    return settings.objective == default and not settings.objective_options
 
 
 def _objective(kind: type[AnyObjective], phase: PhaseConfig, **given: Any) -> AnyObjective:

@@ -1,0 +1,138 @@
+"""Checks of backbones and heads that were made outside this package.
+
+They are called abstractly (`jax.eval_shape`), so that an error names what is wrong before anything
+is compiled or trained.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from imta_jax.errors import InputError
+from imta_jax.models.classifier import Backbone, Heads
+
+_NUM_IMAGES = 2
+_METHODS = ("stem", "stage", "exit_features")
+
+
+def check_backbone(backbone: Any, image_shape: tuple[int, int, int], field: str) -> Backbone:
+    """Returns the backbone if it fulfills the contract (`classifier.Backbone`).
+
+    Args:
+      backbone: what a factory returned.
+      image_shape: (H, W, C) of the images.
+      field: config field and value, for messages.
+
+    Raises:
+      InputError: names the attribute, method or shape that is wrong, and what was expected.
+    """
+    if not isinstance(backbone, nnx.Module):
+        raise InputError(f"{field}: the factory must return a flax.nnx.Module; found {backbone!r}")
+    name = type(backbone).__name__
+    missing = [
+        member
+        for member in ("num_exits", "feature_widths", *_METHODS)
+        if not hasattr(backbone, member)
+    ]
+    if missing:
+        raise InputError(
+            f"{field}: {name} lacks {', '.join(missing)}; a backbone has num_exits, "
+            "feature_widths, stem(images), stage(i, state) and exit_features(i, state)"
+        )
+    checked = cast(Backbone, backbone)
+    exits, widths = checked.num_exits, checked.feature_widths
+    if not isinstance(exits, int) or exits < 1:
+        raise InputError(f"{field}: {name}.num_exits must be an integer above 0; found {exits!r}")
+    if len(widths) != exits or not all(isinstance(w, int) and w > 0 for w in widths):
+        raise InputError(
+            f"{field}: {name}.feature_widths must be {exits} integers, one per exit; found "
+            f"{widths!r}"
+        )
+    images = jax.ShapeDtypeStruct((_NUM_IMAGES, *image_shape), jnp.float32)
+    what = f"{field}: {name}"
+    state = _shapes(f"{what}.stem(images)", backbone, "stem", images)
+    _check_state(f"{what}.stem(images)", state)
+    for i in range(exits):
+        state = _shapes(f"{what}.stage({i}, state)", backbone, "stage", i, state)
+        _check_state(f"{what}.stage({i}, state)", state)
+        call = f"{what}.exit_features({i}, state)"
+        _check_array(call, _shapes(call, backbone, "exit_features", i, state), widths[i])
+    return checked
+
+
+def check_heads(heads: Any, feature_widths: tuple[int, ...], num_classes: int, field: str) -> Heads:
+    """Returns the heads if they fulfill the contract (`classifier.Heads`).
+
+    Args:
+      heads: what a factory returned.
+      feature_widths: of the backbone.
+      num_classes: K.
+      field: config field and value, for messages.
+
+    Raises:
+      InputError: names what is wrong, and what was expected.
+    """
+    if not isinstance(heads, nnx.Module) or not callable(heads):
+        raise InputError(
+            f"{field}: the factory must return a flax.nnx.Module with __call__(i, features, "
+            f"carry) -> (logits, carry); found {heads!r}"
+        )
+    carry = None
+    for i, width in enumerate(feature_widths):
+        features = jax.ShapeDtypeStruct((_NUM_IMAGES, width), jnp.float32)
+        call = f"{field}: {type(heads).__name__}({i}, features, carry)"
+        found = _shapes(call, heads, "__call__", i, features, carry)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise InputError(f"{call} must return (logits, carry); found {_described(found)}")
+        logits, carry = found
+        _check_array(call, logits, num_classes)
+    return cast(Heads, heads)
+
+
+def _shapes(what: str, module: nnx.Module, method: str, *arguments: Any) -> Any:
+    """The shapes that a method returns for a batch, without a change of the module."""
+    graphdef, variables = nnx.split(module)
+    # Exits are numbers, not arrays: they select modules.
+    numbers = [argument for argument in arguments if isinstance(argument, int)]
+    arrays = arguments[len(numbers) :]
+
+    def call(variables: nnx.State, arrays: tuple[Any, ...]) -> Any:
+        merged = nnx.merge(graphdef, variables, copy=True)
+        merged.eval()
+        run: Callable[..., Any] = getattr(merged, method)
+        return run(*numbers, *arrays)
+
+    try:
+        return jax.eval_shape(call, variables, arrays)
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{what} failed: {type(error).__name__}: {error}") from error
+
+
+def _check_state(what: str, state: Any) -> None:
+    if not isinstance(state, tuple) or not state:
+        raise InputError(
+            f"{what} must return a tuple of arrays, finest scale first; found {_described(state)}"
+        )
+    for leaf in jax.tree.leaves(state):
+        if not leaf.shape or leaf.shape[0] != _NUM_IMAGES:
+            raise InputError(
+                f"{what} returned an array {leaf.shape} for {_NUM_IMAGES} images; expected the "
+                "images along the first axis of every array"
+            )
+
+
+def _check_array(what: str, found: Any, width: int) -> None:
+    if getattr(found, "shape", None) != (_NUM_IMAGES, width):
+        raise InputError(
+            f"{what} must return an array {(_NUM_IMAGES, width)} for {_NUM_IMAGES} images; found "
+            f"{_described(found)}"
+        )
+
+
+def _described(found: Any) -> str:
+    return str(found.shape) if hasattr(found, "shape") else repr(found)

@@ -1,0 +1,79 @@
+"""Heads by name: built by their factory, checked, and started from the heads of phase I."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from imta_jax.config import HeadsConfig
+from imta_jax.errors import InputError
+from imta_jax.models.checks import check_heads
+from imta_jax.models.classifier import Heads
+from imta_jax.runtime.registry import HEADS, call_factory, dotted_path_of
+
+# Importing the package registers its heads.
+from imta_jax.techniques import IndependentHeads, TransferHeads
+
+
+def make_heads(
+    config: HeadsConfig,
+    *,
+    feature_widths: tuple[int, ...],
+    num_classes: int,
+    rngs: nnx.Rngs,
+    field: str,
+) -> Heads:
+    """Builds the heads that `config.transfer` names.
+
+    Args:
+      config: its `options` reach the factory, with `stop_gradient` and `initialization` beside
+        them.
+      feature_widths: of the backbone.
+      num_classes: K.
+      rngs: for the factory.
+      field: config field of the name, for error messages.
+
+    Raises:
+      InputError: an unknown name, or heads that do not fulfill the contract.
+    """
+    factory = HEADS.get(config.transfer, field)
+    defaults = {"stop_gradient": config.stop_gradient, "initialization": config.initialization}
+    options = ConfigDict({**defaults, **config.options})
+    sizes: Mapping[str, Any] = {"feature_widths": feature_widths, "num_classes": num_classes}
+    if HEADS.is_built_in(config.transfer):
+        return factory(options, **sizes, rngs=rngs)
+    what = f"{field} {config.transfer!r}"
+    heads = call_factory(factory, options, what, **sizes, rngs=rngs)
+    return check_heads(heads, **sizes, field=what)
+
+
+def start_heads(heads: Heads, earlier: Heads) -> None:
+    """Copies the phase-I heads into those of phase II (`config.phase_two.start="phase_one"`).
+
+    Heads with the variables of the earlier ones are copied. Other heads have a method
+    `start_from(earlier)`.
+
+    Raises:
+      InputError: the heads have other variables and no such method.
+    """
+    own, other = nnx.state(heads), nnx.state(earlier)
+    if _shapes_by_path(own) == _shapes_by_path(other):
+        nnx.update(heads, jax.tree.map(jnp.array, other))
+        return
+    linear = isinstance(heads, IndependentHeads | TransferHeads)
+    start_from = getattr(heads, "start_from", None)
+    if start_from is None or (linear and not hasattr(earlier, "linears")):
+        raise InputError(
+            'start="phase_one" copies the phase-I heads, but '
+            f"{dotted_path_of(heads)} and {dotted_path_of(earlier)} have different variables: set "
+            'config.phase_two.start="fresh", or give the new heads a method start_from(earlier)'
+        )
+    start_from(earlier)
+
+
+def _shapes_by_path(state: nnx.State) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}

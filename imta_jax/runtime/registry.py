@@ -1,0 +1,262 @@
+"""Registries: components by name, from this package and from other packages.
+
+A config field that names a component takes one of
+
+- a registered name: `@register_backbone("my_vit")` above a factory, in a module that was imported;
+- a dotted path, "my_package.vit:make_vit", whose module is imported when it is used;
+- the name of an entry point of an installed package, for example in its pyproject.toml
+
+      [project.entry-points."imta_jax.backbones"]
+      my_vit = "my_package.vit:make_vit"
+
+The components of this package are registered in the same way.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from imta_jax.errors import InputError, MissingPackageError, closest_first, unknown_name
+
+Component = TypeVar("Component", bound=Callable[..., Any])
+
+_PACKAGE = "imta_jax"
+_DOTTED_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+class Registry:
+    """Components of one kind by name.
+
+    Args:
+      kind: for error messages, for example "backbone".
+      group: the group of entry points that is searched, for example "imta_jax.backbones".
+    """
+
+    def __init__(self, kind: str, group: str):
+        self.kind, self.group = kind, group
+        self._components: dict[str, Callable[..., Any]] = {}
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a name is registered or an entry point. Dotted paths are not contained."""
+        return name in self._components or name in self._entry_points()
+
+    def __iter__(self) -> Iterator[str]:
+        """The registered names, then those of entry points."""
+        return iter([*self._components, *(self._entry_points().keys() - self._components.keys())])
+
+    def register(self, name: str) -> Callable[[Component], Component]:
+        """Returns a decorator that registers a component and returns it unchanged.
+
+        A module may be executed again, for example in a notebook: a component of the same module
+        and name replaces the earlier one.
+
+        Raises:
+          InputError: the name is a dotted path or belongs to another component.
+        """
+        if not name or ":" in name:
+            raise InputError(
+                f"name of a {self.kind} must be text without a colon; found {name!r}: a dotted "
+                "path needs no registration"
+            )
+
+        def decorate(component: Component) -> Component:
+            earlier = self._components.get(name)
+            if earlier is not None and dotted_path_of(earlier) != dotted_path_of(component):
+                raise InputError(
+                    f"{self.kind} {name!r} is registered already, by {dotted_path_of(earlier)}; "
+                    f"choose another name for {dotted_path_of(component)}"
+                )
+            self._components[name] = component
+            return component
+
+        return decorate
+
+    def get(self, name: str, field: str = "") -> Callable[..., Any]:
+        """The component of a registered name, an entry point or a dotted path.
+
+        Args:
+          name: see the module.
+          field: the config field that has this value, for error messages.
+
+        Raises:
+          InputError: an unknown name; the message lists the closest valid one first.
+          MissingPackageError: the module of a dotted path or entry point cannot be imported.
+        """
+        field = field or self.kind
+        if name in self._components:
+            return self._components[name]
+        if _DOTTED_PATH.fullmatch(name):
+            return _import_dotted_path(name, field)
+        if name in (points := self._entry_points()):
+            return _import_dotted_path(points[name], f"{field} {name!r}, an entry point:")
+        error = unknown_name(field, name, self)
+        raise InputError(
+            f'{error}; one of your own is given as "package.module:name", or registered in a '
+            "module that was imported"
+        )
+
+    def is_built_in(self, name: str) -> bool:
+        """Whether a name is that of a component of this package."""
+        component = self._components.get(name)
+        return component is not None and dotted_path_of(component).startswith(f"{_PACKAGE}.")
+
+    def source(self, name: str, field: str = "") -> str | None:
+        """The dotted path of a component that another package registers by a name; else None.
+
+        Checkpoints record it, so that `restore_source` finds a registered name in another process.
+        """
+        component = self.get(name, field)
+        elsewhere = name in self._components and not self.is_built_in(name)
+        return dotted_path_of(component) if elsewhere else None
+
+    def restore_source(self, name: str, source: str, field: str) -> None:
+        """Imports the module that registers a name, unless the name is known.
+
+        Args:
+          name: as recorded with `source`.
+          source: from `source`.
+          field: for error messages.
+
+        Raises:
+          InputError: the module does not register the name.
+          MissingPackageError: the module cannot be imported.
+        """
+        if name in self:
+            return
+        module = source.partition(":")[0]
+        if module != "__main__":
+            _import_module(module, f"{field} {name!r}, registered by {source}:")
+        if name not in self:
+            raise InputError(
+                f"{field} {name!r} is not registered; when the checkpoint was written, {source} "
+                f"registered it: import that module, or register the {self.kind} first"
+            )
+
+    def _entry_points(self) -> dict[str, str]:
+        return _entry_points(self.group)
+
+
+def dotted_path_of(component: Any) -> str:
+    """The "module:name" of a function or class; of an instance, that of its class."""
+    named = component if hasattr(component, "__qualname__") else type(component)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def accepted_keywords(function: Callable[..., Any]) -> frozenset[str] | None:
+    """Names of the parameters that may be passed as keywords; None if any keyword is accepted."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return frozenset(parameter.name for parameter in parameters if parameter.kind in by_keyword)
+
+
+def call_factory(factory: Callable[..., Any], options: Any, field: str, **arguments: Any) -> Any:
+    """Calls `factory(options, **arguments)`.
+
+    Args:
+      factory: of a backbone or of heads.
+      options: a `ConfigDict`.
+      field: config field and value, for error messages.
+      **arguments: what every factory of this kind gets.
+
+    Raises:
+      InputError: the factory has another signature.
+    """
+    try:
+        inspect.signature(factory).bind(options, **arguments)
+    except TypeError as error:
+        raise InputError(
+            f"{field}: {dotted_path_of(factory)} must accept (options, *, {', '.join(arguments)}): "
+            f"{error}"
+        ) from error
+    return factory(options, **arguments)
+
+
+def check_names(given: Iterable[str], valid: Iterable[str], what: str) -> None:
+    """Raises an `InputError` for the first given name that is not valid."""
+    valid = list(valid)
+    for name in given:
+        if name not in valid:
+            raise unknown_name(what, name, valid) if valid else InputError(f"no {what}: {name!r}")
+
+
+def check_options(
+    function: Callable[..., Any], options: Mapping[str, Any], what: str, given: int
+) -> None:
+    """Checks that a function accepts options as keywords, after `given` positional arguments.
+
+    Raises:
+      InputError: an unknown option, with the closest valid one first.
+    """
+    names = accepted_keywords(function)
+    if names is not None:
+        positional = list(inspect.signature(function).parameters)[:given]
+        check_names(options, names - set(positional), f"option of {what}")
+
+
+@functools.cache
+def _entry_points(group: str) -> dict[str, str]:
+    return {point.name: point.value for point in importlib.metadata.entry_points(group=group)}
+
+
+def _import_module(name: str, field: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing = getattr(error, "name", None) or ""
+        if name == missing or name.startswith(f"{missing}."):
+            raise MissingPackageError(
+                f"{field} no module {missing!r}; install the package, start in its parent folder, "
+                "or add that folder to PYTHONPATH"
+            ) from error
+        raise MissingPackageError(f"{field} importing {name} failed: {error}") from error
+
+
+def _import_dotted_path(path: str, field: str) -> Callable[..., Any]:
+    module_name, _, attributes = path.partition(":")
+    module = found = _import_module(module_name, f"{field} {path!r}:")
+    for attribute in attributes.split("."):
+        if not hasattr(found, attribute):
+            own = [
+                n for n, x in vars(module).items() if getattr(x, "__module__", "") == module_name
+            ]
+            raise InputError(
+                f"{field} {path!r}: {getattr(module, '__file__', module_name)} has no "
+                f"{attribute!r}; defined there, the closest first: "
+                f"{', '.join(closest_first(attribute, own)[:5]) or 'nothing'}"
+            )
+        found = getattr(found, attribute)
+    if not callable(found):
+        raise InputError(f"{field} {path!r} must be a function or class; found {found!r}")
+    return found
+
+
+BACKBONES = Registry("backbone", "imta_jax.backbones")
+HEADS = Registry("heads", "imta_jax.heads")
+OBJECTIVES = Registry("objective", "imta_jax.objectives")
+EXIT_RULES = Registry("exit rule", "imta_jax.exit_rules")
+
+
+def register_backbone(name: str) -> Callable[[Component], Component]:
+    """Registers `make(options, *, num_classes, image_shape, rngs) -> Backbone`."""
+    return BACKBONES.register(name)
+
+
+def register_heads(name: str) -> Callable[[Component], Component]:
+    """Registers `make(options, *, feature_widths, num_classes, rngs) -> Heads`."""
+    return HEADS.register(name)
+
+
+def register_objective(name: str) -> Callable[[Component], Component]:
+    """Registers `loss(logits, labels, **options)`, a scalar or one loss per exit."""
+    return OBJECTIVES.register(name)
+
+
+def register_exit_rule(name: str) -> Callable[[Component], Component]:
+    """Registers `rule(logits, **options)`, a score per image: an image leaves at high scores."""
+    return EXIT_RULES.register(name)

@@ -1,0 +1,140 @@
+"""A loss function of logits and labels, chosen by `config.PHASE.objective`, as an objective.
+
+    @imta_jax.register_objective("focal")
+    def focal_loss(logits, labels, *, gamma=2.0):
+        ...
+
+The function gets logits [E, N, K] in float32 and labels [N], and returns the total loss or one loss
+per exit [E]. By their names its other parameters get, in this order of precedence: options of
+`config.PHASE.objective_options`; `teacher_logits` [N, K] without a gradient; fields of
+`config.PHASE`, for example `alpha`. Gradient equilibrium, modes and what is trained are as for the
+default loss of the phase.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from imta_jax.config import PhaseOneConfig, PhaseTwoConfig
+from imta_jax.errors import InputError
+from imta_jax.models import MultiExitClassifier
+from imta_jax.runtime.registry import OBJECTIVES, accepted_keywords, check_options, dotted_path_of
+from imta_jax.training.objectives import (
+    ExitMetrics,
+    PhaseOneObjective,
+    PhaseTwoObjective,
+    exit_metrics,
+)
+
+_TEACHER = "teacher_logits"
+
+
+@dataclasses.dataclass(frozen=True)
+class LossObjective:
+    """The loss function of a phase. Metrics stay cross-entropy and accuracy.
+
+    Attributes:
+      phase: modes, gradient equilibrium and teacher.
+      exit_losses: "sum" or "mean" of a loss per exit.
+      loss: the function.
+      arguments: keyword arguments of the function, without the teacher.
+      name: config field and value, for error messages.
+    """
+
+    phase: PhaseOneObjective | PhaseTwoObjective
+    exit_losses: str
+    loss: Callable[..., Any]
+    arguments: Mapping[str, Any] = dataclasses.field(hash=False)
+    name: str
+
+    def set_mode(self, classifier: MultiExitClassifier) -> None:
+        """As the phase's default objective."""
+        self.phase.set_mode(classifier)
+
+    def __call__(
+        self,
+        classifier: MultiExitClassifier,
+        images: Float[Array, "N H W C"],
+        labels: Int[Array, " N"],
+    ) -> tuple[Float[Array, ""], ExitMetrics]:
+        """See `Objective`."""
+        logits, teacher = self.phase.outputs(classifier, images)
+        return self.total(logits, labels, teacher), exit_metrics(logits, labels)
+
+    def total(
+        self,
+        logits: Float[Array, "E N K"],
+        labels: Int[Array, " N"],
+        teacher: Float[Array, "N K"],
+    ) -> Float[Array, ""]:
+        """The loss of a batch.
+
+        Raises:
+          InputError: the function returns neither a scalar nor one loss per exit.
+        """
+        names = accepted_keywords(self.loss)
+        given = {_TEACHER: jax.lax.stop_gradient(teacher)} if _TEACHER in (names or ()) else {}
+        value = jnp.asarray(self.loss(logits, labels, **given, **self.arguments))
+        if value.shape not in ((), logits.shape[:1]):
+            raise InputError(
+                f"{self.name} must return a scalar or one loss per exit, shape "
+                f"{logits.shape[:1]}; found {value.shape}"
+            )
+        return value.sum() if self.exit_losses == "sum" else value.mean()
+
+
+def loss_objective(
+    settings: PhaseOneConfig | PhaseTwoConfig, phase: PhaseOneObjective | PhaseTwoObjective
+) -> LossObjective:
+    """The objective that `config.PHASE.objective` names.
+
+    Args:
+      settings: of the phase.
+      phase: its default objective.
+
+    Raises:
+      InputError: an unknown name, an unknown option, or a parameter without a value.
+    """
+    field = f"{settings.section}.objective"
+    loss = OBJECTIVES.get(settings.objective, field)
+    name = f"{field} {settings.objective!r}"
+    check_options(loss, settings.objective_options, f"{name} ({dotted_path_of(loss)})", given=2)
+    names = accepted_keywords(loss) or frozenset()
+    fields = {n: v for n, v in settings.to_dict().items() if n in names}
+    arguments = {**fields, **settings.objective_options}
+    teacher = {_TEACHER: None} if _TEACHER in names else {}
+    try:
+        inspect.signature(loss).bind(None, None, **arguments, **teacher)
+    except TypeError as error:
+        raise InputError(
+            f"{name}: {dotted_path_of(loss)} is called with (logits, labels) and the keywords "
+            f"{', '.join([*arguments, *teacher]) or '(none)'}: {error}; set "
+            f"{settings.section}.objective_options"
+        ) from error
+    exit_losses = settings.exit_losses if isinstance(settings, PhaseOneConfig) else "sum"
+    return LossObjective(phase, exit_losses, loss, arguments, name)
+
+
+def check_loss(objective: LossObjective, num_exits: int, num_classes: int) -> None:
+    """Calls a loss abstractly, so that a wrong shape is an error before anything is trained.
+
+    Raises:
+      InputError: the loss fails, or returns another shape.
+    """
+    logits = jax.ShapeDtypeStruct((num_exits, 2, num_classes), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+    teacher = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
+    try:
+        jax.eval_shape(objective.total, logits, labels, teacher)
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{objective.name} failed for logits {logits.shape} and labels {labels.shape}: "
+            f"{type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,103 @@
+"""What a checkpoint records of its network, so that another process rebuilds it or refuses to.
+
+Names and options are in `model` and `heads` of the `meta`. The record adds what they do not
+determine: the classes of backbone and heads, the modules that registered their names, and a
+fingerprint of the parameters. Classes of this package are recorded as "imta_jax", because a file
+of this package may move.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from imta_jax.config import HeadsConfig, ModelConfig
+from imta_jax.errors import InputError
+from imta_jax.models import MultiExitClassifier
+from imta_jax.runtime.registry import BACKBONES, HEADS, dotted_path_of
+from imta_jax.training.state import named_arrays
+
+_PACKAGE = "imta_jax"
+_FIX = (
+    "use the code that the network was trained with (PYTHONPATH decides which is imported), or "
+    "train again"
+)
+
+
+def network_record(
+    classifier: MultiExitClassifier, model: ModelConfig, heads: HeadsConfig
+) -> dict[str, Any]:
+    """The record of a classifier.
+
+    Args:
+      classifier: of either phase.
+      model: `config.model`.
+      heads: the phase-II heads.
+    """
+    sources = {
+        "backbone": BACKBONES.source(model.backbone) if model.backbone else None,
+        "heads": HEADS.source(model.heads),
+    }
+    if classifier.phase_one_heads is not None:
+        sources["transfer"] = HEADS.source(heads.transfer)
+    return {
+        "backbone_class": _class_of(classifier.backbone),
+        "heads_class": _class_of(classifier.heads),
+        "parameters": parameter_fingerprint(classifier),
+        "registered_by": {part: source for part, source in sources.items() if source},
+    }
+
+
+def parameter_fingerprint(classifier: nnx.Module) -> str:
+    """A digest of paths, shapes and dtypes of parameters and batch statistics."""
+    arrays = named_arrays(nnx.state(classifier, nnx.Any(nnx.Param, nnx.BatchStat)))
+    tree = sorted([name, list(x.shape), str(x.dtype)] for name, x in arrays.items())
+    return hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:16]
+
+
+def import_registered(meta: Mapping[str, Any]) -> None:
+    """Imports the modules that registered the names in a checkpoint's `meta`.
+
+    Raises:
+      InputError: a module does not register its name any more.
+      MissingPackageError: a module cannot be imported.
+    """
+    names = {**meta["model"], "transfer": meta["heads"]["transfer"]}
+    for part, source in meta.get("network", {}).get("registered_by", {}).items():
+        registry = BACKBONES if part == "backbone" else HEADS
+        section = "phase_two" if part == "transfer" else "model"
+        registry.restore_source(names[part], source, f"config.{section}.{part}")
+
+
+def check_network(classifier: MultiExitClassifier, meta: Mapping[str, Any], where: str) -> None:
+    """Checks that a rebuilt network is the recorded one.
+
+    Args:
+      classifier: rebuilt from the `meta`.
+      meta: of a checkpoint; those of earlier versions have no record and are not checked.
+      where: the checkpoint's folder, for the message.
+
+    Raises:
+      InputError: names what differs.
+    """
+    record = meta.get("network")
+    if record is None:
+        return
+    for part, found in (
+        ("backbone_class", _class_of(classifier.backbone)),
+        ("heads_class", _class_of(classifier.heads)),
+        ("parameters", parameter_fingerprint(classifier)),
+    ):
+        if found != record[part]:
+            raise InputError(
+                f"{where}: the rebuilt network is another one: {part} is {found}, the "
+                f"checkpoint's {record[part]}; {_FIX}"
+            )
+
+
+def _class_of(module: Any) -> str:
+    """The dotted path of a module's class; "imta_jax" for classes of this package."""
+    path = dotted_path_of(type(module))
+    return _PACKAGE if path.startswith(f"{_PACKAGE}.") else path
