@@ -10,7 +10,7 @@ from configs import common
 
 def get_config(preset="paper"):
     config = common.assemble(
-        model=common.network("quickstart"),
+        model=common.network("fashion_mnist_4_exits"),
         data=common.data("fashion_mnist_small", validation_examples=1000),
         phase_one=common.phase_one(total_epochs=5, batch_size=64),
         phase_two=common.phase_two(total_epochs=2, batch_size=64),
