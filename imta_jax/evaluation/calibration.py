@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int
-from scipy.stats import rankdata
 
 from imta_jax.errors import InputError
 from imta_jax.evaluation.array_like import ArrayLike
@@ -126,6 +125,8 @@ def failure_prediction_auroc(
     Raises:
       ValueError: arrays that are not [exits, images].
     """
+    from scipy.stats import rankdata  # Imported late: threshold methods do not need it.
+
     confidence, correct = np.asarray(confidence), np.asarray(correct, bool)
     _check_exits(confidence, correct)
     positive = correct.sum(axis=1)

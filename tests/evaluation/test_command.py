@@ -36,7 +36,8 @@ def test_command_prints_and_writes_without_importing_jax(files, tmp_path):
     record = json.loads(out.read_text())
     assert record["full_cost"] == 70
     assert record["images"] == {"validation": 100, "test": 100}
-    methods = {"sweep", "envelope", "temperature", "optimised", "patience", *GUARANTEES}
+    budget_methods = {"sweep", "envelope", "temperature", "optimised", "ensemble", "gate"}
+    methods = budget_methods | {"patience", *GUARANTEES}
     assert {row["method"] for row in record["points"]} == methods
     for row in record["points"]:
         assert row["asked"] in done.stdout

@@ -4,7 +4,8 @@ The methods are listed in `selection`. Test images are only measured. Accuracies
 intervals. The gain of a point is its test accuracy minus the sweep's *at the same validation cost*,
 image by image, with a bootstrap interval. Between two points of the sweep this is a random mixture
 of the two, so that no method gains by only using more of its budget. The sweep's limits, all images
-at the first and all at the last exit, are among its points.
+at the first and all at the last exit, are among its points. Methods that compute more than the
+network (`fitted`) pay for it if the costs are multiply-adds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Float32, Float64
 from imta_jax.errors import InputError
 from imta_jax.evaluation.array_like import ArrayLike
 from imta_jax.evaluation.budget import DEFAULT_QUOTAS, checked_costs, correct_at
+from imta_jax.evaluation.methods.fitted import select_by_fitted
 from imta_jax.evaluation.methods.intervals import bootstrap_interval, wilson_interval
 from imta_jax.evaluation.methods.selection import (
     Selection,
@@ -86,7 +88,9 @@ def compare_methods(
       validation: logits [E, N, K] and labels [N] of validation images, preprocessed like test
         images.
       test: logits and labels of test images.
-      costs: [E] cumulative cost of leaving at each exit, or an object with these as `.macs`.
+      costs: [E] cumulative cost of leaving at each exit, or an object with these as `.macs`. The
+        multiply-adds of the methods themselves are counted for such an object only, because other
+        costs may have any unit.
       budgets: mean costs, as fractions of the last exit's cost.
       tolerances: of the guarantees, in percentage points of accuracy.
       confidence_level: of the guarantees and of the intervals.
@@ -108,11 +112,13 @@ def compare_methods(
             f"validation logits have shape {validation.logits.shape}, test logits "
             f"{test.logits.shape}; both must have the exits and classes of the same network"
         )
+    cost_of_multiply_add = 1.0 if hasattr(costs, "macs") else 0.0
     costs = checked_costs(costs, len(validation.logits)).astype(np.float64)
     fractions = _checked_budgets(budgets, costs)
     temperature = temperatures(*validation)
     splits = Splits(split_outcomes(validation, temperature), split_outcomes(test, temperature))
     selections = select_by_budget(splits, costs, fractions, quotas, temperature)
+    selections |= select_by_fitted(validation, test, costs, fractions, quotas, cost_of_multiply_add)
     selections["patience"] = select_by_patience(splits)
     selections |= select_by_guarantee(splits, tolerances, confidence_level)
     sweep = sweep_thresholds(splits.validation.confidence, quotas)
@@ -146,11 +152,24 @@ def _gains(
     """Correctness minus the sweep's at the same validation cost, per test image."""
     sweep_cost = costs[sweep.validation_exits].mean(axis=1)
     sweep_correct = correct_at(sweep.test_exits, splits.test.correct)
-    return {
-        name: correct_at(selection.test_exits, splits.test.correct)
-        - _interpolated(sweep_cost, sweep_correct, costs[selection.validation_exits].mean(axis=1))
-        for name, selection in selections.items()
-    }
+
+    def gain(selection: Selection) -> Float32[np.ndarray, "_ N"]:
+        outcomes, own_costs = _own(selection, splits, costs)
+        cost = own_costs[selection.validation_exits].mean(axis=1)
+        correct = correct_at(selection.test_exits, outcomes.test.correct)
+        return correct - _interpolated(sweep_cost, sweep_correct, cost)
+
+    return {name: gain(selection) for name, selection in selections.items()}
+
+
+def _own(
+    selection: Selection, splits: Splits, costs: Float64[np.ndarray, " E"]
+) -> tuple[Splits, Float64[np.ndarray, " E"]]:
+    """Outcomes and costs of a method, which are those of the network unless it has its own."""
+    return (
+        splits if selection.outcomes is None else selection.outcomes,
+        costs if selection.costs is None else selection.costs,
+    )
 
 
 def _interpolated(
@@ -188,6 +207,7 @@ def _curve(
     gain_interval: Float64[np.ndarray, "P 2"],
     level: float,
 ) -> MethodCurve:
+    splits, costs = _own(selection, splits, costs)
     accuracy = correct_at(selection.test_exits, splits.test.correct).mean(axis=1)
     number = selection.test_exits.shape[1]
     fractions = [(selection.test_exits == e).mean(axis=1) for e in range(len(costs))]

@@ -6,6 +6,7 @@
 | `envelope` | the same sweep, the most accurate point within the budget | per budget |
 | `temperature` | like `sweep`, on confidences scaled by a temperature per exit | per budget |
 | `optimised` | one threshold per exit, for accuracy under the budget | per budget |
+| `ensemble`, `gate` | see `fitted` | per budget |
 | `patience` | nothing: leave when several exits in a row agree | per patience |
 | `expectation`, `clipped`, `net` | one common threshold under a guarantee | per tolerance |
 
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int32
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
 
 from imta_jax.evaluation.budget import correct_at
 from imta_jax.evaluation.methods.monotone_frontier import frontier_indices
@@ -64,6 +65,8 @@ class Selection(NamedTuple):
       test_exits: exit of each test image, from 0.
       thresholds: None if the method has none.
       temperatures: None if the method does not scale confidences.
+      outcomes: those of the method, if it has its own predictions or validation images.
+      costs: cumulative cost per exit with the method's own computation, if it has any.
     """
 
     settings: Sequence[Mapping[str, float]]
@@ -71,6 +74,8 @@ class Selection(NamedTuple):
     test_exits: Int[np.ndarray, "P M"]
     thresholds: Float32[np.ndarray, "P E"] | None = None
     temperatures: Float[np.ndarray, " E"] | None = None
+    outcomes: Splits | None = None
+    costs: Float64[np.ndarray, " E"] | None = None
 
 
 def split_outcomes(predictions: Predictions, temperature: Float[np.ndarray, " E"]) -> SplitOutcomes:
@@ -123,9 +128,9 @@ def select_by_budget(
     )
     scaled = sweep_thresholds(validation.scaled, quotas)
     scaled_cost = costs[exit_of(validation.scaled, scaled)].mean(axis=1)
-    scaled = scaled[_costliest_within(scaled_cost, limits)]
+    scaled = scaled[costliest_within(scaled_cost, limits)]
     return {
-        "sweep": select_by_thresholds(settings, sweep[_costliest_within(cost, limits)], splits),
+        "sweep": select_by_thresholds(settings, sweep[costliest_within(cost, limits)], splits),
         "envelope": select_by_thresholds(settings, sweep[frontier[within]], splits),
         "temperature": select_by_thresholds(settings, scaled, splits, temperature),
         "optimised": select_by_thresholds(settings, optimized, splits),
@@ -163,9 +168,10 @@ def select_by_guarantee(
     return selections
 
 
-def _costliest_within(
+def costliest_within(
     cost: Float[np.ndarray, " S"], limits: Float[np.ndarray, " B"]
 ) -> Int[np.ndarray, " B"]:
-    """For each limit, the index of the highest cost within it."""
+    """For each limit, the index of the highest cost within it, or of the lowest cost."""
     within = cost[None, :] <= limits[:, None] * (1 + _ROUNDING)
-    return np.where(within, cost[None, :], -np.inf).argmax(axis=1)
+    costliest = np.where(within, cost[None, :], -np.inf).argmax(axis=1)
+    return np.where(within.any(axis=1), costliest, cost.argmin())

@@ -1,6 +1,6 @@
 """Comparison of methods of choosing thresholds: accuracy, cost, and gains with intervals."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,17 +28,21 @@ METHOD_NAMES = {
     "envelope": "monotone frontier of the sweep",
     "temperature": "sweep, temperature scaling",
     "optimised": "optimized",
+    "ensemble": "sweep, geometric ensemble",
+    "gate": "learned gates",
     "patience": "patience",
     "expectation": "risk control, in expectation",
     "clipped": "risk control, early-exit errors",
     "net": "risk control, net errors",
 }
-RISK_CONTROL = "#b35c00"
+RISK_CONTROL, ENSEMBLE, GATE = "#b35c00", "#7b4fa3", "#2f855a"
 # Method, marker, color, label. The monotone frontier is too close to the sweep to be drawn.
 DRAWN = (
     ("sweep", "o-", MUTED, "○ geometric sweep"),
     ("temperature", "D-", QUANTITY, "◆ temperature scaling"),
     ("optimised", "o-", ADAPTIVE, "● optimized"),
+    ("ensemble", "v-", ENSEMBLE, "▼ ensemble"),
+    ("gate", "P-", GATE, "✚ gates"),
     ("patience", "s", INK, "■ patience"),
     ("clipped", "^", RISK_CONTROL, "▲ risk control"),
 )
@@ -73,14 +77,15 @@ def figure_threshold_methods(run: RunRecord) -> Figure:
     style_axes(below, title=title, x=COST_AXIS)
     below.set_ylabel("points")
     below.axhline(0, color=MUTED, linewidth=1)
-    for method, style, color, _ in DRAWN:
+    found = set(points["method"])  # Results of earlier versions have fewer methods.
+    for method, style, color, _ in (drawn for drawn in DRAWN if drawn[0] in found):
         of_method = _of_method(points, method)
         _draw_accuracy(above, of_method, method, style, color)
         if method != "sweep":
             _draw_gain(below, of_method, style, color)
     most = max(points["gain_high"].max(), -points["gain_low"].min(), LEAST_GAIN_POINTS)
     below.set_ylim(-1.05 * most, 1.05 * most)
-    _name_methods(above)
+    _name_methods(above, found)
     return figure
 
 
@@ -156,13 +161,15 @@ def _draw_gain(axes: Axes, points: pd.DataFrame, style: str, color: str) -> None
     axes.errorbar(cost, gain, yerr=ends, fmt=style, color=color, zorder=4, **look)
 
 
-def _name_methods(axes: Axes) -> None:
-    """Labels the methods above the axes, where they cannot cross a curve."""
-    look = {"fontsize": 9.5, "fontweight": "bold"}
+def _name_methods(axes: Axes, methods: Collection[str]) -> None:
+    """Labels the drawn methods above the axes, where they cannot cross a curve."""
+    look = {"fontsize": 8.5, "fontweight": "bold"}
     names: list[Artist] = [
-        TextArea(name, textprops=look | {"color": color}) for _, _, color, name in DRAWN
+        TextArea(name, textprops=look | {"color": color})
+        for method, _, color, name in DRAWN
+        if method in methods
     ]
-    row = HPacker(children=names, pad=0, sep=14)
+    row = HPacker(children=names, pad=0, sep=11)
     anchor = {"bbox_to_anchor": (0.0, 1.01), "bbox_transform": axes.transAxes}
     box = AnchoredOffsetbox("lower left", child=row, frameon=False, pad=0, **anchor)
     box.set_in_layout(False)

@@ -12,7 +12,8 @@ from imta_jax.evaluation.methods.temperature import scaled_confidence
 from imta_jax.evaluation.predictions import predicted
 
 BUDGETS = (0.2, 0.4, 0.6, 1.0)
-METHODS = ["sweep", "envelope", "temperature", "optimised", "patience", *GUARANTEES]
+FITTED = ["ensemble", "gate"]
+METHODS = ["sweep", "envelope", "temperature", "optimised", *FITTED, "patience", *GUARANTEES]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_intervals_contain_the_accuracy(curves):
 
 
 def test_validation_cost_is_within_the_budget(curves):
-    for name in ("sweep", "envelope", "temperature", "optimised"):
+    for name in ("sweep", "envelope", "temperature", "optimised", *FITTED):
         assert [s["budget"] for s in curves[name].settings] == list(BUDGETS)
         assert (curves[name].validation_cost <= 70 * np.array(BUDGETS) * (1 + 1e-9)).all()
 
@@ -67,9 +68,38 @@ def test_sweep_has_no_gain_over_itself(curves):
 
 
 def test_limits_of_the_cost_have_no_gain(curves):
-    for curve in curves.values():
+    for name, curve in curves.items():
+        if name == "ensemble":  # It has its own predictions.
+            continue
         limits = np.isin(curve.validation_cost, COSTS[[0, -1]])
         np.testing.assert_allclose(curve.gain[limits], 0, atol=1e-4)
+
+
+def test_fitted_methods_pay_for_their_own_multiply_adds(curves):
+    class Costs:
+        macs = 1000 * COSTS
+
+    paid = compare_methods(overconfident_split(0), overconfident_split(1), Costs, BUDGETS)
+    free = compare_methods(overconfident_split(0), overconfident_split(1), Costs.macs, BUDGETS)
+    own = {"ensemble": 7 * np.array([1, 3, 6, 10]), "gate": 32 * np.array([1, 2, 3, 3])}
+    for name in FITTED:
+        found = paid[name].mean_cost - paid[name].exit_fractions @ Costs.macs
+        np.testing.assert_allclose(found, paid[name].exit_fractions @ own[name], rtol=1e-6)
+        np.testing.assert_allclose(free[name].exit_fractions @ Costs.macs, free[name].mean_cost)
+    # One budget is the cost of the whole network, which a gated network exceeds.
+    assert paid["gate"].mean_cost[-1] < Costs.macs[-1]
+
+
+def test_fitted_methods_use_all_validation_images(curves):
+    validation = overconfident_split(0)
+    for half in (0, 1):
+        changed = validation.logits.copy()
+        changed[:, half::2] *= np.array([0.2, 1, 2, 1], np.float32)[:, None, None]
+        other = compare_methods(
+            (changed, validation.labels), overconfident_split(1), COSTS, BUDGETS
+        )
+        for name in FITTED:
+            assert not np.array_equal(other[name].exit_fractions, curves[name].exit_fractions)
 
 
 def test_test_images_do_not_influence_thresholds(curves):
