@@ -22,6 +22,7 @@ from imta_jax.report.style import (
 )
 
 LEAST_RANGE_POINTS = 3.0
+READABLE_RANGE_POINTS = 8.0
 COST_AXIS = "mean multiply-adds per image (millions)"
 
 
@@ -52,13 +53,14 @@ def accuracy_range(run: RunRecord) -> tuple[float, float]:
     """Limits of the top-1 axis in percent.
 
     The cheapest points may be tens of points below the others and would flatten the curve. Points
-    below 30% of the full network's cost are included only if they at most triple the range.
+    below 30% of the full network's cost are included if the range stays readable: if it at most
+    triples or is at most `READABLE_RANGE_POINTS`.
     """
     costs = np.concatenate([run.exits["macs"], run.budget_curve["mean_macs"]])
     top1 = np.concatenate([run.exits["top1"], run.budget_curve["top1"]]).astype(float)
     high = top1.max()
     low = top1[costs >= 0.3 * run.full_macs].min()
-    if top1.min() >= low - 2 * max(high - low, 0.5):
+    if high - top1.min() <= max(3 * (high - low), READABLE_RANGE_POINTS):
         low = top1.min()
     # On a few thousand test images, differences of tenths of a point are noise.
     missing = max(LEAST_RANGE_POINTS - (high - low), 0.0)
