@@ -59,6 +59,9 @@ _REQUIRED = {"config": "configs/quickstart.py", "workdir": "runs/quickstart"}  #
 def start() -> None:
     """Parses the command line and runs `main`; the process exits at the end."""
     hold_signals()
+    # Imports and the tracing of a deep network create millions of long-lived objects. With Python's
+    # default thresholds, garbage collection takes a third of the tracing time.
+    gc.set_threshold(100_000, 50, 50)
     restart_with_huge_pages()
     install_signal_handlers()
     for name, example in _REQUIRED.items():
@@ -93,7 +96,7 @@ def main(argv: list[str]) -> None:
 
 
 def _set_up_process() -> None:
-    """Configures logging, garbage collection and compilation cache; joins the other processes."""
+    """Configures logging and the compilation cache; joins the other processes."""
     logger = _set_up_logging()
     import jax
 
@@ -107,9 +110,6 @@ def _set_up_process() -> None:
         logger.setLevel(logging.WARNING)
     # Orbax logs every step of a save, and errors that are raised as exceptions too.
     absl_logging.set_verbosity(absl_logging.FATAL)
-    # Tracing a deep network creates millions of long-lived objects. With Python's default
-    # thresholds, garbage collection takes a third of the tracing time.
-    gc.set_threshold(100_000, 50, 50)
     if _CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
         # By default programs that compile within a second are not cached.

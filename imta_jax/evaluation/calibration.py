@@ -131,9 +131,18 @@ def failure_prediction_auroc(
     _check_exits(confidence, correct)
     positive = correct.sum(axis=1)
     pairs = positive * (correct.shape[1] - positive)
-    ranks = rankdata(confidence, axis=1)
+    ranks = np.stack([_mean_ranks(scores) for scores in confidence])
     above = np.where(correct, ranks, 0.0).sum(axis=1) - positive * (positive + 1) / 2
     return np.divide(above, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
+def _mean_ranks(scores: np.ndarray) -> Float64[np.ndarray, " N"]:
+    """Ranks from 1, averaged over equal scores.
+
+    `scipy.stats.rankdata(scores)`, without the import of `scipy.stats`, which takes 0.5 s.
+    """
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def _check_exits(confidence: np.ndarray, correct: np.ndarray) -> None:
