@@ -125,8 +125,6 @@ def failure_prediction_auroc(
     Raises:
       ValueError: arrays that are not [exits, images].
     """
-    from scipy.stats import rankdata  # Imported late: threshold methods do not need it.
-
     confidence, correct = np.asarray(confidence), np.asarray(correct, bool)
     _check_exits(confidence, correct)
     positive = correct.sum(axis=1)
