@@ -235,7 +235,7 @@ def _as_float32(logits: np.ndarray, source: str) -> Float32[np.ndarray, "E N K"]
 def _check_no_probabilities(
     logits: Float32[np.ndarray, "E N K"], tolerance: float, source: str
 ) -> None:
-    """Refuses softmax probabilities. Their softmax is almost uniform, so exits would be wrong."""
+    """Rejects softmax probabilities. Their softmax is almost uniform, so exits would be wrong."""
     for e, exit_logits in enumerate(logits):
         if exit_logits.min() < 0 or exit_logits.max() > 1 + tolerance:
             continue

@@ -185,7 +185,7 @@ def with_collaborative_heads(
     """Builds the phase-II classifier on the same backbone, which is shared and not copied.
 
     Args:
-      classifier: A phase-I classifier. Its heads are kept beside the new ones.
+      classifier: A phase-I classifier. The result also holds its heads.
       heads_config: See `config.HeadsConfig`; parsed, or a mapping.
       num_classes: Number of classes of the phase-I classifier.
       rngs: The `params` stream is used.

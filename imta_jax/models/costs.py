@@ -2,7 +2,7 @@
 
 The network is traced in inference mode on one image and the operations of the trace are counted, so
 a new backbone or new heads need no formula. There are two conventions: `macs`, and `published_ops`,
-which the paper's tables call MADDs. Loops of unknown length are refused, not guessed.
+which the paper's tables call MADDs. A loop of unknown length is an error.
 """
 
 import dataclasses
@@ -49,8 +49,8 @@ def exit_costs(
     """Counts what each exit costs for one image. Traces the network and computes nothing.
 
     Args:
-      classifier: Phase I or II, left unchanged. The heads in use are counted; phase-I heads kept
-        beside them are not. May be abstract (`nnx.eval_shape`).
+      classifier: Phase I or II, left unchanged. The heads in use are counted. Phase-I heads that a
+        phase-II classifier also holds are not. May be abstract (`nnx.eval_shape`).
       image_shape: (H, W, C); by default the classifier's. Other heights and widths give the costs
         at that resolution.
 

@@ -184,7 +184,7 @@ def _count_operation(eqn: core.JaxprEqn, known: Known, counts: Counts) -> None:
         known.set(eqn.outvars[0], dataclasses.replace(properties, data=False))
     if not any(known.of(atom).data for atom in eqn.invars):
         return
-    _refuse_unknown_jaxprs(eqn)
+    _check_inner_jaxprs(eqn)
     known.data.update(eqn.outvars)
     name, out = eqn.primitive.name, _shaped(eqn.outvars[0])
     if name == "conv_general_dilated":
@@ -202,7 +202,7 @@ def _count_operation(eqn: core.JaxprEqn, known: Known, counts: Counts) -> None:
         counts.extra_ops += _shaped(eqn.invars[0]).size
 
 
-def _refuse_unknown_jaxprs(eqn: core.JaxprEqn) -> None:
+def _check_inner_jaxprs(eqn: core.JaxprEqn) -> None:
     """Raises a ValueError if the equation runs countable operations an unknown number of times."""
     for inner in _jaxprs(eqn.params):
         counts = Counts()

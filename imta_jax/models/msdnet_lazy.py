@@ -1,8 +1,8 @@
 """MSDNet that computes a map only once it is needed, for early exit.
 
 An exit reads the coarsest map alone. Of the last layer before an exit it depends on the coarsest
-scale, of the layer before on the two coarsest, and so on. The finer maps of these layers serve
-later exits only. `LazyMSDNet` computes them at the start of the next stage, so an image that leaves
+scale, of the layer before on the two coarsest, and so on. Only later exits depend on the finer maps
+of these layers. `LazyMSDNet` computes them at the start of the next stage, so an image that leaves
 at the exit does not pay for them.
 """
 
@@ -71,10 +71,10 @@ def _read_by(layer: MultiScaleLayer, scales: Set[int]) -> set[int]:
 
 
 def _pending(layers: Sequence[MultiScaleLayer], states: Sequence[Maps]) -> Pending:
-    """Keeps of the maps before, between and after the layers those that `_finish` reads."""
+    """The maps before, between and after the layers; None where `_finish` does not read one."""
     needed = _needed_by_exit(layers)
-    kept = []
+    pending = []
     for j, layer in enumerate(layers):
         read = _read_by(layer, _all_scales(layer) - needed[j])
-        kept.append(tuple(x if n in read else None for n, x in enumerate(states[j])))
-    return (*kept, states[-1])
+        pending.append(tuple(x if n in read else None for n, x in enumerate(states[j])))
+    return (*pending, states[-1])

@@ -109,10 +109,10 @@ class Layer:
     @property
     def concatenated(self) -> tuple[int, ...]:
         """Channels per scale before the transition: inputs, strided and normal outputs."""
-        kept = self.inputs[len(self.inputs) - len(self.normal) :]
+        remaining = self.inputs[len(self.inputs) - len(self.normal) :]
         return tuple(
             width + (strided.outputs if strided else 0) + normal.outputs
-            for width, strided, normal in zip(kept, self.strided, self.normal, strict=True)
+            for width, strided, normal in zip(remaining, self.strided, self.normal, strict=True)
         )
 
 

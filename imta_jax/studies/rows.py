@@ -25,7 +25,7 @@ from imta_jax.training.setup import phase_one_objective
 
 # Fields of the budget curve's points that a row keeps.
 _BUDGET_FIELDS = ("quota", "mean_macs", "top1", "validation_top1")
-# Validation images whose confidence ranks are kept for Figure 7.
+# Validation images whose confidence ranks are recorded for Figure 7.
 _RANKED_IMAGES = 400
 # Images per batch of the gradient variance: the paper's batch size on CIFAR.
 _GRADIENT_BATCH = 64

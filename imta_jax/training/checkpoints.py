@@ -64,7 +64,7 @@ def open_manager(
 
     Args:
       folder: absolute or relative path.
-      keep_best: whether saving keeps the best checkpoint by validation, besides the two newest.
+      keep_best: whether saving also keeps the best checkpoint, in addition to the two newest.
       create: whether the folder is created if it does not exist. False for reading.
     """
     # Orbax's own option for the best would delete the newest, which training resumes from.
@@ -96,7 +96,7 @@ class CheckpointStore:
 
     Args:
       folder: created if it does not exist.
-      keep_best: whether the best checkpoint is kept besides the two newest.
+      keep_best: whether the best checkpoint is kept in addition to the two newest.
     """
 
     def __init__(self, folder: Path, keep_best: bool = True):

@@ -182,7 +182,7 @@ def training_pipeline(config: DataConfig, dataset: Dataset, mesh: Mesh) -> str:
 
 
 def epoch_arguments(config: RunConfig, name: str) -> dict[str, Any]:
-    """What determines an epoch's batches besides the epoch: batch size, seed and process shard."""
+    """Arguments of an epoch's batches that do not change: batch size, seed and process shard."""
     return {
         "batch_size": phase_settings(config, name).batch_size,
         # The phases see the images in different orders, both reproducible from one seed.

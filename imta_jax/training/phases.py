@@ -123,7 +123,7 @@ def train_phase(
       classifier: the initial network.
       objective: the loss.
       trainable: NNX filter of the trained variables; all others are frozen.
-      meta: entries of the checkpoints' `meta` besides those of `network_meta`.
+      meta: entries of the checkpoints' `meta` in addition to those of `network_meta`.
       last_epoch: the epoch after which training stops; None for the phase's last one. The schedule
         of the learning rate always spans the phase.
 

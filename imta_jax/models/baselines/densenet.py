@@ -149,9 +149,9 @@ def _layers(
         for number in range(depth):
             transition = None
             if block and number == 0:
-                kept = math.floor(spec.reduction * channels)
-                transition = Transition(channels, kept, init=init, rngs=rngs)
-                channels = kept
+                reduced = math.floor(spec.reduction * channels)
+                transition = Transition(channels, reduced, init=init, rngs=rngs)
+                channels = reduced
             layers.append(
                 DenseLayer(
                     channels, spec.growth_rate, spec.bottleneck, transition, init=init, rngs=rngs

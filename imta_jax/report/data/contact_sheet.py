@@ -70,10 +70,10 @@ def sheet_layout(count: int, height: int, width: int) -> SheetLayout:
     scale = max(1, round(IDEAL_SIDE_PIXELS / max(height, width)))
     side = scale * height, scale * width
     across = side[1] + GAP_PIXELS
-    room = WIDTH_PIXELS - 2 * MARGIN_PIXELS
-    columns = min(max(round(room / across), COLUMNS[0]), COLUMNS[1])
+    available = WIDTH_PIXELS - 2 * MARGIN_PIXELS
+    columns = min(max(round(available / across), COLUMNS[0]), COLUMNS[1])
     # Narrow images get a full column, which their names need.
-    across = max(across, room // columns)
+    across = max(across, available // columns)
     return SheetLayout(
         scale=scale,
         side=side,

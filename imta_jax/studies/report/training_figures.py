@@ -150,9 +150,10 @@ def _draw_ranks(axes: Axes, study: StudyRecord, plain: VariantRecord, using: Var
 
 def _ranks(study: StudyRecord, variant: VariantRecord) -> tuple[list[int], list[int]]:
     """The ranks at exits 1 and 2 of the first seed that has any."""
-    kept = [row.get("confidence_ranks") for row in study.finished(variant).values()]
-    kept = [ranks for ranks in kept if ranks]
-    return (kept[0][0], kept[0][1]) if kept else ([], [])
+    for row in study.finished(variant).values():
+        if ranks := row.get("confidence_ranks"):
+            return ranks[0], ranks[1]
+    return [], []
 
 
 def rank_correlations(study: StudyRecord, variant: VariantRecord) -> np.ndarray:
