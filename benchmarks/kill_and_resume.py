@@ -104,7 +104,7 @@ def _of_phase(stage: int, phase: str, epochs: int) -> list[Moment]:
         Moment(stage, 0.6, path=f"{phase}/{UNFINISHED}"),
         Moment(
             stage, 0.02, path=f"{phase}/*/commit_success.txt"
-        ),  # complete: older checkpoints are deleted
+        ),  # when it is complete, older checkpoints are deleted
     ]
 
 

@@ -121,7 +121,7 @@ def measure(
 
 def _turn(call: Callable[..., Any], kind: str, steps: int, clock: str) -> Callable[[int], float]:
     def turn(_: int) -> float:
-        time.sleep(0.05)  # the previous contender's threads spin before they sleep
+        time.sleep(0.05)  # threads of the previous contender spin before they sleep
         call(step_contenders.work, kind, WARM_UP, clock)
         return call(step_contenders.work, kind, steps, clock)[0]
 

@@ -155,7 +155,7 @@ def pareto_front(points: Sequence[OperatingPoint]) -> tuple[OperatingPoint, ...]
 def _most_accurate(
     points: Sequence[OperatingPoint], costs: Sequence[float], limit: float
 ) -> OperatingPoint | None:
-    """The most accurate point that costs at most `limit`, the cheapest of equals, if any."""
+    """The most accurate point that costs at most `limit`, and the cheapest of these; or None."""
     affordable = [
         (point.validation_top1, -cost, point)
         for point, cost in zip(points, costs, strict=True)

@@ -165,7 +165,7 @@ def _write_samples(
 def _phase_record(config: RunConfig, workdir: Path, name: str) -> dict[str, Any] | None:
     """Length and duration of a phase; None for a phase that was skipped.
 
-    What only `metrics.jsonl` or the checkpoints have is None without them.
+    Values from `metrics.jsonl` and from checkpoints are None without these files.
     """
     phase = phase_settings(config, name)
     if phase.total_epochs == 0:

@@ -46,7 +46,7 @@ class BatchNorm(nnx.Module):
         self.bias, self.mean = nnx.Param(zeros(key, shape)), nnx.BatchStat(zeros(key, shape))
 
     def __call__(self, x: Float[Array, "*N C"], *, relu: bool = False) -> Float[Array, "*N C"]:
-        """Normalizes x, then applies ReLU if asked; updates the statistics in training mode."""
+        """Normalizes x, then applies ReLU if `relu`; updates the statistics in training mode."""
         affine = (self.scale[...], self.bias[...], self.epsilon)
         if self.use_running_average:
             y = normalize_with(x, (self.mean[...], self.var[...]), *affine)

@@ -1,4 +1,4 @@
-"""Errors in threads of libraries, which are held back unless the run ends by a bug.
+"""Errors in threads of libraries, which are printed only if the run ends with a bug.
 
 After a failed write, Orbax and TensorStore raise the error in the main thread, and their other
 threads print hundreds of tracebacks before the message.

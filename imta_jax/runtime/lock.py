@@ -42,7 +42,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout as error:
         raise FolderInUseError(
-            f"another run is at work in {folder} ({_owner(path)}); wait for it, stop it, or use"
+            f"another run uses {folder} ({_owner(path)}); wait for it, stop it, or use"
             " another --workdir"
         ) from error
     except OSError as error:  # Some network file systems do not support locks.

@@ -1,4 +1,4 @@
-"""Signals that end a run: SIGTERM, which schedulers send before they take a machine, and Ctrl-C.
+"""Preemption: SIGTERM, which schedulers send before they take a machine away, and Ctrl-C.
 
 Training saves a checkpoint first. Where nothing would be lost, the process ends at once. Python
 calls signal handlers only between two instructions of the main thread, which can spend minutes in
@@ -178,7 +178,7 @@ def _registered(signals: _SignalThread, request: StopRequest) -> Iterator[None]:
         yield
     finally:
         signals.request = None
-    if request.requested:  # After the loop asked for the last time.
+    if request.requested:  # After the last check of the loop.
         _end("stopped after the last epoch, saved; run the same command to resume", EXIT_CODE)
 
 

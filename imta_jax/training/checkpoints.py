@@ -51,7 +51,7 @@ class _Manager(ocp.CheckpointManager):
     """
 
     def reached_preemption(self, step: int) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
 
@@ -180,7 +180,7 @@ class CheckpointStore:
                 raise
             except Exception as error:  # Orbax raises many types for damage.
                 warn_of_damage(self._manager, name, error)
-                _set_aside(self._manager, name)
+                _rename_damaged(self._manager, name)
         return state, 0
 
     def _restore(self, name: int, state: TrainState) -> TrainState:
@@ -277,7 +277,7 @@ def warn_of_damage(manager: ocp.CheckpointManager, name: int, error: Exception) 
     )
 
 
-def _set_aside(manager: ocp.CheckpointManager, name: int) -> None:
+def _rename_damaged(manager: ocp.CheckpointManager, name: int) -> None:
     """Renames a damaged checkpoint, so that its epoch can be saved again.
 
     It is not deleted, because the storage may be at fault and not the checkpoint.

@@ -1,4 +1,4 @@
-"""The two phases of training (paper Sec. 4): what each trains, from where, and with which loss."""
+"""The two phases of training (paper Sec. 4): trained parameters, initial network and loss."""
 
 import logging
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""A training phase put together from a config: classifier, objective, optimizer, state and step.
+"""A training phase assembled from a config: classifier, objective, optimizer, state and step.
 
 The training loop, the tests and the benchmarks all set up their phases here.
 """

@@ -42,7 +42,7 @@ def train_step(
     Args:
       graphdef: the classifier's structure, in the modes that the objective sets.
       objective: the loss.
-      trainable: NNX filter of the trained variables, the one that `create_state` got.
+      trainable: NNX filter of the trained variables, the same as for `create_state`.
       tx: the optimizer.
       mean: of the pixels per channel, in 0..1.
       std: of the pixels per channel, in 0..1.
@@ -181,7 +181,7 @@ def _batch_of(split: OnDeviceSplit, indices: OnDeviceIndices, i: Int[Array, ""] 
 
 
 def _advance_if_finite(before: TrainState, after: TrainState, checked: Any) -> TrainState:
-    """`after` if `checked` is finite, else `before`, marked as halted, which is final."""
+    """`after` if `checked` is finite, else `before`, halted. A halted state never changes again."""
     running = before.halted_at < 0
     # Not the norm, which overflows for large finite gradients.
     flags = [running, *(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(checked))]

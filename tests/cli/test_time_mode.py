@@ -35,7 +35,7 @@ def test_mode_time_runs_in_the_first_process_and_locks_the_folder(
     config, finished, tmp_path, monkeypatch
 ):
     timed = shutil.copytree(finished, tmp_path / "timed")
-    with only_run_in(timed), pytest.raises(BlockingIOError, match="another run is at work"):
+    with only_run_in(timed), pytest.raises(BlockingIOError, match="another run uses"):
         run(config, timed, mode="time")
     with monkeypatch.context() as patch:
         patch.setattr(timing, "is_first_process", lambda: False)

@@ -107,7 +107,7 @@ def negative_log_posterior(
     used, num_images, _ = log_p.shape
     precision = _PRIOR_DEVIATION**-2
     weights, biases = parameters[:used], parameters[used:]
-    # einsum, because the threads of a BLAS take longer to meet than to multiply so little.
+    # einsum, because a multi-threaded BLAS is slower for matrices this small.
     log_q = np.einsum("j,jnk->nk", weights.astype(np.float32), log_p)
     log_q += biases.astype(np.float32)
     of_label = log_q[np.arange(num_images), labels]

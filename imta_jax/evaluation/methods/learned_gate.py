@@ -6,11 +6,11 @@ Exit e has a gate that decides from four numbers u_e whether an image leaves:
 
 The margin is the difference between the two highest probabilities, and the powered entropy that of
 the normalized squared probabilities. With the cost c_e of each exit, the target of an image is
-e* = argmin_e (cross-entropy_e + price * c_e / c_E), and gate e learns 1[e >= e*]. Both answers have
+e* = argmin_e (cross-entropy_e + price * c_e / c_E), and gate e learns 1[e >= e*]. Both targets have
 the same total weight over all gates. An image leaves at the first gate with g_e >= 1/2, or at the
 last exit. A higher price gives cheaper gates.
 
-The paper trains gates and classifiers in turn; here the network is trained and stays as it is.
+The paper trains gates and classifiers in turn; here the trained network does not change.
 """
 
 from typing import NamedTuple

@@ -62,15 +62,15 @@ class Preview:
 
 @dataclass(frozen=True)
 class Findings:
-    """What loading the dataset found beside usable images; empty for earlier versions.
+    """Findings of loading the dataset; empty for summaries of earlier versions.
 
     Attributes:
       left_out: Number of images left out by reason, by split.
       left_out_files: The first of them with reasons, by split.
       rotated: Number of images with an EXIF orientation, by split.
       exif_orientation: "ignore" or "apply".
-      across_splits: (split, other split, number of images of the first that the other has, too).
-      in_two_classes: Number of images that another class has, too.
+      across_splits: (split, other split, number of images of the first that are also in the other).
+      in_two_classes: Number of images that are also in another class.
       duplicates: Pairs of equal images, as text.
       similar_classes: Groups of class names that look alike.
       misplaced: (folder, number of images that are not read, remedy).

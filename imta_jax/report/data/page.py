@@ -80,7 +80,7 @@ def write_data_page(folder: str | Path) -> Path:
         that writes it.
     """
     record = load_data_record(folder)
-    # Browsers have more fonts than figures: the page itself keeps all names.
+    # Browsers have more fonts than figures: the page shows all names.
     drawable = tuple(drawable_name(name, k) for k, name in enumerate(record.class_names))
     figures = draw_figures(replace(record, class_names=drawable), SECTIONS)
     write_figures(record.folder, SECTIONS, figures)

@@ -236,7 +236,7 @@ def _read_or_none(path: Path, read: Callable[[Path], Content]) -> Content | None
     except Exception as error:  # Readers of archives and Parquet raise many types for damage.
         reason = " ".join(str(error).split())[:200]
         _log.warning(
-            "%s is damaged (%s: %s); the report does without it. To write it again, delete %s and"
+            "%s is damaged (%s: %s); the report omits it. To write it again, delete %s and"
             " run --mode=evaluate",
             path,
             type(error).__name__,

@@ -54,10 +54,10 @@ def default_callbacks(
     """
     write_errors = WriteErrorPolicy(checkpoint.on_write_error)
     return [
-        NonFiniteCheck(folder, learning_rate),  # First: no bad state is saved.
+        NonFiniteCheck(folder, learning_rate),  # First, before checkpoints are saved.
         StepProfiler(folder, log.profile_steps),
         CheckpointCallback(folder, meta, checkpoint.every_steps, write_errors),
-        JsonlWriter(folder, write_errors),  # Needs the epoch that the checkpoint resumed.
+        JsonlWriter(folder, write_errors),  # After the checkpoint callback, which sets the epoch.
         TensorBoardWriter(folder, write_errors),
         ProgressBar(),
         CompilationLines(),

@@ -1,4 +1,4 @@
-"""The one type of callback that the training loop calls, and the progress that it passes on."""
+"""The base class of callbacks, and the progress that the training loop passes to them."""
 
 import contextlib
 import dataclasses

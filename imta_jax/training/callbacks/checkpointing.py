@@ -21,7 +21,7 @@ PARTIAL = "partial"
 
 
 class CheckpointCallback(Callback):
-    """Saves the state, with the metrics that an epoch's resumption needs.
+    """Saves the training state; within an epoch also its metrics, which a resumed run needs.
 
     Args:
       folder: the phase's folder.
@@ -61,7 +61,7 @@ class CheckpointCallback(Callback):
         """Resumes from the newest checkpoint that can be read, if there is one."""
         progress.state, progress.epoch = self._epochs.restore_latest(progress.state)
         first, steps = progress.epoch * progress.steps_per_epoch, progress.steps_per_epoch
-        # Checkpoints of later epochs would keep those of this epoch from being saved.
+        # Orbax would not save checkpoints of this epoch while later ones exist.
         self._partial.delete_after(first + steps)
         if self._partial.newest() <= first:
             return
