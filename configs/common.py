@@ -23,9 +23,10 @@ def network(preset):
     model.backbone = config_dict.placeholder(str)
     # Options of your own backbone, with any names.
     model.options = ConfigDict()
-    # Phase-I heads: "independent" (a linear layer per exit), or your own.
+    # Phase-I heads: "independent" (a linear layer per exit), "boosted" (each exit corrects the
+    # previous one's logits), or your own.
     model.heads = "independent"
-    # Options of the phase-I heads.
+    # Options of the phase-I heads; "boosted" has the weight of the previous logits, 0.5.
     model.heads_options = ConfigDict()
     # First layers: "cifar" (3x3 convolution) or "imagenet" (7x7 with stride 2, max-pool).
     model.stem = config_dict.placeholder(str)
@@ -183,7 +184,7 @@ def phase_two(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     # Phase-I checkpoint to start from: "last" or "best" (validation accuracy).
     phase.from_checkpoint = "last"
     # Transfer from an exit to the next: "none", "identity" (adds logits; overconfident at first) or
-    # "linear" (learned). Or heads of your own.
+    # "linear" (learned). Also "boosted", to continue with such phase-I heads, or heads of your own.
     phase.transfer = "linear"
     # Options of these heads.
     phase.transfer_options = ConfigDict()

@@ -3,6 +3,7 @@
 They do not depend on datasets, backbones or the training loop.
 """
 
+from imta_jax.techniques.boosted_logits import BoostedHeads
 from imta_jax.techniques.detached_features import (
     DETACHED_MAPS,
     FeatureDetachment,
@@ -39,6 +40,7 @@ __all__ = [
     "LAST_EXIT_LOSSES",
     "REDUCTIONS",
     "TRANSFERS",
+    "BoostedHeads",
     "FeatureDetachment",
     "IndependentHeads",
     "ResidualHeads",

@@ -84,7 +84,7 @@ class ResidualHeads(IndependentHeads):
         """Logits of exit i, which are also the carry."""
         logits, _ = super().__call__(i, features, None)
         if i > 0:
-            previous = _previous_logits(carry, self.stop_gradient)
+            previous = previous_logits(carry, self.stop_gradient)
             chex.assert_equal_shape([logits, previous])
             logits = logits + previous
         return logits, logits
@@ -118,7 +118,7 @@ class TransferHeads(nnx.Module):
     ) -> tuple[Float[Array, "N K"], Float[Array, "N K"]]:
         """Logits of exit i, which are also the carry."""
         if i > 0:
-            transform = self.transfers[i - 1](_previous_logits(carry, self.stop_gradient))
+            transform = self.transfers[i - 1](previous_logits(carry, self.stop_gradient))
             transform = jax.nn.relu(self.norms[i - 1](transform))
             features = jnp.concatenate([features, transform], axis=-1)
         logits = self.linears[i](features)
@@ -137,8 +137,12 @@ class TransferHeads(nnx.Module):
             own.bias[...] = jnp.array(other.bias[...])
 
 
-def _previous_logits(carry: Float[Array, "N K"] | None, stop_gradient: bool) -> Float[Array, "N K"]:
-    """The previous exit's logits, with or without the gradient along the path."""
+def previous_logits(carry: Float[Array, "N K"] | None, stop_gradient: bool) -> Float[Array, "N K"]:
+    """The previous exit's logits, with or without the gradient along the path.
+
+    Raises:
+      InputError: there is no carry.
+    """
     if carry is None:
         raise InputError("carry must be the previous exit's logits [N, K]; found None")
     return jax.lax.stop_gradient(carry) if stop_gradient else carry

@@ -19,6 +19,7 @@ from imta_jax.training.checkpoint_reading import (
     has_readable_epoch,
     restore_model,
 )
+from imta_jax.training.combinations import check_combinations
 from imta_jax.training.feed import check_feed, training_feed
 from imta_jax.training.loop import TrainingLoop
 from imta_jax.training.loss_objective import LossObjective, check_loss
@@ -200,6 +201,7 @@ def check_field_values(config: RunConfig) -> None:
     phase_two_objective(config)
     check_model(config.model)
     config.check_components()
+    check_combinations(config)
 
 
 def check_training_config(config: RunConfig) -> None:

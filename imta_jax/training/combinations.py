@@ -1,0 +1,37 @@
+"""Techniques that do not work together, reported before anything is trained."""
+
+from imta_jax.config import RunConfig
+from imta_jax.errors import InputError
+
+_BOOSTED = "boosted"
+
+
+def check_combinations(config: RunConfig) -> None:
+    """Checks that the techniques of a config work together.
+
+    Raises:
+      InputError: names the fields of two techniques that do not.
+    """
+    if config.model.heads == _BOOSTED:
+        _check_boosted_heads(config)
+
+
+def _check_boosted_heads(config: RunConfig) -> None:
+    if config.phase_one.last_exit_epochs:
+        raise InputError(
+            'config.phase_one.last_exit_epochs must be 0 with config.model.heads="boosted": the '
+            "last exit would correct exits that are not trained yet; found "
+            f"{config.phase_one.last_exit_epochs}"
+        )
+    phase = config.phase_two
+    if phase.total_epochs == 0 or phase.start == "fresh":
+        return
+    heads = (config.model.heads, config.model.heads_options)
+    if (phase.transfer, phase.transfer_options) != heads:
+        raise InputError(
+            "config.phase_two.transfer and transfer_options must equal config.model.heads and "
+            f"heads_options, {heads[0]!r} and {heads[1]}, with config.phase_two.start="
+            f'"phase_one": boosted layers correct each other; found {phase.transfer!r} and '
+            f'{phase.transfer_options}. Set config.phase_two.start="fresh" for other heads, or '
+            "config.phase_two.total_epochs=0"
+        )
