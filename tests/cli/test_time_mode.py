@@ -1,6 +1,7 @@
 """`--mode=time`: measured time per exit."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -35,7 +36,7 @@ def test_mode_time_runs_in_the_first_process_and_locks_the_folder(
     config, finished, tmp_path, monkeypatch
 ):
     timed = shutil.copytree(finished, tmp_path / "timed")
-    with only_run_in(timed), pytest.raises(BlockingIOError, match="another run uses"):
+    with only_run_in(timed), pytest.raises(BlockingIOError, match=str(os.getpid())):
         run(config, timed, mode="time")
     with monkeypatch.context() as patch:
         patch.setattr(timing, "is_first_process", lambda: False)

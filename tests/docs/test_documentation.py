@@ -19,7 +19,7 @@ PAGES = sorted(
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     if "build" not in page.parts
 )
-CURRENT_PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which has former names
+CURRENT_PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]  # It has former names.
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _FILE = re.compile(r"\b(?:imta_jax|configs|benchmarks|tests)/[\w/]+\.\w+")

@@ -16,6 +16,6 @@ WITH_CODE = [page for page in PAGES if python_blocks(page)]
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_blocks_run(page, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))  # measured profiles are stored below it
+    monkeypatch.setenv("HOME", str(tmp_path))  # Measured profiles are stored below it.
     monkeypatch.chdir(tmp_path)
     run_page(page)

@@ -1,6 +1,7 @@
 """The budget sweep and decisions: reference numbers, properties, invalid input."""
 
 import dataclasses
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,33 +101,35 @@ def test_permuted_images_get_permuted_decisions(curve):
 @pytest.mark.parametrize(
     ("test", "costs", "message"),
     [
-        (split(1, num_exits=3), COSTS, "4 exits, test outcomes 3"),
-        (split(1, num_classes=5), COSTS, "7 classes, test logits 5"),
-        (split(1), COSTS[:3], r"costs of shape \(3,\) with predictions of 4 exits"),
+        (split(1, num_exits=3), COSTS, r"4 exits.*\b3\b"),
+        (split(1, num_classes=5), COSTS, r"7 classes.*\b5\b"),
+        (split(1), COSTS[:3], r"costs.*\(3,\).*4 exits"),
         (split(1), [10, 15, 12, 20], r"costs=\[10 15 12 20\]"),
         (split(1), [0, 1, 2, 3], r"costs=\[0 1 2 3\]"),
         (split(1), [1, 2, np.nan, 3], r"costs=.*nan"),
     ],
 )
-def test_results_of_another_network_are_refused(test, costs, message):
+def test_predictions_or_costs_of_another_network_raise(test, costs, message):
     with pytest.raises(ValueError, match=message):
         budget.budget_curve(split(0), test, costs)
 
 
 @pytest.mark.parametrize("quotas", [[], 0.5, [0.5, -1.0]])
-def test_invalid_quotas_are_refused(quotas):
-    with pytest.raises(ValueError, match=r"quotas=|q="):
+def test_invalid_quotas_raise(quotas):
+    with pytest.raises(ValueError, match=r"(quotas|q)="):
         budget.budget_curve(split(0), split(1), COSTS, quotas=quotas)
 
 
-def test_outcomes_of_another_type_or_shape_are_refused():
+def test_outcomes_of_another_type_or_shape_raise():
     fine = budget.outcomes(split(0))
     for correct in (fine.correct[:, :-1], fine.correct.astype(int)):
-        with pytest.raises(ValueError, match=r"correct is \w+ \(4, \d+\)"):
+        with pytest.raises(
+            ValueError, match=rf"correct.*{correct.dtype}.*{re.escape(str(correct.shape))}"
+        ):
             budget.curve_of_outcomes(fine, budget.Outcomes(fine.confidence, correct), COSTS)
 
 
-def test_decisions_refuse_arrays_that_disagree():
+def test_decisions_from_arrays_of_different_shapes_raise():
     confidence = budget.outcomes(split(0)).confidence
-    with pytest.raises(ValueError, match=r"confidence \(4, 500\), predictions \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"confidence.*\(4, 500\).*predictions.*\(4, 3\)"):
         budget.decisions(confidence, np.zeros((4, 3), int), COSTS, np.full(4, -1e8))

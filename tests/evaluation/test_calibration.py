@@ -74,19 +74,19 @@ def test_errors_are_per_exit():
         ([0.5, 1.5], [True, True], 15, r"confidence 1\.5 of image 1"),
         ([np.nan, 0.5], [True, True], 15, "confidence nan of image 0"),
         ([-0.1], [True], 15, r"confidence -0\.1 of image 0"),
-        ([0.5, 0.5], [True], 15, r"confidence \(2,\) and correct \(1,\)"),
+        ([0.5, 0.5], [True], 15, r"confidence.*\(2,\).*correct.*\(1,\)"),
         ([], [], 15, r"confidence \(0,\)"),
         ([[0.5]], [[True]], 15, r"\(1, 1\)"),
         ([0.5], [True], 0, "bins=0"),
     ],
 )
-def test_invalid_arguments_are_refused(confidence, correct, bins, message):
+def test_invalid_arguments_raise(confidence, correct, bins, message):
     with pytest.raises(ValueError, match=message):
         expected_calibration_error(np.array(confidence), np.array(correct), bins)
 
 
-def test_errors_per_exit_refuse_one_axis():
-    with pytest.raises(ValueError, match=r"confidence \(3,\) and correct \(3,\)"):
+def test_errors_per_exit_of_one_axis_raise():
+    with pytest.raises(ValueError, match=r"confidence.*\(3,\).*correct.*\(3,\)"):
         calibration_errors(np.ones(3), np.ones(3, bool))
 
 
@@ -102,7 +102,7 @@ def test_auroc_counts_pairs_of_a_correct_and_a_wrong_prediction():
 
 def test_auroc_equals_the_probability_over_all_pairs():
     generator = np.random.default_rng(3)
-    confidence = generator.integers(0, 20, (2, 200)) / 20  # with many ties
+    confidence = generator.integers(0, 20, (2, 200)) / 20  # Many ties.
     correct = generator.random((2, 200)) < confidence
     found = failure_prediction_auroc(confidence, correct)
     for c, right, area in zip(confidence, correct, found, strict=True):
@@ -131,6 +131,6 @@ def test_auroc_is_undefined_if_all_predictions_are_correct_or_all_wrong():
     )
 
 
-def test_auroc_rejects_other_shapes():
-    with pytest.raises(ValueError, match=r"\(2, 3\) and correct \(3,\)"):
+def test_auroc_of_different_shapes_raises():
+    with pytest.raises(ValueError, match=r"\(2, 3\).*correct.*\(3,\)"):
         failure_prediction_auroc(np.ones((2, 3)), np.ones(3, bool))

@@ -1,4 +1,4 @@
-"""Operating points: made from budget curve rows, chosen by validation images only."""
+"""Operating points: values of the budget curve, chosen by validation images only."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def test_budget_curve_is_read_from_current_and_older_results(tmp_path, rows, old
     assert read_budget_curve(tmp_path) == rows
 
 
-def test_budget_curve_of_an_unevaluated_run_is_refused(tmp_path):
+def test_budget_curve_of_a_run_without_results_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"results\.json.*--mode=evaluate"):
         read_budget_curve(tmp_path)
 
@@ -95,13 +95,13 @@ def test_best_point_is_the_cheapest_of_equally_accurate_points():
     assert best_within_budget(points, 1.0) is points[1]
 
 
-def test_budget_below_all_points_is_refused_with_the_available_budgets():
+def test_budget_below_all_points_raises_with_the_available_budgets():
     with pytest.raises(ValueError, match=r"budget=0\.1 .*0\.400, 0\.700"):
         best_within_budget([point(0.7, 80.0), point(0.4, 70.0)], 0.1)
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan")])
-def test_budget_that_is_not_positive_is_refused(budget):
+def test_budget_that_is_not_positive_raises(budget):
     with pytest.raises(ValueError, match=rf"budget={budget:g}"):
         best_within_budget([point(0.4, 70.0)], budget)
 

@@ -1,4 +1,6 @@
-"""Logits of a split: confidences, accuracies, and the file that stores them."""
+"""Predictions of a split: confidences, accuracies and the file."""
+
+import re
 
 import chex
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ def test_confidence_is_finite_for_extreme_logits():
     np.testing.assert_allclose(predictions.confidence(logits), [[1.0, 1 / 3]], rtol=1e-6)
 
 
-def test_result_does_not_depend_on_the_chunk_size(monkeypatch):
+def test_confidences_and_predictions_do_not_depend_on_the_chunk_size(monkeypatch):
     logits = split(0).logits
     unchunked = predictions.confidence(logits), predictions.predicted(logits)
     monkeypatch.setattr(predictions, "_CHUNK_VALUES", 23)
@@ -36,7 +38,7 @@ def test_result_does_not_depend_on_the_chunk_size(monkeypatch):
 @pytest.mark.parametrize("k", [1, 2, 5, 7, 100])
 def test_correct_in_top_agrees_with_sorting(k):
     logits, labels = split(2)
-    logits = np.round(logits)  # ties: the lower class ranks first
+    logits = np.round(logits)  # Ties, where the lower class ranks first.
     ranked = np.argsort(-logits, axis=-1, kind="stable")[:, :, :k]
     expected = (ranked == labels[None, :, None]).any(axis=-1)
     np.testing.assert_array_equal(predictions.correct_in_top(logits, labels, k), expected)
@@ -62,16 +64,16 @@ def test_saved_predictions_are_loaded_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
-        (np.zeros((2, 3)), [0, 1, 1], r"shapes \(2, 3\) and \(3,\)"),
-        (np.zeros((2, 3, 4)), [0, 1], r"shapes \(2, 3, 4\) and \(2,\)"),
+        (np.zeros((2, 3)), [0, 1, 1], r"\(2, 3\).*\(3,\)"),
+        (np.zeros((2, 3, 4)), [0, 1], r"\(2, 3, 4\).*\(2,\)"),
         (np.zeros((2, 0, 4)), np.zeros(0, int), r"\(2, 0, 4\)"),
-        (np.zeros((2, 3, 4)), [0, 1, 4], r"label 4 of image 2 is outside 0\.\.3"),
+        (np.zeros((2, 3, 4)), [0, 1, 4], r"label 4 of image 2.*0\.\.3"),
         (np.zeros((2, 3, 4)), [0, -1, 4], "label -1 of image 1"),
-        (np.zeros((2, 3, 4)), [0.0, 1.0, 1.0], "labels are float64"),
+        (np.zeros((2, 3, 4)), [0.0, 1.0, 1.0], "labels.*float64"),
         (np.where(np.arange(24) == 18, np.nan, 0).reshape(2, 3, 4), [0, 1, 1], "exit 1, image 1"),
     ],
 )
-def test_invalid_predictions_are_refused_with_the_file_name(tmp_path, logits, labels, message):
+def test_invalid_predictions_raise_with_the_file_name(tmp_path, logits, labels, message):
     path = tmp_path / "logits.npz"
     with pytest.raises(ValueError, match=message):
         predictions.save_predictions(path, (logits, np.asarray(labels)))
@@ -81,7 +83,7 @@ def test_invalid_predictions_are_refused_with_the_file_name(tmp_path, logits, la
         predictions.load_predictions(path)
 
 
-def test_unreadable_files_are_refused_with_their_name(tmp_path):
+def test_unreadable_files_raise_with_their_name(tmp_path):
     incomplete, pickled, plain, cut = (tmp_path / f"{name}.npz" for name in "abcd")
     np.savez(incomplete, logits=np.zeros((1, 1, 2)))
     np.savez(pickled, logits=np.array([{}], object), labels=np.zeros(1, int))
@@ -90,7 +92,7 @@ def test_unreadable_files_are_refused_with_their_name(tmp_path):
     predictions.save_predictions(cut, split(0))
     cut.write_bytes(cut.read_bytes()[:2000])
     for path in (incomplete, pickled, plain, cut):
-        with pytest.raises(ValueError, match=rf"{path.name}: expected an \.npz"):
+        with pytest.raises(ValueError, match=path.name.replace(".", r"\.")):
             predictions.load_predictions(path)
     with pytest.raises(FileNotFoundError):
         predictions.load_predictions(tmp_path / "missing.npz")
@@ -110,7 +112,7 @@ def test_low_precision_logits_are_accepted(tmp_path, name):
     np.testing.assert_array_equal(loaded.logits, low.astype(np.float32))
 
 
-def test_bfloat16_saved_by_numpy_is_read_and_float8_is_refused_with_the_fix(tmp_path):
+def test_bfloat16_saved_by_numpy_is_read_and_float8_raises_with_the_fix(tmp_path):
     logits, labels = split(0)
     low = logits.astype(jnp.bfloat16)
     np.savez(tmp_path / "a.npz", logits=low, labels=labels)
@@ -122,22 +124,22 @@ def test_bfloat16_saved_by_numpy_is_read_and_float8_is_refused_with_the_fix(tmp_
 
 
 @pytest.mark.parametrize("dtype", [bool, complex, "U3", object])
-def test_logits_that_are_not_real_numbers_are_refused(dtype):
+def test_logits_that_are_not_real_numbers_raise(dtype):
     logits, labels = split(0)
-    with pytest.raises(ValueError, match=r"logits are .*; expected real numbers"):
+    with pytest.raises(ValueError, match=rf"logits.*{re.escape(str(np.dtype(dtype)))}"):
         predictions.checked_predictions((logits.astype(dtype), labels), "test")
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
-def test_probabilities_are_refused_as_logits(dtype):
+def test_probabilities_instead_of_logits_raise(dtype):
     logits, labels = split(0)
     exponentials = np.exp(logits)
     probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
     given = probabilities.astype(jnp.dtype(dtype))
-    with pytest.raises(ValueError, match=r"exit 0 are probabilities.*np\.log"):
+    with pytest.raises(ValueError, match=r"exit 0\b.*np\.log"):
         predictions.checked_predictions((given, labels), "test")
     mixed = np.concatenate([logits[:1], probabilities[1:]])
-    with pytest.raises(ValueError, match="exit 1 are probabilities"):
+    with pytest.raises(ValueError, match=r"exit 1\b.*np\.log"):
         predictions.checked_predictions((mixed, labels), "test")
     logs = np.log(probabilities)
     np.testing.assert_allclose(

@@ -46,7 +46,7 @@ def test_record_says_whether_validation_images_were_held_out(source, tmp_path):
     own = write_with_validation(source, tmp_path / "own.npz")
     held_out, separate = (load_dataset(tiny_config(path).data) for path in (source, own))
     assert held_out.held_out == ("validation",)
-    assert "held out of the training images" in dataset_record(held_out)["note"]
+    assert "held out" in dataset_record(held_out)["note"]
     assert separate.held_out == ()
     assert "held out" not in dataset_record(separate)["note"]
     assert "validation split" in dataset_record(separate)["note"]

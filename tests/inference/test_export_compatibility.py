@@ -1,7 +1,7 @@
-"""Exports written by earlier versions of the package still load and give the same numbers.
+"""Exports of earlier versions of the package load and give the recorded logits.
 
 `tests/data/export_v1` is a phase-II MSDNet with two exits, written in format version 1.
-`tests/data/export_v1_logits.npz` holds images and the logits that its writer computed for them.
+`tests/data/export_v1_logits.npz` holds images and their recorded logits.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from imta_jax.inference import AdaptiveClassifier, load_exported
 DATA = Path(__file__).parents[1] / "data"
 
 
-def test_export_of_version_1_gives_its_writers_logits():
+def test_export_of_version_1_gives_the_recorded_logits():
     exported = load_exported(DATA / "export_v1")
     assert exported.manifest["format_version"] == 1
     assert exported.class_names == ("ant", "bee", "cow")
@@ -25,7 +25,7 @@ def test_export_of_version_1_gives_its_writers_logits():
     np.testing.assert_allclose(adaptive.logits(images), logits, atol=1e-5)
 
 
-def test_export_of_version_1_accepts_the_networks_size_only():
+def test_export_of_version_1_accepts_only_the_size_of_the_network():
     transform = load_exported(DATA / "export_v1").transform
     height, width, channels = transform.image_shape
     assert transform.padding is None and transform.exif_orientation == "ignore"
@@ -35,7 +35,7 @@ def test_export_of_version_1_accepts_the_networks_size_only():
         transform.apply(np.ones((height - 4, width, channels), np.uint8))
 
 
-def test_export_of_version_1_exits_early_as_its_writer_did():
+def test_export_of_version_1_gives_the_recorded_exits():
     exported = load_exported(DATA / "export_v1")
     with np.load(DATA / "export_v1_logits.npz") as file:
         images, logits = file["images"], file["logits"]

@@ -1,4 +1,4 @@
-"""The runner's predictions for files equal the evaluation's, image by image."""
+"""Predictions of `python -m imta_jax.inference` for files equal those of the evaluation."""
 
 import json
 
@@ -51,7 +51,7 @@ def folder_source(root, ending, sizes, mode):
     for split, count in (("train", 9), ("test", TEST_IMAGES)):
         for i in range(count):
             height, width = sizes[i % len(sizes)]
-            cells = max(4, min(height, width) // 8)  # detailed, for JPEG's chroma subsampling
+            cells = max(4, min(height, width) // 8)  # Detailed, for JPEG's chroma subsampling.
             image = make_image(height, width, seed=i, mode=mode[i % len(mode)], cells=cells)
             files[f"{split}/{'abc'[i % CLASSES]}/{i:02}.{ending}"] = image
     write(root / "source", files)
@@ -79,7 +79,7 @@ CASES = {
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
-    """A dataset, its test files, an export, and the evaluation's predictions."""
+    """A dataset, its test files, an export, a classifier, and the evaluation's predictions."""
     root = tmp_path_factory.mktemp("case")
     source, files, changes = CASES[request.param](root)
     dataset = load_dataset(config(source, validation_examples=3, **changes))
@@ -121,13 +121,13 @@ def case(request, tmp_path_factory):
 
 
 def threshold_between(confidences):
-    """A threshold in the largest gap of the inner confidences, so that rounding moves no image."""
+    """A threshold in the largest gap of the inner confidences, where rounding changes no exit."""
     inner = np.sort(confidences)[2:-2]
     widest = np.diff(inner).argmax()
     return float(inner[widest] + inner[widest + 1]) / 2
 
 
-def test_runner_predicts_every_file_as_evaluation_predicted_its_image(case, capsys):
+def test_command_predicts_files_as_the_evaluation_predicts_images(case, capsys):
     _, files, export, _, test = case
     probabilities = confidence(test.logits)
     threshold = threshold_between(probabilities[0])
@@ -145,7 +145,7 @@ def test_runner_predicts_every_file_as_evaluation_predicted_its_image(case, caps
     assert np.mean(correct) == np.mean(at_exit.argmax(axis=-1) == test.labels)
 
 
-def test_runner_reads_the_pixels_that_evaluation_saw(case):
+def test_files_are_read_as_the_pixels_of_the_evaluation(case):
     from imta_jax.data import evaluation_images
 
     dataset, files, export, _, _ = case
@@ -157,7 +157,7 @@ def test_runner_reads_the_pixels_that_evaluation_saw(case):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_python_pads_images_as_training_did(case):
+def test_images_are_padded_as_in_training(case):
     dataset, _, export, classifier, test = case
     transform = dataset.evaluation_transform
     if transform.resize is not None:
@@ -179,18 +179,18 @@ def test_python_pads_images_as_training_did(case):
         from_export.predict(wrong)
 
 
-def test_run_and_its_export_classify_images_before_padding(tmp_path):
-    with np.load(tiny_run.write_dataset(tmp_path / "full.npz")) as file:
+@pytest.mark.usefixtures("compilation_cache")
+def test_run_and_its_export_classify_images_before_padding(source, tmp_path):
+    with np.load(source) as file:
         arrays = {name: file[name] for name in file.files}
     for name in ("train_images", "test_images"):
-        arrays[name] = arrays[name][:, 1:14, :15]  # 13 x 15, padded to 16 x 16
+        arrays[name] = arrays[name][:, 1:14, :15]  # 13 x 15 pixels, padded to 16 x 16.
     np.savez(tmp_path / "cut.npz", **arrays)
     config = tiny_run.tiny_config(
         tmp_path / "cut.npz", phase_one__total_epochs=1, phase_two__total_epochs=0
     )
-    with tiny_run.compiled_once(tmp_path / "compiled"):
-        for mode in ("phase_one", "evaluate"):
-            run(config, tmp_path / "run", mode)
+    for mode in ("phase_one", "evaluate"):
+        run(config, tmp_path / "run", mode)
     export_run(tmp_path / "run", tmp_path / "export", platforms=("cpu",))
     expected = load_predictions(tmp_path / "run" / "evaluation" / "logits_test.npz").logits
     options = {"max_batch_size": 32, "batch_sizes": (32,), "num_workers": 1, "budget": 1.0}

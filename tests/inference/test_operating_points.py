@@ -1,4 +1,4 @@
-"""The choice of an operating point for a budget."""
+"""Operating points of an export for a budget."""
 
 import numpy as np
 import pytest
@@ -30,5 +30,5 @@ def test_budget_in_time_selects_the_most_accurate_affordable_point():
     ]
     assert best_within_ms(points, [1.0, 3.0], 2.0) is points[1]
     assert best_within_ms(points, [1.0, 3.0], 1.9) is points[0]
-    with pytest.raises(ValueError, match=r"budget_ms=1 .* 1\.2 ms"):
+    with pytest.raises(ValueError, match=r"budget_ms=1 .*1\.2"):
         best_within_ms(points, [1.0, 3.0], 1.0)

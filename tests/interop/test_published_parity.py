@@ -1,4 +1,4 @@
-"""Parity with the published networks: every array that the authors' code computed is recomputed.
+"""Parity with the published networks: recomputed arrays equal those of the authors' code.
 
 The recorded files have named arrays of logits, losses, gradients and statistics. A missing or an
 additional name fails a test.
@@ -115,7 +115,7 @@ def recomputed_phase_one(name: str) -> Arrays:
     for prefix, gradients in (("grad_ge/", coarsest), ("grad_ge_allscales/", everywhere)):
         blocks = {key: value for key, value in gradients.items() if key.startswith("blocks.")}
         found |= renamed(blocks, prefix)
-        # Not recorded, because the published code does not change them.
+        # Not recorded, because the published code does not rescale them.
         for key in gradients.keys() - blocks.keys():
             assert_gradient_close(gradients[key], golden.arrays(name)[f"grad_plain/{key}"], 1e-4)
     return found

@@ -1,4 +1,4 @@
-"""Loading published weights into networks of any topology, and errors of other weights."""
+"""Published weights: loading into networks of any topology, and errors for other weights."""
 
 import chex
 import golden
@@ -67,8 +67,7 @@ def test_loaded_arrays_give_the_same_logits(pair, transfer: str | None):
     assert not np.array_equal(logits(first), logits(second))
     load_published_weights(second, exported)
     np.testing.assert_array_equal(logits(first), logits(second))
-    for name, value in golden.published_arrays(second).items():
-        np.testing.assert_array_equal(value, exported[name])
+    chex.assert_trees_all_equal(golden.published_arrays(second), exported)
 
 
 def every_array(network: MultiExitClassifier) -> list[np.ndarray]:
@@ -95,7 +94,7 @@ def test_error_lists_all_differences_and_nothing_is_copied(tiny):
     given["isc_modules.0.0.bias"] = np.zeros(128)
     given["classifier.0.linear.weight"] = given["classifier.0.linear.weight"].T
     before = every_array(tiny)
-    with pytest.raises(ValueError, match="5 differences") as raised:
+    with pytest.raises(ValueError, match=r"\b5\b") as raised:
         load_published_weights(tiny, given)
     for line in (
         "missing: blocks.0.0.layers.0.net.0.weight",
@@ -116,8 +115,7 @@ def test_batch_counters_are_ignored(tiny):
         if key.endswith("running_mean")
     }
     load_published_weights(tiny, given | counters)
-    for name, value in golden.published_arrays(tiny).items():
-        np.testing.assert_array_equal(value, given[name])
+    chex.assert_trees_all_equal(golden.published_arrays(tiny), given)
 
 
 def test_float16_weights_become_float32(tiny):
@@ -126,7 +124,7 @@ def test_float16_weights_become_float32(tiny):
     assert {leaf.dtype for leaf in every_array(tiny)} == {np.dtype(np.float32)}
 
 
-def test_backbone_other_than_msdnet_is_refused(tiny):
+def test_backbone_other_than_msdnet_raises(tiny):
     class Other(nnx.Module):
         num_exits, feature_widths = 1, (4,)
 
@@ -137,5 +135,5 @@ def test_backbone_other_than_msdnet_is_refused(tiny):
         def exit_features(self, i, state): ...
 
     other = MultiExitClassifier(Other(), tiny.heads, num_classes=10, image_shape=(32, 32, 3))
-    with pytest.raises(ValueError, match="found Other"):
+    with pytest.raises(ValueError, match="Other"):
         published_slots(other)

@@ -6,13 +6,14 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
 
 from imta_jax.interop import read_weights
 
 
-class Trap:
+class Unpickled:
     """An object whose unpickling creates a file."""
 
     def __init__(self, path: Path):
@@ -22,28 +23,28 @@ class Trap:
         return open, (str(self.path), "w")
 
 
-def pickled_arrays(folder: Path, trap: Trap) -> Path:
-    np.savez(folder / "objects.npz", weight=np.array([trap], dtype=object))
+def pickled_arrays(folder: Path, value: Unpickled) -> Path:
+    np.savez(folder / "objects.npz", weight=np.array([value], dtype=object))
     return folder / "objects.npz"
 
 
-def old_checkpoint(folder: Path, trap: Trap) -> Path:
-    (folder / "old.pth").write_bytes(pickle.dumps({"weight": trap}))
+def old_checkpoint(folder: Path, value: Unpickled) -> Path:
+    (folder / "old.pth").write_bytes(pickle.dumps({"weight": value}))
     return folder / "old.pth"
 
 
-def zipped_checkpoint(folder: Path, trap: Trap) -> Path:
+def zipped_checkpoint(folder: Path, value: Unpickled) -> Path:
     with zipfile.ZipFile(folder / "new.pth", "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"weight": trap}))
+        archive.writestr("archive/data.pkl", pickle.dumps({"weight": value}))
         archive.writestr("archive/data/0", bytes(12))
     return folder / "new.pth"
 
 
 @pytest.mark.parametrize("write", [pickled_arrays, old_checkpoint, zipped_checkpoint])
-def test_pickles_are_refused_and_not_executed(tmp_path: Path, write: Callable):
+def test_pickles_raise_and_are_not_executed(tmp_path: Path, write: Callable):
     created = tmp_path / "created"
-    path = write(tmp_path, Trap(created))
-    with pytest.raises(ValueError, match=rf"{path.name} is not an \.npz.*numpy\.savez"):
+    path = write(tmp_path, Unpickled(created))
+    with pytest.raises(ValueError, match=rf"{path.name}.*numpy\.savez"):
         read_weights(path)
     assert not created.exists()
 
@@ -55,13 +56,13 @@ def single_array() -> bytes:
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights at all", single_array(), b"PK\x03\x04cut"])
-def test_other_files_are_refused(tmp_path: Path, content: bytes):
+def test_other_files_raise(tmp_path: Path, content: bytes):
     (tmp_path / "weights.npz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"weights\.npz is not an \.npz"):
+    with pytest.raises(ValueError, match=r"weights\.npz.*\.npz"):
         read_weights(tmp_path / "weights.npz")
 
 
-def test_missing_file_is_refused_with_its_name(tmp_path: Path):
+def test_missing_file_raises_with_its_name(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"missing\.npz"):
         read_weights(tmp_path / "missing.npz")
 
@@ -70,6 +71,4 @@ def test_plain_arrays_are_read_unchanged(tmp_path: Path):
     written = {"classifier.0.bias": np.arange(3.0), "classifier.0.weight": np.ones((3, 2))}
     np.savez(tmp_path / "weights.npz", **written)
     found = read_weights(tmp_path / "weights.npz")
-    assert found.keys() == written.keys()
-    for name, value in written.items():
-        np.testing.assert_array_equal(found[name], value)
+    chex.assert_trees_all_equal(dict(found), written)

@@ -14,7 +14,7 @@ from imta_jax.distributed import data_mesh
 from imta_jax.models import build_classifier, inference_logits
 from imta_jax.nn.pixels import normalize
 
-SMALL, LARGE = 16, 80  # pixels per side: CHWN maps on one CPU, and NHWC maps
+SMALL, LARGE = 16, 80  # Pixels per side, for CHWN and NHWC maps on one CPU.
 
 Network = tuple[nnx.GraphDef, nnx.State]
 
@@ -25,7 +25,7 @@ def network(side: int = SMALL) -> Network:
     return nnx.split(build_classifier(NETWORK, **shape, rngs=nnx.Rngs(0)))
 
 
-def on(mesh: Mesh, network: Network):
+def logits_on(mesh: Mesh, network: Network):
     graphdef, state = network
 
     def logits(images: jax.Array) -> jax.Array:
@@ -45,10 +45,10 @@ def on(mesh: Mesh, network: Network):
         (65, LARGE, True),
     ],
 )
-def test_slices_equal_the_batch_at_once(count: int, side: int, sliced: bool) -> None:
+def test_logits_in_slices_equal_those_at_once(count: int, side: int, sliced: bool) -> None:
     images = jnp.asarray(np.resize(draw_images(count, 0)[0], (count, side, side, 1)))
-    one, all_of_them = (data_mesh(jax.devices()[:n]) for n in (1, 8))
-    in_slices, at_once = on(one, network(side)), on(all_of_them, network(side))
+    one, eight = (data_mesh(jax.devices()[:n]) for n in (1, 8))
+    in_slices, at_once = logits_on(one, network(side)), logits_on(eight, network(side))
     assert ("scan" in str(jax.make_jaxpr(in_slices)(images))) == sliced
     assert "scan" not in str(jax.make_jaxpr(at_once)(images))
     found, expected = jax.jit(in_slices)(images), jax.jit(at_once)(images)
@@ -56,10 +56,10 @@ def test_slices_equal_the_batch_at_once(count: int, side: int, sliced: bool) -> 
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_inference_mode_is_used_in_every_mode_of_the_classifier() -> None:
+def test_a_classifier_in_training_mode_is_evaluated_in_inference_mode() -> None:
     classifier = nnx.merge(*network(), copy=True)
     classifier.train()
     images = jnp.asarray(draw_images(128, 0)[0])
-    found = on(data_mesh(jax.devices()[:1]), nnx.split(classifier))(images)
+    found = logits_on(data_mesh(jax.devices()[:1]), nnx.split(classifier))(images)
     classifier.eval()
     np.testing.assert_allclose(found, classifier(normalize(images, **PIXELS)), atol=1e-5)

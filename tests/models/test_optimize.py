@@ -34,6 +34,7 @@ FORMS = {
     "chwn_folded": {"layout": Layout.CHWN, "fold_batch_norm": True},
     "lazy": {"lazy": True},
 }
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 def build(fields: dict) -> MultiExitClassifier:

@@ -39,16 +39,16 @@ def test_value_and_gradient_equal_the_definition(shape: tuple[int, ...], relu: b
     def ours(*arguments: jax.Array) -> jax.Array:
         return (batch_normalize(*arguments, EPSILON, relu)[0] * weights).sum()
 
-    def expected(*arguments: jax.Array) -> jax.Array:
+    def reference(*arguments: jax.Array) -> jax.Array:
         return (by_definition(*arguments, relu) * weights).sum()
 
     found = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(x, scale, bias)
-    wanted = jax.jit(jax.value_and_grad(expected, (0, 1, 2)))(x, scale, bias)
-    chex.assert_trees_all_close(found, wanted, rtol=2e-4, atol=2e-4)
+    expected = jax.jit(jax.value_and_grad(reference, (0, 1, 2)))(x, scale, bias)
+    chex.assert_trees_all_close(found, expected, rtol=2e-4, atol=2e-4)
 
 
 def test_gradient_is_orthogonal_to_the_mean_and_the_scale() -> None:
-    """Normalization removes the map's mean and scale, so the gradient has no part along them."""
+    """The result does not depend on the mean and the scale of the map."""
     x, (scale, bias) = drawn((8, 4, 4, 3)), affine(3)
     y, vjp = jax.vjp(lambda x: batch_normalize(x, scale, bias, EPSILON)[0], x)
     (gradient,) = vjp(drawn(y.shape, 3))
@@ -116,18 +116,18 @@ def test_running_variance_moves_towards_the_unbiased_variance(norms: list[BatchN
     np.testing.assert_allclose(norms[1].mean[...], 0.1 * pixels.mean(0), rtol=1e-5)
 
 
-def test_training_does_not_ask_for_the_sharding_of_a_traced_array(
+def test_training_does_not_read_the_sharding_of_a_traced_array(
     norms: list[BatchNorm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Flax asks when a variable is set by index; the cost is quadratic in the depth."""
+    """Flax reads it when a variable is set by index, at a cost quadratic in the depth."""
 
-    def asked(tracer: jax.core.Tracer) -> None:
-        raise AssertionError("asked for the sharding of a tracer")
+    def read(tracer: jax.core.Tracer) -> None:
+        raise AssertionError("the sharding of a tracer was read")
 
     @nnx.jit
     def step(norm: BatchNorm, x: jax.Array) -> jax.Array:
         with monkeypatch.context() as patched:
-            patched.setattr(jax.core.Tracer, "sharding", property(asked))
+            patched.setattr(jax.core.Tracer, "sharding", property(read))
             return norm(x)
 
     step(norms[0], drawn((4, 2)))

@@ -1,4 +1,4 @@
-"""Every form of a convolution has the values and gradients of the definition, at every shape."""
+"""Every implementation of a convolution has the values and gradients of the definition."""
 
 import chex
 import jax
@@ -10,20 +10,20 @@ from imta_jax.nn.convolution import convolve
 from imta_jax.nn.cpu.channels_first import convolve_channels_first
 from imta_jax.nn.cpu.layout import Layout
 
-# [H, W, inputs, outputs, kernel, stride]: shapes of each form, and the nearest other shapes.
+# [H, W, inputs, outputs, kernel, stride]: shapes of each implementation, and similar shapes.
 SHAPES = [
-    (8, 8, 5, 7, 1, 1),  # matrix product
+    (8, 8, 5, 7, 1, 1),  # Matrix product.
     (6, 6, 5, 7, 1, 2),
-    (8, 8, 6, 6, 3, 1),  # pairs of columns
+    (8, 8, 6, 6, 3, 1),  # Pairs of columns.
     (5, 8, 3, 1, 3, 1),
     (2, 2, 3, 4, 3, 1),
-    (8, 7, 6, 6, 3, 1),  # an odd width has no pairs
+    (8, 7, 6, 6, 3, 1),  # An odd width has no pairs.
     (8, 8, 6, 8, 3, 1),
     (8, 8, 3, 16, 3, 1),
     (8, 8, 8, 8, 3, 1),
-    (4, 4, 6, 6, 3, 2),  # patches
+    (4, 4, 6, 6, 3, 2),  # Patches.
     (3, 3, 6, 6, 3, 2),
-    (8, 8, 6, 6, 3, 2),  # patches, of few channels
+    (8, 8, 6, 6, 3, 2),  # Patches of few channels.
     (7, 8, 6, 12, 3, 2),
     (8, 8, 9, 6, 3, 2),
     (9, 9, 3, 4, 7, 2),
@@ -32,7 +32,7 @@ CONVOLUTIONS = {Layout.NHWC: convolve, Layout.CHWN: convolve_channels_first}
 
 
 def direct(x, kernel, stride):
-    """The sum over the kernel's positions, written out."""
+    """The sum over the positions of the kernel."""
     k = kernel.shape[0]
     rows, columns = (-(-side // stride) for side in x.shape[1:3])
     margin = k // 2
@@ -46,7 +46,9 @@ def direct(x, kernel, stride):
 
 @pytest.mark.parametrize("layout", CONVOLUTIONS)
 @pytest.mark.parametrize("height, width, inputs, outputs, size, stride", SHAPES)
-def test_every_form_equals_the_definition(height, width, inputs, outputs, size, stride, layout):
+def test_every_implementation_equals_the_definition(
+    height, width, inputs, outputs, size, stride, layout
+):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(3, height, width, inputs)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(size, size, inputs, outputs)), jnp.float32)
@@ -64,7 +66,7 @@ def test_every_form_equals_the_definition(height, width, inputs, outputs, size, 
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_only_cpus_get_the_form_for_few_channels(platform):
+def test_only_cpus_use_the_implementation_for_few_channels(platform):
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 8, 8, 6), (3, 3, 6, 6))]
     text = jax.jit(convolve).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
     assert ("tensor<2x8x4x24xf32>" in text) == (platform == "cpu"), text
@@ -72,7 +74,7 @@ def test_only_cpus_get_the_form_for_few_channels(platform):
 
 @pytest.mark.parametrize("layout", CONVOLUTIONS)
 @pytest.mark.parametrize("size, stride", [(1, 1), (3, 1), (3, 2), (7, 2)])
-def test_computes_in_the_dtype_of_the_maps(layout, size, stride):
+def test_convolutions_compute_in_the_dtype_of_the_maps(layout, size, stride):
     x = layout.transpose(jnp.ones((1, 4, 4, 2), jnp.bfloat16))
     kernel = jnp.ones((size, size, 2, 3), jnp.float32)
     y, transposed = jax.vjp(lambda *a: CONVOLUTIONS[layout](*a, stride), x, kernel)

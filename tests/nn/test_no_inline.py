@@ -1,4 +1,4 @@
-"""`no_inline` is the identity, is computed once, and does not copy."""
+"""`no_inline` is the identity. Its result is computed once and not copied."""
 
 import chex
 import jax
@@ -21,7 +21,7 @@ def _optimizations_enabled():
 
 
 def compiled_text(wrapper, differentiate: bool = False) -> str:
-    """A sum with two consumers, compiled; with fusion each consumer computes it again."""
+    """Compiled text of a sum with two consumers. With fusion, each consumer recomputes the sum."""
 
     def consumers(x, y):
         total = wrapper(x + y)

@@ -29,7 +29,7 @@ def programs(tmp_path_factory):
 
 @pytest.fixture
 def environment(tmp_path, programs, monkeypatch):
-    """Environment of the kernels: few images, one device, fast compilation, temporary folders."""
+    """The environment of the kernels: few images, one device, fast compilation, new folders."""
     for name, value in {
         "WORKDIR": str(write_run(tmp_path / "written")),
         "QUICK": "1",

@@ -1,4 +1,4 @@
-"""Networks that ship with the package: size, metadata, accuracy and file format."""
+"""Pretrained networks in the package: size, metadata, accuracy and file format."""
 
 import json
 
@@ -42,12 +42,12 @@ def test_quickstart_network_reaches_its_recorded_accuracy():
     pixels = {name: found.meta[name] for name in ("mean", "std")}
     test = collect_predictions(found.classifier, dataset.splits["test"], batch_size=400, **pixels)
     recorded = [exit_["top1"] for exit_ in found.results["exits"]]
-    # Rounding differs between machines: one image of 2,000 can change its class.
+    # Rounding differs between machines and may change the class of 2 of the 2,000 images.
     np.testing.assert_allclose(anytime_accuracy(test), recorded, atol=0.11)
 
 
-def test_unknown_name_is_refused_with_the_valid_names():
-    with pytest.raises(ValueError, match=r"unknown pretrained network 'quickstat'.*quickstart"):
+def test_unknown_name_raises_with_the_valid_names():
+    with pytest.raises(ValueError, match=r"'quickstat'.*: quickstart"):
         pretrained.load_pretrained("quickstat")
 
 
@@ -60,18 +60,18 @@ def write_changed(path, to, change):
     return to
 
 
-def test_damaged_or_other_files_are_refused(tmp_path):
+def test_damaged_or_other_files_raise(tmp_path):
     path = pretrained._FOLDER / "quickstart.npz"
     cut = tmp_path / "cut.npz"
     cut.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"cut\.npz: expected an \.npz"):
+    with pytest.raises(ValueError, match=r"cut\.npz"):
         pretrained.read_pretrained(cut)
     lacking = write_changed(path, tmp_path / "less.npz", lambda a: a.pop(next(iter(a))))
-    with pytest.raises(ValueError, match="not in the checkpoint"):
+    with pytest.raises(ValueError, match=r"backbone\."):
         pretrained.read_pretrained(lacking)
     other = tmp_path / "other.npz"
     np.savez(other, logits=np.zeros(3))
-    with pytest.raises(ValueError, match=r"other\.npz: expected an \.npz"):
+    with pytest.raises(ValueError, match=r"other\.npz"):
         pretrained.read_pretrained(other)
     with pytest.raises(FileNotFoundError):
         pretrained.read_pretrained(tmp_path / "none.npz")
@@ -89,7 +89,7 @@ def test_named_arrays_fill_only_a_network_of_their_shapes():
     chex.assert_trees_all_equal(named_arrays(nnx.state(other)), arrays)
     wider = tiny_run.NETWORK | {"channels": 8}
     third = build_classifier(wider, num_classes=3, image_shape=(16, 16, 1), rngs=nnx.Rngs(0))
-    with pytest.raises(AnotherNetworkError, match="this network"):
+    with pytest.raises(AnotherNetworkError, match=r"backbone\.\S+.*\(8,\).*\(4,\)"):
         fill_named(third, arrays)
 
 

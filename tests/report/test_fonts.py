@@ -1,4 +1,4 @@
-"""Class names in scripts that no installed font has."""
+"""Class names with characters that no installed font has."""
 
 import pytest
 from matplotlib.figure import Figure
@@ -10,7 +10,7 @@ from imta_jax.report.rendering import figure_png
 
 @pytest.fixture
 def only_default(monkeypatch):
-    """As if no other font were installed."""
+    """Simulates that no other font is installed."""
     monkeypatch.setattr(fonts, "FALLBACK_FAMILIES", ())
     fonts._drawable_characters.cache_clear()
     yield

@@ -1,4 +1,4 @@
-"""Reading a run's folder: complete, damaged, resumed and still training."""
+"""Records of runs: complete, damaged, resumed and in training."""
 
 import pytest
 from run_samples import write_run
@@ -16,7 +16,7 @@ def test_missing_results_name_the_command_that_writes_them(tmp_path):
 @pytest.mark.parametrize("text", ["{", '{"dataset": {"name": "x"}, "exits": []}'])
 def test_damaged_results_are_rejected(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(ValueError, match=r"results\.json.*(not valid JSON|missing phases)"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/results\.json"):
         report.load_run(tmp_path)
 
 

@@ -48,7 +48,7 @@ def test_json_is_indented_and_ends_with_a_newline(tmp_path):
     assert path.read_text().startswith("{\n ") and path.read_text().endswith("}\n")
 
 
-def test_strict_json_refuses_nan_and_writes_nothing(tmp_path: Path):
+def test_strict_json_rejects_nan_and_writes_nothing(tmp_path: Path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "value.json", float("nan"), allow_nan=False)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The restart with huge pages: once, with the same arguments."""
+"""The restart with huge pages: one restart, with the same arguments."""
 
 import json
 import os
@@ -28,12 +28,12 @@ def start(tunables: str | None) -> tuple[list, int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's variable")
-def test_the_restart_keeps_process_and_arguments_and_sets_the_variable() -> None:
+def test_the_restart_keeps_process_id_and_arguments_and_sets_the_variable() -> None:
     output, pid = start(None)
     assert output == [["--an=argument", "with space"], pid, SETTING]
 
 
-def test_a_variable_that_is_set_is_kept() -> None:
+def test_a_variable_of_the_user_is_not_changed() -> None:
     output, _ = start("glibc.malloc.check=0")
     assert output[2] == "glibc.malloc.check=0"
 

@@ -1,4 +1,4 @@
-"""Processes that cannot join a run: one line within the timeout, and what Slurm's tasks use."""
+"""Processes that cannot join a run raise within the timeout, and tasks of Slurm."""
 
 import socket
 import subprocess
@@ -34,7 +34,7 @@ def free_port():
 
 
 @pytest.mark.parametrize(("index", "what"), [(0, "the other processes"), (1, "process 0 at")])
-def test_a_process_that_waits_alone_names_what_it_waits_for_and_gives_up(index, what):
+def test_a_process_that_waits_alone_fails_after_the_timeout(index, what):
     done = join(f"localhost:{free_port()}", index)
     assert done.returncode == 1, done.stderr
     assert f"waiting for {what}" in done.stderr
@@ -53,23 +53,23 @@ def test_a_port_in_use_is_a_one_line_error():
 
 
 @pytest.mark.parametrize(
-    ("place", "message"),
+    ("arguments", "message"),
     [
-        (("localhost:1", 2, 2), r"process_id.* 0 to 1 .*found 2"),
-        (("localhost:1", 2, -1), r"process_id.*found -1"),
+        (("localhost:1", 2, 2), r"process_id.* 0 to 1 .*\b2"),
+        (("localhost:1", 2, -1), r"process_id.*-1"),
         (("localhost", 2, 0), r"coordinator_address.*HOST:PORT.*'localhost'"),
         (("localhost:1", 2, None), r"coordinator_address, num_processes and process_id"),
     ],
 )
-def test_a_place_that_does_not_fit_is_rejected_at_once(place, message):
+def test_invalid_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
-        join_processes(*place)
+        join_processes(*arguments)
 
 
 SLURM = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}
 
 
-def test_one_task_of_slurm_joins_no_others_and_keeps_all_gpus(monkeypatch):
+def test_a_single_slurm_task_does_not_initialize_jax_distributed(monkeypatch):
     assert is_single_slurm_task(SLURM | {"SLURM_NTASKS": "1"})
     assert not is_single_slurm_task(SLURM | {"SLURM_NTASKS": "4"})
     assert not is_single_slurm_task({"SLURM_NTASKS": "1"})
@@ -79,16 +79,16 @@ def test_one_task_of_slurm_joins_no_others_and_keeps_all_gpus(monkeypatch):
     join_processes()
 
 
-def test_fewer_tasks_than_gpus_are_reported_with_the_flag():
+def test_unused_gpus_are_reported_with_the_flag():
     message = unused_gpus_warning(SLURM | {"SLURM_NTASKS": "4"})
     assert "1 of the 8 GPUs" in message and "--ntasks-per-node=8" in message
     assert "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7" in message
     two = SLURM | {"SLURM_NTASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "2(x4)"}
     assert "2 of the 8 GPUs" in unused_gpus_warning(two)
-    for fine in (
+    for environment in (
         {},
         SLURM | {"SLURM_NTASKS": "1"},
         SLURM | {"SLURM_NTASKS": "32", "SLURM_STEP_TASKS_PER_NODE": "8(x4)"},
         SLURM | {"SLURM_NTASKS": "4", "JAX_LOCAL_DEVICE_IDS": "0,1,2,3,4,5,6,7"},
     ):
-        assert unused_gpus_warning(fine) is None
+        assert unused_gpus_warning(environment) is None

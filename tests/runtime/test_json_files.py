@@ -1,4 +1,4 @@
-"""JSON files of a run: damage is named, and a failed append leaves the file as it was."""
+"""JSON files of a run: damaged files, failed writes and the write error policy."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ DAMAGE = [b"", b'{"a": 1', b"\0" * 40, b"\xff\xfe", b"[1]", b"3", b'{"a": 1}{']
 
 @contextlib.contextmanager
 def largest_file(size):
-    """Files cannot grow beyond a size, like `ulimit -f`."""
+    """Limits the size of files, like `ulimit -f`."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -34,14 +34,14 @@ def largest_file(size):
 
 
 @pytest.mark.parametrize("content", DAMAGE)
-def test_a_damaged_file_is_named_with_the_remedy(content, tmp_path, caplog):
+def test_a_damaged_file_is_named_with_the_fix(content, tmp_path, caplog):
     path = tmp_path / "results.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{path}.*run it again"):
         read_json(path, "run it again")
     with caplog.at_level(logging.WARNING, "imta_jax"):
-        assert read_json_or_none(path, "it is made again") is None
-    assert str(path) in caplog.text and "it is made again" in caplog.text
+        assert read_json_or_none(path, "it is written again") is None
+    assert str(path) in caplog.text and "it is written again" in caplog.text
 
 
 def test_a_missing_file_is_none_without_a_warning(tmp_path, caplog):
@@ -59,19 +59,19 @@ def test_damaged_lines_are_skipped_with_a_warning(damage, tmp_path, caplog):
     assert f"{path}: 2 of 4 lines" in caplog.text
 
 
-@pytest.mark.parametrize("room", [0, 1, 10])
-def test_a_failed_append_leaves_the_file_as_it_was(room, tmp_path):
+@pytest.mark.parametrize("free", [0, 1, 10])
+def test_a_failed_append_does_not_change_the_file(free, tmp_path):
     path = tmp_path / "new" / "metrics.jsonl"
     append_json_line(path, {"epoch": 1})
     before = path.read_bytes()
-    with largest_file(len(before) + room), pytest.raises(OSError):
+    with largest_file(len(before) + free), pytest.raises(OSError):
         append_json_line(path, {"epoch": 2})
     assert path.read_bytes() == before
     append_json_line(path, {"epoch": 3})
     assert read_json_lines(path) == [{"epoch": 1}, {"epoch": 3}]
 
 
-def test_an_append_after_an_incomplete_line_begins_a_new_line(tmp_path):
+def test_an_append_after_an_incomplete_line_starts_a_new_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"epoch": 1}\n{"ep')
     append_json_line(path, {"epoch": 2})
@@ -88,7 +88,7 @@ def progress(epoch=0):
 
 
 @pytest.mark.parametrize("writer", [JsonlWriter, TensorBoardWriter])
-def test_failing_metrics_stop_nothing_under_the_policy_continue(writer, tmp_path, caplog):
+def test_failed_writes_of_metrics_are_logged_under_the_policy_continue(writer, tmp_path, caplog):
     with writer(tmp_path, WriteErrorPolicy("continue")) as metrics:
         metrics.on_metrics(progress(), row(1))
         with largest_file(30):
@@ -101,7 +101,7 @@ def test_failing_metrics_stop_nothing_under_the_policy_continue(writer, tmp_path
         assert [entry["epoch"] for entry in read_json_lines(metrics.path)] == [1, 4]
 
 
-def test_a_folder_that_cannot_be_written_stops_nothing_under_the_policy_continue(tmp_path, caplog):
+def test_a_folder_that_cannot_be_written_is_logged_under_the_policy_continue(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     for writer in (JsonlWriter, TensorBoardWriter):
         with writer(tmp_path / "file", WriteErrorPolicy("continue")) as metrics:
@@ -110,10 +110,10 @@ def test_a_folder_that_cannot_be_written_stops_nothing_under_the_policy_continue
     assert caplog.text.count("cannot be written") == 2
 
 
-def test_failing_metrics_stop_the_run_under_the_policy_stop(tmp_path):
+def test_a_failed_write_of_metrics_raises_under_the_policy_stop(tmp_path):
     for writer in (JsonlWriter, TensorBoardWriter):
         with (
-            pytest.raises(OSError, match="cannot be written"),
+            pytest.raises(OSError, match=str(tmp_path)),
             largest_file(10),
             writer(tmp_path, WriteErrorPolicy("stop")) as metrics,
         ):

@@ -18,10 +18,10 @@ with only_run_in(Path(sys.argv[1])):
 """
 
 
-def test_a_second_run_is_refused_at_once_with_the_first_run_s_process(tmp_path):
-    with only_run_in(tmp_path), pytest.raises(BlockingIOError, match=rf"process {os.getpid()} on"):
+def test_a_second_run_raises_at_once_with_the_process_of_the_first(tmp_path):
+    with only_run_in(tmp_path), pytest.raises(BlockingIOError, match=rf"\b{os.getpid()}\b"):
         only_run_in(tmp_path).__enter__()
-    with only_run_in(tmp_path):  # Free again.
+    with only_run_in(tmp_path):
         pass
 
 
@@ -31,7 +31,7 @@ def test_the_lock_of_a_killed_process_does_not_block_the_next_run(tmp_path):
     )
     with holder:
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(BlockingIOError, match=rf"process {holder.pid} on"):
+        with pytest.raises(BlockingIOError, match=rf"\b{holder.pid}\b"):
             only_run_in(tmp_path).__enter__()
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -39,7 +39,7 @@ def test_the_lock_of_a_killed_process_does_not_block_the_next_run(tmp_path):
         pass
 
 
-def test_a_folder_that_cannot_be_created_is_refused_by_name(tmp_path):
+def test_a_folder_that_cannot_be_created_raises_with_its_name(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"--workdir=.*file/run"):
         only_run_in(tmp_path / "file" / "run").__enter__()

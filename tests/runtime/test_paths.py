@@ -1,4 +1,4 @@
-"""Paths that users give: expanded once, and rejected if they name no local folder."""
+"""Paths of users: expanded once, and rejected if they are not local folders."""
 
 from pathlib import Path
 
@@ -37,22 +37,22 @@ def test_a_local_path_is_absolute_with_the_home_folder_expanded(given, expected,
     assert local_path("--workdir", given) == tmp_path / expected
 
 
-BAD = ["", "  ", "gs://bucket/run", "s3://bucket/run", "GS://bucket", Path("gs://bucket/run")]
+NOT_LOCAL = ["", "  ", "gs://bucket/run", "s3://bucket/run", "GS://bucket", Path("gs://bucket/run")]
 
 
-@pytest.mark.parametrize("given", [*BAD, "~no-such-user/run"])
+@pytest.mark.parametrize("given", [*NOT_LOCAL, "~no-such-user/run"])
 def test_other_paths_are_rejected_and_create_nothing(given, tmp_path):
     config = tiny_run.tiny_config("unused.npz")
     for mode in ("all", "doctor", "data", "report", "time"):
-        with pytest.raises(ValueError, match=r"--workdir"):
+        with pytest.raises(ValueError, match="--workdir"):
             run(config, given, mode)
-    with pytest.raises(ValueError, match=r"--workdir"):
+    with pytest.raises(ValueError, match="--workdir"):
         run_study({"variants": {}}, given)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_in_the_home_folder_creates_no_folder_named_tilde(tmp_path):
-    source = tiny_run.write_dataset(tmp_path / "thirds.npz")
+@pytest.mark.usefixtures("compilation_cache")
+def test_a_run_in_the_home_folder_creates_no_folder_named_tilde(source, tmp_path):
     config = tiny_run.tiny_config(source, phase_one__total_epochs=1, phase_two__total_epochs=0)
     run(config, "~/runs/t")
     assert (tmp_path / "home/runs/t/report/index.html").exists()

@@ -1,7 +1,7 @@
 """Preemption: sync points are numbered without gaps, and signals end the process.
 
-JAX stops several processes at the sync point after the highest that any had reached. A number that
-is skipped, used twice or used elsewhere would mean that they never stop.
+JAX stops several processes at the sync point after the highest that any of them had reached. If a
+number were skipped, used twice or used elsewhere, they would not stop.
 """
 
 import contextlib
@@ -46,10 +46,10 @@ def test_sync_points_are_numbered_without_gaps_from_phase_to_phase(used):
 
 
 def test_checkpoints_use_no_sync_points(monkeypatch, tmp_path):
-    def refuse(number):
+    def fail(number):
         raise AssertionError(f"sync point {number}")
 
-    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", refuse)
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", fail)
     state = tiny_run.make_phase("phase_one", data_mesh()).new_state()
     with CheckpointStore(tmp_path) as checkpoints:
         for epoch in (1, 2):

@@ -31,8 +31,6 @@ VARIANTS = (
     {"transfer": "linear", "alpha": 0.2, "temperature": 2.0},
     {"transfer": "none", "reduction": "elements", "temperature_squared": True},
 )
-
-
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
@@ -46,10 +44,9 @@ def with_phase_two(config, **changes):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(source, tmp_path_factory):
     """Configs, dataset, folder with phase I, and the classifier of the jointly trained variants."""
     folder = tmp_path_factory.mktemp("variants")
-    source = tiny_run.write_dataset(folder / "data.npz")
     configs = [config_of(source, fields) for fields in VARIANTS]
     dataset = load_dataset(configs[0].data)
     train_phase_one(configs[0], dataset, folder)
@@ -85,7 +82,7 @@ def test_joint_logits_are_those_of_each_variant_in_order(trained):
 
 
 def test_evaluation_in_slices_gives_the_logits_of_one_batch(trained):
-    """A single CPU evaluates 64 images or more in slices, inside a loop of XLA."""
+    """One CPU evaluates batches of 64 or more images in slices, in a loop of XLA."""
     *_, joint = trained
     graphdef, state = nnx.split(joint)
     images = tiny_run.draw_images(70, 3)[0]
@@ -114,7 +111,7 @@ def test_configs_that_differ_outside_heads_and_loss_cannot_train_jointly(trained
     longer = with_phase_two(configs[0], total_epochs=5)
     assert joint_training_key(longer) != joint_training_key(configs[0])
     assert joint_training_key(configs[0]) == joint_training_key(configs[3])
-    with pytest.raises(ValueError, match="phase-II heads and loss"):
+    with pytest.raises(ValueError, match=r"total_epochs|phase-II"):
         train_phase_two_jointly([configs[0], longer], dataset, folder, folder / "none")
     assert not (folder / "none").exists()
 
@@ -123,6 +120,6 @@ def test_moving_batch_statistics_cannot_train_jointly(trained):
     configs, dataset, folder, _ = trained
     moving = with_phase_two(configs[0], backbone_statistics="moving")
     assert not can_train_jointly(moving)
-    with pytest.raises(ValueError, match='backbone_statistics="frozen"'):
+    with pytest.raises(ValueError, match=r"backbone_statistics.*frozen"):
         train_phase_two_jointly([moving], dataset, folder, folder / "none")
     assert not (folder / "none").exists()

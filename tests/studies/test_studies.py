@@ -1,4 +1,4 @@
-"""Studies: each variant and seed gets one row; finished rows are kept; failures are isolated."""
+"""Studies: one row per variant and seed, finished rows, failures and configs."""
 
 import hashlib
 import importlib
@@ -20,13 +20,13 @@ from imta_jax.studies.study_file import row_path, summarize
 from imta_jax.training import load_classifier
 
 STUDIES = ("ablation", "budget", "distillation", "equilibrium", "exits")
-# Divides the logits by a number so small that the divergence is not finite.
+# A temperature so small that the divergence is not finite.
 DIVERGES = {"phase_two.temperature": 1e-38}
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 def tiny_study(source, *more, **changes):
-    """Four variants, three of which share a network; `more` has further (name, fields)."""
+    """Four variants, three of which share a phase-I network, and `more` as (name, fields)."""
     base = tiny_run.tiny_config(source, phase_one__total_epochs=1, phase_two__total_epochs=1)
     base.evaluation.quotas = (0.5, 1.0, 2.0)
     config = shared.study("ablation", "tiny", base, baseline="none")
@@ -115,7 +115,7 @@ def test_only_an_added_variant_is_trained(finished, source, monkeypatch):
     result = run_study(longer, folder)
     assert trained == ["ofa_half"]
     assert result["rows"][: len(record["rows"])] == record["rows"]
-    # As after an interruption before the row was written: the trained phase II is reused.
+    # Without the row, as after an interruption, the trained phase II is reused.
     row_path(folder / "ablation", "ofa_half", 0).unlink()
     again = run_study(longer, folder)
     assert again["rows"] == result["rows"]
@@ -139,7 +139,7 @@ def test_invalid_seeds_are_rejected(source, tmp_path, seeds):
     assert not (tmp_path / "none").exists()
 
 
-def test_variants_are_compared_with_the_baseline_of_the_final_config(source):
+def test_variants_are_compared_with_the_baseline_of_the_config(source):
     config = tiny_study(source)
     config.baseline = "ge"
     assert {v.against for v in study_variants(StudyConfig.from_mapping(config))} == {"ge"}
@@ -170,7 +170,7 @@ def test_only_the_diverging_variant_fails(source, tmp_path):
     rows = {row["arm"]: row for row in run_study(config, tmp_path)["rows"]}
     assert rows["diverges"]["status"] == "failed" and "not finite" in rows["diverges"]["error"]
     assert rows["ofa"]["status"] == rows["none"]["status"] == "done"
-    # A failed run has a row too; it is repeated only after the row is deleted.
+    # A failed run also has a row. It is repeated only after the row is deleted.
     assert row_path(tmp_path / "ablation", "diverges", 0).exists()
 
 
@@ -222,7 +222,7 @@ def test_summary_has_means_and_paired_differences():
     assert summary[3]["difference_std"] == pytest.approx(paired.std(ddof=1))
 
 
-# ----- configs
+# Configs of studies.
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -242,7 +242,7 @@ def test_configs_of_all_quickstart_variants_are_valid(name):
 
 
 def test_folders_of_phase_one_networks_keep_their_names():
-    """Other names would orphan the networks of studies that were begun with earlier versions."""
+    """With other names, the networks of earlier studies would not be found."""
     config = importlib.import_module("configs.studies.ablation").get_config("quickstart")
     variants = study_variants(StudyConfig.from_mapping(config))
     digests = {v.name: hashlib.sha256(v.phase_one_key.encode()).hexdigest()[:8] for v in variants}
@@ -278,7 +278,7 @@ def test_invalid_fields_of_a_study_are_named(source):
         changed = arms | {"isc": arms["isc"] | {field: value}}
         with pytest.raises(ValueError, match=rf"config\.arms\.isc\.{field} '(GEE|nobody)'"):
             parse(arms=changed)
-    with pytest.raises(ValueError, match="unknown preset 'mnist'"):
+    with pytest.raises(ValueError, match="preset 'mnist'"):
         shared.base("mnist")
 
 

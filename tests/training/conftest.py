@@ -1,4 +1,4 @@
-"""The phases of the tiny network, each with one compiled step for all tests of the training."""
+"""The phases of the tiny network, each with one compiled step for all tests of training."""
 
 import jax
 import pytest
@@ -19,7 +19,7 @@ def phase_one(mesh):
 
 @pytest.fixture(scope="session")
 def paper_phase_two(mesh):
-    sweep = {"phase_two__alpha": 0.4, "phase_two__temperature": 2.0}  # The paper gives neither.
+    sweep = {"phase_two__alpha": 0.4, "phase_two__temperature": 2.0}  # Not given in the paper.
     return tiny_run.make_phase("phase_two", mesh, **sweep)
 
 

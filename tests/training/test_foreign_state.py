@@ -117,7 +117,7 @@ def test_evaluation_and_exports_are_deterministic(finished, config, tmp_path):
     assert json.loads((finished / "results.json").read_text())["exits"]
 
 
-def test_a_network_that_is_random_in_inference_is_refused(monkeypatch):
+def test_a_network_that_is_random_in_inference_raises(monkeypatch):
     class AlwaysRandom(stateful_backbone.StatefulBackbone):
         def exit_features(self, i, state):
             return nnx.Dropout(0.5, deterministic=False)(

@@ -1,4 +1,4 @@
-"""The loop between two checks: it does not wait for the devices, and does not retrace the step."""
+"""The training loop: no host sync between checks, one trace, and the order of callbacks."""
 
 import chex
 import jax
@@ -73,7 +73,7 @@ def test_the_host_waits_for_the_devices_only_in_checks(phase, monkeypatch):
         reads.append(("step", next(steps)))
         return result
 
-    # On CPU, a transfer guard does not see reads by the host.
+    # On CPU, a transfer guard does not detect reads by the host.
     array_type = type(jnp.zeros(()))
     read = array_type._value.fget
 
@@ -87,7 +87,7 @@ def test_the_host_waits_for_the_devices_only_in_checks(phase, monkeypatch):
     run_loop(phase, step, [guard])
     assert guard.checks == [(3, 3), (6, 3), (9, 3), (12, 3)]
     between = [i for i, (kind, _) in enumerate(reads) if kind == "read"]
-    assert between  # The recording works: checks read metrics.
+    assert between  # Checks read metrics.
     for i in between:
         before = max(at for kind, at in reads[:i] if kind == "step")
         assert before % CHECK_EVERY_STEPS == 0, reads[: i + 1]

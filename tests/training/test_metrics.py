@@ -1,4 +1,4 @@
-"""Progress output of training, and errors of the disk."""
+"""Log lines and metrics of training, and errors of the disk."""
 
 import errno
 import logging
@@ -152,8 +152,7 @@ def test_a_full_disk_stops_the_run_and_the_next_one_resumes(error, source, tmp_p
     config = tiny_run.tiny_config(source)
     with monkeypatch.context() as patch:
         fail_saves(patch, error, names=[2])
-        message = r"a checkpoint cannot be written .*No space left on device\)"
-        with pytest.raises(OSError, match=message) as error:
+        with pytest.raises(OSError, match=rf"{tmp_path}.*No space left on device") as error:
             run(config, tmp_path, "phase_one")
         assert error.value.errno == errno.ENOSPC
     run(config, tmp_path, "phase_one")
@@ -174,7 +173,7 @@ def test_a_full_disk_is_logged_and_tolerated_under_the_policy_continue(
 def test_the_last_checkpoint_is_required_under_every_policy(source, tmp_path, monkeypatch):
     config = tiny_run.tiny_config(source, checkpoint__on_write_error="continue")
     fail_saves(monkeypatch, FULL)
-    with pytest.raises(OSError, match="a checkpoint cannot be written"):
+    with pytest.raises(OSError, match=r"checkpoint.*No space left on device"):
         run(config, tmp_path, "phase_one")
 
 
@@ -201,7 +200,7 @@ def test_a_failed_save_on_preemption_is_not_reported_as_saved(source, tmp_path, 
     fail_saves(monkeypatch, FULL)
     results = iter([False, True])  # After one step and after two.
     monkeypatch.setattr(StopRequest, "should_stop", lambda self: next(results))
-    with pytest.raises(OSError, match="a checkpoint cannot be written"):
+    with pytest.raises(OSError, match=r"checkpoint.*No space left on device"):
         run(config, tmp_path, "phase_one")
 
 
@@ -219,19 +218,19 @@ def test_settings_without_effect_on_results_may_change_on_resume(source, tmp_pat
     run(tiny_run.tiny_config(source), tmp_path, "phase_one")
     unrelated = {"log__profile_steps": (1, 2), "checkpoint__on_write_error": "continue"}
     run(tiny_run.tiny_config(source, **unrelated), tmp_path, "phase_one")
-    with pytest.raises(ValueError, match=r"config\.seed: the folder's 0, now 1"):
+    with pytest.raises(ValueError, match=r"config\.seed.* 0, .* 1"):
         run(tiny_run.tiny_config(source, seed=1, **unrelated), tmp_path, "phase_one")
 
 
 def test_a_workdir_that_cannot_be_created_is_named_in_the_error(source, tmp_path):
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(OSError, match=r"--workdir=.*file cannot be created or written"):
+    with pytest.raises(OSError, match=rf"--workdir={tmp_path}/file"):
         run(tiny_run.tiny_config(source), tmp_path / "file", "phase_one")
 
 
 @pytest.mark.parametrize("share", [-0.1, 5])
-def test_max_undecodable_must_be_in_0_to_1(share):
-    with pytest.raises(ValueError, match=r"max_undecodable is .*"):
+def test_max_undecodable_outside_0_to_1_raises(share):
+    with pytest.raises(ValueError, match=rf"max_undecodable.*{share}"):
         SourceRequest("somewhere", max_undecodable=share)
 
 
@@ -250,4 +249,4 @@ def test_without_tensorboard_metrics_are_still_written(tmp_path, monkeypatch, ca
             rows.on_metrics(progress(), row)
             events.on_metrics(progress(), row)
     assert len(rows.path.read_text().splitlines()) == 2
-    assert caplog.text.count("no TensorBoard events are written") == 1
+    assert caplog.text.count("TensorBoard") == 1

@@ -69,15 +69,16 @@ def test_the_mean_loss_is_the_sum_over_the_number_of_exits(phase_one):
 
 def test_equilibrium_changes_gradients_but_not_the_loss(phase_one, mesh):
     plain = tiny_run.make_phase("phase_one", mesh, phase_one__equilibrium="off")
-    ends, losses = {}, {}
+    trained, losses = {}, {}
     for name, phase in (("all", phase_one), ("off", plain)):
         state, metrics = phase.step(phase.new_state(), place_batch(BATCH, mesh))
-        ends[name] = tiny_run.to_host(named_arrays(state.trainable))
+        trained[name] = tiny_run.to_host(named_arrays(state.trainable))
         losses[name] = metrics.loss
     chex.assert_trees_all_close(losses["all"], losses["off"], rtol=1e-6)
-    different = {n for n in ends["all"] if not np.allclose(ends["all"][n], ends["off"][n])}
+    on, off = trained["all"], trained["off"]
+    different = {n for n in on if not np.allclose(on[n], off[n])}
     assert any(n.startswith("backbone.") for n in different)
-    # A head gets the gradient of its own loss only, so nothing is rescaled.
+    # The gradient of a head is that of its own loss, which is not rescaled.
     assert not any(n.startswith("heads.") for n in different)
 
 
@@ -99,7 +100,7 @@ def test_published_teacher_is_the_frozen_phase_one_exit(published_phase_two):
     chex.assert_trees_all_close(loss, expected, rtol=1e-5)
 
 
-def test_paper_teacher_is_the_own_last_exit(paper_phase_two):
+def test_paper_teacher_is_the_last_exit_of_the_network(paper_phase_two):
     _, _, logits = logits_of(paper_phase_two)
     expected = one_for_all_loss(
         logits,
@@ -114,7 +115,7 @@ def test_paper_teacher_is_the_own_last_exit(paper_phase_two):
     chex.assert_trees_all_close(loss, expected, rtol=1e-5)
 
 
-def test_masked_sums_leave_padding_out():
+def test_masked_sums_exclude_padding():
     logits = jax.random.normal(jax.random.key(0), (2, 6, 3))
     labels, mask = jnp.array([0, 1, 2, 0, 0, 0]), jnp.arange(6) < 4
     found = jax.jit(masked_sums)(logits, labels, mask)
@@ -151,9 +152,9 @@ OBJECTIVE = {
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("alpha", 2.0, "alpha.*2.0"),
+        ("alpha", 2.0, r"alpha.*2\.0"),
         ("alpha", float("nan"), "alpha.*nan"),
-        ("temperature", 0.0, "temperature.*0.0"),
+        ("temperature", 0.0, r"temperature.*0\.0"),
         ("reduction", "batches", "reduction 'batches'.*batch, elements"),
         ("last_exit", "crossentropy", "last_exit 'crossentropy'.*cross_entropy, mixed"),
         ("teacher", "last_exit", "teacher 'last_exit'.*own_last_exit, phase_one_last_exit"),

@@ -1,4 +1,4 @@
-"""Two processes of four devices train and evaluate like one process of eight, and write once."""
+"""Two processes of four devices: the same results as one process of eight, and shared files."""
 
 import json
 import shutil
@@ -24,6 +24,7 @@ def start(source, workdir, devices, *more):
 
 
 def finish(*processes):
+    """Waits for the processes and returns their logs."""
     logs = [process.communicate(timeout=300)[1] for process in processes]
     for process, text in zip(processes, logs, strict=True):
         assert process.returncode == 0, text[-3000:]
@@ -46,8 +47,8 @@ def start_two(source, workdir, *more):
 
 
 @pytest.fixture(scope="module")
-def ends(source, tmp_path_factory):
-    """The folders of the run in one process and in two, and the logs of the two."""
+def runs(source, tmp_path_factory):
+    """The folder of a run in one process, that of a run in two, and the logs of the two."""
     folder = tmp_path_factory.mktemp("runs")
     finish(start(source, folder / "one", 8))
     logs = finish(*start_two(source, folder / "two"))
@@ -60,16 +61,16 @@ def arrays(folder):
 
 
 @pytest.mark.parametrize("phase", ["phase_one", "phase_two"])
-def test_two_processes_train_like_one(ends, phase):
-    one, two = (arrays(folder / phase) for folder in ends[:2])
+def test_two_processes_train_like_one(runs, phase):
+    one, two = (arrays(folder / phase) for folder in runs[:2])
     assert one.keys() == two.keys()
     for name, expected in one.items():
         scale = max(np.abs(expected).max(), 1e-3)
         np.testing.assert_allclose(two[name] / scale, expected / scale, atol=2e-4, err_msg=name)
 
 
-def test_a_run_resumes_with_another_number_of_devices(ends, source, tmp_path):
-    one, two, _ = ends
+def test_a_run_resumes_with_another_number_of_devices(runs, source, tmp_path):
+    one, two, _ = runs
     moved = shutil.copytree(two, tmp_path / "moved")
     for done in ("phase_one/2", "phase_two", "evaluation", "report"):
         shutil.rmtree(moved / done)
@@ -87,9 +88,9 @@ def test_a_run_resumes_with_another_number_of_devices(ends, source, tmp_path):
     np.testing.assert_allclose(*logits, atol=2e-3)
 
 
-def test_every_image_is_evaluated_once(ends):
+def test_every_image_is_evaluated_once(runs):
     for split, count in (("validation", 24), ("test", tiny_run.TEST_IMAGES)):
-        one, two = (np.load(folder / "evaluation" / f"logits_{split}.npz") for folder in ends[:2])
+        one, two = (np.load(folder / "evaluation" / f"logits_{split}.npz") for folder in runs[:2])
         assert one["logits"].shape == two["logits"].shape and two["logits"].shape[1] == count
         np.testing.assert_array_equal(one["labels"], two["labels"])
         np.testing.assert_allclose(one["logits"], two["logits"], atol=2e-3)
@@ -101,8 +102,8 @@ def lines_of(path):
 
 def stop_after(processes, which, metrics, lines):
     """Sends SIGTERM to one process after a number of metrics lines; returns both logs."""
-    start_time = time.monotonic()
-    while len(lines_of(metrics)) < lines and time.monotonic() < start_time + 240:
+    deadline = time.monotonic() + 240
+    while len(lines_of(metrics)) < lines and time.monotonic() < deadline:
         assert [process.poll() for process in processes] == [None, None]
         time.sleep(0.05)
     processes[which].send_signal(signal.SIGTERM)
@@ -114,8 +115,8 @@ def stop_after(processes, which, metrics, lines):
 def test_sigterm_to_one_process_stops_and_saves_in_all(source, tmp_path):
     """Both processes stop at the same step with the same exit code.
 
-    There are more epochs than the processes can train before they agree on a step. Two of the three
-    steps of an epoch are one dispatch, so that there is a step at which no process can stop.
+    The run has more epochs than the processes can train before they agree on a step. Two of the
+    three steps of an epoch are one dispatch, so that no process can stop at one of the steps.
     """
     folder = tmp_path / "stopped"
     longer = ("--config.phase_one.total_epochs=9000", "--config.data.steps_per_dispatch=2")
@@ -131,7 +132,7 @@ def test_sigterm_to_one_process_stops_and_saves_in_all(source, tmp_path):
 
 
 def test_saves_of_epochs_and_steps_do_not_block_each_other(source, tmp_path):
-    """The checkpoint of an epoch's first step is due while the last epoch's is being written."""
+    """An epoch's first step is saved while the checkpoint of the last epoch is being written."""
     folder = tmp_path / "often"
     often = [
         "--config.phase_one.total_epochs=9000",
@@ -146,15 +147,15 @@ def test_saves_of_epochs_and_steps_do_not_block_each_other(source, tmp_path):
     assert list((folder / "phase_one" / "partial").glob("[0-9]*"))
 
 
-def test_stages_are_timed_by_one_process(ends, source, tmp_path):
-    timed = shutil.copytree(ends[1], tmp_path / "timed")
+def test_stages_are_timed_by_one_process(runs, source, tmp_path):
+    timed = shutil.copytree(runs[1], tmp_path / "timed")
     logs = finish(*start_two(source, timed, "--mode=time"))
     assert "time: measuring 2 stages" in logs[0] and "time: measuring" not in logs[1]
     assert (timed / "evaluation" / "time.json").exists()
 
 
-def test_shared_files_are_written_once(ends):
-    _, two, logs = ends
+def test_shared_files_are_written_once(runs):
+    _, two, logs = runs
     for phase, epochs in (("phase_one", 2), ("phase_two", 1)):
         lines = (two / phase / "metrics.jsonl").read_text().splitlines()
         rows = [(row["epoch"], row["split"]) for row in map(json.loads, lines)]

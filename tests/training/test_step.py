@@ -1,4 +1,4 @@
-"""The training step and the evaluation step: traces, options, and what a non-finite loss does."""
+"""The training step and the evaluation step: traces, options and non-finite losses."""
 
 import dataclasses
 

@@ -43,7 +43,7 @@ def changed(before, after):
 def test_phase_one_changes_every_parameter_and_statistic(phase_one):
     before, after = tiny_run.arrays_around_steps(phase_one, BATCHES)
     unchanged = before.keys() - changed(before, after)
-    # Nothing reads the finer maps of the last layer: their kernels decay, biases of 0 stay.
+    # Nothing reads the finer maps of the last layer. Their kernels decay; their zero biases do not.
     assert all(n.endswith(".norm.bias") and not before[n].any() for n in unchanged), unchanged
     assert not any(n.startswith(("backbone.exits.", "heads.")) for n in unchanged)
 

@@ -125,7 +125,7 @@ def indexed(contents, memory_limit_gb=4.0):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_file_is_refused_for_the_same_reason_by_all(name):
+def test_file_is_rejected_for_the_same_reason_by_all_decoders(name):
     contents, expected = REFUSED[name]
     with pytest.raises(RefusedImageError) as error:
         decode_image(contents)

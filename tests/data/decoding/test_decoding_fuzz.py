@@ -1,4 +1,4 @@
-"""Random image files: the same pixels in training, evaluation and inference, or the same refusal.
+"""Random image files: the same pixels in training, evaluation and inference, or the same error.
 
 Decoded pixels are equal, and resized pixels differ by at most one level of 255.
 
@@ -169,7 +169,7 @@ def refusal_by_pillow(path):
     return Refusal.NONE
 
 
-def test_random_files_are_refused_for_the_same_reason(indexed):
+def test_random_files_are_rejected_for_the_same_reason(indexed):
     found = {path: refusal_by_pillow(path) for path in indexed}
     different = {
         path: (indexed[path].name, found[path].name)

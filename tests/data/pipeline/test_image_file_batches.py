@@ -131,7 +131,7 @@ def test_image_removed_during_a_run_raises_with_its_name(tmp_path):
     root = write(tmp_path, {name: make_image(40, 50, i) for i, name in enumerate(names)})
     dataset = load(root, image_size=32, resize=36)
     (root / "test/a/1.jpg").unlink()
-    with pytest.raises(OSError, match=r"(?s)test/a/1\.jpg.*run the same command again"):
+    with pytest.raises(OSError, match=r"test/a/1\.jpg"):
         list(eval_batches(dataset.splits["test"], dataset.preprocessing, 4))
 
 
@@ -143,7 +143,7 @@ def test_image_damaged_during_a_run_raises_with_its_name(tmp_path, contents):
     path = split.images.name(11)
     half = Path(path).read_bytes()[:400]
     Path(path).write_bytes(half if contents is None else contents)
-    with pytest.raises(OSError, match="reading images failed") as error:
+    with pytest.raises(OSError, match=rf"{path}") as error:
         list(train_batches(split, CROP, batch_size=len(split), seed=0, epoch=0))
     assert str(error.value).splitlines()[2:] == [f"  {path}"]
     assert "{{" not in str(error.value)

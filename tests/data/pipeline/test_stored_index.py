@@ -19,8 +19,8 @@ def scans(monkeypatch):
     return seen
 
 
-def check(source, root):
-    """Compares the splits with the paths and with Pillow."""
+def check_index(source, root):
+    """Compares the splits with the paths, and the sizes with Pillow."""
     seen = [path for split in source.splits.values() for path in paths(split)]
     assert sorted(seen) == sorted(str(path) for path in root.glob("*/*/*.jpg"))
     for split in source.splits.values():
@@ -32,14 +32,14 @@ def check(source, root):
 
 @pytest.fixture
 def indexed(tmp_path, monkeypatch):
-    """A folder, a function that reads it with an index, and the passes over its images."""
+    """A folder, a function that reads it with an index, the passes over its images, the index."""
     root, seen = folder(tmp_path, splits=("train",)), scans(monkeypatch)
     index_dir = tmp_path / "index"
     fields = {"index_dir": str(index_dir), "max_undecodable": 0.5, "test_examples": 3}
     return root, lambda at=root: read(at, **fields), seen, index_dir
 
 
-def test_second_load_reads_no_image_and_returns_the_same(indexed):
+def test_second_load_reads_no_image_and_returns_the_same_splits(indexed):
     root, again, seen, index_dir = indexed
     write_broken_images(root)
     first = again()
@@ -49,7 +49,7 @@ def test_second_load_reads_no_image_and_returns_the_same(indexed):
     assert contents(first) == contents(second) and second.splits["train"].skipped == 6
 
 
-def test_refused_images_are_read_again_at_each_load(indexed, monkeypatch, caplog):
+def test_undecodable_images_are_read_again_at_each_load(indexed, monkeypatch, caplog):
     root, again, seen, index_dir = indexed
     path = root / "train/cat/0.jpg"
     content = path.read_bytes()
@@ -58,7 +58,7 @@ def test_refused_images_are_read_again_at_each_load(indexed, monkeypatch, caplog
     assert again().splits["train"].skipped == 1 and again().splits["train"].skipped == 1
     assert str(index_dir) in caplog.text
     path.write_bytes(content)
-    check(again(), root)
+    check_index(again(), root)
     assert len(seen) == 1 and again().splits["train"].skipped == 0
 
 
@@ -77,7 +77,7 @@ def test_files_in_a_remote_file_system_have_sizes_and_times(tmp_path):
     assert missing == FileState(0, 0, True, True)
 
 
-def test_replaced_file_in_a_remote_file_system_makes_a_new_index(tmp_path, caplog):
+def test_replaced_file_in_a_remote_file_system_creates_a_new_index(tmp_path, caplog):
     import tensorflow as tf
 
     root = folder(tmp_path, splits=("train",))
@@ -88,7 +88,7 @@ def test_replaced_file_in_a_remote_file_system_makes_a_new_index(tmp_path, caplo
             file.write(path.read_bytes()[: 300 if path.name == "0.jpg" else None])
     fields = {"index_dir": str(tmp_path / "index"), "max_undecodable": 0.5, "test_examples": 3}
     assert read("ram://pets", **fields).splits["train"].skipped == 3
-    tf.io.gfile.remove("ram://pets/train/cat/0.jpg")  # ram:// would append
+    tf.io.gfile.remove("ram://pets/train/cat/0.jpg")  # ram:// would append.
     with tf.io.gfile.GFile("ram://pets/train/cat/0.jpg", "wb") as file:
         file.write((root / "train/cat/0.jpg").read_bytes())
     assert read("ram://pets", **fields).splits["train"].skipped == 2
@@ -105,7 +105,7 @@ def test_stored_index_has_the_mode_of_the_umask(indexed):
     assert path.stat().st_mode & 0o777 == 0o664
 
 
-def test_changed_read_permission_makes_a_new_index(indexed, monkeypatch):
+def test_changed_read_permission_creates_a_new_index(indexed, monkeypatch):
     _, again, seen, _ = indexed
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: False)
@@ -128,16 +128,16 @@ def replace(path, content):
         lambda root: (root / "train/cat/0.jpg").unlink(),
         lambda root: (root / "train/cat/0.jpg").rename(root / "train/dog/cat.jpg") and None,
         lambda root: (root / "train/dog").rename(root / "train/zebra") and None,
-        lambda root: write(root, {"test/ant/1.jpg": make_image(31, 37)}),  # changes all labels
+        lambda root: write(root, {"test/ant/1.jpg": make_image(31, 37)}),  # Changes all labels.
         lambda root: root.rename(root.with_name("moved")),
     ],
     ids=["changed", "added", "removed", "moved", "renamed class", "class of another split", "root"],
 )
-def test_any_change_makes_a_new_index(indexed, change):
+def test_any_change_creates_a_new_index(indexed, change):
     root, again, _, _ = indexed
-    check(again(), root)
+    check_index(again(), root)
     root = change(root) or root
-    check(again(root), root)
+    check_index(again(root), root)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_damaged_index_is_computed_again_with_a_warning(indexed, caplog, damage)
     again()
     (path,) = index_dir.iterdir()
     damage(path)
-    check(again(), root)
+    check_index(again(), root)
     assert len(seen) == 2 and f"cannot read the index {path}" in caplog.text
     assert list(index_dir.iterdir()) == [path]
     if not path.is_dir():
@@ -167,7 +167,7 @@ def test_damaged_index_is_computed_again_with_a_warning(indexed, caplog, damage)
 
 def test_index_that_cannot_be_stored_only_warns(tmp_path, caplog):
     root = write(folder(tmp_path), {"file": b""})
-    check(read(root, index_dir=str(root / "file/index")), root)
+    check_index(read(root, index_dir=str(root / "file/index")), root)
     assert f"cannot store the index of {root}/train in {root}/file/index" in caplog.text
 
 
@@ -178,7 +178,7 @@ def test_index_that_does_not_fit_the_disk_leaves_no_file(indexed, monkeypatch, c
 
     root, again, _, index_dir = indexed
     monkeypatch.setattr(indexing.np, "savez", full)
-    check(again(), root)
+    check_index(again(), root)
     assert "No space left" in caplog.text and not list(index_dir.iterdir())
 
 

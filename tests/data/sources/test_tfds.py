@@ -9,7 +9,7 @@ from imta_jax.data import load_dataset
 
 def test_dataset_without_images_raises_before_the_download(tmp_path, monkeypatch):
     monkeypatch.setattr("imta_jax.data.sources.tfds._prepare", lambda *_: pytest.fail("downloaded"))
-    with pytest.raises(ValueError, match=r"glue.*images with one class label each"):
+    with pytest.raises(ValueError, match="glue"):
         load_dataset(config("glue", data_dir=str(tmp_path), download=True))
 
 
@@ -33,8 +33,8 @@ def test_tfds_keeps_pixels_labels_and_order(tmp_path):
     import tensorflow_datasets as tfds
 
     def as_dataset(self, *args, **kwargs):
-        rows = {"image": ARRAYS["train_images"][..., None], "label": ARRAYS["train_labels"]}
-        return tf.data.Dataset.from_tensor_slices(rows)
+        examples = {"image": ARRAYS["train_images"][..., None], "label": ARRAYS["train_labels"]}
+        return tf.data.Dataset.from_tensor_slices(examples)
 
     with tfds.testing.mock_data(as_dataset_fn=as_dataset):
         dataset = load_dataset(config("mnist", data_dir=str(tmp_path), download=True))
@@ -44,7 +44,7 @@ def test_tfds_keeps_pixels_labels_and_order(tmp_path):
     np.testing.assert_array_equal(split.labels, ARRAYS["train_labels"])
 
 
-def test_tfds_data_that_are_missing_raise_with_folder_and_command(tmp_path):
+def test_missing_tfds_data_raise_with_folder_and_command(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         load_dataset(config("cifar100", data_dir=str(tmp_path)))
     assert str(tmp_path / "cifar100") in str(error.value)
@@ -52,19 +52,19 @@ def test_tfds_data_that_are_missing_raise_with_folder_and_command(tmp_path):
     assert command in str(error.value)
 
 
-def test_tfds_data_that_are_incomplete_raise(tmp_path):
+def test_incomplete_tfds_data_raise(tmp_path):
     (tmp_path / "cifar10" / "3.0.2").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="not prepared"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/cifar10"):
         load_dataset(config("cifar10", data_dir=str(tmp_path)))
 
 
 def test_failed_tfds_download_raises_with_the_reason(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
-    def refuse(self, **settings):
+    def fail(self, **settings):
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refuse)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
     with pytest.raises(FileNotFoundError, match=r"cifar10.*no route to host"):
         load_dataset(config("cifar10", data_dir=str(tmp_path), download=True))
 
@@ -72,7 +72,7 @@ def test_failed_tfds_download_raises_with_the_reason(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("wine_quality", "wine_quality.*images with one class label each"),
+        ("wine_quality", "wine_quality"),
         ("tf_flowers", r"image.*\(None, None, 3\).*random_area_crop"),
     ],
 )
@@ -120,8 +120,8 @@ def test_unknown_tfds_version_raises(tmp_path):
         load_dataset(config("cifar10:9.9.9", data_dir=str(tmp_path)))
 
 
-def test_another_prepared_tfds_version_is_named_with_the_way_to_read_it(tmp_path):
+def test_another_prepared_version_is_named_with_its_source(tmp_path):
     (tmp_path / "cifar10/1.2.3").mkdir(parents=True)
-    message = rf"version 1\.2\.3 .*config\.data\.source={tmp_path}/cifar10/1\.2\.3"
+    message = rf"1\.2\.3 .*config\.data\.source={tmp_path}/cifar10/1\.2\.3"
     with pytest.raises(FileNotFoundError, match=message):
         load_dataset(config("cifar10", data_dir=str(tmp_path)))

@@ -135,6 +135,6 @@ def test_table_has_a_row_per_point_in_american_spelling():
         (overconfident_split(1, num_classes=6), [0.5], r"\(4, 600, 7\).*\(4, 600, 6\)"),
     ],
 )
-def test_splits_and_budgets_that_do_not_fit_are_refused(test, budgets, message):
+def test_splits_and_budgets_that_do_not_fit_raise(test, budgets, message):
     with pytest.raises(ValueError, match=message):
         compare_methods(overconfident_split(0), test, COSTS, budgets)

@@ -61,11 +61,11 @@ def test_wilson_interval_stays_within_0_and_1():
         (lambda: wilson_interval(0.5, 0), "number=0"),
         (lambda: wilson_interval(1.5, 10), r"fraction=1\.5"),
         (lambda: wilson_interval(0.5, 10, level=95), "level=95"),
-        (lambda: bootstrap_interval(np.ones(3)), r"values of shape \(3,\)"),
+        (lambda: bootstrap_interval(np.ones(3)), r"values.*\(3,\)"),
         (lambda: bootstrap_interval(np.ones((1, 3)), resamples=1), "resamples=1"),
         (lambda: bootstrap_interval(np.ones((1, 3)), level=0), "level=0"),
     ],
 )
-def test_invalid_arguments_are_refused(call, message):
+def test_invalid_arguments_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -73,7 +73,7 @@ def test_result_is_never_worse_than_its_starts():
         ({"costs": COSTS[:2]}, r"costs .*\(2,\).*4 exits"),
     ],
 )
-def test_invalid_arguments_are_refused(changes, message):
+def test_invalid_arguments_raise(changes, message):
     arguments = {"costs": COSTS, "budgets": [30.0]} | changes
     with pytest.raises(ValueError, match=message):
         optimized_thresholds(*random_outcomes(0, 20), **arguments)

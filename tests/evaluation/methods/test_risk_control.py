@@ -48,9 +48,9 @@ def selected_risks(population, guarantee: str, level: float = 0.95) -> np.ndarra
 
 
 @pytest.mark.parametrize("level", [0.5, 0.8, 0.95])
-def test_risk_exceeds_the_tolerance_as_rarely_as_promised(population, level):
+def test_risk_exceeds_the_tolerance_as_rarely_as_guaranteed(population, level):
     allowed = 1 - level
-    slack = 3 * np.sqrt(allowed * level / 400)  # three standard deviations over 400 sets
+    slack = 3 * np.sqrt(allowed * level / 400)  # Three standard deviations over 400 sets.
     clipped = np.mean(selected_risks(population, "clipped", level) > TOLERANCE)
     assert clipped <= allowed + slack
     assert clipped >= allowed / 3  # A loose bound would exceed it more rarely.
@@ -113,6 +113,6 @@ def test_binomial_bounds_are_exact():
         ({"family": np.zeros((2, 3))}, r"family .*\(2, 3\).*\[rows, 4\]"),
     ],
 )
-def test_invalid_arguments_are_refused(changes, message):
+def test_invalid_arguments_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         risk_controlled_thresholds(*random_outcomes(0, 20), **({"tolerance_points": 1.0} | changes))

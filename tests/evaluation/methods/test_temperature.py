@@ -69,6 +69,6 @@ def test_temperatures_without_a_minimum_stay_within_the_bounds():
 
 
 @pytest.mark.parametrize("temperature", [[1.0, 1.0], [0.0, 1, 1, 1], [np.nan, 1, 1, 1]])
-def test_invalid_temperatures_are_refused(temperature):
+def test_invalid_temperatures_raise(temperature):
     with pytest.raises(ValueError, match=r"temperature=.*4 exits"):
         scaled_confidence(overconfident_split(0, 5).logits, temperature)

@@ -1,4 +1,4 @@
-"""ResNet, DenseNet and HydraNet as backbones: the contract, and the paper's techniques on them."""
+"""ResNet, DenseNet and HydraNet as backbones: the interface, and the paper's techniques on them."""
 
 import baseline_networks as baselines
 import chex
@@ -39,7 +39,7 @@ def test_stage_by_stage_equals_all_exits_at_once(backbone: str):
 
 
 @pytest.mark.parametrize("backbone", baselines.TINY)
-def test_abstract_construction_has_the_real_shapes(backbone: str):
+def test_abstract_construction_has_the_same_shapes(backbone: str):
     fields = {"backbone": backbone} | baselines.TINY[backbone]
     abstract = baselines.abstract(fields, baselines.CLASSES, baselines.IMAGE_SHAPE)
     chex.assert_trees_all_equal_shapes_and_dtypes(
@@ -74,7 +74,7 @@ def test_a_parameter_free_shortcut_strides_pixels_and_pads_channels():
 
 
 def test_gradient_equilibrium_scales_the_gradients_of_a_resnet_as_in_eq_5():
-    """Each later loss reaches stage i with 1 / (k - i + 1) of its plain gradient, i from 1."""
+    """The gradient of each later loss at stage i is scaled by 1 / (k - i + 1), i from 1."""
     network = baselines.tiny("resnet")
     graphdef, params, rest = nnx.split(network, nnx.Param, ...)
 

@@ -1,7 +1,7 @@
 """A baseline through training, evaluation, report and doctor."""
 
 import baseline_networks as baselines
-import tiny_run
+import pytest
 
 from imta_jax.cli.doctor import examine
 from imta_jax.cli.run import run
@@ -9,9 +9,10 @@ from imta_jax.config import RunConfig
 from imta_jax.data import load_dataset
 from imta_jax.report.run.run_record import load_run
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
-def test_a_network_with_one_exit_is_trained_evaluated_and_reported(tmp_path, caplog):
-    source = tiny_run.write_dataset(tmp_path / "tiny.npz")
+
+def test_a_network_with_one_exit_is_trained_evaluated_and_reported(source, tmp_path, caplog):
     config = baselines.baseline_config(source, "resnet_14", channels=2, depths=(1, 1))
     run(config, tmp_path / "run")
     record = load_run(tmp_path / "run")
@@ -21,8 +22,7 @@ def test_a_network_with_one_exit_is_trained_evaluated_and_reported(tmp_path, cap
     assert (tmp_path / "run" / "report" / "index.html").exists()
 
 
-def test_the_doctor_lists_the_fields_and_layers_of_a_baseline(tmp_path):
-    source = tiny_run.write_dataset(tmp_path / "tiny.npz")
+def test_the_doctor_lists_the_fields_and_layers_of_a_baseline(source, tmp_path):
     config = RunConfig.from_mapping(
         baselines.baseline_config(source, "quickstart_resnet_mc", channels=2)
     )

@@ -44,7 +44,7 @@ def test_sizes_deviate_from_table_one_by_at_most_the_documented_percentages():
 
 
 def test_d_in_table_one_is_not_the_number_of_branches():
-    """Both columns are lines in d with a negative intercept; a stem and a classifier cost more."""
+    """Both columns are linear in d with a negative intercept. A stem and a classifier cost more."""
     d = np.array(list(hydra_search.HYDRA_COSTS))
     for column in np.transpose(list(hydra_search.HYDRA_COSTS.values())):
         slope, intercept = np.polyfit(d, column, 1)
@@ -98,7 +98,7 @@ def test_a_single_image_runs_only_the_selected_branches():
         [baselines.jitted_logits(network, images[n : n + 1]) for n in range(4)], axis=1
     )
     np.testing.assert_allclose(single, batched, rtol=1e-5, atol=1e-6)
-    # Stem 5 convolutions, gate 2, and 2 per branch that runs; a batch runs all 4 branches.
+    # 5 convolutions in the stem, 2 in the gate, 2 per branch that runs. A batch runs all branches.
     assert number_of_convolutions(network, 1) == 5 + 2 + 2 * 2
     assert number_of_convolutions(network, 2) == 5 + 2 + 2 * 4
 
@@ -161,5 +161,5 @@ def test_a_network_without_a_gate_has_the_plain_objective():
 def test_class_clusters_of_another_length_or_range_are_rejected(clusters: tuple[int, ...]):
     network = baselines.tiny("hydranet", class_clusters=clusters)
     found = re.escape(str(clusters))
-    with pytest.raises(ValueError, match=rf"config.model.class_clusters.*3.*{found}"):
+    with pytest.raises(ValueError, match=rf"config\.model\.class_clusters.*3.*{found}"):
         network.backbone.clusters(baselines.CLASSES)

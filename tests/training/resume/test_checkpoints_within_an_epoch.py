@@ -35,7 +35,7 @@ def test_sigterm_saves_within_the_epoch_and_the_next_call_resumes_there(
 
     with monkeypatch.context() as patch:
         patch.setattr(feed, "train_batches", terminated)
-        with pytest.raises(Interrupted, match=rf"{phase} stopped at step {at} of epoch 2, saved"):
+        with pytest.raises(Interrupted, match=rf"{phase} .*step {at} of epoch 2"):
             TRAIN[phase](config, dataset, tmp_path)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -90,7 +90,7 @@ def test_a_run_stopped_after_the_last_step_of_an_epoch_resumes(
 
     with monkeypatch.context() as patch:
         patch.setattr(feed, "train_batches", terminated)
-        with pytest.raises(Interrupted, match="phase_one stopped at step 3 of epoch 1, saved"):
+        with pytest.raises(Interrupted, match=r"phase_one .*step 3 of epoch 1"):
             run(config, tmp_path)
     left = tmp_path / "evaluation" / ".logits_test.npz.1.partial"
     left.parent.mkdir()

@@ -42,12 +42,12 @@ def test_a_classifier_is_not_loaded_from_a_damaged_checkpoint(copied, caplog):
     assert meta["epoch"] == 2 and "checkpoint 3 in" in caplog.text
     for checkpoint in (copied / "phase_one").glob("[0-9]"):
         truncate(checkpoint)
-    with pytest.raises(FileNotFoundError, match="no readable checkpoint in"):
+    with pytest.raises(FileNotFoundError, match=str(copied / "phase_one")):
         load_classifier(copied / "phase_one")
 
 
 def test_reading_a_missing_folder_creates_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         load_classifier(tmp_path / "nowhere")
     assert not list(tmp_path.iterdir())
 

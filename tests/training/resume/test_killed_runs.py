@@ -1,6 +1,7 @@
 """A run that was killed at any time ends with bit-identical parameters."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -108,7 +109,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
 
 
 def test_a_second_run_in_the_folder_is_rejected(config, tmp_path):
-    with only_run_in(tmp_path), pytest.raises(BlockingIOError, match="process"):
+    with only_run_in(tmp_path), pytest.raises(BlockingIOError, match=str(os.getpid())):
         run(config, tmp_path)
     with only_run_in(tmp_path):
         pass
