@@ -12,6 +12,9 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_SIDE = 1_000_000  # the limit of libpng
 _CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
+_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_PALETTE = 3  # color type
+_MAX_PALETTE_BYTES = 3 * 256
 # First row and column of the passes of an interlaced image (Adam7), and their distances.
 _PASSES = (
     (0, 0, 8, 8),
@@ -24,6 +27,7 @@ _PASSES = (
 )
 _ONE_PASS = ((0, 0, 1, 1),)
 _DECOMPRESSED_AT_ONCE = 1 << 20
+_ZLIB_HEADER_BYTES, _CHECKSUM_BYTES = 2, 4
 
 
 class PngHeader(NamedTuple):
@@ -41,7 +45,7 @@ class _Chunk(NamedTuple):
 
     @property
     def critical(self) -> bool:
-        return not self.kind[0] & 32  # an upper-case letter
+        return _is_critical(self.kind)
 
 
 def read_png_header(contents: bytes) -> PngHeader:
@@ -53,18 +57,31 @@ def read_png_header(contents: bytes) -> PngHeader:
     Raises:
       RefusedImageError: the file is truncated, damaged or too large.
     """
-    height = width = 0
-    orientation = 1
-    for chunk in _chunks(contents):
-        if chunk.kind == b"IHDR" and not height:
-            height, width = _checked_size(chunk.data)
-        elif chunk.critical and chunk.kind not in _CRITICAL:
-            raise RefusedImageError(Refusal.DAMAGED)
-        elif chunk.kind == b"eXIf":
-            orientation = orientation_of(chunk.data)
-    if not height:
+    chunks = list(_chunks(contents))
+    if chunks[0].kind != b"IHDR":
         raise RefusedImageError(Refusal.DAMAGED)
+    height, width, color = _checked_header(chunks[0].data)
+    _check_critical_chunks([chunk.kind for chunk in chunks], color)
+    orientation = 1
+    for chunk in chunks:
+        if chunk.kind == b"PLTE" and not _is_palette(chunk.data):
+            raise RefusedImageError(Refusal.DAMAGED)
+        if chunk.kind == b"eXIf":
+            orientation = orientation_of(chunk.data)
     return PngHeader(height, width, orientation)
+
+
+def _check_critical_chunks(kinds: list[bytes], color: int) -> None:
+    """Raises unless the critical chunks are known, and in an order that all decoders accept."""
+    critical = [kind for kind in kinds if _is_critical(kind)]
+    if not set(critical) <= _CRITICAL or max(map(critical.count, (b"IHDR", b"PLTE"))) > 1:
+        raise RefusedImageError(Refusal.DAMAGED)
+    if b"IDAT" not in kinds:
+        raise RefusedImageError(Refusal.TRUNCATED)
+    first, count = kinds.index(b"IDAT"), kinds.count(b"IDAT")
+    consecutive = kinds[first : first + count] == [b"IDAT"] * count
+    if not consecutive or (color == _PALETTE and b"PLTE" not in kinds[:first]):
+        raise RefusedImageError(Refusal.DAMAGED)
 
 
 def png_without_metadata(contents: bytes) -> bytes:
@@ -81,18 +98,21 @@ def png_data_is_complete(contents: bytes) -> bool:
     Decoders differ in what they do if a few rows or only the checksum is missing.
     """
     data = b"".join(chunk.data for chunk in _chunks(contents) if chunk.kind == b"IDAT")
-    missing, stream = _decompressed_bytes(contents), zlib.decompressobj()
+    # Without the zlib header, so that the checksum is verified here: decoders ignore what follows
+    # the pixels, also a wrong checksum.
+    data, stream = data[_ZLIB_HEADER_BYTES:], zlib.decompressobj(-zlib.MAX_WBITS)
+    missing, checksum = _decompressed_bytes(contents), zlib.adler32(b"")
     try:
-        # Beyond the pixels, other data may follow, which decoders ignore.
         while not stream.eof and missing >= 0:
-            found = stream.decompress(data, _DECOMPRESSED_AT_ONCE)
-            missing -= len(found)
+            found = stream.decompress(data, min(missing + 1, _DECOMPRESSED_AT_ONCE))
+            missing, checksum = missing - len(found), zlib.adler32(found, checksum)
             data = stream.unconsumed_tail
             if not found and not data:
                 break
     except zlib.error:
         return False
-    return missing < 0 or (missing == 0 and stream.eof)
+    follows = stream.unused_data[:_CHECKSUM_BYTES]
+    return missing < 0 or (missing == 0 and follows == checksum.to_bytes(_CHECKSUM_BYTES, "big"))
 
 
 def _decompressed_bytes(contents: bytes) -> int:
@@ -129,12 +149,23 @@ def _chunks(contents: bytes) -> Iterator[_Chunk]:
     raise RefusedImageError(Refusal.TRUNCATED)
 
 
-def _checked_size(header: bytes) -> tuple[int, int]:
+def _checked_header(header: bytes) -> tuple[int, int, int]:
+    """Height, width and color type."""
     if len(header) != 13:
         raise RefusedImageError(Refusal.DAMAGED)
-    width, height, _, color = struct.unpack_from(">IIBB", header)
-    if not height or not width or color not in _CHANNELS:
+    width, height, depth, color, compression, filters, interlace = struct.unpack(">IIBBBBB", header)
+    if not height or not width or depth not in _DEPTHS.get(color, ()):
+        raise RefusedImageError(Refusal.DAMAGED)
+    if compression or filters or interlace > 1:
         raise RefusedImageError(Refusal.DAMAGED)
     if height * width > MAX_PIXELS or max(height, width) > _MAX_SIDE:
         raise RefusedImageError(Refusal.TOO_LARGE)
-    return height, width
+    return height, width, color
+
+
+def _is_palette(data: bytes) -> bool:
+    return 0 < len(data) <= _MAX_PALETTE_BYTES and len(data) % 3 == 0
+
+
+def _is_critical(kind: bytes) -> bool:
+    return not kind[0] & 32  # an upper-case letter

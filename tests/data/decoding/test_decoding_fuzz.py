@@ -12,7 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from encoded_samples import encoded, insert_png_chunk, interlaced_png, raw_png, without_adobe_marker
+from encoded_samples import (
+    encoded,
+    insert_png_chunk,
+    interlaced_png,
+    png_chunk,
+    raw_png,
+    without_adobe_marker,
+)
 from PIL import Image
 from sample_images import config, make_image, write
 
@@ -120,6 +127,50 @@ def insert_metadata(rng, contents):
     return contents[:2] + b"\xff" + marker + length + start + data + contents[2:]
 
 
+def png_parts(contents):
+    """The chunks of a PNG, with their checksums."""
+    parts, position = [], 8
+    while position + 12 <= len(contents):
+        end = position + 12 + int.from_bytes(contents[position : position + 4], "big")
+        parts.append(contents[position:end])
+        position = end
+    return contents[:8], parts
+
+
+def jpeg_parts(contents):
+    """The segments of a JPEG; scans and all that follows them in one."""
+    parts, position = [], 2
+    while contents[position : position + 1] == b"\xff" and contents[position + 1] != 0xDA:
+        end = position + 2 + int.from_bytes(contents[position + 2 : position + 4], "big")
+        parts.append(contents[position:end])
+        position = end
+    return contents[:2], [*parts, contents[position:]]
+
+
+def rearrange(rng, contents):
+    """Repeats, removes or moves a chunk or segment."""
+    is_png = contents.startswith(b"\x89PNG")
+    if not is_png and not contents.startswith(b"\xff\xd8"):
+        return contents
+    start, parts = (png_parts if is_png else jpeg_parts)(contents)
+    part = parts.pop(rng.randrange(len(parts)))
+    for _ in range(rng.choice([0, 1, 1, 2])):
+        parts.insert(rng.randrange(len(parts) + 1), part)
+    return start + b"".join(parts)
+
+
+def change_chunk(rng, contents):
+    """Changes a byte of a PNG's chunk and corrects its checksum."""
+    if not contents.startswith(b"\x89PNG"):
+        return contents
+    start, parts = png_parts(contents)
+    i = rng.randrange(len(parts))
+    if kind_and_data := bytearray(parts[i][4:-4]):
+        kind_and_data[rng.randrange(len(kind_and_data))] = rng.randrange(256)
+    parts[i] = png_chunk(bytes(kind_and_data[:4]), bytes(kind_and_data[4:]))
+    return start + b"".join(parts)
+
+
 CHANGES = (
     cut,
     cut_with_end_marker,
@@ -128,6 +179,8 @@ CHANGES = (
     remove_bytes,
     append,
     insert_metadata,
+    rearrange,
+    change_chunk,
 )
 UNCHANGED = 0.4
 
