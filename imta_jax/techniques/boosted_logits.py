@@ -10,7 +10,6 @@ cross-entropies. The authors train all parameters at once, with gradient equilib
 map, which is `config.model.heads = "boosted"` without a phase II.
 """
 
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +69,7 @@ def make_boosted_heads(
     """
     check_names(options, _OPTIONS, "option of the heads")
     weight = options.get("weight", DEFAULT_WEIGHT)
-    if not isinstance(weight, numbers.Real) or isinstance(weight, bool) or not weight >= 0:
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight >= 0:
         raise InputError(f"option weight of boosted heads must be at least 0; found {weight!r}")
     return BoostedHeads(
         feature_widths,
