@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read_study(path: Path) -> Any:
     """The content of a study file, after checking it."""
     study = read_json(path)
-    parse_study(study, path)
+    parse_study(study, str(path))
     return study
 
 

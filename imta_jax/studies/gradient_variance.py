@@ -151,14 +151,10 @@ def _losses(
 def _variances(total: _Sums) -> GradientVariance:
     """Mean of squares minus square of the mean, with n - 1 degrees of freedom."""
     n = total.count
-    each_mean = np.array(
-        [sum(np.square(g).sum(axis=(1, 2, 3)) for g in jax.tree.leaves(stage)) / n**2
-         for stage in total.first]
-    )  # fmt: skip
-    total_mean = np.array(
-        [sum(np.square(g.sum(axis=0)).sum() for g in jax.tree.leaves(stage)) / n**2
-         for stage in total.first]
-    )  # fmt: skip
+    stages = [jax.tree.leaves(stage) for stage in total.first]
+    each = [sum(np.square(g).sum(axis=(1, 2, 3)) for g in leaves) for leaves in stages]
+    summed = [sum(np.square(g.sum(axis=0)).sum() for g in leaves) for leaves in stages]
+    each_mean, total_mean = np.array(each) / n**2, np.array(summed) / n**2
     correction = n / (n - 1)
     return GradientVariance(
         np.asarray((total.total_second / n - total_mean) * correction),

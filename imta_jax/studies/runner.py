@@ -146,8 +146,7 @@ class _StudyRunner:
         for outcomes in group.train_and_evaluate():
             # All rows are computed before the first is written. If only some were written, the
             # next call would train the remaining variants as another joint group.
-            rows = [(variant, self._row(variant, group, shared, result))
-                    for variant, result in outcomes]  # fmt: skip
+            rows = [(v, self._row(v, group, shared, result)) for v, result in outcomes]
             for variant, row in rows:
                 self._write_row(variant, group.seed, row)
 
@@ -199,12 +198,12 @@ class _StudyRunner:
     def _write_row(self, variant: Variant, seed: int, row: Mapping[str, Any]) -> None:
         path = row_path(self._folder, variant.name, seed)
         if row["status"] == "failed":
-            _log.warning("variant %s, seed %d failed: %s; delete %s to try again",
-                         variant.name, seed, row["error"], path)  # fmt: skip
+            message = "variant %s, seed %d failed: %s; delete %s to try again"
+            _log.warning(message, variant.name, seed, row["error"], path)
         else:
             top1 = " ".join(f"{entry['top1']:.1f}" for entry in row["exits"])
-            _log.info("study: variant %s, seed %d: test top-1 per exit %s",
-                      variant.name, seed, top1)  # fmt: skip
+            message = "study: variant %s, seed %d: test top-1 per exit %s"
+            _log.info(message, variant.name, seed, top1)
         if is_first_process():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"arm": variant.name, "seed": seed, **row})

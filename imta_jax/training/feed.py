@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from jax.sharding import Mesh
@@ -19,6 +19,7 @@ from imta_jax.data import (
     train_batches,
 )
 from imta_jax.data.pipeline.on_device import (
+    OnDeviceIndices,
     copy_to_devices,
     fits_device,
     on_device_indices,
@@ -30,7 +31,12 @@ from imta_jax.runtime.executable_cache import CachedExecutable
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.setup import Phase, phase_settings
 from imta_jax.training.state import TrainState
-from imta_jax.training.step import TrainStep, jit_batch_step, jit_on_device_step
+from imta_jax.training.step import (
+    OnDeviceStep,
+    TrainStep,
+    jit_batch_step,
+    jit_on_device_step,
+)
 from imta_jax.types import Batch
 
 
@@ -98,41 +104,60 @@ def training_feed(
       InputError: no full batch, or a pipeline that cannot produce these images.
       ModuleNotFoundError: the library of the pipeline is not installed.
     """
-    train, mesh = dataset.splits["train"], phase.mesh
-    pipeline = training_pipeline(config.data, dataset, mesh)
+    pipeline = training_pipeline(config.data, dataset, phase.mesh)
     label, draw = executable_label(config, name), epoch_arguments(config, name)
-    if pipeline != "device":
-        host = HostPipeline.from_config(config.data)
+    if pipeline == "device":
+        step = CachedExecutable(
+            jit_on_device_step(phase.step, phase.mesh, state), label, phase.mesh
+        )
+        return _on_device_feed(config, dataset, step, phase.mesh, draw)
+    step = CachedExecutable(jit_batch_step(phase.step, phase.mesh, state), label, phase.mesh)
+    return host_feed(pipeline, _host_batches(config, dataset, pipeline, draw), step, phase.mesh)
 
-        def batches(epoch: int, start_step: int) -> Iterator[Batch]:
-            return train_batches(
-                train,
-                dataset.preprocessing,
-                epoch=epoch,
-                start_step=start_step,
-                pipeline=pipeline,
-                host=host,
-                **draw,
-            )
 
-        step = CachedExecutable(jit_batch_step(phase.step, mesh, state), label, mesh)
-        return host_feed(pipeline, batches, step, mesh)
-    steps = steps_per_dispatch(config, mesh)
-    images = copy_to_devices(train, mesh)
+def _host_batches(
+    config: RunConfig, dataset: Dataset, pipeline: str, draw: Mapping[str, Any]
+) -> Callable[[int, int], Iterator[Batch]]:
+    """(epoch, first step) -> the batches of an epoch; `draw` is of `epoch_arguments`."""
+    train, host = dataset.splits["train"], HostPipeline.from_config(config.data)
+
+    def batches(epoch: int, start_step: int) -> Iterator[Batch]:
+        return train_batches(
+            train,
+            dataset.preprocessing,
+            epoch=epoch,
+            start_step=start_step,
+            pipeline=pipeline,
+            host=host,
+            **draw,
+        )
+
+    return batches
+
+
+def _on_device_feed(
+    config: RunConfig, dataset: Dataset, step: OnDeviceStep, mesh: Mesh, draw: Mapping[str, Any]
+) -> Feed:
+    """Copies the training images to the devices; items are indices of several batches."""
+    train, steps = dataset.splits["train"], steps_per_dispatch(config, mesh)
     padded_crop = cast(PaddedCrop, dataset.preprocessing)  # As `training_pipeline` checks.
-    advance = CachedExecutable(jit_on_device_step(phase.step, mesh, state), label, mesh)
-    return Feed(
-        pipeline,
-        lambda epoch, start_step: on_device_indices(
+    images = copy_to_devices(train, mesh)
+
+    def items(epoch: int, start_step: int) -> Iterable[OnDeviceIndices]:
+        return on_device_indices(
             train,
             padded_crop,
             epoch=epoch,
             start_step=start_step,
             steps_per_dispatch=steps,
             **draw,
-        ),
+        )
+
+    return Feed(
+        "device",
+        items,
         lambda indices: int(indices.steps),
-        lambda state, indices: advance(state, images, place_indices(indices, mesh)),
+        lambda state, indices: step(state, images, place_indices(indices, mesh)),
     )
 
 
