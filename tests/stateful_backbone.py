@@ -4,14 +4,13 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from imta_jax.models import build
-from imta_jax.models.build import _BackboneKind
+from imta_jax.runtime.registry import BACKBONES
 
 NAME = "stateful"
 
 
 class Counter(nnx.Variable):
-    """A variable of a type of its own."""
+    """A variable of another type than those of Flax."""
 
 
 class StatefulBackbone(nnx.Module):
@@ -48,8 +47,7 @@ class StatefulBackbone(nnx.Module):
 def register(patch: pytest.MonkeyPatch, make=StatefulBackbone) -> None:
     """Adds the backbone, or that of another factory, to those that configs can name."""
 
-    def from_description(description, channels, *, rngs):
-        return make(channels, rngs=rngs)
+    def make_backbone(options, *, num_classes, image_shape, rngs):
+        return make(image_shape[2], rngs=rngs)
 
-    kind = _BackboneKind(lambda config: config, from_description)
-    patch.setitem(build.BACKBONES, NAME, kind)
+    patch.setitem(BACKBONES._components, NAME, make_backbone)

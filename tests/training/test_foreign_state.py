@@ -30,19 +30,15 @@ MODEL = {"backbone": stateful_backbone.NAME, "initialization": "he_normal"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _registered(tmp_path_factory):
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        tiny_run.compiled_once(tmp_path_factory.getbasetemp() / "compiled"),
-    ):
+def _registered(compilation_cache):
+    with pytest.MonkeyPatch.context() as patch:
         stateful_backbone.register(patch)
         patch.setattr(phases, "mesh_of", lambda config: data_mesh(jax.devices()[:1]))
         yield
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    source = tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "thirds.npz")
+def config(source):
     # Moving statistics keep the backbone, and so its dropout, in training mode in phase II.
     config = tiny_run.tiny_config(source, "published")
     config.model = ConfigDict(MODEL)
@@ -154,7 +150,7 @@ def test_a_variable_without_numbers_is_named(config, monkeypatch, tmp_path):
             self.note = nnx.Variable("text")
 
     stateful_backbone.register(monkeypatch, WithText)
-    with pytest.raises(ValueError, match=r"backbone\.note.*'text'"):
+    with pytest.raises(ValueError, match=r"'stateful'.*'note'"):
         train(config, tmp_path)
 
 
