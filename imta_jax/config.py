@@ -105,7 +105,8 @@ class ModelConfig(Section):
 class HeadsConfig(Section):
     """Heads of phase II, the argument of `imta_jax.models.with_collaborative_heads`.
 
-    Fields: as in `phase_two` and, for `initialization`, `network` in `configs/common.py`.
+    Fields: `phase_two` in `configs/common.py`, where `options` is `heads_options`. `initialization` is
+    that of `network`.
     """
 
     section: ClassVar[str] = "heads_config"

@@ -55,15 +55,14 @@ def exit_with_error(error: Exception, *, show_traceback: bool) -> NoReturn:
       show_traceback: whether to show the traceback of a `UserError` too.
     """
     message = None if show_traceback else plain_message(error)
-    if message is None:
-        print_held_errors()
-    if message is None and not isinstance(error, OSError):
-        raise error
-    if message is None:
-        traceback.print_exception(error)
-    else:
+    if message is not None:
         program = Path(sys.argv[0]).name
         print(f"{program}: {message}\n(--traceback prints the traceback)", file=sys.stderr)
+    else:
+        print_held_errors()
+        if not isinstance(error, OSError):
+            raise error
+        traceback.print_exception(error)
     if isinstance(error, OSError):
         # Exit at once: Orbax's threads would print their own errors after the message.
         sys.stderr.flush()
