@@ -132,11 +132,12 @@ def dataset_info(config: DataConfig | ConfigDict | Mapping[str, Any]) -> Dataset
       UserError: See `load_dataset`.
     """
     config = DataConfig.from_mapping(config)
-    described = tfds_description(config.source)
+    preprocessing = preprocessing_from(config)
+    one_shape = isinstance(preprocessing, PaddedCrop)
+    described = tfds_description(config.source, one_shape=one_shape)
     if described is None:
         return load_dataset(config).info
     name, num_classes, shape = described
-    preprocessing = preprocessing_from(config)
     if not isinstance(preprocessing, PaddedCrop):
         return DatasetInfo(name, num_classes, (preprocessing.size, preprocessing.size, 3))
     height, width, channels = shape

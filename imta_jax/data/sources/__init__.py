@@ -30,15 +30,19 @@ def load_source(request: SourceRequest) -> SourceData:
     return kind.read(request)
 
 
-def tfds_description(source: str) -> tuple[str, int, tuple[int, ...]] | None:
+def tfds_description(source: str, *, one_shape: bool) -> tuple[str, int, tuple[int, ...]] | None:
     """Name, number of classes and image shape of a TFDS dataset, without reading it.
+
+    Args:
+      source: `config.data.source`.
+      one_shape: whether all images must have one shape.
 
     Returns:
       None for another kind of source. A side that varies between images is None in the shape.
 
     Raises:
-      ValueError: An unknown name, or no images with one class label each.
+      ValueError: An unknown name, no images with one class label each, or different shapes.
       ModuleNotFoundError: TFDS or TensorFlow is not installed.
     """
     kind = next(kind for kind in _KINDS if kind.accepts(source))
-    return tfds.describe(source) if kind is tfds else None
+    return tfds.describe(source, one_shape=one_shape) if kind is tfds else None

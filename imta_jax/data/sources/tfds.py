@@ -16,7 +16,7 @@ from imta_jax.data.source_validation import SourceData
 from imta_jax.data.sources import embedded
 from imta_jax.data.sources.request import SourceRequest
 from imta_jax.data.sources.storage import absolute, translate_errors
-from imta_jax.data.sources.tfds_builder import feature_keys, read_builder
+from imta_jax.data.sources.tfds_builder import check_one_shape, feature_keys, read_builder
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.errors import (
     InputError,
@@ -58,17 +58,23 @@ def read(request: SourceRequest) -> SourceData:
         )
 
 
-def describe(source: str) -> tuple[str, int, tuple[int, ...]]:
+def describe(source: str, *, one_shape: bool) -> tuple[str, int, tuple[int, ...]]:
     """Name, number of classes and image shape of a dataset, without reading it.
 
+    Args:
+      source: name of the dataset.
+      one_shape: whether all images must have one shape; otherwise, unknown sizes are None.
+
     Raises:
-      ValueError: An unknown name, or no images with one class label each.
+      ValueError: An unknown name, no images with one class label each, or different shapes.
       ModuleNotFoundError: TFDS or TensorFlow is not installed.
     """
     tfds = import_tfds(source)
     _check_name(tfds, source)
     builder = tfds.builder(source)
     image, label = feature_keys(builder)
+    if one_shape:
+        check_one_shape(builder, image)
     features = builder.info.features
     return builder.name, features[label].num_classes, features[image].shape
 

@@ -59,7 +59,7 @@ def read_builder(
     chosen = choose_splits(request, splits, f"TFDS dataset {builder.name}")
     _check_format(builder)
     if not request.encoded:
-        _check_one_shape(builder, reader.image_key)
+        check_one_shape(builder, reader.image_key)
     read = _read_encoded if request.encoded else _read_arrays
     found = {role: read(reader, split) for role, split in chosen.items()}
     names = tuple(builder.info.features[reader.label_key].names)
@@ -103,7 +103,8 @@ def _check_format(builder: Any) -> None:
         )
 
 
-def _check_one_shape(builder: Any, image_key: str) -> None:
+def check_one_shape(builder: Any, image_key: str) -> None:
+    """Raises an InputError unless all images of a dataset have one shape."""
     shape = builder.info.features[image_key].shape
     if len(shape) != 3 or None in shape:
         raise InputError(
@@ -128,15 +129,22 @@ def _read_arrays(reader: _Reader, split: str) -> SourceSplit:
 
 
 def _decoders(builder: Any, image_key: str) -> dict[str, Any] | None:
-    """Exact JPEG decoding; the fast default, which TFDS uses, is off by some levels."""
+    """Exact JPEG decoding; the fast default, which TFDS uses, is off by some levels.
+
+    Records without a declared format hold the files from which they were prepared, JPEGs among
+    them. EXIF orientations are ignored, as TFDS ignores them.
+    """
     import tensorflow_datasets as tfds
 
-    if builder.info.features[image_key].encoding_format != "jpeg":
+    if builder.info.features[image_key].encoding_format not in ("jpeg", None):
         return None
 
     def decode(contents: "tf.Tensor", feature: Any) -> "tf.Tensor":
-        return import_tensorflow().io.decode_jpeg(
-            contents, channels=feature.shape[-1], dct_method="INTEGER_ACCURATE"
+        tf, channels = import_tensorflow(), feature.shape[-1]
+        return tf.cond(
+            tf.io.is_jpeg(contents),
+            lambda: tf.io.decode_jpeg(contents, channels, dct_method="INTEGER_ACCURATE"),
+            lambda: tf.io.decode_image(contents, channels, expand_animations=False),
         )
 
     return {image_key: tfds.decode.make_decoder()(decode)()}

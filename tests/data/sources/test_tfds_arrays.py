@@ -1,0 +1,60 @@
+"""TFDS datasets that are read into arrays: the pixels that the runner reads from the same files."""
+
+import io
+
+import numpy as np
+import pytest
+from encoded_samples import encoded
+from sample_images import config, make_image
+
+from imta_jax.data import dataset_info, load_dataset
+from imta_jax.data.decoding.pillow_decoder import decode_image
+
+FILES = [
+    encoded(make_image(32, 32, seed, cells=9), "PNG" if seed % 3 == 2 else "JPEG")
+    for seed in range(24)
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A version of a dataset without a declared encoding: it stores files unchanged."""
+    import tensorflow_datasets as tfds
+
+    with tfds.core.registered.skip_registration():
+
+        class Files(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                image = tfds.features.Image(shape=(32, 32, 3))
+                label = tfds.features.ClassLabel(num_classes=2)
+                return tfds.core.DatasetInfo(
+                    builder=self,
+                    features=tfds.features.FeaturesDict({"image": image, "label": label}),
+                    supervised_keys=("image", "label"),
+                )
+
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+            def _generate_examples(self):
+                for i, contents in enumerate(FILES):
+                    yield i, {"image": io.BytesIO(contents), "label": i % 2}
+
+    folder = tmp_path_factory.mktemp("prepared")
+    Files(data_dir=folder).download_and_prepare()
+    return folder / "files/1.0.0"
+
+
+def test_stored_files_have_the_pixels_that_the_runner_reads(prepared):
+    test = load_dataset(config(prepared)).splits["test"].images
+    expected = {decode_image(contents).tobytes() for contents in FILES}
+    assert {np.ascontiguousarray(image).tobytes() for image in test} == expected
+
+
+def test_description_of_images_of_different_sizes_names_the_fix():
+    with pytest.raises(ValueError, match=r"tf_flowers.*\(None, None, 3\).*random_area_crop"):
+        dataset_info(config("tf_flowers"))
+    fields = {"preprocessing": "random_area_crop", "image_size": 32, "resize": 36}
+    assert dataset_info(config("tf_flowers", **fields)).image_shape == (32, 32, 3)
