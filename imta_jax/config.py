@@ -105,8 +105,8 @@ class ModelConfig(Section):
 class HeadsConfig(Section):
     """Heads of phase II, the argument of `imta_jax.models.with_collaborative_heads`.
 
-    Fields: `phase_two` in `configs/common.py`, where `options` is `heads_options`. `initialization` is
-    that of `network`.
+    Fields: as in `phase_two` in `configs/common.py`, where `options` is `transfer_options`, and in
+    `network` for `initialization`.
     """
 
     section: ClassVar[str] = "heads_config"

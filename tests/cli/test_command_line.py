@@ -197,4 +197,5 @@ def test_the_folder_of_configs_is_added_to_the_path_once(file, folder, monkeypat
     monkeypatch.setattr(sys, "path", ["/elsewhere"])
     for _ in range(2):
         command_line._make_configs_importable(["imta-jax", f"--config={file}:paper"])
-    assert sys.path == [str(tmp_path / folder), "/elsewhere"]
+    # The working directory at the end is for components that a dotted path names.
+    assert sys.path == [str(tmp_path / folder), "/elsewhere", str(tmp_path)]
