@@ -157,6 +157,7 @@ class PhaseOneConfig(PhaseConfig):
     detach_fraction: float = number(0.5, above=0, below=1)
     detach_exit: bool = False
     last_exit_epochs: int = number(0, at_least=0)
+    sample_weights: options.SampleWeights = "uniform"
     rematerialize: bool = False
 
     def __post_init__(self) -> None:

@@ -7,6 +7,9 @@ from typing import Literal
 EquilibriumMode = Literal["off", "coarsest", "all"]
 # Feature maps of which later exits train a part of the channels only (detached feature halves).
 DetachedMaps = Literal["off", "coarsest", "all"]
+# Weights of the images in the losses of phase I: 1, or predicted by a small network that is trained
+# along with the classifier.
+SampleWeights = Literal["uniform", "learned"]
 # Phase I: the sum of the exits' losses (Eq. 1), or their mean, which also bounds gradients but
 # makes them small (Sec. 3.1).
 ExitLosses = Literal["sum", "mean"]

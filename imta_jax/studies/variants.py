@@ -16,6 +16,7 @@ _PHASE_ONE_SECTIONS = ("data", "model", "phase_one", "mesh")
 # Fields that were added after studies had been run. Their defaults do not change the key.
 _LATER_FIELDS = (
     *("exif_orientation", "detach", "detach_fraction", "detach_exit", "last_exit_epochs"),
+    "sample_weights",
     *("options", "heads", "heads_options", "transfer_options"),
     *("objective", "objective_options"),
 )

@@ -193,11 +193,12 @@ class CheckpointStore:
             for item, arrays in expected.items()
         }
         found = self._manager.restore(name, args=ocp.args.Composite(**targets))
-        progress = fill_tree({"step": state.step, "optimizer": state.opt_state}, found["progress"])
+        progress = fill_tree(_progress(state), found["progress"])
         return dataclasses.replace(
             state,
             step=progress["step"],
             opt_state=progress["optimizer"],
+            extra=progress["extra"],
             trainable=fill_tree(state.trainable, found["model"]),
             rest=fill_tree(state.rest, found["model"]),
         )
@@ -206,8 +207,12 @@ class CheckpointStore:
 def _arrays(state: TrainState) -> dict[str, dict[str, jax.Array]]:
     """The named arrays of each item of a checkpoint."""
     model = named_arrays(state.trainable) | named_arrays(state.rest)
-    progress = named_arrays({"step": state.step, "optimizer": state.opt_state})
-    return {"model": model, "progress": progress}
+    return {"model": model, "progress": named_arrays(_progress(state))}
+
+
+def _progress(state: TrainState) -> dict[str, Any]:
+    # None has no arrays: checkpoints without extra state are those of earlier versions.
+    return {"step": state.step, "optimizer": state.opt_state, "extra": state.extra}
 
 
 def restore_target(arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from imta_jax.config import RunConfig
 from imta_jax.errors import InputError
+from imta_jax.models import resolve_model_config
 
 _BOOSTED = "boosted"
 
@@ -14,6 +15,31 @@ def check_combinations(config: RunConfig) -> None:
     """
     if config.model.heads == _BOOSTED:
         _check_boosted_heads(config)
+    if config.phase_one.sample_weights == "learned":
+        _check_learned_weights(config)
+
+
+def _check_learned_weights(config: RunConfig) -> None:
+    """The weights replace the sum of cross-entropies, of one half of a batch at a time."""
+    phase, defaults = config.phase_one, type(config.phase_one).defaults()
+    required = {
+        "accumulate_parts": 1,
+        "exit_losses": "sum",
+        "last_exit_epochs": 0,
+        "objective": defaults["objective"],
+        "objective_options": {},
+    }
+    for name, value in required.items():
+        if getattr(phase, name) != value:
+            raise InputError(
+                f"config.phase_one.{name} must be {value!r} with config.phase_one.sample_weights="
+                f'"learned"; found {getattr(phase, name)!r}'
+            )
+    if gate_weight := resolve_model_config(config.model).get("gate_weight"):
+        raise InputError(
+            'config.phase_one.sample_weights="learned" needs a network with several exits; found '
+            f"config.model.gate_weight={gate_weight:g}, a network with one"
+        )
 
 
 def _check_boosted_heads(config: RunConfig) -> None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from flax import nnx
 
-from imta_jax.config import PHASES, RunConfig
+from imta_jax.config import PHASES, PhaseConfig, PhaseOneConfig, RunConfig
 from imta_jax.data import Dataset, steps_per_epoch
 from imta_jax.distributed import check_batch_size
 from imta_jax.errors import MissingFileError
@@ -215,8 +215,14 @@ def check_training_config(config: RunConfig) -> None:
     for name in PHASES:
         settings = phase_settings(config, name)
         field = f"config.{name}.batch_size"
-        check_batch_size(settings.batch_size, mesh, field, settings.accumulate_parts)
+        check_batch_size(settings.batch_size, mesh, field, batch_parts(settings))
     evaluation_batch_size(config, mesh)
+
+
+def batch_parts(settings: PhaseConfig) -> int:
+    """Equal parts into which a step divides a batch. Learned sample weights need two halves."""
+    learned = isinstance(settings, PhaseOneConfig) and settings.sample_weights == "learned"
+    return 2 if learned else settings.accumulate_parts
 
 
 def check_training_data(config: RunConfig, dataset: Dataset) -> None:

@@ -27,6 +27,7 @@ from imta_jax.models import (
 )
 from imta_jax.techniques import FeatureDetachment
 from imta_jax.training.gate_objective import GateSupervisedObjective
+from imta_jax.training.learned_weights import LearnedWeightsObjective, learned_weights_step
 from imta_jax.training.loss_objective import LossObjective, loss_objective
 from imta_jax.training.objectives import (
     ALL_PARAMETERS,
@@ -68,7 +69,10 @@ class Phase:
 
     def new_state(self) -> TrainState:
         """A new initial state on the mesh. A compiled step donates the state that it gets."""
-        return create_state(self.classifier, self.trainable, self.optimizer, self.mesh)[1]
+        parts = (self.classifier, self.trainable, self.optimizer, self.mesh)
+        learned = isinstance(self.objective, LearnedWeightsObjective)
+        extra = self.objective.new_state(self.classifier) if learned else None
+        return create_state(*parts, extra)[1]
 
 
 def assemble_phase(
@@ -100,16 +104,20 @@ def assemble_phase(
     check_variables(classifier)
     _warn_of_other_dtypes(classifier)
     graphdef = nnx.graphdef(classifier)
-    step = train_step(
-        graphdef,
-        objective,
-        trainable,
-        optimizer,
-        mean=mean,
-        std=std,
-        mesh=mesh,
-        accumulate_parts=settings.accumulate_parts,
-    )
+    pixels: Any = {"mean": mean, "std": std}
+    if isinstance(objective, LearnedWeightsObjective):
+        parts = (graphdef, objective, trainable, optimizer)
+        step = learned_weights_step(*parts, **pixels, mesh=mesh)
+    else:
+        step = train_step(
+            graphdef,
+            objective,
+            trainable,
+            optimizer,
+            **pixels,
+            mesh=mesh,
+            accumulate_parts=settings.accumulate_parts,
+        )
     return Phase(classifier, objective, trainable, optimizer, graphdef, step, mesh)
 
 
@@ -225,6 +233,8 @@ def phase_one_objective(config: RunConfig) -> PhaseOneObjective | LossObjective:
         return loss_objective(phase, _objective(PhaseOneObjective, phase, **given))
     if weight:
         return _objective(GateSupervisedObjective, phase, gate_weight=weight, **given)
+    if phase.sample_weights == "learned":
+        return _objective(LearnedWeightsObjective, phase, **given, seed=config.seed)
     return _objective(PhaseOneObjective, phase, **given)
 
 

@@ -30,6 +30,7 @@ class TrainState:
       opt_state: Optax's state for the packed `trainable`.
       halted_at: the step whose loss or gradient was not finite, int32; -1 if there was none. A
         halted state does not change, so that the host finds the last good one at the next check.
+      extra: state of an objective that learns something itself (learned sample weights), or None.
     """
 
     step: Int32[Array, ""]
@@ -37,6 +38,7 @@ class TrainState:
     rest: nnx.State
     opt_state: Any
     halted_at: Int32[Array, ""]
+    extra: Any = None
 
 
 def create_state(
@@ -44,6 +46,7 @@ def create_state(
     trainable: Any,
     tx: optax.GradientTransformation,
     mesh: Mesh,
+    extra: Any = None,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Splits a classifier in its current modes into its structure and a state on the mesh.
 
@@ -52,6 +55,7 @@ def create_state(
       trainable: NNX filter of the trained variables; all others are frozen.
       tx: the optimizer.
       mesh: the devices of the state.
+      extra: state of the objective, which is replicated; None for none.
     """
     graphdef, params, rest = nnx.split(classifier, trainable, ...)
     params, rest = _packed(params, mesh), place_parameters(rest, mesh)
@@ -59,7 +63,8 @@ def create_state(
     zero, never = place_replicated(scalars, mesh)
     # Jitted, because eager execution would compile a program for every shape.
     opt_state = _placed(jax.jit(tx.init)(params), mesh)
-    return graphdef, TrainState(zero, params, rest, opt_state, never)
+    extra = None if extra is None else place_replicated(extra, mesh)
+    return graphdef, TrainState(zero, params, rest, opt_state, never, extra)
 
 
 def _packed(tree: nnx.State, mesh: Mesh) -> Packed:

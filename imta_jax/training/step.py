@@ -1,5 +1,6 @@
 """The training step, for any objective and input, and the validation step."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,7 +84,7 @@ def train_step(
         updates, opt_state = tx.update(grads, state.opt_state, packed)
         params: Any = optax.apply_updates(packed, updates)
         advanced = TrainState(state.step + 1, params, rest, opt_state, state.halted_at)
-        return _advance_if_finite(state, advanced, (loss, grads)), metrics
+        return advance_if_finite(state, advanced, (loss, grads)), metrics
 
     return step
 
@@ -180,7 +181,7 @@ def _batch_of(split: OnDeviceSplit, indices: OnDeviceIndices, i: Int[Array, ""] 
     return on_device_batch(split, indices.index[i], indices.corner[i], indices.flip[i])
 
 
-def _advance_if_finite(before: TrainState, after: TrainState, checked: Any) -> TrainState:
+def advance_if_finite(before: TrainState, after: TrainState, checked: Any) -> TrainState:
     """`after` if `checked` is finite, else `before`, halted. A halted state never changes again."""
     running = before.halted_at < 0
     # Not the norm, which overflows for large finite gradients.
@@ -190,7 +191,7 @@ def _advance_if_finite(before: TrainState, after: TrainState, checked: Any) -> T
     # time quadratic in the number of arrays.
     advances = jnp.argmin(jnp.stack([*flags, jnp.array(False)])) == len(flags)
     halted_at = jnp.where(running & ~advances, before.step, before.halted_at)
-    marked = TrainState(before.step, before.trainable, before.rest, before.opt_state, halted_at)
+    marked = dataclasses.replace(before, halted_at=halted_at)
     return jax.tree.map(lambda new, old: jax.lax.select(advances, new, old), after, marked)
 
 

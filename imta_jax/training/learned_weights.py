@@ -1,0 +1,145 @@
+"""Phase I with learned sample weights (L2W-DEN); see `techniques.sample_weights`.
+
+A batch has two halves A and B. For A, with the weights w(phi) of a network with parameters phi:
+
+1. A virtual step of the phase's optimizer on the weighted loss of A gives theta'(phi).
+2. Adam takes a step on phi against the meta loss of B at theta'(phi).
+3. The new weights define the loss of A.
+
+Then A and B change places. The authors take a step on theta after each half. Here one step on both
+halves follows, with the same number of steps, batch size and schedule as without weights. Batch
+normalization sees one half at a time.
+
+The gradient of A is linear in the weights, so the derivative of step 1 needs no second derivative of
+the network. A step takes about three times as long as without weights: per half one forward and two
+backward passes on A, the derivative of a backward pass, and a forward and a backward pass on B.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8
+
+from imta_jax.models import MultiExitClassifier, optimize_for_training
+from imta_jax.nn.pixels import normalize
+from imta_jax.techniques.sample_weights import (
+    LEARNING_RATE,
+    WeightNetwork,
+    leaving_counts,
+    meta_loss,
+    new_weight_network,
+    sample_weights,
+)
+from imta_jax.training.objectives import ExitMetrics, PhaseOneObjective, exit_metrics
+from imta_jax.training.state import TrainState
+from imta_jax.training.step import TrainStep, advance_if_finite
+from imta_jax.types import Batch
+
+_OPTIMIZER = optax.adam(LEARNING_RATE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnedWeightsObjective(PhaseOneObjective):
+    """The sum over exits of the mean weighted cross-entropy.
+
+    Called as an objective it has the weights 1; `learned_weights_step` adds the weights.
+
+    Attributes:
+      seed: of the network that predicts weights.
+    """
+
+    section: ClassVar[str] = "LearnedWeightsObjective"
+
+    seed: int = 0
+
+    def new_state(self, classifier: MultiExitClassifier) -> dict[str, Any]:
+        """The state besides that of the classifier: the weight network and its optimizer."""
+        network = new_weight_network(classifier.num_exits, self.seed)
+        return {"network": network, "optimizer": _OPTIMIZER.init(network)}
+
+
+def learned_weights_step(
+    graphdef: nnx.GraphDef,
+    objective: LearnedWeightsObjective,
+    trainable: Any,
+    tx: optax.GradientTransformation,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mesh: Mesh,
+) -> TrainStep:
+    """Returns one training step, a pure function to be compiled; see `step.train_step`."""
+
+    def outputs(
+        params: nnx.State, rest: nnx.State, images: UInt8[Array, "N H W C"]
+    ) -> tuple[Float[Array, "E N K"], nnx.State]:
+        classifier = nnx.merge(graphdef, params, rest, copy=True)
+        optimized = optimize_for_training(classifier, mesh)
+        logits, _ = objective.outputs(optimized, normalize(images, mean, std))
+        _, _, rest = nnx.split(classifier, trainable, ...)
+        return logits, rest
+
+    def losses_of(
+        params: nnx.State, rest: nnx.State, images: jax.Array, labels: Int[Array, " N"]
+    ) -> tuple[Float[Array, "E N"], tuple[ExitMetrics, nnx.State]]:
+        logits, rest = outputs(params, rest, images)
+        every = jnp.broadcast_to(labels, logits.shape[:-1])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, every)
+        return losses, (exit_metrics(logits, labels), rest)
+
+    def half(state: TrainState, carry: Any, own: Any, other: Any) -> tuple[Any, Any]:
+        """Trains the weight network for the images `own`, with the meta images `other`.
+
+        Returns:
+          ((rest, weight network and its optimizer), (gradient, loss, metrics)).
+        """
+        rest, extra = carry
+        params = state.trainable.unpack()
+        losses, pullback, (metrics, new_rest) = jax.vjp(
+            lambda params: losses_of(params, rest, *own), params, has_aux=True
+        )
+
+        def gradient(network: WeightNetwork) -> nnx.State:
+            (gradient,) = pullback(sample_weights(network, losses) / losses.shape[1])
+            return gradient
+
+        def loss_after_virtual_step(network: WeightNetwork) -> Float[Array, ""]:
+            packed: Any = state.trainable
+            updates, _ = tx.update(packed.packing.pack(gradient(network)), state.opt_state, packed)
+            stepped: Any = optax.apply_updates(packed, updates)
+            images, labels = other
+            logits, _ = outputs(stepped.unpack(), rest, images)
+            return meta_loss(logits, labels, leaving_counts(len(logits), len(labels)))
+
+        to_network = jax.grad(loss_after_virtual_step)(extra["network"])
+        updates, optimizer = _OPTIMIZER.update(to_network, extra["optimizer"])
+        network: Any = optax.apply_updates(extra["network"], updates)
+        loss = (sample_weights(network, losses) * losses).mean(axis=1).sum()
+        extra = {"network": network, "optimizer": optimizer}
+        return (new_rest, extra), (gradient(network), loss, metrics)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, ExitMetrics]:
+        # A half takes every second example, so that no example moves between devices.
+        halves = [
+            x.reshape(-1, 2, *x.shape[1:]).swapaxes(0, 1) for x in (batch.images, batch.labels)
+        ]
+        swapped = [x[::-1] for x in halves]
+        (rest, extra), found = jax.lax.scan(
+            lambda carry, both: half(state, carry, *both),
+            (state.rest, state.extra),
+            (tuple(halves), tuple(swapped)),
+        )
+        gradient, loss, metrics = jax.tree.map(lambda x: x.mean(axis=0), found)
+        packed: Any = state.trainable
+        updates, opt_state = tx.update(packed.packing.pack(gradient), state.opt_state, packed)
+        params: Any = optax.apply_updates(packed, updates)
+        advanced = TrainState(state.step + 1, params, rest, opt_state, state.halted_at, extra)
+        return advance_if_finite(state, advanced, (loss, gradient, extra["network"])), metrics
+
+    return step
