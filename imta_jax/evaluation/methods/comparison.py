@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float, Float32, Float64
 from imta_jax.errors import InputError
 from imta_jax.evaluation.array_like import ArrayLike
 from imta_jax.evaluation.budget import DEFAULT_QUOTAS, checked_costs, correct_at
-from imta_jax.evaluation.methods.fitted import select_by_fitted
 from imta_jax.evaluation.methods.intervals import bootstrap_interval, wilson_interval
 from imta_jax.evaluation.methods.selection import (
     Selection,
@@ -107,6 +106,9 @@ def compare_methods(
     """
     validation = checked_predictions(validation, "validation predictions")
     test = checked_predictions(test, "test predictions")
+    # Imported late: it imports scipy.optimize, which takes 0.4 s.
+    from imta_jax.evaluation.methods.fitted import select_by_fitted
+
     if validation.logits.shape[::2] != test.logits.shape[::2]:
         raise InputError(
             f"validation logits have shape {validation.logits.shape}, test logits "
