@@ -165,11 +165,13 @@ def _check_images(name: str, images: Images) -> None:
 def _check_labels(name: str, labels: np.ndarray) -> None:
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
-            f"{name} labels have dtype {labels.dtype}, expected integers (classes from 0)"
+            f"{name} labels have dtype {labels.dtype}, expected integers (classes from 0); convert"
+            " them, for example by numpy.unique(labels, return_inverse=True)"
         )
     if labels.ndim != 1:
         raise InputError(
-            f"{name} labels have shape {labels.shape}, expected [N] (one class per image)"
+            f"{name} labels have shape {labels.shape}, expected [N] (one class per image); of"
+            " one-hot labels, take argmax(axis=1)"
         )
 
 

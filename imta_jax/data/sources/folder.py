@@ -1,9 +1,8 @@
 """A folder of images, ROOT/SPLIT/CLASS/*.jpg, with the same classes as TFDS's ImageFolder."""
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -44,7 +43,7 @@ def read(request: SourceRequest) -> SourceData:
     """Indexes or decodes the images; see `sources.load_source`."""
     warn_if_name_is_ambiguous(request.source)
     root = absolute(request.source)
-    with translate_errors(root), _naming_invalid_utf8(root):
+    with translate_errors(root):
         _check_exists(root)
         top = list_folder(root)
         splits = {name: list_folder(f"{root}/{name}") for name in top.folders}
@@ -68,18 +67,6 @@ def _check_exists(root: str) -> None:
     tf = import_tensorflow()
     if not tf.io.gfile.isdir(root):
         raise MissingFileError(f"no folder {root}; {_LAYOUT}")
-
-
-@contextlib.contextmanager
-def _naming_invalid_utf8(root: str) -> Iterator[None]:
-    """Names the folder with a file name that TensorFlow cannot read."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{root} contains a name that is not UTF-8: {error.object!r}; rename this file or"
-            " folder"
-        ) from error
 
 
 def _choose_splits(

@@ -5,6 +5,7 @@ Hidden files and folders, whose names start with a dot, are ignored.
 
 import collections
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from imta_jax.data.decoding.header import SUFFIXES
 from imta_jax.data.findings import MisplacedImages
 from imta_jax.data.sources.storage import is_remote
 from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.errors import FilePermissionError, InputError, StorageError
 
 _log = logging.getLogger(__name__)
 
@@ -47,20 +49,45 @@ def list_folder(path: str, *, many_images: bool = False) -> Listing:
     Args:
       path: the folder, local or in a bucket.
       many_images: whether to take names with the suffix of an image for files, without a check.
+
+    Raises:
+      InputError: the name of a folder or image is not UTF-8.
+      OSError: the folder cannot be read.
     """
-    tf = import_tensorflow()
     unchecked = many_images or is_remote(path)
-    names = [name for name in tf.io.gfile.listdir(path) if not name.startswith(".")]
+    is_folder = import_tensorflow().io.gfile.isdir if is_remote(path) else os.path.isdir
+    names = [name for name in _names(path) if not name.startswith(".")]
     # Bucket listings mark folders by a slash; one request per name would take minutes.
     folders = [
         name
         for name in names
         if name.endswith("/")
-        or (not (unchecked and is_image(name)) and tf.io.gfile.isdir(f"{path}/{name}"))
+        or (not (unchecked and is_image(name)) and is_folder(f"{path}/{name}"))
     ]
     known = set(folders)
+    _check_utf8(path, [name for name in names if name in known or is_image(name)])
     files = [name for name in names if name not in known]
     return Listing(path, sorted(name.rstrip("/") for name in folders), files)
+
+
+def _names(path: str) -> list[str]:
+    """The names in a folder. Names of local files that are not UTF-8 have surrogates."""
+    if is_remote(path):
+        return import_tensorflow().io.gfile.listdir(path)
+    try:
+        return os.listdir(path)
+    except OSError as error:
+        kind = FilePermissionError if isinstance(error, PermissionError) else StorageError
+        raise kind(error.errno, f"cannot read {path}: {error.strerror}") from error
+
+
+def _check_utf8(path: str, names: Iterable[str]) -> None:
+    for name in names:
+        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise InputError(
+                f"{path} contains a name that is not UTF-8: {os.fsencode(name)!r}; rename this"
+                " file or folder"
+            )
 
 
 def class_listings(split: Listing) -> dict[str, Listing]:
@@ -146,8 +173,8 @@ def _loose(where: str, listing: Listing, remedy: str) -> MisplacedImages:
 
 
 def _count_below(listing: Listing) -> int:
-    """Number of images in the folders below a class folder."""
-    walk = import_tensorflow().io.gfile.walk
+    """Number of images in the folders below a class folder. Links in them are not followed."""
+    walk = import_tensorflow().io.gfile.walk if is_remote(listing.path) else os.walk
     return sum(
         is_image(name) and not name.startswith(".")
         for folder in listing.folders
@@ -160,4 +187,4 @@ def _kind(name: str) -> str:
     if name.endswith("/"):
         return "folder"
     _, dot, extension = name.rpartition(".")
-    return f".{extension.lower()}" if dot else "no extension"
+    return f".{ascii(extension.lower())[1:-1]}" if dot else "no extension"
