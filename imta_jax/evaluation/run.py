@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from imta_jax.config import PHASES, EvaluationConfig, RunConfig
 from imta_jax.data import Dataset
 from imta_jax.distributed import is_first_process
 from imta_jax.errors import MissingFileError
-from imta_jax.evaluation.budget import Decisions, budget_curve, decisions
+from imta_jax.evaluation.budget import Decisions, curve_of_outcomes, decisions
 from imta_jax.evaluation.collect import split_predictions
+from imta_jax.evaluation.exit_scores import exit_rule_record, outcomes_of_rule
 from imta_jax.evaluation.methods.comparison_record import comparison_record
 from imta_jax.evaluation.operating_points import (
     OperatingPoint,
@@ -40,6 +42,7 @@ from imta_jax.models.costs import ExitCosts, exit_costs
 from imta_jax.runtime.environment import environment_record
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_lines, read_json_or_none
+from imta_jax.techniques.exit_rules import get_exit_rule
 from imta_jax.training import last_phase, load_classifier, read_meta
 from imta_jax.training.metrics import training_seconds
 from imta_jax.training.setup import phase_settings
@@ -78,7 +81,12 @@ def evaluate(config: RunConfig, dataset: Dataset, workdir: Path) -> dict[str, An
         _saved_predictions(config, dataset, classifier, split, folder)
         for split in ("validation", "test")
     )
-    rows = budget_curve(validation, test, costs, quotas=settings.quotas).rows("mean_macs")
+    rule = get_exit_rule(
+        settings.exit_rule, settings.exit_rule_options, "config.evaluation.exit_rule"
+    )
+    on_validation, on_test = outcomes_of_rule(validation, rule), outcomes_of_rule(test, rule)
+    curve = curve_of_outcomes(on_validation, on_test, costs, quotas=settings.quotas)
+    rows = curve.rows("mean_macs")
     points = operating_points(rows, costs.macs[-1])
     row_of = dict(zip(points, rows, strict=True))
     reported = _reported_points(points, settings.reported_budgets)
@@ -90,12 +98,14 @@ def evaluate(config: RunConfig, dataset: Dataset, workdir: Path) -> dict[str, An
         "budget_curve": rows,
         "reported_budgets": [{"budget": b, **row_of[p]} for b, p in reported.items()],
         "threshold_methods": _compare_methods(validation, test, costs, settings),
+        **exit_rule_record(rule),
     }
     if is_first_process():
-        _write_samples(folder / "samples.parquet", test, costs, reported)
+        scores = on_test.confidence
+        _write_samples(folder / "samples.parquet", test, scores, costs, reported)
         # Images are spread evenly over the exits at q = 1.
         spread = min(rows, key=lambda row: abs(row["quota"] - 1))["thresholds"]
-        decided = _decide(test, costs, spread)
+        decided = _decide(test, scores, costs, spread)
         write_gallery(folder / "gallery.npz", dataset, test, decided, settings.gallery_images)
         write_calibration(folder / "calibration.npz", test, settings.calibration_bins)
         write_json(workdir / "results.json", results)
@@ -145,19 +155,32 @@ def _compare_methods(
     return comparison_record(validation, test, costs, budgets, quotas=settings.quotas)
 
 
-def _decide(test: Predictions, costs: ExitCosts, thresholds: Sequence[float]) -> Decisions:
-    return decisions(confidence(test.logits), predicted(test.logits), costs, thresholds)
+def _decide(
+    test: Predictions,
+    scores: Float32[np.ndarray, "E N"],
+    costs: ExitCosts,
+    thresholds: Sequence[float],
+) -> Decisions:
+    """Decisions by the scores of the exit rule, with the confidence at the exit."""
+    decided = decisions(scores, predicted(test.logits), costs, thresholds)
+    at_exit = confidence(test.logits)[decided.exit, np.arange(len(decided.exit))]
+    return decided._replace(confidence=at_exit)
 
 
 def _write_samples(
-    path: Path, test: Predictions, costs: ExitCosts, reported: Mapping[float, OperatingPoint]
+    path: Path,
+    test: Predictions,
+    scores: Float32[np.ndarray, "E N"],
+    costs: ExitCosts,
+    reported: Mapping[float, OperatingPoint],
 ) -> None:
     write_samples(
         path,
         index=np.arange(len(test.labels)),
         labels=test.labels,
         decisions_by_budget={
-            budget: _decide(test, costs, point.thresholds) for budget, point in reported.items()
+            budget: _decide(test, scores, costs, point.thresholds)
+            for budget, point in reported.items()
         },
     )
 

@@ -6,7 +6,7 @@ Both use the same engine.
 
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int32, Int64
 from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
 from imta_jax.inference.arguments import (
     MIN_IMAGES_PER_WORKER,
-    check_exit_rule,
+    check_operating_point,
     resolve_batch_sizes,
     resolve_num_workers,
 )
@@ -34,11 +34,12 @@ from imta_jax.inference.engine.planning import (
 from imta_jax.inference.engine.profile import StageProfile, estimated_profile
 from imta_jax.inference.engine.profiling import cached_profile, load_or_measure_profile
 from imta_jax.inference.engine.programs import COMPILER_OPTIONS, Programs, Segment
-from imta_jax.inference.engine.staged import StagedNetwork
+from imta_jax.inference.engine.staged import StagedNetwork, with_exit_rule
 from imta_jax.types import PerChannel
 
 if TYPE_CHECKING:
     from imta_jax.models import MultiExitClassifier
+    from imta_jax.techniques.exit_rules import ExitRule
 
 
 class AdaptivePredictions(NamedTuple):
@@ -67,8 +68,8 @@ class AdaptiveClassifier:
     Args:
       network: a trained classifier, phase I or II (its weights are copied), or a `StagedNetwork`.
         `mean`, `std`, `dtype` and `transform` apply to a trained classifier only.
-      thresholds: [E]. An image leaves at the first exit whose confidence (highest softmax
-        probability) is at least the threshold. The last exit accepts all images.
+      thresholds: [E]. An image leaves at the first exit whose score, by default its confidence
+        (highest softmax probability), is at least the threshold. The last exit accepts all images.
       mean: per channel, of pixels scaled to 0..1. With `mean` and `std`, `predict` takes uint8
         images.
       std: standard deviation per channel.
@@ -84,6 +85,9 @@ class AdaptiveClassifier:
       transform: how evaluation makes the network's input from an image
         (`Dataset.evaluation_transform`). It has `mean` and `std`, and `predict` pads images of the
         size before padding as training did.
+      exit_rule: what scores an image: a name ("confidence", "entropy", "margin", "patience"), a
+        dotted path, a function, or a `techniques.ExitRule`. By default that of a `StagedNetwork`,
+        else the confidence.
 
     Raises:
       ValueError: thresholds or fractions that do not fit the network, a size out of range, an
@@ -104,8 +108,9 @@ class AdaptiveClassifier:
         dtype: Any = "float32",
         profile_dir: str | Path | None = None,
         transform: EvaluationTransform | None = None,
+        exit_rule: "str | Callable[..., Any] | ExitRule | None" = None,
     ):
-        self._exit_rule = check_exit_rule(thresholds, exit_fractions, network.num_exits)
+        self._operating_point = check_operating_point(thresholds, exit_fractions, network.num_exits)
         self.num_workers = resolve_num_workers(num_workers, max_batch_size)
         capacity = -(-max_batch_size // self.num_workers)
         self._sizes = resolve_batch_sizes(capacity, batch_sizes)
@@ -116,6 +121,8 @@ class AdaptiveClassifier:
             network = staged_classifier(
                 network, mean=mean, std=std, dtype=dtype, transform=transform
             )
+        if exit_rule is not None:
+            network = with_exit_rule(network, exit_rule)
         self.network, self.max_batch_size = network, max_batch_size
         self.macs = network.macs
         self.programs = Programs(network, capacity)
@@ -152,6 +159,7 @@ class AdaptiveClassifier:
         defaults = {
             "transform": run.transform,
             "exit_fractions": point.validation_exit_fractions,
+            "exit_rule": run.exit_rule,
         }
         return cls(run.classifier, point.thresholds, **defaults | options)
 
@@ -193,7 +201,9 @@ class AdaptiveClassifier:
         needs are compiled at first use, or by `warm_up`.
         """
         other = copy.copy(self)
-        other._exit_rule = check_exit_rule(thresholds, exit_fractions, self.network.num_exits)
+        other._operating_point = check_operating_point(
+            thresholds, exit_fractions, self.network.num_exits
+        )
         other._make_plans()
         return other
 
@@ -263,8 +273,8 @@ class AdaptiveClassifier:
         return self.plans[max(size for size in self._sizes if size <= max(count, self._sizes[0]))]
 
     def _make_plans(self) -> None:
-        """Makes a plan for each batch size from the profile and the exit rule."""
-        self.thresholds, exit_fractions = self._exit_rule
+        """Makes a plan for each batch size from the profile and the exit fractions."""
+        self.thresholds, exit_fractions = self._operating_point
         self.engine = Engine(self.programs, self.thresholds)
         reach = reach_fractions(exit_fractions, self.engine.active_exits)
         self.batch_sizes: dict[Segment, BatchSizes] = {

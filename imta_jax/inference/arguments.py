@@ -14,11 +14,11 @@ from imta_jax.runtime.environment import usable_cores
 MIN_IMAGES_PER_WORKER = 8
 
 
-class ExitRule(NamedTuple):
+class ThresholdsAndFractions(NamedTuple):
     """When images exit, and how many are expected to.
 
     Attributes:
-      thresholds: on the confidence, per exit.
+      thresholds: on the score of the exit rule, per exit.
       exit_fractions: expected fraction of the images that leave at each exit; None if unknown.
     """
 
@@ -26,7 +26,9 @@ class ExitRule(NamedTuple):
     exit_fractions: Float32[np.ndarray, " E"] | None
 
 
-def check_exit_rule(thresholds: Any, exit_fractions: Any, num_exits: int) -> ExitRule:
+def check_operating_point(
+    thresholds: Any, exit_fractions: Any, num_exits: int
+) -> ThresholdsAndFractions:
     """Checks thresholds and exit fractions.
 
     Raises:
@@ -34,14 +36,14 @@ def check_exit_rule(thresholds: Any, exit_fractions: Any, num_exits: int) -> Exi
     """
     thresholds = _per_exit("thresholds", thresholds, num_exits)
     if exit_fractions is None:
-        return ExitRule(thresholds, None)
+        return ThresholdsAndFractions(thresholds, None)
     exit_fractions = _per_exit("exit_fractions", exit_fractions, num_exits)
     if (exit_fractions < 0).any() or exit_fractions.sum() > 1.001:
         raise InputError(
             "exit_fractions: expected fractions from 0 to 1 with a sum of at most 1; found "
             f"{exit_fractions.tolist()}"
         )
-    return ExitRule(thresholds, exit_fractions)
+    return ThresholdsAndFractions(thresholds, exit_fractions)
 
 
 def resolve_num_workers(num_workers: int | None, max_batch_size: int) -> int:

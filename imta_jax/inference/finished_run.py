@@ -22,9 +22,11 @@ from imta_jax.evaluation import (
     pareto_front,
     read_budget_curve,
 )
+from imta_jax.evaluation.exit_scores import read_exit_rule
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.json_files import read_json
 from imta_jax.runtime.paths import local_path
+from imta_jax.techniques.exit_rules import ExitRule
 from imta_jax.training import load_classifier
 
 _log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class FinishedRun:
       costs: of its exits.
       points: thresholds for several budgets, cheapest first.
       transform: how its evaluation made the network's input from an image.
+      exit_rule: whose scores the thresholds apply to.
     """
 
     config: RunConfig
@@ -51,6 +54,7 @@ class FinishedRun:
     costs: ExitCosts
     points: tuple[OperatingPoint, ...]
     transform: EvaluationTransform
+    exit_rule: ExitRule
 
     def point_for(self, budget: float) -> OperatingPoint:
         """Returns the most accurate point that costs at most `budget`.
@@ -83,7 +87,8 @@ def load_finished_run(workdir: str | Path) -> FinishedRun:
     _check_results(workdir / "results.json", results, phase, meta, costs)
     points = pareto_front(operating_points(read_budget_curve(workdir), costs.macs[-1]))
     transform = _transform(config.data, meta)
-    return FinishedRun(config, results, classifier, meta, costs, points, transform)
+    rule = read_exit_rule(results)
+    return FinishedRun(config, results, classifier, meta, costs, points, transform, rule)
 
 
 def _transform(config: DataConfig, meta: Mapping[str, Any]) -> EvaluationTransform:

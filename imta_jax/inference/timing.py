@@ -52,7 +52,11 @@ def _measure(run: FinishedRun, profile_dir: str | Path | None) -> StageProfile:
     _log.info("time: measuring %d stages on this device", run.classifier.num_exits)
     thresholds = np.zeros(run.classifier.num_exits)  # they do not affect the profile
     adaptive = AdaptiveClassifier(
-        run.classifier, thresholds, transform=run.transform, profile_dir=profile_dir
+        run.classifier,
+        thresholds,
+        transform=run.transform,
+        profile_dir=profile_dir,
+        exit_rule=run.exit_rule,
     )
     return adaptive.measure()
 

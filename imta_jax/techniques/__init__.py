@@ -10,8 +10,10 @@ from imta_jax.techniques.detached_features import (
     stop_channels,
 )
 from imta_jax.techniques.exit_rules import (
+    ExitRule,
     confidence_score,
     entropy_score,
+    get_exit_rule,
     margin_score,
     patience_score,
 )
@@ -41,6 +43,7 @@ __all__ = [
     "REDUCTIONS",
     "TRANSFERS",
     "BoostedHeads",
+    "ExitRule",
     "FeatureDetachment",
     "IndependentHeads",
     "ResidualHeads",
@@ -48,6 +51,7 @@ __all__ = [
     "confidence_score",
     "cross_entropy",
     "entropy_score",
+    "get_exit_rule",
     "margin_score",
     "one_for_all_loss",
     "patience_score",

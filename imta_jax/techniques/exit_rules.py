@@ -13,11 +13,129 @@ have any scale.
 The rule of the paper (Sec. 4) is `confidence`.
 """
 
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from imta_jax.runtime.registry import register_exit_rule
+from imta_jax.errors import InputError
+from imta_jax.runtime.registry import (
+    EXIT_RULES,
+    accepted_keywords,
+    check_options,
+    dotted_path_of,
+    register_exit_rule,
+)
+
+DEFAULT_EXIT_RULE = "confidence"
+_CARRY = "carry"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExitRule:
+    """A rule with its options.
+
+    Attributes:
+      name: registered name or dotted path; of a function that was passed, its own path.
+      function: see the module.
+      options: keyword arguments of the function.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether scores are the highest softmax probabilities."""
+        return self.function is confidence_score
+
+    def __call__(self, logits: Float[Array, "N K"], carry: Any) -> tuple[Float[Array, " N"], Any]:
+        """Score and carry of one exit; the carry of a rule without memory is None.
+
+        Raises:
+          InputError: a score or carry of another shape.
+        """
+        if _CARRY in (accepted_keywords(self.function) or ()):
+            found = self.function(logits, carry=carry, **self.options)
+            if not isinstance(found, tuple) or len(found) != 2:
+                raise InputError(
+                    f"exit rule {self.name!r} has a carry and must return (score, carry); found "
+                    f"{found!r}"
+                )
+            score, carry = found
+        else:
+            score, carry = self.function(logits, **self.options), None
+        self._check(score, carry, logits.shape[0])
+        return jnp.asarray(score, jnp.float32), carry
+
+    def _check(self, score: Any, carry: Any, images: Any) -> None:
+        # An export traces rules with a symbolic number of images.
+        if getattr(score, "shape", None) != (images,):
+            raise InputError(
+                f"exit rule {self.name!r} must return one score per image, shape ({images},); "
+                f"found {getattr(score, 'shape', score)}"
+            )
+        for leaf in jax.tree.leaves(carry):
+            if getattr(leaf, "shape", ())[:1] != (images,):
+                raise InputError(
+                    f"the carry of exit rule {self.name!r} must have the images along the first "
+                    f"axis of every array, size {images}; found {getattr(leaf, 'shape', leaf)}"
+                )
+
+
+def get_exit_rule(
+    rule: str | Callable[..., Any] | ExitRule,
+    options: Mapping[str, Any] | None = None,
+    field: str = "exit_rule",
+) -> ExitRule:
+    """The exit rule of a name, a dotted path or a function.
+
+    Args:
+      rule: a name in `imta_jax.register_exit_rule`, "package.module:name", or a function.
+      options: keyword arguments of the function.
+      field: config field of the rule, for error messages.
+
+    Raises:
+      InputError: an unknown name or option.
+    """
+    if isinstance(rule, ExitRule):
+        return rule
+    function = EXIT_RULES.get(rule, field) if isinstance(rule, str) else rule
+    name = rule if isinstance(rule, str) else dotted_path_of(rule)
+    options = dict(options or {})
+    # The function gets logits and a carry from the driver, the options from the config.
+    check_options(function, options, f"{field} {name!r}", given=1)
+    if _CARRY in options:
+        raise InputError(f"option of {field} {name!r}: 'carry' is not an option")
+    return ExitRule(name, function, options)
+
+
+def check_exit_rule(rule: ExitRule, num_exits: int, num_classes: int) -> list[Any]:
+    """Calls a rule abstractly at all exits.
+
+    Returns:
+      Per exit, the carry that it returns for one image, as shapes.
+
+    Raises:
+      InputError: the rule fails, or returns another shape.
+    """
+    logits = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
+    carries: list[Any] = [None]
+    try:
+        for _ in range(num_exits):
+            carries.append(jax.eval_shape(rule, logits, carries[-1])[1])
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"exit rule {rule.name!r} failed at exit {len(carries)} for logits {logits.shape}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return carries[1:]
 
 
 @register_exit_rule("confidence")

@@ -19,7 +19,7 @@ from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.registry import BACKBONES, HEADS, dotted_path_of
 from imta_jax.training.state import named_arrays
 
-_PACKAGE = "imta_jax"
+PACKAGE = "imta_jax"
 _FIX = (
     "use the code that the network was trained with (PYTHONPATH decides which is imported), or "
     "train again"
@@ -100,4 +100,4 @@ def check_network(classifier: MultiExitClassifier, meta: Mapping[str, Any], wher
 def _class_of(module: Any) -> str:
     """The dotted path of a module's class; "imta_jax" for classes of this package."""
     path = dotted_path_of(type(module))
-    return _PACKAGE if path.startswith(f"{_PACKAGE}.") else path
+    return PACKAGE if path.startswith(f"{PACKAGE}.") else path

@@ -12,7 +12,8 @@ from imta_jax.data import Dataset, steps_per_epoch
 from imta_jax.distributed import check_batch_size
 from imta_jax.errors import MissingFileError
 from imta_jax.models import MultiExitClassifier, check_model, resolve_model_config
-from imta_jax.runtime.registry import BACKBONES, HEADS
+from imta_jax.runtime.registry import BACKBONES, EXIT_RULES, HEADS
+from imta_jax.techniques.exit_rules import check_exit_rule, get_exit_rule
 from imta_jax.training.callbacks import default_callbacks
 from imta_jax.training.checkpoint_reading import (
     has_readable_checkpoint,
@@ -240,17 +241,19 @@ def check_training_data(config: RunConfig, dataset: Dataset) -> None:
 
 
 def _check_own_components(config: RunConfig, dataset: Dataset) -> None:
-    """Builds a network with components from outside this package abstractly, and calls its loss."""
-    included = (
-        BACKBONES.is_built_in(config.model.backbone or "msdnet"),
-        HEADS.is_built_in(config.model.heads),
-        HEADS.is_built_in(config.phase_two.transfer),
-    )
+    """Calls components from outside this package abstractly, on an abstract network."""
+    evaluation = config.evaluation
     losses = [
         objective
         for objective in (phase_one_objective(config), phase_two_objective(config))
         if isinstance(objective, LossObjective)
     ]
+    included = (
+        BACKBONES.is_built_in(config.model.backbone or "msdnet"),
+        HEADS.is_built_in(config.model.heads),
+        HEADS.is_built_in(config.phase_two.transfer),
+        EXIT_RULES.is_built_in(evaluation.exit_rule),
+    )
     if not losses and all(included):
         return
     classifier = nnx.eval_shape(lambda: new_phase_one(config, dataset))
@@ -258,6 +261,10 @@ def _check_own_components(config: RunConfig, dataset: Dataset) -> None:
         nnx.eval_shape(lambda: new_phase_two(config, new_phase_one(config, dataset)))
     for objective in losses:
         check_loss(objective, classifier.num_exits, dataset.num_classes)
+    rule = get_exit_rule(
+        evaluation.exit_rule, evaluation.exit_rule_options, "config.evaluation.exit_rule"
+    )
+    check_exit_rule(rule, classifier.num_exits, dataset.num_classes)
 
 
 def phase_is_finished(config: RunConfig, workdir: Path, phase: str) -> bool:

@@ -6,11 +6,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32
 
+from imta_jax.evaluation.thresholds import NEVER_LEAVE
 from imta_jax.inference.engine.buffers import Buffers
 from imta_jax.inference.engine.programs import CONTINUES, ProgramKey, Programs, Segment
+from imta_jax.inference.engine.staged import StagedNetwork
 
 # A softmax probability exceeds 1 by rounding only. No image exits at a threshold above this value.
 _MAX_CONFIDENCE = 1.0 + 1e-5
+# Scores of other exit rules are below the threshold that marks an exit without images.
+_MAX_SCORE = np.nextafter(np.float32(NEVER_LEAVE), np.float32(0))
 
 
 class SegmentPredictions(NamedTuple):
@@ -18,9 +22,9 @@ class SegmentPredictions(NamedTuple):
 
     Attributes:
       labels: class predicted at `exit`.
-      exit: the first exit of the segment that was confident enough, or its last exit.
+      exit: the first exit of the segment whose score reached its threshold, or its last exit.
       confidence: highest softmax probability at `exit`.
-      exited: whether the confidence reached the threshold.
+      exited: whether the score reached the threshold.
     """
 
     labels: Int32[np.ndarray, " N"]
@@ -45,7 +49,7 @@ class Engine:
         self.network, self.capacity = programs.network, programs.capacity
         self.thresholds = thresholds.copy()
         self.thresholds[-1] = -np.inf
-        self.active_exits = self.thresholds <= _MAX_CONFIDENCE
+        self.active_exits = self.thresholds <= max_score(self.network)
 
     def new_buffers(self) -> Buffers:
         """Returns empty buffers for the engine's programs."""
@@ -100,6 +104,11 @@ class Engine:
         # The last exit of a segment is always evaluated, so one program serves all thresholds.
         active = tuple(bool(value) for value in self.active_exits[segment.first : segment.last])
         return ProgramKey(segment, active, batch_size, np.dtype(dtype))
+
+
+def max_score(network: StagedNetwork) -> float:
+    """The highest score that an exit rule can give, up to rounding."""
+    return float(_MAX_CONFIDENCE if network.rule is None else _MAX_SCORE)
 
 
 def _pad(images: np.ndarray, batch_size: int) -> np.ndarray:

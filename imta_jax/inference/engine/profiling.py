@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Int32
 
 from imta_jax.inference.engine.buffers import BufferArrays, StateShapes, buffer_shapes
-from imta_jax.inference.engine.engine import Engine
+from imta_jax.inference.engine.engine import Engine, max_score
 from imta_jax.inference.engine.profile import StageProfile
 from imta_jax.inference.engine.programs import Programs, Segment
 from imta_jax.runtime import parallel_compilation
@@ -25,7 +25,7 @@ from imta_jax.runtime.progress_bar import with_progress
 _log = logging.getLogger(__name__)
 
 # Above every confidence, but low enough that the exits stay active: all images continue, which is
-# the slowest case.
+# the slowest case. For other exit rules it is `max_score`.
 _UNREACHED_THRESHOLD = 1.0 + 5e-6
 _BLOCKS, _BLOCK_SECONDS = 4, 0.01
 
@@ -90,7 +90,8 @@ def _versions() -> dict[str, str]:
 
 def _measure(programs: Programs, sizes: tuple[int, ...], num_workers: int) -> StageProfile:
     network = programs.network
-    thresholds = np.full(network.num_exits, _UNREACHED_THRESHOLD, np.float32)
+    unreached = _UNREACHED_THRESHOLD if network.rule is None else max_score(network)
+    thresholds = np.full(network.num_exits, unreached, np.float32)
     engine = Engine(programs, thresholds)
     stages = [Segment(i, i) for i in range(network.num_exits)]
     engine.compile((stage, size) for stage in stages for size in sizes)

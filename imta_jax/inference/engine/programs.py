@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float32, Int32, Shaped
 
 from imta_jax.inference.engine.buffers import BufferArrays, buffer_shapes
-from imta_jax.inference.engine.staged import Stage, StagedNetwork, Weights
+from imta_jax.inference.engine.staged import ScoredStage, StagedNetwork, Weights
 from imta_jax.runtime.parallel_compilation import compile_all
 
 # Without this option, a bfloat16 sum that is not stored keeps float32 precision, and the confidence
@@ -82,7 +82,8 @@ class Programs:
     def _lower(self, key: ProgramKey) -> jax.stages.Lowered:
         first, following = key.segment.first, key.segment.last + 1
         images = (jax.ShapeDtypeStruct((key.batch_size, *self.network.image_shape), key.dtype),)
-        run = functools.partial(_run_segment, self.network.stages, key.segment, key.active_exits)
+        stages = self.network.scored_stages()
+        run = functools.partial(_run_segment, stages, key.segment, key.active_exits)
         return jax.jit(run, donate_argnums=3, compiler_options=COMPILER_OPTIONS).lower(
             self.network.weights[first:following],
             jax.ShapeDtypeStruct((self.network.num_exits,), np.float32),
@@ -93,7 +94,7 @@ class Programs:
 
 
 def _run_segment(
-    stages: tuple[Stage, ...],
+    stages: tuple[ScoredStage, ...],
     segment: Segment,
     active_exits: tuple[bool, ...],
     weights: tuple[Weights, ...],
@@ -105,11 +106,11 @@ def _run_segment(
     """The program of a segment, to be traced.
 
     Args:
-      stages: of the network.
+      stages: of the network, with its exit rule.
       segment: the stages to run.
       active_exits: per stage of the segment but the last, whether its exit is evaluated.
       weights: per stage of the segment.
-      thresholds: on the confidence, per exit.
+      thresholds: on the score of the exit rule, per exit.
       source: the images [N, H, W, C] at the first segment, else the input buffers [capacity, ...].
       target: the next segment's buffers [capacity, ...]; empty at the last segment.
       slots: of the images in the buffers. Slots beyond the capacity are padding.
@@ -123,15 +124,15 @@ def _run_segment(
     labels, exits = (jnp.zeros(slots.shape, jnp.int32) for _ in range(2))
     confidence = jnp.zeros(slots.shape, jnp.float32)
     for i, active in enumerate((*active_exits, True), start=segment.first):
-        state, logits = stages[i](weights[i - segment.first], state)
+        state, logits, score = stages[i](weights[i - segment.first], state)
         # XLA removes the head of an inactive exit unless a later exit reads its logits.
         if active:
             probability = jax.nn.softmax(logits).max(axis=-1)
             labels = jnp.where(exited, labels, logits.argmax(axis=-1).astype(jnp.int32))
             confidence = jnp.where(exited, confidence, probability)
             exits = jnp.where(exited, exits, i)
-            # Not `>=`: an image with a NaN confidence exits at once.
-            exited |= ~(probability < thresholds[i])
+            # Not `>=`: an image with a NaN score exits at once.
+            exited |= ~((probability if score is None else score) < thresholds[i])
     capacity = target[0].shape[0] if target else 0
     kept_slots = jnp.where(exited, capacity, slots)
     target = tuple(

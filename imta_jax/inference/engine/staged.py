@@ -5,8 +5,9 @@ from an exported folder. Between two exits, a batch is a tuple of arrays with th
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import chex
 import jax
@@ -16,10 +17,18 @@ from jaxtyping import Array, Float, Int64, Shaped
 
 from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
 from imta_jax.errors import InputError
+from imta_jax.inference.engine.staged_rule import StagedRule, split_state, staged_rule
+
+if TYPE_CHECKING:
+    from imta_jax.techniques.exit_rules import ExitRule
 
 StageState = tuple[Shaped[Array, "N ..."], ...]
 Weights = Sequence[Array]
 Stage = Callable[[Weights, StageState], tuple[StageState, Float[Array, "N K"]]]
+# Also returns the score of the exit rule, [N].
+ScoredStage = Callable[
+    [Weights, StageState], tuple[StageState, Float[Array, "N K"], Float[Array, " N"] | None]
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +45,7 @@ class StagedNetwork:
       macs: multiply-adds per image up to each exit.
       name: a digest of costs and weight shapes. Equal names mean equal run times.
       transform: how evaluation makes the network's input from an image; None if unknown.
+      rule: the exit rule; None for the confidence, the highest softmax probability.
     """
 
     stages: tuple[Stage, ...]
@@ -45,22 +55,40 @@ class StagedNetwork:
     macs: Int64[np.ndarray, " E"]
     name: str
     transform: EvaluationTransform | None = None
+    rule: StagedRule | None = None
 
     @property
     def num_exits(self) -> int:
         """Number of exits E."""
         return len(self.stages)
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        images = (jax.ShapeDtypeStruct((1, *self.image_shape), self.image_dtype),)
+        _, logits = jax.eval_shape(self.stages[0], self.weights[0], images)
+        return logits.shape[1]
+
+    def scored_stages(self) -> tuple[ScoredStage, ...]:
+        """Per exit, its stage with the exit rule, whose carry is the end of the state.
+
+        The score is None for the confidence.
+        """
+        return tuple(
+            functools.partial(_run_scored, stage, self.rule, i)
+            for i, stage in enumerate(self.stages)
+        )
+
     def state_shapes(self) -> list[tuple[jax.ShapeDtypeStruct, ...]]:
         """Shapes of the state between exits, for one image.
 
         Returns:
-          Per exit but the last, the arrays [1, ...] that its stage returns.
+          Per exit but the last, the arrays [1, ...] that its stage and the exit rule return.
         """
-        state = (jax.ShapeDtypeStruct((1, *self.image_shape), self.image_dtype),)
+        state: Any = (jax.ShapeDtypeStruct((1, *self.image_shape), self.image_dtype),)
         shapes = []
-        for stage, weights in zip(self.stages, self.weights, strict=True):
-            state, _ = jax.eval_shape(stage, weights, state)
+        for stage, weights in zip(self.scored_stages(), self.weights, strict=True):
+            state, _, _ = jax.eval_shape(stage, weights, state)
             shapes.append(state)
         return shapes[:-1]
 
@@ -133,3 +161,37 @@ class StagedNetwork:
             collected.append(logits)
         chex.assert_equal_shape(collected)
         return jnp.stack(collected)
+
+
+def with_exit_rule(
+    network: StagedNetwork, rule: "str | Callable[..., Any] | ExitRule"
+) -> StagedNetwork:
+    """Returns a network with another exit rule.
+
+    Args:
+      network: left unchanged.
+      rule: see `techniques.exit_rules.get_exit_rule`.
+
+    Raises:
+      ValueError: an unknown rule, or a rule that returns another shape.
+    """
+    # Imported here because an exported network runs without the code of techniques.
+    from imta_jax.techniques.exit_rules import get_exit_rule
+
+    found = get_exit_rule(rule)
+    staged = None
+    if not found.is_default:
+        staged = staged_rule(found, network.num_exits, network.num_classes)
+    return dataclasses.replace(network, rule=staged)
+
+
+def _run_scored(
+    stage: Stage, rule: StagedRule | None, i: int, weights: Weights, state: StageState
+) -> tuple[StageState, Float[Array, "N K"], Float[Array, " N"] | None]:
+    """Runs stage i and the exit rule."""
+    if rule is None:
+        return (*stage(weights, state), None)
+    maps, carry = split_state(state, rule.carry_sizes[i])
+    maps, logits = stage(weights, maps)
+    score, carry = rule.scores[i](logits, carry)
+    return (*maps, *carry), logits, score

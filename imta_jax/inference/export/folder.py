@@ -2,6 +2,7 @@
 
     manifest.json         exits, operating points, preprocessing, versions
     stage_0.stablehlo ... one serialized program per stage (`jax.export`)
+    exit_rule_0.stablehlo one per exit, for exit rules other than the confidence (version 3)
     weights.npz           the arguments of the programs; bfloat16 arrays as uint16 bits
     golden.npz            synthetic images and their logits, checked at loading (from version 2)
     SHA256SUMS            checksums of the other files; `sha256sum -c SHA256SUMS` checks them
@@ -22,6 +23,7 @@ from imta_jax.errors import ExistingFileError, InputError, MissingFileError
 
 # Version 2 describes the preprocessing of images completely; version 1 had `resize`, `mean`, `std`.
 FORMAT, VERSION = "imta_jax export", 2
+RULE_VERSION = 3  # of folders with an exit rule other than the confidence
 MANIFEST, WEIGHTS, CHECKSUMS = "manifest.json", "weights.npz", "SHA256SUMS"
 GOLDEN = "golden.npz"
 _EXPORT_AGAIN = "export the network again, or copy the folder again"
@@ -30,6 +32,11 @@ _EXPORT_AGAIN = "export the network again, or copy the folder again"
 def program_name(stage: int) -> str:
     """File name of the program of a stage, from 0."""
     return f"stage_{stage}.stablehlo"
+
+
+def rule_name(exit_index: int) -> str:
+    """File name of the exit rule's program at an exit, from 0."""
+    return f"exit_rule_{exit_index}.stablehlo"
 
 
 @contextlib.contextmanager
@@ -96,12 +103,15 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise MissingFileError(f"{folder} does not exist; expected the folder of an export")
     manifest = _parse_manifest(folder)
     version = manifest["format_version"]
-    if type(version) is not int or not 1 <= version <= VERSION:
+    if type(version) is not int or not 1 <= version <= RULE_VERSION:
         raise InputError(
-            f"{folder}: format_version is {version}, expected 1 to {VERSION}; install a newer "
+            f"{folder}: format_version is {version}, expected 1 to {RULE_VERSION}; install a newer "
             "imta_jax, or export the network again with this one"
         )
-    required = [MANIFEST, WEIGHTS, *(program_name(i) for i in range(len(manifest["stages"])))]
+    exits = range(len(manifest["stages"]))
+    required = [MANIFEST, WEIGHTS, *map(program_name, exits)]
+    if "exit_rule" in manifest:
+        required += map(rule_name, exits)
     _verify_checksums(folder, required if version == 1 else [*required, GOLDEN])
     return manifest
 

@@ -20,6 +20,7 @@ from imta_jax.inference.adaptive import AdaptiveClassifier
 from imta_jax.inference.engine.staged import StagedNetwork, StageState, Weights
 from imta_jax.inference.export import folder as export_folder
 from imta_jax.inference.export import golden
+from imta_jax.inference.export.exit_rule import read_rule
 from imta_jax.inference.export.manifest import (
     check_finite,
     check_manifest,
@@ -134,6 +135,7 @@ def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
         macs=np.asarray([row["macs"] for row in manifest["exits"]], np.int64),
         name=manifest["name"],
         transform=transform,
+        rule=read_rule(folder, manifest),
     )
     return ExportedClassifier(
         network,

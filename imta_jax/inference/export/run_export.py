@@ -8,6 +8,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from imta_jax.errors import UserError, message_of
 from imta_jax.inference.export import folder as export_folder
@@ -16,8 +17,9 @@ from imta_jax.inference.export.writer import (
     check_choices,
     export_classifier,
 )
-from imta_jax.inference.finished_run import load_finished_run
+from imta_jax.inference.finished_run import FinishedRun, load_finished_run
 from imta_jax.runtime.paths import local_path, path_argument
+from imta_jax.training.network_record import PACKAGE
 
 # What the manifest repeats of each exit in `results.json`.
 _ACCURACIES = ("top1", "top5", "validation_top1", "ece")
@@ -61,9 +63,19 @@ def export_run(
         platforms=platforms,
         dtype=dtype,
         accuracy=[{name: row[name] for name in _ACCURACIES} for row in run.results["exits"]],
-        origin={name: run.meta[name] for name in ("dataset", "phase", "epoch")},
+        origin=_origin(run),
+        exit_rule=run.exit_rule,
         overwrite=overwrite,
     )
+
+
+def _origin(run: FinishedRun) -> dict[str, Any]:
+    """Dataset and checkpoint; for components from outside this package, also the network."""
+    origin = {name: run.meta[name] for name in ("dataset", "phase", "epoch")}
+    record = run.meta.get("network", {})
+    if {record.get("backbone_class"), record.get("heads_class")} <= {PACKAGE, None}:
+        return origin
+    return origin | {name: run.meta[name] for name in ("model", "heads", "network")}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

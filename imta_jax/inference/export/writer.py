@@ -3,7 +3,7 @@
 The layout of the folder is in `folder`, the export of a run in `run_export`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ from imta_jax.data.pipeline.evaluation_transform import transform_from_dict
 from imta_jax.errors import InputError, unknown_name
 from imta_jax.evaluation import ExitCosts, OperatingPoint, exit_costs, pareto_front
 from imta_jax.inference.engine.classifier_stages import DTYPES, staged_classifier
-from imta_jax.inference.engine.staged import StagedNetwork
+from imta_jax.inference.engine.staged import StagedNetwork, with_exit_rule
 from imta_jax.inference.export import folder as export_folder
+from imta_jax.inference.export.exit_rule import describe_rule, export_rule
 from imta_jax.inference.export.golden import write_golden
 from imta_jax.inference.export.manifest import check_finite, point_to_manifest
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.environment import package_versions
 from imta_jax.runtime.files import write_json
+from imta_jax.techniques.exit_rules import DEFAULT_EXIT_RULE, ExitRule
 from imta_jax.types import PerChannel
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -44,53 +46,60 @@ def export_classifier(
     dtype: str = "float32",
     accuracy: Sequence[Mapping[str, float]] = (),
     origin: Mapping[str, Any] | None = None,
+    exit_rule: str | Callable[..., Any] | ExitRule = DEFAULT_EXIT_RULE,
     overwrite: bool = False,
 ) -> None:
-    """Writes a classifier as a folder that `load_exported` reads.
+    """Writes a classifier as a folder that `load_exported` reads, atomically.
 
     Args:
       classifier: phase I or II; it is not modified.
-      folder: to write, atomically.
+      folder: to write.
       points: thresholds for several budgets.
       class_names: [K].
       mean: per channel, of pixels scaled to 0..1, as in training.
       std: standard deviation per channel, above 0.
-      preprocessing: of evaluation images: `Dataset.preprocessing`, which knows the size of images
-        before padding, or `Dataset.evaluation_transform`.
+      preprocessing: `Dataset.preprocessing` or `Dataset.evaluation_transform`.
       platforms: to compile for, of `PLATFORMS`.
       dtype: in which the backbone computes, "float32" or "bfloat16".
       accuracy: per exit, values in percent by name, for the manifest.
       origin: of the weights, for the manifest.
+      exit_rule: see `AdaptiveClassifier`. Its programs are exported, so its code is not needed.
       overwrite: whether an earlier export may be replaced.
 
     Raises:
       FileExistsError: the folder exists.
-      ValueError: unknown platform or dtype; names, constants or thresholds of another network;
-        weights or logits that are not finite.
+      ValueError: an unknown name; values of another network; weights or logits that are not finite.
     """
     export_folder.check_replaceable(folder, overwrite)
     check_choices(platforms, dtype)
     _check_arguments(classifier, points, class_names, mean, std)
-    height, width, channels = classifier.image_shape
-    transform = _transform(preprocessing, (height, width, channels), mean, std)
-    network = staged_classifier(classifier, dtype=dtype)
+    transform = _transform(preprocessing, classifier.image_shape, mean, std)
+    network = with_exit_rule(staged_classifier(classifier, dtype=dtype), exit_rule)
     with_pixels = staged_classifier(classifier, dtype=dtype, transform=transform)
     arrays, names = _named_weights(network)
     programs = _export_programs(network, platforms)
     manifest = {
         **_describe_network(network, programs, names, dtype),
-        "class_names": [str(name) for name in class_names],
+        "class_names": [*map(str, class_names)],
         "preprocessing": transform.to_dict(),
         "exits": _describe_exits(exit_costs(classifier), accuracy),
         "operating_points": [point_to_manifest(point) for point in pareto_front(points)],
         "origin": dict(origin or {}),
     }
+    rules = export_rule(network.rule, network.num_classes, platforms)
     with export_folder.replacing_folder(folder, overwrite=overwrite) as partial:
-        for stage, program in enumerate(programs):
-            (partial / export_folder.program_name(stage)).write_bytes(program.serialize())
+        _write_programs(partial, programs, export_folder.program_name)
+        _write_programs(partial, rules, export_folder.rule_name)
         write_golden(partial / export_folder.GOLDEN, with_pixels, transform)
         np.savez(partial / export_folder.WEIGHTS, **arrays)  # pyright: ignore[reportArgumentType]
         write_json(partial / export_folder.MANIFEST, manifest, allow_nan=False)
+
+
+def _write_programs(
+    folder: Path, programs: Sequence[jax.export.Exported], file_name: Callable[[int], str]
+) -> None:
+    for i, program in enumerate(programs):
+        (folder / file_name(i)).write_bytes(program.serialize())
 
 
 def check_choices(platforms: Sequence[str], dtype: str) -> None:
@@ -143,7 +152,7 @@ def _describe_network(
     names: Sequence[Sequence[str]],
     dtype: str,
 ) -> dict[str, Any]:
-    """The manifest's fields about programs, weights and versions."""
+    """The manifest's fields about programs, weights, versions and the exit rule."""
     return {
         "format": export_folder.FORMAT,
         "format_version": export_folder.VERSION,
@@ -155,6 +164,7 @@ def _describe_network(
         "calling_convention_version": programs[0].calling_convention_version,
         "versions": package_versions(),
         "stages": [{"weights": list(stage_names)} for stage_names in names],
+        **describe_rule(network.rule),
     }
 
 

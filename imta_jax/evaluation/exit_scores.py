@@ -1,0 +1,85 @@
+"""Scores of an exit rule on saved logits, from which thresholds are chosen. Needs JAX."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float32
+
+from imta_jax.errors import InputError
+from imta_jax.evaluation.budget import Outcomes
+from imta_jax.evaluation.predictions import (
+    Predictions,
+    checked_predictions,
+    confidence,
+    predicted,
+)
+from imta_jax.evaluation.thresholds import NEVER_LEAVE
+from imta_jax.runtime.registry import EXIT_RULES
+from imta_jax.techniques.exit_rules import DEFAULT_EXIT_RULE, ExitRule, get_exit_rule
+
+_IMAGES_PER_CALL = 4096
+
+
+def exit_scores(logits: Float32[np.ndarray, "E N K"], rule: ExitRule) -> Float32[np.ndarray, "E N"]:
+    """The score of each image at each exit.
+
+    Args:
+      logits: of all exits.
+      rule: the confidence is computed with NumPy, as for logits of other frameworks.
+
+    Raises:
+      ValueError: a score is not finite or not below 1e8, the threshold of an exit without images.
+    """
+    if rule.is_default:
+        return confidence(logits)
+    step = jax.jit(rule)
+    chunks = []
+    for start in range(0, logits.shape[1], _IMAGES_PER_CALL):
+        carry, scores = None, []
+        for exit_logits in logits[:, start : start + _IMAGES_PER_CALL]:
+            score, carry = step(exit_logits, carry)
+            scores.append(np.asarray(score))
+        chunks.append(np.stack(scores))
+    scores = np.concatenate(chunks, axis=1)
+    invalid = np.argwhere(~(np.abs(scores) < NEVER_LEAVE))
+    if len(invalid):
+        i, n = invalid[0]
+        raise InputError(
+            f"exit rule {rule.name!r} gives the score {scores[i, n]} at exit {i + 1} for image {n};"
+            f" expected finite numbers below {NEVER_LEAVE:g}"
+        )
+    return scores
+
+
+def outcomes_of_rule(predictions: Predictions, rule: ExitRule) -> Outcomes:
+    """As `budget.outcomes`, with the scores of a rule instead of confidences."""
+    logits, labels = checked_predictions(predictions, "predictions")
+    return Outcomes(exit_scores(logits, rule), predicted(logits) == labels[None, :])
+
+
+def exit_rule_record(rule: ExitRule) -> dict[str, Any]:
+    """The entry `exit_rule` of `results.json`; empty for the confidence."""
+    if rule.is_default:
+        return {}
+    source = EXIT_RULES.source(rule.name)
+    record = {"name": rule.name, "options": dict(rule.options), "registered_by": source}
+    return {"exit_rule": record}
+
+
+def read_exit_rule(results: Mapping[str, Any]) -> ExitRule:
+    """The rule that `exit_rule_record` described.
+
+    Args:
+      results: content of `results.json`.
+
+    Raises:
+      InputError: its module does not register it any more.
+      MissingPackageError: its module cannot be imported.
+    """
+    record = results.get("exit_rule", {"name": DEFAULT_EXIT_RULE})
+    field = "config.evaluation.exit_rule"
+    if source := record.get("registered_by"):
+        EXIT_RULES.restore_source(record["name"], source, field)
+    return get_exit_rule(record["name"], record.get("options"), field)

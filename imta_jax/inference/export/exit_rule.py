@@ -1,0 +1,96 @@
+"""The exit rule of an export, as one serialized program per exit.
+
+Folders with the confidence as exit rule have no such programs. Others have format version 3.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from imta_jax.errors import InputError
+from imta_jax.inference.engine.staged_rule import Carry, ScoreFunction, StagedRule
+from imta_jax.inference.export import folder as export_folder
+
+
+def export_rule(
+    rule: StagedRule | None, num_classes: int, platforms: Sequence[str]
+) -> list[jax.export.Exported]:
+    """Exports a rule for any batch size.
+
+    Args:
+      rule: of the network; None for the confidence.
+      num_classes: K of its logits.
+      platforms: to compile for.
+
+    Returns:
+      Per exit, a program (logits [b, K], carry) -> (score [b], next carry); none for the
+      confidence.
+    """
+    (batch_size,) = jax.export.symbolic_shape("b")
+    logits, carry = jax.ShapeDtypeStruct((batch_size, num_classes), jnp.float32), ()
+    programs = []
+    for score in () if rule is None else rule.scores:
+        try:
+            program = jax.export.export(jax.jit(score), platforms=tuple(platforms))(logits, carry)
+        except Exception as error:  # tracing with a symbolic batch size raises many types
+            raise InputError(
+                f"the exit rule cannot be exported for batches of any size: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        programs.append(program)
+        _, following = jax.tree.unflatten(program.out_tree, program.out_avals)
+        carry = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in following)
+    return programs
+
+
+def describe_rule(rule: StagedRule | None) -> dict[str, Any]:
+    """The entries of the manifest about a rule; none for the confidence."""
+    if rule is None:
+        return {}
+    return {
+        "format_version": export_folder.RULE_VERSION,
+        "exit_rule": {"name": rule.name, "options": dict(rule.options)},
+    }
+
+
+def read_rule(folder: Path, manifest: Mapping[str, Any]) -> StagedRule | None:
+    """The rule of an exported folder; None for the confidence.
+
+    Args:
+      folder: whose checksums were verified.
+      manifest: content of `manifest.json`.
+
+    Raises:
+      ValueError: a program cannot be read.
+    """
+    if "exit_rule" not in manifest:
+        return None
+    programs = [_read_program(folder, i) for i in range(len(manifest["stages"]))]
+    sizes = [len(program.in_avals) - 1 for program in programs]
+    described = manifest["exit_rule"]
+    return StagedRule(
+        described["name"], described["options"], tuple(map(_scorer, programs)), tuple(sizes)
+    )
+
+
+def _scorer(program: jax.export.Exported) -> ScoreFunction:
+    def score(logits: Float[Array, "N K"], carry: Carry) -> tuple[Float[Array, " N"], Carry]:
+        return cast(tuple[jax.Array, Carry], program.call(logits, tuple(carry)))
+
+    return score
+
+
+def _read_program(folder: Path, exit_index: int) -> jax.export.Exported:
+    path = folder / export_folder.rule_name(exit_index)
+    try:
+        return jax.export.deserialize(bytearray(path.read_bytes()))
+    except Exception as error:  # the FlatBuffers reader raises exceptions of many types
+        raise InputError(
+            f"{path}: jax {jax.__version__} cannot read it ({error}); export the network again "
+            "with a jax that is not newer"
+        ) from error

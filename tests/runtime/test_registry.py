@@ -1,0 +1,118 @@
+"""Registries: names, dotted paths, entry points and their errors."""
+
+import importlib.metadata
+import sys
+
+import pytest
+
+from imta_jax.errors import InputError
+from imta_jax.runtime import registry
+from imta_jax.runtime.registry import Registry, check_options
+
+
+@pytest.fixture
+def losses():
+    return Registry("loss", "tests.losses")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    (tmp_path / "temporary_package").mkdir()
+    (tmp_path / "temporary_package" / "__init__.py").write_text("")
+    (tmp_path / "temporary_package" / "parts.py").write_text(
+        "def make(): return 1\nclass Group:\n    make = staticmethod(lambda: 2)\nvalue = 3\n"
+    )
+    (tmp_path / "temporary_package" / "broken.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "temporary_package"
+    for name in [name for name in sys.modules if name.startswith("temporary_package")]:
+        del sys.modules[name]
+
+
+def hinge(logits, labels, *, margin=1.0):
+    return margin
+
+
+def test_decorator_registers_and_returns_the_component(losses):
+    assert losses.register("hinge")(hinge) is hinge
+    assert losses.get("hinge") is hinge
+    assert "hinge" in losses and list(losses) == ["hinge"]
+
+
+def test_same_component_may_be_registered_again_and_another_may_not(losses):
+    losses.register("hinge")(hinge)
+    losses.register("hinge")(hinge)
+    with pytest.raises(InputError, match=r"'hinge'.*test_registry:hinge"):
+        losses.register("hinge")(lambda logits, labels: 0)
+
+
+@pytest.mark.parametrize("name", ["", "a:b"])
+def test_names_with_a_colon_or_without_text_are_rejected(losses, name):
+    with pytest.raises(InputError, match=repr(name)):
+        losses.register(name)
+
+
+def test_unknown_name_lists_the_closest_first(losses):
+    losses.register("cross_entropy")(hinge)
+    losses.register("hinge")(hinge)
+    with pytest.raises(InputError, match=r"config\.x 'hingee'.*first: hinge, cross_entropy"):
+        losses.get("hingee", "config.x")
+
+
+def test_dotted_path_finds_functions_and_attributes_of_classes(losses, package):
+    assert losses.get(f"{package}.parts:make")() == 1
+    assert losses.get(f"{package}.parts:Group.make")() == 2
+
+
+@pytest.mark.parametrize(
+    "path, error, message",
+    [
+        ("no_such_package.x:make", ModuleNotFoundError, "config.x.*'no_such_package'.*PYTHONPATH"),
+        ("{}.absent:make", ModuleNotFoundError, "config.x.*temporary_package.absent"),
+        ("{}.broken:make", ModuleNotFoundError, "config.x.*broken failed.*no_such_library"),
+        ("{}.parts:mkae", ValueError, "config.x.*no 'mkae'.*first: make"),
+        ("{}.parts:value", ValueError, "config.x.*found 3"),
+    ],
+)
+def test_errors_of_dotted_paths_name_field_module_and_fix(losses, package, path, error, message):
+    with pytest.raises(error, match=message):
+        losses.get(path.format(package), "config.x")
+
+
+def test_entry_points_are_found_by_name(losses, package, monkeypatch):
+    point = importlib.metadata.EntryPoint("own", f"{package}.parts:make", "tests.losses")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])
+    registry._entry_points.cache_clear()
+    try:
+        assert losses.get("own")() == 1
+        assert "own" in losses and list(losses) == ["own"]
+    finally:
+        registry._entry_points.cache_clear()
+
+
+def test_components_of_this_package_are_built_in():
+    import imta_jax.models  # noqa: F401
+
+    for components in (registry.BACKBONES, registry.HEADS, registry.OBJECTIVES):
+        assert all(components.is_built_in(name) for name in components)
+        assert all(components.source(name) is None for name in components)
+
+
+def test_source_imports_the_module_that_registered_a_name(losses, package, tmp_path, monkeypatch):
+    code = f"import {__name__.replace('.', '_')}_holder as h\nh.losses.register('late')(make)\n"
+    holder = type(sys)(f"{__name__.replace('.', '_')}_holder")
+    holder.losses = losses
+    monkeypatch.setitem(sys.modules, holder.__name__, holder)
+    (tmp_path / package / "late.py").write_text("def make(): return 4\n" + code)
+    losses.restore_source("late", f"{package}.late:make", "config.x")
+    assert losses.get("late")() == 4 and losses.source("late") == f"{package}.late:make"
+    with pytest.raises(InputError, match=r"config\.x 'other'.*parts:make"):
+        losses.restore_source("other", f"{package}.parts:make", "config.x")
+
+
+def test_unknown_options_list_the_closest_first():
+    check_options(hinge, {"margin": 2}, "loss", given=2)
+    with pytest.raises(InputError, match=r"option of loss 'margn'.*first: margin"):
+        check_options(hinge, {"margn": 2}, "loss", given=2)
+    with pytest.raises(InputError, match=r"option of loss 'labels'"):
+        check_options(hinge, {"labels": 2}, "loss", given=2)
