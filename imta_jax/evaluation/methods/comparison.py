@@ -104,16 +104,12 @@ def compare_methods(
       ValueError: invalid predictions or costs, splits of different networks, or a budget below the
         first exit's cost.
     """
-    validation = checked_predictions(validation, "validation predictions")
-    test = checked_predictions(test, "test predictions")
     # Imported late: it imports scipy.optimize, which takes 0.4 s.
     from imta_jax.evaluation.methods.fitted import select_by_fitted
 
-    if validation.logits.shape[::2] != test.logits.shape[::2]:
-        raise InputError(
-            f"validation logits have shape {validation.logits.shape}, test logits "
-            f"{test.logits.shape}; both must have the exits and classes of the same network"
-        )
+    validation = checked_predictions(validation, "validation predictions")
+    test = checked_predictions(test, "test predictions")
+    _check_same_network(validation, test)
     cost_of_multiply_add = 1.0 if hasattr(costs, "macs") else 0.0
     costs = checked_costs(costs, len(validation.logits)).astype(np.float64)
     fractions = _checked_budgets(budgets, costs)
@@ -130,6 +126,14 @@ def compare_methods(
         name: _curve(name, selection, splits, costs, gains[name], intervals[name], confidence_level)
         for name, selection in selections.items()
     }
+
+
+def _check_same_network(validation: Predictions, test: Predictions) -> None:
+    if validation.logits.shape[::2] != test.logits.shape[::2]:
+        raise InputError(
+            f"validation logits have shape {validation.logits.shape}, test logits "
+            f"{test.logits.shape}; both must have the exits and classes of the same network"
+        )
 
 
 def _checked_budgets(
