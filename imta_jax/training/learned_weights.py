@@ -10,9 +10,9 @@ Then A and B change places. The authors take a step on theta after each half. He
 halves follows, with the same number of steps, batch size and schedule as without weights. Batch
 normalization sees one half at a time.
 
-The gradient of A is linear in the weights, so the derivative of step 1 needs no second derivative of
-the network. A step takes about three times as long as without weights: per half one forward and two
-backward passes on A, the derivative of a backward pass, and a forward and a backward pass on B.
+The gradient of A is linear in the weights, so the derivative of step 1 needs no second derivative
+of the network. A step takes about three times as long as without weights: per half one forward and
+two backward passes on A, the derivative of a backward pass, and a forward and a backward pass on B.
 """
 
 import dataclasses
