@@ -6,7 +6,7 @@ see. A small network maps the losses l_n = (l_n1, ..., l_nE) of image n to a wei
     u_n = tanh(V relu(U l_n + a) + b),    w_ne = 1 + scale * (u_ne - mean_e u_ne)
 
 and the training loss is sum_e mean_n w_ne l_ne. The network is trained on the meta loss of a
-virtual step (`training.learned_weights_step`): images go through the exits by confidence as in
+virtual step (`training.learned_weights`): images go through the exits by confidence as in
 adaptive inference, and every exit pays for the images that leave there.
 """
 

@@ -38,7 +38,7 @@ from imta_jax.techniques.sample_weights import (
 )
 from imta_jax.training.objectives import ExitMetrics, PhaseOneObjective, exit_metrics
 from imta_jax.training.state import TrainState
-from imta_jax.training.step import TrainStep, advance_if_finite
+from imta_jax.training.step import advance_if_finite
 from imta_jax.types import Batch
 
 _OPTIMIZER = optax.adam(LEARNING_RATE)
@@ -48,7 +48,7 @@ _OPTIMIZER = optax.adam(LEARNING_RATE)
 class LearnedWeightsObjective(PhaseOneObjective):
     """The sum over exits of the mean weighted cross-entropy.
 
-    Called as an objective it has the weights 1; `learned_weights_step` adds the weights.
+    Called as an objective it has the weights 1; `LearnedWeightsStep` adds the weights.
 
     Attributes:
       seed: of the network that predicts weights.
@@ -64,57 +64,59 @@ class LearnedWeightsObjective(PhaseOneObjective):
         return {"network": network, "optimizer": _OPTIMIZER.init(network)}
 
 
-def learned_weights_step(
-    graphdef: nnx.GraphDef,
-    objective: LearnedWeightsObjective,
-    trainable: Any,
-    tx: optax.GradientTransformation,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    mesh: Mesh,
-) -> TrainStep:
-    """Returns one training step, a pure function to be compiled; see `step.train_step`."""
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class LearnedWeightsStep:
+    """One training step with learned sample weights; `advance` is to be compiled.
 
-    def outputs(
-        params: nnx.State, rest: nnx.State, images: UInt8[Array, "N H W C"]
-    ) -> tuple[Float[Array, "E N K"], nnx.State]:
-        classifier = nnx.merge(graphdef, params, rest, copy=True)
-        optimized = optimize_for_training(classifier, mesh)
-        logits, _ = objective.outputs(optimized, normalize(images, mean, std))
-        _, _, rest = nnx.split(classifier, trainable, ...)
-        return logits, rest
+    Attributes:
+      graphdef, trainable, tx, mean, std, mesh: see `step.train_step`.
+      objective: its logits are used.
+    """
 
-    def losses_of(
-        params: nnx.State, rest: nnx.State, images: jax.Array, labels: Int[Array, " N"]
-    ) -> tuple[Float[Array, "E N"], tuple[ExitMetrics, nnx.State]]:
-        logits, rest = outputs(params, rest, images)
-        every = jnp.broadcast_to(labels, logits.shape[:-1])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, every)
-        return losses, (exit_metrics(logits, labels), rest)
+    graphdef: nnx.GraphDef
+    objective: LearnedWeightsObjective
+    trainable: Any
+    tx: optax.GradientTransformation
+    mean: Sequence[float]
+    std: Sequence[float]
+    mesh: Mesh
 
-    def half(state: TrainState, carry: Any, own: Any, other: Any) -> tuple[Any, Any]:
+    def advance(self, state: TrainState, batch: Batch) -> tuple[TrainState, ExitMetrics]:
+        """Maps a state and a batch to the next state and the metrics."""
+        # A half takes every second example, so that no example moves between devices.
+        halves = tuple(
+            x.reshape(-1, 2, *x.shape[1:]).swapaxes(0, 1) for x in (batch.images, batch.labels)
+        )
+        swapped = tuple(x[::-1] for x in halves)
+        (rest, extra), found = jax.lax.scan(
+            lambda carry, both: self._half(state, carry, *both),
+            (state.rest, state.extra),
+            (halves, swapped),
+        )
+        gradient, loss, metrics = jax.tree.map(lambda x: x.mean(axis=0), found)
+        params, opt_state = self._optimizer_step(state, gradient)
+        advanced = TrainState(state.step + 1, params, rest, opt_state, state.halted_at, extra)
+        return advance_if_finite(state, advanced, (loss, gradient, extra["network"])), metrics
+
+    def _half(self, state: TrainState, carry: Any, own: Any, other: Any) -> tuple[Any, Any]:
         """Trains the weight network for the images `own`, with the meta images `other`.
 
         Returns:
           ((rest, weight network and its optimizer), (gradient, loss, metrics)).
         """
         rest, extra = carry
-        params = state.trainable.unpack()
         losses, pullback, (metrics, new_rest) = jax.vjp(
-            lambda params: losses_of(params, rest, *own), params, has_aux=True
+            lambda params: self._losses(params, rest, *own), state.trainable.unpack(), has_aux=True
         )
 
         def gradient(network: WeightNetwork) -> nnx.State:
-            (gradient,) = pullback(sample_weights(network, losses) / losses.shape[1])
-            return gradient
+            (found,) = pullback(sample_weights(network, losses) / losses.shape[1])
+            return found
 
         def loss_after_virtual_step(network: WeightNetwork) -> Float[Array, ""]:
-            packed: Any = state.trainable
-            updates, _ = tx.update(packed.packing.pack(gradient(network)), state.opt_state, packed)
-            stepped: Any = optax.apply_updates(packed, updates)
+            params, _ = self._optimizer_step(state, gradient(network))
             images, labels = other
-            logits, _ = outputs(stepped.unpack(), rest, images)
+            logits, _ = self._logits(params.unpack(), rest, images)
             return meta_loss(logits, labels, leaving_counts(len(logits), len(labels)))
 
         to_network = jax.grad(loss_after_virtual_step)(extra["network"])
@@ -124,22 +126,30 @@ def learned_weights_step(
         extra = {"network": network, "optimizer": optimizer}
         return (new_rest, extra), (gradient(network), loss, metrics)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, ExitMetrics]:
-        # A half takes every second example, so that no example moves between devices.
-        halves = [
-            x.reshape(-1, 2, *x.shape[1:]).swapaxes(0, 1) for x in (batch.images, batch.labels)
-        ]
-        swapped = [x[::-1] for x in halves]
-        (rest, extra), found = jax.lax.scan(
-            lambda carry, both: half(state, carry, *both),
-            (state.rest, state.extra),
-            (tuple(halves), tuple(swapped)),
-        )
-        gradient, loss, metrics = jax.tree.map(lambda x: x.mean(axis=0), found)
+    def _optimizer_step(self, state: TrainState, gradient: nnx.State) -> tuple[Any, Any]:
+        """Packed parameters and optimizer state after a step."""
         packed: Any = state.trainable
-        updates, opt_state = tx.update(packed.packing.pack(gradient), state.opt_state, packed)
-        params: Any = optax.apply_updates(packed, updates)
-        advanced = TrainState(state.step + 1, params, rest, opt_state, state.halted_at, extra)
-        return advance_if_finite(state, advanced, (loss, gradient, extra["network"])), metrics
+        updates, opt_state = self.tx.update(packed.packing.pack(gradient), state.opt_state, packed)
+        return optax.apply_updates(packed, updates), opt_state
 
-    return step
+    def _losses(
+        self,
+        params: nnx.State,
+        rest: nnx.State,
+        images: UInt8[Array, "N H W C"],
+        labels: Int[Array, " N"],
+    ) -> tuple[Float[Array, "E N"], tuple[ExitMetrics, nnx.State]]:
+        """Cross-entropy of each image at each exit, with metrics and batch statistics."""
+        logits, rest = self._logits(params, rest, images)
+        every = jnp.broadcast_to(labels, logits.shape[:-1])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, every)
+        return losses, (exit_metrics(logits, labels), rest)
+
+    def _logits(
+        self, params: nnx.State, rest: nnx.State, images: UInt8[Array, "N H W C"]
+    ) -> tuple[Float[Array, "E N K"], nnx.State]:
+        classifier = nnx.merge(self.graphdef, params, rest, copy=True)
+        optimized = optimize_for_training(classifier, self.mesh)
+        logits, _ = self.objective.outputs(optimized, normalize(images, self.mean, self.std))
+        _, _, rest = nnx.split(classifier, self.trainable, ...)
+        return logits, rest

@@ -27,7 +27,7 @@ from imta_jax.models import (
 )
 from imta_jax.techniques import FeatureDetachment
 from imta_jax.training.gate_objective import GateSupervisedObjective
-from imta_jax.training.learned_weights import LearnedWeightsObjective, learned_weights_step
+from imta_jax.training.learned_weights import LearnedWeightsObjective, LearnedWeightsStep
 from imta_jax.training.loss_objective import LossObjective, loss_objective
 from imta_jax.training.objectives import (
     ALL_PARAMETERS,
@@ -69,9 +69,10 @@ class Phase:
 
     def new_state(self) -> TrainState:
         """A new initial state on the mesh. A compiled step donates the state that it gets."""
+        extra = None
+        if isinstance(self.objective, LearnedWeightsObjective):
+            extra = self.objective.new_state(self.classifier)
         parts = (self.classifier, self.trainable, self.optimizer, self.mesh)
-        learned = isinstance(self.objective, LearnedWeightsObjective)
-        extra = self.objective.new_state(self.classifier) if learned else None
         return create_state(*parts, extra)[1]
 
 
@@ -106,8 +107,14 @@ def assemble_phase(
     graphdef = nnx.graphdef(classifier)
     pixels: Any = {"mean": mean, "std": std}
     if isinstance(objective, LearnedWeightsObjective):
-        parts = (graphdef, objective, trainable, optimizer)
-        step = learned_weights_step(*parts, **pixels, mesh=mesh)
+        step = LearnedWeightsStep(
+            graphdef=graphdef,
+            objective=objective,
+            trainable=trainable,
+            tx=optimizer,
+            **pixels,
+            mesh=mesh,
+        ).advance
     else:
         step = train_step(
             graphdef,
