@@ -45,6 +45,8 @@ NETWORK_PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The reference code's block-wise even networks.
     "cifar_even_7_exits": _EVEN | {"num_exits": 7},
     "cifar_even_10_exits": _EVEN | {"num_exits": 10},
+    # The network on which detached feature halves were published (56 to 341 M multiply-adds).
+    "cifar_dfs_7_exits": _EVEN | {"num_exits": 7, "growth_rate": 16},
     # Sec. 4.2, exit i at layer t*i+3 (paper) or t*i (reference code, its published costs).
     "imagenet_step_4": _IMAGENET | {"base": 7, "step": 4},
     "imagenet_step_6": _IMAGENET | {"base": 9, "step": 6},

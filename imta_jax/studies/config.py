@@ -12,6 +12,8 @@ from imta_jax.config import RunConfig
 from imta_jax.errors import InputError, unknown_name
 
 TECHNIQUES = ("GE", "ISC", "OFA")
+# Techniques that the paper does not have (`configs/studies/recipes.py`).
+LATER_TECHNIQUES = ("boost", "DFS", "mixed", "L2W")
 
 _STUDY_FIELDS = (
     "study",
@@ -37,7 +39,8 @@ class VariantConfig:
 
     Attributes:
       label: Name in tables and figures.
-      techniques: Those of `TECHNIQUES` that it uses; None for networks other than MSDNet.
+      techniques: Those of `TECHNIQUES` and `LATER_TECHNIQUES` that it uses; None for networks other
+        than MSDNet.
       against: Name of the variant it is compared with; "" stands for the study's baseline.
       overrides: New values by dotted field, for example `{"phase_one.equilibrium": "off"}`.
     """
@@ -62,8 +65,8 @@ class VariantConfig:
         _check_fields(section, values, _VARIANT_FIELDS)
         techniques = values["techniques"]
         for technique in techniques or ():
-            if technique not in TECHNIQUES:
-                raise unknown_name(f"entry of {section}.techniques", technique, TECHNIQUES)
+            if technique not in (known := TECHNIQUES + LATER_TECHNIQUES):
+                raise unknown_name(f"entry of {section}.techniques", technique, known)
         return cls(
             label=str(values["label"]),
             techniques=None if techniques is None else tuple(techniques),

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from imta_jax.report.rendering import figure_png
 from imta_jax.studies.report import paper_numbers as paper
 from imta_jax.studies.report.budget_figures import figure_ablation, figure_study_budget
 from imta_jax.studies.report.paper_tables import ablation_table, unrun_ablation_table
+from imta_jax.studies.report.recipes import figure_recipes, recipes_table, schedules
 from imta_jax.studies.report.study_record import STUDIES, StudyRecord
 from imta_jax.studies.report.study_tables import (
     budget_table,
@@ -35,6 +37,8 @@ CAPTIONS = {
     "distillation": "The paper states neither alpha nor the temperature. They are chosen on "
     "validation images. Differences between cells that are smaller than the standard deviation "
     "over seeds are not significant.",
+    "recipes": "All variants have the same network, schedule, data and seeds. Dashed variants have "
+    "a phase II. Faint points are published by others, on their own networks and schedules.",
     "variance": "Without gradient equilibrium, the gradients of all later losses add up at an "
     "early stage (Eq. 3). With it, the variance of their sum is bounded (Eq. 6).",
 }
@@ -79,6 +83,7 @@ def collect_entries(studies: Sequence[StudyRecord]) -> list[ReportEntry]:
         *_ranks(by_name),
         *_distillation(by_name["distillation"]),
         *_equilibrium(by_name["equilibrium"]),
+        *_recipes(by_name["recipes"]),
         *(_unsupported(study) for study in studies if study.name not in STUDIES),
     ]
     return _with_distinct_names(entries)
@@ -193,6 +198,18 @@ def _equilibrium(studies: list[StudyRecord]) -> list[ReportEntry]:
     heading = "Equilibrium: gradient variance per stage"
     drawn = _figures(heading, "variance", figure_gradient_variance, studies, "equilibrium")
     return drawn + [_table(equilibrium_table(study)) for study in studies]
+
+
+def _recipes(studies: list[StudyRecord]) -> list[ReportEntry]:
+    """A figure and a table for each schedule; nothing without the study, as the paper has none."""
+    heading = "Recipes: budget curves"
+    entries = []
+    for study in studies:
+        for variants in schedules(study):
+            draw = functools.partial(figure_recipes, variants=variants)
+            entries.append(_figure(heading, "recipes", draw, study))
+            entries.append(_table(recipes_table(study, variants)))
+    return entries
 
 
 def _unsupported(study: StudyRecord) -> ReportEntry:

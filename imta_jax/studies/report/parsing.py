@@ -89,6 +89,7 @@ def _variant(name: str, entry: Mapping[str, Any]) -> VariantRecord:
         techniques=None if techniques is None else frozenset(techniques),
         overrides=entry.get("overrides") or {},
         costs=tuple(entry.get("costs") or ()),
+        against=str(entry.get("against") or ""),
     )
 
 

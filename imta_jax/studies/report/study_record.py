@@ -15,7 +15,7 @@ import numpy as np
 from imta_jax.report.style import pluralize
 from imta_jax.studies.report.paper_numbers import TECHNIQUES, dataset_title, known_dataset
 
-STUDIES = ("ablation", "exits", "budget", "equilibrium", "distillation")
+STUDIES = ("ablation", "exits", "budget", "equilibrium", "distillation", "recipes")
 SPLIT_NAMES = {"train": "training", "validation": "validation", "test": "test"}
 
 
@@ -30,6 +30,7 @@ class VariantRecord:
       techniques: Those of GE, ISC and OFA that it uses; None for networks other than MSDNet.
       overrides: Config values that differ from the study's base, by dotted field.
       costs: `macs`, `published_ops` and `params` per exit, known before any run; may be empty.
+      against: Name of the variant it is compared with; "" stands for the study's baseline.
     """
 
     name: str
@@ -38,6 +39,7 @@ class VariantRecord:
     techniques: frozenset[str] | None
     overrides: Mapping[str, Any]
     costs: tuple[Mapping[str, int], ...] = ()
+    against: str = ""
 
     @property
     def is_plain(self) -> bool:
@@ -124,12 +126,15 @@ class StudyRecord:
         return accuracies(self.finished(variant).values(), split)
 
     def baseline_of(self, variant: VariantRecord) -> VariantRecord | None:
-        """The variant to compare with: the baseline, or the first plain one of the same network.
+        """The variant to compare with, of the same network: its own, the baseline or a plain one.
 
         Variants of another network are not compared, since their exits lie at other depths.
         """
         same = [v for v in self.variants if v.network == variant.network]
-        candidates = [v for v in same if v.name == self.baseline] + [v for v in same if v.is_plain]
+        candidates = [
+            v for name in (variant.against, self.baseline) for v in same if v.name == name
+        ]
+        candidates += [v for v in same if v.is_plain]
         return candidates[0] if candidates and candidates[0] != variant else None
 
     def paired_rows(
