@@ -1,4 +1,4 @@
-"""Config dataclasses: parsed once, typed, range-checked, and equal to the config files' values."""
+"""Config dataclasses: types, ranges, defaults and the values of the config files."""
 
 import dataclasses
 import importlib
@@ -76,7 +76,7 @@ REJECTED = [
 
 
 @pytest.mark.parametrize(("field", "value", "message"), REJECTED)
-def test_a_rejected_value_names_the_field_the_value_and_what_is_valid(field, value, message):
+def test_an_invalid_value_raises_with_field_value_and_valid_values(field, value, message):
     config = run_config().to_dict()
     *parents, last = field.split(".")
     part = config
@@ -90,7 +90,7 @@ def test_a_rejected_value_names_the_field_the_value_and_what_is_valid(field, val
 def test_an_unknown_field_is_rejected_with_the_closest_valid_name_first():
     config = run_config().to_dict()
     config["phase_one"]["total_epoch"] = 3
-    with pytest.raises(ValueError, match=r"config\.phase_one 'total_epoch'.*first: total_epochs,"):
+    with pytest.raises(ValueError, match=r"config\.phase_one 'total_epoch'.*: total_epochs,"):
         RunConfig.from_mapping(config)
 
 

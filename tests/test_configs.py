@@ -34,7 +34,7 @@ def test_every_config_file_is_listed_here():
 
 @functools.cache
 def exits_built(model: ModelConfig, heads: HeadsConfig) -> int:
-    """Number of exits of a config's phase-II network; cached, because building is slow."""
+    """Number of exits of a config's phase-II network."""
     classes = {"num_classes": tiny_run.INFO.num_classes, "rngs": nnx.Rngs(0)}
     classifier = build_classifier(model, image_shape=tiny_run.INFO.image_shape, **classes)
     return with_collaborative_heads(classifier, heads, **classes).num_exits
@@ -48,7 +48,7 @@ def test_every_preset_passes_the_checks_and_builds(name, preset):
     assert exits_built(config.model, config.heads) >= 4
 
 
-# ----- values of DESIGN section 3
+# Values of the method presets.
 
 PAPER = {
     "model.initialization": "he_normal",
@@ -87,7 +87,7 @@ def at(config, dotted):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("preset", "values"), [("paper", PAPER), ("published", PUBLISHED)])
-def test_method_presets_are_the_columns_of_the_table(name, preset, values):
+def test_method_presets_have_the_values_of_the_table(name, preset, values):
     config = get_config(name, preset)
     assert {field: at(config, field) for field in values} == values
     for phase in (config.phase_one, config.phase_two):
@@ -129,12 +129,12 @@ def test_imagenet_presets_place_the_first_exit():
         assert (network["base"], network["step"], network["num_exits"]) == (first, 4, 5)
 
 
-# ----- invalid input
+# Invalid input.
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_preset_raises_with_the_valid_ones(name):
-    with pytest.raises(ValueError, match="'publishd'; valid, the closest first: published, ") as e:
+    with pytest.raises(ValueError, match=r"preset 'publishd'.*: published, ") as e:
         get_config(name, "publishd")
     assert all(preset in str(e.value) for preset in METHODS)
     assert ("short" in str(e.value)) == (name in CIFAR)
@@ -177,24 +177,22 @@ def test_configs_do_not_import_jax_or_tensorflow():
 
 QUICKSTART = "--config=configs/quickstart.py"
 INVALID = {
-    (f"{QUICKSTART}:publishd",): r"preset 'publishd'; valid, the closest first: published, ",
+    (f"{QUICKSTART}:publishd",): r"preset 'publishd'.*: published, ",
     (QUICKSTART, "--config.phase_one.total_epoch=3"): (
-        r"config\.phase_one 'total_epoch'; valid, the closest first: total_epochs, .*batch_size"
+        r"config\.phase_one 'total_epoch'.*: total_epochs, .*batch_size"
     ),
     ("--config", "configs/quickstart.py", "--config.phas_one.seed", "3"): (
-        r"field of config 'phas_one'; valid, the closest first: phase_one, .*data"
+        r"config 'phas_one'.*: phase_one, .*data"
     ),
-    (QUICKSTART, "--noconfig.data.flp"): (
-        r"config\.data 'flp'; valid, the closest first: flip, .*source"
-    ),
-    (QUICKSTART, "--config.phase_one.total_epochs=many"): r"total_epochs=many: invalid literal",
+    (QUICKSTART, "--noconfig.data.flp"): (r"config\.data 'flp'.*: flip, .*source"),
+    (QUICKSTART, "--config.phase_one.total_epochs=many"): r"total_epochs=many",
     (QUICKSTART, "--config.model.preset=cifar_9_exits"): (
-        r"'cifar_9_exits'; valid, the closest first: cifar_\d_exits, .*quickstart"
+        r"'cifar_9_exits'.*: cifar_\d_exits, .*quickstart"
     ),
     (QUICKSTART, "--config.model.num_exits=4", "--config.model.growth_factors=(1,2)"): (
-        r"one entry per scale; found \(1, 2\) and \(1, 2, 4\)"
+        r"growth_factors.*\(1, 2\).*\(1, 2, 4\)"
     ),
-    (QUICKSTART, "--mode=evalute"): r"'evalute'; valid, the closest first: evaluate, .*phase_one",
+    (QUICKSTART, "--mode=evalute"): r"'evalute'.*: evaluate, .*phase_one",
     (QUICKSTART, "--config.data.source=/nowhere.npz", "--config.model.num_exits=4"): (
         r"config\.data\.source.*/nowhere\.npz"
     ),
@@ -204,7 +202,7 @@ INVALID = {
 def test_the_command_line_names_the_invalid_and_the_valid_values(tmp_path):
     cases = list(INVALID.items())
     while cases:
-        some = [cases.pop() for _ in range(min(3, len(cases)))]  # three processes at a time
+        some = [cases.pop() for _ in range(min(3, len(cases)))]  # Three processes at a time.
         running = [
             python("launch.py", *arguments, f"--workdir={tmp_path}/run") for arguments, _ in some
         ]

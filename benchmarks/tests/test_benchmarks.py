@@ -27,15 +27,15 @@ def dataset(files, tmp_path_factory):
     return image_files.load_image_folder(root)
 
 
-def test_pillow_makes_the_same_images_as_our_pipeline(dataset):
+def test_pillow_gives_the_same_images_as_our_pipeline(dataset):
     ours, pillow = (
         np.concatenate(list(image_files.CONTENDERS[name](dataset, 4, epoch=3)))
         for name in ("ours", "pillow")
     )
     assert ours.shape == pillow.shape == (8, 224, 224, 3)
     assert ours.dtype == pillow.dtype == np.uint8
-    apart = np.abs(ours.astype(int) - pillow).mean(axis=(1, 2, 3))
-    assert apart.max() < 3
+    difference = np.abs(ours.astype(int) - pillow).mean(axis=(1, 2, 3))
+    assert difference.max() < 3
     # A flipped image differs much more.
     assert np.abs(ours[:, :, ::-1].astype(int) - pillow).mean() > 10
 
@@ -83,7 +83,8 @@ def test_the_script_writes_rows_summary_and_targets(files, tmp_path, monkeypatch
     monkeypatch.setattr(input_pipeline, "QUICK", TINY)
     # A fresh process would import everything again.
     monkeypatch.setattr(measurement, "in_own_process", lambda function, *args: function(*args))
-    bound = []  # and must not restrict this process to fewer cores
+    # This process must not be limited to fewer cores.
+    bound = []
     monkeypatch.setattr(image_files.os, "sched_setaffinity", lambda _, cores: bound.append(cores))
     folder, out = tmp_path / "given", tmp_path / "result.json"
     image_files.link_tree(files, folder, images=8)

@@ -32,7 +32,7 @@ def test_the_full_network_runs_with_its_fastest_slicing(found):
 
 def test_efficiency_is_speed_up_over_the_speed_up_in_macs(found):
     best = [early_exit._fastest(found, last) for last in range(3)]
-    exits = np.array([0] * 50 + [2] * 50)  # mean multiply-adds 60 of 100
+    exits = np.array([0] * 50 + [2] * 50)  # Mean multiply-adds: 60 of 100.
     row = early_exit._row(found, 0.5, best, exits, MACS)
     assert row["macs_share"] == 0.6
     assert row["speed_up"]["median"] == pytest.approx(1 / 0.6, rel=1e-3)

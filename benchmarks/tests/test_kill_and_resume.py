@@ -1,4 +1,4 @@
-"""The kill-and-resume check finds differences, and a short version of it passes."""
+"""The kill-and-resume check: differences that it finds, and a short run of it."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def write_logits(folder, value=1.0):
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """A minimal folder in the form of a finished run."""
-    folder = tmp_path_factory.mktemp("by_hand") / "reference"
+    folder = tmp_path_factory.mktemp("runs") / "reference"
     phase = folder / "phase_one"
     for part in ("evaluation", "report", "phase_one"):
         (folder / part).mkdir(parents=True)
@@ -79,16 +79,16 @@ def change_the_optimizer(folder):
     save_arrays(folder / "phase_one" / "10" / "progress", step=np.int32(51))
 
 
-def lose_the_last_epoch(folder):
+def remove_the_last_epoch(folder):
     shutil.rmtree(folder / "phase_one" / "10")
 
 
-def lose_a_row(folder):
+def remove_a_row(folder):
     metrics = folder / "phase_one" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().partition("\n")[0] + "\n")
 
 
-def halve_a_row(folder):
+def write_half_a_row(folder):
     with (folder / "phase_one" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1')
 
@@ -96,9 +96,9 @@ def halve_a_row(folder):
 DAMAGE = {
     change_an_array: "differs: phase_one/10/model['weight']",
     change_the_optimizer: "differs: phase_one/10/progress['step']",
-    lose_the_last_epoch: "missing: phase_one/10/model['weight']",
-    lose_a_row: "missing: phase_one/metrics.jsonl, row 2",
-    halve_a_row: "cannot be read: ",
+    remove_the_last_epoch: "missing: phase_one/10/model['weight']",
+    remove_a_row: "missing: phase_one/metrics.jsonl, row 2",
+    write_half_a_row: "cannot be read: ",
     lambda f: write_row(f / "phase_one", step=6): "unexpected: phase_one/metrics.jsonl, r",
     lambda f: write_results(f, top1=50.1): "differs: results.json, exits",
     lambda f: (f / "results.json").unlink(): "cannot be read: ",
@@ -186,11 +186,11 @@ def test_a_program_that_resumes_has_no_problem(tmp_path):
 
 def test_a_program_that_does_not_resume_is_a_problem(tmp_path):
     program = f"""
-if (run / 'begun').exists(): sys.exit('it is broken')
+if (run / 'begun').exists(): sys.exit('failed')
 (run / 'begun').touch(); {WAIT}"""
     kills, problems = kill_a_program(program, tmp_path, signal.SIGKILL)
     assert len(kills) == 1
-    assert problems == ["does not resume, exit code 1: it is broken"]
+    assert problems == ["does not resume, exit code 1: failed"]
 
 
 @pytest.mark.skipif(
@@ -258,11 +258,11 @@ def test_problems_and_missing_kills_set_the_exit_status(problems, kills, tmp_pat
         if problems == 0 and kills == 2:
             kill_and_resume.main(arguments)
         else:
-            with pytest.raises(SystemExit, match="kept in"):
+            with pytest.raises(SystemExit, match=str(tmp_path)):
                 kill_and_resume.main(arguments)
     finally:
         jax.config.update("jax_platforms", before)
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["summary"]["kills"] == kills and str(tmp_path) not in str(found)
-    kept = list(tmp_path.glob("kill_and_resume_*"))
-    assert bool(kept) == (problems > 0 or kills < 2)
+    remaining = list(tmp_path.glob("kill_and_resume_*"))
+    assert bool(remaining) == (problems > 0 or kills < 2)

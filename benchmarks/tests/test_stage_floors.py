@@ -1,4 +1,4 @@
-"""Stages and floors are of what training computes; how long anything takes is not tested."""
+"""The stages of the floor benchmark compute what training computes. Times are not tested."""
 
 import json
 import sys
@@ -34,14 +34,14 @@ def stages(classifier, layout):
 
 
 @pytest.mark.parametrize("layout", Layout)
-def test_multiply_adds_of_stages_add_up_to_the_networks(classifier, layout):
+def test_multiply_adds_of_stages_add_up_to_those_of_the_network(classifier, layout):
     counted = [stage.counts()[0] for stage in stages(classifier, layout)]
     heads = np.cumsum([width * tiny_run.CLASSES for width in classifier.backbone.feature_widths])
     expected = exit_costs(classifier).macs - heads
     np.testing.assert_array_equal(np.cumsum(counted), len(IMAGES) * expected)
 
 
-def test_stages_in_sequence_compute_the_networks_features(classifier):
+def test_stages_in_sequence_compute_the_features_of_the_network(classifier):
     expected = nnx.clone(classifier).features(IMAGES)
     for stage, features in zip(stages(classifier, Layout.CHWN), expected, strict=True):
         found = stage.forward(stage.params, stage.rest, stage.state)[1]

@@ -27,7 +27,7 @@ def test_every_option_computes_the_same_losses(result):
     plain = losses[step_options.PLAIN]
     assert losses["rematerialize"] == pytest.approx(plain, rel=1e-5)
     assert losses["steps in one dispatch"] == pytest.approx(plain, rel=1e-5)
-    for rounded in ("bfloat16", "accumulate_parts=4"):  # parts: batch statistics of fewer images
+    for rounded in ("bfloat16", "accumulate_parts=4"):  # Batch statistics differ.
         assert losses[rounded] != plain and losses[rounded] == pytest.approx(plain, rel=0.05)
 
 

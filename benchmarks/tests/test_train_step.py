@@ -1,4 +1,4 @@
-"""The arithmetic of the train-step benchmark; its contenders compute the same numbers."""
+"""The arithmetic of the train-step benchmark, and equal results of its contenders."""
 
 import dataclasses
 import re
@@ -72,7 +72,7 @@ def test_without_pytorch_the_summary_has_no_ratio_to_it():
     assert summary["phase_two_vs_phase_one"] == 0.5
 
 
-def test_hours_follow_the_papers_schedule():
+def test_hours_follow_the_schedule_of_the_paper():
     ours, pytorch = train_step.whole_run_rows(CASE, FOUND)
     # 703 full batches of 64 in 45,000 images, 300 and 180 times.
     assert ours["phase_one_hours"] == pytest.approx(2 * 703 * 300 / 3600, rel=1e-3)
@@ -94,15 +94,15 @@ def test_a_contender_with_other_numbers_raises():
 
 
 def test_gpus_have_more_cases_and_modes():
-    asked = SimpleNamespace(device="cuda", network=None, batch=None, precision=None)
-    on_cuda = train_step.cases(asked, train_step.CIFAR, 2)
+    arguments = SimpleNamespace(device="cuda", network=None, batch=None, precision=None)
+    on_cuda = train_step.cases(arguments, train_step.CIFAR, 2)
     assert {(c.network, c.batch_size) for c in on_cuda} == {
         *((network, size) for network in train_step.CIFAR for size in (64, 256)),
         (train_step.IMAGENET, 256),
     }
     assert {c.precision for c in on_cuda} == set(cases.PRECISIONS)
-    asked.device = "cpu"
-    assert [c.name for c in train_step.cases(asked, train_step.CIFAR[:1], 2)] == [CASE.name]
+    arguments.device = "cpu"
+    assert [c.name for c in train_step.cases(arguments, train_step.CIFAR[:1], 2)] == [CASE.name]
     modes = {device: step_contenders.modes_for(device) for device in ("cpu", "cuda")}
     assert set(modes["cpu"]) < set(modes["cuda"]) and ("pytorch", "compiled") in modes["cpu"]
     assert {mode for framework, mode in modes["cuda"] if framework == "ours"} == {
@@ -116,14 +116,14 @@ def test_gpus_have_more_cases_and_modes():
     [
         (["--device=cuda", "--without-torch"], 'JAX computes on "cpu" here.*[cuda]'),
         (["--device=tpu", "--without-torch"], 'JAX computes on "cpu" here.*[tpu]'),
-        (["--device=gpu"], "invalid choice: 'gpu'"),
-        (["--batch=0"], "0 is below 1"),
-        (["--threads=-3"], "-3 is below 0"),
-        (["--network=foo"], "invalid choice: 'foo'.*cifar_7_exits"),
-        (["--compile-times", "foo"], "invalid choice: 'foo'.*cifar_7_exits"),
+        (["--device=gpu"], "--device.*'gpu'"),
+        (["--batch=0"], "--batch.*0"),
+        (["--threads=-3"], "--threads.*-3"),
+        (["--network=foo"], "'foo'.*cifar_7_exits"),
+        (["--compile-times", "foo"], "'foo'.*cifar_7_exits"),
     ],
 )
-def test_unavailable_devices_and_bad_values_exit_with_the_valid_ones(
+def test_unavailable_devices_and_invalid_values_exit_with_the_valid_ones(
     given, message, monkeypatch, capsys
 ):
     monkeypatch.setattr(sys, "argv", ["train_step.py", "--out=none.json", *given])
@@ -152,8 +152,8 @@ def test_seconds_to_line_stops_at_the_line():
     program = "print('before'); print('phase_one step 1/9: loss'); import time; time.sleep(60)"
     command = [sys.executable, "-c", program]
     assert 0 < first_step.seconds_to_line(command, first_step.LINE, "cpu") < 30
-    with pytest.raises(RuntimeError, match="no such run"):
-        first_step.seconds_to_line([sys.executable, "-c", "print('no such run')"], "step", "cpu")
+    with pytest.raises(RuntimeError, match="other output"):
+        first_step.seconds_to_line([sys.executable, "-c", "print('other output')"], "step", "cpu")
 
 
 def test_batches_and_on_device_images_give_the_same_losses(monkeypatch):

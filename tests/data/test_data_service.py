@@ -1,4 +1,4 @@
-"""The tf.data service makes the same batches as this host."""
+"""The tf.data service gives the same batches as the local host."""
 
 import chex
 import numpy as np
@@ -45,14 +45,14 @@ def service():
     del workers
 
 
-def test_two_workers_make_the_batches_of_one_host_in_order(dataset, service):
+def test_two_workers_give_the_batches_of_the_local_host_in_order(dataset, service):
     split, arguments = dataset.splits["train"], {"batch_size": 3, "seed": 1, "epoch": 2}
     assert isinstance(dataset.preprocessing, RandomAreaCrop)
-    here = list(train_batches(split, dataset.preprocessing, **arguments))
-    there = train_batches(
+    local = list(train_batches(split, dataset.preprocessing, **arguments))
+    remote = train_batches(
         split, dataset.preprocessing, **arguments, host=HostPipeline(service=service)
     )
-    chex.assert_trees_all_equal(list(there), here, strict=True)
+    chex.assert_trees_all_equal(list(remote), local, strict=True)
 
 
 def test_eval_batches_of_the_service_contain_each_image_once(dataset, service):

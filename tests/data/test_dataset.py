@@ -162,7 +162,7 @@ def test_constant_channel_raises():
         ({"validation_seed": -2}, "validation_seed.*-2"),
     ],
 )
-def test_impossible_holdout_raises(change, message):
+def test_invalid_holdout_raises(change, message):
     with pytest.raises(ValueError, match=message):
         load_dataset({**EMBEDDED, **change})
 
@@ -175,13 +175,13 @@ LABELS = np.array([0, 1, 2, 0, 1, 2])
     ("images", "labels", "message"),
     [
         (IMAGES.astype(np.float32), LABELS, "here images.*float32.*uint8"),
-        (IMAGES[..., :2], LABELS, r"shape \(6, 8, 8, 2\), expected \[N, H, W, C\]"),
-        (IMAGES.transpose(0, 3, 1, 2), LABELS, r"shape \(6, 3, 8, 8\).*channels last"),
-        (IMAGES[:, 0, 0], LABELS, r"shape \(6, 3\)"),
+        (IMAGES[..., :2], LABELS, r"\(6, 8, 8, 2\).*\[N, H, W, C\]"),
+        (IMAGES.transpose(0, 3, 1, 2), LABELS, r"\(6, 3, 8, 8\).*\[N, H, W, C\]"),
+        (IMAGES[:, 0, 0], LABELS, r"\(6, 3\)"),
         (IMAGES[:0], LABELS[:0], r"here images.*\(0, 8, 8, 3\)"),
         (IMAGES, LABELS / 2, "here labels.*float64.*integers"),
         (IMAGES, LABELS == 1, "here labels.*bool.*integers"),
-        (IMAGES, LABELS[:, None], r"here labels have shape \(6, 1\)"),
+        (IMAGES, LABELS[:, None], r"here labels.*\(6, 1\)"),
         (IMAGES, LABELS[:-1], "here.*6 images.*5 labels"),
         (IMAGES, np.array([0, 1, 7, 3, 1, 2]), "label at index 2.*7.*0 to 2.*2 labels"),
         (IMAGES, np.array([0, 1, 1, 1, -1, 2]), "label at index 4.*-1.*0 to 2"),
@@ -220,13 +220,13 @@ def test_preview_warns_of_a_batch_size_that_training_rejects(caplog, batch_size,
 
 
 @pytest.mark.parametrize(("names", "hints"), [(None, True), (("cat", "dog", "owl"), False)])
-def test_hint_at_labels_that_start_at_1(caplog, names, hints):
+def test_labels_that_start_at_1_are_reported_if_classes_have_no_names(caplog, names, hints):
     images = np.random.default_rng(0).integers(0, 256, IMAGES.shape, np.uint8)
     from_one = np.maximum(LABELS, 1)
     splits = {name: SourceSplit(images, from_one) for name in ("train", "validation", "test")}
     source = validate_source(SourceData("one", splits, names))
     build_dataset(source, PaddedCrop(2, True), validation_examples=0, validation_seed=0)
-    assert ("labels must start at 0" in caplog.text) == hints
+    assert ("start at 0" in caplog.text) == hints
 
 
 def test_valid_arrays_pass_with_and_without_channels():

@@ -1,4 +1,4 @@
-"""What loading a dataset finds beside usable images."""
+"""Findings of a dataset: similar class names and duplicate images; quotas of held-out images."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_duplicates_are_counted_across_splits_and_classes():
         ("test", "train"): 2,
         ("test", "validation"): 1,
     }
-    assert found.in_two_classes == 2 + 3  # of digest 3, and of digest 2
+    assert found.in_two_classes == 2 + 3  # Of digest 3, and of digest 2.
     assert found.examples == (
         "train 0 = validation 1",
         "train 1 = test 0",
@@ -82,7 +82,7 @@ def test_equal_arrays_have_equal_digests():
     ("counts", "examples"),
     [([1] * 5 + [50] * 15, 100), ([1, 1, 1, 9], 6), ([2, 30], 31), ([1] * 19 + [2], 20)],
 )
-def test_holdout_empties_no_class_while_another_can_give(counts, examples):
+def test_holdout_leaves_images_in_every_class_if_possible(counts, examples):
     counts = np.array(counts)
     quotas = class_quotas(counts, examples)
     kept = counts - quotas

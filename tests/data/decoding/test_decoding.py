@@ -1,4 +1,4 @@
-"""The decoding policy: which files are accepted, and the same pixels on both sides."""
+"""The decoding policy: accepted files, and equal pixels from TensorFlow and Pillow."""
 
 import io
 import struct
@@ -118,7 +118,7 @@ def in_graph(contents, memory_limit_gb=4.0):
 
 
 def indexed(contents, memory_limit_gb=4.0):
-    """The inspection of several files as training's index does it, and which it postponed."""
+    """The inspection of several files for the index, and the files that it postponed."""
     table, postponed = in_graph(contents, memory_limit_gb), []
     Inspector(memory_limit_gb).decode_postponed(table, lambda i: postponed.append(i) or contents[i])
     return table, sorted(postponed)

@@ -1,4 +1,4 @@
-"""The EXIF orientation, ignored or applied in training, evaluation and inference alike."""
+"""The EXIF orientation, ignored or applied in training, evaluation and inference."""
 
 import numpy as np
 import pytest
@@ -41,17 +41,17 @@ def test_rotated_images_are_counted_and_logged(root, caplog):
     expected = dict.fromkeys(range(2, 9), 2)
     for split in ("train", "test"):
         assert dataset.findings.splits[split].orientations == expected
-    assert f"14 of 16 images of {root}/test have an EXIF orientation" in caplog.text
+    assert f"14 of 16 images of {root}/test" in caplog.text
     assert (dataset.splits["test"].sizes == (90, 130)).all()
 
 
-def test_applied_orientation_is_seen_in_evaluation_and_by_the_runner(root, caplog):
+def test_orientation_is_applied_in_evaluation_and_inference(root, caplog):
     dataset = load_dataset(config(root, **RESIZED, exif_orientation="apply"))
     split = dataset.splits["test"]
-    seen = evaluation_images(split, dataset.preprocessing, np.arange(len(split)))
+    images = evaluation_images(split, dataset.preprocessing, np.arange(len(split)))
     transform = dataset.evaluation_transform
     assert transform.exif_orientation == "apply" and "EXIF" not in caplog.text
-    for i, image in enumerate(seen):
+    for i, image in enumerate(images):
         path = split.images.name(i)
         shown = upright(path)
         assert split.sizes[i].tolist() == [shown.height, shown.width]
@@ -62,7 +62,7 @@ def test_applied_orientation_is_seen_in_evaluation_and_by_the_runner(root, caplo
         assert decoded.size == (shown.height, shown.width)
 
 
-def test_applied_orientation_is_seen_in_training(root):
+def test_orientation_is_applied_in_training(root):
     crop = RandomAreaCrop(32, 37, 0.3, True)
     split = load_dataset(config(root, **RESIZED, exif_orientation="apply")).splits["train"]
     for epoch in range(2):
@@ -76,7 +76,7 @@ def test_applied_orientation_is_seen_in_training(root):
                 assert np.abs(image.astype(int) - expected).mean() < 8
 
 
-def test_applied_orientation_is_seen_in_arrays(tmp_path):
+def test_orientation_is_applied_to_arrays(tmp_path):
     files = {
         f"{split}/a/{orientation}.png": rotated("PNG", orientation, (24, 24))
         for split in ("train", "test")

@@ -68,7 +68,7 @@ def bilinear(image, size):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_groups_in_any_order_make_the_same_batches(channels):
+def test_groups_in_any_order_give_the_same_batches(channels):
     rng = np.random.default_rng(1)
     indices, shape = random_indices(5, 6, padding=8), (6, 16, 16, channels)
     originals = rng.integers(0, 256, (30, 16, 16, channels), np.uint8)
@@ -96,7 +96,7 @@ def test_images_of_other_sizes_are_resized_bilinearly():
         assert np.abs(image - expected).max() <= 1.0
 
 
-def test_prefetch_yields_the_items_and_makes_at_most_count_in_advance():
+def test_prefetch_yields_the_items_and_computes_at_most_count_in_advance():
     made = []
 
     def items():
@@ -106,18 +106,18 @@ def test_prefetch_yields_the_items_and_makes_at_most_count_in_advance():
 
     for i, item in enumerate(prefetch(items(), 3)):
         assert item == i
-        assert len(made) <= i + 5  # one more may be in progress
+        assert len(made) <= i + 5  # One more may be in progress.
     assert made == list(range(20))
 
 
 def test_prefetch_raises_an_error_after_the_items_before_it():
     def items():
         yield 1
-        raise OSError("gone")
+        raise OSError("no file")
 
     items_ahead = prefetch(items(), 4)
     assert next(items_ahead) == 1
-    with pytest.raises(OSError, match="gone"):
+    with pytest.raises(OSError, match="no file"):
         next(items_ahead)
 
 

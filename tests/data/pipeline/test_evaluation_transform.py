@@ -1,4 +1,4 @@
-"""The description of evaluation's preprocessing makes the pixels of the evaluation pipeline."""
+"""The exported evaluation transform gives the pixels of the evaluation pipeline."""
 
 import json
 from dataclasses import replace
@@ -69,15 +69,15 @@ def test_resize_of_lossless_files_equals_evaluation(tmp_path, sizes):
     np.testing.assert_array_equal(found, evaluated(dataset))
 
 
-def test_images_of_the_networks_size_are_unchanged_and_other_sizes_are_rejected():
+def test_only_images_of_the_size_of_the_network_are_accepted_and_unchanged():
     transform = PaddedCrop(4, True, source_size=(28, 28)).evaluation_transform(
         (32, 32, 1), (0.5,), (0.5,)
     )
     image = np.ones((32, 32, 1), np.uint8)
     np.testing.assert_array_equal(transform.apply(image), image)
-    with pytest.raises(ValueError, match=r"30 x 28 pixels.*28 x 28.*padded.*32 x 32"):
+    with pytest.raises(ValueError, match=r"30 x 28.*28 x 28.*32 x 32"):
         transform.apply(np.ones((30, 28, 1), np.uint8))
-    with pytest.raises(ValueError, match=r"source_size is \(28, 28\).*\(16, 16\)"):
+    with pytest.raises(ValueError, match=r"source_size.*\(28, 28\).*\(16, 16\)"):
         PaddedCrop(4, True, source_size=(28, 28)).evaluation_transform((16, 16, 1), (0,), (1,))
 
 
@@ -89,7 +89,7 @@ TRANSFORMS = [
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_description_survives_json(transform):
+def test_description_is_unchanged_by_json(transform):
     fields = json.loads(json.dumps(transform.to_dict()))
     assert transform_from_dict(fields, transform.image_shape, version=2) == transform
     exif = replace(transform, exif_orientation="apply")
@@ -109,24 +109,24 @@ def test_description_of_version_1_has_no_padding():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"resize": -5}, "^resize is -5.* 32"),
-        ({"resize": 31}, "^resize is 31.* 32"),
-        ({"resize": True}, "^resize is True"),
-        ({"resize": 40}, r"^padding is \[\[2, 2\], \[2, 2\]\].*resize is 40"),
-        ({"padding": [[2, 2]]}, r"^padding is \[\[2, 2\]\]"),
-        ({"padding": [[-2, 2], [2, 2]]}, r"^padding is \[\[-2"),
-        ({"padding": [[16, 16], [2, 2]]}, r"^padding is \[\[16"),
-        ({"padding": [[3, 1], [2, 3]]}, r"^source_size is \[28, 28\]; expected \[28, 27\]"),
-        ({"padding": None}, "^padding is None"),
-        ({"color": "rgb"}, "^color is 'rgb'; expected 'gray'"),
-        ({"crop": [30, 30]}, r"^crop is \[30, 30\]; expected None"),
-        ({"resize_filter": "nearest"}, "^resize_filter is 'nearest'"),
-        ({"exif_orientation": "guess"}, "^exif_orientation is 'guess'"),
-        ({"std": [float("inf")]}, r"^std is \[inf\]"),
-        ({"std": [0]}, r"^std is \[0\]"),
-        ({"mean": [float("nan")]}, r"^mean is \[nan\]"),
-        ({"mean": [0.1, 0.2]}, r"^mean is \[0.1, 0.2\]; expected 1"),
-        ({"mean": "x"}, "^mean is 'x'"),
+        ({"resize": -5}, "^resize.*-5.* 32"),
+        ({"resize": 31}, "^resize.*31.* 32"),
+        ({"resize": True}, "^resize.*True"),
+        ({"resize": 40}, r"^padding.*\[\[2, 2\], \[2, 2\]\].*resize.*40"),
+        ({"padding": [[2, 2]]}, r"^padding.*\[\[2, 2\]\]"),
+        ({"padding": [[-2, 2], [2, 2]]}, r"^padding.*\[\[-2"),
+        ({"padding": [[16, 16], [2, 2]]}, r"^padding.*\[\[16"),
+        ({"padding": [[3, 1], [2, 3]]}, r"^source_size.*\[28, 28\].*\[28, 27\]"),
+        ({"padding": None}, "^padding.*None"),
+        ({"color": "rgb"}, "^color.*'rgb'.*'gray'"),
+        ({"crop": [30, 30]}, r"^crop.*\[30, 30\].*None"),
+        ({"resize_filter": "nearest"}, "^resize_filter.*'nearest'"),
+        ({"exif_orientation": "guess"}, "^exif_orientation.*'guess'"),
+        ({"std": [float("inf")]}, r"^std.*inf"),
+        ({"std": [0]}, r"^std.*\[0\]"),
+        ({"mean": [float("nan")]}, r"^mean.*nan"),
+        ({"mean": [0.1, 0.2]}, r"^mean.*\[0\.1, 0\.2\].*\b1\b"),
+        ({"mean": "x"}, "^mean.*'x'"),
     ],
 )
 def test_invalid_field_is_rejected_by_name(changes, message):
@@ -138,5 +138,5 @@ def test_invalid_field_is_rejected_by_name(changes, message):
 def test_missing_field_is_rejected_by_name():
     fields = TRANSFORMS[1].to_dict()
     del fields["padding"]
-    with pytest.raises(ValueError, match="padding is missing"):
+    with pytest.raises(ValueError, match="padding"):
         transform_from_dict(fields, (32, 32, 1), version=2)

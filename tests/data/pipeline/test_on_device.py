@@ -1,4 +1,4 @@
-"""On-device data makes the same batches and the same training as host pipelines."""
+"""On-device data gives the same batches and the same training as host pipelines."""
 
 from unittest import mock
 
@@ -20,6 +20,7 @@ from imta_jax.training.feed import host_feed
 from imta_jax.training.step import jit_batch_step, jit_on_device_step, train_step
 
 DRAW = {"batch_size": 8, "seed": 3, "epoch": 1}
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +60,15 @@ def test_on_device_batches_are_bit_identical_to_host_batches(split, mesh, prepro
 
 @pytest.mark.parametrize("several", [1, 5, 8, 20])
 def test_steps_per_dispatch_do_not_change_the_batches(split, mesh, several):
-    whole = on_device_batches(split, mesh, PaddedCrop(2, True))
-    chex.assert_trees_all_equal(on_device_batches(split, mesh, PaddedCrop(2, True), several), whole)
+    expected = on_device_batches(split, mesh, PaddedCrop(2, True))
+    found = on_device_batches(split, mesh, PaddedCrop(2, True), several)
+    chex.assert_trees_all_equal(found, expected)
 
 
 def test_start_step_skips_the_batches_before_it(split, mesh):
-    whole = on_device_batches(split, mesh, PaddedCrop(2, True))
-    chex.assert_trees_all_equal(
-        on_device_batches(split, mesh, PaddedCrop(2, True), start_step=5), whole[5:]
-    )
+    expected = on_device_batches(split, mesh, PaddedCrop(2, True))[5:]
+    found = on_device_batches(split, mesh, PaddedCrop(2, True), start_step=5)
+    chex.assert_trees_all_equal(found, expected)
 
 
 def test_shards_of_processes_concatenate_to_the_global_indices(split):
@@ -75,10 +76,10 @@ def test_shards_of_processes_concatenate_to_the_global_indices(split):
         arguments = {**DRAW, "steps_per_dispatch": 8, "shard": shard}
         return next(on_device_indices(split, PaddedCrop(2, True), **arguments))
 
-    whole, parts = indices(Shard()), [indices(Shard(i, 4)) for i in range(4)]
+    expected, shards = indices(Shard()), [indices(Shard(i, 4)) for i in range(4)]
     for field in ("index", "corner", "flip"):
-        joined = np.concatenate([getattr(part, field) for part in parts], axis=1)
-        np.testing.assert_array_equal(joined, getattr(whole, field))
+        joined = np.concatenate([getattr(shard, field) for shard in shards], axis=1)
+        np.testing.assert_array_equal(joined, getattr(expected, field))
 
 
 @pytest.mark.parametrize("phase_name", ["phase_one", "phase_two"])
@@ -100,9 +101,8 @@ def test_several_steps_per_dispatch_train_as_one_by_one(phase_name, split, mesh)
     assert advance._cache_size() == 1
     np.testing.assert_allclose(found, losses, rtol=1e-4)
     assert int(state.step) == 8
-    chex.assert_trees_all_close(
-        jax.tree.leaves(state), jax.tree.leaves(expected), rtol=1e-4, atol=1e-5
-    )
+    found, expected = (jax.tree.leaves(x) for x in (state, expected))
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_batches_are_cropped_without_communication(split, mesh):

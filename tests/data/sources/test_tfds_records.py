@@ -33,7 +33,7 @@ def jpeg(image, **options):
 
 
 def flowers(splits=SPLITS):
-    """Examples by split; every image has a unique height, by which it is identified."""
+    """Examples by split. Every image has a unique height, which identifies it."""
     numbers = iter(range(1000))
     made = {}
     for split, count in splits.items():
@@ -103,8 +103,8 @@ def check(split, examples):
     """Checks that all examples are present with their size, label and pixels."""
     known, order = originals(examples), np.random.default_rng(0).permutation(len(examples))
     assert sorted(split.images.sizes[:, 0]) == sorted(known) and split.images.is_jpeg.all()
-    whole = Split(split.images, split.labels, np.arange(len(order)))
-    images = evaluation_images(whole, RandomAreaCrop(32, 36, 0.08, flip=True), order)
+    in_order = Split(split.images, split.labels, np.arange(len(order)))
+    images = evaluation_images(in_order, RandomAreaCrop(32, 36, 0.08, flip=True), order)
     for i, image in zip(order, images, strict=True):
         original, label = known[split.images.sizes[i, 0]]
         assert split.images.sizes[i, 1] == original.width and split.labels[i] == label
@@ -163,8 +163,8 @@ def test_shards_of_records_concatenate_to_the_batches(prepared):
         lambda shard: eval_batches(dataset.splits["test"], view, 6, shard=shard),
     )
     for batches_of in calls:
-        whole, halves = batches_of(Shard()), [batches_of(Shard(i, 2)) for i in range(2)]
-        for batch, *parts in zip(whole, *halves, strict=True):
+        batches, shards = batches_of(Shard()), [batches_of(Shard(i, 2)) for i in range(2)]
+        for batch, *parts in zip(batches, *shards, strict=True):
             for field, *some in zip(batch, *parts, strict=True):
                 np.testing.assert_array_equal(field, np.concatenate(some))
 
@@ -201,22 +201,22 @@ def test_invalid_splits_raise(prepared, change, message):
 
 def test_undecodable_records_are_skipped_and_later_ones_are_read(tmp_path, caplog):
     examples = flowers({"train": 20, "test": 3})
-    whole = examples["train"][0]["image"]
-    bad = {3: b"not an image", 4: b"", 11: whole[: len(whole) // 2], 19: whole[:30]}
+    valid = examples["train"][0]["image"]
+    bad = {3: b"not an image", 4: b"", 11: valid[: len(valid) // 2], 19: valid[:30]}
     for i, contents in bad.items():
         examples["train"][i]["image"] = contents
     prepare(tmp_path, examples)
-    with pytest.raises(ValueError, match=r"4 of 20 images of tf_flowers train cannot be used"):
+    with pytest.raises(ValueError, match="4 of 20 images of tf_flowers train"):
         read(tmp_path)
     source = read(tmp_path, max_undecodable=0.2)
     assert source.splits["train"].skipped == 4 and source.splits["test"].skipped == 0
     check(source.splits["train"], [e for i, e in enumerate(examples["train"]) if i not in bad])
-    assert "4 of 20 images of tf_flowers train cannot be used" in caplog.text
+    assert "4 of 20 images of tf_flowers train" in caplog.text
     assert caplog.text.count("tf_flowers-train.tfrecord-0000") >= 4
     assert "record at byte " in caplog.text
 
 
-def test_withheld_labels_raise_with_a_hint(tmp_path):
+def test_missing_labels_raise_with_a_hint(tmp_path):
     examples = flowers({"train": 8, "test": 5, "validation": 5})
     for example in examples["test"]:
         example["label"] = -1
@@ -240,7 +240,7 @@ def test_array_records_raise(tmp_path, preprocessing):
 def test_records_of_one_size_can_become_arrays(tmp_path):
     some = [{"image": jpeg(make_image(32, 32, i)), "label": i % 5} for i in range(10)]
     version = prepare(tmp_path, {"train": some, "test": some}, shape=(32, 32, 3))
-    # By name, the dataset would have the shape in its code, which is unknown.
+    # By its name, the dataset would have the image shape of its TFDS code, which is unknown.
     dataset = load_dataset(fields("", version, preprocessing="padded_crop", validation_examples=5))
     test = dataset.splits["test"]
     assert test.images.shape == (10, 32, 32, 3)
@@ -253,7 +253,7 @@ def test_records_of_one_size_can_become_arrays(tmp_path):
 # Missing and damaged data
 
 
-def test_second_load_reads_no_record_and_returns_the_same(prepared, tmp_path, monkeypatch):
+def test_second_load_reads_no_record_and_returns_the_same_splits(prepared, tmp_path, monkeypatch):
     seen, collect = [], indexing.collect
     monkeypatch.setattr(indexing, "collect", lambda *args: (seen.append(args), collect(*args))[1])
     first, second = (read(prepared[0], index_dir=str(tmp_path)) for _ in range(2))
@@ -262,13 +262,13 @@ def test_second_load_reads_no_record_and_returns_the_same(prepared, tmp_path, mo
         assert contents(split) == contents(second.splits[name])
 
 
-def test_preparing_the_dataset_again_makes_a_new_index(tmp_path):
+def test_a_dataset_that_is_prepared_again_gets_a_new_index(tmp_path):
     examples, index_dir = flowers({"train": 10, "test": 5}), str(tmp_path / "index")
     prepare(tmp_path, examples)
     read(tmp_path, index_dir=index_dir)
     for some in examples.values():
         for example in some:
-            example["label"] = (example["label"] + 1) % 5  # the same number of bytes
+            example["label"] = (example["label"] + 1) % 5  # The same number of bytes.
     shutil.rmtree(tmp_path / "tf_flowers")
     prepare(tmp_path, examples)
     check(read(tmp_path, index_dir=index_dir).splits["train"], examples["train"])
@@ -284,7 +284,7 @@ def test_missing_dataset_raises_with_folder_and_command(tmp_path, test_split):
 
 def test_incomplete_dataset_raises(tmp_path):
     (tmp_path / "tf_flowers/3.0.1").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"tf_flowers.*not prepared"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/tf_flowers"):
         read(tmp_path)
 
 
@@ -302,5 +302,5 @@ def test_damaged_shard_raises(prepared, tmp_path, change):
     shutil.copytree(prepared[0], tmp_path, dirs_exist_ok=True)
     path = tmp_path / "tf_flowers/3.0.1/tf_flowers-train.tfrecord-00001-of-00003"
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(OSError, match=rf"{tmp_path}.*(truncated|corrupted) record"):
+    with pytest.raises(OSError, match=rf"{tmp_path}.*record at \d"):
         read(tmp_path)
