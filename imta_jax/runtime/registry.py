@@ -146,9 +146,17 @@ def dotted_path_of(component: Any) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a call; the metaclass of `nnx.Module` hides that of a class."""
+    if not inspect.isclass(function):
+        return inspect.signature(function)
+    signature = inspect.signature(function.__init__)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 def accepted_keywords(function: Callable[..., Any]) -> frozenset[str] | None:
     """Names of the parameters that may be passed as keywords; None if any keyword is accepted."""
-    parameters = inspect.signature(function).parameters.values()
+    parameters = signature_of(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -168,7 +176,7 @@ def call_factory(factory: Callable[..., Any], options: Any, field: str, **argume
       InputError: the factory has another signature.
     """
     try:
-        inspect.signature(factory).bind(options, **arguments)
+        signature_of(factory).bind(options, **arguments)
     except TypeError as error:
         raise InputError(
             f"{field}: {dotted_path_of(factory)} must accept (options, *, {', '.join(arguments)}): "
@@ -195,7 +203,7 @@ def check_options(
     """
     names = accepted_keywords(function)
     if names is not None:
-        positional = list(inspect.signature(function).parameters)[:given]
+        positional = list(signature_of(function).parameters)[:given]
         check_names(options, names - set(positional), f"option of {what}")
 
 

@@ -12,7 +12,6 @@ default loss of the phase.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,7 +22,13 @@ from jaxtyping import Array, Float, Int
 from imta_jax.config import PhaseOneConfig, PhaseTwoConfig
 from imta_jax.errors import InputError
 from imta_jax.models import MultiExitClassifier
-from imta_jax.runtime.registry import OBJECTIVES, accepted_keywords, check_options, dotted_path_of
+from imta_jax.runtime.registry import (
+    OBJECTIVES,
+    accepted_keywords,
+    check_options,
+    dotted_path_of,
+    signature_of,
+)
 from imta_jax.training.objectives import (
     ExitMetrics,
     PhaseOneObjective,
@@ -109,7 +114,7 @@ def loss_objective(
     arguments = {**fields, **settings.objective_options}
     teacher = {_TEACHER: None} if _TEACHER in names else {}
     try:
-        inspect.signature(loss).bind(None, None, **arguments, **teacher)
+        signature_of(loss).bind(None, None, **arguments, **teacher)
     except TypeError as error:
         raise InputError(
             f"{name}: {dotted_path_of(loss)} is called with (logits, labels) and the keywords "

@@ -90,12 +90,21 @@ def test_entry_points_are_found_by_name(losses, package, monkeypatch):
         registry._entry_points.cache_clear()
 
 
-def test_components_of_this_package_are_built_in():
+@pytest.mark.parametrize(
+    "components, names",
+    [
+        (registry.BACKBONES, {"msdnet", "resnet", "densenet", "googlenet", "hydranet"}),
+        (registry.HEADS, {"independent", "none", "identity", "linear"}),
+        (registry.OBJECTIVES, {"cross_entropy", "one_for_all"}),
+        (registry.EXIT_RULES, {"confidence", "entropy", "margin", "patience"}),
+    ],
+)
+def test_components_of_this_package_are_registered_too(components, names):
     import imta_jax.models  # noqa: F401
 
-    for components in (registry.BACKBONES, registry.HEADS, registry.OBJECTIVES):
-        assert all(components.is_built_in(name) for name in components)
-        assert all(components.source(name) is None for name in components)
+    assert names <= set(components)
+    assert all(components.is_built_in(name) for name in names)
+    assert all(components.source(name) is None for name in names)
 
 
 def test_source_imports_the_module_that_registered_a_name(losses, package, tmp_path, monkeypatch):
