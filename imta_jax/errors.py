@@ -15,7 +15,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         """The message. `OSError` would print "[Errno N]" before it."""
-        return getattr(self, "strerror", None) or super().__str__()
+        return _os_message(self) or super().__str__()
 
 
 class InputError(UserError, ValueError):
@@ -52,9 +52,15 @@ class MissingPackageError(UserError, ModuleNotFoundError):
 
 def message_of(error: BaseException) -> str:
     """The message of an exception; of an `OSError`, path and reason without "[Errno N]"."""
-    if isinstance(error, OSError) and not isinstance(error, UserError) and error.filename:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
+    return _os_message(error) or str(error)
+
+
+def _os_message(error: BaseException) -> str:
+    """Path and reason of an `OSError` with an error number; "" for other exceptions."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return ""
+    path = error.filename
+    return f"{os.fsdecode(path)}: {error.strerror}" if path else error.strerror
 
 
 def closest_first(name: str, valid: Iterable[str]) -> list[str]:

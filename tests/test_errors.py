@@ -17,6 +17,8 @@ OS_ERRORS = [
 def test_the_message_of_a_user_error_has_no_error_number(kind):
     assert str(kind(errno.ENOSPC, "the disk of /runs is full; free space")).startswith("the disk")
     assert str(kind("no checkpoint in /runs")) == "no checkpoint in /runs"
+    with_path = kind(errno.EACCES, "no read permission; run chmod u+r", "images.npz")
+    assert str(with_path) == "images.npz: no read permission; run chmod u+r"
 
 
 def test_the_message_of_an_os_error_starts_with_its_path():

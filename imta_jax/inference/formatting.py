@@ -40,6 +40,11 @@ def file_name(path: Path) -> str:
     return os.fsencode(path).decode(errors="replace")
 
 
+def _table_name(path: Path) -> str:
+    """As `file_name`, on one line: control characters are replaced, too."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in file_name(path))
+
+
 def printable(text: str, encoding: str | None) -> str:
     """The text with a replacement for characters that an encoding lacks; default UTF-8."""
     encoding = encoding or "utf-8"
@@ -57,7 +62,7 @@ class TablePrinter:
     def __init__(self, exported: ExportedClassifier, paths: Sequence[Path]):
         self._names = exported.class_names
         self._exits = exported.network.num_exits
-        file, label = (max(map(len, column)) for column in (map(file_name, paths), self._names))
+        file, label = (max(map(len, column)) for column in (map(_table_name, paths), self._names))
         self._row = (
             f"{{:<{max(file, 4)}}}  {{:<{max(label, 5)}}}  {{:>10}}  {{:>5}}  {{:>15}}  {{:>8}}"
         )
@@ -69,7 +74,7 @@ class TablePrinter:
         """Prints one row per prediction."""
         rows = [
             self._row.format(
-                file_name(prediction.path),
+                _table_name(prediction.path),
                 self._names[prediction.label],
                 f"{prediction.confidence:.3f}",
                 f"{prediction.exit + 1}/{self._exits}",
