@@ -37,6 +37,7 @@ PARAMETER_COUNTS = {
     "cifar_8_exits": 5_217_684,
     "cifar_even_7_exits": 2_986_690,
     "cifar_even_10_exits": 4_839_544,
+    "cifar_dfs_7_exits": 7_281_078,
     "imagenet_step_4": 31_096_088,
     "imagenet_step_6": 75_087_784,
     "imagenet_step_7": 80_217_816,

@@ -19,7 +19,7 @@ from imta_jax.studies.report.parsing import load_study
 from imta_jax.studies.study_file import row_path, summarize
 from imta_jax.training import load_classifier
 
-STUDIES = ("ablation", "budget", "distillation", "equilibrium", "exits")
+STUDIES = ("ablation", "budget", "distillation", "equilibrium", "exits", "recipes")
 # A temperature so small that the divergence is not finite.
 DIVERGES = {"phase_two.temperature": 1e-38}
 pytestmark = pytest.mark.usefixtures("compilation_cache")
