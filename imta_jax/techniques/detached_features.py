@@ -73,8 +73,15 @@ class FeatureDetachment(Section):
 
     def _on_maps(self, state: tuple[Any, ...], **how: Any) -> tuple[Any, ...]:
         first = len(state) - 1 if self.maps == "coarsest" else 0
-        detached = jax.tree.map(lambda x: stop_channels(x, **how), state[first:])
+        detached = jax.tree.map(
+            lambda x: stop_channels(x, **how) if _has_channels(x) else x, state[first:]
+        )
         return (*state[:first], *detached)
+
+
+def _has_channels(x: Any) -> bool:
+    """Whether an array of a state is a feature map, and not, say, a number per image."""
+    return x.ndim >= 2 and jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def stop_channels(
