@@ -7,7 +7,8 @@ see. A small network maps the losses l_n = (l_n1, ..., l_nE) of image n to a wei
 
 and the training loss is sum_e mean_n w_ne l_ne. The network is trained on the meta loss of a
 virtual step (`training.learned_weights`): images go through the exits by confidence as in
-adaptive inference, and every exit pays for the images that leave there.
+adaptive inference, and the meta loss is the cross-entropy of each exit on the images that leave
+there.
 """
 
 from typing import NamedTuple

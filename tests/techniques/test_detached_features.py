@@ -68,6 +68,13 @@ def test_detachment_returns_both_sides_bit_for_bit(maps: str, from_exit: bool):
         chex.assert_trees_all_equal(side, STATE, strict=True)
 
 
+def test_arrays_without_channels_keep_their_gradient():
+    def total(per_image: jax.Array) -> jax.Array:
+        return FeatureDetachment(maps="all")((), (per_image, STATE[0]))[1][0].sum()
+
+    np.testing.assert_array_equal(jax.grad(total)(jnp.ones(6)), np.ones(6))
+
+
 def test_the_coarsest_map_alone_is_detached():
     fine, coarse = towards(1, FeatureDetachment(maps="coarsest"))
     np.testing.assert_array_equal(fine, np.ones(4))

@@ -4,8 +4,8 @@ The methods are listed in `selection`. Test images are only measured. Accuracies
 intervals. The gain of a point is its test accuracy minus the sweep's *at the same validation cost*,
 image by image, with a bootstrap interval. Between two points of the sweep this is a random mixture
 of the two, so that no method gains by only using more of its budget. The sweep's limits, all images
-at the first and all at the last exit, are among its points. Methods that compute more than the
-network (`fitted`) pay for it if the costs are multiply-adds.
+at the first and all at the last exit, are among its points. The multiply-adds of methods that
+compute more than the network (`fitted`) are added to costs that are multiply-adds.
 """
 
 from collections.abc import Mapping, Sequence

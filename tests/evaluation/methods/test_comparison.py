@@ -75,7 +75,7 @@ def test_limits_of_the_cost_have_no_gain(curves):
         np.testing.assert_allclose(curve.gain[limits], 0, atol=1e-4)
 
 
-def test_fitted_methods_pay_for_their_own_multiply_adds(curves):
+def test_costs_of_fitted_methods_include_their_own_multiply_adds(curves):
     class Costs:
         macs = 1000 * COSTS
 

@@ -92,6 +92,6 @@ def test_biases_of_classes_without_an_image_are_finite():
     assert np.abs(ensemble.biases).max() < 10
 
 
-def test_every_exit_up_to_the_last_used_one_pays_for_its_ensemble():
+def test_multiply_adds_include_the_ensembles_of_all_exits_so_far():
     ensemble = GeometricEnsemble(np.zeros((3, 3)), np.zeros((3, 10)))
     np.testing.assert_array_equal(ensemble.multiply_adds(), [10, 30, 60])

@@ -46,7 +46,7 @@ def test_a_gate_learns_a_target_that_its_inputs_determine():
     np.testing.assert_array_equal(gates.exits(uncertainty), np.where(confident, 0, 1))
 
 
-def test_answers_are_balanced_over_all_gates():
+def test_targets_are_balanced_over_all_gates():
     """With uninformative inputs, a gate leaves with probability 1/2 however rare its target is."""
     losses = np.zeros((2, 400))
     losses[0, 40:] = 1.0  # Only a tenth should leave at the first exit.
@@ -70,5 +70,5 @@ def test_images_that_pass_no_gate_leave_at_the_last_exit():
 
 
 @pytest.mark.parametrize(("num_exits", "expected"), [(3, [44, 88, 88]), (1, [0])])
-def test_the_last_exit_has_no_gate_to_pay_for(num_exits: int, expected: list[int]):
+def test_multiply_adds_exclude_a_gate_of_the_last_exit(num_exits: int, expected: list[int]):
     np.testing.assert_array_equal(gate_multiply_adds(num_exits, 10), expected)
