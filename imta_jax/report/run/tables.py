@@ -12,7 +12,7 @@ from imta_jax.config import PHASES
 from imta_jax.report.rendering import markdown_table
 from imta_jax.report.run.methods import methods_table
 from imta_jax.report.run.run_record import RunRecord
-from imta_jax.report.style import format_duration
+from imta_jax.report.style import format_duration, pluralize
 
 PHASE_NAMES = {"phase_one": "Phase I", "phase_two": "Phase II"}
 # Thresholds outside the range of confidences: all images use the exit, or none does.
@@ -101,9 +101,9 @@ def _phase_rows(phases: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
 def _phase(phase: dict[str, Any]) -> str:
     parts = []
     if phase.get("epochs") is not None:
-        parts.append(f"{phase['epochs']:,} epochs")
+        parts.append(pluralize(phase["epochs"], "epoch"))
     if phase.get("steps") is not None:
-        parts.append(f"{phase['steps']:,} steps")
+        parts.append(pluralize(phase["steps"], "step"))
     if phase.get("seconds") is not None:
         parts.append(format_duration(phase["seconds"]))
     if phase.get("final_learning_rate") is not None:
