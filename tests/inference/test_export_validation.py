@@ -75,7 +75,7 @@ def test_manifest_with_another_checksum_is_rejected(folder):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"format_version": 3}, "format_version.*3.* 2"),
+        ({"format_version": 4}, "format_version.*4.* 3"),
         ({"format_version": True}, "format_version.*True"),
         ({"format": "other"}, f"{MANIFEST}.*format"),
         ({"platforms": ["tpu"]}, r"platforms.*tpu.* cpu.*--platforms=tpu,cpu"),
