@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run
 from flax import nnx
 
 from imta_jax.models import MultiExitClassifier, optimize_classifier
@@ -19,6 +20,7 @@ from imta_jax.techniques import (
     split_gradient,
     stop_channels,
 )
+from imta_jax.training.setup import phase_one_objective
 
 STATE = (jnp.arange(8.0).reshape(2, 4), jnp.arange(10.0).reshape(2, 5))
 
@@ -104,6 +106,13 @@ def test_equilibrium_scales_the_gradients_that_remain():
 def test_a_fraction_that_keeps_no_channel_is_rejected():
     with pytest.raises(ValueError, match=r"FeatureDetachment\.fraction.*1\.0"):
         FeatureDetachment(maps="all", fraction=1.0)
+
+
+def test_the_fields_of_phase_one_define_the_detachment():
+    config = tiny_run.run_config("unused", phase_one__detach="all", phase_one__detach_exit=True)
+    expected = FeatureDetachment(maps="all", fraction=0.5, from_exit=True)
+    assert phase_one_objective(config).detachment == expected
+    assert phase_one_objective(tiny_run.run_config("unused")).detachment == FeatureDetachment()
 
 
 # On a network.

@@ -50,9 +50,9 @@ def phase(one_device):
 
 
 def after_a_step(phase, batch=BATCH):
-    step = jit_batch_step(phase.step, phase.mesh)
-    state, metrics = step(phase.new_state(), place_batch(batch, phase.mesh))
-    return state, metrics
+    state = phase.new_state()
+    step = jit_batch_step(phase.step, phase.mesh, state)
+    return step(state, place_batch(batch, phase.mesh))
 
 
 def nats(logits, labels):
@@ -111,8 +111,10 @@ def test_a_step_equals_nested_differentiation(phase):
     assert metrics.loss.shape == (2,) and int(state.step) == 1
 
 
-def test_several_devices_take_the_step_of_one(phase):
-    several = tiny_run.make_phase("phase_one", data_mesh(jax.devices()[:2]), **LEARNED)
+@pytest.mark.parametrize("parameter_shards", [1, 2])
+def test_several_devices_take_the_step_of_one(phase, parameter_shards):
+    mesh = data_mesh(jax.devices()[:2], parameter_shards=parameter_shards)
+    several = tiny_run.make_phase("phase_one", mesh, **LEARNED)
     (one, metrics), (two, other_metrics) = after_a_step(phase), after_a_step(several)
     chex.assert_trees_all_close(
         tiny_run.to_host(named_arrays(one.trainable)),
