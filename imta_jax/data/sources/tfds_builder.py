@@ -117,7 +117,7 @@ def check_one_shape(builder: Any, image_key: str) -> None:
 def _read_arrays(reader: _Reader, split: str) -> SourceSplit:
     builder, keys = reader.builder, (reader.image_key, reader.label_key)
     try:
-        dataset = builder.as_dataset(split=split, decoders=_decoders(builder, reader.image_key))
+        dataset = builder.as_dataset(split=split, decoders=_decoders(reader))
     except _NOT_PREPARED as error:
         raise reader.not_prepared("it is not prepared there") from error
     pairs = dataset.map(lambda example: tuple(example[key] for key in keys))
@@ -128,16 +128,26 @@ def _read_arrays(reader: _Reader, split: str) -> SourceSplit:
     return SourceSplit(np.concatenate(images), np.concatenate(labels))
 
 
-def _decoders(builder: Any, image_key: str) -> dict[str, Any] | None:
+def _decoders(reader: _Reader) -> dict[str, Any] | None:
     """Exact JPEG decoding; the fast default, which TFDS uses, is off by some levels.
 
     Records without a declared format hold the files from which they were prepared, JPEGs among
-    them. EXIF orientations are ignored, as TFDS ignores them.
+    them.
+
+    Raises:
+      InputError: EXIF orientations of such files are to be applied. An export would apply them.
     """
     import tensorflow_datasets as tfds
 
-    if builder.info.features[image_key].encoding_format not in ("jpeg", None):
+    name, feature = reader.builder.name, reader.builder.info.features[reader.image_key]
+    if feature.encoding_format not in ("jpeg", None):
         return None
+    if reader.request.exif_orientation != "ignore":
+        raise InputError(
+            f"config.data.exif_orientation={reader.request.exif_orientation} is not supported for"
+            f" the arrays of TFDS dataset {name}; set it to ignore, or set"
+            " config.data.preprocessing=random_area_crop"
+        )
 
     def decode(contents: "tf.Tensor", feature: Any) -> "tf.Tensor":
         tf, channels = import_tensorflow(), feature.shape[-1]
@@ -147,7 +157,7 @@ def _decoders(builder: Any, image_key: str) -> dict[str, Any] | None:
             lambda: tf.io.decode_image(contents, channels, expand_animations=False),
         )
 
-    return {image_key: tfds.decode.make_decoder()(decode)()}
+    return {reader.image_key: tfds.decode.make_decoder()(decode)()}
 
 
 def _read_encoded(reader: _Reader, split: str) -> SourceSplit:

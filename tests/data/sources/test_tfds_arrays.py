@@ -53,6 +53,11 @@ def test_stored_files_have_the_pixels_that_the_runner_reads(prepared):
     assert {np.ascontiguousarray(image).tobytes() for image in test} == expected
 
 
+def test_orientations_that_would_be_ignored_are_rejected(prepared):
+    with pytest.raises(ValueError, match=r"exif_orientation=apply.*files.*random_area_crop"):
+        load_dataset(config(prepared, exif_orientation="apply"))
+
+
 def test_description_of_images_of_different_sizes_names_the_fix():
     with pytest.raises(ValueError, match=r"tf_flowers.*\(None, None, 3\).*random_area_crop"):
         dataset_info(config("tf_flowers"))
