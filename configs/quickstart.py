@@ -12,7 +12,7 @@ def get_config(preset="paper"):
     config = common.assemble(
         model=common.network("fashion_mnist_4_exits"),
         data=common.data("fashion_mnist_small", validation_examples=1000),
-        phase_one=common.phase_one(total_epochs=5, batch_size=64),
+        phase_one=common.phase_one(total_epochs=6, batch_size=64),
         phase_two=common.phase_two(total_epochs=2, batch_size=64),
         evaluation=common.evaluation(batch_size=200),
     )

@@ -55,11 +55,11 @@ NETWORK_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "imagenet_step_6_published": _IMAGENET | {"base": 6, "step": 6},
     "imagenet_step_7_published": _IMAGENET | {"base": 7, "step": 7},
     # Our own, small enough to train on a laptop's CPU in minutes. The network of the README's
-    # quickstart has a narrow coarse scale, so that its first exit is clearly below its last. The
-    # studies on the packaged images use the wider one, whose exits are nearly equal.
+    # quickstart has exits on narrow maps of 4x4 positions, so that its first exit is clearly below
+    # its last. The studies on the packaged images use the wider one, whose exits are nearly equal.
     "fashion_mnist_4_exits": _EVEN | {
-        "num_exits": 4, "base": 1, "step": 3, "channels": 2, "growth_rate": 4,
-        "growth_factors": (2, 1), "bottleneck_factors": (1, 2), "reduction": 0.0,
+        "num_exits": 4, "base": 1, "step": 3, "channels": 2, "growth_rate": 8,
+        "growth_factors": (1, 1, 1, 1), "bottleneck_factors": (1, 1, 1, 1), "reduction": 0.0,
     },
     "quickstart": _EVEN | {"num_exits": 4, "base": 1, "step": 1, "channels": 8, "growth_rate": 4},
     # He et al.'s 6n+2 layers on CIFAR, n blocks per resolution, and theirs on ImageNet.
