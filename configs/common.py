@@ -170,7 +170,7 @@ def phase_one(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     # Whether an exit trains these channels only (DFS paper) or all channels (authors' code).
     phase.detach_exit = False
     # Mixed regime: epochs, counted in total_epochs, in which the last exit's loss alone is trained
-    # before all exits are trained jointly; 0 trains jointly from the start.
+    # before all exits are trained jointly, each with its own learning-rate schedule; 0 for none.
     phase.last_exit_epochs = 0
     # Weights of the images at each exit: "uniform" (1), or "learned" (L2W-DEN; a step takes about
     # three times as long).

@@ -1,8 +1,8 @@
 """The mixed regime (Kubaty et al., "How to Train Your Multi-Exit Model?", ICML 2025).
 
 The last exit's cross-entropy alone trains the network for some epochs. Then all exits are trained
-jointly (arXiv 2407.14320, Sec. 3). The authors restart the learning rate for the second part; here
-one schedule spans both, so that a run takes as many steps as one of any other recipe.
+jointly (arXiv 2407.14320, Sec. 3). Each part has a schedule of the learning rate of its own, as in
+the source; the state of the optimizer is kept. Both parts together have the epochs of the phase.
 """
 
 import dataclasses

@@ -66,7 +66,7 @@ def train_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> None:
         parts = (classifier, objective, trainable)
         train_phase("phase_one", config, dataset, folder, *parts, last_epoch=first_epochs)
     parts = phase_parts("phase_one", config, new_phase_one(config, dataset))
-    train_phase("phase_one", config, dataset, folder, *parts)
+    train_phase("phase_one", config, dataset, folder, *parts, first_epoch=first_epochs)
 
 
 def train_phase_two(
@@ -113,6 +113,7 @@ def train_phase(
     objective: Objective,
     trainable: Any,
     meta: Mapping[str, Any] | None = None,
+    first_epoch: int = 0,
     last_epoch: int | None = None,
 ) -> None:
     """Assembles a phase and runs the training loop. Resumes from the folder's checkpoints.
@@ -126,8 +127,10 @@ def train_phase(
       objective: the loss.
       trainable: NNX filter of the trained variables; all others are frozen.
       meta: entries of the checkpoints' `meta` in addition to those of `network_meta`.
-      last_epoch: the epoch after which training stops; None for the phase's last one. The schedule
-        of the learning rate always spans the phase.
+      first_epoch: the epoch, from 0, in which the schedule of the learning rate starts. Earlier
+        epochs must have been trained.
+      last_epoch: number of epochs after which training stops and the schedule ends; None for those
+        of the phase.
 
     Raises:
       NonFiniteLossError: training diverged.
@@ -135,7 +138,8 @@ def train_phase(
     """
     settings, mesh = phase_settings(config, name), mesh_of(config)
     steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
-    schedule = phase_schedule(settings, steps * settings.total_epochs)
+    epochs = last_epoch or settings.total_epochs
+    schedule = phase_schedule(settings, steps * epochs, steps * first_epoch)
     optimizer = phase_optimizer(settings, schedule)
     learning_rate = cast(Callable[[int], float], schedule)
     pixels = {"mean": dataset.mean, "std": dataset.std}
@@ -144,7 +148,6 @@ def train_phase(
     )
     state = phase.new_state()
     feed = training_feed(config, name, dataset, phase, state)
-    epochs = last_epoch or settings.total_epochs
     _log.info("%s: %d epochs of %d steps, input: %s", name, epochs, steps, feed.name)
     callbacks = default_callbacks(
         folder,

@@ -262,10 +262,17 @@ def _objective(kind: type[AnyObjective], phase: PhaseConfig, **given: Any) -> An
     return kind(**given, **{name: getattr(phase, name) for name in names})
 
 
-def phase_schedule(settings: PhaseConfig, total_steps: int) -> optax.Schedule:
-    """The learning rate of a phase by step."""
-    drops = settings.learning_rate_drops
-    return step_schedule(settings.learning_rate, drops, settings.drop_factor, total_steps)
+def phase_schedule(settings: PhaseConfig, total_steps: int, first_step: int = 0) -> optax.Schedule:
+    """The learning rate of a phase by step.
+
+    Args:
+      settings: of the phase.
+      total_steps: at which the schedule ends.
+      first_step: at which it starts.
+    """
+    drops, steps = settings.learning_rate_drops, total_steps - first_step
+    schedule = step_schedule(settings.learning_rate, drops, settings.drop_factor, steps)
+    return (lambda step: schedule(jnp.maximum(step - first_step, 0))) if first_step else schedule
 
 
 def phase_optimizer(

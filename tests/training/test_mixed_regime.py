@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import chex
 import jax
@@ -15,7 +16,7 @@ from imta_jax.data import load_dataset
 from imta_jax.distributed import data_mesh, place_batch
 from imta_jax.training import feed, load_classifier, phases, train_phase_one
 from imta_jax.training.mixed_regime import LastExitObjective
-from imta_jax.training.setup import assemble_phase, phase_one_objective
+from imta_jax.training.setup import assemble_phase, phase_one_objective, phase_schedule
 from imta_jax.training.state import named_arrays
 
 BATCH = tiny_run.draw_batch(16, 0)
@@ -106,6 +107,22 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
         train_phase_one(config, dataset, tmp_path)
     train_phase_one(config, dataset, tmp_path)
     chex.assert_trees_all_equal(saved(tmp_path / "phase_one", 3), saved(finished, 3))
+
+
+def test_each_part_has_its_own_schedule_of_the_learning_rate(config):
+    """Drops after 1/2 and 3/4 of 4 and of 8 steps."""
+    first, second = phase_schedule(config.phase_one, 4), phase_schedule(config.phase_one, 12, 4)
+    found = [float(first(step)) for step in range(4)] + [float(second(s)) for s in range(4, 12)]
+    factors = [1, 1, 0.1, 0.01, 1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    np.testing.assert_allclose(found, config.phase_one.learning_rate * np.array(factors), rtol=1e-6)
+
+
+def test_a_run_logs_the_learning_rates_of_both_parts(config, finished):
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    rates = [row["learning_rate"] for row in map(json.loads, lines) if row["split"] == "train"]
+    # 3 + 6 steps: the last step of an epoch is step 2 of 3, step 2 of 6 and step 5 of 6.
+    expected = config.phase_one.learning_rate * np.array([0.01, 1, 0.01])
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
 def test_the_first_part_must_be_shorter_than_the_phase():
