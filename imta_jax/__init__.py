@@ -8,6 +8,7 @@ Folders, lowest layer first: `runtime`, `nn`, `techniques`, `data`, `models`, `t
 `pretrained`, `evaluation`, `inference`, `report`, `studies`, `cli`.
 """
 
+from imta_jax.runtime.lazy_imports import lazy_imports
 from imta_jax.runtime.registry import (
     register_backbone,
     register_exit_rule,
@@ -20,6 +21,10 @@ __all__ = [
     "register_exit_rule",
     "register_heads",
     "register_objective",
+    "wrap",
 ]
+
+# Needs JAX and Flax, which many uses of the package do not.
+__getattr__, __dir__ = lazy_imports(__name__, {"wrap": "imta_jax.models.wrapped"})
 
 __version__ = "0.1.0"

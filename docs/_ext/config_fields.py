@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+import imta_jax.training  # noqa: F401  registers the components whose names are listed
 from imta_jax.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,10 +70,16 @@ def declared_fields(kind: type = RunConfig, prefix: str = "") -> set[str]:
 
 def valid_values(path: str) -> str:
     """Type and range of a field, or its choices, e.g. "int, at least 1"."""
-    kind, bounds = RunConfig, {}
+    kind, bounds, registry = RunConfig, {}, None
     for name in path.split("."):
         (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
         kind, bounds = get_type_hints(kind)[name], field.metadata.get("bounds", {})
+        registry = field.metadata.get("registry")
+    if registry is not None:
+        names = ", ".join(f"`{name!r}`" for name in registry if registry.is_built_in(name))
+        return f"{names}, or one of your own"
+    if get_origin(kind) is dict:
+        return "options with any names"
     options = [option for option in get_args(kind) if option is not NoneType]
     if get_origin(kind) is Literal:
         return ", ".join(f"`{option!r}`" for option in options)
@@ -87,7 +94,8 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     values = {}
     for name, value in config.items():
         path = f"{prefix}{name}"
-        values |= flat(value, f"{path}.") if hasattr(value, "items") else {path: value}
+        is_section = hasattr(value, "items") and len(value) > 0  # not options without a default
+        values |= flat(value, f"{path}.") if is_section else {path: value}
     return values
 
 

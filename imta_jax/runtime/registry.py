@@ -173,16 +173,27 @@ def call_factory(factory: Callable[..., Any], options: Any, field: str, **argume
       **arguments: what every factory of this kind gets.
 
     Raises:
-      InputError: the factory has another signature.
+      InputError: the factory has another signature, rejects a value, or needs another option.
     """
+    what = f"{field}: {dotted_path_of(factory)}"
     try:
         signature_of(factory).bind(options, **arguments)
     except TypeError as error:
         raise InputError(
-            f"{field}: {dotted_path_of(factory)} must accept (options, *, {', '.join(arguments)}): "
-            f"{error}"
+            f"{what} must accept (options, *, {', '.join(arguments)}): {error}"
         ) from error
-    return factory(options, **arguments)
+    given = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none"
+    try:
+        return factory(options, **arguments)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{what} rejects its options ({given}): {error}") from error
+    except (AttributeError, KeyError) as error:
+        missing = str(error).strip("\"'")  # as a ConfigDict raises it
+        if not missing.isidentifier() or missing in options:
+            raise
+        raise InputError(f"{what} reads option {missing!r}, which is not set ({given})") from error
 
 
 def check_names(given: Iterable[str], valid: Iterable[str], what: str) -> None:

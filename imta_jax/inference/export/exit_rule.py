@@ -3,7 +3,7 @@
 Folders with the confidence as exit rule have no such programs. Others have format version 3.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,17 +35,28 @@ def export_rule(
     logits, carry = jax.ShapeDtypeStruct((batch_size, num_classes), jnp.float32), ()
     programs = []
     for score in () if rule is None else rule.scores:
-        try:
-            program = jax.export.export(jax.jit(score), platforms=tuple(platforms))(logits, carry)
-        except Exception as error:  # tracing with a symbolic batch size raises many types
-            raise InputError(
-                f"the exit rule cannot be exported for batches of any size: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        export = jax.export.export(jax.jit(score), platforms=tuple(platforms))
+        program = for_any_batch_size("the exit rule", lambda e=export, c=carry: e(logits, c))
         programs.append(program)
         _, following = jax.tree.unflatten(program.out_tree, program.out_avals)
         carry = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in following)
     return programs
+
+
+def for_any_batch_size(part: str, export: Callable[[], jax.export.Exported]) -> jax.export.Exported:
+    """Calls `export`, which traces a part of the network with a symbolic batch size.
+
+    Raises:
+      InputError: the part needs the batch size as a number.
+    """
+    try:
+        return export()
+    except Exception as error:  # code from outside this package may raise any exception
+        raise InputError(
+            f"{part} cannot be exported for batches of any size: {type(error).__name__}: {error}; "
+            "expected code that uses the batch size only in shapes: x.shape[0] instead of len(x), "
+            "and no int(...) or comparison of it"
+        ) from error
 
 
 def describe_rule(rule: StagedRule | None) -> dict[str, Any]:

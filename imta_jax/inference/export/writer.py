@@ -20,7 +20,7 @@ from imta_jax.evaluation import ExitCosts, OperatingPoint, exit_costs, pareto_fr
 from imta_jax.inference.engine.classifier_stages import DTYPES, staged_classifier
 from imta_jax.inference.engine.staged import StagedNetwork, with_exit_rule
 from imta_jax.inference.export import folder as export_folder
-from imta_jax.inference.export.exit_rule import describe_rule, export_rule
+from imta_jax.inference.export.exit_rule import describe_rule, export_rule, for_any_batch_size
 from imta_jax.inference.export.golden import write_golden
 from imta_jax.inference.export.manifest import check_finite, point_to_manifest
 from imta_jax.models import MultiExitClassifier
@@ -122,9 +122,10 @@ def _export_programs(network: StagedNetwork, platforms: Sequence[str]) -> list[j
     (batch_size,) = jax.export.symbolic_shape("b")
     state = (jax.ShapeDtypeStruct((batch_size, *network.image_shape), network.image_dtype),)
     programs = []
-    for stage, weights in zip(network.stages, network.weights, strict=True):
+    for i, (stage, weights) in enumerate(zip(network.stages, network.weights, strict=True)):
         shapes = [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights]
-        program = jax.export.export(jax.jit(stage), platforms=tuple(platforms))(shapes, state)
+        export = jax.export.export(jax.jit(stage), platforms=tuple(platforms))
+        program = for_any_batch_size(f"stage {i + 1}", lambda e=export, w=shapes, s=state: e(w, s))
         programs.append(program)
         next_state, _ = jax.tree.unflatten(program.out_tree, program.out_avals)
         state = tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in next_state)

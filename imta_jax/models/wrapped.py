@@ -1,0 +1,204 @@
+"""Backbones from existing sequential models: `imta_jax.wrap`.
+
+    def make_resnet(options, *, num_classes, image_shape, rngs):
+        return imta_jax.wrap(
+            ResNet(rngs=rngs),  # your own, unchanged
+            layers=["stem", "blocks"],
+            exits=["blocks.2", "blocks.5"],
+            image_shape=image_shape,
+        )
+
+The layers run in the given order. They are attributes or methods of the model, each of which maps
+one array to the next. An exit pools the output of its layer.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen, nnx
+from flax.nnx import bridge
+from jaxtyping import Array, Float
+
+from imta_jax.errors import InputError, closest_first
+from imta_jax.models.classifier import State
+
+Pool = Callable[[jax.Array], jax.Array]
+
+
+def mean_features(x: Float[Array, "N *positions C"]) -> Float[Array, "N C"]:
+    """The mean over all axes but the first and the last: global average pooling."""
+    return x.mean(axis=tuple(range(1, x.ndim - 1)))
+
+
+class WrappedBackbone(nnx.Module):
+    """The backbone contract (`classifier.Backbone`) on the layers of an existing model.
+
+    Attributes:
+      module: the model; parts that are not among the layers are kept without effect.
+      stages: per exit, the names of the layers before it.
+      num_exits: number of exits.
+      feature_widths: channels of the pooled features, per exit.
+      exit_layers: one per exit, or empty.
+    """
+
+    def __init__(
+        self,
+        module: nnx.Module,
+        stages: Sequence[Sequence[str]],
+        pool: Pool,
+        is_linen: bool,
+    ):
+        self.module, self.pool, self.is_linen = module, pool, is_linen
+        self.stages = tuple(map(tuple, stages))
+        self.num_exits = len(self.stages)
+        self.feature_widths: tuple[int, ...] = ()
+        self.exit_layers = nnx.List([])
+
+    def stem(self, images: Float[Array, "N H W C"]) -> State:
+        """The images: all layers belong to stages."""
+        return (images,)
+
+    def stage(self, i: int, state: State) -> State:
+        """Runs the layers before exit i (from 0)."""
+        (x,) = state
+        for name in self.stages[i]:
+            x = self._call(name, x)
+        return (x,)
+
+    def exit_features(self, i: int, state: State) -> Float[Array, "N F"]:
+        """Pooled features of exit i, with F = feature_widths[i]."""
+        (x,) = state
+        return self.pool(self.exit_layers[i](x) if len(self.exit_layers) else x)
+
+    def _call(self, name: str, x: jax.Array) -> jax.Array:
+        if not self.is_linen:
+            return _attribute(self.module, name)(x)
+        run: Any = self.module
+        return run(x, method=lambda module, y: _attribute(module, name)(y))
+
+
+def wrap(
+    module: nnx.Module | linen.Module,
+    *,
+    exits: Sequence[str],
+    image_shape: tuple[int, int, int],
+    layers: Sequence[str] | None = None,
+    pool: Pool = mean_features,
+    exit_layer: Callable[[int], nnx.Module] | None = None,
+    rngs: nnx.Rngs | None = None,
+) -> WrappedBackbone:
+    """Makes a backbone from an existing sequential model.
+
+    Args:
+      module: an NNX or Linen model; `nnx.Sequential`, `linen.Sequential`, or any model whose layers
+        are attributes or methods. It is not copied. A Linen model is initialized here, through
+        `flax.nnx.bridge`.
+      exits: layers that an exit follows, for example "blocks.2"; the last layer always has one.
+      image_shape: (H, W, C) of the images.
+      layers: names of the layers in the order of the forward pass. A name of a list stands for its
+        entries, "blocks" for "blocks.0", "blocks.1", ... By default those of a sequential model.
+      pool: maps the output of a layer to features [N, F].
+      exit_layer: width -> a module that is applied before pooling, for example a normalization.
+      rngs: needed for a Linen model.
+
+    Raises:
+      InputError: a layer that does not exist, or exits that are not layers in rising order.
+    """
+    is_linen = isinstance(module, linen.Module)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    if isinstance(module, linen.Module):
+        module = _initialized(module, images, rngs)
+    names = _expanded(module, layers, is_linen)
+    backbone = WrappedBackbone(module, _split(names, exits), pool, is_linen)
+    widths = []
+    for i, shape in enumerate(_output_shapes(backbone, images)):
+        if exit_layer is not None:
+            backbone.exit_layers.append(exit_layer(shape.shape[-1]))
+        features = nnx.eval_shape(lambda b, x, i=i: b.exit_features(i, (x,)), backbone, shape)
+        widths.append(features.shape[-1])
+    backbone.feature_widths = tuple(widths)
+    return backbone
+
+
+def _initialized(module: linen.Module, images: jax.ShapeDtypeStruct, rngs: nnx.Rngs | None) -> Any:
+    if rngs is None:
+        raise InputError("rngs is None; a Linen model is initialized with the factory's rngs")
+    bridged: Any = bridge.ToNNX(module, rngs=rngs)
+    return bridge.lazy_init(bridged, jnp.zeros(images.shape, images.dtype))
+
+
+def _expanded(module: Any, layers: Sequence[str] | None, is_linen: bool) -> list[str]:
+    """The names of single layers."""
+    # Attributes of `setup` exist in a bound Linen module only.
+    model = module.to_nnx__module.bind({}) if is_linen else module
+    if layers is None:
+        if not hasattr(model, "layers"):
+            raise InputError(
+                f"layers is None, and {type(model).__name__} has no attribute `layers` as a "
+                "sequential model has; pass the names of its layers in the order of the forward "
+                "pass"
+            )
+        layers = ["layers"]
+    names = []
+    for name in layers:
+        found = name and _attribute(model, name)
+        is_list = isinstance(found, nnx.List | list | tuple)
+        names += [f"{name}.{index}" for index in range(len(found))] if is_list else [name]
+    return names
+
+
+def _attribute(module: Any, path: str) -> Any:
+    """An attribute by a path such as "blocks.2"."""
+    found = module
+    for part in path.split("."):
+        if part.isdigit():
+            found = found[int(part)]
+        elif hasattr(found, part):
+            found = getattr(found, part)
+        else:
+            ignored = ("_", "name", "parent", "scope")
+            public = [name for name in vars(found) if not name.startswith(ignored)]
+            closest = ", ".join(closest_first(part, public)[:5])
+            raise InputError(
+                f"layer {path!r}: {type(found).__name__} has no {part!r}; attributes, the closest "
+                f"first: {closest}"
+            )
+    return found
+
+
+def _split(names: Sequence[str], exits: Sequence[str]) -> list[list[str]]:
+    """The layers of each stage."""
+    for name in exits:
+        if name not in names:
+            raise InputError(f"exit {name!r} is not a layer; layers: {', '.join(names)}")
+    ends = sorted({*(names.index(name) for name in exits), len(names) - 1})
+    if [names[end] for end in ends][: len(exits)] != list(exits):
+        raise InputError(
+            f"exits must be different layers in the order of the layers; found {tuple(exits)}"
+        )
+    starts = [0, *(end + 1 for end in ends[:-1])]
+    return [list(names[a : b + 1]) for a, b in zip(starts, ends, strict=True)]
+
+
+def _output_shapes(
+    backbone: WrappedBackbone, images: jax.ShapeDtypeStruct
+) -> list[jax.ShapeDtypeStruct]:
+    """The shape of the array at each exit, for one image."""
+
+    def outputs(backbone: WrappedBackbone, x: jax.Array) -> list[jax.Array]:
+        state, found = backbone.stem(x), []
+        for i in range(backbone.num_exits):
+            state = backbone.stage(i, state)
+            found.append(state[0])
+        return found
+
+    shapes: Any = nnx.eval_shape(outputs, backbone, images)
+    for i, shape in enumerate(shapes):
+        if not hasattr(shape, "shape") or np.ndim(shape) < 2:
+            raise InputError(
+                f"layer {backbone.stages[i][-1]!r} must return one array [N, ...]; found {shape}"
+            )
+    return shapes
