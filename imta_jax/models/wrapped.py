@@ -107,12 +107,13 @@ def wrap(
     Raises:
       InputError: a layer that does not exist, or exits that are not layers in rising order.
     """
+    model: Any = module
     is_linen = isinstance(module, linen.Module)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     if isinstance(module, linen.Module):
-        module = _initialized(module, images, rngs)
-    names = _expanded(module, layers, is_linen)
-    backbone = WrappedBackbone(module, _split(names, exits), pool, is_linen)
+        model = _initialized(module, images, rngs)
+    names = _expanded(model, layers, is_linen)
+    backbone = WrappedBackbone(model, _split(names, exits), pool, is_linen)
     widths = []
     for i, shape in enumerate(_output_shapes(backbone, images)):
         if exit_layer is not None:
@@ -127,7 +128,11 @@ def _initialized(module: linen.Module, images: jax.ShapeDtypeStruct, rngs: nnx.R
     if rngs is None:
         raise InputError("rngs is None; a Linen model is initialized with the factory's rngs")
     bridged: Any = bridge.ToNNX(module, rngs=rngs)
-    return bridge.lazy_init(bridged, jnp.zeros(images.shape, images.dtype))
+    bridge.lazy_init(bridged, jnp.zeros(images.shape, images.dtype))
+    bridged.to_nnx__rngs = (
+        None  # Each call would draw keys, and the network would not be a function.
+    )
+    return bridged
 
 
 def _expanded(module: Any, layers: Sequence[str] | None, is_linen: bool) -> list[str]:
