@@ -172,8 +172,8 @@ def phase_one(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     # Mixed regime: epochs, counted in total_epochs, in which the last exit's loss alone is trained
     # before all exits are trained jointly, each with its own learning-rate schedule; 0 for none.
     phase.last_exit_epochs = 0
-    # Weights of the images at each exit: "uniform" (1), or "learned" (L2W-DEN; a step takes about
-    # three times as long).
+    # Weights of the images at each exit: "uniform" (1), or "learned" (L2W-DEN; three times the
+    # operations per step).
     phase.sample_weights = "uniform"
     # Whether the backward pass recomputes the maps of each stage: less memory, about a third more
     # time. Accelerators only: it saves no memory on a CPU.

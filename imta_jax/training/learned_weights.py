@@ -11,8 +11,9 @@ halves follows, with the same number of steps, batch size and schedule as withou
 normalization sees one half at a time.
 
 The gradient of A is linear in the weights, so the derivative of step 1 needs no second derivative
-of the network. A step takes about three times as long as without weights: per half one forward and
-two backward passes on A, the derivative of a backward pass, and a forward and a backward pass on B.
+of the network. A step has about three times the operations of a step without weights. Per half:
+one forward and two backward passes on A, the derivative of a backward pass, and a forward and a
+backward pass on B.
 """
 
 import dataclasses
