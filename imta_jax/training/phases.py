@@ -64,9 +64,10 @@ def train_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> None:
         classifier, _, trainable = phase_parts("phase_one", config, new_phase_one(config, dataset))
         objective = LastExitObjective(config.phase_one.rematerialize)
         parts = (classifier, objective, trainable)
-        train_phase("phase_one", config, dataset, folder, *parts, last_epoch=first_epochs)
+        train_phase("phase_one", config, dataset, folder, *parts, epochs=range(first_epochs))
     parts = phase_parts("phase_one", config, new_phase_one(config, dataset))
-    train_phase("phase_one", config, dataset, folder, *parts, first_epoch=first_epochs)
+    joint = range(first_epochs, config.phase_one.total_epochs)
+    train_phase("phase_one", config, dataset, folder, *parts, epochs=joint)
 
 
 def train_phase_two(
@@ -113,8 +114,7 @@ def train_phase(
     objective: Objective,
     trainable: Any,
     meta: Mapping[str, Any] | None = None,
-    first_epoch: int = 0,
-    last_epoch: int | None = None,
+    epochs: range | None = None,
 ) -> None:
     """Assembles a phase and runs the training loop. Resumes from the folder's checkpoints.
 
@@ -127,10 +127,8 @@ def train_phase(
       objective: the loss.
       trainable: NNX filter of the trained variables; all others are frozen.
       meta: entries of the checkpoints' `meta` in addition to those of `network_meta`.
-      first_epoch: the epoch, from 0, in which the schedule of the learning rate starts. Earlier
-        epochs must have been trained.
-      last_epoch: number of epochs after which training stops and the schedule ends; None for those
-        of the phase.
+      epochs: those to train, from 0, which the learning-rate schedule spans; earlier ones must have
+        been trained. None for all.
 
     Raises:
       NonFiniteLossError: training diverged.
@@ -138,8 +136,8 @@ def train_phase(
     """
     settings, mesh = phase_settings(config, name), mesh_of(config)
     steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
-    epochs = last_epoch or settings.total_epochs
-    schedule = phase_schedule(settings, steps * epochs, steps * first_epoch)
+    epochs = epochs or range(settings.total_epochs)
+    schedule = phase_schedule(settings, steps * epochs.stop, steps * epochs.start)
     optimizer = phase_optimizer(settings, schedule)
     learning_rate = cast(Callable[[int], float], schedule)
     pixels = {"mean": dataset.mean, "std": dataset.std}
@@ -148,7 +146,7 @@ def train_phase(
     )
     state = phase.new_state()
     feed = training_feed(config, name, dataset, phase, state)
-    _log.info("%s: %d epochs of %d steps, input: %s", name, epochs, steps, feed.name)
+    _log.info("%s: %d epochs of %d steps, input: %s", name, epochs.stop, steps, feed.name)
     callbacks = default_callbacks(
         folder,
         meta={**network_meta(config, dataset, name, classifier), **(meta or {})},
@@ -158,7 +156,7 @@ def train_phase(
     )
     TrainingLoop(
         phase=name,
-        total_epochs=epochs,
+        total_epochs=epochs.stop,
         steps_per_epoch=steps,
         batch_size=settings.batch_size,
         feed=feed,
