@@ -62,7 +62,8 @@ def variant_costs(
     counted: dict[str, ExitCosts] = {}
     for variant in variants:
         config, dataset = variant.config, datasets[data_key(variant)]
-        heads = config.phase_two.transfer if config.phase_two.total_epochs else None
+        second = config.phase_two
+        heads = (second.transfer, second.transfer_options) if second.total_epochs else None
         key = json.dumps([config.model.to_dict(), heads, data_key(variant)])
         if key not in counted:
             classifier = new_phase_one(config, dataset)

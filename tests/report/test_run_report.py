@@ -15,6 +15,8 @@ from run_samples import references, write_run
 from imta_jax import report
 from imta_jax.evaluation.methods.comparison_record import comparison_record
 from imta_jax.evaluation.predictions import checked_predictions
+from imta_jax.report.run.run_record import load_run
+from imta_jax.report.run.tables import run_table
 from imta_jax.report.style import separate_labels
 
 
@@ -109,6 +111,15 @@ def test_the_operating_point_is_the_best_if_none_is_within_the_tolerance(folder,
     point = report.operating_point(run, tolerance_points=-100)
     best = max(results["budget_curve"], key=lambda row: row["validation_top1"])
     assert point.top1 == best["top1"]
+
+
+def test_components_other_than_the_defaults_are_listed(folder):
+    run = load_run(folder)
+    rule = {"exit_rule": "margin", "exit_rule_options": {"power": 2}}
+    table = run_table(dataclasses.replace(run, config={"evaluation": rule}))
+    values = dict(zip(table["property"], table["value"], strict=True))
+    assert values["Exit rule of the thresholds"] == "margin (power=2)"
+    assert "Phase-I loss" not in values
 
 
 def test_names_are_escaped(tmp_path):

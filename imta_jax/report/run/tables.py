@@ -59,7 +59,12 @@ def budgets_table(run: RunRecord) -> pd.DataFrame:
 
 def run_table(run: RunRecord) -> pd.DataFrame:
     """Dataset, phases, hardware and versions of the run, in columns `property` and `value`."""
-    rows = [*_data_rows(run.dataset), *_phase_rows(run.phases), *_hardware_rows(run.environment)]
+    rows = [
+        *_data_rows(run.dataset),
+        *_phase_rows(run.phases),
+        *_component_rows(run.config),
+        *_hardware_rows(run.environment),
+    ]
     return pd.DataFrame([row for row in rows if row[1]], columns=["property", "value"])
 
 
@@ -92,6 +97,27 @@ def _data_rows(dataset: dict[str, Any]) -> list[tuple[str, str]]:
         ("Normalization statistics", str(dataset.get("statistics_source") or "")),
         ("Note", str(dataset.get("note") or "")),
     ]
+
+
+# Fields that name a component, and their defaults, which are not listed.
+_COMPONENTS = {
+    ("Phase-I heads", "model", "heads"): "independent",
+    ("Phase-I loss", "phase_one", "objective"): "cross_entropy",
+    ("Phase-II loss", "phase_two", "objective"): "one_for_all",
+    ("Exit rule of the thresholds", "evaluation", "exit_rule"): "confidence",
+}
+
+
+def _component_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """Heads, losses and exit rule with their options; "" for defaults and in older results."""
+    rows = []
+    for (label, section, field), default in _COMPONENTS.items():
+        settings = config.get(section) or {}
+        name, options = settings.get(field, default), settings.get(f"{field}_options") or {}
+        values = ", ".join(f"{key}={value}" for key, value in options.items())
+        text = f"{name} ({values})" if values else name
+        rows.append((label, "" if (name, values) == (default, "") else text))
+    return rows
 
 
 def _phase_rows(phases: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
