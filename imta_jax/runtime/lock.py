@@ -37,13 +37,13 @@ def only_run_in(folder: Path) -> Iterator[None]:
             f"--workdir={folder} cannot be created or written ({error.strerror}); use another"
             " folder",
         ) from error
+    owner = _owner(path)  # Before `acquire`, which empties the file in some versions of filelock.
     lock = filelock.FileLock(path, blocking=False)
     try:
         lock.acquire()
     except filelock.Timeout as error:
         raise FolderInUseError(
-            f"another run uses {folder} ({_owner(path)}); wait for it, stop it, or use"
-            " another --workdir"
+            f"another run uses {folder} ({owner}); wait for it, stop it, or use another --workdir"
         ) from error
     except OSError as error:  # Some network file systems do not support locks.
         _log.warning("%s cannot be locked (%s): do not start a second run in it", folder, error)

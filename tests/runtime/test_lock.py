@@ -25,6 +25,17 @@ def test_a_second_run_raises_at_once_with_the_process_of_the_first(tmp_path):
         pass
 
 
+def test_the_process_is_named_where_acquiring_empties_the_file(tmp_path, monkeypatch):
+    def empty_and_fail(lock):
+        (tmp_path / ".lock").write_text("")
+        raise filelock.Timeout(lock.lock_file)
+
+    with only_run_in(tmp_path):
+        monkeypatch.setattr(filelock.FileLock, "acquire", empty_and_fail)
+        with pytest.raises(BlockingIOError, match=rf"\b{os.getpid()}\b"):
+            only_run_in(tmp_path).__enter__()
+
+
 def test_the_lock_of_a_killed_process_does_not_block_the_next_run(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
