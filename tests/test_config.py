@@ -58,6 +58,8 @@ REJECTED = [
     ("phase_one.equilibrium", "al", r"phase_one\.equilibrium 'al'.*all"),
     ("phase_two.momentum", 1.0, r"phase_two\.momentum.*below 1.*1\.0"),
     ("phase_two.temperature", float("nan"), r"phase_two\.temperature.*above 0.*nan"),
+    ("phase_one.learning_rate", float("inf"), r"phase_one\.learning_rate.*finite.*inf"),
+    ("evaluation.quotas", (0.5, float("inf")), r"evaluation\.quotas.*finite.*inf"),
     ("phase_two.learning_rate_drops", (0.5, 2), r"learning_rate_drops.*at most 1.*2"),
     ("phase_one.learning_rate_drops", None, r"learning_rate_drops.*tuple.*None"),
     ("phase_one.learning_rate_drops", (0.5, None), r"learning_rate_drops.*number.*None"),

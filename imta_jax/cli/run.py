@@ -67,7 +67,7 @@ def run(
     workdir = local_path("--workdir", workdir)
     if mode not in MODES:
         raise unknown_name("mode", mode, (*MODES, "study"))
-    if not isinstance(config, RunConfig) and "arms" in config:
+    if isinstance(config, ConfigDict | Mapping) and "arms" in config:
         raise InputError("this is the config of a study: add --mode=study")
     parsed = RunConfig.from_mapping(config)
     if mode == "doctor":

@@ -13,6 +13,7 @@ A field of type `dict[str, Any]` holds options of a component, with any names.
 
 import dataclasses
 import functools
+import math
 import numbers
 import types
 import typing
@@ -205,6 +206,8 @@ def _converted_scalar(value: Any, kind: type, name: str) -> Any:
     is_bool = isinstance(value, bool)
     if not isinstance(value, accepted) or (is_bool and kind is not bool):
         raise InputError(f"{name} must be {words}; found {value!r}")
+    if kind is float and math.isinf(value):
+        raise InputError(f"{name} must be finite; found {value!r}")
     return kind(value)
 
 

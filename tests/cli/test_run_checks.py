@@ -52,6 +52,12 @@ def test_an_unknown_mode_raises_with_the_valid_ones(config, tmp_path):
     assert not files(tmp_path)
 
 
+@pytest.mark.parametrize("config", [None, "configs/quickstart.py"])
+def test_a_config_that_is_no_mapping_raises_with_its_value(config, tmp_path):
+    with pytest.raises(ValueError, match=f"config must be a mapping.*{config}"):
+        run(config, tmp_path)
+
+
 BAD_VALUES = {
     "data__source": ("nowhere.npz", r"config.data.source .*nowhere.npz"),
     "data__pipeline": ("tfdata", "valid, the closest first: tf_data, "),
