@@ -147,8 +147,8 @@ def data_mesh(
     if parameter_shards < 1 or len(devices) % parameter_shards:
         valid = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         raise InputError(
-            f"config.mesh.parameter_shards is {parameter_shards}, but there are {len(devices)}"
-            f" devices: expected one of {', '.join(map(str, valid))}"
+            f"config.mesh.parameter_shards must divide the number of devices, {len(devices)}:"
+            f" {', '.join(map(str, valid))}; found {parameter_shards}"
         )
     shape = (len(devices) // parameter_shards, parameter_shards)
     return jax.make_mesh(shape, _BOTH_AXES, (AxisType.Auto, AxisType.Auto), devices=devices)

@@ -201,7 +201,9 @@ def check_names(given: Iterable[str], valid: Iterable[str], what: str) -> None:
     valid = list(valid)
     for name in given:
         if name not in valid:
-            raise unknown_name(what, name, valid) if valid else InputError(f"no {what}: {name!r}")
+            if not valid:
+                raise InputError(f"unknown {what} {name!r}; expected none")
+            raise unknown_name(what, name, valid)
 
 
 def check_options(

@@ -117,8 +117,9 @@ def _choose(
 
 def _existing(name: str, found: list[str], role: str, where: str) -> str:
     if name not in found:
+        valid = found if role == "train" else [*found, "auto", _HOLD_OUT]
         raise InputError(
             f"config.data.{role}_split is {name!r}, but {where} has no such split; valid, the"
-            f" closest first: {', '.join(closest_first(name, found))}"
+            f" closest first: {', '.join(closest_first(name, valid))}"
         )
     return name

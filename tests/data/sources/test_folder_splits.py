@@ -103,6 +103,7 @@ def test_folder_without_test_split_requires_test_examples(tmp_path):
         ),
         ({"test_split": "tset"}, r"config\.data\.test_split.*'tset'.*: test, "),
         ({"validation_split": "vali"}, r"config\.data\.validation_split.*'vali'.*: val, "),
+        ({"validation_split": "crave"}, r"config\.data\.validation_split.*'crave'.*: carve, "),
         ({"test_split": "train"}, "test_split.*train_split.*'train'"),
         ({"validation_split": "test"}, "validation_split.*test_split.*'test'"),
         ({"test_examples": 2, "test_split": "carve"}, "test_examples.*2.*3"),
