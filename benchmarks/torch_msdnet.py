@@ -249,7 +249,7 @@ def verify() -> dict[str, float]:
       ValueError: a deviation exceeds its tolerance.
     """
     recorded, classifier = golden.arrays(GOLDEN), golden.phase_one_network(GOLDEN)
-    arguments = golden.facts(GOLDEN)["args"]
+    arguments = golden.metadata(GOLDEN)["args"]
     variables = {id(v): ".".join(map(str, p)) for p, v in flax_nnx.iter_graph(classifier)}
     names = {
         n: torch_name(variables[id(s.variable)]) for n, s in published_slots(classifier).items()

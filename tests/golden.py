@@ -55,8 +55,8 @@ def outputs(name: str) -> list[str]:
 
 
 @functools.cache
-def facts(name: str) -> dict[str, Any]:
-    """The JSON beside a recorded file: arguments of the network and what was noted."""
+def metadata(name: str) -> dict[str, Any]:
+    """The JSON file of a recorded case: arguments of the network and recorded numbers."""
     return json.loads((DATA / f"{name}.json").read_text())
 
 
@@ -95,7 +95,7 @@ def untrained(fields: Mapping[str, Any], *, seed: int = 0, **arguments: Any) -> 
 
 def phase_one_network(name: str) -> MultiExitClassifier:
     """The recorded phase-I network, with its recorded weights."""
-    args = facts(name)["args"]
+    args = metadata(name)["args"]
     network = untrained(model_fields(args), num_classes=args["num_classes"])
     load_published_weights(network, below(name, "w/"))
     return network
@@ -105,7 +105,7 @@ def phase_two_network(stop_gradient: bool) -> MultiExitClassifier:
     """The recorded phase-II network: the small network's weights and the new heads'."""
     heads = {"transfer": "linear", "stop_gradient": stop_gradient, "start": "fresh"}
     network = with_collaborative_heads(
-        untrained(model_fields(facts("phase2")["args"])), heads, num_classes=10, rngs=nnx.Rngs(1)
+        untrained(model_fields(metadata("phase2")["args"])), heads, num_classes=10, rngs=nnx.Rngs(1)
     )
     earlier = {f"net.{key}": value for key, value in below("msdnet_cifar_small", "w/").items()}
     load_published_weights(network, earlier | below("phase2", "w/"))

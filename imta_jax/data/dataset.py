@@ -1,4 +1,4 @@
-"""A dataset: disjoint training, validation and test splits, and what a network needs to know.
+"""A dataset: disjoint training, validation and test splits, and their description.
 
 `sources/` reads images, `source_validation.py` checks them, `holdout.py` chooses the held-out
 images, and `pipeline/` makes batches. Images are stored as uint8 arrays or encoded files; the

@@ -1,4 +1,4 @@
-"""What loading a dataset finds beside usable images: refused files, duplicates, unusual names.
+"""Findings of loading a dataset: refused files, duplicates, unusual names.
 
 Findings are logged while a dataset is loaded, and `--mode=data` reports them.
 """

@@ -1,7 +1,7 @@
 """Multi-exit classifier: a backbone, heads, and the driver that runs both.
 
 The driver applies gradient equilibrium and feature detachment between a stage and its readers, so
-backbones do not know of them. Training and evaluation compute all exits at once (`__call__`,
+backbones do not implement them. Training and evaluation compute all exits at once (`__call__`,
 `features`). Inference calls `stem` and `advance` and may stop after any exit.
 """
 

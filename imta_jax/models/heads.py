@@ -29,8 +29,7 @@ def make_heads(
     """Builds the heads that `config.transfer` names.
 
     Args:
-      config: its `options` reach the factory, with `stop_gradient` and `initialization` beside
-        them.
+      config: its `options`, `stop_gradient` and `initialization` are passed to the factory.
       feature_widths: of the backbone.
       num_classes: K.
       rngs: for the factory.

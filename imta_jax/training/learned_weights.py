@@ -60,7 +60,7 @@ class LearnedWeightsObjective(PhaseOneObjective):
     seed: int = 0
 
     def new_state(self, classifier: MultiExitClassifier) -> dict[str, Any]:
-        """The state besides that of the classifier: the weight network and its optimizer."""
+        """State in addition to the classifier: the weight network and its optimizer."""
         network = new_weight_network(classifier.num_exits, self.seed)
         return {"network": network, "optimizer": _OPTIMIZER.init(network)}
 

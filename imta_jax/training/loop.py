@@ -1,4 +1,4 @@
-"""The training loop over epochs, for any phase. It knows neither the loss nor the network."""
+"""The training loop over epochs, for any phase. Independent of loss and network."""
 
 import contextlib
 import dataclasses

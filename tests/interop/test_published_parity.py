@@ -267,7 +267,7 @@ def test_recomputed_names_are_the_recorded_names(name: str):
 
 
 def test_unused_parameters_have_no_gradient():
-    unused = golden.facts("msdnet_cifar_small")["params_without_gradient"]
+    unused = golden.metadata("msdnet_cifar_small")["params_without_gradient"]
     found = recomputed("msdnet_cifar_small")
     without_gradient = [
         key.removeprefix("grad_plain/")

@@ -17,7 +17,7 @@ from imta_jax.models.network_table import network_rows
 from imta_jax.nn.initialization import get_initialization
 from imta_jax.techniques import IndependentHeads
 
-CONFIGS = golden.facts("costs")["configs"]
+CONFIGS = golden.metadata("costs")["configs"]
 IDS = [
     f"{c['args']['data']}-{c['args']['stepmode']}-{c['args']['nBlocks']}-base{c['args']['base']}-"
     f"{c['args']['prune']}"

@@ -47,7 +47,7 @@ PARAMETER_COUNTS = {
     "fashion_mnist_4_exits": 826_002,
     "quickstart": 872_608,
 }
-CONFIGS = golden.facts("costs")["configs"]
+CONFIGS = golden.metadata("costs")["configs"]
 # The other backbones' presets are pinned in baselines/test_published_sizes.py.
 MSDNETS = {name: f for name, f in NETWORK_PRESETS.items() if f["backbone"] == "msdnet"}
 

@@ -128,7 +128,7 @@ def eval_batches(
 def evaluation_images(
     split: Split, preprocessing: Preprocessing, index: Int[np.ndarray, " M"]
 ) -> np.ndarray:
-    """Some images as the network sees them in evaluation, uint8 [M, H, W, C]."""
+    """The network's evaluation input for some images, uint8 [M, H, W, C]."""
     if len(index) == 0:
         return np.zeros((0, 1, 1, 1), np.uint8)
     (batch,) = eval_batches(split.select(index), preprocessing, len(index))

@@ -1,4 +1,4 @@
-"""Crops: the window of an image that the network sees, in training and in evaluation.
+"""Crops: the window of an image that the network gets, in training and in evaluation.
 
 `PaddedCrop` is for small images of one size, `RandomAreaCrop` for images of any size. Windows are
 pure functions of image sizes and random words.
