@@ -114,7 +114,7 @@ class Registry:
         return dotted_path_of(component) if elsewhere else None
 
     def restore_source(self, name: str, source: str, field: str) -> None:
-        """Imports the module that registers a name, unless the name is known.
+        """Imports the component that was registered by a name, unless the name is known.
 
         Args:
           name: as recorded with `source`.
@@ -122,19 +122,20 @@ class Registry:
           field: for error messages.
 
         Raises:
-          InputError: the module does not register the name.
+          InputError: the module no longer has the component.
           MissingPackageError: the module cannot be imported.
         """
         if name in self:
             return
-        module = source.partition(":")[0]
-        if module != "__main__":
-            _import_module(module, f"{field} {name!r}, registered by {source}:")
-        if name not in self:
+        what = f"{field} {name!r}, registered by"
+        if source.startswith("__main__:") or "<" in source:
             raise InputError(
-                f"{field} {name!r} is not registered; when the checkpoint was written, {source} "
-                f"registered it: import that module, or register the {self.kind} first"
+                f"{what} {source}, cannot be imported: register it in this process, or move it to "
+                "a module"
             )
+        component = _import_dotted_path(source, what)
+        # Another module than the one that defines it may have registered it.
+        self._components.setdefault(name, component)
 
     def _entry_points(self) -> dict[str, str]:
         return _entry_points(self.group)

@@ -107,16 +107,24 @@ def test_components_of_this_package_are_registered_too(components, names):
     assert all(components.source(name) is None for name in names)
 
 
-def test_source_imports_the_module_that_registered_a_name(losses, package, tmp_path, monkeypatch):
-    code = f"import {__name__.replace('.', '_')}_holder as h\nh.losses.register('late')(make)\n"
-    holder = type(sys)(f"{__name__.replace('.', '_')}_holder")
-    holder.losses = losses
-    monkeypatch.setitem(sys.modules, holder.__name__, holder)
-    (tmp_path / package / "late.py").write_text("def make(): return 4\n" + code)
-    losses.restore_source("late", f"{package}.late:make", "config.x")
-    assert losses.get("late")() == 4 and losses.source("late") == f"{package}.late:make"
-    with pytest.raises(InputError, match=r"config\.x 'other'.*parts:make"):
-        losses.restore_source("other", f"{package}.parts:make", "config.x")
+def test_a_recorded_source_restores_the_name(losses, package):
+    losses.restore_source("late", f"{package}.parts:make", "config.x")
+    assert losses.get("late")() == 1 and losses.source("late") == f"{package}.parts:make"
+    losses.restore_source("late", "no_such_package.parts:make", "config.x")  # is known
+
+
+@pytest.mark.parametrize(
+    "source, error, message",
+    [
+        ("no_such_package.parts:make", ModuleNotFoundError, r"config\.x 'own'.*'no_such_package'"),
+        ("{}.parts:absent", ValueError, r"config\.x 'own'.*no 'absent'"),
+        ("__main__:make", ValueError, r"config\.x 'own'.*__main__:make"),
+        ("{}.parts:f.<locals>.make", ValueError, r"config\.x 'own'.*<locals>"),
+    ],
+)
+def test_a_source_that_is_gone_is_named(losses, package, source, error, message):
+    with pytest.raises(error, match=message):
+        losses.restore_source("own", source.format(package), "config.x")
 
 
 def test_unknown_options_list_the_closest_first():
