@@ -9,6 +9,8 @@ from typing import NamedTuple
 from imta_jax.data.decoding import jpeg_header, png_header
 from imta_jax.data.decoding.refusal import Refusal, RefusedImageError
 
+# Increase it when other files are accepted or refused. Stored indexes are then computed again.
+POLICY_VERSION = 1
 # Suffixes of image files in folders, in lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png")
 

@@ -101,7 +101,7 @@ def read_jpeg_header(contents: bytes) -> JpegHeader:
             frame = _read_frame(marker, data, frame)
         elif marker == _APP1 and data.startswith(b"Exif\0\0") and orientation == 1:
             orientation = orientation_of(data[6:])
-        elif marker == _APP14:
+        elif marker == _APP14 and not scans:  # decoders choose the colors before the first scan
             has_adobe |= _is_adobe(data)
         elif marker == _DRI and len(data) == 2:
             (restart_interval,) = struct.unpack(">H", data)

@@ -137,6 +137,8 @@ def _chunks(contents: bytes) -> Iterator[_Chunk]:
         end = position + 8 + length
         if end + 4 > len(contents):
             break
+        if not kind.isalpha():  # ASCII letters only, for bytes
+            raise RefusedImageError(Refusal.DAMAGED)
         chunk = _Chunk(kind, position, contents[position + 8 : end])
         if chunk.critical:
             (expected,) = struct.unpack_from(">I", contents, end)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from imta_jax.data.decoding.header import POLICY_VERSION
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.errors import InputError
 from imta_jax.runtime.files import replacing
@@ -59,7 +60,7 @@ def load_or_scan(
         return scan()
     if "://" in index_dir:
         raise InputError(f"config.data.index_dir is {index_dir!r}, expected a local folder")
-    name = hashlib.sha256(repr((_FORMAT, key)).encode()).hexdigest()[:24]
+    name = hashlib.sha256(repr((_FORMAT, POLICY_VERSION, key)).encode()).hexdigest()[:24]
     try:
         path = Path(index_dir).expanduser() / f"{name}.npz"
     except RuntimeError as error:  # the home folder is unknown

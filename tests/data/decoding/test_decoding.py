@@ -33,6 +33,7 @@ PROGRESSIVE = encoded(PHOTO, "JPEG", progressive=True)
 RESTARTS = encoded(PHOTO, "JPEG", restart_marker_blocks=2)
 END = b"\xff\xd9"
 CMYK = encoded(PHOTO.convert("CMYK"), "JPEG")
+ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"
 
 REFUSED = {
     "empty": (b"", Refusal.EMPTY),
@@ -47,6 +48,10 @@ REFUSED = {
         Refusal.OTHER_FORMAT,
     ),
     "CMYK without Adobe marker": (without_adobe_marker(CMYK), Refusal.JPEG_COMPONENTS),
+    "CMYK with an Adobe marker after its scan": (
+        without_adobe_marker(CMYK)[:-2] + ADOBE + END,
+        Refusal.JPEG_COMPONENTS,
+    ),
     "arithmetic coding": (JPEG.replace(b"\xff\xc0", b"\xff\xc9", 1), Refusal.JPEG_CODING),
     "lossless": (JPEG.replace(b"\xff\xc0", b"\xff\xc3", 1), Refusal.JPEG_CODING),
     "16,000 x 16,000 JPEG": (jpeg_of_size(JPEG, 16_000, 16_000), Refusal.TOO_LARGE),

@@ -52,6 +52,7 @@ REFUSED = {
     "palette of 301 colors": insert_png_chunk(WITHOUT_PALETTE, b"PLTE", bytes(903)),
     "palette of no colors": insert_png_chunk(WITHOUT_PALETTE, b"PLTE", b""),
     "text between the pixels": with_pixels_in(HALVES[0], png_chunk(b"tEXt", b"a\0b"), HALVES[1]),
+    "chunk name with a digit": insert_png_chunk(PNG, b"a1Cd", b""),
     "no pixels": with_pixels_in(),
 }
 ACCEPTED = {

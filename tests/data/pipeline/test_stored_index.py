@@ -8,7 +8,7 @@ from image_folders import check_labels, contents, folder, paths, read, write_bro
 from PIL import Image
 from sample_images import make_image, write
 
-from imta_jax.data.pipeline import indexing
+from imta_jax.data.pipeline import indexing, stored_index
 from imta_jax.data.sources.storage import FileState, file_states
 
 
@@ -110,6 +110,14 @@ def test_changed_read_permission_creates_a_new_index(indexed, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: False)
         again()
+    again()
+    assert len(seen) == 2
+
+
+def test_another_decoding_policy_creates_a_new_index(indexed, monkeypatch):
+    _, again, seen, _ = indexed
+    again()
+    monkeypatch.setattr(stored_index, "POLICY_VERSION", stored_index.POLICY_VERSION + 1)
     again()
     assert len(seen) == 2
 
