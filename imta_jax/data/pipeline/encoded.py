@@ -4,7 +4,6 @@ Each image is a file, or a record of a TFRecord file. Both can be read in any or
 finds the images and `tf_pipeline.py` reads them.
 """
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,8 +55,12 @@ class EncodedImages:
         """int32 [N, 2], height and width of the stored pixels."""
         return displayed_sizes(self.sizes, self.orientation)
 
+    def path(self, index: int | np.integer) -> bytes:
+        """The path of the file that holds an image."""
+        return self.files[self.file_id[index]].item()
+
     def name(self, index: int | np.integer) -> str:
-        """The location of an image, for messages."""
-        path = os.fsdecode(self.files[self.file_id[index]].item())
+        """The location of an image, for messages. Bytes that are not UTF-8 are replaced."""
+        path = self.path(index).decode(errors="replace")
         offset = self.offset[index]
         return path if offset == WHOLE_FILE else f"{path}, record at byte {offset}"

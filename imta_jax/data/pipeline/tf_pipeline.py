@@ -36,7 +36,7 @@ from imta_jax.data.pipeline.tf_decoding import (
 from imta_jax.data.pipeline.tf_execution import from_service, on_this_host, reading_errors
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.errors import InputError, StorageError
-from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.environment import memory_bytes, usable_cores
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _DECODED_PER_CHUNK = 1024
+_CHUNK_BYTES = 64_000_000
+# Of an image that becomes part of an array. The channel statistics take 24 bytes per value.
+_MAX_ARRAY_PIXELS = 4096 * 4096
 _MAX_BATCHES_AHEAD = 16
 
 
@@ -176,10 +179,15 @@ def _naming_damaged(
 
 
 def decode_all(images: EncodedImages) -> np.ndarray:
-    """Decodes images of one size completely and in order, uint8 [N, H, W, 3]."""
+    """Decodes images of one size completely and in order, uint8 [N, H, W, 3].
+
+    Raises:
+      InputError: an image is too large, or the array is larger than the memory of this machine.
+    """
     tf = import_tensorflow()
     contents_of = reader(images)
     height, width = images.sizes[0].tolist()
+    _check_memory(images)
     sizes = tf.constant(images.stored_sizes)
 
     def decode(i: "tf.Tensor") -> "tf.Tensor":
@@ -192,9 +200,29 @@ def decode_all(images: EncodedImages) -> np.ndarray:
     decoded, start = np.empty((len(images), height, width, 3), np.uint8), 0
     # Stored images differ in size if only some of them are transposed.
     same_size = bool((images.stored_sizes == images.sizes).all())
+    per_chunk = int(np.clip(_CHUNK_BYTES // decoded[0].nbytes, 1, _DECODED_PER_CHUNK))
     with reading_errors():
-        for chunk in dataset.batch(_DECODED_PER_CHUNK if same_size else 1).as_numpy_iterator():
+        for chunk in dataset.batch(per_chunk if same_size else 1).as_numpy_iterator():
             for i, image in enumerate(chunk, start):
                 decoded[i] = apply_orientation(image, images.orientation[i])
             start += len(chunk)
     return decoded
+
+
+def _check_memory(images: EncodedImages) -> None:
+    """Rejects images whose pixels do not fit in memory, before any is decoded."""
+    (height, width), available = images.sizes[0].tolist(), memory_bytes()
+    needed, reason = 3 * height * width * len(images), ""
+    if height * width > _MAX_ARRAY_PIXELS:
+        reason = f"at most {_MAX_ARRAY_PIXELS:,} pixels are trained on without a resize"
+    elif needed > available:
+        reason = (
+            f"as an array, the {len(images)} images of this size need {needed / 1e9:.1f} GB of"
+            f" memory, and {available / 1e9:.1f} GB are available"
+        )
+    if reason:
+        raise InputError(
+            f"{images.name(0)} has {height} x {width} pixels (height x width); {reason}. Set"
+            " config.data.preprocessing=random_area_crop (see configs/imagenet.py), which resizes"
+            " images to config.data.image_size, or store smaller images"
+        )

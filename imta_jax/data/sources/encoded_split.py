@@ -84,12 +84,12 @@ def _report_refused(
 
 def _with_reason(indexed: Indexed, index: int) -> str:
     """The name of a refused image with the reason."""
-    name, refusal = indexed.images.name(index), Refusal(indexed.refusal[index])
+    path, refusal = indexed.images.path(index), Refusal(indexed.refusal[index])
     reason = refusal.reason
-    is_local_file = indexed.images.offset[index] == WHOLE_FILE and os.path.isfile(name)
-    if refusal == Refusal.UNREADABLE and is_local_file and not os.access(name, os.R_OK):
+    is_local_file = indexed.images.offset[index] == WHOLE_FILE and os.path.isfile(path)
+    if refusal == Refusal.UNREADABLE and is_local_file and not os.access(path, os.R_OK):
         reason = "no read permission"
-    return f"{name} ({reason})"
+    return f"{indexed.images.name(index)} ({reason})"
 
 
 def _check_one_size(images: EncodedImages, where: str) -> None:

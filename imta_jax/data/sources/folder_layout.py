@@ -51,7 +51,7 @@ def list_folder(path: str, *, many_images: bool = False) -> Listing:
       many_images: whether to take names with the suffix of an image for files, without a check.
 
     Raises:
-      InputError: the name of a folder or image is not UTF-8.
+      InputError: the name of a folder is not UTF-8. Names of folders are names of classes.
       OSError: the folder cannot be read.
     """
     unchecked = many_images or is_remote(path)
@@ -65,7 +65,7 @@ def list_folder(path: str, *, many_images: bool = False) -> Listing:
         or (not (unchecked and is_image(name)) and is_folder(f"{path}/{name}"))
     ]
     known = set(folders)
-    _check_utf8(path, [name for name in names if name in known or is_image(name)])
+    _check_utf8(path, folders)
     files = [name for name in names if name not in known]
     return Listing(path, sorted(name.rstrip("/") for name in folders), files)
 
@@ -85,8 +85,8 @@ def _check_utf8(path: str, names: Iterable[str]) -> None:
     for name in names:
         if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
             raise InputError(
-                f"{path} contains a name that is not UTF-8: {os.fsencode(name)!r}; rename this"
-                " file or folder"
+                f"{path} contains a folder whose name is not UTF-8: {os.fsencode(name)!r}; rename"
+                " this folder"
             )
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 from sample_images import config, make_image, write
 
-from imta_jax.data import load_dataset
+from imta_jax.data import eval_batches, load_dataset
 
 FIELDS = {"preprocessing": "random_area_crop", "image_size": 16, "resize": 19}
 
@@ -32,10 +32,29 @@ def test_hidden_and_other_files_need_not_be_utf_8(name, root, caplog):
     assert all(message.isprintable() for message in caplog.messages)
 
 
-@pytest.mark.parametrize("path", [b"test/a/caf\xe9.png", b"test/caf\xe9/1.png"])
-def test_images_and_folders_that_are_not_utf_8_are_named(path, root):
-    file = root / os.fsdecode(path)
-    file.parent.mkdir(exist_ok=True)
+@pytest.mark.parametrize("contents", ["of 1.png", "text"])
+def test_names_of_images_need_not_be_utf_8(contents, root, tmp_path, caplog):
+    name = root / "test/a" / os.fsdecode(b"caf\xe9.png")
+    name.write_bytes(b"text" if contents == "text" else (root / "test/a/1.png").read_bytes())
+    fields = {**FIELDS, "max_undecodable": 0.5, "index_dir": str(tmp_path / "index")}
+    for _ in range(2):  # the second time with the stored index
+        dataset = load_dataset(config(root, **fields))
+        assert len(dataset.splits["test"]) + dataset.skipped["test"] == 9
+    assert dataset.skipped["test"] == (contents == "text")
+    assert ("caf\ufffd.png" in caplog.text) == (contents == "text")  # left out by name
+    assert all(message.isprintable() for message in caplog.messages)
+
+
+def test_batches_of_images_whose_names_are_not_utf_8(root):
+    (root / "test/a/1.png").rename(root / "test/a" / os.fsdecode(b"caf\xe9.png"))
+    dataset = load_dataset(config(root, **FIELDS))
+    batches = list(eval_batches(dataset.splits["test"], dataset.preprocessing, 8))
+    assert batches[0].images.any(axis=(1, 2, 3)).all()
+
+
+def test_folders_that_are_not_utf_8_are_named(root):
+    file = root / os.fsdecode(b"test/caf\xe9/1.png")
+    file.parent.mkdir()
     file.write_bytes((root / "test/a/1.png").read_bytes())
     with pytest.raises(ValueError, match=r"pets/test.*UTF-8.*caf.xe9"):
         load_dataset(config(root, **FIELDS))
