@@ -190,7 +190,7 @@ INVALID = {
         r"'cifar_9_exits'.*: cifar_\d_exits, .*quickstart"
     ),
     (QUICKSTART, "--config.model.num_exits=4", "--config.model.growth_factors=(1,2)"): (
-        r"growth_factors.*\(1, 2\).*\(1, 2, 4\)"
+        r"growth_factors.*\(1, 2\).*\(1, 1, 1, 1\)"
     ),
     (QUICKSTART, "--mode=evalute"): r"'evalute'.*: evaluate, .*phase_one",
     (QUICKSTART, "--config.data.source=/nowhere.npz", "--config.model.num_exits=4"): (
