@@ -63,12 +63,13 @@ def load_image_folder(root: Path | str, image_size: int = 224) -> Dataset:
     return load_dataset(config)
 
 
-def drawn_rows(dataset: Dataset, batch_size: int, epoch: int) -> tuple[np.ndarray, BatchIndices]:
+def drawn_indices(dataset: Dataset, batch_size: int, epoch: int) -> tuple[np.ndarray, BatchIndices]:
     """Path and crop of each image of an epoch, the same for every contender."""
     train = dataset.splits["train"]
     plan = epoch_plan(dataset.preprocessing, train.sizes, seed=SEED, epoch=epoch)
-    rows = train_indices(plan, batch_size=batch_size, start_step=0, steps=len(train) // batch_size)
-    return train.images.files[train.images.file_id[rows.index]], rows
+    steps = len(train) // batch_size
+    indices = train_indices(plan, batch_size=batch_size, start_step=0, steps=steps)
+    return train.images.files[train.images.file_id[indices.index]], indices
 
 
 def our_batches(dataset: Dataset, batch_size: int, epoch: int) -> Batches:
@@ -79,9 +80,11 @@ def our_batches(dataset: Dataset, batch_size: int, epoch: int) -> Batches:
 
 def pillow_batches(dataset: Dataset, batch_size: int, epoch: int) -> Batches:
     """The same crops by Pillow, as in torchvision's RandomResizedCrop, in one thread."""
-    paths, rows = drawn_rows(dataset, batch_size, epoch)
+    paths, indices = drawn_indices(dataset, batch_size, epoch)
     size, made = (dataset.preprocessing.size,) * 2, []
-    for path, (top, left, height, width), flip in zip(paths, rows.window, rows.flip, strict=True):
+    for path, (top, left, height, width), flip in zip(
+        paths, indices.window, indices.flip, strict=True
+    ):
         with Image.open(os.fsdecode(path)) as file:
             window = file.convert("RGB").crop((left, top, left + width, top + height))
         image = window.resize(size, Image.Resampling.BILINEAR)
@@ -93,16 +96,15 @@ def pillow_batches(dataset: Dataset, batch_size: int, epoch: int) -> Batches:
 
 def _shapes(decode: Callable[..., Any], dataset: Dataset, batch_size: int, epoch: int) -> Batches:
     """Reads and decodes the same files; yields the shapes of the decoded images."""
-    tf, (paths, rows) = import_tensorflow(), drawn_rows(dataset, batch_size, epoch)
-    windows = tf.data.Dataset.from_tensor_slices((paths, rows.window.astype(np.int32)))
+    tf, (paths, indices) = import_tensorflow(), drawn_indices(dataset, batch_size, epoch)
+    windows = tf.data.Dataset.from_tensor_slices((paths, indices.window.astype(np.int32)))
     shapes = windows.map(
         without_autograph(lambda path, window: tf.shape(decode(tf, tf.io.read_file(path), window))),
         num_parallel_calls=usable_cores(),
     )
     options = tf.data.Options()
-    options.autotune.enabled = (
-        False  # as in ours; it left a single core idle for a third of the time
-    )
+    # As in our pipeline: autotuning left a single core idle for a third of the time.
+    options.autotune.enabled = False
     return shapes.batch(batch_size).prefetch(2).with_options(options).as_numpy_iterator()
 
 

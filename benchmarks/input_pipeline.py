@@ -99,11 +99,11 @@ def cutting_feed(device: Feed, images: OnDeviceSplit) -> Feed:
     """Everything the on-device feed does except the step: batch selection on host and device."""
 
     @jax.jit
-    def cut(images: OnDeviceSplit, rows: OnDeviceIndices) -> Batch:
-        return jax.lax.map(lambda one: on_device_batch(images, *one), rows[:3])
+    def cut(images: OnDeviceSplit, indices: OnDeviceIndices) -> Batch:
+        return jax.lax.map(lambda one: on_device_batch(images, *one), indices[:3])
 
-    def advance(state: TrainState, rows: OnDeviceIndices) -> tuple[TrainState, Batch]:
-        return state, jax.block_until_ready(cut(images, place_indices(rows, data_mesh())))
+    def advance(state: TrainState, indices: OnDeviceIndices) -> tuple[TrainState, Batch]:
+        return state, jax.block_until_ready(cut(images, place_indices(indices, data_mesh())))
 
     return Feed("cutting", device.items, device.steps_of, advance)
 

@@ -42,8 +42,8 @@ def test_pillow_gives_the_same_images_as_our_pipeline(dataset):
 
 def test_bare_decode_decodes_the_same_crops(dataset):
     shapes = np.concatenate(list(image_files.CONTENDERS["bare_decode"](dataset, 4, epoch=3)))
-    _, rows = image_files.drawn_rows(dataset, 4, epoch=3)
-    np.testing.assert_array_equal(shapes[:, :2], rows.window[:, 2:])
+    _, indices = image_files.drawn_indices(dataset, 4, epoch=3)
+    np.testing.assert_array_equal(shapes[:, :2], indices.window[:, 2:])
     assert (shapes[:, 2] == 3).all()
 
 
@@ -56,11 +56,11 @@ def test_all_feeds_return_the_same_batches(tmp_path):
     config = run_config(write_dataset(tmp_path / "tiny.npz"))
     feeds, state = input_pipeline.training_feeds(config)
     assert list(feeds) == ["constant", "device", "cutting", "numpy"]
-    constant, rows, again, *others = (next(iter(feed.items(0, 0))) for feed in feeds.values())
+    constant, indices, again, *others = (next(iter(feed.items(0, 0))) for feed in feeds.values())
     cut = jax.tree.map(lambda several: several[0], feeds["cutting"].advance(state, again)[1])
     for batch in (cut, *others):
         np.testing.assert_array_equal(batch.images, constant.images)
-    np.testing.assert_array_equal(rows.index[0], constant.index)
+    np.testing.assert_array_equal(indices.index[0], constant.index)
 
 
 def test_contenders_take_turns_and_the_first_round_does_not_count():

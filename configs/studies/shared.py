@@ -72,21 +72,21 @@ def add_variant(config, name, label, techniques, changes, against=None):
       changes: New values of fields of the base, `{"phase_one.equilibrium": "off", ...}`.
       against: Name of the variant it is compared with; the study's baseline by default.
     """
-    arm = ConfigDict()
+    variant = ConfigDict()
     # Empty stands for config.baseline, which the command line may change.
-    arm.against = against or ""
-    arm.label = label
-    arm.techniques = config_dict.placeholder(tuple) if techniques is None else tuple(techniques)
-    arm.changes = ConfigDict()
+    variant.against = against or ""
+    variant.label = label
+    variant.techniques = config_dict.placeholder(tuple) if techniques is None else tuple(techniques)
+    variant.changes = ConfigDict()
     for field, value in changes.items():
         *parts, last = field.split(".")
-        node = arm.changes
+        node = variant.changes
         for part in parts:
             if part not in node:
                 node[part] = ConfigDict()
             node = node[part]
         node[last] = value
-    config.arms[name] = arm
+    config.arms[name] = variant
     config.chosen += (name,)
 
 

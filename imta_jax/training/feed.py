@@ -105,20 +105,22 @@ def training_feed(
       ModuleNotFoundError: the library of the pipeline is not installed.
     """
     pipeline = training_pipeline(config.data, dataset, phase.mesh)
-    label, draw = executable_label(config, name), epoch_arguments(config, name)
+    label, arguments = executable_label(config, name), epoch_arguments(config, name)
     if pipeline == "device":
         step = CachedExecutable(
             jit_on_device_step(phase.step, phase.mesh, state), label, phase.mesh
         )
-        return _on_device_feed(config, dataset, step, phase.mesh, draw)
+        return _on_device_feed(config, dataset, step, phase.mesh, arguments)
     step = CachedExecutable(jit_batch_step(phase.step, phase.mesh, state), label, phase.mesh)
-    return host_feed(pipeline, _host_batches(config, dataset, pipeline, draw), step, phase.mesh)
+    return host_feed(
+        pipeline, _host_batches(config, dataset, pipeline, arguments), step, phase.mesh
+    )
 
 
 def _host_batches(
-    config: RunConfig, dataset: Dataset, pipeline: str, draw: Mapping[str, Any]
+    config: RunConfig, dataset: Dataset, pipeline: str, arguments: Mapping[str, Any]
 ) -> Callable[[int, int], Iterator[Batch]]:
-    """(epoch, first step) -> the batches of an epoch; `draw` is of `epoch_arguments`."""
+    """(epoch, first step) -> the batches of an epoch; `arguments` is from `epoch_arguments`."""
     train, host = dataset.splits["train"], HostPipeline.from_config(config.data)
 
     def batches(epoch: int, start_step: int) -> Iterator[Batch]:
@@ -129,14 +131,18 @@ def _host_batches(
             start_step=start_step,
             pipeline=pipeline,
             host=host,
-            **draw,
+            **arguments,
         )
 
     return batches
 
 
 def _on_device_feed(
-    config: RunConfig, dataset: Dataset, step: OnDeviceStep, mesh: Mesh, draw: Mapping[str, Any]
+    config: RunConfig,
+    dataset: Dataset,
+    step: OnDeviceStep,
+    mesh: Mesh,
+    arguments: Mapping[str, Any],
 ) -> Feed:
     """Copies the training images to the devices; items are indices of several batches."""
     train, steps = dataset.splits["train"], steps_per_dispatch(config, mesh)
@@ -150,7 +156,7 @@ def _on_device_feed(
             epoch=epoch,
             start_step=start_step,
             steps_per_dispatch=steps,
-            **draw,
+            **arguments,
         )
 
     return Feed(
