@@ -136,12 +136,26 @@ def find_duplicates(
                 across[splits[later], splits[earlier]] += present[later]
         in_two_classes += len(same) if len(set(label[same].tolist())) > 1 else 0
         differs = (split[same] != split[same[0]]) | (label[same] != label[same[0]])
-        pairs += [(same[0], other) for other in same[differs][:1]]
+        # The first image of each split.
+        pairs += [(same[0], i) for i in {split[i]: i for i in same[differs][::-1]}.values()]
     examples = tuple(
         " = ".join(name_of(splits[split[i]], int(position[i])) for i in pair)
-        for pair in pairs[:_MAX_EXAMPLES]
+        for pair in _different_first(pairs, split)[:_MAX_EXAMPLES]
     )
     return Duplicates(dict(across), in_two_classes, examples)
+
+
+def _different_first(
+    pairs: list[tuple[int, int]], split: Int64[np.ndarray, " N"]
+) -> list[tuple[int, int]]:
+    """Pairs of images with one pair of each two splits before the others."""
+    seen: Counter[tuple[int, int]] = Counter()
+    ranks = []
+    for first, second in pairs:
+        kind = int(split[first]), int(split[second])
+        ranks.append(seen[kind])
+        seen[kind] += 1
+    return [pairs[i] for i in np.argsort(ranks, kind="stable")]
 
 
 def pixel_digests(images: UInt8[np.ndarray, "N ..."]) -> Int64[np.ndarray, " N"]:
@@ -153,13 +167,12 @@ def pixel_digests(images: UInt8[np.ndarray, "N ..."]) -> Int64[np.ndarray, " N"]
 def warn_of_findings(dataset: str, findings: DataFindings) -> None:
     """Logs duplicates and class names that look alike. Sources log their own findings."""
     duplicates = findings.duplicates
-    examples = f", e.g. {duplicates.examples[0]}" if duplicates.examples else ""
     for (first, second), count in duplicates.across_splits.items():
-        _log.warning(
-            "%s: %d %s images are also %s images%s", dataset, count, first, second, examples
-        )
+        _log.warning("%s: %d %s images are also %s images", dataset, count, first, second)
     if duplicates.in_two_classes:
         count = duplicates.in_two_classes
-        _log.warning("%s: %d images are in more than one class%s", dataset, count, examples)
+        _log.warning("%s: %d images are in more than one class", dataset, count)
+    if duplicates.examples:
+        _log.warning("%s: equal images: %s", dataset, "; ".join(duplicates.examples))
     for names in findings.similar_classes:
         _log.warning("%s: class names that look alike: %s", dataset, ", ".join(map(repr, names)))

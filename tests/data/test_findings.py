@@ -55,6 +55,14 @@ def test_duplicates_are_counted_across_splits_and_classes():
     )
 
 
+def test_examples_of_duplicates_have_one_of_each_two_splits():
+    digests = {"train": np.array([*range(9), *range(9)]), "test": np.array([8, 99])}
+    labels = {name: np.arange(len(values), dtype=np.int32) for name, values in digests.items()}
+    found = find_duplicates(digests, labels, lambda split, i: f"{split} {i}")
+    assert len(found.examples) == 5
+    assert found.examples[:2] == ("train 0 = train 9", "train 8 = test 0")
+
+
 def test_distinct_images_have_no_duplicates():
     digests = {"train": np.arange(5), "test": np.arange(5, 9)}
     labels = {name: np.zeros(len(values), np.int32) for name, values in digests.items()}
