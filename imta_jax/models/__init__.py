@@ -4,6 +4,7 @@ from imta_jax.models.build import (
     BACKBONES,
     build_classifier,
     check_model,
+    gate_weight_of,
     resolve_model_config,
     with_collaborative_heads,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "build_classifier",
     "check_model",
     "dtype_deviations",
+    "gate_weight_of",
     "inference_logits",
     "optimize_classifier",
     "optimize_for_training",

@@ -2,7 +2,7 @@
 
 from imta_jax.config import RunConfig
 from imta_jax.errors import InputError
-from imta_jax.models import resolve_model_config
+from imta_jax.models import gate_weight_of
 
 _BOOSTED = "boosted"
 
@@ -13,6 +13,7 @@ def check_combinations(config: RunConfig) -> None:
     Raises:
       InputError: names the fields of two techniques that do not.
     """
+    _check_gate(config)
     if config.model.heads == _BOOSTED:
         _check_boosted_heads(config)
     if config.phase_one.sample_weights == "learned":
@@ -35,11 +36,20 @@ def _check_learned_weights(config: RunConfig) -> None:
                 f"config.phase_one.{name} must be {value!r} with config.phase_one.sample_weights="
                 f'"learned"; found {getattr(phase, name)!r}'
             )
-    if gate_weight := resolve_model_config(config.model).get("gate_weight"):
-        raise InputError(
-            'config.phase_one.sample_weights="learned" needs a network with several exits; found '
-            f"config.model.gate_weight={gate_weight:g}, a network with one"
-        )
+
+
+def _check_gate(config: RunConfig) -> None:
+    """A network with a gate has one exit and a loss of its own."""
+    weight, phase = gate_weight_of(config.model), config.phase_one
+    if not weight:
+        return
+    for name in ("last_exit_epochs", "objective", "sample_weights"):
+        needed, found = phase.defaults()[name], getattr(phase, name)
+        if found != needed:
+            raise InputError(
+                f"config.phase_one.{name} must be {needed!r} for a network with a gate "
+                f"(config.model.gate_weight={weight:g}), which has one exit; found {found!r}"
+            )
 
 
 def _check_boosted_heads(config: RunConfig) -> None:

@@ -13,16 +13,15 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from imta_jax.config import ModelConfig, PhaseConfig, PhaseOneConfig, PhaseTwoConfig, RunConfig
+from imta_jax.config import PhaseConfig, PhaseOneConfig, PhaseTwoConfig, RunConfig
 from imta_jax.data import Dataset, DatasetInfo
 from imta_jax.distributed import data_mesh
-from imta_jax.errors import InputError
 from imta_jax.models import (
     MultiExitClassifier,
     build_classifier,
     dtype_deviations,
+    gate_weight_of,
     optimize_classifier,
-    resolve_model_config,
     with_collaborative_heads,
 )
 from imta_jax.techniques import FeatureDetachment
@@ -214,28 +213,13 @@ def new_phase_two(config: RunConfig, classifier: MultiExitClassifier) -> MultiEx
 
 
 def phase_one_objective(config: RunConfig) -> PhaseOneObjective | LossObjective:
-    """The loss of `config.phase_one`; a backbone with a gate adds the gate's loss.
-
-    Raises:
-      InputError: a field that a backbone with a gate does not support.
-    """
-    phase = config.phase_one
-    weight = ModelConfig.from_mapping(resolve_model_config(config.model)).gate_weight
+    """The loss of `config.phase_one`; a backbone with a gate adds the gate's loss."""
+    phase, weight = config.phase_one, gate_weight_of(config.model)
     given = {
         "detachment": FeatureDetachment(
             maps=phase.detach, fraction=phase.detach_fraction, from_exit=phase.detach_exit
         )
     }
-    if weight and phase.last_exit_epochs:
-        raise InputError(
-            "config.phase_one.last_exit_epochs must be 0 for a network with config.model."
-            f"gate_weight={weight:g}, which has one exit; found {phase.last_exit_epochs}"
-        )
-    if weight and not _is_default(phase):
-        raise InputError(
-            f"config.phase_one.objective must be {phase.defaults()['objective']!r} for a network "
-            f"with config.model.gate_weight={weight:g}; found {phase.objective!r}"
-        )
     if not _is_default(phase):
         return loss_objective(phase, _objective(PhaseOneObjective, phase, **given))
     if weight:

@@ -72,7 +72,7 @@ def test_threshold_methods_are_compared_at_the_reported_budgets(finished, result
     points = results["threshold_methods"]["points"]
     for row in results["reported_budgets"]:
         at_budget = {p["method"]: p for p in points if p.get("budget") == row["budget"]}
-        assert at_budget.keys() == {"sweep", "envelope", "temperature", "optimised"}
+        assert at_budget.keys() >= {"sweep", "envelope", "temperature", "optimised"}
         assert at_budget["envelope"]["validation_top1"] >= row["validation_top1"]
         assert at_budget["optimised"]["validation_top1"] >= row["validation_top1"]
     assert (finished / "report" / "threshold_methods.png").exists()

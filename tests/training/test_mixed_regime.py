@@ -15,8 +15,9 @@ from imta_jax.config import PhaseOneConfig
 from imta_jax.data import load_dataset
 from imta_jax.distributed import data_mesh, place_batch
 from imta_jax.training import feed, load_classifier, phases, train_phase_one
+from imta_jax.training.combinations import check_combinations
 from imta_jax.training.mixed_regime import LastExitObjective
-from imta_jax.training.setup import assemble_phase, phase_one_objective, phase_schedule
+from imta_jax.training.setup import assemble_phase, phase_schedule
 from imta_jax.training.state import named_arrays
 
 BATCH = tiny_run.draw_batch(16, 0)
@@ -134,4 +135,4 @@ def test_a_network_with_a_gate_is_rejected():
     config = tiny_run.run_config("unused", phase_one__last_exit_epochs=1)
     hydra = dataclasses.replace(config, model=type(config.model)(preset="quickstart_hydra"))
     with pytest.raises(ValueError, match=r"last_exit_epochs.*gate_weight.*found 1"):
-        phase_one_objective(hydra)
+        check_combinations(hydra)
