@@ -111,10 +111,3 @@ def test_folder_above_the_dataset_raises_with_its_path(tmp_path):
     root = folder(tmp_path)
     with pytest.raises(ValueError, match=rf"config\.data\.source={root}"):
         read(tmp_path)
-
-
-def test_name_that_is_not_utf_8_raises(tmp_path):
-    root = folder(tmp_path)
-    os.rename(root / "train/cat/0.jpg", os.fsencode(root / "train/cat") + b"/\xff\xfe.jpg")
-    with pytest.raises(ValueError, match=r"pets.*UTF-8.*xff.xfe\.jpg"):
-        read(root)
