@@ -56,7 +56,7 @@ def launch_command(network: str, family: str, data: Path, folder: Path, when: st
         "model.preset": network,
         "data.source": data,
         "data.preprocessing": "padded_crop",
-        "data.validation_split": "carve",
+        "data.validation_split": "hold_out",
         "data.validation_examples": count // 10,
         "data.test_split": "test",
         "phase_one.batch_size": batch_size,

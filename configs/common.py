@@ -83,9 +83,9 @@ def data(source, validation_examples):
     images.download = True
     # Split of the source to train on.
     images.train_split = "train"
-    # Validation split: a name, "carve" (hold out training images), or "auto" (a split if any).
+    # Validation split: a name, "hold_out" (training images), or "auto" (a split if any).
     images.validation_split = "auto"
-    # Test split: a name, "carve" (hold out training images), or "auto" ("test", else validation).
+    # Test split: a name, "hold_out" (training images), or "auto" ("test", else validation).
     images.test_split = "auto"
     # Training images held out for validation if there is no split; they choose thresholds.
     images.validation_examples = validation_examples

@@ -24,7 +24,7 @@ def _image_files():
     images = common.data("imagenet2012", validation_examples=50000)
     # The paper tests on ImageNet's validation images and holds out training images for validation.
     images.update(preprocessing="random_area_crop", test_split="validation")
-    images.validation_split = "carve"
+    images.validation_split = "hold_out"
     return images
 
 

@@ -18,6 +18,9 @@ from imta_jax.runtime.registry import EXIT_RULES, HEADS, OBJECTIVES
 
 Checkpoint = Literal["last", "best"]
 PHASES = ("phase_one", "phase_two")
+# The value of `validation_split` and `test_split` that holds out training images, and its name in
+# the config.json of earlier runs.
+HOLD_OUT, EARLIER_HOLD_OUT = "hold_out", "carve"
 MAX_SEED = 2**31 - 1  # Batches have the seed 2 * seed + 1, a number of 32 bits.
 
 
@@ -57,6 +60,9 @@ class DataConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("validation_split", "test_split"):
+            if getattr(self, name) == EARLIER_HOLD_OUT:
+                object.__setattr__(self, name, HOLD_OUT)
         if not self.source.strip():
             raise InputError(f"config.data.source must be a name or a path; found {self.source!r}")
         if self.service and "://" not in self.service:

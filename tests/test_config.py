@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from imta_jax.config import DataConfig, PhaseOneConfig, RunConfig
 from imta_jax.runtime.config_fields import Section, number
+from imta_jax.studies.variants import key_fields
 
 FILES = ("cifar10", "cifar100", "fashion_mnist", "imagenet", "quickstart")
 
@@ -122,3 +123,10 @@ def test_bounds_apply_to_every_entry_of_a_tuple():
     assert Example(sizes=(1, 2)).sizes == (1, 2)
     with pytest.raises(ValueError, match=r"config\.sizes.*at least 1.*\(1, 0\)"):
         Example(sizes=(1, 0))
+
+
+def test_the_earlier_name_of_held_out_splits_is_read_as_the_present_one():
+    fields = {"source": "images.npz", "validation_examples": 4}
+    earlier = DataConfig(**fields, validation_split="carve", test_split="carve")
+    assert earlier == DataConfig(**fields, validation_split="hold_out", test_split="hold_out")
+    assert key_fields(earlier)["validation_split"] == "carve"

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from imta_jax.config import RunConfig
+from imta_jax.config import EARLIER_HOLD_OUT, HOLD_OUT, RunConfig
 from imta_jax.errors import InputError, unknown_name
 from imta_jax.runtime.config_fields import Section
 from imta_jax.studies.config import StudyConfig
@@ -63,12 +63,16 @@ class Variant:
 
 
 def key_fields(section: Any) -> Any:
-    """The fields of a section that determine a network; later fields only if they are set."""
+    """The fields of a section that determine a network.
+
+    Equal for configs of earlier versions: fields that were added later are omitted at their
+    default, and held-out splits have their earlier name.
+    """
     if not isinstance(section, Section):
         return section
     defaults = type(section).defaults()
     return {
-        name: value
+        name: EARLIER_HOLD_OUT if value == HOLD_OUT else value
         for name, value in section.to_dict().items()
         if name not in _LATER_FIELDS or value != defaults[name]
     }

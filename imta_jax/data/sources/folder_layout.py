@@ -148,7 +148,7 @@ def layout_hint(root: Listing, splits: Mapping[str, Listing]) -> str:
         return (
             f"found {loose} images in {root.path}/FOLDER; if these folders are the classes, set"
             f" config.data.source={parent or '/'} config.data.train_split={name}"
-            " config.data.validation_split=carve config.data.test_split=carve and"
+            " config.data.validation_split=hold_out config.data.test_split=hold_out and"
             " config.data.test_examples to a number of images"
         )
     if root.images:

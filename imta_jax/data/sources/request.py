@@ -3,14 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from imta_jax.config import DataConfig
+from imta_jax.config import HOLD_OUT, DataConfig
 from imta_jax.errors import InputError, closest_first
 
 # Usual names of validation and test splits; the first that exists is used.
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 _TEST_NAMES = ("test", *_VALIDATION_NAMES)
-# The value of `validation_split` and `test_split` that holds out training images.
-_HOLD_OUT = "carve"
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,11 @@ def choose_splits(request: SourceRequest, available: Iterable[str], where: str) 
     """Chooses the splits of a source for training, validation and testing.
 
     "auto" takes a split with a usual name that has no other role. If there is none, training images
-    are held out for validation, and also for testing if `test_examples` is positive. "carve" always
-    holds out training images.
+    are held out for validation, and also for testing if `test_examples` is positive. "hold_out"
+    always holds out training images.
 
     Args:
-      request: its three split fields are the name of a split, "auto" or "carve".
+      request: its three split fields are the name of a split, "auto" or "hold_out".
       available: names of the source's splits.
       where: the source, for messages.
 
@@ -100,7 +98,7 @@ def _choose(
     taken: dict[str, str],
 ) -> str | None:
     """The split for a role; None to hold out training images."""
-    if value == _HOLD_OUT:
+    if value == HOLD_OUT:
         return None
     if value == "auto":
         free = [name for name in usual if name in found and name not in taken.values()]
@@ -117,7 +115,7 @@ def _choose(
 
 def _existing(name: str, found: list[str], role: str, where: str) -> str:
     if name not in found:
-        valid = found if role == "train" else [*found, "auto", _HOLD_OUT]
+        valid = found if role == "train" else [*found, "auto", HOLD_OUT]
         raise InputError(
             f"config.data.{role}_split is {name!r}, but {where} has no such split; valid, the"
             f" closest first: {', '.join(closest_first(name, valid))}"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from imta_jax.config import HOLD_OUT
 from imta_jax.data.channel_statistics import PUBLISHED_STATISTICS
 from imta_jax.data.pipeline.indexing import IndexOptions, index_records
 from imta_jax.data.source_validation import SourceData, SourceSplit
@@ -70,7 +71,7 @@ def read_builder(
 def _requested_splits(request: SourceRequest) -> list[str]:
     """Split names for a dataset that is not prepared; reading it then raises the clear error."""
     named = {request.train_split, request.validation_split, request.test_split}
-    return ["train", "test", *sorted(named - {"train", "test", "auto", "carve"})]
+    return ["train", "test", *sorted(named - {"train", "test", "auto", HOLD_OUT})]
 
 
 def feature_keys(builder: Any) -> tuple[str, str]:

@@ -17,5 +17,10 @@ def image_files(tmp_path_factory):
         split = "train" if i < 23 else "test"
         write(root, {f"{split}/{i % 2}/{i:02}.{ending}": make_image(*size, i, cells=3)})
     return load(
-        root, image_size=32, resize=36, validation_split="test", test_split="carve", test_examples=2
+        root,
+        image_size=32,
+        resize=36,
+        validation_split="test",
+        test_split="hold_out",
+        test_examples=2,
     )

@@ -47,7 +47,7 @@ def test_extra_decoded_columns_do_not_change_the_pixels(tmp_path, monkeypatch, s
         path.parent.mkdir(parents=True, exist_ok=True)
         image = make_image(150 + 30 * i, 170 + 25 * i, i, cells=40)
         image.save(path, quality=90, subsampling=subsampling)
-    parts = {"validation_split": "test", "test_split": "carve", "test_examples": 2}
+    parts = {"validation_split": "test", "test_split": "hold_out", "test_examples": 2}
     dataset = load(tmp_path, image_size=32, resize=36, **parts)
     train, validation = dataset.splits["train"], dataset.splits["validation"]
 
@@ -67,7 +67,7 @@ def test_windows_at_full_resolution_have_the_pixels_of_the_whole_image(tmp_path,
         path = tmp_path / f"{('train', 'test')[i % 2]}/{i // 2 % 2}/{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         noise(80, 90, i).save(path, quality=80, subsampling=subsampling)
-    parts = {"validation_split": "test", "test_split": "carve", "test_examples": 2}
+    parts = {"validation_split": "test", "test_split": "hold_out", "test_examples": 2}
     images = load(tmp_path, image_size=32, resize=36, **parts).splits["validation"].images
     whole = decode_all(images[:1])[0]
     lefts = [*range(35), 57, 58]

@@ -54,7 +54,7 @@ def archives(tmp_path):
 
 def imagenet(tmp_path, **changes):
     fields = {"data_dir": str(tmp_path / "data"), "download": True, "test_split": "validation"}
-    parts = {"validation_split": "carve", "validation_examples": 4}
+    parts = {"validation_split": "hold_out", "validation_examples": 4}
     return config("imagenet2012", **{**RANDOM_AREA_CROP, **fields, **parts, **changes})
 
 

@@ -99,10 +99,12 @@ def test_images_at_other_levels_are_counted_and_logged(tmp_path, caplog):
 
 def test_folder_of_class_folders_raises_with_the_flags_that_read_it(tmp_path):
     root = write(tmp_path / "pets", {f"{name}/1.jpg": make_image(9, 9) for name in NAMES})
-    with pytest.raises(ValueError, match=rf"source={tmp_path} .*train_split=pets .*carve") as error:
+    with pytest.raises(
+        ValueError, match=rf"source={tmp_path} .*train_split=pets .*hold_out"
+    ) as error:
         read(root)
     assert "config.data.test_examples" in str(error.value)
-    parts = {"validation_split": "carve", "test_split": "carve", "test_examples": 3}
+    parts = {"validation_split": "hold_out", "test_split": "hold_out", "test_examples": 3}
     write(root, {f"{name}/{i}.jpg": make_image(9, 9, i) for name in NAMES for i in range(4)})
     assert read(tmp_path, train_split="pets", **parts).class_names == NAMES
 

@@ -80,7 +80,7 @@ def test_validation_split_is_the_test_split_if_there_is_no_other(tmp_path):
 def test_splits_can_be_named_and_held_out(tmp_path):
     root = folder(tmp_path, splits=("part 1", "part 2", "val"))
     named = {"train_split": "part 2", "test_split": "part 1"}
-    dataset = load(root, validation_split="carve", **named)
+    dataset = load(root, validation_split="hold_out", **named)
     parts = {name: {p.split("/")[-3] for p in paths(s)} for name, s in dataset.splits.items()}
     assert parts == {"train": {"part 2"}, "validation": {"part 2"}, "test": {"part 1"}}
 
@@ -103,10 +103,13 @@ def test_folder_without_test_split_requires_test_examples(tmp_path):
         ),
         ({"test_split": "tset"}, r"config\.data\.test_split.*'tset'.*: test, "),
         ({"validation_split": "vali"}, r"config\.data\.validation_split.*'vali'.*: val, "),
-        ({"validation_split": "crave"}, r"config\.data\.validation_split.*'crave'.*: carve, "),
+        (
+            {"validation_split": "holdout"},
+            r"config\.data\.validation_split.*'holdout'.*: hold_out, ",
+        ),
         ({"test_split": "train"}, "test_split.*train_split.*'train'"),
         ({"validation_split": "test"}, "validation_split.*test_split.*'test'"),
-        ({"test_examples": 2, "test_split": "carve"}, "test_examples.*2.*3"),
+        ({"test_examples": 2, "test_split": "hold_out"}, "test_examples.*2.*3"),
     ],
 )
 def test_invalid_splits_raise(tmp_path, change, message):

@@ -140,7 +140,7 @@ def test_folder_of_a_prepared_version_is_read_without_its_code(prepared):
 
 def test_records_become_a_dataset(prepared):
     folder, _, _ = prepared
-    dataset = load_dataset(fields(folder, validation_split="carve", validation_examples=5))
+    dataset = load_dataset(fields(folder, validation_split="hold_out", validation_examples=5))
     assert {name: len(split) for name, split in dataset.splits.items()} == {
         "train": 25,
         "validation": 5,
