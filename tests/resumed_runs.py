@@ -1,13 +1,16 @@
 """Comparison of phase folders, and ways to end a run or damage its checkpoints."""
 
+import contextlib
 import json
 import shutil
 
 import chex
 import orbax.checkpoint as ocp
+import pytest
 import tiny_run
 
 from imta_jax.training import (
+    feed,
     train_phase_one,
     train_phase_two,
 )
@@ -42,6 +45,22 @@ def assert_same_phase(found, expected, epochs):
 
 class Killed(Exception):
     """Simulates the death of the process."""
+
+
+@contextlib.contextmanager
+def killed_at(killed_epoch, batch):
+    """Expects that training in the block dies before a batch of an epoch; both count from 0."""
+    batches = feed.train_batches
+
+    def until_killed(split, preprocessing, *, epoch, **settings):
+        for i, found in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
+            if (epoch, i) == (killed_epoch, batch):
+                raise Killed
+            yield found
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(feed, "train_batches", until_killed)
+        yield
 
 
 def truncate(checkpoint):

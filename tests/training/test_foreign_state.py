@@ -12,6 +12,7 @@ import stateful_backbone
 import tiny_run
 from flax import nnx
 from ml_collections import ConfigDict
+from resumed_runs import killed_at
 
 from imta_jax.cli.run import run
 from imta_jax.config import RunConfig
@@ -21,7 +22,7 @@ from imta_jax.evaluation import load_predictions
 from imta_jax.inference import AdaptiveClassifier, load_exported
 from imta_jax.inference.export.run_export import export_run
 from imta_jax.models import build_classifier
-from imta_jax.training import feed, load_classifier, phases, train_phase_one, train_phase_two
+from imta_jax.training import load_classifier, phases, train_phase_one, train_phase_two
 from imta_jax.training.state import named_arrays
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
@@ -77,26 +78,13 @@ def test_all_state_is_trained_and_saved(finished):
     assert one["backbone.scale"] == 2
 
 
-class Killed(Exception):
-    """Simulates the death of the process."""
-
-
 @pytest.mark.parametrize("phase", ["phase_one", "phase_two"])
-def test_a_killed_phase_ends_with_the_same_state(phase, config, finished, tmp_path, monkeypatch):
+def test_a_killed_phase_ends_with_the_same_state(phase, config, finished, tmp_path):
     config = RunConfig.from_mapping(config)
     dataset = load_dataset(config.data)
-    batches = feed.train_batches
     if phase == "phase_two":
         (tmp_path / "phase_one").symlink_to(finished / "phase_one")
-
-    def until_killed(split, preprocessing, *, epoch, **settings):
-        for i, batch in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
-            if epoch == 1 and i == 2:
-                raise Killed
-            yield batch
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(feed, "train_batches", until_killed)
+    with killed_at(1, 2):
         TRAIN[phase](config, dataset, tmp_path)
     TRAIN[phase](config, dataset, tmp_path)
     chex.assert_trees_all_equal(arrays_of(tmp_path / phase), arrays_of(finished / phase))

@@ -1,7 +1,6 @@
 """The training step with learned sample weights, against nested differentiation."""
 
 import dataclasses
-import itertools
 
 import chex
 import jax
@@ -12,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny_run
 from flax import nnx
+from resumed_runs import killed_at
 
 from imta_jax.data import load_dataset
 from imta_jax.distributed import data_mesh, place_batch
@@ -22,7 +22,7 @@ from imta_jax.techniques.sample_weights import (
     new_weight_network,
     sample_weights,
 )
-from imta_jax.training import feed, phases, train_phase_one
+from imta_jax.training import phases, train_phase_one
 from imta_jax.training.checkpoints import _arrays
 from imta_jax.training.combinations import check_combinations
 from imta_jax.training.phases import check_training_config
@@ -132,21 +132,11 @@ def test_checkpoints_have_the_weight_network_only_if_weights_are_learned(phase, 
     assert {name.split(".")[0] for name in more - names} == {"extra"}
 
 
-class Killed(Exception):
-    """Simulates the death of the process."""
-
-
 def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, monkeypatch, one_device):
     monkeypatch.setattr(phases, "mesh_of", lambda config: one_device)
     source = tiny_run.write_dataset(tmp_path / "thirds.npz")
     config = tiny_run.run_config(source, phase_one__total_epochs=2, **LEARNED)
-    dataset, batches = load_dataset(config.data), feed.train_batches
-
-    def until_killed(split, preprocessing, *, epoch, **settings):
-        found = batches(split, preprocessing, epoch=epoch, **settings)
-        yield from itertools.islice(found, 1 if epoch == 1 else None)
-        if epoch == 1:
-            raise Killed
+    dataset = load_dataset(config.data)
 
     def saved(folder):
         with ocp.StandardCheckpointer() as checkpointer:
@@ -155,8 +145,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, monkeypatch, one_
             return {i: tiny_run.to_host(checkpointer.restore(path / i)) for i in items}
 
     train_phase_one(config, dataset, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(feed, "train_batches", until_killed)
+    with killed_at(1, 1):
         train_phase_one(config, dataset, tmp_path / "killed")
     train_phase_one(config, dataset, tmp_path / "killed")
     whole = saved(tmp_path / "whole")

@@ -1,7 +1,6 @@
 """The mixed regime: the last exit first, then all exits, resumable in both parts."""
 
 import dataclasses
-import itertools
 import json
 
 import chex
@@ -10,11 +9,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tiny_run
+from resumed_runs import killed_at
 
 from imta_jax.config import PhaseOneConfig
 from imta_jax.data import load_dataset
 from imta_jax.distributed import data_mesh, place_batch
-from imta_jax.training import feed, load_classifier, phases, train_phase_one
+from imta_jax.training import load_classifier, phases, train_phase_one
 from imta_jax.training.combinations import check_combinations
 from imta_jax.training.mixed_regime import LastExitObjective
 from imta_jax.training.setup import assemble_phase, phase_schedule
@@ -87,24 +87,11 @@ def test_a_mixed_run_differs_from_a_joint_one(config, dataset, finished, tmp_pat
         chex.assert_trees_all_equal(saved(finished, 3), saved(tmp_path / "phase_one", 3))
 
 
-class Killed(Exception):
-    """Simulates the death of the process."""
-
-
 @pytest.mark.parametrize("killed_in_epoch", [0, 1])
 def test_a_killed_run_ends_like_an_uninterrupted_one(
-    killed_in_epoch, config, dataset, finished, tmp_path, monkeypatch
+    killed_in_epoch, config, dataset, finished, tmp_path
 ):
-    batches = feed.train_batches
-
-    def until_killed(split, preprocessing, *, epoch, **settings):
-        found = batches(split, preprocessing, epoch=epoch, **settings)
-        yield from itertools.islice(found, 1 if epoch == killed_in_epoch else None)
-        if epoch == killed_in_epoch:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(feed, "train_batches", until_killed)
+    with killed_at(killed_in_epoch, 1):
         train_phase_one(config, dataset, tmp_path)
     train_phase_one(config, dataset, tmp_path)
     chex.assert_trees_all_equal(saved(tmp_path / "phase_one", 3), saved(finished, 3))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from imta_jax.errors import InputError
 from imta_jax.inference.engine.staged_rule import Carry, ScoreFunction, StagedRule
 from imta_jax.inference.export import folder as export_folder
+from imta_jax.inference.export.programs import read_program
 
 
 def export_rule(
@@ -81,7 +82,9 @@ def read_rule(folder: Path, manifest: Mapping[str, Any]) -> StagedRule | None:
     """
     if "exit_rule" not in manifest:
         return None
-    programs = [_read_program(folder, i) for i in range(len(manifest["stages"]))]
+    programs = [
+        read_program(folder / export_folder.rule_name(i)) for i in range(len(manifest["stages"]))
+    ]
     sizes = [len(program.in_avals) - 1 for program in programs]
     described = manifest["exit_rule"]
     return StagedRule(
@@ -94,14 +97,3 @@ def _scorer(program: jax.export.Exported) -> ScoreFunction:
         return cast(tuple[jax.Array, Carry], program.call(logits, tuple(carry)))
 
     return score
-
-
-def _read_program(folder: Path, exit_index: int) -> jax.export.Exported:
-    path = folder / export_folder.rule_name(exit_index)
-    try:
-        return jax.export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:  # the FlatBuffers reader raises exceptions of many types
-        raise InputError(
-            f"{path}: jax {jax.__version__} cannot read it ({error}); export the network again "
-            "with a jax that is not newer"
-        ) from error

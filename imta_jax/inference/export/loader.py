@@ -27,6 +27,7 @@ from imta_jax.inference.export.manifest import (
     point_from_manifest,
     transform_from_manifest,
 )
+from imta_jax.inference.export.programs import read_program
 from imta_jax.nn.pixels import normalize
 from imta_jax.runtime.paths import local_path
 
@@ -116,7 +117,9 @@ def platform_here() -> str:
 
 
 def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
-    programs = [_read_program(folder, stage) for stage in range(len(manifest["stages"]))]
+    programs = [
+        read_program(folder / export_folder.program_name(i)) for i in range(len(manifest["stages"]))
+    ]
     try:
         check_manifest(manifest, programs)
         transform = transform_from_manifest(manifest)
@@ -163,17 +166,6 @@ def _normalize_and_run(
     if images.dtype == jnp.uint8:
         images = normalize(images, transform.mean, transform.std)
     return _run(program, weights, (images,))
-
-
-def _read_program(folder: Path, stage: int) -> jax.export.Exported:
-    path = folder / export_folder.program_name(stage)
-    try:
-        return jax.export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:  # the FlatBuffers reader raises exceptions of many types
-        raise InputError(
-            f"{path}: jax {jax.__version__} cannot read it ({error}); export the network again "
-            "with a jax that is not newer"
-        ) from error
 
 
 def _read_weights(

@@ -7,7 +7,7 @@ import shutil
 import signal
 
 import pytest
-from resumed_runs import TRAIN, Killed, assert_same_phase, truncate
+from resumed_runs import TRAIN, assert_same_phase, killed_at, truncate
 
 from imta_jax.cli.run import run
 from imta_jax.config import CheckpointConfig
@@ -51,19 +51,10 @@ def test_sigterm_saves_within_the_epoch_and_the_next_call_resumes_there(
 
 
 def test_a_killed_run_resumes_from_a_checkpoint_within_the_epoch(
-    config, dataset, finished, tmp_path, monkeypatch, caplog
+    config, dataset, finished, tmp_path, caplog
 ):
     often = dataclasses.replace(config, checkpoint=CheckpointConfig(every_steps=1))
-    batches = feed.train_batches
-
-    def until_killed(split, preprocessing, *, epoch, **settings):
-        for i, batch in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
-            if epoch == 2 and i == 2:
-                raise Killed
-            yield batch
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(feed, "train_batches", until_killed)
+    with killed_at(2, 2):
         train_phase_one(often, dataset, tmp_path)
     truncate_all(tmp_path / "phase_one" / "partial" / "8")  # The one before is used.
     with caplog.at_level(logging.INFO, "imta_jax"):

@@ -8,12 +8,11 @@ import subprocess
 
 import pytest
 import tiny_run
-from resumed_runs import TRAIN, Killed, assert_same_phase
+from resumed_runs import TRAIN, Killed, assert_same_phase, killed_at
 
 from imta_jax.cli.run import run
 from imta_jax.runtime.lock import only_run_in
 from imta_jax.training import (
-    feed,
     phases,
     train_phase_one,
 )
@@ -21,21 +20,10 @@ from imta_jax.training.checkpoint_reading import has_readable_epoch
 
 
 @pytest.mark.parametrize("phase", ["phase_one", "phase_two"])
-def test_a_killed_phase_ends_like_an_uninterrupted_one(
-    phase, config, dataset, finished, tmp_path, monkeypatch
-):
+def test_a_killed_phase_ends_like_an_uninterrupted_one(phase, config, dataset, finished, tmp_path):
     if phase == "phase_two":
         shutil.copytree(finished / "phase_one", tmp_path / "phase_one")
-    batches = feed.train_batches
-
-    def until_killed(split, preprocessing, *, epoch, **settings):
-        for i, batch in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
-            if epoch == 1 and i == 2:
-                raise Killed
-            yield batch
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(feed, "train_batches", until_killed)
+    with killed_at(1, 2):
         TRAIN[phase](config, dataset, tmp_path)
     TRAIN[phase](config, dataset, tmp_path)
     assert_same_phase(tmp_path / phase, finished / phase, getattr(config, phase).total_epochs)
