@@ -80,9 +80,10 @@ def _add_variants(config, phase_one_epochs=None, phase_two_epochs=None):
         fields = shared.COLLABORATION["ISC" in used] | shared.DISTILLATION["OFA" in used] | second
         for start, changes in (("plain", OFF), ("ge", ALL)):
             techniques = ("GE", *used) if start == "ge" else used
-            full = techniques == ("GE", "ISC", "OFA")
-            label = "IMTA: " * full + " + ".join(techniques)
-            label = label if used else f"{start.upper() if start == 'ge' else start}, phase II only"
-            add("imta" if full else f"{start}_{name}", label, techniques, changes | fields)
+            if techniques == ("GE", "ISC", "OFA"):
+                add("imta", "IMTA: GE + ISC + OFA", techniques, changes | fields)
+                continue
+            label = " + ".join(techniques) if used else f"{PHASE_ONE[start][0]}, phase II only"
+            add(f"{start}_{name}", label, techniques, changes | fields)
     fields = {"phase_two.transfer": "boosted"} | COARSEST | BOOSTED | second
     add("boost_ofa", "boosted logits + OFA", ("GE", "boost", "OFA"), fields)

@@ -93,7 +93,7 @@ def resolve_model_config(model_config: ModelConfig | Mapping[str, Any]) -> dict[
 
 def gate_weight_of(model_config: ModelConfig) -> float:
     """Weight of the gate's loss in phase I; 0 for a network without a gate."""
-    return resolve_model_config(model_config).get("gate_weight", 0.0)
+    return _resolved(model_config).gate_weight or 0.0
 
 
 def build_classifier(

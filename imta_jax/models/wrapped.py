@@ -129,9 +129,8 @@ def _initialized(module: linen.Module, images: jax.ShapeDtypeStruct, rngs: nnx.R
         raise InputError("rngs is None; a Linen model is initialized with the factory's rngs")
     bridged: Any = bridge.ToNNX(module, rngs=rngs)
     bridge.lazy_init(bridged, jnp.zeros(images.shape, images.dtype))
-    bridged.to_nnx__rngs = (
-        None  # Each call would draw keys, and the network would not be a function.
-    )
+    # With its own keys the network would return other values in each call.
+    bridged.to_nnx__rngs = None
     return bridged
 
 
