@@ -18,7 +18,7 @@ PATH = "own_components.net"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def package(tmp_path_factory):
+def package(tmp_path_factory, restored_registries):
     with pytest.MonkeyPatch.context() as patch:
         folder = own_package.write_package(tmp_path_factory.mktemp("own"), "own_components")
         patch.syspath_prepend(str(folder))
