@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tfds_datasets
 from array_datasets import ARRAYS, config
 
 from imta_jax.data import load_dataset
@@ -81,36 +82,11 @@ def test_unsupported_tfds_datasets_raise(tmp_path, source, message):
         load_dataset(config(source, data_dir=str(tmp_path)))
 
 
-def prepared_without_test_split(tfds, folder):
-    """Writes a TFDS dataset "mnist" that has a training split only."""
-
-    class Mnist(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("3.0.1")
-
-        def _info(self):
-            image = tfds.features.Image(shape=(28, 28, 1))
-            label = tfds.features.ClassLabel(num_classes=10)
-            return tfds.core.DatasetInfo(
-                builder=self,
-                features=tfds.features.FeaturesDict({"image": image, "label": label}),
-                supervised_keys=("image", "label"),
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for i in range(4):
-                yield i, {"image": ARRAYS["train_images"][i][..., None], "label": i}
-
-    Mnist(data_dir=folder).download_and_prepare()
-
-
 def test_tfds_dataset_without_test_split_raises_with_its_splits(tmp_path):
-    import tensorflow_datasets as tfds
-
-    with tfds.core.registered.skip_registration():
-        prepared_without_test_split(tfds, tmp_path)
+    some = [{"image": ARRAYS["train_images"][i][..., None], "label": i} for i in range(4)]
+    tfds_datasets.prepare(
+        tmp_path, "Mnist", {"train": some}, shape=(28, 28, 1), version="3.0.1", num_classes=10
+    )
     with pytest.raises(ValueError, match=r"mnist.*train.*test_split"):
         load_dataset(config("mnist", data_dir=str(tmp_path)))
 

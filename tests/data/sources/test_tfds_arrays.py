@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import tfds_datasets
 from encoded_samples import encoded
 from sample_images import config, make_image
 
@@ -19,32 +20,12 @@ FILES = [
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A version of a dataset without a declared encoding: it stores files unchanged."""
-    import tensorflow_datasets as tfds
-
-    with tfds.core.registered.skip_registration():
-
-        class Files(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
-
-            def _info(self):
-                image = tfds.features.Image(shape=(32, 32, 3))
-                label = tfds.features.ClassLabel(num_classes=2)
-                return tfds.core.DatasetInfo(
-                    builder=self,
-                    features=tfds.features.FeaturesDict({"image": image, "label": label}),
-                    supervised_keys=("image", "label"),
-                )
-
-            def _split_generators(self, dl_manager):
-                return {"train": self._generate_examples(), "test": self._generate_examples()}
-
-            def _generate_examples(self):
-                for i, contents in enumerate(FILES):
-                    yield i, {"image": io.BytesIO(contents), "label": i % 2}
-
+    examples = {
+        split: [{"image": io.BytesIO(file), "label": i % 2} for i, file in enumerate(FILES)]
+        for split in ("train", "test")
+    }
     folder = tmp_path_factory.mktemp("prepared")
-    Files(data_dir=folder).download_and_prepare()
-    return folder / "files/1.0.0"
+    return tfds_datasets.prepare(folder, "Files", examples, shape=(32, 32, 3), num_classes=2)
 
 
 def test_stored_files_have_the_pixels_that_the_runner_reads(prepared):

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tfds_datasets
 from PIL import Image
 from sample_images import config, make_image, pillow_evaluation_crop
 
@@ -47,35 +48,22 @@ def flowers(splits=SPLITS):
 
 def prepare(folder, examples, file_format="tfrecord", shape=(None, None, 3)):
     """Writes a version of the TFDS dataset "tf_flowers" and returns its folder."""
-    import tensorflow_datasets as tfds
-
-    with tfds.core.registered.skip_registration():
-
-        class TfFlowers(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("3.0.1")
-
-            def _info(self):
-                image = tfds.features.Image(shape=shape, encoding_format="jpeg")
-                label = tfds.features.ClassLabel(names=NAMES)
-                features = tfds.features.FeaturesDict({"image": image, "label": label})
-                return tfds.core.DatasetInfo(
-                    builder=self, features=features, supervised_keys=("image", "label")
-                )
-
-            def _split_generators(self, dl_manager):
-                return {split: enumerate(some) for split, some in encoded.items()}
-
-            def _generate_examples(self):
-                raise NotImplementedError
-
     # TFDS stores file objects without decoding them.
     encoded = {
         split: [{**example, "image": io.BytesIO(example["image"])} for example in some]
         for split, some in examples.items()
     }
-    builder = TfFlowers(data_dir=folder, file_format=file_format)
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=SHARDS))
-    return folder / "tf_flowers/3.0.1"
+    return tfds_datasets.prepare(
+        folder,
+        "TfFlowers",
+        encoded,
+        shape=shape,
+        version="3.0.1",
+        shards=SHARDS,
+        names=NAMES,
+        encoding_format="jpeg",
+        file_format=file_format,
+    )
 
 
 def fields(folder, source="tf_flowers", **changes):
