@@ -40,8 +40,8 @@ def exit_scores(logits: Float32[np.ndarray, "E N K"], rule: ExitRule) -> Float32
         carry, scores = None, []
         for exit_logits in logits[:, start : start + _IMAGES_PER_CALL]:
             score, carry = step(exit_logits, carry)
-            scores.append(np.asarray(score))
-        chunks.append(np.stack(scores))
+            scores.append(score)
+        chunks.append(np.stack(jax.device_get(scores)))
     scores = np.concatenate(chunks, axis=1)
     invalid = np.argwhere(~(np.abs(scores) < NEVER_LEAVE))
     if len(invalid):

@@ -9,6 +9,7 @@ Both choose the costliest point within the budget. Their own multiply-adds are c
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -54,52 +55,47 @@ def select_by_fitted(
         Predictions(validation.logits[:, start::2], validation.labels[start::2]) for start in (0, 1)
     )
     settings = [{"budget": float(b)} for b in budgets]
-    arguments = (fitting, selecting, test, costs, budgets * costs[-1], settings)
-    return {
-        "ensemble": _ensemble(*arguments, quotas, cost_of_multiply_add),
-        "gate": _gate(*arguments, cost_of_multiply_add),
-    }
+    limits = budgets * costs[-1]
+    task = _Task(fitting, selecting, test, costs, limits, settings, cost_of_multiply_add)
+    return {"ensemble": _ensemble(task, quotas), "gate": _gate(task)}
 
 
-def _ensemble(
-    fitting: Predictions,
-    selecting: Predictions,
-    test: Predictions,
-    costs: Float64[np.ndarray, " E"],
-    limits: Float[np.ndarray, " B"],
-    settings: Sequence[Mapping[str, float]],
-    quotas: Sequence[float],
-    cost_of_multiply_add: float,
-) -> Selection:
-    ensemble = fit_geometric_ensemble(*fitting)
-    costs = costs + cost_of_multiply_add * ensemble.multiply_adds()
+class _Task(NamedTuple):
+    """The images that fit, select and measure, and the points to choose."""
+
+    fitting: Predictions
+    selecting: Predictions
+    test: Predictions
+    costs: Float64[np.ndarray, " E"]
+    limits: Float[np.ndarray, " B"]
+    settings: Sequence[Mapping[str, float]]
+    cost_of_multiply_add: float
+
+
+def _ensemble(task: _Task, quotas: Sequence[float]) -> Selection:
+    ensemble = fit_geometric_ensemble(*task.fitting)
+    costs = task.costs + task.cost_of_multiply_add * ensemble.multiply_adds()
     no_scaling = np.ones(len(costs))
     outcomes = Splits(
         *(
             split_outcomes(Predictions(ensemble.logits(logits), labels), no_scaling)
-            for logits, labels in (selecting, test)
+            for logits, labels in (task.selecting, task.test)
         )
     )
     sweep = sweep_thresholds(outcomes.validation.confidence, quotas)
     cost = costs[exit_of(outcomes.validation.confidence, sweep)].mean(axis=1)
-    chosen = sweep[costliest_within(cost, limits)]
-    selection = select_by_thresholds(settings, chosen, outcomes)
+    chosen = sweep[costliest_within(cost, task.limits)]
+    selection = select_by_thresholds(task.settings, chosen, outcomes)
     return selection._replace(thresholds=None, outcomes=outcomes, costs=costs)
 
 
-def _gate(
-    fitting: Predictions,
-    selecting: Predictions,
-    test: Predictions,
-    costs: Float64[np.ndarray, " E"],
-    limits: Float[np.ndarray, " B"],
-    settings: Sequence[Mapping[str, float]],
-    cost_of_multiply_add: float,
-) -> Selection:
-    num_exits, _, num_classes = test.logits.shape
-    inputs, to_select, to_measure = (gate_inputs(*split) for split in (fitting, selecting, test))
-    gates = [fit_gates(inputs, costs, price) for price in PRICES]
-    costs = costs + cost_of_multiply_add * gate_multiply_adds(num_exits, num_classes)
+def _gate(task: _Task) -> Selection:
+    num_exits, _, num_classes = task.test.logits.shape
+    inputs, to_select, to_measure = (
+        gate_inputs(*split) for split in (task.fitting, task.selecting, task.test)
+    )
+    gates = [fit_gates(inputs, task.costs, price) for price in PRICES]
+    costs = task.costs + task.cost_of_multiply_add * gate_multiply_adds(num_exits, num_classes)
     # The limits, for budgets that no price meets: all images at the first or at the last exit.
     ends = np.array([[0], [num_exits - 1]])
     validation_exits, test_exits = (
@@ -111,9 +107,9 @@ def _gate(
         )
         for split in (to_select, to_measure)
     )
-    chosen = costliest_within(costs[validation_exits].mean(axis=1), limits)
+    chosen = costliest_within(costs[validation_exits].mean(axis=1), task.limits)
     no_scaling = np.ones(num_exits)
-    outcomes = Splits(*(split_outcomes(split, no_scaling) for split in (selecting, test)))
+    outcomes = Splits(*(split_outcomes(split, no_scaling) for split in (task.selecting, task.test)))
     return Selection(
-        settings, validation_exits[chosen], test_exits[chosen], outcomes=outcomes, costs=costs
+        task.settings, validation_exits[chosen], test_exits[chosen], outcomes=outcomes, costs=costs
     )
