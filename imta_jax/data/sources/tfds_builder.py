@@ -7,6 +7,7 @@ import numpy as np
 
 from imta_jax.config import HOLD_OUT
 from imta_jax.data.channel_statistics import PUBLISHED_STATISTICS
+from imta_jax.data.decoding import png_header
 from imta_jax.data.pipeline.indexing import IndexOptions, index_records
 from imta_jax.data.source_validation import SourceData, SourceSplit
 from imta_jax.data.sources.encoded_split import source_split
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _EXAMPLES_PER_CHUNK = 1024
+# Parts of a PNG without metadata and the positions at which they start.
+_PLAIN_PNG = (
+    (0, png_header.SIGNATURE),
+    (24, bytes([8, 2, 0, 0, 0])),  # 8-bit RGB without interlacing
+    (37, b"IDAT"),  # the first chunk after the header
+)
 # TFDS's errors for a split that is not prepared.
 _NOT_PREPARED = (AssertionError, KeyError, FileNotFoundError)
 
@@ -61,7 +68,7 @@ def read_builder(
     _check_format(builder)
     if not request.encoded:
         check_one_shape(builder, reader.image_key)
-    read = _read_encoded if request.encoded else _read_arrays
+    read = _read_indexed if request.encoded else _read_arrays
     found = {role: read(reader, split) for role, split in chosen.items()}
     names = tuple(builder.info.features[reader.label_key].names)
     # Published statistics belong to the dataset's usual splits, whatever part of them is read.
@@ -117,10 +124,11 @@ def check_one_shape(builder: Any, image_key: str) -> None:
 
 def _read_arrays(reader: _Reader, split: str) -> SourceSplit:
     builder, keys = reader.builder, (reader.image_key, reader.label_key)
-    try:
-        dataset = builder.as_dataset(split=split, decoders=_decoders(reader))
-    except _NOT_PREPARED as error:
-        raise reader.not_prepared("it is not prepared there") from error
+    channels = builder.info.features[reader.image_key].shape[-1]
+    if channels == 3 and not _has_plain_pngs_only(reader, split):
+        return _read_indexed(reader, split)
+    decoders = _exact_jpeg_decoders(reader) if channels == 1 else None
+    dataset = _as_dataset(reader, split, decoders)
     pairs = dataset.map(lambda example: tuple(example[key] for key in keys))
     chunks = list(pairs.batch(_EXAMPLES_PER_CHUNK).as_numpy_iterator())
     if not chunks:
@@ -129,14 +137,39 @@ def _read_arrays(reader: _Reader, split: str) -> SourceSplit:
     return SourceSplit(np.concatenate(images), np.concatenate(labels))
 
 
-def _decoders(reader: _Reader) -> dict[str, Any] | None:
-    """Exact JPEG decoding; the fast default, which TFDS uses, is off by some levels.
+def _as_dataset(reader: _Reader, split: str, decoders: dict[str, Any] | None) -> Any:
+    try:
+        return reader.builder.as_dataset(split=split, decoders=decoders)
+    except _NOT_PREPARED as error:
+        raise reader.not_prepared("it is not prepared there") from error
 
-    Records without a declared format hold the files from which they were prepared, JPEGs among
-    them.
+
+def _has_plain_pngs_only(reader: _Reader, split: str) -> bool:
+    """Whether all images are 8-bit RGB PNGs without metadata, which every decoder decodes alike.
+
+    TFDS encodes arrays in this way. It stores files unchanged.
+    """
+    import tensorflow_datasets as tfds
+
+    tf, key = import_tensorflow(), reader.image_key
+
+    def is_plain(example: dict[str, "tf.Tensor"]) -> "tf.Tensor":
+        contents = tf.strings.join([example[key], bytes(_PLAIN_PNG[-1][0] + 4)])  # not too short
+        found = [
+            tf.strings.substr(contents, start, len(value)) == value for start, value in _PLAIN_PNG
+        ]
+        return tf.reduce_all(found)
+
+    dataset = _as_dataset(reader, split, {key: tfds.decode.SkipDecoding()})
+    plain = dataset.map(is_plain).batch(_EXAMPLES_PER_CHUNK).as_numpy_iterator()
+    return all(chunk.all() for chunk in plain)
+
+
+def _exact_jpeg_decoders(reader: _Reader) -> dict[str, Any] | None:
+    """Exact decoding of grayscale JPEGs; the fast default, which TFDS uses, is off by some levels.
 
     Raises:
-      InputError: EXIF orientations of such files are to be applied. An export would apply them.
+      InputError: EXIF orientations are to be applied. An export would apply them.
     """
     import tensorflow_datasets as tfds
 
@@ -146,8 +179,7 @@ def _decoders(reader: _Reader) -> dict[str, Any] | None:
     if reader.request.exif_orientation != "ignore":
         raise InputError(
             f"config.data.exif_orientation={reader.request.exif_orientation} is not supported for"
-            f" the arrays of TFDS dataset {name}; set it to ignore, or set"
-            " config.data.preprocessing=random_area_crop"
+            f" the grayscale arrays of TFDS dataset {name}; set it to ignore"
         )
 
     def decode(contents: "tf.Tensor", feature: Any) -> "tf.Tensor":
@@ -161,7 +193,7 @@ def _decoders(reader: _Reader) -> dict[str, Any] | None:
     return {reader.image_key: tfds.decode.make_decoder()(decode)()}
 
 
-def _read_encoded(reader: _Reader, split: str) -> SourceSplit:
+def _read_indexed(reader: _Reader, split: str) -> SourceSplit:
     import tensorflow_datasets as tfds
 
     tf, builder, request = import_tensorflow(), reader.builder, reader.request

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tfds_datasets
 from encoded_samples import encoded
+from PIL import Image
 from sample_images import config, make_image
 
 from imta_jax.data import dataset_info, load_dataset
@@ -17,15 +18,18 @@ FILES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def prepare(folder, files):
     """A version of a dataset without a declared encoding: it stores files unchanged."""
     examples = {
-        split: [{"image": io.BytesIO(file), "label": i % 2} for i, file in enumerate(FILES)]
+        split: [{"image": io.BytesIO(file), "label": i % 2} for i, file in enumerate(files)]
         for split in ("train", "test")
     }
-    folder = tmp_path_factory.mktemp("prepared")
     return tfds_datasets.prepare(folder, "Files", examples, shape=(32, 32, 3), num_classes=2)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("prepared"), FILES)
 
 
 def test_stored_files_have_the_pixels_that_the_runner_reads(prepared):
@@ -34,9 +38,24 @@ def test_stored_files_have_the_pixels_that_the_runner_reads(prepared):
     assert {np.ascontiguousarray(image).tobytes() for image in test} == expected
 
 
-def test_orientations_that_would_be_ignored_are_rejected(prepared):
-    with pytest.raises(ValueError, match=r"exif_orientation=apply.*files.*random_area_crop"):
-        load_dataset(config(prepared, exif_orientation="apply"))
+def test_orientations_of_stored_files_are_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(make_image(32, 32), "JPEG", exif=exif)
+    folder = prepare(tmp_path, [turned] * 8)
+    test = load_dataset(config(folder, exif_orientation="apply")).splits["test"].images
+    np.testing.assert_array_equal(test[0], decode_image(turned, apply_exif=True))
+    assert (test[0] != decode_image(turned)).any()
+
+
+def test_stored_files_that_are_refused_are_left_out_by_name(tmp_path, caplog):
+    files = [FILES[0][:200], *FILES[1:]]
+    folder = prepare(tmp_path, files)
+    with pytest.raises(ValueError, match=r"1 of 24 images.*max_undecodable"):
+        load_dataset(config(folder))
+    dataset = load_dataset(config(folder, max_undecodable=0.1))
+    assert len(dataset.splits["test"].images) == len(files) - 1
+    assert dataset.skipped["test"] == 1 and "record at byte" in caplog.text
 
 
 def test_description_of_images_of_different_sizes_names_the_fix():
