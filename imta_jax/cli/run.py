@@ -16,12 +16,13 @@ from imta_jax.config import RunConfig
 from imta_jax.data import Dataset, load_dataset
 from imta_jax.data.fingerprint import fingerprint, fingerprint_differences
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
-from imta_jax.errors import InputError, unknown_name
+from imta_jax.errors import InputError, MissingPackageError, unknown_name
 from imta_jax.evaluation import evaluate, evaluation_is_finished
 from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.runtime.lock import only_run_in
+from imta_jax.runtime.optional_packages import require
 from imta_jax.runtime.paths import local_path
 from imta_jax.training import (
     PHASES,
@@ -89,9 +90,19 @@ def run(
 
 
 def _report(workdir: Path, mode: str) -> None:
-    """Writes the report if the mode asks for it or if "all" finds none."""
+    """Writes the report if the mode asks for it or if "all" finds none.
+
+    Without the packages of the report, "all" logs how to get it: the run's results are complete.
+    """
     page = workdir / "report" / "index.html"
     if mode in ("report", "time") or (mode == "all" and not page.exists()):
+        try:
+            require("report", "writing the report")
+        except MissingPackageError as error:
+            if mode == "report":
+                raise
+            _log.warning("no report: %s, then run again with --mode=report", error)
+            return
         from imta_jax.report import write_report
 
         write_report(workdir)
@@ -101,6 +112,7 @@ def _report(workdir: Path, mode: str) -> None:
 
 def _preview_data(config: RunConfig, workdir: Path) -> None:
     """Writes sample batches, class counts and throughput to the folder's `data`."""
+    require("report", "--mode=data")
     from imta_jax.data.preview import write_preview
     from imta_jax.report import write_data_page
 
@@ -125,6 +137,8 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     if has_begun and not due:
         return
     _check_inputs(config, workdir, due)
+    if "evaluate" in due:
+        require("train", "writing the results of an evaluation", "pyarrow")
     steps: dict[str, Callable[[RunConfig, Dataset, Path], Any]] = {
         "phase_one": train_phase_one,
         "phase_two": train_phase_two,

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from imta_jax.errors import MissingPackageError
+from imta_jax.runtime.optional_packages import install_command
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -26,9 +27,9 @@ def import_tensorflow() -> ModuleType:
         import tensorflow as tf
     except ImportError as error:
         raise MissingPackageError(
-            "decoding and resizing images requires TensorFlow, which cannot be imported"
-            f" ({error}): pip install tensorflow-cpu; arrays with"
-            " config.data.preprocessing=padded_crop do not need it"
+            "TensorFlow is required to read datasets of TensorFlow Datasets, to read files in"
+            ' buckets, and for config.data.pipeline="tf_data"; it cannot be imported'
+            f" ({error}): {install_command('tfds')}"
         ) from error
 
     # If the caller has already used TensorFlow, its visible devices can no longer be changed.

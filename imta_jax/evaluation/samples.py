@@ -59,15 +59,18 @@ def write_samples(
       ValueError: arrays of different lengths, an index that repeats or is negative, or a budget
         outside its range.
     """
-    table = samples_table(index, labels, decisions_by_budget)
+    import pyarrow  # Imported late because it takes a second.
+    from pyarrow import parquet
+
+    table = pyarrow.table(_samples_columns(index, labels, decisions_by_budget))
     with replacing(path) as temporary:
-        table.to_parquet(temporary, index=False)
+        parquet.write_table(table, temporary)
 
 
-def samples_table(
+def _samples_columns(
     index: ArrayLike, labels: ArrayLike, decisions_by_budget: Mapping[float, Decisions]
-) -> "pd.DataFrame":
-    """The table of `write_samples`, N rows; arguments and errors as there."""
+) -> dict[str, np.ndarray]:
+    """The columns of `write_samples`, N values each; arguments and errors as there."""
     index, labels = np.asarray(index), np.asarray(labels)
     _check_index(index)
     columns = {"index": index.astype(np.int32), "label": labels.astype(np.int32)}
@@ -79,9 +82,7 @@ def samples_table(
                 f"column {name} has shape {values.shape}, the index {index.shape}; "
                 "expected one value per image: are both of the same split?"
             )
-    import pandas as pd  # Imported late because it takes a second.
-
-    return pd.DataFrame(columns)
+    return columns
 
 
 def read_samples(path: str | Path) -> "pd.DataFrame":

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import imta_jax
+from imta_jax.runtime.optional_packages import is_installed
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
@@ -50,8 +51,11 @@ def cpu_model() -> str:
 
 
 def package_versions(modules: Sequence[ModuleType] = ()) -> dict[str, str]:
-    """Versions by package name: Python, this package, its numerical core and `modules`."""
-    core = {name: metadata.version(name) for name in _PACKAGES}
+    """Versions by package name: Python, this package, its numerical core and `modules`.
+
+    An exported network runs without Flax, which is then left out.
+    """
+    core = {name: metadata.version(name) for name in _PACKAGES if is_installed(name)}
     own = {"python": platform.python_version(), "imta_jax": imta_jax.__version__}
     return own | core | {module.__name__: module.__version__ for module in modules}
 

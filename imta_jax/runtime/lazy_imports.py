@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from imta_jax.runtime.optional_packages import explained
+
 
 def lazy_imports(
     package: str, modules: Mapping[str, str]
@@ -21,13 +23,19 @@ def lazy_imports(
 
     Returns:
       `__getattr__`, which imports the module of a name and raises an AttributeError for other
-      names; `__dir__`, which lists these names and those that the package already has.
+      names, and a MissingPackageError that names the extra if an optional package is missing;
+      `__dir__`, which lists these names and those that the package already has.
     """
 
     def get_attribute(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(modules[name]), name)
+        try:
+            return getattr(importlib.import_module(modules[name]), name)
+        except ModuleNotFoundError as error:
+            if missing := explained(error, f"{package}.{name}"):
+                raise missing from error
+            raise
 
     def list_names() -> list[str]:
         return sorted({*vars(sys.modules[package]), *modules})

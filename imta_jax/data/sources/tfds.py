@@ -25,6 +25,7 @@ from imta_jax.errors import (
     StorageError,
     unknown_name,
 )
+from imta_jax.runtime.optional_packages import install_command
 
 _log = logging.getLogger(__name__)
 
@@ -94,9 +95,9 @@ def import_tfds(source: str) -> Any:
     except ImportError as error:
         raise MissingPackageError(
             f"config.data.source is {source!r}, which requires TensorFlow Datasets, but it cannot"
-            f" be imported ({error.__cause__ or error}): pip install tensorflow-cpu"
-            " tensorflow-datasets, or choose a source that does not need it:"
-            f" {', '.join(embedded.NAMES)}, or a path ending in .npz"
+            f" be imported ({error.__cause__ or error}): {install_command('tfds')}, or choose a"
+            f" source that does not need it: {', '.join(embedded.NAMES)}, a path ending in .npz, or"
+            " a folder of images"
         ) from error
     return tfds
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float, Float64
+from tabulate import tabulate
 
 from imta_jax.errors import InputError
 from imta_jax.inference.engine.programs import Segment
@@ -89,7 +89,7 @@ class StageProfile:
         ]
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         title = f"{self.device}, {self.num_workers} at a time ({versions})"
-        table = pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format)
+        table = tabulate(rows, headers="keys", floatfmt=".3f", tablefmt="plain")
         return f"{title}\n{table}"
 
     def save(self, path: str | Path) -> None:

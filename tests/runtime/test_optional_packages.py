@@ -1,0 +1,56 @@
+"""Messages about optional packages, and the extras that install them."""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from imta_jax.errors import MissingPackageError
+from imta_jax.runtime import optional_packages
+from imta_jax.runtime.lazy_imports import lazy_imports
+
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+# Where the name of a distribution is not that of its module.
+DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "orbax": "orbax-checkpoint",
+    "PIL": "pillow",
+    "tensorflow_datasets": "tensorflow-datasets",
+    "mlflow": "mlflow-skinny",
+}
+
+
+def distributions(requirements):
+    return {re.split(r"[^\w-]", one.replace("imta_jax", "imta-jax"))[0] for one in requirements}
+
+
+@pytest.mark.parametrize("extra", optional_packages._MODULES)
+def test_extra_installs_its_modules(extra):
+    installed = distributions(PROJECT["optional-dependencies"][extra])
+    modules = optional_packages._MODULES[extra]
+    assert {DISTRIBUTIONS.get(module, module) for module in modules} <= installed
+
+
+def test_core_has_no_large_optional_package():
+    large = {"tensorflow", "tensorflow-cpu", "tensorflow-datasets", "matplotlib", "pandas"}
+    large |= {"pyarrow", "opencv-python-headless"}
+    assert not large & distributions(PROJECT["dependencies"])
+
+
+def test_missing_module_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingPackageError, match=r'a figure.*matplotlib.*"imta_jax\[report\]"'):
+        optional_packages.require("report", "a figure")
+    optional_packages.require("train", "training", "numpy")
+
+
+def test_lazy_name_of_a_missing_module_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setitem(sys.modules, "elsewhere", None)
+    get, _ = lazy_imports("package", {"resize": "cv2", "other": "elsewhere"})
+    with pytest.raises(MissingPackageError, match=r'package\.resize.*cv2.*"imta_jax\[train\]"'):
+        get("resize")
+    with pytest.raises(ModuleNotFoundError, match="elsewhere"):
+        get("other")
