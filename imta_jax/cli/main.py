@@ -26,7 +26,10 @@ from imta_jax.runtime.preemption import (
 )
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file or FILE:PRESET, for example configs/cifar100.py:published."
+    "config",
+    None,
+    "Name or file of a config, with or without a preset: quickstart, cifar100:published, or"
+    " my_configs/mine.py:published.",
 )
 flags.FLAGS["config"].parser = ConfigParser(flags.FLAGS["config"].parser)
 # Not None after `start`, which requires a value.
@@ -53,7 +56,7 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process, from
 _JOIN_TIMEOUT = flags.DEFINE_integer(
     "join_timeout", 60, "Seconds to wait for the other processes.", lower_bound=1
 )
-_REQUIRED = {"config": "configs/quickstart.py", "workdir": "runs/quickstart"}  # with examples
+_REQUIRED = {"config": "quickstart", "workdir": "runs/quickstart"}  # with examples
 
 
 def start() -> None:

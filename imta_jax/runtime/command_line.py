@@ -13,8 +13,9 @@ from typing import Any, NoReturn, cast
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from imta_jax.errors import UserError, unknown_name
+from imta_jax.errors import InputError, UserError, unknown_name
 from imta_jax.runtime.background_errors import print_held_errors
+from imta_jax.runtime.shipped_configs import config_file
 
 # A full disk, an exceeded quota or file size, a read-only file system: not a bug.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
@@ -22,6 +23,7 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses flags as absl does; a missing config file or unknown field is a one-line error."""
+    argv = _with_config_files(argv)
     _make_configs_importable(argv)
     _exit_on_bad_config(argv)
     try:
@@ -68,6 +70,28 @@ def exit_with_error(error: Exception, *, show_traceback: bool) -> NoReturn:
         sys.stderr.flush()
         os._exit(1)
     sys.exit(1)
+
+
+def _with_config_files(argv: Sequence[str]) -> list[str]:
+    """The arguments with the file of each shipped config in place of its name."""
+    found, is_value = [], False
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        if is_value:
+            argument = _with_file(argument)
+        elif equals and flag.lstrip("-") == "config" and flag != "config":
+            argument = f"{flag}={_with_file(value)}"
+        is_value = argument in ("--config", "-config")
+        found.append(argument)
+    return found
+
+
+def _with_file(value: str) -> str:
+    name, colon, preset = value.partition(":")
+    try:
+        return f"{config_file(name)}{colon}{preset}"
+    except InputError as error:
+        sys.exit(f"--config={value}: {error}")
 
 
 def _config_value(argv: Sequence[str]) -> str | None:

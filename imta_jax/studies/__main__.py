@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from imta_jax.errors import InputError, UserError, message_of
+from imta_jax.runtime.optional_packages import require
 from imta_jax.runtime.paths import path_argument
-from imta_jax.studies.report.page import write_study_report
-from imta_jax.studies.report.parsing import parse_study, read_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
+        require("report", "drawing studies")
+        from imta_jax.studies.report.page import write_study_report
+
         studies = [_read_study(path) for path in options.studies]
         out: Path = options.out
         if out.exists() and not out.is_dir():
@@ -62,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _read_study(path: Path) -> Any:
     """The content of a study file, after checking it."""
+    from imta_jax.studies.report.parsing import parse_study, read_json
+
     study = read_json(path)
     parse_study(study, str(path))
     return study

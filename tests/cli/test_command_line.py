@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+from imta_jax.cli import commands
 from imta_jax.data.sources.npz import read_npz
 from imta_jax.errors import UserError
 from imta_jax.evaluation import geometric_quota
@@ -130,6 +131,8 @@ def test_the_launcher_exits_with_status_1_and_a_traceback_on_request(traceback, 
         ("configs/quickstart.py:nope", "unknown preset 'nope'; valid, the closest first: paper"),
         ("configs/studies/ablation.py:nope", "unknown preset 'nope'; valid: quickstart"),
         ("configs/nofile.py", "no such file; config files in that folder: configs/cifar10.py"),
+        ("cifar1000", "unknown config 'cifar1000'; valid, the closest first: cifar100, cifar10"),
+        ("cifar100:nope", "unknown preset 'nope'; valid, the closest first: paper"),
     ],
 )
 def test_a_missing_config_is_a_one_line_error(config, message, monkeypatch):
@@ -139,6 +142,29 @@ def test_a_missing_config_is_a_one_line_error(config, message, monkeypatch):
             command_line.parse_flags(argv)
         assert message in ended.value.code
         assert "\n" not in ended.value.code
+
+
+@pytest.mark.parametrize("name", ["quickstart", "studies/ablation"])
+def test_a_shipped_config_is_found_by_its_name(name):
+    file = str(tiny_run.ROOT / "configs" / f"{name}.py")
+    for preset in ("", ":published"):
+        for value in ([f"--config={name}{preset}"], ["--config", f"{name}{preset}"]):
+            found = command_line._with_config_files(["launch.py", *value, "config=x", "--mode=all"])
+            assert "=".join(found[1:-2]) == f"--config={file}{preset}"
+            assert found[-2:] == ["config=x", "--mode=all"]
+
+
+def test_an_unknown_command_is_a_one_line_error(tmp_path):
+    done = run_console_script(tmp_path, "exprot", "run", "folder")
+    assert done.returncode == 1 and "'exprot'; valid, the closest first: export," in done.stderr
+
+
+@pytest.mark.parametrize("command", commands.COMMANDS)
+def test_every_command_has_help(command, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["imta-jax", command, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    assert ended.value.code == 0 and "usage:" in capsys.readouterr().out
 
 
 CONSOLE_SCRIPT = """
@@ -184,7 +210,7 @@ def test_an_import_error_of_a_config_file_is_shown(tmp_path):
 def test_a_missing_flag_is_named_with_an_example(tmp_path):
     done = run_console_script(tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "for example --config=configs/quickstart.py" in done.stderr
+    assert "for example --config=quickstart" in done.stderr
     assert "for example --workdir=runs/quickstart" in done.stderr
 
 

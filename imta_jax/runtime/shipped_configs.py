@@ -1,0 +1,42 @@
+"""The config files that ship with the package, by name: `--config=cifar100:published`.
+
+In a clone they are the files of `configs/`. A wheel holds copies of them (`setup.py`).
+"""
+
+from pathlib import Path
+
+from imta_jax.errors import unknown_name
+
+_PACKAGE = Path(__file__).parents[1]
+# Of a wheel, then of a clone. `configs` has a folder of its own, which can be put on `sys.path`
+# without making other modules importable.
+_FOLDERS = (_PACKAGE / "shipped" / "configs", _PACKAGE.parent / "configs")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The files of the shipped configs by name, for example "quickstart" or "studies/ablation"."""
+    folder = next((folder for folder in _FOLDERS if folder.is_dir()), None)
+    if folder is None:
+        return {}
+    files = [file for file in sorted(folder.rglob("*.py")) if "def get_config(" in file.read_text()]
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
+def config_file(value: str) -> str:
+    """The config file that `--config` names.
+
+    Args:
+      value: NAME or FILE, without the preset. A value that ends in .py or is a file is a path.
+
+    Returns:
+      The path of the shipped config, or the value itself if it is a path.
+
+    Raises:
+      InputError: no shipped config has this name.
+    """
+    if not value or value.endswith(".py") or Path(value).is_file():
+        return value
+    shipped = shipped_configs()
+    if value not in shipped:
+        raise unknown_name("config", value, [*shipped, "PATH.py"])
+    return str(shipped[value])
