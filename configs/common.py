@@ -136,18 +136,41 @@ def _optimization(total_epochs, batch_size, learning_rate_drops):
     # Type of the feature maps, "float32" or "bfloat16" (accelerators only; slower on a CPU).
     # Parameters, statistics and heads are float32.
     phase.compute_dtype = "float32"
-    # Initial learning rate.
+    # Learning rate at the start of the schedule, after the warm-up.
     phase.learning_rate = 0.1
-    # Fractions (0 to 1) of the phase after which the learning rate is multiplied by drop_factor.
+    # Learning-rate schedule: "steps" (the paper's), "cosine", "linear", or your own.
+    phase.schedule = "steps"
+    # Options of the schedule: "cosine" has alpha (last learning rate, as a fraction of the first)
+    # and exponent, "linear" has end_value; all end at 0 by default.
+    phase.schedule_options = ConfigDict()
+    # steps: fractions (0 to 1) of the schedule after which the learning rate is multiplied by
+    # drop_factor.
     phase.learning_rate_drops = learning_rate_drops
-    # Multiplier of the learning rate at each drop, above 0, at most 1.
+    # steps: multiplier of the learning rate at each drop, above 0, at most 1.
     phase.drop_factor = 0.1
-    # Momentum of SGD, 0 to 1.
+    # Epochs, or a fraction of one, in which the learning rate rises linearly from 0. The schedule
+    # spans the epochs after them. 0 for none.
+    phase.warmup_epochs = 0.0
+    # Optimizer: "sgd" (the paper's), "adamw", "lamb", a factory of Optax ("optax:lion"), or your
+    # own.
+    phase.optimizer = "sgd"
+    # Options of the optimizer; "adamw" and "lamb" have b1, b2 and eps.
+    phase.optimizer_options = ConfigDict()
+    # sgd: momentum, 0 to 1.
     phase.momentum = 0.9
-    # Whether the momentum is Nesterov's.
+    # sgd: whether the momentum is Nesterov's.
     phase.nesterov = True
-    # L2 coefficient of weight decay, applied to every parameter.
+    # Coefficient of weight decay, applied to every trained parameter: L2 in "sgd", decoupled in
+    # the others. Must be 0 for an optimizer that has none.
     phase.weight_decay = 1e-4
+    # Global norm of the gradient above which it is scaled down to this norm; 0 for none.
+    phase.gradient_clip_norm = 0.0
+    # Pairs (regular expression, multiplier of the learning rate). Of a parameter the first pair
+    # counts whose expression is found in its name, as in checkpoints: (("^backbone", 0.1),).
+    phase.learning_rate_multipliers = ()
+    # Regular expressions of parameters that are not trained, found anywhere in their names, as in
+    # checkpoints: ("^backbone.first", "norm"). Batch statistics whose names match are frozen too.
+    phase.freeze = ()
     return phase
 
 
@@ -274,6 +297,8 @@ def assemble(model, data, phase_one, phase_two, evaluation):
         model.heads_options,
         phase_one.objective_options,
         phase_two.objective_options,
+        *(phase.optimizer_options for phase in (phase_one, phase_two)),
+        *(phase.schedule_options for phase in (phase_one, phase_two)),
         phase_two.transfer_options,
         evaluation.exit_rule_options,
     ):

@@ -14,6 +14,8 @@ from imta_jax.runtime.registry import (
     register_exit_rule,
     register_heads,
     register_objective,
+    register_optimizer,
+    register_schedule,
 )
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "register_exit_rule",
     "register_heads",
     "register_objective",
+    "register_optimizer",
+    "register_schedule",
     "wrap",
 ]
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 
 from imta_jax import options
 from imta_jax.errors import InputError
-from imta_jax.runtime.config_fields import Section, component, number
-from imta_jax.runtime.registry import EXIT_RULES, HEADS, OBJECTIVES
+from imta_jax.runtime.config_fields import Section, check_expression, component, number
+from imta_jax.runtime.registry import EXIT_RULES, HEADS, OBJECTIVES, OPTIMIZERS, SCHEDULES
 
 Checkpoint = Literal["last", "best"]
 PHASES = ("phase_one", "phase_two")
@@ -128,7 +128,7 @@ class HeadsConfig(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhaseConfig(Section):
-    """Settings of both phases: length, batches and stochastic gradient descent (paper Sec. 4).
+    """Settings of both phases: length, batches, optimizer and learning rate (paper Sec. 4).
 
     Fields: `_optimization` in `configs/common.py`, docs/reference/config.md#phase_one.
     """
@@ -143,6 +143,32 @@ class PhaseConfig(Section):
     momentum: float = number(0.9, at_least=0, below=1)
     nesterov: bool = True
     weight_decay: float = number(1e-4, at_least=0)
+    optimizer: str = component("sgd", OPTIMIZERS)
+    optimizer_options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    schedule: str = component("steps", SCHEDULES)
+    schedule_options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    warmup_epochs: float = number(0.0, at_least=0)
+    gradient_clip_norm: float = number(0.0, at_least=0)
+    learning_rate_multipliers: tuple[tuple[str, float], ...] = ()
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.total_epochs and self.warmup_epochs >= self.total_epochs:
+            raise InputError(
+                f"{self.section}.warmup_epochs must be below {self.section}.total_epochs, "
+                f"{self.total_epochs}; found {self.warmup_epochs:g}"
+            )
+        field = f"{self.section}.learning_rate_multipliers"
+        for expression, multiplier in self.learning_rate_multipliers:
+            check_expression(expression, field)
+            if not multiplier > 0:
+                raise InputError(
+                    f"{field} of {expression!r} must be above 0; found {multiplier:g}: use "
+                    f"{self.section}.freeze for parameters that are not trained"
+                )
+        for expression in self.freeze:
+            check_expression(expression, f"{self.section}.freeze")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,12 @@ from ml_collections import ConfigDict
 from imta_jax.config import RunConfig
 from imta_jax.data import DatasetInfo
 from imta_jax.distributed import place_batch
+from imta_jax.training.optimizer import phase_optimizer
+from imta_jax.training.schedules import phase_schedule
 from imta_jax.training.setup import (
     Phase,
     build_phase,
     new_phase_one,
-    phase_optimizer,
-    phase_schedule,
     phase_settings,
 )
 from imta_jax.training.state import named_arrays

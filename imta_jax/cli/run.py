@@ -38,7 +38,8 @@ from imta_jax.training import (
     training_pipeline,
 )
 from imta_jax.training.checkpoint_reading import has_readable_epoch
-from imta_jax.training.phases import check_field_values, check_trained, why_unfinished
+from imta_jax.training.checks import check_field_values
+from imta_jax.training.phases import check_trained, why_unfinished
 
 _log = logging.getLogger(__name__)
 

@@ -40,8 +40,8 @@ def fused_conv_norm(
     """Applies several units to the same maps with one convolution.
 
     Args:
-      units: With equal kernel size, stride, mode and ReLU. In training mode their running
-        statistics are updated.
+      units: With equal kernel size, stride and ReLU. In training mode their running statistics
+        are updated. Units in different modes are computed one by one.
       x: Maps in `layout`.
       layout: Order of the axes of x and of the outputs.
       fold_batch_norm: Fold batch normalization into the convolution where running statistics are
@@ -50,6 +50,9 @@ def fused_conv_norm(
     Returns:
       The output of each unit.
     """
+    if len({unit.norm.use_running_average for unit in units}) > 1:
+        options = {"layout": layout, "fold_batch_norm": fold_batch_norm}
+        return [fused_conv_norm([unit], x, **options)[0] for unit in units]
     first = units[0]
     stride = cast(int, first.conv.strides)
     kernels = [unit.conv.kernel[...] for unit in units]

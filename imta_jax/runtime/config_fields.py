@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -226,3 +227,17 @@ def _check_range(value: Any, bounds: Mapping[str, float], name: str) -> None:
 
 def _plain(bound: float) -> str:
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
+def check_expression(expression: str, field: str) -> None:
+    """Checks that the text is a regular expression.
+
+    Raises:
+      InputError: names the field, the text and the error.
+    """
+    try:
+        re.compile(expression)
+    except re.error as error:
+        raise InputError(
+            f"{field} must have regular expressions; found {expression!r}: {error}"
+        ) from error

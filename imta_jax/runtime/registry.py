@@ -150,7 +150,12 @@ def dotted_path_of(component: Any) -> str:
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:
     """The signature of a call; the metaclass of `nnx.Module` hides that of a class."""
     if not inspect.isclass(function):
-        return inspect.signature(function)
+        try:
+            return inspect.signature(function)
+        except ValueError as error:
+            raise InputError(
+                f"{dotted_path_of(function)} cannot be a component: {error}"
+            ) from error
     signature = inspect.signature(function.__init__)
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
@@ -262,6 +267,8 @@ BACKBONES = Registry("backbone", "imta_jax.backbones")
 HEADS = Registry("heads", "imta_jax.heads")
 OBJECTIVES = Registry("objective", "imta_jax.objectives")
 EXIT_RULES = Registry("exit rule", "imta_jax.exit_rules")
+OPTIMIZERS = Registry("optimizer", "imta_jax.optimizers")
+SCHEDULES = Registry("schedule", "imta_jax.schedules")
 
 
 def register_backbone(name: str) -> Callable[[Component], Component]:
@@ -282,3 +289,13 @@ def register_objective(name: str) -> Callable[[Component], Component]:
 def register_exit_rule(name: str) -> Callable[[Component], Component]:
     """Registers `rule(logits, **options)`, a score per image: an image leaves at high scores."""
     return EXIT_RULES.register(name)
+
+
+def register_optimizer(name: str) -> Callable[[Component], Component]:
+    """Registers `make(learning_rate, **options) -> optax.GradientTransformation`."""
+    return OPTIMIZERS.register(name)
+
+
+def register_schedule(name: str) -> Callable[[Component], Component]:
+    """Registers `make(learning_rate, total_steps, **options)`, a learning rate by step."""
+    return SCHEDULES.register(name)

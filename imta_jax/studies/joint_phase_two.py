@@ -27,6 +27,7 @@ from imta_jax.training.objectives import (
     exit_metrics,
     freeze_backbone,
 )
+from imta_jax.training.optimizer import is_elementwise
 from imta_jax.training.phases import train_phase, trained_phase_one
 from imta_jax.training.setup import new_phase_two, phase_two_objective
 
@@ -40,11 +41,17 @@ def can_train_jointly(config: RunConfig) -> bool:
     """Whether a variant can share a backbone: it leaves the backbone unchanged.
 
     A variant that is evaluated at its best epoch needs checkpoints of its own. Losses other than
-    the default are not joined.
+    the default are not joined, nor are optimizers whose update of one variant's parameters depends
+    on those of another.
     """
-    frozen = config.phase_two.backbone_statistics == "frozen"
-    default_loss = isinstance(phase_two_objective(config), PhaseTwoObjective)
-    return frozen and default_loss and config.evaluation.checkpoint == "last"
+    phase = config.phase_two
+    return (
+        phase.backbone_statistics == "frozen"
+        and isinstance(phase_two_objective(config), PhaseTwoObjective)
+        and config.evaluation.checkpoint == "last"
+        and is_elementwise(phase)
+        and not (phase.gradient_clip_norm or phase.freeze)
+    )
 
 
 def joint_training_key(config: RunConfig) -> str:
@@ -79,8 +86,8 @@ def train_phase_two_jointly(
     if not all(can_train_jointly(config) for config in configs):
         raise InputError(
             'joint training needs phase_two.backbone_statistics="frozen", the default '
-            'phase_two.objective and evaluation.checkpoint="last"; train the other variants '
-            "separately"
+            "phase_two.objective, an elementwise phase_two.optimizer and "
+            'evaluation.checkpoint="last"; train the other variants separately'
         )
     classifier = _new_joint_classifier(configs, trained_phase_one(configs[0], dataset, workdir))
     # All are of the default kind, as `can_train_jointly` checks.

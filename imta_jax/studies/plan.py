@@ -14,7 +14,7 @@ from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences, t
 from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.studies.config import StudyConfig
 from imta_jax.studies.variants import Variant
-from imta_jax.training.phases import check_training_data
+from imta_jax.training.checks import check_training_data
 from imta_jax.training.setup import new_phase_one, new_phase_two
 
 # Differing fields that an error message lists.

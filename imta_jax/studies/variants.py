@@ -19,6 +19,8 @@ _LATER_FIELDS = (
     "sample_weights",
     *("options", "heads", "heads_options", "transfer_options"),
     *("objective", "objective_options"),
+    *("optimizer", "optimizer_options", "schedule", "schedule_options", "warmup_epochs"),
+    *("gradient_clip_norm", "learning_rate_multipliers", "freeze"),
 )
 
 

@@ -6,13 +6,12 @@ from imta_jax.runtime.preemption import EXIT_CODE, Interrupted
 from imta_jax.training.callbacks import Callback, NonFiniteLossError, Progress
 from imta_jax.training.checkpoint_reading import check_which, read_meta, restore_model
 from imta_jax.training.checkpoints import AnotherNetworkError
+from imta_jax.training.checks import check_training_config, check_training_data
 from imta_jax.training.feed import executable_label, training_pipeline
 from imta_jax.training.loading import last_phase, load_classifier
 from imta_jax.training.loop import TrainingLoop
 from imta_jax.training.objectives import PhaseOneObjective, PhaseTwoObjective
 from imta_jax.training.phases import (
-    check_training_config,
-    check_training_data,
     phase_is_finished,
     train_phase_one,
     train_phase_two,

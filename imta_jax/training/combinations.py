@@ -25,6 +25,8 @@ def _check_learned_weights(config: RunConfig) -> None:
     phase, defaults = config.phase_one, type(config.phase_one).defaults()
     required = {
         "accumulate_parts": 1,
+        "optimizer": defaults["optimizer"],
+        "gradient_clip_norm": 0.0,
         "exit_losses": "sum",
         "last_exit_epochs": 0,
         "objective": defaults["objective"],

@@ -1,49 +1,44 @@
-"""Stochastic gradient descent with the paper's schedule (Sec. 4, "Training Details")."""
+"""Optimizers: `sgd` (the paper's), `adamw`, `lamb`, and those of other packages.
 
-from collections.abc import Sequence
+    @imta_jax.register_optimizer("my_adam")
+    def my_adam(learning_rate, *, weight_decay, b1=0.9):
+        return optax.adamw(learning_rate, b1=b1, weight_decay=weight_decay)
 
-import jax.numpy as jnp
-import numpy as np
+A factory gets `learning_rate`, the schedule; `weight_decay` of the phase, if it has a parameter of
+that name; and the options of `config.PHASE.optimizer_options`. Factories of Optax work by dotted
+path, for example "optax:lion".
+
+The optimizers in `ELEMENTWISE` update each number from its own gradient, so that they run on packed
+parameters (`packing`). All others get a dictionary from the names of the trained parameters, as in
+checkpoints, to their arrays. They may depend on the norm, shape or name of a parameter.
+"""
+
+import re
+from typing import Any
+
+import jax
 import optax
 
+from imta_jax.config import PhaseConfig
 from imta_jax.errors import InputError
+from imta_jax.runtime.registry import OPTIMIZERS, accepted_keywords, register_optimizer
+from imta_jax.training.factories import call_with_options
+from imta_jax.training.packing import Packed
+from imta_jax.training.state import named_arrays
+
+ELEMENTWISE = frozenset({"sgd", "adamw"})
+# Fields of a phase that a factory of this package gets by name.
+_FIELDS = ("momentum", "nesterov", "weight_decay")
 
 
-def step_schedule(
-    learning_rate: float, drops: Sequence[float], drop_factor: float, total_steps: int
-) -> optax.Schedule:
-    """A learning rate that is multiplied by `drop_factor` at fractions of the training.
-
-    Args:
-      learning_rate: the initial one.
-      drops: fractions of `total_steps` in 0..1, for example (0.5, 0.75), the paper's for CIFAR.
-      drop_factor: 0.1 in the paper.
-      total_steps: steps of the phase.
-
-    Raises:
-      InputError: a drop or `drop_factor` outside 0..1, or a learning rate that is not above 0.
-    """
-    if not learning_rate > 0:
-        raise InputError(f"learning_rate must be above 0; found {learning_rate}")
-    if not 0 < drop_factor <= 1:
-        raise InputError(f"drop_factor must be above 0 and at most 1; found {drop_factor}")
-    if any(not 0 <= drop <= 1 for drop in drops):
-        raise InputError(
-            f"learning_rate_drops must be fractions of the training in 0 to 1; found {drops}"
-        )
-    starts = np.array([0, *(round(drop * total_steps) for drop in drops)])
-    factors = np.array([learning_rate, *(drop_factor for _ in drops)], np.float32)
-    # Unlike a chain of scalars, XLA on CPU does not recompute a reduction for every parameter.
-    return lambda step: jnp.prod(jnp.where(step >= starts, factors, 1))
-
-
+@register_optimizer("sgd")
 def sgd(
-    schedule: optax.Schedule, *, momentum: float, nesterov: bool, weight_decay: float
+    learning_rate: optax.Schedule, *, momentum: float, nesterov: bool, weight_decay: float
 ) -> optax.GradientTransformation:
     """PyTorch's SGD: weight decay is added to the gradient of every parameter, then momentum.
 
     Args:
-      schedule: learning rate by step.
+      learning_rate: by step.
       momentum: 0.9 in the paper.
       nesterov: True in the paper's text, False in the published code.
       weight_decay: 1e-4 in the paper, on all parameters.
@@ -57,5 +52,130 @@ def sgd(
         raise InputError(f"weight_decay must not be negative; found {weight_decay}")
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
-        optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
+        optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
     )
+
+
+@register_optimizer("adamw")
+def adamw(
+    learning_rate: optax.Schedule,
+    *,
+    weight_decay: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """`optax.adamw`: Adam with decoupled weight decay, on all parameters."""
+    return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
+
+
+@register_optimizer("lamb")
+def lamb(
+    learning_rate: optax.Schedule,
+    *,
+    weight_decay: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+) -> optax.GradientTransformation:
+    """`optax.lamb`: Adam whose update of each parameter is scaled to the parameter's norm."""
+    return optax.lamb(learning_rate, b1, b2, eps, weight_decay=weight_decay)
+
+
+def phase_optimizer(
+    settings: PhaseConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """The optimizer of a phase, for packed parameters.
+
+    Args:
+      settings: of the phase.
+      schedule: the learning rate by step.
+
+    Raises:
+      InputError: an unknown name or option, a factory with other parameters, or one that returns
+        no `optax.GradientTransformation`.
+    """
+    tx, multipliers = _factory_result(settings, schedule), settings.learning_rate_multipliers
+    if settings.gradient_clip_norm:
+        tx = optax.chain(optax.clip_by_global_norm(settings.gradient_clip_norm), tx)
+    if multipliers:
+        tx = optax.chain(tx, scale_by_name(multipliers))
+    return tx if is_elementwise(settings) else over_names(tx)
+
+
+def is_elementwise(settings: PhaseConfig) -> bool:
+    """Whether the optimizer, without gradient clipping, may run on packed parameters."""
+    return settings.optimizer in ELEMENTWISE and not settings.learning_rate_multipliers
+
+
+def _factory_result(
+    settings: PhaseConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    field = f"{settings.section}.optimizer"
+    name, make = f"{field} {settings.optimizer!r}", OPTIMIZERS.get(settings.optimizer, field)
+    names = accepted_keywords(make)
+    fields = _FIELDS if OPTIMIZERS.is_built_in(settings.optimizer) else ("weight_decay",)
+    given: dict[str, Any] = {"learning_rate": schedule}
+    given |= {n: getattr(settings, n) for n in fields if names is None or n in names}
+    if "weight_decay" not in given and settings.weight_decay:
+        raise InputError(
+            f"{settings.section}.weight_decay must be 0 with {name}, which has no parameter "
+            f"weight_decay; found {settings.weight_decay:g}"
+        )
+    tx = call_with_options(make, given, settings.optimizer_options, name)
+    if not isinstance(tx, optax.GradientTransformation):
+        raise InputError(f"{name} must return an optax.GradientTransformation; found {tx!r}")
+    return tx
+
+
+def scale_by_name(multipliers: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    """Multiplies updates by name; see `PhaseConfig.learning_rate_multipliers`."""
+
+    def factor(name: str) -> float:
+        return next((value for regex, value in multipliers if re.search(regex, name)), 1.0)
+
+    def scaled(updates: Any, params: Any) -> Any:
+        return {name: factor(name) * x for name, x in updates.items()}
+
+    return optax.stateless(scaled)
+
+
+def over_names(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer of packed parameters from one of a dictionary of names to arrays."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Packed, Any]:
+        result: Any = tx.update(named_arrays(updates), state, named_arrays(params))
+        named, state = result
+        leaves = [named[name] for name in named_arrays(params)]
+        tree = jax.tree.unflatten(params.packing.structure, leaves)
+        return params.packing.pack(tree), state
+
+    named_update: Any = update
+    return optax.GradientTransformation(lambda params: tx.init(named_arrays(params)), named_update)
+
+
+def check_optimizer(settings: PhaseConfig, params: Any = None) -> None:
+    """Checks the optimizer of a phase, and its update of abstract parameters if they are given.
+
+    Args:
+      settings: of the phase.
+      params: the trained parameters, a pytree of `jax.ShapeDtypeStruct`.
+
+    Raises:
+      InputError: see `phase_optimizer`; or the update fails or changes shapes.
+    """
+    tx = _factory_result(settings, lambda step: settings.learning_rate)
+    if params is None:
+        return
+    named = named_arrays(params)
+    name = f"{settings.section}.optimizer {settings.optimizer!r}"
+    try:
+        updates = jax.eval_shape(lambda p: tx.update(p, tx.init(p), p)[0], named)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise InputError(
+            f"{name} failed: {type(error).__name__}: {error}; it is called as init(params) and "
+            "update(gradients, state, params), with dictionaries of names to arrays"
+        ) from error
+    shapes = {key: x.shape for key, x in named.items()}
+    if not isinstance(updates, dict) or {k: x.shape for k, x in updates.items()} != shapes:
+        raise InputError(f"{name} must return an update of each parameter's shape")

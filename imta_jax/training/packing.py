@@ -108,7 +108,9 @@ def _is_packed(x: Any) -> bool:
 def _concatenate(leaves: Sequence[Any]) -> Float32[Array | np.ndarray, " P"]:
     traced = any(isinstance(x, Tracer) for x in leaves)
     xp = jnp if traced else np
-    return xp.concatenate([np.zeros(0, np.float32), *(x.reshape(-1) for x in leaves)])
+    # Moments may have another dtype than the parameters.
+    dtype = leaves[0].dtype if leaves else np.float32
+    return xp.concatenate([np.zeros(0, dtype), *(x.reshape(-1) for x in leaves)])
 
 
 def _readable(vector: Any) -> Any:

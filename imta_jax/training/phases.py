@@ -5,41 +5,31 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from flax import nnx
-
-from imta_jax.config import PHASES, PhaseConfig, PhaseOneConfig, RunConfig
+from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import Dataset, steps_per_epoch
-from imta_jax.distributed import check_batch_size
 from imta_jax.errors import MissingFileError
-from imta_jax.models import MultiExitClassifier, check_model, resolve_model_config
-from imta_jax.runtime.registry import BACKBONES, EXIT_RULES, HEADS
-from imta_jax.techniques.exit_rules import check_exit_rule, get_exit_rule
+from imta_jax.models import MultiExitClassifier, resolve_model_config
 from imta_jax.training.callbacks import default_callbacks
 from imta_jax.training.checkpoint_reading import (
     has_readable_checkpoint,
     has_readable_epoch,
     restore_model,
 )
-from imta_jax.training.combinations import check_combinations
-from imta_jax.training.feed import check_feed, training_feed
+from imta_jax.training.feed import training_feed
 from imta_jax.training.loop import TrainingLoop
-from imta_jax.training.loss_objective import LossObjective, check_loss
 from imta_jax.training.mixed_regime import LastExitObjective
 from imta_jax.training.network_record import network_record
 from imta_jax.training.objectives import Objective
+from imta_jax.training.optimizer import phase_optimizer
+from imta_jax.training.schedules import epochs_schedule
 from imta_jax.training.setup import (
     assemble_phase,
     mesh_of,
     new_phase_one,
-    new_phase_two,
-    phase_one_objective,
-    phase_optimizer,
     phase_parts,
-    phase_schedule,
     phase_settings,
-    phase_two_objective,
 )
-from imta_jax.training.validation import evaluation_batch_size, make_validation
+from imta_jax.training.validation import make_validation
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +127,7 @@ def train_phase(
     settings, mesh = phase_settings(config, name), mesh_of(config)
     steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
     epochs = epochs or range(settings.total_epochs)
-    schedule = phase_schedule(settings, steps * epochs.stop, steps * epochs.start)
+    schedule = epochs_schedule(settings, epochs, steps)
     optimizer = phase_optimizer(settings, schedule)
     learning_rate = cast(Callable[[int], float], schedule)
     pixels = {"mean": dataset.mean, "std": dataset.std}
@@ -191,81 +181,6 @@ def network_meta(
         "std": list(dataset.std),
         "evaluation_transform": dataset.evaluation_transform.to_dict(),
     }
-
-
-def check_field_values(config: RunConfig) -> None:
-    """Checks the values of fields, for both phases; needs no devices.
-
-    Raises:
-      InputError: a value is invalid, or the network's fields do not fit each other.
-    """
-    phase_one_objective(config)
-    phase_two_objective(config)
-    check_model(config.model)
-    config.check_components()
-    check_combinations(config)
-
-
-def check_training_config(config: RunConfig) -> None:
-    """Checks what needs several fields or the devices, for both phases; computes nothing.
-
-    Raises:
-      InputError: the network's fields do not fit each other, or the devices do not divide a batch.
-    """
-    check_field_values(config)
-    mesh = mesh_of(config)
-    for name in PHASES:
-        settings = phase_settings(config, name)
-        field = f"config.{name}.batch_size"
-        check_batch_size(settings.batch_size, mesh, field, batch_parts(settings))
-    evaluation_batch_size(config, mesh)
-
-
-def batch_parts(settings: PhaseConfig) -> int:
-    """Equal parts into which a step divides a batch. Learned sample weights need two halves."""
-    learned = isinstance(settings, PhaseOneConfig) and settings.sample_weights == "learned"
-    return 2 if learned else settings.accumulate_parts
-
-
-def check_training_data(config: RunConfig, dataset: Dataset) -> None:
-    """Checks what needs the dataset, for both phases; computes nothing.
-
-    Raises:
-      InputError: no full batch, a pipeline that cannot produce these images, or a backbone, heads
-        or loss from outside this package that do not fulfill their contracts.
-      ModuleNotFoundError: the library of the pipeline is not installed.
-    """
-    _check_own_components(config, dataset)
-    for name in PHASES:
-        if phase_settings(config, name).total_epochs > 0:
-            check_feed(config, name, dataset, mesh_of(config))
-
-
-def _check_own_components(config: RunConfig, dataset: Dataset) -> None:
-    """Calls components from outside this package abstractly, on an abstract network."""
-    evaluation = config.evaluation
-    losses = [
-        objective
-        for objective in (phase_one_objective(config), phase_two_objective(config))
-        if isinstance(objective, LossObjective)
-    ]
-    included = (
-        BACKBONES.is_built_in(config.model.backbone or "msdnet"),
-        HEADS.is_built_in(config.model.heads),
-        HEADS.is_built_in(config.phase_two.transfer),
-        EXIT_RULES.is_built_in(evaluation.exit_rule),
-    )
-    if not losses and all(included):
-        return
-    classifier = nnx.eval_shape(lambda: new_phase_one(config, dataset))
-    if config.phase_two.total_epochs > 0:
-        nnx.eval_shape(lambda: new_phase_two(config, new_phase_one(config, dataset)))
-    for objective in losses:
-        check_loss(objective, classifier.num_exits, dataset.num_classes)
-    rule = get_exit_rule(
-        evaluation.exit_rule, evaluation.exit_rule_options, "config.evaluation.exit_rule"
-    )
-    check_exit_rule(rule, classifier.num_exits, dataset.num_classes)
 
 
 def phase_is_finished(config: RunConfig, workdir: Path, phase: str) -> bool:

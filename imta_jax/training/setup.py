@@ -25,6 +25,7 @@ from imta_jax.models import (
     with_collaborative_heads,
 )
 from imta_jax.techniques import FeatureDetachment
+from imta_jax.training.frozen import freeze_statistics, trained_variables
 from imta_jax.training.gate_objective import GateSupervisedObjective
 from imta_jax.training.learned_weights import LearnedWeightsObjective, LearnedWeightsStep
 from imta_jax.training.loss_objective import LossObjective, loss_objective
@@ -35,12 +36,13 @@ from imta_jax.training.objectives import (
     PhaseOneObjective,
     PhaseTwoObjective,
 )
-from imta_jax.training.optimizer import sgd, step_schedule
 from imta_jax.training.state import TrainState, check_variables, create_state
 from imta_jax.training.step import TrainStep, train_step
 
 _log = logging.getLogger(__name__)
 
+# NNX filters of the parameters that a phase trains if none is frozen.
+PARAMETERS = {"phase_one": ALL_PARAMETERS, "phase_two": HEAD_PARAMETERS}
 AnyObjective = TypeVar("AnyObjective", bound=PhaseOneObjective | PhaseTwoObjective)
 
 
@@ -93,13 +95,14 @@ def assemble_phase(
       objective: the loss.
       trainable: NNX filter of the trained variables.
       optimizer: of the trained variables.
-      settings: its `compute_dtype` and `accumulate_parts` are used.
+      settings: its `compute_dtype`, `accumulate_parts` and `freeze` are used.
       mean: mean of the pixels per channel, in 0..1.
       std: standard deviation of the pixels per channel, in 0..1.
       mesh: the devices.
     """
     classifier.compute_dtype = jnp.dtype(settings.compute_dtype)
     objective.set_mode(classifier)
+    freeze_statistics(classifier, settings)
     nnx.pop(classifier, nnx.Intermediate)  # of earlier calls; a step does not return any
     check_variables(classifier)
     _warn_of_other_dtypes(classifier)
@@ -182,9 +185,10 @@ def phase_parts(
       config: the run's config.
       classifier: a phase-I classifier; phase II gets new heads on its backbone.
     """
+    trainable = trained_variables(PARAMETERS[name], phase_settings(config, name))
     if name == "phase_one":
-        return classifier, phase_one_objective(config), ALL_PARAMETERS
-    return new_phase_two(config, classifier), phase_two_objective(config), HEAD_PARAMETERS
+        return classifier, phase_one_objective(config), trainable
+    return new_phase_two(config, classifier), phase_two_objective(config), trainable
 
 
 def phase_settings(config: RunConfig, name: str) -> PhaseOneConfig | PhaseTwoConfig:
@@ -244,31 +248,6 @@ def _objective(kind: type[AnyObjective], phase: PhaseConfig, **given: Any) -> An
     """An objective whose attributes that are not given are fields of the phase."""
     names = {field.name for field in dataclasses.fields(kind)} - given.keys()
     return kind(**given, **{name: getattr(phase, name) for name in names})
-
-
-def phase_schedule(settings: PhaseConfig, total_steps: int, first_step: int = 0) -> optax.Schedule:
-    """The learning rate of a phase by step.
-
-    Args:
-      settings: of the phase.
-      total_steps: at which the schedule ends.
-      first_step: at which it starts.
-    """
-    drops, steps = settings.learning_rate_drops, total_steps - first_step
-    schedule = step_schedule(settings.learning_rate, drops, settings.drop_factor, steps)
-    return (lambda step: schedule(jnp.maximum(step - first_step, 0))) if first_step else schedule
-
-
-def phase_optimizer(
-    settings: PhaseConfig, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-    """The optimizer of a phase."""
-    return sgd(
-        schedule,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-    )
 
 
 def mesh_of(config: RunConfig) -> Mesh:

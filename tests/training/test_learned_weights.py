@@ -24,8 +24,8 @@ from imta_jax.techniques.sample_weights import (
 )
 from imta_jax.training import phases, train_phase_one
 from imta_jax.training.checkpoints import _arrays
+from imta_jax.training.checks import check_training_config
 from imta_jax.training.combinations import check_combinations
-from imta_jax.training.phases import check_training_config
 from imta_jax.training.state import named_arrays
 from imta_jax.training.step import jit_batch_step
 

@@ -17,7 +17,8 @@ from imta_jax.distributed import data_mesh, place_batch
 from imta_jax.training import load_classifier, phases, train_phase_one
 from imta_jax.training.combinations import check_combinations
 from imta_jax.training.mixed_regime import LastExitObjective
-from imta_jax.training.setup import assemble_phase, phase_schedule
+from imta_jax.training.schedules import phase_schedule
+from imta_jax.training.setup import assemble_phase
 from imta_jax.training.state import named_arrays
 
 BATCH = tiny_run.draw_batch(16, 0)

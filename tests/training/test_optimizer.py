@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from imta_jax.training.optimizer import sgd, step_schedule
+from imta_jax.training.optimizer import sgd
+from imta_jax.training.schedules import step_schedule
 
 
 def pytorch_sgd(param, gradients, rates, momentum, nesterov, weight_decay):

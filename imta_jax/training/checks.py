@@ -1,0 +1,123 @@
+"""Checks of a run's config before anything is trained, without and with its dataset."""
+
+from flax import nnx
+
+from imta_jax.config import PHASES, PhaseConfig, PhaseOneConfig, RunConfig
+from imta_jax.data import Dataset
+from imta_jax.distributed import check_batch_size
+from imta_jax.models import check_model
+from imta_jax.runtime.registry import BACKBONES, EXIT_RULES, HEADS, OPTIMIZERS
+from imta_jax.techniques.exit_rules import check_exit_rule, get_exit_rule
+from imta_jax.training.combinations import check_combinations
+from imta_jax.training.feed import check_feed
+from imta_jax.training.frozen import check_expressions, trained_variables
+from imta_jax.training.loss_objective import LossObjective, check_loss
+from imta_jax.training.optimizer import check_optimizer
+from imta_jax.training.schedules import check_schedule
+from imta_jax.training.setup import (
+    PARAMETERS,
+    mesh_of,
+    new_phase_one,
+    new_phase_two,
+    phase_one_objective,
+    phase_settings,
+    phase_two_objective,
+)
+from imta_jax.training.validation import evaluation_batch_size
+
+
+def check_field_values(config: RunConfig) -> None:
+    """Checks the values of fields, for both phases; needs no devices.
+
+    Raises:
+      InputError: a value is invalid, or the network's fields do not fit each other.
+    """
+    phase_one_objective(config)
+    phase_two_objective(config)
+    check_model(config.model)
+    config.check_components()
+    check_combinations(config)
+    for name in PHASES:
+        check_schedule(phase_settings(config, name))
+        check_optimizer(phase_settings(config, name))
+
+
+def check_training_config(config: RunConfig) -> None:
+    """Checks what needs several fields or the devices, for both phases; computes nothing.
+
+    Raises:
+      InputError: the network's fields do not fit each other, or the devices do not divide a batch.
+    """
+    check_field_values(config)
+    mesh = mesh_of(config)
+    for name in PHASES:
+        settings = phase_settings(config, name)
+        field = f"config.{name}.batch_size"
+        check_batch_size(settings.batch_size, mesh, field, batch_parts(settings))
+    evaluation_batch_size(config, mesh)
+
+
+def batch_parts(settings: PhaseConfig) -> int:
+    """Equal parts into which a step divides a batch. Learned sample weights need two halves."""
+    learned = isinstance(settings, PhaseOneConfig) and settings.sample_weights == "learned"
+    return 2 if learned else settings.accumulate_parts
+
+
+def check_training_data(config: RunConfig, dataset: Dataset) -> None:
+    """Checks what needs the dataset, for both phases; computes nothing.
+
+    Raises:
+      InputError: no full batch, a pipeline that cannot produce these images, or a backbone, heads
+        or loss from outside this package that do not fulfill their contracts.
+      ModuleNotFoundError: the library of the pipeline is not installed.
+    """
+    _check_own_components(config, dataset)
+    for name in PHASES:
+        if phase_settings(config, name).total_epochs > 0:
+            check_feed(config, name, dataset, mesh_of(config))
+            _check_trained_parameters(config, dataset, name)
+
+
+def _check_own_components(config: RunConfig, dataset: Dataset) -> None:
+    """Calls components from outside this package abstractly, on an abstract network."""
+    evaluation = config.evaluation
+    losses = [
+        objective
+        for objective in (phase_one_objective(config), phase_two_objective(config))
+        if isinstance(objective, LossObjective)
+    ]
+    included = (
+        BACKBONES.is_built_in(config.model.backbone or "msdnet"),
+        HEADS.is_built_in(config.model.heads),
+        HEADS.is_built_in(config.phase_two.transfer),
+        EXIT_RULES.is_built_in(evaluation.exit_rule),
+    )
+    if not losses and all(included):
+        return
+    classifier = nnx.eval_shape(lambda: new_phase_one(config, dataset))
+    if config.phase_two.total_epochs > 0:
+        nnx.eval_shape(lambda: new_phase_two(config, new_phase_one(config, dataset)))
+    for objective in losses:
+        check_loss(objective, classifier.num_exits, dataset.num_classes)
+    rule = get_exit_rule(
+        evaluation.exit_rule, evaluation.exit_rule_options, "config.evaluation.exit_rule"
+    )
+    check_exit_rule(rule, classifier.num_exits, dataset.num_classes)
+
+
+def _check_trained_parameters(config: RunConfig, dataset: Dataset, name: str) -> None:
+    """Checks regular expressions and an optimizer of another package on an abstract network."""
+    settings = phase_settings(config, name)
+    if not (settings.freeze or settings.learning_rate_multipliers) and OPTIMIZERS.is_built_in(
+        settings.optimizer
+    ):
+        return
+
+    def new_network() -> nnx.Module:
+        classifier = new_phase_one(config, dataset)
+        return classifier if name == "phase_one" else new_phase_two(config, classifier)
+
+    classifier = nnx.eval_shape(new_network)
+    check_expressions(settings, classifier, PARAMETERS[name])
+    trained = trained_variables(PARAMETERS[name], settings)
+    check_optimizer(settings, nnx.state(classifier, trained))

@@ -1,0 +1,47 @@
+"""Calls of the factories of optimizers and schedules, of this package and of others."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from imta_jax.errors import InputError
+from imta_jax.runtime.registry import (
+    accepted_keywords,
+    check_names,
+    dotted_path_of,
+    signature_of,
+)
+
+
+def call_with_options(
+    function: Callable[..., Any], given: Mapping[str, Any], options: Mapping[str, Any], what: str
+) -> Any:
+    """Calls `function(**given, **options)`.
+
+    Args:
+      function: of a component.
+      given: arguments that every component of this kind gets.
+      options: from the config.
+      what: config field and value, for error messages.
+
+    Raises:
+      InputError: the function does not accept an argument, needs another option, or rejects a
+        value.
+    """
+    what = f"{what} ({dotted_path_of(function)})"
+    for name in given.keys() & options.keys():
+        raise InputError(f"option {name!r} of {what}: set the config field instead")
+    names = accepted_keywords(function)
+    if names is not None:
+        check_names(options, names - given.keys(), f"option of {what}")
+    try:
+        signature_of(function).bind(**given, **options)
+    except TypeError as error:
+        raise InputError(
+            f"{what} is called with the keywords {', '.join([*given, *options])}: {error}"
+        ) from error
+    try:
+        return function(**given, **options)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{what} rejects its options {dict(options)}: {error}") from error
