@@ -1,6 +1,7 @@
 """A synthetic run folder and an HTML parser for the tests of reports."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -192,6 +193,11 @@ class References(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset", "poster", "data")]
+
+
+def without_attributes(html):
+    """The page with tags that have no attributes."""
+    return re.sub(r"<(\w+) [^>]*>", r"<\1>", html)
 
 
 def references(html):

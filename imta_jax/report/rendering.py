@@ -5,15 +5,33 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from imta_jax.report.dark_mode import use_dark_colors
 from imta_jax.report.fonts import use_fallback_fonts
 from imta_jax.report.style import DPI
 from imta_jax.runtime.files import write_atomically
+
+
+@dataclass(frozen=True)
+class FigureImages:
+    """A figure as PNG files.
+
+    Attributes:
+      light: In the colors of `style.py`.
+      dark: For pages in dark mode.
+    """
+
+    light: bytes
+    dark: bytes
+
+    def data_address(self, mode: Literal["light", "dark"]) -> str:
+        """A `data:` address with one of the files."""
+        return "data:image/png;base64," + base64.b64encode(getattr(self, mode)).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -35,35 +53,37 @@ class Section:
     needs: str = ""
 
 
-def draw_figures(record: Any, sections: Sequence[Section]) -> dict[str, bytes]:
-    """Draws every figure that the record has data for; returns PNGs by section name."""
+def draw_figures(record: Any, sections: Sequence[Section]) -> dict[str, FigureImages]:
+    """Draws every figure that the record has data for; returns them by section name."""
     return {
-        section.name: figure_png(section.draw(record))
+        section.name: figure_images(section.draw(record))
         for section in sections
         if not section.needs or getattr(record, section.needs) is not None
     }
 
 
-def write_figures(folder: Path, sections: Sequence[Section], figures: Mapping[str, bytes]) -> None:
+def write_figures(
+    folder: Path, sections: Sequence[Section], figures: Mapping[str, FigureImages]
+) -> None:
     """Writes each figure as `NAME.png` and deletes earlier figures that were not drawn again."""
     for section in sections:
         path = folder / f"{section.name}.png"
         if section.name in figures:
-            write_atomically(path, figures[section.name])
+            write_atomically(path, figures[section.name].light)
         else:
             # A figure of an earlier report would look as if it belonged to this one.
             path.unlink(missing_ok=True)
 
 
 def render(
-    template: str, sections: Sequence[Section], figures: Mapping[str, bytes], **values: Any
+    template: str, sections: Sequence[Section], figures: Mapping[str, FigureImages], **values: Any
 ) -> str:
     """Renders a self-contained HTML page with embedded figures.
 
     Args:
       template: File name in the folder `templates`; all values are escaped.
       sections: Sections of the page in order; those without a figure are omitted.
-      figures: PNGs by section name.
+      figures: Figures by section name.
       **values: Further variables of the template.
     """
     environment = Environment(
@@ -71,11 +91,7 @@ def render(
         autoescape=True,
         undefined=StrictUndefined,
     )
-    embedded = [
-        (section, base64.b64encode(figures[section.name]).decode("ascii"))
-        for section in sections
-        if section.name in figures
-    ]
+    embedded = [(one, figures[one.name]) for one in sections if one.name in figures]
     return environment.get_template(template).render(sections=embedded, **values)
 
 
@@ -86,9 +102,15 @@ def markdown_table(frame: pd.DataFrame) -> str:
     return cells.to_markdown(index=False, disable_numparse=True)
 
 
-def figure_png(figure: Figure) -> bytes:
-    """A figure as the content of a PNG file."""
+def figure_images(figure: Figure) -> FigureImages:
+    """A figure as PNG files; it has the colors of dark mode afterwards."""
     use_fallback_fonts(figure)
+    light = _png(figure)
+    use_dark_colors(figure)
+    return FigureImages(light, _png(figure))
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

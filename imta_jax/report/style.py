@@ -24,6 +24,8 @@ QUANTITY = "#5b7fa6"
 WRONG = "#c0392b"
 DPI = 160
 MILLION = 1e6
+# Text inside colored areas; almost `INK` and white, and unchanged in dark mode.
+ON_LIGHT, ON_DARK = "#1f2329", "#fffffe"
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -37,7 +39,7 @@ def exit_colors(count: int) -> list[str]:
 
 def text_color_on(color: str) -> str:
     """Black or white, whichever is readable on a background of this color."""
-    return INK if np.array(to_rgb(color)) @ LUMA > 0.55 else "white"
+    return ON_LIGHT if np.array(to_rgb(color)) @ LUMA > 0.55 else ON_DARK
 
 
 def numbered_circle(
@@ -119,6 +121,16 @@ def format_count(count: float) -> str:
     if value >= 100:
         return f"{value:,.0f} M"
     return f"{value:.1f} M" if value >= 10 else f"{value:.2f} M"
+
+
+def format_percentage(percentage: float) -> str:
+    """An accuracy or calibration error in percent, without the sign: "86.8"."""
+    return f"{percentage:.1f}"
+
+
+def format_share(share: float) -> str:
+    """A fraction as a percentage with about two digits: "9.2%", "28%", "100%"."""
+    return f"{share:.1%}" if 0 < share < 0.0995 else f"{share:.0%}"
 
 
 def format_signed(points: float, digits: int = 1) -> str:

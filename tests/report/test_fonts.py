@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from imta_jax.report import fonts
-from imta_jax.report.rendering import figure_png
+from imta_jax.report.rendering import figure_images
 
 
 @pytest.fixture
@@ -27,6 +27,6 @@ def test_installed_fallback_fonts_are_used(monkeypatch):
     monkeypatch.setattr(fonts, "FALLBACK_FAMILIES", ("DejaVu Serif", "not installed"))
     figure = Figure()
     figure.suptitle("title")
-    figure_png(figure)
+    figure_images(figure)
     families = [text.get_fontfamily() for text in figure.findobj(Text)]
     assert families and all(one == ["DejaVu Sans", "DejaVu Serif"] for one in families)

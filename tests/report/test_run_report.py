@@ -10,12 +10,14 @@ import sys
 import matplotlib.image
 import numpy as np
 import pytest
+import scipy.stats
 from run_samples import references, write_run
 
 from imta_jax import report
 from imta_jax.evaluation.methods.comparison_record import comparison_record
 from imta_jax.evaluation.predictions import checked_predictions
 from imta_jax.report.run.run_record import load_run
+from imta_jax.report.run.summary import cards
 from imta_jax.report.run.tables import run_table
 from imta_jax.report.style import separate_labels
 
@@ -58,9 +60,24 @@ def test_the_page_is_self_contained(page):
 
 def test_the_page_has_the_numbers_of_the_run(page, results, folder):
     point = report.operating_point(report.load_run(folder))
-    assert f"{results['exits'][-1]['top1']:.2f}%" in page
-    assert f"{point.top1:.2f}%" in page
-    assert f"{1 / point.cost_share:.1f} times less" in page
+    assert f"{results['exits'][-1]['top1']:.1f}%" in page
+    assert f"{point.top1:.1f}%" in page
+    assert f"{1 / point.cost_share:.1f}x less" in page
+
+
+def test_accuracies_have_one_decimal_everywhere(page):
+    shown = page[: page.index("<details>")]
+    assert re.search(r"\d\.\d%", shown) and not re.search(r"\d\.\d\d+%", shown)
+
+
+def test_cards_have_the_first_exit_and_intervals(folder):
+    run = report.load_run(folder)
+    first, chosen, full, _ = cards(run)
+    assert first.value == f"{run.exits['top1'].iloc[0]:.1f}%" and chosen.chosen
+    images = run.dataset["examples"]["test"]
+    test = scipy.stats.binomtest(round(run.full_top1 / 100 * images), images)
+    low, high = (100 * end for end in test.proportion_ci(0.95, "wilson"))
+    assert f"95% interval {low:.1f} to {high:.1f}" in full.detail
 
 
 def test_tables_have_the_numbers_of_results_json(folder, results):
@@ -71,10 +88,10 @@ def test_tables_have_the_numbers_of_results_json(folder, results):
             e[column] for e in results["exits"]
         ]
     for column, name in {"top1": "top-1 (%)", "top5": "top-5 (%)", "ece": "ECE (%)"}.items():
-        assert exits[name].to_list() == [f"{e[column]:.2f}" for e in results["exits"]]
+        assert exits[name].to_list() == [f"{e[column]:.1f}" for e in results["exits"]]
     areas = [f"{e['auroc']:.3f}" for e in results["exits"]]
     assert exits["AUROC of confidence"].to_list() == areas
-    expected = [f"{b['top1']:.2f}" for b in results["reported_budgets"]]
+    expected = [f"{b['top1']:.1f}" for b in results["reported_budgets"]]
     assert budgets["top-1 (%)"].to_list() == expected
     markdown = (folder / "report" / "tables.md").read_text()
     assert all(text in markdown for text in [*exits.to_numpy().ravel(), *expected])
@@ -232,7 +249,7 @@ def test_compared_threshold_methods_are_drawn_and_listed(tmp_path, results):
     table = report.methods_table(report.load_run(tmp_path))
     points = results["threshold_methods"]["points"]
     shown = [p for p in points if p.get("budget", 0.3) in (0.3, 0.5)]
-    assert table["top-1 (%)"].to_list() == [f"{p['top1']:.2f}" for p in shown]
+    assert table["top-1 (%)"].to_list() == [f"{p['top1']:.1f}" for p in shown]
     assert set(table["setting"]) >= {"budget 30%", "2 exits agree", "1 point, 95% sure"}
     markdown = (tmp_path / "report" / "tables.md").read_text()
     assert all(cell in markdown for cell in table.to_numpy().ravel())

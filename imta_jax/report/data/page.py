@@ -19,6 +19,7 @@ from imta_jax.report.data.findings import finding_warnings
 from imta_jax.report.data.parsing import load_data_record
 from imta_jax.report.fonts import drawable_name
 from imta_jax.report.rendering import (
+    FigureImages,
     Section,
     draw_figures,
     render,
@@ -88,8 +89,8 @@ def write_data_page(folder: str | Path) -> Path:
     return record.folder / "index.html"
 
 
-def render_data_page(record: DataRecord, figures: dict[str, bytes]) -> str:
-    """The page as self-contained HTML; `figures` has PNGs by section name."""
+def render_data_page(record: DataRecord, figures: dict[str, FigureImages]) -> str:
+    """The page as self-contained HTML; `figures` has the figures by section name."""
     return render(
         "data_page.html.jinja",
         SECTIONS,

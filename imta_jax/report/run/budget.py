@@ -13,6 +13,8 @@ from imta_jax.report.style import (
     MUTED,
     exit_colors,
     format_count,
+    format_percentage,
+    format_share,
     new_figure,
     numbered_circle,
     percentage_ticks,
@@ -21,7 +23,7 @@ from imta_jax.report.style import (
     white_outline,
 )
 
-LEAST_RANGE_POINTS = 3.0
+LEAST_RANGE_POINTS = 5.0
 READABLE_RANGE_POINTS = 8.0
 COST_AXIS = "mean multiply-adds per image (millions)"
 
@@ -32,7 +34,9 @@ def figure_budget_curve(run: RunRecord) -> Figure:
     Reads `run.exits` and `run.budget_curve`.
     """
     point = operating_point(run)
-    title = f"{point.top1:.1f}% at {point.cost_share:.0%} of the full network's multiply-adds"
+    assert point.cost_share is not None
+    share = format_share(point.cost_share)
+    title = f"{format_percentage(point.top1)}% at {share} of the full network's multiply-adds"
     figure = new_figure(8.4, 4.9, title)
     axes = figure.subplots()
     style_axes(axes, title="test images; thresholds chosen on validation images", x=COST_AXIS)
@@ -71,7 +75,7 @@ def accuracy_range(run: RunRecord) -> tuple[float, float]:
 def _draw_full_network(axes: Axes, run: RunRecord) -> None:
     axes.axhline(run.full_top1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
-        f"full network: {run.full_top1:.1f}% at {format_count(run.full_macs)}",
+        f"full network: {format_percentage(run.full_top1)}% at {format_count(run.full_macs)}",
         (0, run.full_top1),
         xytext=(4, 4),
         textcoords="offset points",
@@ -97,7 +101,7 @@ def _draw_single_exits(axes: Axes, run: RunRecord) -> None:
 def _note_below_range(axes: Axes, cost: float, height: float, top1: float) -> None:
     """Labels a circle below the axis range; vertically, since cheap exits are close together."""
     axes.annotate(
-        f"← {top1:.1f}%",
+        f"← {format_percentage(top1)}%",
         (cost, height),
         xytext=(0, 10),
         textcoords="offset points",
@@ -143,7 +147,7 @@ def _draw_operating_point(axes: Axes, run: RunRecord) -> None:
     ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.8}
     axes.plot(cost, point.top1, "o", color=INK, zorder=6, **ring)
     axes.annotate(
-        f"{point.top1:.1f}% at {format_count(point.mean_cost)}",
+        f"{format_percentage(point.top1)}% at {format_count(point.mean_cost)}",
         (cost, point.top1),
         xytext=(cost, axes.get_ylim()[1]),
         ha="center",
@@ -175,7 +179,7 @@ def figure_exit_shares(run: RunRecord) -> Figure:
     fractions = 100 * np.stack(curve["exit_fractions"].to_list(), axis=1)
     colors = exit_colors(run.num_exits)
     axes.stackplot(costs, fractions, colors=colors, edgecolor="white", linewidth=0.8)
-    axes.margins(x=0.0 if len(costs) > 1 else 0.05, y=0)
+    axes.set(xlim=(0, 1.04 * run.full_macs / MILLION), ylim=(0, 100))
     marked = point.mean_cost / MILLION
     _name_bands(axes, costs, fractions, colors, marked)
     _mark_cost(axes, marked)

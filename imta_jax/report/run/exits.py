@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from imta_jax.errors import InputError
+from imta_jax.report.run.budget import LEAST_RANGE_POINTS
 from imta_jax.report.run.run_record import RunRecord
 from imta_jax.report.run.summary import operating_point
 from imta_jax.report.style import (
@@ -16,6 +17,8 @@ from imta_jax.report.style import (
     darken_for_text,
     exit_colors,
     format_count,
+    format_percentage,
+    format_share,
     new_figure,
     style_axes,
     truncate,
@@ -33,9 +36,10 @@ def figure_exits(run: RunRecord) -> Figure:
     Reads `run.exits` and the class names.
     """
     first = run.exits.iloc[0]
+    share = format_share(first["macs"] / run.full_macs)
     title = (
-        f"Exit 1: {first['top1']:.1f}% at {first['macs'] / run.full_macs:.0%} of the cost; "
-        f"exit {run.num_exits}: {run.full_top1:.1f}%"
+        f"Exit 1: {format_percentage(first['top1'])}% at {share} of the cost; "
+        f"exit {run.num_exits}: {format_percentage(run.full_top1)}%"
     )
     panels = {"top1": "top-1 (%)", "top5": "top-5 (%)", "ece": "expected calibration error (%)"}
     if len(run.dataset.get("class_names") or []) in range(1, 6):
@@ -58,7 +62,7 @@ def _draw_column(axes: Axes, run: RunRecord, column: str) -> None:
     axes.scatter(places, values, s=70, color=exit_colors(run.num_exits), zorder=3)
     for place, value in zip(places, values, strict=True):
         axes.annotate(
-            f"{value:.1f}",
+            format_percentage(value),
             (place, value),
             xytext=(0, 8),
             textcoords="offset points",
@@ -67,8 +71,11 @@ def _draw_column(axes: Axes, run: RunRecord, column: str) -> None:
             fontweight="bold",
             color=INK,
         )
-    margin = max(values.max() - values.min(), 0.5)
-    axes.set_ylim(values.min() - 0.2 * margin, values.max() + 0.4 * margin)
+    spread = np.ptp(values)
+    missing = max(LEAST_RANGE_POINTS - spread, 0.0)
+    margin = max(spread, LEAST_RANGE_POINTS)
+    low = values.min() - 0.2 * margin - 0.5 * missing
+    axes.set_ylim(low, values.max() + 0.4 * margin + 0.5 * missing)
     axes.set_xlim(-0.5, run.num_exits - 0.5)
 
 
@@ -90,8 +97,9 @@ def figure_reliability(run: RunRecord) -> Figure:
       ValueError: The run has no calibration.
     """
     calibration = run.require("calibration", "evaluation/calibration.npz")
-    errors = run.exits["ece"]
-    title = f"Expected calibration error: {errors.min():.1f}% to {errors.max():.1f}% over the exits"
+    errors = run.exits["ece"].to_numpy(dtype=float)
+    least, most = format_percentage(errors.min()), format_percentage(errors.max())
+    title = f"Expected calibration error: {least}% to {most}% over the exits"
     rows = -(-run.num_exits // PANELS_PER_ROW)
     figure = new_figure(8.4, 0.7 + 2.1 * rows, title)
     grid = figure.subplots(rows, PANELS_PER_ROW, squeeze=False).ravel()
@@ -119,7 +127,7 @@ def _draw_reliability(
     below = exit_ + PANELS_PER_ROW < run.num_exits
     style_axes(
         axes,
-        title=f"exit {exit_ + 1}: ECE {run.exits['ece'].iloc[exit_]:.1f}%",
+        title=f"exit {exit_ + 1}: ECE {format_percentage(run.exits['ece'].iloc[exit_])}%",
         x="" if below else "confidence (%)",
         y="" if exit_ % PANELS_PER_ROW else "accuracy (%)",
     )

@@ -18,6 +18,8 @@ from imta_jax.report.style import (
     MILLION,
     MUTED,
     QUANTITY,
+    format_percentage,
+    format_share,
     format_signed,
     new_figure,
     style_axes,
@@ -104,11 +106,11 @@ def methods_table(run: RunRecord) -> pd.DataFrame:
             "method": [METHOD_NAMES.get(m, m) for m in points["method"]],
             "setting": list(points["asked"]),
             "mean multiply-adds": [f"{v:,.0f}" for v in points["mean_cost"]],
-            "of the last exit": [f"{v / run.full_macs:.1%}" for v in points["mean_cost"]],
-            "top-1 (%)": [f"{v:.2f}" for v in points["top1"]],
-            level: _ranges(points["top1_low"], points["top1_high"], "{:.2f}".format),
-            "gain over the sweep (points)": [format_signed(v, 2) for v in points["gain"]],
-            f"gain, {level}": _ranges(low, high, lambda v: format_signed(v, 2)),
+            "of the last exit": [format_share(v / run.full_macs) for v in points["mean_cost"]],
+            "top-1 (%)": [format_percentage(v) for v in points["top1"]],
+            level: _ranges(points["top1_low"], points["top1_high"], format_percentage),
+            "gain over the sweep (points)": [format_signed(v) for v in points["gain"]],
+            f"gain, {level}": _ranges(low, high, format_signed),
         }
     )
 

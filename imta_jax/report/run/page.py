@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from imta_jax.report.rendering import (
+    FigureImages,
     Section,
     draw_figures,
     render,
@@ -15,10 +16,10 @@ from imta_jax.report.run.gallery import figure_gallery
 from imta_jax.report.run.methods import figure_threshold_methods
 from imta_jax.report.run.progress import figure_training
 from imta_jax.report.run.run_record import RunRecord, load_run
-from imta_jax.report.run.summary import TOLERANCE_POINTS, operating_point
+from imta_jax.report.run.summary import TOLERANCE_POINTS, cards, dataset_title, operating_point
 from imta_jax.report.run.tables import all_tables, tables_markdown
 from imta_jax.report.run.time_budget import figure_time
-from imta_jax.report.style import format_count, format_signed
+from imta_jax.report.style import format_percentage, format_share
 from imta_jax.runtime.files import write_atomically
 
 SECTIONS = (
@@ -121,18 +122,20 @@ def write_report(workdir: str | Path) -> Path:
     return folder / "index.html"
 
 
-def render_page(run: RunRecord, figures: dict[str, bytes]) -> str:
-    """The page as self-contained HTML; `figures` has PNGs by section name."""
+def render_page(run: RunRecord, figures: dict[str, FigureImages]) -> str:
+    """The page as self-contained HTML; `figures` has the figures by section name."""
     return render(
         "run_page.html.jinja",
         SECTIONS,
         figures,
         run=run,
         lead=_lead(run),
+        dataset=dataset_title(run.dataset["name"]),
         point=operating_point(run),
+        cards=cards(run),
         tolerance=TOLERANCE_POINTS,
-        format_count=format_count,
-        format_signed=format_signed,
+        format_percentage=format_percentage,
+        format_share=format_share,
         tables=all_tables(run),
         config=json.dumps(run.config, indent=2, sort_keys=True, ensure_ascii=False),
     )
@@ -145,5 +148,5 @@ def _lead(run: RunRecord) -> str:
     images = f"{examples:,} images of " if examples else ""
     epochs = [f"{phase['epochs']}" for phase in run.phases.values() if "epochs" in phase]
     duration = f", {' + '.join(epochs)} epochs" if epochs else ""
-    trained = f"trained on {images}{run.dataset['name']}{duration}"
-    return f"{backbone} with {run.num_exits} exits, {trained}."
+    trained = f"trained on {images}{dataset_title(run.dataset['name'])}{duration}"
+    return f"{backbone[:1].upper()}{backbone[1:]} with {run.num_exits} exits, {trained}."

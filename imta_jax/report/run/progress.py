@@ -15,6 +15,7 @@ from imta_jax.report.style import (
     INK,
     MUTED,
     exit_colors,
+    format_percentage,
     format_signed,
     label_line_ends,
     new_figure,
@@ -91,7 +92,8 @@ def _title(phases: list[_PhaseMetrics]) -> str:
     final = _final(phases[-1])
     if len(phases) == 1:
         epochs = f"{phases[-1].end} epoch{'s' * (phases[-1].end > 1)}"
-        ends = f"{final[0]:.1f}% at exit 1, {final[-1]:.1f}% at exit {len(final)}"
+        first, last = format_percentage(final[0]), format_percentage(final[-1])
+        ends = f"{first}% at exit 1, {last}% at exit {len(final)}"
         return f"Validation top-1 after {epochs}: {ends}"
     change = final - _final(phases[0])
     low, high = format_signed(change.min()), format_signed(change.max())
@@ -111,7 +113,7 @@ def _draw_accuracy(axes: Axes, phases: list[_PhaseMetrics], colors: list[str]) -
                 _line(axes, phase.epochs(split), top1[:, exit_], color, style)
     axes.set_ylim(*_accuracy_limits(phases))
     final = _final(phases[-1])
-    names = [f"exit {i + 1}  {value:.1f}%" for i, value in enumerate(final)]
+    names = [f"exit {i + 1}  {format_percentage(value)}%" for i, value in enumerate(final)]
     label_line_ends(axes, phases[-1].end, final.tolist(), names, colors)
 
 

@@ -12,7 +12,7 @@ from imta_jax.config import PHASES
 from imta_jax.report.rendering import markdown_table
 from imta_jax.report.run.methods import methods_table
 from imta_jax.report.run.run_record import RunRecord
-from imta_jax.report.style import format_duration, pluralize
+from imta_jax.report.style import format_duration, format_percentage, format_share, pluralize
 
 PHASE_NAMES = {"phase_one": "Phase I", "phase_two": "Phase II"}
 # Thresholds outside the range of confidences: all images use the exit, or none does.
@@ -28,7 +28,7 @@ def exits_table(run: RunRecord) -> pd.DataFrame:
         {
             "exit": [f"{v:.0f}" for v in exits["exit"]],
             "multiply-adds": _counts(exits["macs"]),
-            "of the last exit": [f"{v / run.full_macs:.1%}" for v in exits["macs"]],
+            "of the last exit": [format_share(v / run.full_macs) for v in exits["macs"]],
             "operations as published": _counts(exits["published_ops"]),
             "parameters": _counts(exits["params"]),
             "top-1 (%)": _percentages(exits["top1"]),
@@ -48,7 +48,7 @@ def budgets_table(run: RunRecord) -> pd.DataFrame:
         {
             "budget": [f"{v:.0%}" for v in budgets["budget"]],
             "mean multiply-adds": _counts(budgets["mean_macs"]),
-            "of the last exit": [f"{v / run.full_macs:.1%}" for v in budgets["mean_macs"]],
+            "of the last exit": [format_share(v / run.full_macs) for v in budgets["mean_macs"]],
             "top-1 (%)": _percentages(budgets["top1"]),
             "validation top-1 (%)": _percentages(budgets["validation_top1"]),
             "fraction per exit (%)": [_exit_fractions(v) for v in budgets["exit_fractions"]],
@@ -152,7 +152,7 @@ def _counts(values: Iterable[Any]) -> list[str]:
 
 
 def _percentages(values: Iterable[Any]) -> list[str]:
-    return [f"{value:.2f}" for value in values]
+    return [format_percentage(value) for value in values]
 
 
 def _areas(values: Iterable[Any]) -> list[str]:

@@ -3,11 +3,13 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from imta_jax.report.run.budget import accuracy_range
 from imta_jax.report.run.run_record import RunRecord
 from imta_jax.report.style import (
     ADAPTIVE,
     MUTED,
     exit_colors,
+    format_share,
     new_figure,
     numbered_circle,
     percentage_ticks,
@@ -36,8 +38,7 @@ def figure_time(run: RunRecord) -> Figure:
     for i, color in enumerate(exit_colors(run.num_exits)):
         numbered_circle(axes, i + 1, exit_ms[i], top1[i], color)
     axes.set_xlim(0, 1.04 * exit_ms[-1])
-    margin = max(0.5, 0.1 * np.ptp(top1))
-    axes.set_ylim(top1.min() - margin, max(top1.max(), max(t for _, t in points)) + margin)
+    axes.set_ylim(*accuracy_range(run))
     percentage_ticks(axes)
     return figure
 
@@ -46,6 +47,6 @@ def _title(exit_ms: np.ndarray, run: RunRecord) -> str:
     """States the first exit's fraction of the full network's time and multiply-adds."""
     fraction = float(run.exits["macs"].iloc[0]) / run.full_macs
     return (
-        f"Exit 1 takes {exit_ms[0] / exit_ms[-1]:.0%} of the full network's time "
-        f"and {fraction:.0%} of its multiply-adds"
+        f"Exit 1 takes {format_share(exit_ms[0] / exit_ms[-1])} of the full network's time "
+        f"and {format_share(fraction)} of its multiply-adds"
     )

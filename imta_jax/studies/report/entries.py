@@ -1,13 +1,12 @@
 """The entries of the study report: all tables and figures of the paper, then further ones."""
 
-import base64
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from imta_jax.report.rendering import figure_png
+from imta_jax.report.rendering import FigureImages, figure_images
 from imta_jax.studies.report import paper_numbers as paper
 from imta_jax.studies.report.budget_figures import figure_ablation, figure_study_budget
 from imta_jax.studies.report.paper_tables import ablation_table, unrun_ablation_table
@@ -52,7 +51,7 @@ class ReportEntry:
       heading: Which table or figure, and of which study.
       caption: How to read it.
       name: File name of a figure without `.png`, else "".
-      image: PNG of a figure, else empty.
+      image: The figure of a figure, else None.
       table: The table of a table.
       missing: Why there is neither, and the command to run; else "".
     """
@@ -60,14 +59,9 @@ class ReportEntry:
     heading: str
     caption: str = ""
     name: str = ""
-    image: bytes = b""
+    image: FigureImages | None = None
     table: StudyTable | None = None
     missing: str = ""
-
-    @property
-    def base64_image(self) -> str:
-        """The image in base64, for HTML."""
-        return base64.b64encode(self.image).decode("ascii")
 
 
 def collect_entries(studies: Sequence[StudyRecord]) -> list[ReportEntry]:
@@ -122,7 +116,7 @@ def _figure(
         heading=f"{heading} ({study.title})",
         caption=CAPTIONS[caption],
         name="".join(c if c.isalnum() else "_" for c in name),
-        image=figure_png(draw(study)),
+        image=figure_images(draw(study)),
     )
 
 

@@ -47,7 +47,7 @@ def write_study_report(studies: Sequence[Mapping[str, Any]], folder: str | Path)
         old.unlink()
     for entry in entries:
         if entry.image:
-            write_atomically(figures / f"{entry.name}.png", entry.image)
+            write_atomically(figures / f"{entry.name}.png", entry.image.light)
     write_atomically(folder / "tables.md", report_markdown(entries))
     write_atomically(folder / "index.html", render_study_page(entries))
     return folder / "index.html"
