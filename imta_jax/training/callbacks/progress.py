@@ -43,10 +43,14 @@ class CompilationLines(Callback):
 
 
 class ProgressBar(Callback):
-    """A bar over all steps of the phase on a terminal."""
+    """A bar over all steps of the phase on a terminal, with the last exit's loss and images/s.
+
+    Before the first dispatch has returned, it shows that the training step is being compiled.
+    """
 
     _bar: tqdm | None = None
     _is_compiled = False
+    _checked = 0.0
 
     def on_epoch_start(self, progress: Progress) -> None:
         """Shows the bar with the epoch's number."""
@@ -56,14 +60,29 @@ class ProgressBar(Callback):
             done=progress.step,
             description=f"{progress.phase} {progress.epoch + 1}/{progress.total_epochs}",
         )
+        if not self._is_compiled:
+            self._bar.set_postfix_str("compiling")
+        self._checked = time.perf_counter()
 
     def on_step_end(self, progress: Progress) -> None:
         """Advances the bar."""
         if self._bar is not None:
             if not self._is_compiled:
                 self._bar.unpause()
+                self._bar.set_postfix_str("", refresh=False)
+                self._checked = time.perf_counter()
             self._bar.update(progress.last_dispatch_steps)
         self._is_compiled = True
+
+    def on_check(self, progress: Progress, new: list[ExitMetrics]) -> None:
+        """Shows the last exit's loss and the throughput since the last check."""
+        if self._bar is None or not new:
+            return
+        now = time.perf_counter()
+        images = len(new) * progress.batch_size / max(now - self._checked, 1e-9)
+        loss = mean_metrics(new).loss[-1]
+        self._bar.set_postfix_str(f"loss {loss:.3f}, {images:,.0f} images/s", refresh=False)
+        self._checked = now
 
     def on_epoch_end(self, progress: Progress) -> None:
         """Removes the bar."""
