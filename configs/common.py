@@ -136,6 +136,20 @@ def _optimization(total_epochs, batch_size, learning_rate_drops):
     # Type of the feature maps, "float32" or "bfloat16" (accelerators only; slower on a CPU).
     # Parameters, statistics and heads are float32.
     phase.compute_dtype = "float32"
+    # Label smoothing epsilon, 0 to below 1: the cross-entropy is against
+    # (1 - epsilon) * label + epsilon / classes. A distillation term is not smoothed.
+    phase.label_smoothing = 0.0
+    # RandAugment: random operations per image, applied in turn; 0 for none.
+    phase.randaugment_operations = 0
+    # RandAugment: strength of the operations, 0 to 30.
+    phase.randaugment_magnitude = 9.0
+    # Probability (0 to 1) that a random rectangle of an image is replaced by noise.
+    phase.random_erasing = 0.0
+    # Mixup: images are mixed with weights from Beta(alpha, alpha); 0 for none. With cutmix too,
+    # each image uses one of the two with probability 1/2.
+    phase.mixup_alpha = 0.0
+    # CutMix: a rectangle comes from another image, area from Beta(alpha, alpha); 0 for none.
+    phase.cutmix_alpha = 0.0
     # Learning rate at the start of the schedule, after the warm-up.
     phase.learning_rate = 0.1
     # Learning-rate schedule: "steps" (the paper's), "cosine", "linear", or your own.

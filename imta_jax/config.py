@@ -137,6 +137,12 @@ class PhaseConfig(Section):
     batch_size: int = number(at_least=1)
     accumulate_parts: int = number(1, at_least=1)
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    label_smoothing: float = number(0.0, at_least=0, below=1)
+    randaugment_operations: int = number(0, at_least=0)
+    randaugment_magnitude: float = number(9.0, at_least=0, at_most=30)
+    random_erasing: float = number(0.0, at_least=0, at_most=1)
+    mixup_alpha: float = number(0.0, at_least=0)
+    cutmix_alpha: float = number(0.0, at_least=0)
     learning_rate: float = number(0.1, above=0)
     learning_rate_drops: tuple[float, ...] = number((0.5, 0.75), at_least=0, at_most=1)
     drop_factor: float = number(0.1, above=0, at_most=1)
@@ -169,6 +175,11 @@ class PhaseConfig(Section):
                 )
         for expression in self.freeze:
             check_expression(expression, f"{self.section}.freeze")
+
+    @property
+    def mixes_labels(self) -> bool:
+        """Whether labels are probabilities of classes, after mixup or cutmix."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

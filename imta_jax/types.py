@@ -9,9 +9,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 # One number per image channel, such as the mean or standard deviation of the pixels.
 PerChannel = Sequence[float] | np.ndarray
+# The class of each image, from 0, or the probability of each class (after mixup or cutmix).
+Labels = Int[Array, " N"] | Float[Array, "N K"]
 
 
 class Batch(NamedTuple):
@@ -20,7 +23,8 @@ class Batch(NamedTuple):
     Attributes:
       images: uint8 [N, H, W, C], not normalized. The step normalizes on the device, so that a batch
         has a quarter of the bytes of float32.
-      labels: int32 [N], class of each image, from 0.
+      labels: int32 [N], class of each image, from 0. Within a step with mixup or cutmix, float32
+        [N, K], the probability of each class.
       mask: bool [N]; False marks padding that must not be counted.
       index: int32 [N], position of the example in its split; -1 for padding.
     """

@@ -4,6 +4,7 @@ They do not depend on datasets, backbones or the training loop.
 """
 
 from imta_jax.techniques.boosted_logits import BoostedHeads
+from imta_jax.techniques.cross_entropy import cross_entropy
 from imta_jax.techniques.detached_features import (
     DETACHED_MAPS,
     FeatureDetachment,
@@ -31,7 +32,6 @@ from imta_jax.techniques.inline_collaboration import (
 from imta_jax.techniques.one_for_all import (
     LAST_EXIT_LOSSES,
     REDUCTIONS,
-    cross_entropy,
     one_for_all_loss,
     teacher_divergence,
 )

@@ -10,31 +10,15 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float
 
 from imta_jax import options
 from imta_jax.errors import InputError, unknown_name
 from imta_jax.runtime.registry import register_objective
+from imta_jax.techniques.cross_entropy import cross_entropy
 
 REDUCTIONS = get_args(options.Reduction)
 LAST_EXIT_LOSSES = get_args(options.LastExitLoss)
-
-
-@register_objective("cross_entropy")
-def cross_entropy(
-    logits: Float[Array | np.ndarray, "*E N K"], labels: Integer[Array | np.ndarray, " N"]
-) -> Float[Array, "*E"]:
-    """Mean cross-entropy over the batch, in nats, float32.
-
-    Args:
-      logits: With any leading axes, usually one of exits.
-      labels: From 0.
-    """
-    chex.assert_shape(labels, logits.shape[-2:-1])
-    labels = jnp.broadcast_to(labels, logits.shape[:-1])
-    logits = jnp.asarray(logits, jnp.float32)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(axis=-1)
 
 
 def teacher_divergence(
@@ -85,6 +69,7 @@ def one_for_all_loss(
     reduction: str = "batch",
     temperature_squared: bool = False,
     last_exit: str = "mixed",
+    label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
     """Sum over exits of alpha * CE + (1 - alpha) * KL(teacher || student) (Eq. 7), in nats.
 
@@ -95,13 +80,14 @@ def one_for_all_loss(
 
     Args:
       logits: [E, N, K].
-      labels: Integers [N], from 0.
+      labels: Integers [N], from 0, or the probability of each class, [N, K].
       teacher_logits: [N, K]. No gradient flows into them.
       alpha: Weight of the cross-entropy, 0 to 1; 1 trains without distillation.
       temperature: Of both softmaxes of the divergence, above 0.
       reduction: One of `REDUCTIONS`.
       temperature_squared: Whether the divergence is multiplied by temperature ** 2.
       last_exit: One of `LAST_EXIT_LOSSES`.
+      label_smoothing: Epsilon of `cross_entropy`. The divergence from the teacher has none.
 
     Raises:
       InputError: An unknown name, `alpha` outside 0 to 1, a temperature that is not above 0, or
@@ -112,7 +98,7 @@ def one_for_all_loss(
         raise InputError(f"alpha must be between 0 and 1; found {alpha}")
     if last_exit not in LAST_EXIT_LOSSES:
         raise unknown_name("last_exit", last_exit, LAST_EXIT_LOSSES)
-    per_exit_entropy = cross_entropy(logits, labels)
+    per_exit_entropy = cross_entropy(logits, labels, label_smoothing=label_smoothing)
     divergence = teacher_divergence(
         logits, teacher_logits, temperature=temperature, reduction=reduction
     )
@@ -128,13 +114,14 @@ def _check_shapes(
     labels: jax.Array | np.ndarray,
     teacher_logits: jax.Array | np.ndarray,
 ) -> None:
-    """Raises an InputError unless the shapes are [E, N, K], [N] and [N, K]."""
-    fits = logits.ndim == 3 and (labels.shape, teacher_logits.shape) == (
-        logits.shape[1:2],
-        logits.shape[1:],
+    """Raises an InputError unless the shapes are [E, N, K], [N] or [N, K], and [N, K]."""
+    fits = (
+        logits.ndim == 3
+        and labels.shape in (logits.shape[1:2], logits.shape[1:])
+        and teacher_logits.shape == logits.shape[1:]
     )
     if not fits:
         raise InputError(
-            "expected logits [E, N, K], labels [N] and teacher_logits [N, K]; found "
+            "expected logits [E, N, K], labels [N] or [N, K], and teacher_logits [N, K]; found "
             f"{logits.shape}, {labels.shape} and {teacher_logits.shape}"
         )

@@ -81,11 +81,12 @@ def check_training_data(config: RunConfig, dataset: Dataset) -> None:
 def _check_own_components(config: RunConfig, dataset: Dataset) -> None:
     """Calls components from outside this package abstractly, on an abstract network."""
     evaluation = config.evaluation
-    losses = [
-        objective
-        for objective in (phase_one_objective(config), phase_two_objective(config))
+    first, second = phase_one_objective(config), phase_two_objective(config)
+    losses = {
+        name: objective
+        for name, objective in zip(PHASES, (first, second), strict=True)
         if isinstance(objective, LossObjective)
-    ]
+    }
     included = (
         BACKBONES.is_built_in(config.model.backbone or "msdnet"),
         HEADS.is_built_in(config.model.heads),
@@ -97,8 +98,10 @@ def _check_own_components(config: RunConfig, dataset: Dataset) -> None:
     classifier = nnx.eval_shape(lambda: new_phase_one(config, dataset))
     if config.phase_two.total_epochs > 0:
         nnx.eval_shape(lambda: new_phase_two(config, new_phase_one(config, dataset)))
-    for objective in losses:
-        check_loss(objective, classifier.num_exits, dataset.num_classes)
+    sizes = (classifier.num_exits, dataset.num_classes)
+    for name, objective in losses.items():
+        mixed_labels = phase_settings(config, name).mixes_labels
+        check_loss(objective, *sizes, mixed_labels=mixed_labels)
     rule = get_exit_rule(
         evaluation.exit_rule, evaluation.exit_rule_options, "config.evaluation.exit_rule"
     )

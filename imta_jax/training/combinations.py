@@ -1,6 +1,6 @@
 """Techniques that do not work together, reported before anything is trained."""
 
-from imta_jax.config import RunConfig
+from imta_jax.config import PHASES, PhaseConfig, RunConfig
 from imta_jax.errors import InputError
 from imta_jax.models import gate_weight_of
 
@@ -14,6 +14,8 @@ def check_combinations(config: RunConfig) -> None:
       InputError: names the fields of two techniques that do not.
     """
     _check_gate(config)
+    for name in PHASES:
+        _check_mixing(getattr(config, name))
     if config.model.heads == _BOOSTED:
         _check_boosted_heads(config)
     if config.phase_one.sample_weights == "learned":
@@ -31,6 +33,9 @@ def _check_learned_weights(config: RunConfig) -> None:
         "last_exit_epochs": 0,
         "objective": defaults["objective"],
         "objective_options": {},
+        "label_smoothing": 0.0,
+        "mixup_alpha": 0.0,
+        "cutmix_alpha": 0.0,
     }
     for name, value in required.items():
         if getattr(phase, name) != value:
@@ -45,13 +50,23 @@ def _check_gate(config: RunConfig) -> None:
     weight, phase = gate_weight_of(config.model), config.phase_one
     if not weight:
         return
-    for name in ("last_exit_epochs", "objective", "sample_weights"):
+    fields = ("last_exit_epochs", "objective", "sample_weights", "mixup_alpha", "cutmix_alpha")
+    for name in fields:
         needed, found = phase.defaults()[name], getattr(phase, name)
         if found != needed:
             raise InputError(
                 f"config.phase_one.{name} must be {needed!r} for a network with a gate "
                 f"(config.model.gate_weight={weight:g}), which has one exit; found {found!r}"
             )
+
+
+def _check_mixing(phase: PhaseConfig) -> None:
+    """Mixup and cutmix need another image in the batch."""
+    if phase.mixes_labels and phase.total_epochs > 0 and phase.batch_size < 2:
+        raise InputError(
+            f"{phase.section}.batch_size must be at least 2 with mixup_alpha or cutmix_alpha, "
+            f"which mix two images of a batch; found {phase.batch_size}"
+        )
 
 
 def _check_boosted_heads(config: RunConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 from jax.sharding import Mesh
 
-from imta_jax.config import PHASES, DataConfig, RunConfig
+from imta_jax.config import DataConfig, RunConfig
 from imta_jax.data import (
     Dataset,
     HostPipeline,
@@ -29,7 +29,7 @@ from imta_jax.distributed import place_batch, place_indices, process_shard
 from imta_jax.errors import InputError
 from imta_jax.runtime.executable_cache import CachedExecutable
 from imta_jax.training.objectives import ExitMetrics
-from imta_jax.training.setup import Phase, phase_settings
+from imta_jax.training.setup import Phase, phase_seed, phase_settings
 from imta_jax.training.state import TrainState
 from imta_jax.training.step import (
     OnDeviceStep,
@@ -216,8 +216,7 @@ def epoch_arguments(config: RunConfig, name: str) -> dict[str, Any]:
     """Arguments of an epoch's batches that do not change: batch size, seed and process shard."""
     return {
         "batch_size": phase_settings(config, name).batch_size,
-        # The phases see the images in different orders, both reproducible from one seed.
-        "seed": 2 * config.seed + PHASES.index(name),
+        "seed": phase_seed(config, name),
         "shard": Shard(*process_shard()),
     }
 

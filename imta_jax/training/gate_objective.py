@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.baselines.class_clusters import gate_loss
 from imta_jax.runtime.config_fields import number
+from imta_jax.techniques.cross_entropy import smoothed
 from imta_jax.training.objectives import ExitMetrics, PhaseOneObjective, exit_metrics
 
 
@@ -20,6 +21,7 @@ class GateSupervisedObjective(PhaseOneObjective):
     Attributes:
       equilibrium, exit_losses, detachment, rematerialize: see `PhaseOneObjective`; without effect,
         because the network has one exit.
+      label_smoothing: of the exit's cross-entropy; the gate's loss has none.
       gate_weight: weight of the gate's loss, above 0.
     """
 
@@ -40,4 +42,5 @@ class GateSupervisedObjective(PhaseOneObjective):
         clusters = backbone.clusters(classifier.num_classes)
         metrics = exit_metrics(logits, labels)
         gate = gate_loss(scores, labels, clusters)
-        return metrics.loss.sum() + self.gate_weight * gate, metrics
+        losses = smoothed(metrics.loss, logits, self.label_smoothing)
+        return losses.sum() + self.gate_weight * gate, metrics

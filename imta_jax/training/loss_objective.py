@@ -5,10 +5,11 @@
         ...
 
 The function gets logits [E, N, K] in float32 and labels [N], and returns the total loss or one loss
-per exit [E]. By their names its other parameters get, in this order of precedence: options of
-`config.PHASE.objective_options`; `teacher_logits` [N, K] without a gradient; fields of
-`config.PHASE`, for example `alpha`. Gradient equilibrium, modes and what is trained are as for the
-default loss of the phase.
+per exit [E]. With mixup or cutmix, labels are the probability of each class, [N, K]. By their names
+its other parameters get, in this order of precedence: options of `config.PHASE.objective_options`;
+`teacher_logits` [N, K] without a gradient; fields of `config.PHASE`, for example `alpha` or
+`label_smoothing`. Gradient equilibrium, modes and what is trained are as for the default loss of
+the phase.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from imta_jax.config import PhaseOneConfig, PhaseTwoConfig
 from imta_jax.errors import InputError
@@ -35,6 +36,7 @@ from imta_jax.training.objectives import (
     PhaseTwoObjective,
     exit_metrics,
 )
+from imta_jax.types import Labels
 
 _TEACHER = "teacher_logits"
 
@@ -65,7 +67,7 @@ class LossObjective:
         self,
         classifier: MultiExitClassifier,
         images: Float[Array, "N H W C"],
-        labels: Int[Array, " N"],
+        labels: Labels,
     ) -> tuple[Float[Array, ""], ExitMetrics]:
         """See `Objective`."""
         logits, teacher = self.phase.outputs(classifier, images)
@@ -74,7 +76,7 @@ class LossObjective:
     def total(
         self,
         logits: Float[Array, "E N K"],
-        labels: Int[Array, " N"],
+        labels: Labels,
         teacher: Float[Array, "N K"],
     ) -> Float[Array, ""]:
         """The loss of a batch.
@@ -112,6 +114,11 @@ def loss_objective(
     names = accepted_keywords(loss) or frozenset()
     fields = {n: v for n, v in settings.to_dict().items() if n in names}
     arguments = {**fields, **settings.objective_options}
+    if settings.label_smoothing and "label_smoothing" not in arguments:
+        raise InputError(
+            f"{settings.section}.label_smoothing is {settings.label_smoothing:g}, but {name} "
+            f"({dotted_path_of(loss)}) has no parameter label_smoothing; add one, or set 0"
+        )
     teacher = {_TEACHER: None} if _TEACHER in names else {}
     try:
         signature_of(loss).bind(None, None, **arguments, **teacher)
@@ -125,21 +132,32 @@ def loss_objective(
     return LossObjective(phase, exit_losses, loss, arguments, name)
 
 
-def check_loss(objective: LossObjective, num_exits: int, num_classes: int) -> None:
+def check_loss(
+    objective: LossObjective, num_exits: int, num_classes: int, *, mixed_labels: bool = False
+) -> None:
     """Calls a loss abstractly, so that a wrong shape is an error before anything is trained.
+
+    Args:
+      objective: its loss is called.
+      num_exits: E of the logits.
+      num_classes: K of the logits.
+      mixed_labels: whether labels are probabilities of classes; see `PhaseConfig.mixes_labels`.
 
     Raises:
       InputError: the loss fails, or returns another shape.
     """
     logits = jax.ShapeDtypeStruct((num_exits, 2, num_classes), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+    if mixed_labels:
+        labels = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
     teacher = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
     try:
         jax.eval_shape(objective.total, logits, labels, teacher)
     except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
         if isinstance(error, InputError):
             raise
+        mixed = " (the probability of each class, with mixup or cutmix)" if mixed_labels else ""
         raise InputError(
-            f"{objective.name} failed for logits {logits.shape} and labels {labels.shape}: "
+            f"{objective.name} failed for logits {logits.shape} and labels {labels.shape}{mixed}: "
             f"{type(error).__name__}: {error}"
         ) from error

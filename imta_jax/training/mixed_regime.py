@@ -7,10 +7,12 @@ the source; the state of the optimizer is kept. Both parts together have the epo
 
 import dataclasses
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from imta_jax.models import MultiExitClassifier
+from imta_jax.techniques.cross_entropy import smoothed
 from imta_jax.training.objectives import ExitMetrics, exit_metrics
+from imta_jax.types import Labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +24,11 @@ class LastExitObjective:
 
     Attributes:
       rematerialize: see `MultiExitClassifier.features`.
+      label_smoothing: epsilon of `techniques.cross_entropy`.
     """
 
     rematerialize: bool = False
+    label_smoothing: float = 0.0
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
         """Train mode everywhere."""
@@ -34,9 +38,10 @@ class LastExitObjective:
         self,
         classifier: MultiExitClassifier,
         images: Float[Array, "N H W C"],
-        labels: Int[Array, " N"],
+        labels: Labels,
     ) -> tuple[Float[Array, ""], ExitMetrics]:
         """See `Objective`."""
         features = classifier.features(images, rematerialize=self.rematerialize)
-        metrics = exit_metrics(classifier.logits(features), labels)
-        return metrics.loss[-1], metrics
+        logits = classifier.logits(features)
+        metrics = exit_metrics(logits, labels)
+        return smoothed(metrics.loss, logits, self.label_smoothing)[-1], metrics

@@ -18,14 +18,17 @@ from imta_jax import options
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.config_fields import Section, number
 from imta_jax.techniques import FeatureDetachment, cross_entropy, one_for_all_loss
+from imta_jax.techniques.cross_entropy import smoothed
+from imta_jax.types import Labels
 
 
 class ExitMetrics(NamedTuple):
     """Metrics per exit over one batch.
 
     Attributes:
-      loss: mean cross-entropy in nats.
-      top1: top-1 accuracy in percent.
+      loss: mean cross-entropy in nats, without label smoothing. Of mixed images, against the mixed
+        labels.
+      top1: top-1 accuracy in percent. Of a mixed image, the class with the largest share counts.
     """
 
     loss: Float[Array | np.ndarray, "*S E"]
@@ -42,15 +45,22 @@ class Objective(Protocol):
         self,
         classifier: MultiExitClassifier,
         images: Float[Array, "N H W C"],
-        labels: Int[Array, " N"],
+        labels: Labels,
     ) -> tuple[Float[Array, ""], ExitMetrics]:
-        """Maps normalized images and labels to the loss and metrics."""
+        """Maps normalized images and labels to the loss and metrics.
+
+        Args:
+          classifier: in the modes of `set_mode`.
+          images: normalized.
+          labels: classes, from 0; with mixup or cutmix, the probability of each class.
+        """
         ...
 
 
-def exit_metrics(logits: Float[Array, "E N K"], labels: Int[Array, " N"]) -> ExitMetrics:
+def exit_metrics(logits: Float[Array, "E N K"], labels: Labels) -> ExitMetrics:
     """Cross-entropy and top-1 accuracy per exit."""
-    correct = logits.argmax(axis=-1) == labels[None]
+    dominant = labels if labels.ndim == 1 else labels.argmax(axis=-1)
+    correct = logits.argmax(axis=-1) == dominant[None]
     return ExitMetrics(cross_entropy(logits, labels), 100 * correct.mean(axis=-1))
 
 
@@ -63,9 +73,10 @@ class PhaseOneObjective(Section):
       exit_losses: "sum" or "mean" of the exits' losses.
       detachment: gradients of feature maps that stop; see `techniques.detached_features`.
       rematerialize: see `MultiExitClassifier.features`.
+      label_smoothing: epsilon of `techniques.cross_entropy`.
 
     Raises:
-      InputError: an unknown name.
+      InputError: an unknown name, or a value out of range.
     """
 
     section: ClassVar[str] = "PhaseOneObjective"
@@ -74,6 +85,7 @@ class PhaseOneObjective(Section):
     exit_losses: options.ExitLosses = "sum"
     detachment: FeatureDetachment = dataclasses.field(default_factory=FeatureDetachment)
     rematerialize: bool = False
+    label_smoothing: float = number(0.0, at_least=0, below=1)
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
         """Train mode everywhere."""
@@ -83,13 +95,13 @@ class PhaseOneObjective(Section):
         self,
         classifier: MultiExitClassifier,
         images: Float[Array, "N H W C"],
-        labels: Int[Array, " N"],
+        labels: Labels,
     ) -> tuple[Float[Array, ""], ExitMetrics]:
         """See `Objective`."""
         logits, _ = self.outputs(classifier, images)
         metrics = exit_metrics(logits, labels)
-        loss = metrics.loss.sum() if self.exit_losses == "sum" else metrics.loss.mean()
-        return loss, metrics
+        losses = smoothed(metrics.loss, logits, self.label_smoothing)
+        return losses.sum() if self.exit_losses == "sum" else losses.mean(), metrics
 
     def outputs(
         self, classifier: MultiExitClassifier, images: Float[Array, "N H W C"]
@@ -116,7 +128,7 @@ class PhaseTwoObjective(Section):
     """One-for-all distillation (Eq. 7-8) of collaborative heads on a fixed backbone.
 
     Attributes:
-      alpha, temperature, reduction, temperature_squared, last_exit: see
+      alpha, temperature, reduction, temperature_squared, last_exit, label_smoothing: see
         `techniques.one_for_all_loss`.
       teacher: "own_last_exit" or "phase_one_last_exit".
       backbone_statistics: BatchNorm statistics of the backbone, "frozen" or "moving".
@@ -134,6 +146,7 @@ class PhaseTwoObjective(Section):
     last_exit: options.LastExitLoss
     teacher: options.Teacher
     backbone_statistics: options.BackboneStatistics
+    label_smoothing: float = number(0.0, at_least=0, below=1)
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
         """Train mode of the heads; the backbone's statistics follow `backbone_statistics`."""
@@ -145,7 +158,7 @@ class PhaseTwoObjective(Section):
         self,
         classifier: MultiExitClassifier,
         images: Float[Array, "N H W C"],
-        labels: Int[Array, " N"],
+        labels: Labels,
     ) -> tuple[Float[Array, ""], ExitMetrics]:
         """See `Objective`."""
         logits, teacher = self.outputs(classifier, images)
@@ -165,7 +178,7 @@ class PhaseTwoObjective(Section):
     def loss(
         self,
         logits: Float[Array, "E N K"],
-        labels: Int[Array, " N"],
+        labels: Labels,
         teacher: Float[Array, "N K"],
         alpha: float | jax.Array,
         temperature: float | jax.Array,
@@ -174,7 +187,7 @@ class PhaseTwoObjective(Section):
 
         Args:
           logits: of all exits.
-          labels: classes, from 0.
+          labels: classes, from 0, or the probability of each class.
           teacher: the teacher's logits.
           alpha: like the attribute, or a traced scalar.
           temperature: like the attribute, or a traced scalar.
@@ -191,6 +204,7 @@ class PhaseTwoObjective(Section):
             reduction=self.reduction,
             temperature_squared=self.temperature_squared,
             last_exit=self.last_exit,
+            label_smoothing=self.label_smoothing,
         )
 
 

@@ -27,6 +27,7 @@ from imta_jax.training.setup import (
     mesh_of,
     new_phase_one,
     phase_parts,
+    phase_seed,
     phase_settings,
 )
 from imta_jax.training.validation import make_validation
@@ -52,7 +53,8 @@ def train_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> None:
     folder, first_epochs = workdir / "phase_one", config.phase_one.last_exit_epochs
     if first_epochs and not has_readable_epoch(folder, first_epochs):
         classifier, _, trainable = phase_parts("phase_one", config, new_phase_one(config, dataset))
-        objective = LastExitObjective(config.phase_one.rematerialize)
+        settings = config.phase_one
+        objective = LastExitObjective(settings.rematerialize, settings.label_smoothing)
         parts = (classifier, objective, trainable)
         train_phase("phase_one", config, dataset, folder, *parts, epochs=range(first_epochs))
     parts = phase_parts("phase_one", config, new_phase_one(config, dataset))
@@ -131,9 +133,9 @@ def train_phase(
     optimizer = phase_optimizer(settings, schedule)
     learning_rate = cast(Callable[[int], float], schedule)
     pixels = {"mean": dataset.mean, "std": dataset.std}
-    phase = assemble_phase(
-        classifier, objective, trainable, optimizer, settings, **pixels, mesh=mesh
-    )
+    given = {"mesh": mesh, "seed": phase_seed(config, name)}
+    parts = (classifier, objective, trainable, optimizer, settings)
+    phase = assemble_phase(*parts, **pixels, **given)
     state = phase.new_state()
     feed = training_feed(config, name, dataset, phase, state)
     _log.info("%s: %d epochs of %d steps, input: %s", name, epochs.stop, steps, feed.name)

@@ -13,8 +13,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from imta_jax.config import PhaseConfig, PhaseOneConfig, PhaseTwoConfig, RunConfig
+from imta_jax.config import PHASES, PhaseConfig, PhaseOneConfig, PhaseTwoConfig, RunConfig
 from imta_jax.data import Dataset, DatasetInfo
+from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.distributed import data_mesh
 from imta_jax.models import (
     MultiExitClassifier,
@@ -37,7 +38,7 @@ from imta_jax.training.objectives import (
     PhaseTwoObjective,
 )
 from imta_jax.training.state import TrainState, check_variables, create_state
-from imta_jax.training.step import TrainStep, train_step
+from imta_jax.training.step import TrainStep, augmented_step, train_step
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ def assemble_phase(
     mean: Sequence[float],
     std: Sequence[float],
     mesh: Mesh,
+    seed: int = 0,
 ) -> Phase:
     """Sets the classifier's modes and builds the training step.
 
@@ -95,10 +97,11 @@ def assemble_phase(
       objective: the loss.
       trainable: NNX filter of the trained variables.
       optimizer: of the trained variables.
-      settings: its `compute_dtype`, `accumulate_parts` and `freeze` are used.
+      settings: its `compute_dtype`, `accumulate_parts`, `freeze` and augmentation are used.
       mean: mean of the pixels per channel, in 0..1.
       std: standard deviation of the pixels per channel, in 0..1.
       mesh: the devices.
+      seed: of the augmentation of batches; see `phase_seed`.
     """
     classifier.compute_dtype = jnp.dtype(settings.compute_dtype)
     objective.set_mode(classifier)
@@ -127,6 +130,8 @@ def assemble_phase(
             mesh=mesh,
             accumulate_parts=settings.accumulate_parts,
         )
+    augmentation = BatchAugmentation(settings, classifier.num_classes, seed)
+    step = augmented_step(step, augmentation)
     return Phase(classifier, objective, trainable, optimizer, graphdef, step, mesh)
 
 
@@ -172,6 +177,7 @@ def build_phase(
         mean=mean,
         std=std,
         mesh=mesh,
+        seed=phase_seed(config, name),
     )
 
 
@@ -194,6 +200,11 @@ def phase_parts(
 def phase_settings(config: RunConfig, name: str) -> PhaseOneConfig | PhaseTwoConfig:
     """`config.phase_one` or `config.phase_two`, by name."""
     return {"phase_one": config.phase_one, "phase_two": config.phase_two}[name]
+
+
+def phase_seed(config: RunConfig, name: str) -> int:
+    """The seed of a phase's batches: the phases see the images in different orders."""
+    return 2 * config.seed + PHASES.index(name)
 
 
 def new_phase_one(config: RunConfig, info: Dataset | DatasetInfo) -> MultiExitClassifier:

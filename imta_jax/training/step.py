@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Num, UInt8
 
+from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit, on_device_batch
 from imta_jax.distributed import batch_sharding, replicated, stacked_batch_sharding
 from imta_jax.models import inference_logits, optimize_for_training
@@ -19,7 +20,7 @@ from imta_jax.nn.pixels import normalize
 from imta_jax.training.objectives import ExitMetrics, Objective, masked_sums
 from imta_jax.training.packing import Packed
 from imta_jax.training.state import TrainState, check_updated_in_place
-from imta_jax.types import Batch
+from imta_jax.types import Batch, Labels
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, ExitMetrics]]
 OnDeviceStep = Callable[
@@ -59,9 +60,9 @@ def train_step(
         params: nnx.State,
         rest: nnx.State,
         images: UInt8[Array, "N H W C"],
-        labels: Int[Array, " N"],
+        labels: Labels,
     ) -> tuple[Float[Array, ""], tuple[ExitMetrics, nnx.State]]:
-        chex.assert_shape(labels, images.shape[:1])
+        chex.assert_equal_shape_prefix([labels, images], 1)
         classifier = nnx.merge(graphdef, params, rest, copy=True)
         optimized = optimize_for_training(classifier, mesh)
         loss, metrics = objective(optimized, normalize(images, mean, std), labels)
@@ -109,6 +110,17 @@ def _accumulate(
     (rest, total), _ = jax.lax.scan(one, (rest, zeros), tuple(split))
     loss, metrics, grads = jax.tree.map(lambda x: x / parts, total)
     return (loss, (metrics, rest)), grads
+
+
+def augmented_step(step: TrainStep, augmentation: BatchAugmentation) -> TrainStep:
+    """A step that augments its batch first; the same step if there is no augmentation."""
+    if augmentation.is_identity:
+        return step
+
+    def augmented(state: TrainState, batch: Batch) -> tuple[TrainState, ExitMetrics]:
+        return step(state, augmentation(state.step, batch))
+
+    return augmented
 
 
 def jit_batch_step(step: TrainStep, mesh: Mesh, state: TrainState | None = None) -> TrainStep:

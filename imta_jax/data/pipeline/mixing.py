@@ -1,0 +1,86 @@
+"""Mixup and cutmix, within the compiled step.
+
+Both mix each image with the next one of the batch, whose order is random, and mix the labels in the
+same proportion. Every image has its own proportion.
+
+- Mixup (Zhang et al., ICLR 2018): lambda * image + (1 - lambda) * other, lambda ~ Beta(a, a).
+  Pixels are rounded to uint8.
+- CutMix (Yun et al., ICCV 2019): a rectangle of the other image, with a fraction 1 - lambda of the
+  area and a uniform center. It is clipped at the borders; labels use the fraction of the pixels.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+
+def mix_images(
+    key: jax.Array,
+    images: UInt8[Array, "N H W C"],
+    labels: Int[Array, " N"],
+    *,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    num_classes: int,
+) -> tuple[UInt8[Array, "N H W C"], Float[Array, "N K"]]:
+    """Mixes each image by mixup or cutmix; with both, by one of them with probability 1/2.
+
+    Args:
+      key: a PRNG key.
+      images: a batch in random order.
+      labels: classes, from 0.
+      mixup_alpha: parameter of the Beta distribution of mixup; 0 for no mixup.
+      cutmix_alpha: the same of cutmix.
+      num_classes: K.
+
+    Returns:
+      Images, and the probability of each class.
+    """
+    for_mixup, for_cutmix, for_choice = jax.random.split(key, 3)
+    others, count = jnp.roll(images, 1, axis=0), images.shape[0]
+    mixed, share = images, jnp.zeros(count)
+    if mixup_alpha > 0:
+        share = jax.random.beta(for_mixup, mixup_alpha, mixup_alpha, (count,))
+        mixed = mixup(images, others, share)
+    if cutmix_alpha > 0:
+        inside = random_rectangles(for_cutmix, cutmix_alpha, images.shape)
+        cut = jnp.where(inside[..., None], others, images)
+        use = jax.random.bernoulli(for_choice, 0.5 if mixup_alpha > 0 else 1.0, (count,))
+        mixed = jnp.where(use[:, None, None, None], cut, mixed)
+        share = jnp.where(use, inside.mean(axis=(1, 2)), share)
+    return mixed, mixed_labels(labels, jnp.roll(labels, 1), share, num_classes)
+
+
+def mixup(
+    images: UInt8[Array, "N H W C"],
+    others: UInt8[Array, "N H W C"],
+    share: Float[Array, " N"],
+) -> UInt8[Array, "N H W C"]:
+    """(1 - share) * images + share * others, rounded."""
+    own = images.astype(jnp.float32)
+    change = others.astype(jnp.float32) - own
+    return jnp.round(own + share[:, None, None, None] * change).astype(jnp.uint8)
+
+
+def mixed_labels(
+    labels: Int[Array, " N"], others: Int[Array, " N"], share: Float[Array, " N"], num_classes: int
+) -> Float[Array, "N K"]:
+    """Probabilities of classes: 1 - share of the image's class and share of the other's."""
+    own, other = (jax.nn.one_hot(x, num_classes) for x in (labels, others))
+    return (1 - share)[:, None] * own + share[:, None] * other
+
+
+def random_rectangles(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> Bool[Array, "N H W"]:
+    """Masks of cutmix: rectangles of the image's aspect ratio, clipped at its borders."""
+    count, height, width = shape[:3]
+    for_area, for_center = jax.random.split(key)
+    side = jnp.sqrt(jax.random.beta(for_area, alpha, alpha, (count,)))
+    center = jax.random.uniform(for_center, (2, count))
+
+    def interval(center: Float[Array, " N"], length: int) -> Bool[Array, "N L"]:
+        extent = jnp.floor(side * length)[:, None]
+        first = jnp.floor(center[:, None] * length) - jnp.floor(extent / 2)
+        position = jnp.arange(length)[None]
+        return (position >= first) & (position < first + extent)
+
+    return interval(center[0], height)[:, :, None] & interval(center[1], width)[:, None, :]
