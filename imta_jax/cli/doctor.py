@@ -15,14 +15,15 @@ import numpy as np
 from flax import nnx
 from tabulate import tabulate
 
-from imta_jax.config import RunConfig
+from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import Dataset
+from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.models import MultiExitClassifier, optimize_classifier, resolve_model_config
 from imta_jax.models.network_table import network_rows
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.training import mesh_of, new_phase_one, training_pipeline
 from imta_jax.training.callbacks.progress import device_memory_limit
-from imta_jax.training.setup import phase_one_objective
+from imta_jax.training.setup import phase_one_objective, phase_seed, phase_settings
 
 _PACKAGES = (
     "jax",
@@ -100,6 +101,11 @@ def _data(config: RunConfig, dataset: Dataset) -> Iterator[tuple[str, Any]]:
     yield "splits", ", ".join(f"{name} {len(s):,}" for name, s in dataset.splits.items())
     yield "images", f"{dataset.image_shape}, {dataset.num_classes} classes"
     yield "preprocessing", dataset.preprocessing.describe()
+    for name in PHASES:
+        settings = phase_settings(config, name)
+        augmentation = BatchAugmentation(settings, dataset.num_classes, phase_seed(config, name))
+        if not augmentation.is_identity:
+            yield f"augmentation, {name}", augmentation.describe()
     yield "input pipeline", training_pipeline(config.data, dataset, mesh_of(config))
 
 

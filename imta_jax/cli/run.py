@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from imta_jax.config import RunConfig
 from imta_jax.data import Dataset, load_dataset
 from imta_jax.data.fingerprint import fingerprint, fingerprint_differences
+from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
 from imta_jax.errors import InputError, MissingPackageError, unknown_name
 from imta_jax.evaluation import evaluate, evaluation_is_finished
@@ -118,6 +119,7 @@ def _preview_data(config: RunConfig, workdir: Path) -> None:
     from imta_jax.report import write_data_page
 
     dataset, mesh, folder = load_dataset(config.data), mesh_of(config), workdir / "data"
+    augmentation = BatchAugmentation(config.phase_one, dataset.num_classes, config.seed)
     write_preview(
         config.data,
         dataset,
@@ -126,6 +128,7 @@ def _preview_data(config: RunConfig, workdir: Path) -> None:
         batch_size=config.phase_one.batch_size,
         seed=config.seed,
         mesh=mesh,
+        augmentation=augmentation,
     )
     _log.info("data: %s", write_data_page(folder))
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from imta_jax.config import DataConfig
 from imta_jax.data.dataset import Dataset
+from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.data.pipeline.batches import eval_batches, steps_per_epoch, train_batches
 from imta_jax.data.pipeline.on_device import copy_to_devices, on_device_batch, on_device_indices
 from imta_jax.data.pipeline.preprocessing import PaddedCrop
@@ -38,6 +39,7 @@ def write_preview(
     batch_size: int,
     seed: int,
     mesh: Mesh,
+    augmentation: BatchAugmentation | None = None,
 ) -> None:
     """Writes `preview.npz` and `summary.json` into a folder, which is created if necessary.
 
@@ -49,32 +51,45 @@ def write_preview(
       batch_size: global training batch size.
       seed: seed of order and augmentation.
       mesh: the devices.
+      augmentation: that of the training step, after crop and flip; None for none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_images(config, dataset, folder / "preview.npz", seed)
+    _write_images(config, dataset, folder / "preview.npz", seed, augmentation)
     batch_size = _feasible_batch_size(batch_size, len(dataset.splits["train"]))
     if pipeline == "device":
         batches = _device_batches(dataset, batch_size, seed, mesh)
     else:
         batches = _host_batches(config, dataset, batch_size, seed)
     summary = {
-        **_describe(config, dataset),
+        **_describe(config, dataset, augmentation),
         "pipeline": {"name": pipeline, "batch_size": batch_size, **_measure(batches, batch_size)},
         "environment": environment_record(),
     }
     write_json(folder / "summary.json", summary)
 
 
-def _write_images(config: DataConfig, dataset: Dataset, path: Path, seed: int) -> None:
-    """Writes one augmented training batch and one validation batch."""
+def _write_images(
+    config: DataConfig,
+    dataset: Dataset,
+    path: Path,
+    seed: int,
+    augmentation: BatchAugmentation | None,
+) -> None:
+    """Writes one augmented training batch and one validation batch.
+
+    The label of a mixed image is the class with the largest share.
+    """
     shown = min(_SHOWN_IMAGES, len(dataset.splits["train"]))
     train = next(_host_batches(config, dataset, shown, seed))
+    if augmentation is not None:
+        train = jax.tree.map(np.asarray, jax.jit(augmentation)(0, train))
+    classes = train.labels if train.labels.ndim == 1 else train.labels.argmax(axis=1)
     split, host = dataset.splits["validation"], HostPipeline.from_config(config)
     validation = next(eval_batches(split, dataset.preprocessing, _SHOWN_IMAGES, host=host))
     np.savez(
         path,
         train_images=train.images,
-        train_labels=train.labels,
+        train_labels=classes,
         validation_images=validation.images[validation.mask],
         validation_labels=validation.labels[validation.mask],
     )
@@ -139,13 +154,17 @@ def _measure(batches: Iterator[Batch], batch_size: int) -> dict[str, Any]:
     return {"images": images, "seconds": seconds, "images_per_second": images / seconds}
 
 
-def _describe(config: DataConfig, dataset: Dataset) -> dict[str, Any]:
+def _describe(
+    config: DataConfig, dataset: Dataset, augmentation: BatchAugmentation | None
+) -> dict[str, Any]:
+    more = "" if augmentation is None else augmentation.describe()
+    in_step = f" In the training step: {more}." if more else ""
     return {
         "dataset": dataset.name,
         "source": config.source,
         "class_names": list(dataset.class_names),
         "image_shape": list(dataset.image_shape),
-        "preprocessing": dataset.preprocessing.describe(),
+        "preprocessing": dataset.preprocessing.describe() + in_step,
         "splits": {
             name: {
                 "examples": len(split),
