@@ -45,7 +45,7 @@ def cross_entropy(
 
 
 def smoothed(
-    nats: Float[Array, "*E"], logits: Float[Array, "*E N K"], label_smoothing: float
+    nats: Float[Array | np.ndarray, "*E"], logits: Float[Array, "*E N K"], label_smoothing: float
 ) -> Float[Array, "*E"]:
     """Adds label smoothing to the mean cross-entropies of a batch.
 
@@ -59,10 +59,11 @@ def smoothed(
     """
     if not 0 <= label_smoothing < 1:
         raise InputError(f"label_smoothing must be at least 0 and below 1; found {label_smoothing}")
+    given: Any = nats
     if label_smoothing == 0:
-        return nats
+        return given
     uniform = -jax.nn.log_softmax(logits).mean(axis=(-2, -1))
-    return (1 - label_smoothing) * nats + label_smoothing * uniform
+    return (1 - label_smoothing) * given + label_smoothing * uniform
 
 
 def label_nats(

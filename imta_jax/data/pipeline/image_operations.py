@@ -50,8 +50,8 @@ def gray(images: UInt8[Array, "N H W C"]) -> UInt8[Array, "N H W 1"]:
     """Gray values (ITU-R 601-2); images of one channel are unchanged."""
     if images.shape[-1] == 1:
         return images
-    wide = images.astype(jnp.int32)
-    total = sum(weight * wide[..., i : i + 1] for i, weight in enumerate(_GRAY_WEIGHTS))
+    weights = jnp.array(_GRAY_WEIGHTS)[None, None, None]
+    total = (images.astype(jnp.int32) * weights).sum(axis=-1, keepdims=True)
     return ((total + (1 << 15)) >> 16).astype(jnp.uint8)
 
 
