@@ -16,6 +16,7 @@ FIGURES = {
     "early_exit": 4,
     "gradient_equilibrium": 3,
     "inspect_a_run": 4,
+    "own_network": 3,
     "two_phases": 5,
 }
 MAX_FUNCTION_LINES = 10
