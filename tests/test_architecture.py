@@ -24,7 +24,7 @@ LAYERS = (
     {"training", "interop"},
     {"pretrained", "evaluation"},
     {"inference", "report"},
-    {"studies"},
+    {"studies", "planning"},
     {"cli"},
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -7,7 +7,8 @@ import gc
 import logging
 import os
 import sys
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -40,9 +41,19 @@ _WORKDIR = cast(
 _MODE = flags.DEFINE_string(
     "mode",
     "all",
-    "phase_one, phase_two, evaluate, time, report, doctor, data or study; all does every step of a"
-    " run that is not finished.",
+    "phase_one, phase_two, evaluate, time, report, doctor, data, plan or study; all does every step"
+    " of a run that is not finished.",
 )
+# Flags of --mode=plan.
+_TOPOLOGY = flags.DEFINE_list(
+    "topology", None, "Chips to plan for: v5e:16x16 (v4, v5p, v6e), h100:8 (h200), or FILE:8."
+)
+_FULL = flags.DEFINE_bool("full", False, "Generate code: minutes, with the compiler's cycles.")
+_SAVE = flags.DEFINE_bool("save", False, "Save the compiled steps in --workdir for a run there.")
+_SWEEP = flags.DEFINE_bool("sweep", False, "Compare the topologies with --images_per_chip.")
+_IMAGES_PER_CHIP = flags.DEFINE_list("images_per_chip", ["64", "128", "256"], "Batches of --sweep.")
+_PRICE = flags.DEFINE_list("price", [], "Price of a chip-hour for --sweep: v5e=1.20,h100=3.")
+_OUT = flags.DEFINE_string("out", None, "JSON file of the plan; the default is in --workdir.")
 _CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/imta_jax", "Folder of compiled programs; empty disables it."
 )
@@ -57,6 +68,7 @@ _JOIN_TIMEOUT = flags.DEFINE_integer(
     "join_timeout", 60, "Seconds to wait for the other processes.", lower_bound=1
 )
 _REQUIRED = {"config": "quickstart", "workdir": "runs/quickstart"}  # with examples
+_PLAN = "plan"
 
 
 def start() -> None:
@@ -69,18 +81,26 @@ def start() -> None:
     install_signal_handlers()
     for name, example in _REQUIRED.items():
         message = f"--{name} is required, for example --{name}={example}"
-        flags.register_validator(name, lambda value: value is not None, message)
+        flags.register_multi_flags_validator([name, "mode"], _is_given_or_optional(name), message)
     for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # --help lists these
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, flags_parser=parse_flags)
 
 
+def _is_given_or_optional(name: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether the flag has a value. A plan needs no folder; it then writes no files."""
+    optional = name == "workdir"
+    return lambda values: values[name] is not None or (optional and values["mode"] == _PLAN)
+
+
 def main(argv: list[str]) -> None:
     """Runs the unfinished steps of a run, or the mode that `--mode` names."""
-    from imta_jax.cli.run import run
-
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if _MODE.value == _PLAN:  # before JAX is imported
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    from imta_jax.cli.run import run
+
     if not _TRACEBACK.value:
         hold_background_errors()
     try:
@@ -89,6 +109,8 @@ def main(argv: list[str]) -> None:
             from imta_jax.studies import run_study
 
             run_study(_CONFIG.value, _WORKDIR.value)
+        elif _MODE.value == _PLAN:
+            _plan()
         else:
             run(_CONFIG.value, _WORKDIR.value, _MODE.value)
     except Interrupted as error:
@@ -96,6 +118,22 @@ def main(argv: list[str]) -> None:
         sys.exit(EXIT_CODE)
     except Exception as error:
         exit_with_error(error, show_traceback=_TRACEBACK.value)
+
+
+def _plan() -> None:
+    from imta_jax.cli.plan import PlanOptions, plan
+
+    options = PlanOptions(
+        topologies=tuple(_TOPOLOGY.value or ()),
+        workdir=_WORKDIR.value,
+        out=_OUT.value,
+        full=_FULL.value,
+        save=_SAVE.value,
+        sweep=_SWEEP.value,
+        images_per_chip=tuple(_IMAGES_PER_CHIP.value),
+        prices=tuple(_PRICE.value),
+    )
+    plan(_CONFIG.value, options)
 
 
 def _set_up_process() -> None:

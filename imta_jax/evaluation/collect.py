@@ -1,6 +1,6 @@
 """Logits of a split from a classifier on all devices, with every image counted exactly once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -67,14 +67,7 @@ def collect_predictions(
     graphdef, state = nnx.split(classifier)
     state = place_parameters(state, mesh)
 
-    def logits_of(state: nnx.State, batch: Batch) -> Float32[Array, "N E K"]:
-        images = jnp.asarray(batch.images)
-        logits = inference_logits(graphdef, [state], images, mean=mean, std=std, mesh=mesh)
-        return jnp.swapaxes(logits, 0, 1)
-
-    over_batch = batch_sharding(mesh)
-    shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), over_batch)
-    step = jax.jit(logits_of, in_shardings=shardings, out_shardings=over_batch)
+    step = jit_logits(graphdef, state, mean=mean, std=std, mesh=mesh)
     logits, labels = [], []
     batches = eval_batches(
         split,
@@ -93,6 +86,37 @@ def collect_predictions(
     return Predictions(
         np.ascontiguousarray(np.concatenate(logits).swapaxes(0, 1)), np.concatenate(labels)
     )
+
+
+def jit_logits(
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mesh: Mesh,
+) -> Callable[[nnx.State, Batch], Float32[Array, "N E K"]]:
+    """Jits the logits of one batch.
+
+    Args:
+      graphdef: the classifier's structure; it runs in inference mode.
+      state: its variables, whose shardings are kept.
+      mean: of the pixels per channel, 0..1.
+      std: standard deviation of the pixels per channel, 0..1.
+      mesh: the devices, over which batches are sharded.
+
+    Returns:
+      (state, batch) -> logits.
+    """
+
+    def logits_of(state: nnx.State, batch: Batch) -> Float32[Array, "N E K"]:
+        images = jnp.asarray(batch.images)
+        logits = inference_logits(graphdef, [state], images, mean=mean, std=std, mesh=mesh)
+        return jnp.swapaxes(logits, 0, 1)
+
+    over_batch = batch_sharding(mesh)
+    shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), over_batch)
+    return jax.jit(logits_of, in_shardings=shardings, out_shardings=over_batch)
 
 
 def split_predictions(

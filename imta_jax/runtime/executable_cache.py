@@ -33,6 +33,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from imta_jax.runtime.private_files import NotPrivateError, read_private, write_private
+from imta_jax.runtime.saved_executable import is_saved, load_executable
 
 _log = logging.getLogger(__name__)
 
@@ -63,11 +64,14 @@ class CachedExecutable:
       jitted: result of `jax.jit`; all calls have arguments of the same shapes.
       label: names the step's config, so that its last executable is known before it is traced.
       mesh: the devices that run it.
+      saved: path of an executable that was compiled ahead of time (`saved_executable`), or None. It
+        is used if it fits, with several processes too.
     """
 
-    def __init__(self, jitted: Any, label: str, mesh: Mesh):
-        self._jitted, self._label = jitted, label
-        self._devices = [device.id for device in mesh.devices.flat]
+    def __init__(self, jitted: Any, label: str, mesh: Mesh, saved: Path | None = None):
+        self._jitted, self._label, self._saved = jitted, label, saved
+        self._mesh_devices = list(mesh.devices.flat)
+        self._devices = [device.id for device in self._mesh_devices]
         self._run: Callable[..., Any] | None = None
         prefetch_executable(label)
 
@@ -75,9 +79,17 @@ class CachedExecutable:
         """Calls the step; arguments that the jitted step donates are donated."""
         run = self._run
         if run is None:
-            run = self._load_or_compile(arguments) if _folder() else self._jitted
+            run = self._load_saved(arguments)
+            if run is None:
+                run = self._load_or_compile(arguments) if _folder() else self._jitted
             self._run = run
         return run(*arguments)
+
+    def _load_saved(self, arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
+        if self._saved is None or not is_saved(self._saved):
+            return None
+        lowered = self._jitted.lower(*arguments)
+        return load_executable(self._saved, lowered, self._mesh_devices)
 
     def _load_or_compile(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         lowered = self._jitted.lower(*arguments)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from jax.sharding import Mesh
@@ -89,7 +90,12 @@ def host_feed(
 
 
 def training_feed(
-    config: RunConfig, name: str, dataset: Dataset, phase: Phase, state: TrainState
+    config: RunConfig,
+    name: str,
+    dataset: Dataset,
+    phase: Phase,
+    state: TrainState,
+    saved: Path | None = None,
 ) -> Feed:
     """The feed that `config.data` describes, with the compiled step of a phase.
 
@@ -99,6 +105,7 @@ def training_feed(
       dataset: the images.
       phase: its step is compiled here, on first use.
       state: the initial state, whose arrays define the shardings.
+      saved: path of the step's executable, if it was compiled ahead of time.
 
     Raises:
       InputError: no full batch, or a pipeline that cannot produce these images.
@@ -107,11 +114,11 @@ def training_feed(
     pipeline = training_pipeline(config.data, dataset, phase.mesh)
     label, arguments = executable_label(config, name), epoch_arguments(config, name)
     if pipeline == "device":
-        step = CachedExecutable(
-            jit_on_device_step(phase.step, phase.mesh, state), label, phase.mesh
-        )
+        jitted: Any = jit_on_device_step(phase.step, phase.mesh, state)
+        step = CachedExecutable(jitted, label, phase.mesh, saved)
         return _on_device_feed(config, dataset, step, phase.mesh, arguments)
-    step = CachedExecutable(jit_batch_step(phase.step, phase.mesh, state), label, phase.mesh)
+    jitted = jit_batch_step(phase.step, phase.mesh, state)
+    step = CachedExecutable(jitted, label, phase.mesh, saved)
     return host_feed(
         pipeline, _host_batches(config, dataset, pipeline, arguments), step, phase.mesh
     )

@@ -34,6 +34,8 @@ from imta_jax.training.validation import make_validation
 
 _log = logging.getLogger(__name__)
 
+SAVED_EXECUTABLES = "compiled"  # Folder of steps that `--mode=plan --save` compiled for this run.
+
 
 def train_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> None:
     """Phase I: trains all parameters with gradient equilibrium. Resumes from checkpoints.
@@ -137,7 +139,7 @@ def train_phase(
     parts = (classifier, objective, trainable, optimizer, settings)
     phase = assemble_phase(*parts, **pixels, **given)
     state = phase.new_state()
-    feed = training_feed(config, name, dataset, phase, state)
+    feed = training_feed(config, name, dataset, phase, state, _saved_executable(folder, name))
     _log.info("%s: %d epochs of %d steps, input: %s", name, epochs.stop, steps, feed.name)
     callbacks = default_callbacks(
         folder,
@@ -157,6 +159,11 @@ def train_phase(
         check_every_steps=config.log.check_every_steps,
         callbacks=callbacks,
     ).run(state)
+
+
+def _saved_executable(folder: Path, name: str) -> Path:
+    """Where `--mode=plan --save` saves the step of a phase with this folder of checkpoints."""
+    return folder.parent / SAVED_EXECUTABLES / name
 
 
 def network_meta(

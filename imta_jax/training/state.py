@@ -17,6 +17,9 @@ from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.prng_keys import as_numbers, from_numbers
 from imta_jax.training.packing import Packed, Packing, packed_like, unpacked
 
+# A ShapeDtypeStruct is a variable of an abstract network (`abstract_phase`).
+_NUMERIC = (bool, int, float, np.ndarray, np.generic, jax.Array, jax.ShapeDtypeStruct)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +96,7 @@ def check_variables(classifier: nnx.Module) -> None:
       InputError: names the first variable that does not.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(classifier))):
-        numeric = isinstance(leaf, bool | int | float | np.ndarray | np.generic | jax.Array)
+        numeric = isinstance(leaf, _NUMERIC)
         if not numeric or getattr(leaf, "dtype", None) == np.object_:
             raise InputError(
                 f"the variable {_name(path)} holds {leaf!r:.40}; expected an array or a number:"

@@ -1,0 +1,175 @@
+"""Compilation of a program in a process of its own, up to buffer assignment or completely.
+
+XLA's code generation takes 95% of the time to compile for a TPU. Memory, layouts and messages
+between chips are known before it, after buffer assignment, which takes seconds. XLA cannot be asked
+to stop there. So the worker process dumps each stage to a folder, and is ended when the files of
+the buffer assignment are complete.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from imta_jax.config import RunConfig
+from imta_jax.errors import InputError, ServiceError
+from imta_jax.planning.chips import Chip
+from imta_jax.planning.data_description import DataDescription
+from imta_jax.planning.devices import COMPILER_ENVIRONMENT
+from imta_jax.planning.dump import Dump, assigned_bytes
+from imta_jax.planning.programs import ProgramInfo
+from imta_jax.planning.topologies import Topology
+
+_POLL_SECONDS = 0.2
+# Code of the v5e programs that were compiled completely: 35 MB for 344 kernels (quickstart), 94 MB
+# for 964 and 192 MB for 1680 (5 and 7 exits).
+_CODE_BYTES_PER_KERNEL = 110e3
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A program to compile.
+
+    Attributes:
+      config: the run's config.
+      data: sizes of its data.
+      topology: the chips.
+      program: its name.
+      on_device_data: whether training images are stored on the devices.
+      full: whether code is generated.
+      save: file for the executable, if `full`.
+    """
+
+    config: RunConfig
+    data: DataDescription
+    topology: Topology
+    program: str
+    on_device_data: bool
+    full: bool = False
+    save: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler reports of a program.
+
+    Attributes:
+      info: the program's description; None if it was not lowered.
+      text: optimized HLO; "" if the program needs more memory than a chip has.
+      memory_bytes: on one chip; None if it does not fit and the compiler does not say.
+      parts: its parts by name, where they are known.
+      fits: whether the compiler could place all arrays.
+      full: whether code was generated.
+      trace_seconds: of tracing and lowering.
+      compile_seconds: of XLA.
+    """
+
+    info: ProgramInfo
+    text: str
+    memory_bytes: float | None
+    parts: dict[str, float]
+    fits: bool
+    full: bool
+    trace_seconds: float
+    compile_seconds: float
+
+
+def compile_program(request: Request) -> Compiled:
+    """Compiles a program in a process of its own.
+
+    Raises:
+      InputError: the config does not fit the topology.
+      ServiceError: the process ended without a result.
+    """
+    with tempfile.TemporaryDirectory(prefix="imta_jax_plan_") as name:
+        folder = Path(name)
+        _write_request(request, folder)
+        dump = Dump(folder / "dump", request.topology.chip)
+        start = time.perf_counter()
+        _run_worker(request, folder, dump)
+        seconds = time.perf_counter() - start
+        if (folder / "error.json").exists():
+            return _failed(folder, request, seconds)
+        if (folder / "compiled.json").exists():
+            return _complete(folder)
+        return _assigned(dump, folder, request.topology.chip, seconds)
+
+
+def _write_request(request: Request, folder: Path) -> None:
+    dump = {"xla_dump_to": str(folder / "dump"), "xla_dump_hlo_as_text": True}
+    content = {
+        "config": request.config.to_dict(),
+        "data": request.data.to_dict(),
+        "topology": request.topology.name,
+        "program": request.program,
+        "on_device_data": request.on_device_data,
+        "compiler_options": {} if request.full else dump,
+        "save": str(request.save) if request.save else None,
+    }
+    (folder / "request.json").write_text(json.dumps(content))
+
+
+def _run_worker(request: Request, folder: Path, dump: Dump) -> None:
+    """Runs the worker to its end or, in fast mode, until XLA has assigned buffers."""
+    command = [sys.executable, "-m", "imta_jax.planning.worker", str(folder)]
+    environment = {**os.environ, **COMPILER_ENVIRONMENT}
+    environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        try:
+            while process.poll() is None:
+                if not request.full and dump.is_complete():
+                    return
+                time.sleep(_POLL_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+    if not any((folder / name).exists() for name in ("compiled.json", "error.json")):
+        raise ServiceError(_worker_failure(request, folder, process.returncode))
+
+
+def _worker_failure(request: Request, folder: Path, status: int) -> str:
+    lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
+    reason = lines[-1][:500] if lines else "no output"
+    if status == -9:
+        reason = "it was killed, probably because the machine has too little memory"
+    return f"compiling {request.program} for {request.topology.name} failed: {reason}"
+
+
+def _info(folder: Path) -> tuple[ProgramInfo, float]:
+    values = json.loads((folder / "program.json").read_text())
+    seconds = values.pop("trace_seconds")
+    return ProgramInfo(**values), seconds
+
+
+def _failed(folder: Path, request: Request, seconds: float) -> Compiled:
+    error = json.loads((folder / "error.json").read_text())
+    if "message" in error:
+        raise InputError(error["message"])
+    info, traced = _info(folder)
+    needed = error["needed_bytes"]
+    return Compiled(info, "", needed, {}, False, request.full, traced, seconds - traced)
+
+
+def _complete(folder: Path) -> Compiled:
+    info, traced = _info(folder)
+    found = json.loads((folder / "compiled.json").read_text())
+    seconds = found.pop("compile_seconds")
+    text = (folder / "compiled.txt").read_text()
+    return Compiled(info, text, sum(found.values()), found, True, True, traced, seconds)
+
+
+def _assigned(dump: Dump, folder: Path, chip: Chip, seconds: float) -> Compiled:
+    """The result of fast mode. Code is not part of XLA's report and is estimated."""
+    info, traced = _info(folder)
+    text, report = dump.read()
+    parts: dict[str, Any] = {"array_bytes": assigned_bytes(report)}
+    if chip.platform == "tpu":
+        parts["code_bytes"] = text.count(" fusion(") * _CODE_BYTES_PER_KERNEL
+    total = sum(parts.values())
+    return Compiled(info, text, total, parts, True, False, traced, seconds - traced)

@@ -1,0 +1,206 @@
+"""A summary of a compiled program: work, layouts, and messages between chips, per training step."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from imta_jax.planning.hlo_text import Instruction, Module
+
+COLLECTIVES = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
+_KERNELS = ("fusion", "convolution", "reduce", "sort", "gather", "scatter", "reduce-window")
+_MOVES = ("copy", "custom-call")
+_LIBRARY = re.compile(r'custom_call_target="__(?:cudnn|cublas|triton)')
+_COPIES_ENDED = ("copy-done", "async-done")
+# Calls that run no code: they give an array another type, or reserve memory.
+_NO_WORK = ("ConcatBitcast", "AllocateBuffer", "GatherScatterIndicesBitpacked")
+_HOST = ("infeed", "outfeed", "send", "recv")
+_HOST_TARGETS = re.compile(r'custom_call_target="[^"]*(?:callback|Host)[^"]*"', re.IGNORECASE)
+# Part of a step -> a pattern of the traced functions' names; the first match counts.
+_PARTS = {
+    "data": re.compile(r"take_along_axis|on_device_batch"),
+    "batch normalization": re.compile(r"batch_norm"),
+    "convolutions": re.compile(r"conv"),
+    "other": re.compile(""),
+}
+
+
+@dataclasses.dataclass
+class Work:
+    """Sums over the kernels of a program.
+
+    Attributes:
+      kernels: kernels that run.
+      bytes: of their results without padding.
+      padded_bytes: of their results.
+      touched_bytes: of operands and results of all kernels, with padding, in any memory.
+      batch_bytes: the part of `touched_bytes` in arrays with one entry per image of the chip.
+      memory_bytes: read from or written to the device's main memory.
+      cycles: the compiler's estimate by part of the step; empty without one.
+      touched_by_part: `touched_bytes` by part of the step.
+      kernels_by_part: `kernels` by part of the step.
+      collectives: number of messages by kind.
+      collective_bytes: their bytes by kind.
+    """
+
+    kernels: float = 0
+    bytes: float = 0
+    padded_bytes: float = 0
+    touched_bytes: float = 0
+    batch_bytes: float = 0
+    memory_bytes: float = 0
+    cycles: Counter[str] = dataclasses.field(default_factory=Counter)
+    touched_by_part: Counter[str] = dataclasses.field(default_factory=Counter)
+    kernels_by_part: Counter[str] = dataclasses.field(default_factory=Counter)
+    collectives: Counter[str] = dataclasses.field(default_factory=Counter)
+    collective_bytes: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def add(self, other: "Work", times: float) -> None:
+        """Adds `times` repetitions of `other`."""
+        for field in dataclasses.fields(self):
+            mine, added = getattr(self, field.name), getattr(other, field.name)
+            if isinstance(mine, Counter):
+                for key, value in added.items():
+                    mine[key] += value * times
+            else:
+                setattr(self, field.name, mine + added * times)
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """What a compiled program does in one step.
+
+    Attributes:
+      step: the work of one step.
+      dispatch: the work outside the loop over steps, once per call of the program.
+      chain: messages in the longest chain in which each waits for the one before.
+    """
+
+    step: Work
+    dispatch: Work
+    chain: int
+
+    @property
+    def padding(self) -> float:
+        """Bytes that layouts take, relative to the bytes of the arrays."""
+        return self.step.padded_bytes / max(self.step.bytes, 1)
+
+
+def profile(text: str, *, steps: int, images_per_chip: int) -> Profile:
+    """Summarizes a program.
+
+    Args:
+      text: optimized HLO.
+      steps: training steps in one call; above 1, the program has a loop over them.
+      images_per_chip: images of a step on one chip.
+    """
+    module = Module(text)
+    outer, chain = _work(module, module.entry, images_per_chip)
+    loop = _step_loop(module) if steps > 1 else None
+    if loop is None:
+        return Profile(outer, Work(), chain)
+    step, chain = _work(module, module.called(loop, "body"), images_per_chip)
+    outer.add(step, -_trips(loop))
+    return Profile(step, outer, chain)
+
+
+def _step_loop(module: Module) -> Instruction | None:
+    """The loop over steps: the one with the longest body in the entry computation."""
+    loops = [one for one in module.instructions(module.entry) if one.opcode == "while"]
+    return max(
+        loops, key=lambda one: len(module.instructions(module.called(one, "body"))), default=None
+    )
+
+
+def _trips(loop: Instruction) -> int:
+    found = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    return int(found[1]) if found else 1
+
+
+def _work(module: Module, computation: str, images: int) -> tuple[Work, int]:
+    """The work of a computation, and its longest chain of messages."""
+    total, defined, depth = Work(), {}, {}
+    for one in module.instructions(computation):
+        before = max((depth.get(operand, 0) for operand in one.operands), default=0)
+        operands = [defined[name] for name in one.operands if name in defined]
+        own = 0
+        if one.opcode == "while":
+            inner, chain = _work(module, module.called(one, "body"), images)
+            total.add(inner, _trips(one))
+            own = chain * _trips(one)
+        elif kind := collective_kind(one):
+            total.collectives[kind] += 1
+            total.collective_bytes[kind] += message_bytes(one, kind)
+            own = 1
+        else:
+            _count_kernel(total, one, operands, images)
+        defined[one.name], depth[one.name] = one, before + own
+    return total, max(depth.values(), default=0)
+
+
+def collective_kind(one: Instruction) -> str:
+    """The kind of message that an instruction starts, or ""."""
+    return next((kind for kind in COLLECTIVES if one.opcode in (kind, f"{kind}-start")), "")
+
+
+def message_bytes(one: Instruction, kind: str) -> int:
+    """Bytes of a message's result; the start of an asynchronous one lists operands too."""
+    lists_operands = one.opcode.endswith("-start") and kind != "all-reduce"
+    return one.bytes // 2 if lists_operands else one.bytes
+
+
+def _count_kernel(total: Work, one: Instruction, operands: list[Instruction], images: int) -> None:
+    if one.opcode in _COPIES_ENDED:
+        total.memory_bytes += one.padded_bytes
+    if one.opcode not in (*_KERNELS, *_MOVES) or any(n in one.attributes for n in _NO_WORK):
+        return
+    shapes = [shape for each in (one, *operands) for shape in each.shapes]
+    total.memory_bytes += sum(s.padded_bytes for s in shapes if s.in_device_memory)
+    if one.opcode in _MOVES and not one.cycles and not _LIBRARY.search(one.attributes):
+        return
+    touched = sum(shape.padded_bytes for shape in shapes)
+    part = part_of(one)
+    total.kernels += 1
+    total.bytes += one.bytes
+    total.padded_bytes += one.padded_bytes
+    total.touched_bytes += touched
+    total.batch_bytes += sum(s.padded_bytes for s in shapes if images in s.dims)
+    total.kernels_by_part[part] += 1
+    total.touched_by_part[part] += touched
+    if one.cycles:
+        total.cycles[part] += one.cycles
+
+
+def part_of(one: Instruction) -> str:
+    """The part of a step that an instruction belongs to."""
+    return next(part for part, pattern in _PARTS.items() if pattern.search(one.op_name))
+
+
+def host_transfers(text: str) -> list[str]:
+    """Names of instructions that exchange data with the host, such as callbacks."""
+    return [
+        one.name
+        for one in Module(text).all_instructions()
+        if one.opcode.removesuffix("-start") in _HOST or _HOST_TARGETS.search(one.attributes)
+    ]
+
+
+def arrays_of_type(text: str, dtype: str) -> list[str]:
+    """Names of instructions whose result has a type such as "f64"."""
+    return [
+        one.name
+        for one in Module(text).all_instructions()
+        if any(shape.dtype == dtype for shape in one.shapes)
+    ]
+
+
+def gathered(text: str, minimum_bytes: int) -> Iterator[tuple[str, int]]:
+    """(name, bytes) of all-gathers and all-to-alls of at least `minimum_bytes`."""
+    for one in Module(text).all_instructions():
+        if collective_kind(one) in ("all-gather", "all-to-all"):
+            size = message_bytes(one, "all-gather")
+            if size >= minimum_bytes:
+                yield one.name, size

@@ -1,0 +1,100 @@
+"""The process that compiles one program: `python -m imta_jax.planning.worker FOLDER`.
+
+It reads `request.json` and writes `program.json` before it compiles, then `compiled.json` and
+`compiled.txt`, or `error.json`. In fast mode the parent process ends it before that, as soon as XLA
+has written its buffer assignment to the folder `dump` (see `compilation`).
+"""
+
+import dataclasses
+import json
+import os
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from imta_jax.config import RunConfig
+from imta_jax.distributed import data_mesh
+from imta_jax.errors import InputError, UserError
+from imta_jax.planning.data_description import DataDescription
+from imta_jax.planning.devices import load_devices
+from imta_jax.planning.programs import build_program
+from imta_jax.planning.topologies import parse_topology
+from imta_jax.runtime.files import write_atomically, write_json
+from imta_jax.runtime.saved_executable import save_executable
+
+_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def main(folder: Path) -> None:
+    """Compiles the program of `folder/request.json`."""
+    _exit_with_parent()
+    request = json.loads((folder / "request.json").read_text())
+    try:
+        _compile(request, folder)
+    except UserError as error:
+        write_json(folder / "error.json", {"message": str(error)})
+    except jax.errors.JaxRuntimeError as error:
+        _write_compiler_error(str(error), folder)
+
+
+def _compile(request: dict[str, Any], folder: Path) -> None:
+    start = time.perf_counter()
+    config = RunConfig.from_mapping(request["config"])
+    data = DataDescription.from_dict(request["data"])
+    devices = load_devices(parse_topology(request["topology"]))
+    mesh = data_mesh(devices, parameter_shards=config.mesh.parameter_shards)
+    on_device = request["on_device_data"]
+    program = build_program(request["program"], config, data, mesh, on_device_data=on_device)
+    lowered = program.lower()
+    seconds = time.perf_counter() - start
+    record = dataclasses.asdict(program.info) | {"trace_seconds": seconds}
+    write_json(folder / "program.json", record)
+    start = time.perf_counter()
+    compiled = lowered.compile(compiler_options=request["compiler_options"])
+    memory = memory_record(compiled) | {"compile_seconds": time.perf_counter() - start}
+    if request["save"]:
+        save_executable(Path(request["save"]), lowered, compiled, devices)
+    write_atomically(folder / "compiled.txt", compiled.as_text() or "")
+    write_json(folder / "compiled.json", memory)
+
+
+def memory_record(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes on one chip: arguments and results, temporary arrays, and code."""
+    found: Any = compiled.memory_analysis()
+    kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return {
+        "argument_bytes": kept,
+        "temporary_bytes": found.temp_size_in_bytes,
+        "code_bytes": found.generated_code_size_in_bytes,
+    }
+
+
+def _write_compiler_error(message: str, folder: Path) -> None:
+    """Records how much memory the program needs; other errors are bugs and are raised."""
+    found = _OUT_OF_MEMORY.search(message)
+    if not found and "RESOURCE_EXHAUSTED" not in message:
+        raise InputError(f"the compiler failed: {message[:2000]}")
+    needed = float(found[1]) * _UNITS[found[2]] if found else None
+    write_json(folder / "error.json", {"out_of_memory": True, "needed_bytes": needed})
+
+
+def _exit_with_parent() -> None:
+    """Ends this process when its parent ends. A compilation cannot be interrupted otherwise."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

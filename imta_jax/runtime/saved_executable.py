@@ -1,0 +1,131 @@
+"""Executables that were compiled ahead of time on a machine without the accelerator.
+
+`NAME.json` records what an executable was compiled from and for; `NAME.executable` holds it. A run
+uses it only if program, versions and devices agree. The executable is read with pickle and run as
+machine code, so only files of this user that nobody else can write are read (`private_files`).
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import pickle
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jaxlib
+from jax.experimental import serialize_executable
+
+from imta_jax.errors import InputError
+from imta_jax.runtime.private_files import NotPrivateError, read_private, write_private
+
+_log = logging.getLogger(__name__)
+
+# Compilers whose executables another version cannot load.
+_COMPILERS = {"tpu": ("libtpu",), "cuda": ("jax-cuda12-pjrt", "jax-cuda13-pjrt")}
+
+
+def executable_identity(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> dict[str, Any]:
+    """What an executable depends on.
+
+    Args:
+      lowered: the program.
+      devices: that it is compiled for; they need not be there.
+    """
+    compilers = _COMPILERS.get(devices[0].platform, ())
+    return {
+        "program": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
+        "device_kind": devices[0].device_kind,
+        "device_count": len(devices),
+        "device_ids": [device.id for device in devices],
+        "processes": 1 + max(device.process_index for device in devices),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.version.__version__,
+        "flax": flax.__version__,
+        **{name: version for name in compilers if (version := _installed_version(name))},
+    }
+
+
+def _installed_version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def save_executable(
+    path: Path, lowered: jax.stages.Lowered, compiled: jax.stages.Compiled, devices: Sequence[Any]
+) -> None:
+    """Writes `path`.json and `path`.executable.
+
+    Args:
+      path: without a suffix; others lose their access to its folder.
+      lowered: the program.
+      compiled: its executable.
+      devices: that it was compiled for.
+    """
+    content = zlib.compress(pickle.dumps(serialize_executable.serialize(compiled)), 1)
+    write_private(path.parent, f"{path.name}.executable", content)
+    identity = json.dumps(executable_identity(lowered, devices), indent=1)
+    write_private(path.parent, f"{path.name}.json", f"{identity}\n".encode())
+
+
+def is_saved(path: Path) -> bool:
+    """Whether there is an executable of this path, as for `save_executable`."""
+    return path.with_name(f"{path.name}.json").exists()
+
+
+def load_executable(
+    path: Path, lowered: jax.stages.Lowered, devices: Sequence[Any]
+) -> Callable[..., Any] | None:
+    """The saved executable of a program; None, with a log line that says why, if it does not fit.
+
+    Args:
+      path: as for `save_executable`.
+      lowered: the program that is to run.
+      devices: that it is to run on, of all processes.
+    """
+    try:
+        recorded = json.loads(read_private(path.parent, f"{path.name}.json"))
+    except FileNotFoundError:
+        return None
+    except (NotPrivateError, OSError, ValueError) as error:
+        _log.warning("%s.json cannot be used: %s; compiling", path, error)
+        return None
+    if differences := _differences(recorded, executable_identity(lowered, devices)):
+        _log.warning("%s.executable is of another program: %s; compiling", path, differences)
+        return None
+    return _read(path, lowered, devices)
+
+
+def _differences(recorded: Any, expected: dict[str, Any]) -> str:
+    """Names and values that differ, as text."""
+    found = recorded if isinstance(recorded, dict) else {}
+    names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    return ", ".join(
+        f"{name} is {found.get(name)!r:.40}, expected {expected.get(name)!r:.40}" for name in names
+    )
+
+
+def _read(
+    path: Path, lowered: jax.stages.Lowered, devices: Sequence[Any]
+) -> Callable[..., Any] | None:
+    try:
+        content = read_private(path.parent, f"{path.name}.executable")
+        program, arguments, results = pickle.loads(zlib.decompress(content))
+        if (arguments, results) != (lowered.in_tree, lowered.out_tree):
+            raise InputError("it takes or returns other pytrees")
+        run = serialize_executable.deserialize_and_load(
+            program, arguments, results, execution_devices=list(devices)
+        )
+    except Exception as error:  # Damage and other versions raise many types.
+        _log.warning(
+            "%s.executable cannot be loaded (%s: %s); compiling", path, type(error).__name__, error
+        )
+        return None
+    _log.info("the training step was compiled ahead of time: %s.executable", path)
+    return run
