@@ -74,7 +74,10 @@ def data(source, validation_examples):
     images = ConfigDict()
     # "fashion_mnist_small" (included), a TFDS name (cifar10, imagenet2012, ...), or the path of an
     # .npz file, of an image folder (ROOT/SPLIT/CLASS/*.jpg) or of a dataset that TFDS prepared.
+    # Or your own: a registered name, or "package.module:name".
     images.source = source
+    # Options of your own source, with any names.
+    images.source_options = ConfigDict()
     # Folder or gs:// path of prepared TFDS datasets; "" for TFDS's default.
     images.data_dir = ""
     # Folder of archives that TFDS cannot download (ImageNet); "" for TFDS's default.
@@ -307,6 +310,7 @@ def assemble(model, data, phase_one, phase_two, evaluation):
     config.lock()
     # Options of components have any names.
     for options in (
+        data.source_options,
         model.options,
         model.heads_options,
         phase_one.objective_options,

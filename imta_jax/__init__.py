@@ -13,18 +13,22 @@ from imta_jax.runtime.registry import (
     register_backbone,
     register_exit_rule,
     register_heads,
+    register_metrics_writer,
     register_objective,
     register_optimizer,
     register_schedule,
+    register_source,
 )
 
 __all__ = [
     "register_backbone",
     "register_exit_rule",
     "register_heads",
+    "register_metrics_writer",
     "register_objective",
     "register_optimizer",
     "register_schedule",
+    "register_source",
     "wrap",
 ]
 

@@ -35,6 +35,7 @@ class DataConfig(Section):
 
     source: str
     validation_examples: int = number(at_least=0)
+    source_options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     data_dir: str = ""
     manual_dir: str = ""
     download: bool = True

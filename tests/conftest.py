@@ -4,14 +4,14 @@ import pytest
 import tiny_run
 from filelock import FileLock
 
-from imta_jax.runtime.registry import BACKBONES, EXIT_RULES, HEADS, OBJECTIVES
+from imta_jax.runtime.registry import BACKBONES, EXIT_RULES, HEADS, OBJECTIVES, SOURCES
 
 
 @pytest.fixture(scope="module")
 def restored_registries():
     """Components that a test file registers are removed at its end."""
     yield
-    for registry in (BACKBONES, HEADS, OBJECTIVES, EXIT_RULES):
+    for registry in (BACKBONES, HEADS, OBJECTIVES, EXIT_RULES, SOURCES):
         for name in list(registry._components):
             if not registry.is_built_in(name):
                 del registry._components[name]

@@ -6,7 +6,9 @@ SOURCE = """
 import imta_jax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from imta_jax.data import ImageSource
 from imta_jax.techniques import IndependentHeads
 
 
@@ -58,6 +60,12 @@ def focal_loss(logits, labels, *, gamma=2.0):
 def summed_probability(logits, carry, *, factor=1.0):
     total = jax.nn.softmax(logits) + (0 if carry is None else carry)
     return factor * total.max(axis=-1), total
+
+
+def make_source(options):
+    arrays = np.load(options.path)
+    splits = {n: (arrays[f"{n}_images"], arrays[f"{n}_labels"]) for n in ("train", "test")}
+    return ImageSource(splits, class_names=("low", "middle", "high"), name="own_thirds")
 """
 
 

@@ -16,6 +16,7 @@ from imta_jax.config import RunConfig
 from imta_jax.data import Dataset, load_dataset
 from imta_jax.data.fingerprint import fingerprint, fingerprint_differences
 from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
+from imta_jax.data.sources import source_component
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
 from imta_jax.errors import InputError, MissingPackageError, unknown_name
 from imta_jax.evaluation import evaluate, evaluation_is_finished
@@ -210,7 +211,9 @@ def _begin(config: RunConfig, data_fingerprint: Mapping[str, Any], workdir: Path
     for temporary in workdir.rglob(".*.partial"):
         temporary.unlink()
     # config.json is written last: if it exists, the run has begun with this data.
-    write_json(workdir / "dataset.json", data_fingerprint)
+    component = source_component(config.data.source)
+    source = {"source": component} if component else {}
+    write_json(workdir / "dataset.json", {**data_fingerprint, **source})
     if not _check_same_config(config, workdir):
         write_json(workdir / "config.json", config.to_dict())
 

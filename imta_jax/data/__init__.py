@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from imta_jax.data.pipeline.tf_pipeline import HostPipeline
     from imta_jax.data.source_validation import validate_split
+    from imta_jax.data.sources.own import ImageSource
     from imta_jax.data.split import Split
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "EpochPlan",
     "EvaluationTransform",
     "HostPipeline",
+    "ImageSource",
     "PaddedCrop",
     "Preprocessing",
     "RandomAreaCrop",
@@ -66,6 +68,7 @@ _BY_MODULE = {
     "EpochPlan": "imta_jax.data.pipeline.augmentation",
     "EvaluationTransform": "imta_jax.data.pipeline.evaluation_transform",
     "HostPipeline": "imta_jax.data.pipeline.tf_pipeline",
+    "ImageSource": "imta_jax.data.sources.own",
     "NO_AUGMENTATION": "imta_jax.data.pipeline.preprocessing",
     "PaddedCrop": "imta_jax.data.pipeline.preprocessing",
     "Preprocessing": "imta_jax.data.pipeline.preprocessing",

@@ -44,6 +44,10 @@ class Registry:
         """Whether a name is registered or an entry point. Dotted paths are not contained."""
         return name in self._components or name in self._entry_points()
 
+    def accepts(self, name: str) -> bool:
+        """Whether `get` looks for a component of this name: it is contained or a dotted path."""
+        return name in self or _DOTTED_PATH.fullmatch(name) is not None
+
     def __iter__(self) -> Iterator[str]:
         """The registered names, then those of entry points."""
         return iter([*self._components, *(self._entry_points().keys() - self._components.keys())])
@@ -173,7 +177,7 @@ def call_factory(factory: Callable[..., Any], options: Any, field: str, **argume
     """Calls `factory(options, **arguments)`.
 
     Args:
-      factory: of a backbone or of heads.
+      factory: of a backbone, heads, a data source or a metrics writer.
       options: a `ConfigDict`.
       field: config field and value, for error messages.
       **arguments: what every factory of this kind gets.
@@ -185,9 +189,8 @@ def call_factory(factory: Callable[..., Any], options: Any, field: str, **argume
     try:
         signature_of(factory).bind(options, **arguments)
     except TypeError as error:
-        raise InputError(
-            f"{what} must accept (options, *, {', '.join(arguments)}): {error}"
-        ) from error
+        accepted = ", ".join(["options", *(["*"] if arguments else []), *arguments])
+        raise InputError(f"{what} must accept ({accepted}): {error}") from error
     given = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none"
     try:
         return factory(options, **arguments)
@@ -269,6 +272,8 @@ OBJECTIVES = Registry("objective", "imta_jax.objectives")
 EXIT_RULES = Registry("exit rule", "imta_jax.exit_rules")
 OPTIMIZERS = Registry("optimizer", "imta_jax.optimizers")
 SCHEDULES = Registry("schedule", "imta_jax.schedules")
+SOURCES = Registry("data source", "imta_jax.sources")
+METRICS_WRITERS = Registry("metrics writer", "imta_jax.metrics_writers")
 
 
 def register_backbone(name: str) -> Callable[[Component], Component]:
@@ -299,3 +304,13 @@ def register_optimizer(name: str) -> Callable[[Component], Component]:
 def register_schedule(name: str) -> Callable[[Component], Component]:
     """Registers `make(learning_rate, total_steps, **options)`, a learning rate by step."""
     return SCHEDULES.register(name)
+
+
+def register_source(name: str) -> Callable[[Component], Component]:
+    """Registers `make(options) -> imta_jax.data.ImageSource`, a dataset."""
+    return SOURCES.register(name)
+
+
+def register_metrics_writer(name: str) -> Callable[[Component], Component]:
+    """Registers `make(options, *, run) -> writer` with `write(step, scalars)` and `close()`."""
+    return METRICS_WRITERS.register(name)

@@ -22,7 +22,7 @@ _LATER_FIELDS = (
     *("optimizer", "optimizer_options", "schedule", "schedule_options", "warmup_epochs"),
     *("gradient_clip_norm", "learning_rate_multipliers", "freeze"),
     *("label_smoothing", "randaugment_operations", "randaugment_magnitude", "random_erasing"),
-    *("mixup_alpha", "cutmix_alpha"),
+    *("mixup_alpha", "cutmix_alpha", "source_options"),
 )
 
 

@@ -1,4 +1,4 @@
-"""A run with own backbone, heads, loss and exit rule, through the command line, in processes."""
+"""A run with own data, network, loss and exit rule, through the command line, in processes."""
 
 import json
 import os
@@ -10,6 +10,8 @@ import pytest
 import tiny_run
 
 COMPONENTS = [
+    "--config.data.source=my_package.net:make_source",
+    "--config.data.source_options.path=data.npz",
     "--config.model.backbone=my_package.net:make_backbone",
     "--config.model.options.widths=(4,8)",
     "--config.model.heads=my_package.net:make_heads",
@@ -74,6 +76,11 @@ def test_results_record_the_rule_and_checkpoints_the_network(folder):
     config = json.loads((folder / "run" / "config.json").read_text())
     assert config["model"]["options"] == {"widths": [4, 8]}
     assert config["phase_one"]["objective_options"] == {"gamma": 1.5}
+    assert config["data"]["source_options"] == {"path": "data.npz"}
+    assert results["dataset"]["name"] == "own_thirds"
+    dataset = json.loads((folder / "run" / "dataset.json").read_text())
+    assert dataset["source"] == "my_package.net:make_source"
+    assert dataset["class_names"] == ["low", "middle", "high"]
 
 
 @pytest.mark.parametrize("phase", ["phase_one", "phase_two"])

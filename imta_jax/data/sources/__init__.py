@@ -2,18 +2,21 @@
 
 A source module has two functions. `accepts(source) -> bool` decides whether it reads what
 `config.data.source` names, and `read(request) -> SourceData` reads it. To add one, write such a
-module and list it in `_KINDS` before the modules that accept more names.
+module and list it in `_KINDS` before the modules that accept more names. Sources from outside this
+package are registered instead; see `own.py`.
 `source_validation.py` checks what was read.
 """
 
 from imta_jax.data.source_validation import SourceData
-from imta_jax.data.sources import embedded, folder, npz, tfds, tfds_directory
+from imta_jax.data.sources import embedded, folder, npz, own, tfds, tfds_directory
 from imta_jax.data.sources.request import SourceRequest
+from imta_jax.errors import InputError
+from imta_jax.runtime.registry import SOURCES, dotted_path_of
 
-__all__ = ["SourceRequest", "load_source", "tfds_description"]
+__all__ = ["SourceRequest", "load_source", "source_component", "tfds_description"]
 
 # The first that accepts a source reads it; the last accepts every name.
-_KINDS = (embedded, npz, tfds_directory, folder, tfds)
+_KINDS = (own, embedded, npz, tfds_directory, folder, tfds)
 
 
 def load_source(request: SourceRequest) -> SourceData:
@@ -27,6 +30,11 @@ def load_source(request: SourceRequest) -> SourceData:
       OSError: The disk is full.
     """
     kind = next(kind for kind in _KINDS if kind.accepts(request.source))
+    if request.source_options and kind is not own:
+        raise InputError(
+            f"config.data.source {request.source!r} has no options; found"
+            f" config.data.source_options {', '.join(request.source_options)}"
+        )
     return kind.read(request)
 
 
@@ -46,3 +54,8 @@ def tfds_description(source: str, *, one_shape: bool) -> tuple[str, int, tuple[i
     """
     kind = next(kind for kind in _KINDS if kind.accepts(source))
     return tfds.describe(source, one_shape=one_shape) if kind is tfds else None
+
+
+def source_component(source: str) -> str | None:
+    """The dotted path of the factory of a source from outside this package; None for others."""
+    return dotted_path_of(SOURCES.get(source)) if own.accepts(source) else None

@@ -1,9 +1,10 @@
-"""From an index of encoded images to a split, without the images that are refused."""
+"""Indexes image files, and makes splits without the images that are refused."""
 
 import collections
 import dataclasses
 import logging
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,14 +12,48 @@ from imta_jax.data.decoding.exif import displayed_sizes
 from imta_jax.data.decoding.refusal import Refusal
 from imta_jax.data.findings import SplitFindings
 from imta_jax.data.pipeline.encoded import WHOLE_FILE, EncodedImages
+from imta_jax.data.pipeline.indexing import IndexOptions, index_files
 from imta_jax.data.pipeline.stored_index import Indexed
 from imta_jax.data.pipeline.tf_pipeline import decode_all
 from imta_jax.data.source_validation import SourceSplit
 from imta_jax.data.sources.request import SourceRequest
+from imta_jax.data.sources.storage import file_states
 from imta_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
 _MAX_NAMED_IMAGES = 10
+
+
+def index_image_files(
+    files: Sequence[str],
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    request: SourceRequest,
+    where: str,
+) -> Indexed:
+    """Inspects image files, or reads their stored index.
+
+    Args:
+      files: absolute paths, or paths in a bucket.
+      labels: class of each file, from 0.
+      class_names: names of all classes of the source.
+      request: `index_dir` and `memory_limit_gb` are used.
+      where: the split, for messages.
+    """
+    count, states = len(files), file_states(files)
+    without_sizes = EncodedImages(
+        files=np.array([os.fsencode(file) for file in files]),
+        file_id=np.arange(count, dtype=np.int32),
+        offset=np.full(count, WHOLE_FILE, np.int64),
+        sizes=np.zeros((count, 2), np.int32),
+        is_jpeg=np.zeros(count, bool),
+        orientation=np.ones(count, np.uint8),
+    )
+    regular = np.array([state.regular for state in states], bool)
+    # Class names are part of the key: a class that only another split has shifts the labels.
+    key = ("folder", list(class_names), list(files), [tuple(state) for state in states])
+    options = IndexOptions(request.index_dir, where, request.memory_limit_gb)
+    return index_files(without_sizes, np.array(labels, np.int32), regular, key, options)
 
 
 def source_split(indexed: Indexed, request: SourceRequest, where: str) -> SourceSplit:

@@ -4,15 +4,11 @@ import logging
 import os
 from collections.abc import Mapping
 
-import numpy as np
-
 from imta_jax.data.decoding.header import SUFFIXES
 from imta_jax.data.findings import MisplacedImages
-from imta_jax.data.pipeline.encoded import WHOLE_FILE, EncodedImages
-from imta_jax.data.pipeline.indexing import IndexOptions, index_files
 from imta_jax.data.pipeline.stored_index import Indexed
 from imta_jax.data.source_validation import SourceData
-from imta_jax.data.sources.encoded_split import source_split
+from imta_jax.data.sources.encoded_split import index_image_files, source_split
 from imta_jax.data.sources.folder_layout import (
     Listing,
     class_listings,
@@ -23,7 +19,7 @@ from imta_jax.data.sources.folder_layout import (
     warn_of_other_files,
 )
 from imta_jax.data.sources.request import SourceRequest, choose_splits
-from imta_jax.data.sources.storage import absolute, file_states, is_path, translate_errors
+from imta_jax.data.sources.storage import absolute, is_path, translate_errors
 from imta_jax.data.sources.tfds import warn_if_name_is_ambiguous
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.errors import InputError, MissingFileError
@@ -120,17 +116,4 @@ def _indexed(
     label = {name: k for k, name in enumerate(class_names)}
     files = [f"{one.path}/{image}" for one in classes.values() for image in one.images]
     labels = [label[name] for name, one in classes.items() for _ in one.images]
-    count, states = len(files), file_states(files)
-    without_sizes = EncodedImages(
-        files=np.array([os.fsencode(file) for file in files]),
-        file_id=np.arange(count, dtype=np.int32),
-        offset=np.full(count, WHOLE_FILE, np.int64),
-        sizes=np.zeros((count, 2), np.int32),
-        is_jpeg=np.zeros(count, bool),
-        orientation=np.ones(count, np.uint8),
-    )
-    regular = np.array([state.regular for state in states], bool)
-    # Class names are part of the key: a class that only another split has shifts the labels.
-    key = ("folder", class_names, files, [tuple(state) for state in states])
-    options = IndexOptions(request.index_dir, where, request.memory_limit_gb)
-    return index_files(without_sizes, np.array(labels, np.int32), regular, key, options)
+    return index_image_files(files, labels, class_names, request, where)

@@ -1,7 +1,8 @@
 """The request to a source, and the choice of its splits."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from imta_jax.config import HOLD_OUT, DataConfig
 from imta_jax.errors import InputError, closest_first
@@ -17,6 +18,7 @@ class SourceRequest:
 
     Attributes:
       source: a name or a path.
+      source_options: options of a source from outside this package.
       encoded: whether images stay encoded until a batch needs them.
       data_dir: folder or bucket path of prepared TFDS datasets; "" is the TFDS default.
       manual_dir: folder of archives that TFDS cannot download; "" is the TFDS default.
@@ -30,6 +32,7 @@ class SourceRequest:
     """
 
     source: str
+    source_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     encoded: bool = False
     data_dir: str = ""
     manual_dir: str = ""

@@ -125,7 +125,8 @@ def _check_name(tfds: Any, source: str) -> None:
         raise InputError(
             f"{error}; also valid: any other TFDS name, a path ending in .npz, and the path of an"
             " existing folder (or one that starts with / or ./) with images or with a dataset"
-            " version that TFDS prepared (DATA_DIR/NAME/1.0.0)"
+            " version that TFDS prepared (DATA_DIR/NAME/1.0.0), or a source of your own,"
+            ' "package.module:name"'
         )
 
 

@@ -1,0 +1,153 @@
+"""Data sources from outside this package: a registered name, an entry point or a dotted path.
+
+    @imta_jax.register_source("my_data")
+    def make(options):
+        images, labels = ...
+        return imta_jax.data.ImageSource({"train": (images, labels), "test": ...})
+
+`config.data.source` is "my_data" or "my_package.data:make", and `options` is
+`config.data.source_options`.
+"""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from imta_jax.data.source_validation import SourceData, SourceSplit, validate_split
+from imta_jax.data.sources.encoded_split import index_image_files, source_split
+from imta_jax.data.sources.request import SourceRequest, choose_splits
+from imta_jax.data.sources.storage import absolute, is_remote, translate_errors
+from imta_jax.errors import InputError, MissingFileError
+from imta_jax.runtime.registry import SOURCES, call_factory, dotted_path_of
+
+# The images and labels of a split.
+Examples = tuple[np.ndarray | Sequence[str | os.PathLike[str]], np.ndarray | Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSource:
+    """What the factory of a data source returns.
+
+    Attributes:
+      splits: (images, labels) by the name of the split. Images are an array, uint8 [N, H, W, C] or
+        [N, H, W] with C = 1 or 3, or N paths of JPEG or PNG files. Labels are integers [N], from 0.
+        `config.data.train_split`, `validation_split` and `test_split` choose among the names.
+      class_names: one name per class, in label order; None for "0", "1", ...
+      name: name of the dataset, for reports; "" for `config.data.source`.
+    """
+
+    splits: Mapping[str, Examples]
+    class_names: Sequence[str] | None = None
+    name: str = ""
+
+
+def accepts(source: str) -> bool:
+    """Whether it is a registered name, an entry point or a dotted path."""
+    return SOURCES.accepts(source)
+
+
+def read(request: SourceRequest) -> SourceData:
+    """Calls the factory, and indexes or decodes its files; see `sources.load_source`."""
+    field = f"config.data.source {request.source!r}"
+    factory = SOURCES.get(request.source, "config.data.source")
+    what = f"{field} ({dotted_path_of(factory)})"
+    found = call_factory(factory, ConfigDict(dict(request.source_options)), field)
+    source = _checked(found, what)
+    chosen = choose_splits(request, source.splits, what)
+    names = None if source.class_names is None else tuple(source.class_names)
+    splits = {
+        role: _split(source.splits[name], names, request, f"{what} split {name!r}")
+        for role, name in chosen.items()
+    }
+    return SourceData(source.name or request.source, splits, names)
+
+
+def _checked(found: Any, what: str) -> ImageSource:
+    """The source, if it is of the documented form.
+
+    Raises:
+      InputError: names the first part that is not.
+    """
+    if not isinstance(found, ImageSource):
+        raise InputError(f"{what} must return an imta_jax.data.ImageSource; found {_kind(found)}")
+    if not isinstance(found.splits, Mapping) or not found.splits:
+        raise InputError(
+            f'{what}: splits must be a mapping like {{"train": (images, labels), ...}}; found '
+            f"{_kind(found.splits)}"
+        )
+    for name, examples in found.splits.items():
+        if not isinstance(name, str) or not isinstance(examples, tuple | list):
+            raise InputError(
+                f"{what}: splits must map names to (images, labels); found {name!r}: "
+                f"{_kind(examples)}"
+            )
+        if len(examples) != 2:
+            raise InputError(
+                f"{what}: split {name!r} must be (images, labels); found {len(examples)} entries"
+            )
+    if not isinstance(found.name, str):
+        raise InputError(f"{what}: name must be a string; found {found.name!r}")
+    _check_class_names(found.class_names, what)
+    return found
+
+
+def _check_class_names(names: Any, what: str) -> None:
+    if names is None:
+        return
+    if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray) or len(names) == 0:
+        raise InputError(f"{what}: class_names must be one name per class; found {names!r:.80}")
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise InputError(
+                f"{what}: class_names must be strings that are not empty; found {name!r}"
+            )
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{what}: class_names must differ; found {count} named {name!r}")
+
+
+def _split(
+    examples: Examples, class_names: tuple[str, ...] | None, request: SourceRequest, where: str
+) -> SourceSplit:
+    images, labels = examples[0], np.asarray(examples[1])
+    if isinstance(images, np.ndarray):
+        if images.dtype == np.object_ or images.dtype.kind in "US":
+            images = images.tolist()
+        else:
+            return SourceSplit(images, labels)
+    files = _files(images, where)
+    count = None if class_names is None else len(class_names)
+    # Labels are checked here, because refused files are left out before the usual checks.
+    validate_split(where, np.zeros((len(files), 1, 1, 1), np.uint8), labels, count)
+    with translate_errors(where):
+        names = class_names or [str(label) for label in range(int(labels.max()) + 1)]
+        indexed = index_image_files(files, labels.tolist(), names, request, where)
+        return source_split(indexed, request, where)
+
+
+def _files(images: Any, where: str) -> list[str]:
+    """Absolute paths; the first one must exist, which detects another working directory."""
+    if isinstance(images, str) or not isinstance(images, Sequence):
+        raise InputError(
+            f"{where}: images must be a uint8 array or a list of paths; found {_kind(images)}"
+        )
+    files = []
+    for i, path in enumerate(images):
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(f"{where}: image {i} must be a path; found {_kind(path)}")
+        files.append(absolute(os.fspath(path)))
+    if files and not is_remote(files[0]) and not os.path.exists(files[0]):
+        raise MissingFileError(
+            f"{where}: no file {files[0]}; paths must be absolute or start in {os.getcwd()}"
+        )
+    return files
+
+
+def _kind(value: Any) -> str:
+    shape = f" of shape {value.shape}" if hasattr(value, "shape") else ""
+    return f"{type(value).__name__}{shape}"
