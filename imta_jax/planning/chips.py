@@ -1,6 +1,7 @@
 """Published numbers of accelerator chips, and constants of the time estimates."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -21,8 +22,8 @@ class Chip:
       torus_axes: axes of the interconnect; 0 for a switch.
       clock_hz: of the core, which converts the compiler's cycles to seconds.
       kernel_seconds: fitted time of a kernel without its arrays; see `estimates.kernel_seconds`.
-      array_bandwidth: fitted rate of reading and writing arrays with their padding, bytes per
-        second.
+      array_bandwidth: fitted rate of reading and writing arrays in any memory, with their padding,
+        bytes per second.
     """
 
     name: str
@@ -39,12 +40,13 @@ class Chip:
 
 # Peaks, memory and links: docs.cloud.google.com/tpu/docs (pages v4, v5e, v5p, v6e). A program may
 # use a little less than the memory: the v5e compiler reports a limit of 15.75 of 16 GiB. Clocks:
-# jax-ml.github.io/scaling-book. The last two columns: see `estimates`.
+# jax-ml.github.io/scaling-book. The last two columns are fitted for v5e (`estimates`); those of the
+# others are scaled by clock and by the number of cores, two on v4 and v5p.
 TPU_CHIPS = {
-    "v4": Chip("v4", "tpu", 275e12, 31.75 * GIB, 1228e9, 300e9, 3, 1.05e9, 0.8e-6, 1.0e12),
-    "v5e": Chip("v5e", "tpu", 197e12, 15.75 * GIB, 819e9, 200e9, 2, 1.5e9, 0.8e-6, 1.0e12),
-    "v5p": Chip("v5p", "tpu", 459e12, 94.75 * GIB, 2765e9, 600e9, 3, 1.75e9, 0.8e-6, 1.0e12),
-    "v6e": Chip("v6e", "tpu", 918e12, 31.25 * GIB, 1640e9, 400e9, 2, 1.5e9, 0.8e-6, 1.0e12),
+    "v4": Chip("v4", "tpu", 275e12, 31.75 * GIB, 1228e9, 300e9, 3, 1.05e9, 2.8e-6, 6.7e12),
+    "v5e": Chip("v5e", "tpu", 197e12, 15.75 * GIB, 819e9, 200e9, 2, 1.5e9, 1.97e-6, 4.8e12),
+    "v5p": Chip("v5p", "tpu", 459e12, 94.75 * GIB, 2765e9, 600e9, 3, 1.75e9, 1.69e-6, 11.2e12),
+    "v6e": Chip("v6e", "tpu", 918e12, 31.25 * GIB, 1640e9, 400e9, 2, 1.5e9, 1.97e-6, 4.8e12),
 }
 GPU_TARGETS = {path.stem: path for path in sorted((Path(__file__).parent / "targets").iterdir())}
 # Dense bfloat16 peak of one tensor-core multiprocessor per cycle (H100: 990 TFLOP/s, 132 of them,
@@ -80,5 +82,5 @@ def gpu_chip(name: str, target_config: str) -> Chip:
         0,
         clock,
         _GPU_KERNEL_SECONDS,
-        bandwidth,
+        math.inf,  # All arrays are in the main memory.
     )

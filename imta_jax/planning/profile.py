@@ -41,6 +41,7 @@ class Work:
       memory_bytes: read from or written to the device's main memory.
       cycles: the compiler's estimate by part of the step; empty without one.
       touched_by_part: `touched_bytes` by part of the step.
+      memory_by_part: `memory_bytes` by part of the step.
       kernels_by_part: `kernels` by part of the step.
       collectives: number of messages by kind.
       collective_bytes: their bytes by kind.
@@ -54,6 +55,7 @@ class Work:
     memory_bytes: float = 0
     cycles: Counter[str] = dataclasses.field(default_factory=Counter)
     touched_by_part: Counter[str] = dataclasses.field(default_factory=Counter)
+    memory_by_part: Counter[str] = dataclasses.field(default_factory=Counter)
     kernels_by_part: Counter[str] = dataclasses.field(default_factory=Counter)
     collectives: Counter[str] = dataclasses.field(default_factory=Counter)
     collective_bytes: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -153,16 +155,16 @@ def message_bytes(one: Instruction, kind: str) -> int:
 
 
 def _count_kernel(total: Work, one: Instruction, operands: list[Instruction], images: int) -> None:
+    part = part_of(one)
     if one.opcode in _COPIES_ENDED:
-        total.memory_bytes += one.padded_bytes
+        _count_traffic(total, part, one.padded_bytes)
     if one.opcode not in (*_KERNELS, *_MOVES) or any(n in one.attributes for n in _NO_WORK):
         return
     shapes = [shape for each in (one, *operands) for shape in each.shapes]
-    total.memory_bytes += sum(s.padded_bytes for s in shapes if s.in_device_memory)
+    _count_traffic(total, part, sum(s.padded_bytes for s in shapes if s.in_device_memory))
     if one.opcode in _MOVES and not one.cycles and not _LIBRARY.search(one.attributes):
         return
     touched = sum(shape.padded_bytes for shape in shapes)
-    part = part_of(one)
     total.kernels += 1
     total.bytes += one.bytes
     total.padded_bytes += one.padded_bytes
@@ -172,6 +174,11 @@ def _count_kernel(total: Work, one: Instruction, operands: list[Instruction], im
     total.touched_by_part[part] += touched
     if one.cycles:
         total.cycles[part] += one.cycles
+
+
+def _count_traffic(total: Work, part: str, size: float) -> None:
+    total.memory_bytes += size
+    total.memory_by_part[part] += size
 
 
 def part_of(one: Instruction) -> str:

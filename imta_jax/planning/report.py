@@ -13,7 +13,10 @@ from imta_jax.runtime.environment import package_versions
 _GB, _MB = 1e9, 1e6
 _NOTES = {
     (True, "tpu"): "kernel times are the compiler's static cycles, without waiting for memory",
-    (False, "tpu"): "kernel times are a fit to the compiler's cycles; --full computes those",
+    (
+        False,
+        "tpu",
+    ): "kernel times are a fit to the compiler's cycles; --full gives the cycles",
     (True, "cuda"): "kernel times are assumed: memory bandwidth, and 2 us for each kernel",
     (False, "cuda"): "kernel times are assumed: memory bandwidth, and 2 us for each kernel",
 }

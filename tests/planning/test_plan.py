@@ -1,0 +1,190 @@
+"""Plans, sweeps and their command line, with stored programs in place of the compilers."""
+
+import json
+
+import pytest
+import tiny_run
+
+from imta_jax.cli.plan import PlanOptions, plan
+from imta_jax.errors import InputError, MissingPackageError
+from imta_jax.planning import plan as planning
+from imta_jax.planning.compilation import Compiled
+from imta_jax.planning.dump import assigned_bytes
+from imta_jax.planning.estimates import best_batch
+from imta_jax.planning.figure import write_sweep_figure
+from imta_jax.planning.plan import make_plan
+from imta_jax.planning.programs import ProgramInfo
+from imta_jax.planning.report import plan_record, plan_text
+from imta_jax.planning.sweep import sweep, sweep_text
+from imta_jax.planning.topologies import parse_topology
+
+MEMORY = {"phase_one": 3e9, "phase_two": 1e9, "evaluation": 1e9}
+
+
+class Compiler:
+    """Stands for `compile_program`. Attributes: requests, and bytes by program."""
+
+    def __init__(self, text):
+        self.requests, self.memory, self.text = [], dict(MEMORY), text
+
+    def __call__(self, request):
+        self.requests.append(request)
+        name, chips = request.program, request.topology.chips
+        size = getattr(request.config, name).batch_size
+        info = ProgramInfo(name, size, chips, 1, 1e9 * size / chips, 10**6, 10**4, 0)
+        memory = self.memory[name]
+        text = self.text if memory is not None else ""
+        return Compiled(info, text, memory, {}, memory is not None, False, 1.0, 2.0)
+
+
+@pytest.fixture
+def compiler(hlo, monkeypatch):
+    found = Compiler(hlo("step"))
+    monkeypatch.setattr(planning, "compile_program", found)
+    monkeypatch.setattr(planning, "check_compiler", lambda topology: None)
+    return found
+
+
+@pytest.fixture
+def config(source):
+    return tiny_run.run_config(source)
+
+
+def test_a_plan_has_the_programs_and_hours_of_the_run(compiler, config):
+    found = make_plan(config, parse_topology("v5e:2x2"))
+    assert found.fits and [p.name for p in found.programs] == list(MEMORY)
+    assert {request.program for request in compiler.requests} == set(MEMORY)
+    step = found.programs[0].estimate.step
+    assert step.low < step.expected < step.high
+    evaluation = found.programs[2].estimate.step.expected / 3600
+    # 3 epochs of 3 steps, and 2 validation batches after each.
+    assert found.hours["phase_one"].expected == pytest.approx(
+        3 * (3 * step.expected / 3600 + 2 * evaluation)
+    )
+    parts = [hours.expected for name, hours in found.hours.items() if name != "total"]
+    assert found.hours["total"].expected == pytest.approx(sum(parts))
+
+
+def test_a_plan_is_text_and_json(compiler, config):
+    found = make_plan(config, parse_topology("v5e:2x2"))
+    text = plan_text(found)
+    for part in ("3.00 of 16.9", "16 (4)", "3 all-reduce", "not", "phase_two", "128"):
+        assert part in text
+    record = json.loads(json.dumps(plan_record(found), allow_nan=False))
+    assert record["programs"][0]["messages_in_a_row"] == 2
+    assert record["programs"][0]["cycles"] == 4500
+    assert record["fits"] and record["hours"]["total"]["expected"] > 0
+
+
+@pytest.mark.parametrize("needed", [99e9, None])
+def test_a_program_that_does_not_fit_names_the_fields_to_change(needed, compiler, config):
+    compiler.memory["phase_one"] = needed
+    found = make_plan(config, parse_topology("v5e:2x2"))
+    assert not found.fits and not found.hours
+    text = plan_text(found)
+    for field in ("batch_size", "accumulate_parts", "compute_dtype=bfloat16", "rematerialize"):
+        assert f"--config.phase_one.{field}" in text
+    assert plan_record(found)["programs"][0]["advice"]
+
+
+def test_evaluation_that_does_not_fit_names_its_batch(compiler, config):
+    compiler.memory["evaluation"] = 99e9
+    text = plan_text(make_plan(config, parse_topology("v5e:2x2")))
+    assert "--config.evaluation.batch_size=8" in text and "phase_one.batch_size" not in text
+
+
+def test_batches_that_the_chips_do_not_divide_are_named_together(compiler, config):
+    with pytest.raises(InputError) as caught:
+        make_plan(config, parse_topology("v5e:4x8"))
+    for part in ("config.phase_one.batch_size=16", "--config.evaluation.batch_size=32", "4096"):
+        assert part in str(caught.value)
+    assert not compiler.requests
+
+
+def test_a_missing_compiler_is_named_with_its_command(config, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for topology, package in (("v5e:2x2", "tpu"), ("h100:2", "cuda12")):
+        with pytest.raises(MissingPackageError, match=rf"pip install .*jax\[{package}\]=="):
+            make_plan(config, parse_topology(topology))
+
+
+def test_larger_batches_are_estimated_until_memory_ends(compiler, config):
+    program = make_plan(config, parse_topology("v5e:2x2")).programs[0]
+    rates = [choice.images_per_second for choice in program.choices]
+    assert rates == sorted(rates)
+    chip = parse_topology("v5e:2x2").chip
+    best = best_batch(program.choices, chip)
+    assert best.images % 128 == 0, "smaller batches are padded to 128"
+    assert best.memory_bytes <= chip.memory_bytes
+
+
+def test_a_sweep_compares_topologies_and_batches(compiler, config, tmp_path):
+    topologies = [parse_topology(name) for name in ("v5e:2x2", "v5e:2x4", "h100:2")]
+    rows = sweep(config, topologies, [8, 16], {"v5e": 1.5})
+    assert [(row.topology, row.images_per_chip) for row in rows[:3]] == [
+        ("v5e:2x2", 8),
+        ("v5e:2x2", 16),
+        ("v5e:2x4", 8),
+    ]
+    assert compiler.requests[0].config.phase_two.batch_size == 32
+    assert rows[0].price.expected == pytest.approx(1.5 * 4 * rows[0].hours.expected)
+    assert rows[-1].price is None
+    text = sweep_text(rows)
+    assert "v5e:2x4" in text and "price" in text
+    path = write_sweep_figure(rows, tmp_path / "sweep.svg")
+    assert path.read_text().lstrip().startswith("<?xml")
+
+
+def test_a_sweep_lists_what_does_not_fit(compiler, config):
+    compiler.memory["phase_two"] = 99e9
+    (row,) = sweep(config, [parse_topology("v5e:2x2")], [8], {})
+    assert not row.fits and row.hours is None
+    assert "NO" in sweep_text([row])
+
+
+def test_the_command_prints_and_writes_a_plan(compiler, source, tmp_path, capsys):
+    options = PlanOptions(topologies=("v5e:2x2",), workdir=str(tmp_path))
+    plan(tiny_run.tiny_config(source), options)
+    assert "v5e:2x2: 4 x v5e" in capsys.readouterr().out
+    assert json.loads((tmp_path / "plan" / "v5e_2x2.json").read_text())["chips"] == 4
+    options = PlanOptions(("v5e:2x2",), out=str(tmp_path / "other.json"))
+    plan(tiny_run.tiny_config(source), options)
+    assert (tmp_path / "other.json").exists()
+
+
+def test_saved_executables_go_to_the_folder_of_the_run(compiler, source, tmp_path):
+    options = PlanOptions(("v5e:2x2",), workdir=str(tmp_path), save=True)
+    plan(tiny_run.tiny_config(source), options)
+    paths = {request.program: request.save for request in compiler.requests}
+    folder = tmp_path / "compiled"
+    assert paths == {
+        "phase_one": folder / "phase_one",
+        "phase_two": folder / "phase_two",
+        "evaluation": None,
+    }
+    assert all(request.full for request in compiler.requests)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"topologies": ()}, "--topology"),
+        ({"topologies": ("v5e:2x3",)}, "v5e:2x3.*v5e:2x2"),
+        ({"topologies": ("v5e:2x2", "v5e:2x4"), "out": "x.json"}, "--out=x.json"),
+        ({"save": True}, "--save needs --workdir"),
+        ({"sweep": True, "images_per_chip": ("8", "0")}, "--images_per_chip.*'0'"),
+        ({"sweep": True, "prices": ("v5e",)}, "--price.*'v5e'"),
+    ],
+)
+def test_invalid_flags_are_rejected(options, message, source):
+    given = PlanOptions(**{"topologies": ("v5e:2x2",), **options})
+    with pytest.raises(InputError, match=message):
+        plan(tiny_run.tiny_config(source), given)
+
+
+def test_only_main_memory_counts():
+    report = (
+        "Memory Space: default (color=0)\nTotal bytes: 1000 (1000B)\n  x; y\n"
+        "Memory Space: vmem (color=1)\nTotal bytes: 5000 (5.0KiB)\n"
+    )
+    assert assigned_bytes(report) == 1000
