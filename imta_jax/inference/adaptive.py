@@ -5,8 +5,9 @@ Both use the same engine.
 """
 
 import copy
+import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,18 +23,13 @@ from imta_jax.inference.arguments import (
     resolve_batch_sizes,
     resolve_num_workers,
 )
+from imta_jax.inference.engine.batch import BatchRun
 from imta_jax.inference.engine.buffers import Buffers
-from imta_jax.inference.engine.engine import Engine, SegmentPredictions
-from imta_jax.inference.engine.planning import (
-    BatchSizes,
-    Plan,
-    all_segments,
-    best_plan,
-    reach_fractions,
-)
+from imta_jax.inference.engine.engine import Engine
+from imta_jax.inference.engine.planning import Plan, PlanTable, reach_fractions
 from imta_jax.inference.engine.profile import StageProfile, estimated_profile
 from imta_jax.inference.engine.profiling import cached_profile, load_or_measure_profile
-from imta_jax.inference.engine.programs import COMPILER_OPTIONS, Programs, Segment
+from imta_jax.inference.engine.programs import COMPILER_OPTIONS, Programs
 from imta_jax.inference.engine.staged import StagedNetwork, with_exit_rule
 from imta_jax.types import PerChannel
 
@@ -132,8 +128,9 @@ class AdaptiveClassifier:
         self._executor = ThreadPoolExecutor(self.num_workers, "imta_jax worker")
         self._lock = threading.Lock()
         self._all_logits = jax.jit(network.logits, compiler_options=COMPILER_OPTIONS)
-        cached = cached_profile(self.programs, self._sizes, self.num_workers, profile_dir)
-        self.profile = cached or estimated_profile(network, self._sizes)
+        estimated = estimated_profile(network, self._sizes)
+        self.profile = self._cached_profile(self.num_workers) or estimated
+        self._profile_alone = self._cached_profile(1) or estimated
         self._make_plans()
 
     @classmethod
@@ -213,8 +210,9 @@ class AdaptiveClassifier:
         Returns:
           The profile, which is used from now on.
         """
-        self.profile = load_or_measure_profile(
-            self.programs, self._sizes, self.num_workers, self._profile_dir
+        self.profile, self._profile_alone = (
+            load_or_measure_profile(self.programs, self._sizes, num_workers, self._profile_dir)
+            for num_workers in (self.num_workers, 1)
         )
         self._make_plans()
         return self.profile
@@ -225,13 +223,12 @@ class AdaptiveClassifier:
         If the network takes uint8 images, the programs for normalized floats are not compiled here.
         """
         self.measure()
-        segments = {segment for plan in self.plans.values() for segment in plan.segments}
-        self.engine.compile(
-            (segment, size) for segment in segments for size in self.batch_sizes[segment].used
-        )
-        for stage in {segment.first for segment in segments} - {0}:
-            for buffers in self._buffers:
-                buffers.get(stage)
+        for table in (self._table, self._table_alone):
+            sizes = table.planned_sizes()
+            self.engine.compile((segment, n) for segment, of in sizes.items() for n in of.used)
+            for before, after in itertools.product(sizes, repeat=2):
+                if before.last + 1 == after.first:
+                    self.engine.compile_compaction(after.first, sizes[before], sizes[after])
         return self.profile
 
     def predict(self, images: np.ndarray | jax.Array) -> AdaptivePredictions:
@@ -268,33 +265,37 @@ class AdaptiveClassifier:
             self._programs_by_capacity[capacity] = Programs(self.network, capacity)
         return self._programs_by_capacity[capacity]
 
+    @property
+    def plans(self) -> dict[int, Plan]:
+        """The plan of one of `num_workers` workers, by batch size."""
+        return self._table.plans
+
     def plan_for(self, count: int) -> Plan:
-        """Returns the plan by which one worker computes `count` images."""
-        return self.plans[max(size for size in self._sizes if size <= max(count, self._sizes[0]))]
+        """Returns the plan by which one of `num_workers` workers computes `count` images."""
+        return self._table.plan_for(count)
+
+    def _cached_profile(self, num_workers: int) -> StageProfile | None:
+        return cached_profile(self.programs, self._sizes, num_workers, self._profile_dir)
 
     def _make_plans(self) -> None:
-        """Makes a plan for each batch size from the profile and the exit fractions."""
+        """Makes a plan for each batch size from the profiles and the exit fractions."""
         self.thresholds, exit_fractions = self._operating_point
         self.engine = Engine(self.programs, self.thresholds)
         reach = reach_fractions(exit_fractions, self.engine.active_exits)
-        self.batch_sizes: dict[Segment, BatchSizes] = {
-            segment: BatchSizes(self._sizes, self.profile.segment_ms(segment), self.engine.capacity)
-            for segment in all_segments(self.network.num_exits)
-        }
-        self.plans = {
-            size: best_plan(self.profile, size, reach, self.batch_sizes) for size in self._sizes
-        }
+        self._table, self._table_alone = (
+            PlanTable(profile, reach, self.engine.capacity)
+            for profile in (self.profile, self._profile_alone)
+        )
 
-    def _predict_batch(self, images: np.ndarray) -> list[np.ndarray]:
+    def _predict_batch(self, images: np.ndarray) -> Sequence[np.ndarray]:
         """Labels, exits and confidences of at most `max_batch_size` images."""
-        needed = -(-len(images) // self.engine.capacity)
-        num_workers = max(needed, min(self.num_workers, len(images) // MIN_IMAGES_PER_WORKER))
+        num_workers = self._num_workers_for(len(images))
         with self._lock:
             if num_workers == 1:
-                return self._predict_on_worker(self._buffers[0], images)
+                return self._predict_on_worker(self._table_alone, self._buffers[0], images)
             shards = np.array_split(images, num_workers)
             futures = [
-                self._executor.submit(self._predict_on_worker, buffers, shard)
+                self._executor.submit(self._predict_on_worker, self._table, buffers, shard)
                 for buffers, shard in zip(self._buffers, shards, strict=False)
             ]
             try:
@@ -303,32 +304,18 @@ class AdaptiveClassifier:
                 wait(futures)  # also after an interrupt, so that the lock protects the buffers
         return [np.concatenate(column) for column in zip(*predictions, strict=True)]
 
-    def _predict_on_worker(self, buffers: Buffers, images: np.ndarray) -> list[np.ndarray]:
-        count = len(images)
-        labels, exits = np.zeros(count, np.int32), np.zeros(count, np.int32)
-        confidence = np.zeros(count, np.float32)
-        active = np.arange(count)
-        for segment in self.plan_for(count).segments:
-            continuing = []
-            for slots, predictions in self._run_segment(buffers, segment, active, images):
-                # Images that continue are overwritten after the next segment.
-                labels[slots], exits[slots], confidence[slots] = predictions[:3]
-                continuing.append(slots[~predictions.exited])
-            active = np.concatenate(continuing)
-            if not len(active):
-                break
-        return [labels, exits, confidence]
+    def _num_workers_for(self, count: int) -> int:
+        """The number of workers for a batch: one, which uses all cores, or several."""
+        needed = -(-count // self.engine.capacity)
+        most = max(needed, min(self.num_workers, count // MIN_IMAGES_PER_WORKER))
+        if most < 2 or needed > 1 or self.profile is self._profile_alone:
+            return max(most, 1)
+        # The profile of several workers holds the time per program divided by their number.
+        together = self.num_workers * self._table.expected_ms(-(-count // most))
+        return most if together < self._table_alone.expected_ms(count) else 1
 
-    def _run_segment(
-        self, buffers: Buffers, segment: Segment, active: np.ndarray, images: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, SegmentPredictions]]:
-        """Runs a segment on all active images; yields slots and predictions of each program."""
-        dispatched, begin = [], 0
-        for size in self.batch_sizes[segment].split(len(active)):
-            slots = active[begin : begin + size]
-            batch = images[slots[0] : slots[-1] + 1] if segment.first == 0 else None
-            outputs = self.engine.dispatch(buffers, segment, size, slots, batch)
-            dispatched.append((slots, outputs))
-            begin += size
-        for slots, outputs in dispatched:
-            yield slots, self.engine.fetch(outputs, len(slots))
+    def _predict_on_worker(
+        self, table: PlanTable, buffers: Buffers, images: np.ndarray
+    ) -> Sequence[np.ndarray]:
+        segments = table.plan_for(len(images)).segments
+        return BatchRun(self.engine, buffers, images).predict(segments, table.batch_sizes)

@@ -6,6 +6,7 @@ batch normalization may be folded into the convolutions. On one CPU maps may be 
 """
 
 from collections.abc import Set
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,34 @@ from imta_jax.nn.layers import ConvNorm
 
 # One map per live scale in the network's layout, finest first; None where it was not computed.
 Maps = tuple[jax.Array | None, ...]
+
+
+class Reader(NamedTuple):
+    """A branch that reads an input map of a layer.
+
+    Attributes:
+      strided: Whether it is the strided branch.
+      scale: Its output scale.
+      branch: The branch.
+    """
+
+    strided: bool
+    scale: int
+    branch: Bottleneck
+
+
+def readers_of_maps(layer: MultiScaleLayer, scales: Set[int]) -> list[list[Reader]]:
+    """The branches that read each input map, for some output scales of a layer."""
+    found = []
+    for scale in range(-layer.dropped, len(layer.normal)):
+        readers = []
+        if scale in scales:
+            readers.append(Reader(False, scale, layer.normal[scale]))
+        if scale + 1 in scales and scale + 1 >= layer.unstrided:
+            branch = layer.strided[scale + 1 - layer.unstrided]
+            readers.append(Reader(True, scale + 1, branch))
+        found.append(readers)
+    return found
 
 
 class FusedMSDNet(nnx.Module):
@@ -96,21 +125,14 @@ class FusedMSDNet(nnx.Module):
         A map has up to two readers, whose 1x1 convolutions are computed jointly: the normal branch
         of its scale and the strided branch of the next coarser one.
         """
-        strided: dict[int, jax.Array] = {}
-        normal: dict[int, jax.Array] = {}
-        for scale, x in enumerate(state, start=-layer.dropped):
-            readers: list[tuple[dict[int, jax.Array], int, Bottleneck]] = []
-            if scale in scales:
-                readers.append((normal, scale, layer.normal[scale]))
-            if scale + 1 in scales and scale + 1 >= layer.unstrided:
-                branch = layer.strided[scale + 1 - layer.unstrided]
-                readers.append((strided, scale + 1, branch))
+        outputs: dict[bool, dict[int, jax.Array]] = {True: {}, False: {}}
+        for x, readers in zip(state, readers_of_maps(layer, scales), strict=True):
             if x is None or not readers:
                 continue
-            reduced = self._joint_conv_norm([branch.reduce for _, _, branch in readers], x)
-            for (outputs, at, branch), y in zip(readers, reduced, strict=True):
-                outputs[at] = self._conv_norm(branch.expand, y)
-        return strided, normal
+            reduced = self._joint_conv_norm([reader.branch.reduce for reader in readers], x)
+            for reader, y in zip(readers, reduced, strict=True):
+                outputs[reader.strided][reader.scale] = self._conv_norm(reader.branch.expand, y)
+        return outputs[True], outputs[False]
 
     def _conv_norm(self, unit: ConvNorm, x: jax.Array) -> jax.Array:
         return self._joint_conv_norm([unit], x)[0]

@@ -32,9 +32,9 @@ class LazyMSDNet(FusedMSDNet):
         maps = cast(Maps, state) if i == 0 else self._finish(i - 1, cast(Pending, state))
         layers = self.network.stages[i]
         states: list[Maps] = [maps]
-        for layer, scales in zip(layers, _needed_by_exit(layers), strict=True):
+        for layer, scales in zip(layers, scales_of_exit(layers), strict=True):
             states.append(self.layer(layer, states[-1], scales))
-        return _pending(layers, states)
+        return pending_of(maps_to_keep(layers), states)
 
     def exit_features(self, i: int, state: Pending) -> Float[Array, "N F"]:
         """Pooled features of exit i, from the coarsest map."""
@@ -43,18 +43,19 @@ class LazyMSDNet(FusedMSDNet):
     def _finish(self, i: int, pending: Pending) -> Maps:
         """All maps after stage i."""
         layers, maps = self.network.stages[i], pending[0]
-        needed = _needed_by_exit(layers)
+        needed = scales_of_exit(layers)
         for layer, done, known in zip(layers, needed, pending[1:], strict=True):
-            rest = self.layer(layer, maps, _all_scales(layer) - done)
+            rest = self.layer(layer, maps, all_scales(layer) - done)
             maps = tuple(k if r is None else r for k, r in zip(known, rest, strict=True))
         return maps
 
 
-def _all_scales(layer: MultiScaleLayer) -> set[int]:
+def all_scales(layer: MultiScaleLayer) -> set[int]:
+    """All output scales of a layer."""
     return set(range(len(layer.normal)))
 
 
-def _needed_by_exit(layers: Sequence[MultiScaleLayer]) -> list[set[int]]:
+def scales_of_exit(layers: Sequence[MultiScaleLayer]) -> list[set[int]]:
     """The output scales of each layer on which the exit after the last layer depends."""
     scales = [len(layer.normal) for layer in layers]
     return [
@@ -70,11 +71,23 @@ def _read_by(layer: MultiScaleLayer, scales: Set[int]) -> set[int]:
     return same | finer
 
 
-def _pending(layers: Sequence[MultiScaleLayer], states: Sequence[Maps]) -> Pending:
-    """The maps before, between and after the layers; None where `_finish` does not read one."""
-    needed = _needed_by_exit(layers)
-    pending = []
-    for j, layer in enumerate(layers):
-        read = _read_by(layer, _all_scales(layer) - needed[j])
-        pending.append(tuple(x if n in read else None for n, x in enumerate(states[j])))
+def maps_to_keep(layers: Sequence[MultiScaleLayer]) -> list[set[int]]:
+    """Indices of the input maps of each layer that later exits read."""
+    return [
+        _read_by(layer, all_scales(layer) - needed)
+        for layer, needed in zip(layers, scales_of_exit(layers), strict=True)
+    ]
+
+
+def pending_of(kept: Sequence[Set[int]], states: Sequence[Maps]) -> Pending:
+    """The maps before, between and after the layers; None for those that no later exit reads.
+
+    Args:
+      kept: of `maps_to_keep`, per layer.
+      states: the input of the first layer, then the output of each layer.
+    """
+    pending = [
+        tuple(x if n in indices else None for n, x in enumerate(maps))
+        for indices, maps in zip(kept, states, strict=False)
+    ]
     return (*pending, states[-1])

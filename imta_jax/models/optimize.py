@@ -1,14 +1,15 @@
 """Faster forms of a classifier: `optimize_classifier`, and the choice of a form for each use.
 
-The result shares all variables with the classifier it was made from and computes the same function
-up to rounding. Backbones without a form of their own, such as those from outside the package, are
-only folded, and their layers get the classifier's `compute_dtype`.
+The result computes the same function up to rounding. It shares all variables with the classifier it
+was made from, except for that of `pack_classifier`. Backbones without a form of their own, such as
+those from outside the package, are only folded, and their layers get the classifier's
+`compute_dtype`.
 
 | use | function | form |
 |---|---|---|
 | training step | `optimize_for_training` | fused and folded; CHWN on one CPU |
 | evaluation | `optimize_for_evaluation` | fused; CHWN and folded on one CPU for small images |
-| early exit | `optimize_classifier(..., lazy=True)` | fused and lazy |
+| early exit | `pack_classifier` | fused, folded and lazy, with weights prepared once |
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from imta_jax.models.compute_dtype import follow_compute_dtype
 from imta_jax.models.msdnet import MSDNet
 from imta_jax.models.msdnet_fused import FusedMSDNet
 from imta_jax.models.msdnet_lazy import LazyMSDNet
+from imta_jax.models.msdnet_packed import PackedMSDNet
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.cpu.slices import Slices
 from imta_jax.nn.fused import fold_all
@@ -61,6 +63,38 @@ def optimize_classifier(
     optimized.backbone = _optimize_backbone(optimized.backbone, layout, fold_batch_norm, lazy)
     follow_compute_dtype(optimized.backbone, jnp.dtype(optimized.compute_dtype))
     return optimized
+
+
+def pack_classifier(
+    classifier: MultiExitClassifier, layout: Layout = Layout.NHWC
+) -> MultiExitClassifier:
+    """Returns a classifier for inference with early exit, with weights that are prepared once.
+
+    Call it outside the function that is compiled. The state between stages is opaque.
+
+    Args:
+      classifier: In inference mode; left unchanged. Its `compute_dtype` is that of the kernels.
+      layout: Axes of the backbone's maps. Only an MSDNet supports CHWN.
+    """
+    packed = nnx.merge(*nnx.split(classifier))
+    backbone = packed.backbone
+    dtype = jnp.dtype(packed.compute_dtype)
+    if isinstance(backbone, MSDNet):
+        packed.backbone = PackedMSDNet(backbone, layout, dtype)
+    else:
+        follow_compute_dtype(backbone, dtype)
+    return packed
+
+
+def computes_faster_images_last(classifier: MultiExitClassifier) -> bool:
+    """Whether one CPU computes batches of a classifier faster in CHWN layout."""
+    height, width, _ = classifier.image_shape
+    small = height * width <= _SMALL_PIXELS
+    return (
+        small
+        and isinstance(classifier.backbone, MSDNet)
+        and classifier.compute_dtype == jnp.float32
+    )
 
 
 def optimize_for_training(classifier: MultiExitClassifier, mesh: Mesh) -> MultiExitClassifier:

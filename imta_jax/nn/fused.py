@@ -70,7 +70,7 @@ def fused_conv_norm(
     y = _convolve(x, kernel, stride, layout)
     y = y + layout.per_channel(bias.astype(y.dtype))
     y = jax.nn.relu(y) if first.relu else y
-    return jnp.split(y, _boundaries([unit.norm for unit in units]), axis=layout.channel_axis)
+    return jnp.split(y, boundaries_of([unit.norm for unit in units]), axis=layout.channel_axis)
 
 
 def fold(
@@ -99,7 +99,7 @@ def normalize_jointly(
     def joined(name: str) -> jax.Array:
         return jnp.concatenate([getattr(norm, name)[...] for norm in norms])
 
-    boundaries = _boundaries(norms)
+    boundaries = boundaries_of(norms)
     affine = (joined("scale"), joined("bias"), norms[0].epsilon)
     if norms[0].use_running_average:
         y = normalize_with(x, (joined("mean"), joined("var")), *affine, channel_axis)
@@ -144,6 +144,6 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, layout: Layout) -> j
     return convolve(x, kernel, stride)
 
 
-def _boundaries(norms: Sequence[BatchNorm]) -> list[int]:
+def boundaries_of(norms: Sequence[BatchNorm]) -> list[int]:
     """Channel indices between one unit's output and the next."""
     return list(itertools.accumulate(norm.num_features for norm in norms))[:-1]

@@ -60,13 +60,11 @@ def test_normalized_floats_and_uint8_pixels_get_the_same_labels(classifier, imag
 def test_later_stages_do_not_run_when_all_images_exit(classifier, images, monkeypatch):
     adaptive = AdaptiveClassifier(classifier, [0.0, 0.0, 0.0], mean=MEAN, std=STD, num_workers=1)
     segments = []
-    dispatch = adaptive.engine.dispatch
+    run = adaptive.engine._run
     monkeypatch.setattr(
         adaptive.engine,
-        "dispatch",
-        lambda buffers, segment, *args: (
-            segments.append(segment) or dispatch(buffers, segment, *args)
-        ),
+        "_run",
+        lambda program, segment, *args: segments.append(segment) or run(program, segment, *args),
     )
     assert set(adaptive.predict(images).exit) == {0}
     assert set(segments) == {(0, 0)}
@@ -165,9 +163,8 @@ def test_backbone_without_an_optimized_form_gives_the_same_predictions(
     classifier, images, thresholds, monkeypatch
 ):
     expected = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
-    monkeypatch.setattr(
-        classifier_stages, "optimize_classifier", lambda classifier, **form: classifier
-    )
+    monkeypatch.setattr(classifier_stages, "pack_classifier", lambda classifier, *_: classifier)
+    monkeypatch.setattr(classifier_stages, "computes_faster_images_last", lambda _: False)
     found = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
     np.testing.assert_array_equal(found.exit, expected.exit)
     np.testing.assert_array_equal(found.labels, expected.labels)
@@ -234,11 +231,11 @@ def test_batch_after_an_interrupted_batch_is_correct(classifier, images, thresho
     expected = adaptive.predict(images)
     predict, calls = adaptive._predict_on_worker, []
 
-    def interrupted(buffers, shard):
+    def interrupted(table, buffers, shard):
         calls.append(buffers)
         if len(calls) == 1:
             raise KeyboardInterrupt
-        return predict(buffers, shard)
+        return predict(table, buffers, shard)
 
     monkeypatch.setattr(adaptive, "_predict_on_worker", interrupted)
     with pytest.raises(KeyboardInterrupt):

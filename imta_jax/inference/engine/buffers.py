@@ -1,4 +1,4 @@
-"""Buffers that hold the state of images between two segments."""
+"""Buffers that hold the state of images between two segments, one row per image."""
 
 import jax
 import jax.numpy as jnp
@@ -46,10 +46,20 @@ class Buffers:
 
 
 def buffer_shapes(network: StagedNetwork, capacity: int) -> dict[int, StateShapes]:
-    """Shapes [capacity, ...] of the buffers, by the stage (from 1) that reads them."""
+    """Shapes [capacity, ...] of the buffers, by the stage (from 1) that reads them.
+
+    Maps are [capacity, C, H, W] if the network has stages with the images last: moving an image
+    between the two is then one transpose. Otherwise they are as in the state.
+    """
+    channels_first = network.images_last is not None
+
+    def shape_of(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        inner = array.shape[1:]
+        if channels_first and len(inner) == 3:
+            inner = (inner[2], *inner[:2])
+        return jax.ShapeDtypeStruct((capacity, *inner), array.dtype)
+
     return {
-        stage: tuple(
-            jax.ShapeDtypeStruct((capacity, *array.shape[1:]), array.dtype) for array in state
-        )
+        stage: tuple(map(shape_of, state))
         for stage, state in enumerate(network.state_shapes(), start=1)
     }

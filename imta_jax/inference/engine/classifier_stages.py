@@ -15,12 +15,20 @@ from jaxtyping import Array, Float, Int64
 from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
 from imta_jax.errors import InputError, unknown_name
 from imta_jax.evaluation import exit_costs
-from imta_jax.inference.engine.staged import StagedNetwork, StageState, Weights
-from imta_jax.models import MultiExitClassifier, optimize_classifier
+from imta_jax.inference.engine.staged import (
+    StagedNetwork,
+    StagesAndWeights,
+    StageState,
+    Weights,
+)
+from imta_jax.models import MultiExitClassifier
+from imta_jax.models.optimize import computes_faster_images_last, pack_classifier
+from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.pixels import normalize
 from imta_jax.runtime.prng_keys import is_key
 from imta_jax.types import PerChannel
 
+Pixels = tuple[Sequence[float], Sequence[float]]  # mean and std
 # Types in which the backbone can compute.
 DTYPES = ("float32", "bfloat16")
 
@@ -32,8 +40,9 @@ def staged_classifier(
     std: PerChannel | None = None,
     dtype: Any = jnp.float32,
     transform: EvaluationTransform | None = None,
+    images_last: bool | None = None,
 ) -> StagedNetwork:
-    """Splits a classifier at its exits.
+    """Splits a classifier at its exits. Batch normalization is folded into the convolutions.
 
     Args:
       classifier: phase I or II. Its weights are copied.
@@ -43,6 +52,8 @@ def staged_classifier(
         statistics, heads and confidences stay float32.
       transform: how evaluation makes the network's input from an image. Images of the size before
         padding are then accepted, and its mean and std are used unless others are given.
+      images_last: whether larger batches are computed with the images on the last axis. By default
+        on a CPU, for networks and images for which that is faster.
 
     Raises:
       ValueError: unknown `dtype`, a transform to another image shape, or a network that draws
@@ -55,12 +66,43 @@ def staged_classifier(
     classifier = nnx.clone(classifier)
     classifier.eval()
     classifier.compute_dtype = dtype
+    pixels = None if mean is None or std is None else (tuple(mean), tuple(std))
+    first, last = (
+        None if packed is None else _stages_of(packed, pixels, dtype)
+        for packed in (pack_classifier(classifier), _images_last(classifier, images_last))
+    )
+    assert first is not None
+    macs = exit_costs(classifier).macs
+    height, width, channels = classifier.image_shape
+    return StagedNetwork(
+        stages=first.stages,
+        weights=first.weights,
+        image_shape=(height, width, channels),
+        image_dtype=_image_dtype(pixels),
+        macs=macs,
+        name=_digest(macs, [*first.weights, *(last.weights if last else ())]),
+        transform=transform,
+        images_last=last,
+    )
+
+
+def _images_last(
+    classifier: MultiExitClassifier, choice: bool | None
+) -> MultiExitClassifier | None:
+    """The form with the images on the last axis, if it is chosen or faster on this device."""
+    if choice is None:
+        choice = jax.default_backend() == "cpu" and computes_faster_images_last(classifier)
+    return pack_classifier(classifier, Layout.CHWN) if choice else None
+
+
+def _stages_of(
+    classifier: MultiExitClassifier, pixels: Pixels | None, dtype: np.dtype
+) -> StagesAndWeights:
+    """The stages of a packed classifier and the weights that each reads."""
     graphdef, variables = nnx.split(classifier)
     weights, structure = jax.tree.flatten(variables)
     weights = [_weight(w, dtype) for w in weights]
-    pixels = None if mean is None or std is None else (tuple(mean), tuple(std))
-    image_dtype = np.dtype(np.float32 if pixels is None else np.uint8)
-    state = (jax.ShapeDtypeStruct((1, *classifier.image_shape), image_dtype),)
+    state = (jax.ShapeDtypeStruct((1, *classifier.image_shape), _image_dtype(pixels)),)
     state_structure, stages, stage_weights = None, [], []
     for i in range(classifier.num_exits):
         run = functools.partial(_run_stage, graphdef, structure, state_structure, pixels, i)
@@ -71,17 +113,11 @@ def staged_classifier(
         next_state, _ = jax.eval_shape(run, weights, state)
         leaves, state_structure = jax.tree.flatten(next_state)
         state = tuple(leaves)
-    macs = exit_costs(classifier).macs
-    height, width, channels = classifier.image_shape
-    return StagedNetwork(
-        stages=tuple(stages),
-        weights=tuple(stage_weights),
-        image_shape=(height, width, channels),
-        image_dtype=image_dtype,
-        macs=macs,
-        name=_digest(macs, stage_weights),
-        transform=transform,
-    )
+    return StagesAndWeights(tuple(stages), tuple(stage_weights))
+
+
+def _image_dtype(pixels: Pixels | None) -> np.dtype:
+    return np.dtype(np.float32 if pixels is None else np.uint8)
 
 
 def _check_transform(
@@ -135,7 +171,7 @@ def _run_stage(
     graphdef: nnx.GraphDef,
     structure: Any,
     state_structure: Any,
-    pixels: tuple[Sequence[float], Sequence[float]] | None,
+    pixels: Pixels | None,
     i: int,
     weights: Sequence[Array | None],
     state: StageState,
@@ -145,7 +181,6 @@ def _run_stage(
     Weights that the stage does not read may be None.
     """
     network = nnx.merge(graphdef, jax.tree.unflatten(structure, weights), copy=True)
-    network = optimize_classifier(network, lazy=True)
     if i == 0:
         (images,) = state
         if images.dtype == jnp.uint8 and pixels is not None:

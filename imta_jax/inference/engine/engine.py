@@ -1,14 +1,25 @@
 """The early-exit engine: runs compiled segments on buffers, with thresholds."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32
 
 from imta_jax.evaluation.thresholds import NEVER_LEAVE
 from imta_jax.inference.engine.buffers import Buffers
-from imta_jax.inference.engine.programs import CONTINUES, ProgramKey, Programs, Segment
+from imta_jax.inference.engine.compaction import State
+from imta_jax.inference.engine.planning import BatchSizes
+from imta_jax.inference.engine.programs import (
+    CONTINUES,
+    GatherKey,
+    Key,
+    ProgramKey,
+    Programs,
+    Segment,
+    StoreKey,
+)
 from imta_jax.inference.engine.staged import StagedNetwork
 
 # A softmax probability exceeds 1 by rounding only. No image exits at a threshold above this value.
@@ -31,6 +42,20 @@ class SegmentPredictions(NamedTuple):
     exit: Int32[np.ndarray, " N"]
     confidence: Float32[np.ndarray, " N"]
     exited: Bool[np.ndarray, " N"]
+
+
+class SegmentOutput(NamedTuple):
+    """What a program returns, on the device.
+
+    Attributes:
+      predictions: int32 [3, B]; `Engine.fetch` reads them.
+      state: for the next segment.
+      batch_size: B, of the program.
+    """
+
+    predictions: Int32[Array, "3 B"]
+    state: State
+    batch_size: int
 
 
 class Engine:
@@ -58,49 +83,98 @@ class Engine:
     def compile(self, programs: Iterable[tuple[Segment, int]]) -> None:
         """Compiles (segment, batch size) programs for images of the network's dtype."""
         dtype = self.network.image_dtype
-        self.programs.get([self._key(segment, size, dtype) for segment, size in programs])
+        self.programs.get([self.key(segment, size, dtype) for segment, size in programs])
 
-    def dispatch(
-        self,
-        buffers: Buffers,
-        segment: Segment,
-        batch_size: int,
-        slots: np.ndarray,
-        images: np.ndarray | None = None,
-    ) -> Int32[Array, "3 B"]:
-        """Starts a segment on the device. `fetch` waits for the result.
+    def compile_compaction(
+        self, stage: int, sources: BatchSizes, sizes: BatchSizes, *, only_buffers: bool = False
+    ) -> None:
+        """Compiles the programs that bring images to a stage.
 
         Args:
-          buffers: hold the segment's input and receive the images that continue.
-          segment: the stages to run.
-          batch_size: of the program.
-          slots: int [n], slots of the images, 1 <= n <= batch_size.
-          images: [n, H, W, C] at the first segment, of the network's dtype, or normalized floats.
-
-        Returns:
-          The program's output on the device.
+          stage: that reads the images, from 1.
+          sources: batch sizes of the segment before.
+          sizes: batch sizes of the segment that starts with the stage.
+          only_buffers: whether the images always wait in a buffer.
         """
-        dtype = self.network.image_dtype if images is None else images.dtype
-        (program,) = self.programs.get([self._key(segment, batch_size, dtype)])
-        # A slot beyond the capacity reads the last slot and writes nothing.
-        padded_slots = np.full(batch_size, self.capacity, np.int32)
-        padded_slots[: len(slots)] = slots
-        source = buffers.get(segment.first) if images is None else (_pad(images, batch_size),)
-        following = segment.last + 1
-        target = buffers.pop(following) if following < self.network.num_exits else ()
-        weights = self.network.weights[segment.first : following]
-        outputs, target = program(weights, self.thresholds, source, target, padded_slots)
-        buffers.set(following, target)
-        return outputs
+        keys: list[Key] = [StoreKey(stage, n) for n in sources.used]
+        keys += [GatherKey(stage, None, m) for m in sizes.used]
+        if not only_buffers:
+            keys += [GatherKey(stage, n, m) for n in sources.used for m in sizes.used_for(n)]
+        self.programs.get(keys)
 
-    def fetch(self, outputs: Int32[Array, "3 B"], count: int) -> SegmentPredictions:
-        """Waits for the output of `dispatch` and returns the predictions of `count` images."""
-        labels, exits, confidence = np.asarray(outputs)[:, :count]
+    def run_images(self, segment: Segment, batch_size: int, images: np.ndarray) -> SegmentOutput:
+        """Starts the first segment on the device. `fetch` waits for the result.
+
+        Args:
+          segment: the stages to run, from the first.
+          batch_size: of the program.
+          images: [n, H, W, C] of the network's dtype, or normalized floats; n <= batch_size.
+        """
+        (program,) = self.programs.get([self.key(segment, batch_size, images.dtype)])
+        return self._run(program, segment, batch_size, (_pad(images, batch_size),))
+
+    def run(self, segment: Segment, batch_size: int, state: State) -> SegmentOutput:
+        """Starts a later segment on the device. `fetch` waits for the result."""
+        key = self.key(segment, batch_size, self.network.image_dtype)
+        (program,) = self.programs.get([key])
+        return self._run(program, segment, batch_size, state)
+
+    def gather(
+        self, stage: int, source: "SegmentOutput | Buffers", indices: np.ndarray, batch_size: int
+    ) -> State:
+        """The state of some images, in the layout and size of the next program.
+
+        Args:
+          stage: that will read it, from 1.
+          source: output of the segment before, or buffers.
+          indices: [n] of the images in the source, n <= batch_size.
+          batch_size: of the next program. Missing images are padding.
+        """
+        from_buffer = isinstance(source, Buffers)
+        arrays = source.get(stage) if from_buffer else source.state
+        size = None if from_buffer else source.batch_size
+        # Padding after the images may be anything, so a state that stays complete is not copied.
+        if size == batch_size and np.array_equal(indices, np.arange(len(indices))):
+            return arrays
+        (program,) = self.programs.get([GatherKey(stage, size, batch_size)])
+        padded = np.full(batch_size, indices[0], np.int32)
+        padded[: len(indices)] = indices
+        return program(arrays, padded)
+
+    def store(self, stage: int, output: SegmentOutput, buffers: Buffers, slots: np.ndarray) -> None:
+        """Writes images to a buffer.
+
+        Args:
+          stage: that will read them, from 1.
+          output: of the segment before.
+          buffers: to write to.
+          slots: [n], slot of each image; the capacity for images that are not written.
+        """
+        (program,) = self.programs.get([StoreKey(stage, output.batch_size)])
+        padded = np.full(output.batch_size, self.capacity, np.int32)
+        padded[: len(slots)] = slots
+        buffers.set(stage, program(buffers.pop(stage), output.state, padded))
+
+    def _run(
+        self,
+        program: jax.stages.Compiled,
+        segment: Segment,
+        batch_size: int,
+        state: tuple[Any, ...],
+    ) -> SegmentOutput:
+        weights = self.network.weights_for(batch_size)[segment.first : segment.last + 1]
+        predictions, state = program(weights, self.thresholds, state)
+        return SegmentOutput(predictions, state, batch_size)
+
+    def fetch(self, output: SegmentOutput, count: int) -> SegmentPredictions:
+        """Waits for a program and returns the predictions of its first `count` images."""
+        labels, exits, confidence = np.asarray(output.predictions)[:, :count]
         return SegmentPredictions(
             labels, exits & ~CONTINUES, confidence.view(np.float32), exits < CONTINUES
         )
 
-    def _key(self, segment: Segment, batch_size: int, dtype: np.dtype) -> ProgramKey:
+    def key(self, segment: Segment, batch_size: int, dtype: np.dtype) -> ProgramKey:
+        """The key of a segment's program."""
         # The last exit of a segment is always evaluated, so one program serves all thresholds.
         active = tuple(bool(value) for value in self.active_exits[segment.first : segment.last])
         return ProgramKey(segment, active, batch_size, np.dtype(dtype))

@@ -59,7 +59,11 @@ class BatchSizes:
     @property
     def used(self) -> list[int]:
         """The sizes that `split` can return. The other sizes need no program."""
-        return sorted({int(size) for size in self._size[1:]})
+        return self.used_for(len(self._size) - 1)
+
+    def used_for(self, count: int) -> list[int]:
+        """The sizes that `split` can return for at most `count` images."""
+        return sorted({int(size) for size in self._size[1 : count + 1]})
 
     def split(self, count: int) -> Iterator[int]:
         """Yields the batch sizes of the programs that compute `count` images."""
@@ -99,6 +103,53 @@ def best_plan(
         segments.append(Segment(first, ends[first]))
         first = ends[first] + 1
     return Plan(tuple(segments), least[0])
+
+
+class PlanTable:
+    """Plans for all batch sizes, from a profile.
+
+    Args:
+      profile: times of the stages.
+      reach: fraction of the images that reach each stage.
+      capacity: largest number of images.
+
+    Attributes:
+      batch_sizes: per segment.
+      plans: per batch size of the profile.
+    """
+
+    def __init__(self, profile: StageProfile, reach: Float[np.ndarray, " E"], capacity: int):
+        self._profile, self._reach = profile, reach
+        self.batch_sizes: dict[Segment, BatchSizes] = {
+            segment: BatchSizes(profile.sizes, profile.segment_ms(segment), capacity)
+            for segment in all_segments(len(profile.stage_ms))
+        }
+        self.plans = {size: self._plan(size) for size in profile.sizes}
+
+    def plan_for(self, count: int) -> Plan:
+        """The plan of the largest batch size that is at most `count`."""
+        sizes = self._profile.sizes
+        return self.plans[max(size for size in sizes if size <= max(count, sizes[0]))]
+
+    def expected_ms(self, count: int) -> float:
+        """Expected milliseconds of one worker for `count` images."""
+        segments = self.plan_for(count).segments
+        counts = (float(count * self._reach[segment.first]) for segment in segments)
+        return sum(
+            self.batch_sizes[segment].milliseconds(expected)
+            for segment, expected in zip(segments, counts, strict=True)
+        )
+
+    def planned_sizes(self) -> dict[Segment, BatchSizes]:
+        """The batch sizes of the segments that a plan contains."""
+        return {
+            segment: self.batch_sizes[segment]
+            for plan in self.plans.values()
+            for segment in plan.segments
+        }
+
+    def _plan(self, count: int) -> Plan:
+        return best_plan(self._profile, count, self._reach, self.batch_sizes)
 
 
 def all_segments(num_exits: int) -> list[Segment]:

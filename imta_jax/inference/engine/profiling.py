@@ -12,12 +12,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32
 
-from imta_jax.inference.engine.buffers import BufferArrays, StateShapes, buffer_shapes
-from imta_jax.inference.engine.engine import Engine, max_score
+from imta_jax.inference.engine.compaction import State
+from imta_jax.inference.engine.engine import Engine, SegmentOutput, max_score
 from imta_jax.inference.engine.profile import StageProfile
-from imta_jax.inference.engine.programs import Programs, Segment
+from imta_jax.inference.engine.programs import GatherKey, Programs, Segment
 from imta_jax.runtime import parallel_compilation
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.progress_bar import with_progress
@@ -89,18 +88,35 @@ def _versions() -> dict[str, str]:
 
 
 def _measure(programs: Programs, sizes: tuple[int, ...], num_workers: int) -> StageProfile:
+    """Measures powers of two and the largest size. Other sizes are interpolated."""
+    measured = tuple(n for n in sizes if n & (n - 1) == 0 or n in (sizes[0], sizes[-1]))
+    stage_ms, compaction_ms = (
+        np.stack([np.interp(sizes, measured, row) for row in table])
+        for table in _measure_sizes(programs, measured, num_workers)
+    )
+    return StageProfile(
+        programs.network.name, _device(), _versions(), num_workers, sizes, stage_ms, compaction_ms
+    )
+
+
+def _measure_sizes(
+    programs: Programs, sizes: tuple[int, ...], num_workers: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Milliseconds of the stages [E, S] and of the compactions before all but the first."""
     network = programs.network
     unreached = _UNREACHED_THRESHOLD if network.rule is None else max_score(network)
     thresholds = np.full(network.num_exits, unreached, np.float32)
     engine = Engine(programs, thresholds)
     stages = [Segment(i, i) for i in range(network.num_exits)]
     engine.compile((stage, size) for stage in stages for size in sizes)
+    for stage in range(1, network.num_exits):
+        programs.get([GatherKey(stage, size, size) for size in sizes])
     # Each entry makes a function to time, one per worker. Stages first, then compactions.
     makers = [
         *(functools.partial(_stage_run, engine, stage, size) for stage in stages for size in sizes),
         *(
-            functools.partial(_compaction_run, shapes, size)
-            for shapes in buffer_shapes(network, programs.capacity).values()
+            functools.partial(_compaction_run, engine, stage, size)
+            for stage in range(1, network.num_exits)
             for size in sizes
         ),
     ]
@@ -108,40 +124,34 @@ def _measure(programs: Programs, sizes: tuple[int, ...], num_workers: int) -> St
     with ThreadPoolExecutor(num_workers) as threads:
         times = [_least_ms([make() for _ in range(num_workers)], threads) for make in work]
     table, count = np.asarray(times).reshape(-1, len(sizes)), network.num_exits
-    return StageProfile(
-        network.name, _device(), _versions(), num_workers, sizes, table[:count], table[count:]
-    )
+    stage_ms, compaction_ms = table[:count], table[count:]
+    stage_ms[1:] += compaction_ms  # a stage begins with a gather
+    return stage_ms, compaction_ms
 
 
 def _stage_run(engine: Engine, stage: Segment, size: int) -> Callable[[], object]:
     """Makes a function that runs one stage on zero images and waits for the result."""
-    buffers, slots = engine.new_buffers(), np.arange(size)
     network = engine.network
-    zeros = np.zeros((size, *network.image_shape), network.image_dtype)
-    images = zeros if stage.first == 0 else None
-    return lambda: engine.fetch(engine.dispatch(buffers, stage, size, slots, images), size)
+    if stage.first == 0:
+        images = np.zeros((size, *network.image_shape), network.image_dtype)
+        return lambda: engine.fetch(engine.run_images(stage, size, images), size)
+    state = _zeros(engine, stage.first, size)
+    return lambda: engine.fetch(engine.run(stage, size, state), size)
 
 
-def _compaction_run(shapes: StateShapes, size: int) -> Callable[[], None]:
-    """Makes a function that runs one gather, one scatter and one host sync."""
+def _compaction_run(engine: Engine, stage: int, size: int) -> Callable[[], object]:
+    """Makes a function that gathers all images of a batch in another order."""
+    predictions = jnp.zeros((3, size), jnp.int32)
+    source = SegmentOutput(predictions, _zeros(engine, stage, size), size)
+    if size == 1:
+        return lambda: None  # one image is never moved
+    order = np.arange(size)[::-1]
+    return lambda: jax.block_until_ready(engine.gather(stage, source, order, size))
 
-    def compact(
-        source: BufferArrays, target: BufferArrays, slots: Int32[Array, " N"]
-    ) -> tuple[Int32[Array, " N"], BufferArrays]:
-        state = (x.at[slots].get(mode="clip") for x in source)
-        target = tuple(x.at[slots].set(y, mode="drop") for x, y in zip(target, state, strict=True))
-        return slots + 1, target
 
-    program = jax.jit(compact, donate_argnums=1)
-    source, target = (tuple(jnp.zeros(s.shape, s.dtype) for s in shapes) for _ in range(2))
-    slots = np.arange(size, dtype=np.int32)
-
-    def run() -> None:
-        nonlocal target
-        output, target = program(source, target, slots)
-        np.asarray(output)
-
-    return run
+def _zeros(engine: Engine, stage: int, size: int) -> State:
+    shapes = engine.programs.state_shapes(stage, size)
+    return tuple(jnp.zeros(shape.shape, shape.dtype) for shape in shapes)
 
 
 def _least_ms(runs: Sequence[Callable[[], object]], threads: ThreadPoolExecutor) -> float:

@@ -1,9 +1,9 @@
-"""Compiled segments: programs that run one or more stages and compact the batch.
+"""Compiled segments: programs that run one or more stages, and those that compact the batch.
 
-A *segment* is a range of stages that are compiled together, for a few batch sizes. Its program
-gathers the images from the segment's input buffers, runs the stages, decides which images exit, and
-scatters the others into their slots of the next segment's buffers. The gather compacts the batch:
-there is no recompilation, one host sync per program, and no copy of images that exit.
+A *segment* is a range of stages that are compiled together, for a few batch sizes. Its program runs
+the stages and decides which images exit. Between two segments, a program gathers the images that
+continue (`compaction`): there is no recompilation, one host sync per program, and no copy of images
+that exit.
 """
 
 import functools
@@ -11,13 +11,20 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Shaped
 
-from imta_jax.inference.engine.buffers import BufferArrays, buffer_shapes
+from imta_jax.inference.engine.buffers import StateShapes, buffer_shapes
+from imta_jax.inference.engine.compaction import (
+    IMAGES_FIRST,
+    IMAGES_LAST,
+    ROWS,
+    gather_state,
+    shapes_of,
+    store_state,
+)
 from imta_jax.inference.engine.staged import ScoredStage, StagedNetwork, Weights
 from imta_jax.runtime.parallel_compilation import compile_all
 
@@ -36,7 +43,7 @@ class Segment(NamedTuple):
 
 
 class ProgramKey(NamedTuple):
-    """What a program is compiled for.
+    """What a program of a segment is compiled for.
 
     Attributes:
       segment: its stages.
@@ -49,6 +56,35 @@ class ProgramKey(NamedTuple):
     active_exits: tuple[bool, ...]
     batch_size: int
     dtype: np.dtype
+
+
+class GatherKey(NamedTuple):
+    """What a program that gathers images is compiled for.
+
+    Attributes:
+      stage: that reads the images, from 1.
+      source_size: number of images in the state that they are gathered from; None for a buffer.
+      batch_size: number of images gathered.
+    """
+
+    stage: int
+    source_size: int | None
+    batch_size: int
+
+
+class StoreKey(NamedTuple):
+    """What a program that writes images to a buffer is compiled for.
+
+    Attributes:
+      stage: that will read the images, from 1.
+      batch_size: number of images.
+    """
+
+    stage: int
+    batch_size: int
+
+
+Key = ProgramKey | GatherKey | StoreKey
 
 
 class Programs:
@@ -67,9 +103,10 @@ class Programs:
         self.num_compiled = 0
         self._lock = threading.Lock()  # several workers may request the same program
         self._buffer_shapes = buffer_shapes(network, capacity)
-        self._compiled: dict[ProgramKey, jax.stages.Compiled] = {}
+        self._state_shapes: dict[int, list[StateShapes]] = {}
+        self._compiled: dict[Key, jax.stages.Compiled] = {}
 
-    def get(self, keys: Sequence[ProgramKey]) -> list[jax.stages.Compiled]:
+    def get(self, keys: Sequence[Key]) -> list[jax.stages.Compiled]:
         """Returns the programs, after compiling the missing ones in parallel."""
         if not all(key in self._compiled for key in keys):
             with self._lock:
@@ -79,18 +116,59 @@ class Programs:
                 self.num_compiled += len(missing)
         return [self._compiled[key] for key in keys]
 
-    def _lower(self, key: ProgramKey) -> jax.stages.Lowered:
+    def is_compiled(self, key: Key) -> bool:
+        """Whether a program can be used without waiting for its compilation."""
+        return key in self._compiled
+
+    def state_shapes(self, stage: int, batch_size: int) -> StateShapes:
+        """Shapes of the arrays that a stage (from 1) reads."""
+        if batch_size not in self._state_shapes:
+            self._state_shapes[batch_size] = self.network.state_shapes(batch_size)
+        return shapes_of(self._state_shapes[batch_size][stage - 1])
+
+    def layout(self, batch_size: int) -> str:
+        """Axes of the maps of a batch of this size."""
+        return IMAGES_LAST if self.network.has_images_last(batch_size) else IMAGES_FIRST
+
+    def _lower(self, key: Key) -> jax.stages.Lowered:
+        if isinstance(key, ProgramKey):
+            return self._lower_segment(key)
+        if isinstance(key, GatherKey):
+            return self._lower_gather(key)
+        return self._lower_store(key)
+
+    def _lower_segment(self, key: ProgramKey) -> jax.stages.Lowered:
         first, following = key.segment.first, key.segment.last + 1
-        images = (jax.ShapeDtypeStruct((key.batch_size, *self.network.image_shape), key.dtype),)
-        stages = self.network.scored_stages()
+        size = key.batch_size
+        images = (jax.ShapeDtypeStruct((size, *self.network.image_shape), key.dtype),)
+        stages = self.network.scored_stages(size)
         run = functools.partial(_run_segment, stages, key.segment, key.active_exits)
-        return jax.jit(run, donate_argnums=3, compiler_options=COMPILER_OPTIONS).lower(
-            self.network.weights[first:following],
+        return jax.jit(run, compiler_options=COMPILER_OPTIONS).lower(
+            self.network.weights_for(size)[first:following],
             jax.ShapeDtypeStruct((self.network.num_exits,), np.float32),
-            self._buffer_shapes.get(first, images),
-            self._buffer_shapes.get(following, ()),
+            self.state_shapes(first, size) if first else images,
+        )
+
+    def _lower_gather(self, key: GatherKey) -> jax.stages.Lowered:
+        if key.source_size is None:
+            shapes, source = self._buffer_shapes[key.stage], self._buffer_layout
+        else:
+            shapes = self.state_shapes(key.stage, key.source_size)
+            source = self.layout(key.source_size)
+        run = functools.partial(gather_state, source=source, target=self.layout(key.batch_size))
+        return jax.jit(run).lower(shapes, jax.ShapeDtypeStruct((key.batch_size,), np.int32))
+
+    def _lower_store(self, key: StoreKey) -> jax.stages.Lowered:
+        layouts = {"source": self.layout(key.batch_size), "target": self._buffer_layout}
+        return jax.jit(functools.partial(store_state, **layouts), donate_argnums=0).lower(
+            self._buffer_shapes[key.stage],
+            self.state_shapes(key.stage, key.batch_size),
             jax.ShapeDtypeStruct((key.batch_size,), np.int32),
         )
+
+    @property
+    def _buffer_layout(self) -> str:
+        return IMAGES_FIRST if self.network.images_last is None else ROWS
 
 
 def _run_segment(
@@ -99,10 +177,8 @@ def _run_segment(
     active_exits: tuple[bool, ...],
     weights: tuple[Weights, ...],
     thresholds: Float32[Array, " E"],
-    source: tuple[Shaped[Array, "source ..."], ...],
-    target: BufferArrays,
-    slots: Int32[Array, " N"],
-) -> tuple[Int32[Array, "3 N"], BufferArrays]:
+    state: tuple[Shaped[Array, "..."], ...],
+) -> tuple[Int32[Array, "3 N"], tuple[Shaped[Array, "..."], ...]]:
     """The program of a segment, to be traced.
 
     Args:
@@ -111,33 +187,30 @@ def _run_segment(
       active_exits: per stage of the segment but the last, whether its exit is evaluated.
       weights: per stage of the segment.
       thresholds: on the score of the exit rule, per exit.
-      source: the images [N, H, W, C] at the first segment, else the input buffers [capacity, ...].
-      target: the next segment's buffers [capacity, ...]; empty at the last segment.
-      slots: of the images in the buffers. Slots beyond the capacity are padding.
+      state: the images [N, H, W, C] at the first segment, else the state of N images.
 
     Returns:
-      Labels, exits and the bits of the confidences; the updated target buffers.
+      Labels, exits and the bits of the confidences; the state for the next segment.
     """
-    state = tuple(x.at[slots].get(mode="clip") for x in source) if segment.first else source
-    chex.assert_equal_shape_prefix([slots, *state], 1)
-    exited = jnp.zeros(slots.shape, bool)
-    labels, exits = (jnp.zeros(slots.shape, jnp.int32) for _ in range(2))
-    confidence = jnp.zeros(slots.shape, jnp.float32)
+    found: tuple[jax.Array, ...] | None = None  # labels, exits, confidences, whether exited
     for i, active in enumerate((*active_exits, True), start=segment.first):
         state, logits, score = stages[i](weights[i - segment.first], state)
         # XLA removes the head of an inactive exit unless a later exit reads its logits.
-        if active:
-            probability = jax.nn.softmax(logits).max(axis=-1)
-            labels = jnp.where(exited, labels, logits.argmax(axis=-1).astype(jnp.int32))
-            confidence = jnp.where(exited, confidence, probability)
-            exits = jnp.where(exited, exits, i)
-            # Not `>=`: an image with a NaN score exits at once.
-            exited |= ~((probability if score is None else score) < thresholds[i])
-    capacity = target[0].shape[0] if target else 0
-    kept_slots = jnp.where(exited, capacity, slots)
-    target = tuple(
-        x.at[kept_slots].set(y, mode="drop") for x, y in zip(target, state, strict=bool(target))
-    )
+        if not active:
+            continue
+        probability = jax.nn.softmax(logits).max(axis=-1)
+        # Not `>=`: an image with a NaN score exits at once.
+        leaves = ~((probability if score is None else score) < thresholds[i])
+        at_exit = jnp.full(leaves.shape, i, jnp.int32)
+        new = (logits.argmax(axis=-1).astype(jnp.int32), at_exit, probability, leaves)
+        if found is None:
+            found = new
+        else:
+            *earlier, exited = found
+            kept = [jnp.where(exited, x, y) for x, y in zip(earlier, new[:3], strict=True)]
+            found = (*kept, exited | leaves)
+    assert found is not None  # the last exit is active
+    labels, exits, confidence, exited = found
     exits |= jnp.where(exited, 0, CONTINUES)
     bits = jax.lax.bitcast_convert_type(confidence, jnp.int32)
-    return jnp.stack([labels, exits, bits]), target
+    return jnp.stack([labels, exits, bits]), state

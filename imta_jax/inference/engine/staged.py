@@ -1,7 +1,8 @@
 """The interface between a network and the early-exit engine: one function per exit.
 
 `classifier_stages` makes a `StagedNetwork` from a trained classifier, `export.loader` makes one
-from an exported folder. Between two exits, a batch is a tuple of arrays with the batch axis first.
+from an exported folder. Between two exits, a batch is a tuple of arrays with the batch axis first,
+or last in 4-D arrays of `images_last`.
 """
 
 import dataclasses
@@ -22,13 +23,28 @@ from imta_jax.inference.engine.staged_rule import StagedRule, split_state, stage
 if TYPE_CHECKING:
     from imta_jax.techniques.exit_rules import ExitRule
 
-StageState = tuple[Shaped[Array, "N ..."], ...]
+StageState = tuple[Shaped[Array, "..."], ...]
 Weights = Sequence[Array]
+# Smaller batches are computed with the images first. Measured in docs/results/cpu.md.
+MIN_IMAGES_LAST = 12
 Stage = Callable[[Weights, StageState], tuple[StageState, Float[Array, "N K"]]]
 # Also returns the score of the exit rule, [N].
 ScoredStage = Callable[
     [Weights, StageState], tuple[StageState, Float[Array, "N K"], Float[Array, " N"] | None]
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class StagesAndWeights:
+    """One form of a network.
+
+    Attributes:
+      stages: see `StagedNetwork`.
+      weights: per exit, the arrays that its stage reads.
+    """
+
+    stages: tuple[Stage, ...]
+    weights: tuple[Weights, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +62,8 @@ class StagedNetwork:
       name: a digest of costs and weight shapes. Equal names mean equal run times.
       transform: how evaluation makes the network's input from an image; None if unknown.
       rule: the exit rule; None for the confidence, the highest softmax probability.
+      images_last: the same network for larger batches on one CPU, which computes it faster. Every
+        4-D array of the state is [C, H, W, N]. None if there is no such form.
     """
 
     stages: tuple[Stage, ...]
@@ -56,6 +74,7 @@ class StagedNetwork:
     name: str
     transform: EvaluationTransform | None = None
     rule: StagedRule | None = None
+    images_last: StagesAndWeights | None = None
 
     @property
     def num_exits(self) -> int:
@@ -69,26 +88,40 @@ class StagedNetwork:
         _, logits = jax.eval_shape(self.stages[0], self.weights[0], images)
         return logits.shape[1]
 
-    def scored_stages(self) -> tuple[ScoredStage, ...]:
+    def has_images_last(self, batch_size: int) -> bool:
+        """Whether a batch of this size is computed with the images on the last axis."""
+        return self.images_last is not None and batch_size >= MIN_IMAGES_LAST
+
+    def scored_stages(self, batch_size: int = 1) -> tuple[ScoredStage, ...]:
         """Per exit, its stage with the exit rule, whose carry is the end of the state.
 
         The score is None for the confidence.
         """
+        form = self.images_last if self.has_images_last(batch_size) else self
+        assert form is not None
         return tuple(
             functools.partial(_run_scored, stage, self.rule, i)
-            for i, stage in enumerate(self.stages)
+            for i, stage in enumerate(form.stages)
         )
 
-    def state_shapes(self) -> list[tuple[jax.ShapeDtypeStruct, ...]]:
-        """Shapes of the state between exits, for one image.
+    def weights_for(self, batch_size: int) -> tuple[Weights, ...]:
+        """The arguments of `scored_stages(batch_size)`."""
+        form = self.images_last if self.has_images_last(batch_size) else self
+        assert form is not None
+        return form.weights
+
+    def state_shapes(self, batch_size: int = 1) -> list[tuple[jax.ShapeDtypeStruct, ...]]:
+        """Shapes of the state between exits.
 
         Returns:
-          Per exit but the last, the arrays [1, ...] that its stage and the exit rule return.
+          Per exit but the last, the arrays that its stage and the exit rule return.
         """
-        state: Any = (jax.ShapeDtypeStruct((1, *self.image_shape), self.image_dtype),)
+        images = jax.ShapeDtypeStruct((batch_size, *self.image_shape), self.image_dtype)
+        state: Any = (images,)
         shapes = []
-        for stage, weights in zip(self.scored_stages(), self.weights, strict=True):
-            state, _, _ = jax.eval_shape(stage, weights, state)
+        stages, weights = self.scored_stages(batch_size), self.weights_for(batch_size)
+        for stage, stage_weights in zip(stages, weights, strict=True):
+            state, _, _ = jax.eval_shape(stage, stage_weights, state)
             shapes.append(state)
         return shapes[:-1]
 

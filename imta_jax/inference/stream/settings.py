@@ -49,4 +49,6 @@ class WorkerSettings:
             for segment, of_segment in zip(segments, batch_sizes, strict=True)
             for size in of_segment.used
         )
+        for before, after, segment in zip(batch_sizes, batch_sizes[1:], segments[1:], strict=False):
+            engine.compile_compaction(segment.first, before, after, only_buffers=True)
         return cls(engine, segments, tuple(batch_sizes), limit, classifier.num_workers)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Int, Int32, Shaped
+from jaxtyping import Int, Shaped
 
+from imta_jax.inference.engine.engine import SegmentOutput
 from imta_jax.inference.stream.request import Request
 from imta_jax.inference.stream.request_queue import RequestQueue
 from imta_jax.inference.stream.settings import WorkerSettings
@@ -20,7 +21,7 @@ class _Dispatched(NamedTuple):
 
     segment: int
     slots: Slots
-    outputs: Int32[Array, "3 B"]
+    output: SegmentOutput
 
 
 class Worker:
@@ -139,17 +140,20 @@ class Worker:
         """Dispatches a segment, as several programs if no batch size fits the images."""
         engine, begin = self._settings.engine, 0
         for size in self._settings.batch_sizes[segment].split(len(slots)):
-            own = slots[begin : begin + size]
-            batch = None if images is None else images[begin : begin + size]
-            stages = self._settings.segments[segment]
-            outputs = engine.dispatch(self._buffers, stages, size, own, batch)
-            self._dispatched.append(_Dispatched(segment, own, outputs))
+            own, stages = slots[begin : begin + size], self._settings.segments[segment]
+            if images is not None:
+                output = engine.run_images(stages, size, images[begin : begin + size])
+            else:
+                state = engine.gather(stages.first, self._buffers, own, size)
+                output = engine.run(stages, size, state)
+            self._dispatched.append(_Dispatched(segment, own, output))
             begin += size
 
     def _fetch(self, program: _Dispatched) -> None:
         """Waits for a program; completes the confident images and queues the others."""
-        segment, slots, outputs = program
-        predictions = self._settings.engine.fetch(outputs, len(slots))
+        segment, slots, output = program
+        engine = self._settings.engine
+        predictions = engine.fetch(output, len(slots))
         self.num_programs += 1
         self.num_computed += len(slots)
         self._label[slots], self._exit[slots], self._confidence[slots] = predictions[:3]
@@ -157,6 +161,9 @@ class Worker:
         if not predictions.exited.all():
             waiting = self._segment_queues[segment + 1]
             continuing = slots[~predictions.exited]
+            stage = self._settings.segments[segment + 1].first
+            written = np.where(predictions.exited, engine.capacity, slots)
+            engine.store(stage, output, self._buffers, written)
             self._segment_queues[segment + 1] = np.concatenate([waiting, continuing])
 
     def _complete_before_deadline(self) -> bool:

@@ -8,14 +8,19 @@ shifted map. JAX's own gradients are sums of padded maps, which take several tim
 """
 
 import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 _ROW_AXIS, _COLUMN_AXIS = 1, 2
 _DIMENSIONS = ("CHWN", "HWIO", "CHWN")
+AnyArray = jax.Array | np.ndarray
 Residuals = tuple[jax.Array, jax.Array]
+# How a convolution is computed. See `form_of`.
+Form = Literal["one_by_one", "three_by_three", "strided", "patches", "xla"]
 
 
 @functools.partial(jax.jit, static_argnames="stride")
@@ -24,22 +29,67 @@ def convolve_channels_first(
 ) -> Float[Array, "O h w N"]:
     """As `nn.convolution.convolve`, for CHWN maps; sums are in float32 or wider."""
     kernel = kernel.astype(x.dtype)
-    size, _, inputs, outputs = kernel.shape
+    size = kernel.shape[0]
+    form = form_of(kernel, stride)
     with jax.named_scope(f"{size}x{size}_stride_{stride}"):  # for profilers
-        if size == 1 and stride == 1:
+        if form == "one_by_one":
             return _one_by_one(x, kernel[0, 0])
-        if size != 3:
-            half = size // 2
-            padding = [(half, half), (half, half)]
-            return jax.lax.conv_general_dilated(
-                x, kernel, (stride, stride), padding, dimension_numbers=_DIMENSIONS
-            )
-        if stride == 2:
+        if form == "strided":
             return _strided(x, kernel)
-        # The form that writes fewer intermediate rows: 3 I + 4 O, or 9 I + O from patches.
-        if 2 * inputs < outputs:
-            return _convolve_patches(x, kernel)
-        return _three_by_three(x, kernel)
+        if form == "three_by_three":
+            return _three_by_three(x, kernel)
+        return convolve_packed(x, pack_kernel(kernel, form), form, stride)
+
+
+def form_of(kernel: AnyArray, stride: int) -> Form:
+    """The form in which a convolution with a kernel [k, k, I, O] is computed."""
+    size, _, inputs, outputs = kernel.shape
+    if size == 1 and stride == 1:
+        return "one_by_one"
+    if size != 3:
+        return "xla"
+    if stride == 2:
+        return "strided"
+    # The form that writes fewer intermediate rows: 3 I + 4 O, or 9 I + O from patches.
+    return "patches" if 2 * inputs < outputs else "three_by_three"
+
+
+def pack_kernel(kernel: AnyArray, form: Form) -> Any:
+    """The matrix that a form multiplies with the map; the kernel [k, k, I, O] for the form "xla".
+
+    Also takes NumPy arrays, and then returns one.
+    """
+    if form == "one_by_one":
+        return kernel[0, 0].T
+    if form == "patches":
+        return kernel.transpose(3, 0, 1, 2).reshape(kernel.shape[3], -1)
+    if form == "three_by_three":
+        matrix = _as_matrix(kernel)
+        return matrix.reshape(-1, matrix.shape[2])
+    if form == "strided":
+        matrix = _as_matrix(kernel)[np.array([1, 0, 2])]  # the row of even pixels first
+        return matrix.reshape(-1, matrix.shape[2])
+    return kernel
+
+
+def convolve_packed(
+    x: Float[Array, "I H W N"], packed: jax.Array, form: Form, stride: int
+) -> Float[Array, "O h w N"]:
+    """As `convolve_channels_first`, with the result of `pack_kernel`; without a gradient rule."""
+    if form == "one_by_one":
+        return _product(packed, x).astype(x.dtype)
+    if form == "patches":
+        return _convolve_patches(x, packed)
+    if form == "three_by_three":
+        return _three_by_three_product(x, packed)
+    if form == "strided":
+        outputs = len(packed) // 3
+        return _strided_product(x, packed[:outputs], packed[outputs:])
+    half = packed.shape[0] // 2
+    padding = [(half, half), (half, half)]
+    return jax.lax.conv_general_dilated(
+        x, packed, (stride, stride), padding, dimension_numbers=_DIMENSIONS
+    )
 
 
 def _product(matrix: jax.Array, x: jax.Array) -> jax.Array:
@@ -90,7 +140,7 @@ def _one_by_one_backward(residuals: Residuals, gradient: jax.Array) -> Residuals
 _one_by_one.defvjp(_one_by_one_forward, _one_by_one_backward)
 
 
-def _as_matrix(kernel: jax.Array) -> jax.Array:
+def _as_matrix(kernel: AnyArray) -> Any:
     """Reshapes a kernel [3, 3, I, O] to [3, O, 3 I]: one matrix per kernel row."""
     return kernel.transpose(0, 3, 1, 2).reshape(3, kernel.shape[3], -1)
 
@@ -103,9 +153,12 @@ def _as_kernel(matrix: jax.Array, like: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _three_by_three(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    matrix = _as_matrix(kernel)
-    groups = _product(matrix.reshape(-1, matrix.shape[2]), _three_columns(x))
-    above, here, below = jnp.split(groups, 3)
+    return _three_by_three_product(x, pack_kernel(kernel, "three_by_three"))
+
+
+def _three_by_three_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """A 3x3 convolution with a matrix [3 O, 3 I], one group of rows per kernel row."""
+    above, here, below = jnp.split(_product(matrix, _three_columns(x)), 3)
     return (_shifted(above, 1, _ROW_AXIS) + here + _shifted(below, -1, _ROW_AXIS)).astype(x.dtype)
 
 
@@ -162,7 +215,11 @@ def _even_and_odd(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 @jax.custom_vjp
 def _strided(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """3x3 at stride 2: output row r reads the even row 2r and the odd rows 2r - 1 and 2r + 1."""
-    even_matrix, odd_matrix = _even_and_odd(_as_matrix(kernel))
+    return _strided_product(x, *_even_and_odd(_as_matrix(kernel)))
+
+
+def _strided_product(x: jax.Array, even_matrix: jax.Array, odd_matrix: jax.Array) -> jax.Array:
+    """A strided convolution with the matrices of `_even_and_odd`."""
     even, odd = _strided_columns(x)
     above, below = jnp.split(_product(odd_matrix, odd), 2)
     return (_shifted(above, 1, _ROW_AXIS) + _product(even_matrix, even) + below).astype(x.dtype)
@@ -192,11 +249,13 @@ def _strided_backward(residuals: Residuals, gradient: jax.Array) -> Residuals:
 _strided.defvjp(_strided_forward, _strided_backward)
 
 
-def _convolve_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3x3 from few channels to many, such as the stem, as one product over all nine neighbors."""
+def _convolve_patches(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """3x3 from few channels to many, such as the stem, as one product over all nine neighbors.
+
+    The matrix is [O, 9 I].
+    """
     columns = _three_columns(x)
     patches = jnp.concatenate(
         [_shifted(columns, 1, _ROW_AXIS), columns, _shifted(columns, -1, _ROW_AXIS)]
     )
-    matrix = kernel.transpose(3, 0, 1, 2).reshape(kernel.shape[3], -1)
     return _product(matrix, patches).astype(x.dtype)

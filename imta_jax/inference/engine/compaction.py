@@ -1,0 +1,66 @@
+"""Compaction: programs that gather the images that continue, between two segments.
+
+A stage runs on batches of a few sizes. Its output is a state of the same size, in which some images
+have exited. `gather_state` selects the others for the next stage, in the layout of the next batch
+size. `store_state` writes them to rows of a buffer, where they wait for images of other batches.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from jaxtyping import Array, Int32, Shaped
+
+State = tuple[Shaped[Array, "..."], ...]
+# Axes of the 4-D arrays: images first, images last, and rows of a buffer with channels first.
+IMAGES_FIRST, IMAGES_LAST, ROWS = "NHWC", "CHWN", "NCHW"
+
+
+def gather_state(state: State, indices: Int32[Array, " m"], source: str, target: str) -> State:
+    """Selects images of a state.
+
+    Args:
+      state: arrays of n images.
+      indices: of the images; those beyond n select the last one, which serves as padding.
+      source: axes of the 4-D arrays. All other arrays have the images first.
+      target: axes of the 4-D arrays that are returned.
+    """
+
+    def gather(x: jax.Array) -> jax.Array:
+        if x.ndim != 4 or source.startswith("N"):
+            x = x.at[indices].get(mode="clip")
+        else:
+            # As a matrix: a gather of the last of four axes takes four times as long on a CPU.
+            pixels = x.reshape(-1, x.shape[-1]).at[:, indices].get(mode="clip")
+            x = pixels.reshape(*x.shape[:-1], len(indices))
+        return _transpose(x, source, target)
+
+    return tuple(map(gather, state))
+
+
+def store_state(
+    buffer: State, state: State, slots: Int32[Array, " n"], source: str, target: str
+) -> State:
+    """Writes images of a state to slots of a buffer.
+
+    Args:
+      buffer: arrays [capacity, ...].
+      state: arrays of n images.
+      slots: of the images; those beyond the capacity are not written.
+      source: axes of the 4-D arrays of the state.
+      target: axes of the 4-D arrays of the buffer.
+    """
+    return tuple(
+        x.at[slots].set(_transpose(y, source, target), mode="drop")
+        for x, y in zip(buffer, state, strict=True)
+    )
+
+
+def _transpose(x: jax.Array, source: str, target: str) -> jax.Array:
+    if x.ndim != 4 or source == target:
+        return x
+    return x.transpose([source.index(axis) for axis in target])
+
+
+def shapes_of(shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Plain shapes of a state, without sharding or weak types."""
+    return tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in shapes)
