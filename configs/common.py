@@ -307,6 +307,11 @@ def assemble(model, data, phase_one, phase_two, evaluation):
     config.log.line_every_seconds = 60.0
     # Steps (A, B) of each phase to trace with the profiler; (0, 0) for none.
     config.log.profile_steps = (0, 0)
+    # Where metrics go in addition to metrics.jsonl: "tensorboard", "wandb", "mlflow", your own
+    # registered names, or "package.module:name"; () for none.
+    config.log.writers = ("tensorboard",)
+    # Options of the writers by their names, such as writer_options.wandb.project.
+    config.log.writer_options = ConfigDict()
     config.lock()
     # Options of components have any names.
     for options in (
@@ -319,6 +324,7 @@ def assemble(model, data, phase_one, phase_two, evaluation):
         *(phase.schedule_options for phase in (phase_one, phase_two)),
         phase_two.transfer_options,
         evaluation.exit_rule_options,
+        config.log.writer_options,
     ):
         options.unlock()
     return config

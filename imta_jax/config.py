@@ -299,6 +299,8 @@ class LogConfig(Section):
     check_every_steps: int = number(50, at_least=1)
     line_every_seconds: float = number(60.0, at_least=0)
     profile_steps: tuple[int, int] = number((0, 0), at_least=0)
+    writers: tuple[str, ...] = ("tensorboard",)
+    writer_options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

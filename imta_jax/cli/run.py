@@ -26,6 +26,7 @@ from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.runtime.lock import only_run_in
 from imta_jax.runtime.optional_packages import require
 from imta_jax.runtime.paths import local_path
+from imta_jax.runtime.run_header import log_run_header
 from imta_jax.training import (
     PHASES,
     check_training_config,
@@ -142,6 +143,7 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     if has_begun and not due:
         return
     _check_inputs(config, workdir, due)
+    log_run_header(workdir)
     if "evaluate" in due:
         require("train", "writing the results of an evaluation", "pyarrow")
     steps: dict[str, Callable[[RunConfig, Dataset, Path], Any]] = {

@@ -8,6 +8,7 @@ from imta_jax.distributed import check_batch_size
 from imta_jax.models import check_model
 from imta_jax.runtime.registry import BACKBONES, EXIT_RULES, HEADS, OPTIMIZERS
 from imta_jax.techniques.exit_rules import check_exit_rule, get_exit_rule
+from imta_jax.training.callbacks import check_writers
 from imta_jax.training.combinations import check_combinations
 from imta_jax.training.feed import check_feed
 from imta_jax.training.frozen import check_expressions, trained_variables
@@ -37,6 +38,7 @@ def check_field_values(config: RunConfig) -> None:
     check_model(config.model)
     config.check_components()
     check_combinations(config)
+    check_writers(config.log)
     for name in PHASES:
         check_schedule(phase_settings(config, name))
         check_optimizer(phase_settings(config, name))

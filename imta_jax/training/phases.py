@@ -9,7 +9,7 @@ from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import Dataset, steps_per_epoch
 from imta_jax.errors import MissingFileError
 from imta_jax.models import MultiExitClassifier, resolve_model_config
-from imta_jax.training.callbacks import default_callbacks
+from imta_jax.training.callbacks import LoggedRun, default_callbacks
 from imta_jax.training.checkpoint_reading import (
     has_readable_checkpoint,
     has_readable_epoch,
@@ -24,6 +24,7 @@ from imta_jax.training.optimizer import phase_optimizer
 from imta_jax.training.schedules import epochs_schedule
 from imta_jax.training.setup import (
     assemble_phase,
+    describe_parameters,
     mesh_of,
     new_phase_one,
     phase_parts,
@@ -132,21 +133,21 @@ def train_phase(
     steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
     epochs = epochs or range(settings.total_epochs)
     schedule = epochs_schedule(settings, epochs, steps)
-    optimizer = phase_optimizer(settings, schedule)
     learning_rate = cast(Callable[[int], float], schedule)
-    pixels = {"mean": dataset.mean, "std": dataset.std}
-    given = {"mesh": mesh, "seed": phase_seed(config, name)}
-    parts = (classifier, objective, trainable, optimizer, settings)
-    phase = assemble_phase(*parts, **pixels, **given)
+    parts = (classifier, objective, trainable, phase_optimizer(settings, schedule), settings)
+    pixels, seed = {"mean": dataset.mean, "std": dataset.std}, phase_seed(config, name)
+    phase = assemble_phase(*parts, **pixels, mesh=mesh, seed=seed)
     state = phase.new_state()
     feed = training_feed(config, name, dataset, phase, state, _saved_executable(folder, name))
-    _log.info("%s: %d epochs of %d steps, input: %s", name, epochs.stop, steps, feed.name)
+    shown = (name, epochs.stop, steps, feed.name, describe_parameters(classifier, trainable))
+    _log.info("%s: %d epochs of %d steps, input: %s, %s", *shown)
     callbacks = default_callbacks(
         folder,
         meta={**network_meta(config, dataset, name, classifier), **(meta or {})},
         log=config.log,
         checkpoint=config.checkpoint,
         learning_rate=learning_rate,
+        run=LoggedRun(name, folder, config.to_dict()),
     )
     TrainingLoop(
         phase=name,

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
@@ -133,6 +134,15 @@ def assemble_phase(
     augmentation = BatchAugmentation(settings, classifier.num_classes, seed)
     step = augmented_step(step, augmentation)
     return Phase(classifier, objective, trainable, optimizer, graphdef, step, mesh)
+
+
+def describe_parameters(classifier: MultiExitClassifier, trainable: Any) -> str:
+    """The numbers of parameters and of those that are trained, for the log."""
+    total, trained = (
+        sum(leaf.size for leaf in jax.tree.leaves(nnx.state(classifier, chosen)))
+        for chosen in (nnx.Param, trainable)
+    )
+    return f"{total:,} parameters" + (f", {trained:,} trained" if trained < total else "")
 
 
 def _warn_of_other_dtypes(classifier: MultiExitClassifier) -> None:

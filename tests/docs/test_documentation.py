@@ -79,7 +79,7 @@ def test_overrides_name_config_fields(page):
         if name.partition(".")[0] in _FIELD_PARTS
     }
     # Options of own components have any names.
-    named = {re.sub(r"((?:\w+_)?options)\.\w+$", r"\1", name) for name in overrides}
+    named = {re.sub(r"((?:\w+_)?options)\.[\w.]+$", r"\1", name) for name in overrides}
     assert sorted(named - known) == []
 
 

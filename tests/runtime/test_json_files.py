@@ -16,7 +16,7 @@ from imta_jax.runtime.json_files import (
     read_json_or_none,
 )
 from imta_jax.runtime.write_errors import WriteErrorPolicy
-from imta_jax.training.callbacks import JsonlWriter, Progress, TensorBoardWriter
+from imta_jax.training.callbacks import JsonlWriter, LoggedRun, Progress, WriterCallback
 from imta_jax.training.metrics import training_seconds
 
 DAMAGE = [b"", b'{"a": 1', b"\0" * 40, b"\xff\xfe", b"[1]", b"3", b'{"a": 1}{']
@@ -87,9 +87,14 @@ def progress(epoch=0):
     return Progress("phase_one", 9, 3, 64, state=None, epoch=epoch)
 
 
-@pytest.mark.parametrize("writer", [JsonlWriter, TensorBoardWriter])
+def tensorboard(folder, policy):
+    return WriterCallback("tensorboard", {}, LoggedRun("phase_one", folder), policy)
+
+
+@pytest.mark.parametrize("writer", [JsonlWriter, tensorboard])
 def test_failed_writes_of_metrics_are_logged_under_the_policy_continue(writer, tmp_path, caplog):
     with writer(tmp_path, WriteErrorPolicy("continue")) as metrics:
+        metrics.on_train_start(progress())
         metrics.on_metrics(progress(), row(1))
         with largest_file(30):
             metrics.on_train_start(progress(1))
@@ -103,7 +108,7 @@ def test_failed_writes_of_metrics_are_logged_under_the_policy_continue(writer, t
 
 def test_a_folder_that_cannot_be_written_is_logged_under_the_policy_continue(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    for writer in (JsonlWriter, TensorBoardWriter):
+    for writer in (JsonlWriter, tensorboard):
         with writer(tmp_path / "file", WriteErrorPolicy("continue")) as metrics:
             metrics.on_train_start(progress())
             metrics.on_metrics(progress(), row(1))
@@ -111,17 +116,19 @@ def test_a_folder_that_cannot_be_written_is_logged_under_the_policy_continue(tmp
 
 
 def test_a_failed_write_of_metrics_raises_under_the_policy_stop(tmp_path):
-    for writer in (JsonlWriter, TensorBoardWriter):
+    for writer in (JsonlWriter, tensorboard):
         with (
             pytest.raises(OSError, match=str(tmp_path)),
             largest_file(10),
             writer(tmp_path, WriteErrorPolicy("stop")) as metrics,
         ):
+            metrics.on_train_start(progress())
             metrics.on_metrics(progress(), row(1))
 
 
 def test_tensorboard_reads_the_rows_before_and_after_a_failure(tmp_path):
-    with TensorBoardWriter(tmp_path, WriteErrorPolicy("continue")) as events:
+    with tensorboard(tmp_path, WriteErrorPolicy("continue")) as events:
+        events.on_train_start(progress())
         events.on_metrics(progress(), row(1))
         (path,) = (tmp_path / "tensorboard").iterdir()
         with largest_file(path.stat().st_size + 100):

@@ -23,8 +23,9 @@ from imta_jax.training.callbacks import (
     EpochLine,
     IntervalLines,
     JsonlWriter,
+    LoggedRun,
     Progress,
-    TensorBoardWriter,
+    WriterCallback,
 )
 from imta_jax.training.callbacks import progress as progress_callbacks
 from imta_jax.training.metrics import format_per_exit
@@ -244,9 +245,11 @@ def test_without_tensorboard_metrics_are_still_written(tmp_path, monkeypatch, ca
     monkeypatch.setitem(sys.modules, "tensorboardX", None)  # Or the PyTorch that it imports.
     row = {"epoch": 1, "step": 3, "split": "training", "loss": 0.5}
     policy = WriteErrorPolicy("stop")
-    with JsonlWriter(tmp_path, policy) as rows, TensorBoardWriter(tmp_path, policy) as events:
+    events = WriterCallback("tensorboard", {}, LoggedRun("phase_one", tmp_path), policy)
+    with JsonlWriter(tmp_path, policy) as rows, events:
+        events.on_train_start(progress())
         for _ in range(2):
             rows.on_metrics(progress(), row)
             events.on_metrics(progress(), row)
     assert len(rows.path.read_text().splitlines()) == 2
-    assert caplog.text.count("TensorBoard") == 1
+    assert caplog.text.count("no TensorBoard events") == 1

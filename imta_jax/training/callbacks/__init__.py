@@ -8,7 +8,14 @@ from imta_jax.config import CheckpointConfig, LogConfig
 from imta_jax.runtime.write_errors import WriteErrorPolicy
 from imta_jax.training.callbacks.base import Callback, Progress
 from imta_jax.training.callbacks.checkpointing import CheckpointCallback
-from imta_jax.training.callbacks.metrics_writers import JsonlWriter, TensorBoardWriter
+from imta_jax.training.callbacks.jsonl import JsonlWriter
+from imta_jax.training.callbacks.metrics_writers import (
+    LoggedRun,
+    MetricsWriter,
+    WriterCallback,
+    check_writers,
+    writer_callbacks,
+)
 from imta_jax.training.callbacks.non_finite import NonFiniteCheck, NonFiniteLossError
 from imta_jax.training.callbacks.profiler import StepProfiler
 from imta_jax.training.callbacks.progress import (
@@ -17,6 +24,8 @@ from imta_jax.training.callbacks.progress import (
     IntervalLines,
     ProgressBar,
 )
+from imta_jax.training.callbacks.tensorboard import TensorBoardWriter
+from imta_jax.training.callbacks.tracking_writers import MlflowWriter, WandbWriter
 
 __all__ = [
     "Callback",
@@ -25,12 +34,18 @@ __all__ = [
     "EpochLine",
     "IntervalLines",
     "JsonlWriter",
+    "LoggedRun",
+    "MetricsWriter",
+    "MlflowWriter",
     "NonFiniteCheck",
     "NonFiniteLossError",
     "Progress",
     "ProgressBar",
     "StepProfiler",
     "TensorBoardWriter",
+    "WandbWriter",
+    "WriterCallback",
+    "check_writers",
     "default_callbacks",
 ]
 
@@ -42,6 +57,7 @@ def default_callbacks(
     log: LogConfig,
     checkpoint: CheckpointConfig,
     learning_rate: Callable[[int], Any],
+    run: LoggedRun | None = None,
 ) -> list[Callback]:
     """The callbacks of a phase, in the order in which the loop calls them.
 
@@ -51,14 +67,16 @@ def default_callbacks(
       log: `config.log`.
       checkpoint: `config.checkpoint`.
       learning_rate: step -> learning rate.
+      run: what metrics writers record; None for the folder alone.
     """
+    run = run or LoggedRun("", folder)
     write_errors = WriteErrorPolicy(checkpoint.on_write_error)
     return [
         NonFiniteCheck(folder, learning_rate),  # First, before checkpoints are saved.
         StepProfiler(folder, log.profile_steps),
         CheckpointCallback(folder, meta, checkpoint.every_steps, write_errors),
         JsonlWriter(folder, write_errors),  # After the checkpoint callback, which sets the epoch.
-        TensorBoardWriter(folder, write_errors),
+        *writer_callbacks(log, run, write_errors),
         ProgressBar(),
         CompilationLines(),
         IntervalLines(log.line_every_seconds),

@@ -1,121 +1,161 @@
-"""Writers of metrics: `metrics.jsonl` and TensorBoard events."""
+"""Metrics writers: where the numbers of `metrics.jsonl` go in addition.
 
-import json
-import logging
-import os
-import platform
-import struct
-import time
+`config.log.writers` names them: "tensorboard", "wandb", "mlflow", or one of your own:
+
+    @imta_jax.register_metrics_writer("my_writer")
+    def make(options, *, run):
+        return MyWriter(run.folder)
+
+It has the methods `write(step, scalars)` and `close()`.
+"""
+
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
+from ml_collections import ConfigDict
+
+from imta_jax.config import LogConfig
 from imta_jax.distributed import is_first_process
-from imta_jax.runtime.files import append_or_restore, write_atomically
-from imta_jax.runtime.json_files import append_json_line, read_json_lines
+from imta_jax.errors import InputError
+from imta_jax.runtime.optional_packages import require
+from imta_jax.runtime.registry import (
+    METRICS_WRITERS,
+    call_factory,
+    check_names,
+    dotted_path_of,
+)
 from imta_jax.runtime.write_errors import WriteErrorPolicy
 from imta_jax.training.callbacks.base import Callback, Progress
 
-_log = logging.getLogger(__name__)
+_FIELD = "config.log.writers"
+# Writers whose package is an extra of the same name.
+_EXTRAS = ("wandb", "mlflow")
 
 
-class JsonlWriter(Callback):
-    """Appends a row per epoch and split to `metrics.jsonl`; only the first process writes.
+class MetricsWriter(Protocol):
+    """Where metrics go."""
 
-    Rows have `phase`, `epoch` (from 1), `step`, `split`, `loss` (summed over exits, nats),
-    `loss_per_exit` and `top1_per_exit` (percent). Rows of the training split also have
-    `learning_rate`, `images_per_second` and `input_wait_share`.
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes the metrics of an epoch on a split.
 
-    Args:
-      folder: the phase's folder.
-      write_errors: what happens when a row cannot be written.
+        Args:
+          step: steps of the phase after that epoch. A resumed run may repeat earlier ones.
+          scalars: values by SPLIT/METRIC or, for values per exit, SPLIT/METRIC/EXIT, exits from 1.
+        """
+        ...
+
+    def close(self) -> None:
+        """Called at the end of the phase, also after an error."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggedRun:
+    """What a metrics writer may record about the run.
+
+    Attributes:
+      phase: "phase_one" or "phase_two".
+      folder: the phase's folder, in which a writer may keep files.
+      config: the run's config as nested dictionaries.
     """
 
-    def __init__(self, folder: Path, write_errors: WriteErrorPolicy):
-        self._folder, self._write_errors = folder, write_errors
+    phase: str
+    folder: Path
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
-    def path(self) -> Path:
-        """The file."""
-        return self._folder / "metrics.jsonl"
-
-    def on_train_start(self, progress: Progress) -> None:
-        """Deletes the rows of epochs that will be trained again, and damaged lines."""
-        if not is_first_process() or not self.path.exists():
-            return
-        with self._write_errors.writing("metrics", self._folder):
-            rows = [row for row in read_json_lines(self.path) if row["epoch"] <= progress.epoch]
-            write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-
-    def on_metrics(self, progress: Progress, row: Mapping[str, Any]) -> None:
-        """Appends the row."""
-        if not is_first_process():
-            return
-        with self._write_errors.writing("metrics", self._folder):
-            append_json_line(self.path, {"phase": progress.phase, **row})
+    def name(self) -> str:
+        """The last two folders: workdir and phase."""
+        return "/".join(self.folder.absolute().parts[-2:])
 
 
-class TensorBoardWriter(Callback):
-    """Writes the numbers of each row as TensorBoard scalars; only the first process writes.
-
-    Scalars are named SPLIT/METRIC or, for values per exit, SPLIT/METRIC/EXIT.
+class WriterCallback(Callback):
+    """Passes the numbers of each row to a metrics writer; only the first process writes.
 
     Args:
-      folder: the phase's folder; events go to its `tensorboard` folder.
-      write_errors: what happens when events cannot be written.
+      name: registered name or dotted path of the writer.
+      options: its options.
+      run: what it may record.
+      write_errors: what happens when it raises an OSError.
     """
 
-    def __init__(self, folder: Path, write_errors: WriteErrorPolicy):
-        self._folder, self._write_errors = folder, write_errors
-        name = f"events.out.tfevents.{int(time.time())}.{platform.node()}.{os.getpid()}"
-        self._path = folder / "tensorboard" / name
-        self._enabled = True
+    def __init__(
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        run: LoggedRun,
+        write_errors: WriteErrorPolicy,
+    ):
+        self._name, self._options, self._run = name, options, run
+        self._write_errors = write_errors
+        self._writer: MetricsWriter | None = None
+
+    def on_train_start(self, progress: Progress) -> None:
+        """Makes the writer.
+
+        Raises:
+          InputError: it rejects its options, or lacks a method.
+        """
+        if not is_first_process() or self._writer is not None:
+            return
+        with self._write_errors.writing(f"metrics for {self._name}", self._run.folder):
+            self._writer = _new_writer(self._name, self._options, self._run)
 
     def on_metrics(self, progress: Progress, row: Mapping[str, Any]) -> None:
         """Writes the row's numbers."""
-        if not is_first_process() or not self._is_available():
+        if self._writer is None:
             return
-        with self._write_errors.writing("TensorBoard events", self._folder):
-            new = not self._path.exists()
-            append_or_restore(self._path, b"".join(_records(row, with_header=new)))
+        with self._write_errors.writing(f"metrics for {self._name}", self._run.folder):
+            self._writer.write(int(row["step"]), dict(scalars_of(row)))
 
-    def _is_available(self) -> bool:
-        """Whether tensorboardX can be imported.
-
-        It imports PyTorch if that is installed, which takes a second. A broken PyTorch must not end
-        a training, which also has `metrics.jsonl`.
-        """
-        try:
-            import tensorboardX  # noqa: F401
-        except Exception as error:
-            if self._enabled:
-                kind = type(error).__name__
-                _log.warning("no TensorBoard events are written: %s: %s", kind, error)
-            self._enabled = False
-        return self._enabled
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the writer."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
-def _records(row: Mapping[str, Any], *, with_header: bool) -> Iterator[bytes]:
-    """The events of a row in the TFRecord format; the first event of a file is its version.
+def writer_callbacks(
+    log: LogConfig, run: LoggedRun, write_errors: WriteErrorPolicy
+) -> list[WriterCallback]:
+    """The callbacks of `config.log.writers`."""
+    return [
+        WriterCallback(name, log.writer_options.get(_key(name), {}), run, write_errors)
+        for name in log.writers
+    ]
 
-    tensorboardX's own `SummaryWriter` writes in a thread, which ends at the first failed write.
-    Later calls wait for that thread forever.
+
+def check_writers(log: LogConfig) -> None:
+    """Checks that all writers can be made; makes none.
+
+    Raises:
+      InputError: an unknown name, a name that is given twice, or options of no writer.
+      MissingPackageError: the package of a writer is not installed.
     """
-    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-    from tensorboardX.record_writer import masked_crc32c
-    from tensorboardX.summary import scalar
+    for name in log.writers:
+        METRICS_WRITERS.get(name, _FIELD)
+        if log.writers.count(name) > 1:
+            raise InputError(f"{_FIELD} must be different names; found {log.writers}")
+        if name in _EXTRAS and METRICS_WRITERS.is_built_in(name):
+            require(name, f"{_FIELD} {name!r}")
+    names = [_key(name) for name in log.writers]
+    check_names(log.writer_options, names, "writer in config.log.writer_options")
+    for name, options in log.writer_options.items():
+        if not isinstance(options, Mapping):
+            raise InputError(
+                f"config.log.writer_options.{name} must be a mapping of options; found {options!r}"
+            )
 
-    now = time.time()
-    header = [Event(wall_time=now, file_version="brain.Event:2")] if with_header else []
-    events = [Event(wall_time=now, step=row["step"], summary=scalar(*s)) for s in _scalars(row)]
-    for event in header + events:
-        content = event.SerializeToString()
-        length = struct.pack("<Q", len(content))
-        for part in (length, content):
-            yield part + struct.pack("<I", masked_crc32c(part))
 
-
-def _scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def scalars_of(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Names and values of a row's numbers."""
     for name, value in row.items():
         if isinstance(value, float):
@@ -123,3 +163,20 @@ def _scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         elif isinstance(value, list):
             for i, entry in enumerate(value, start=1):
                 yield f"{row['split']}/{name}/{i}", entry
+
+
+def _key(name: str) -> str:
+    """The name of a writer's options: of a dotted path, the part after the colon."""
+    return name.rpartition(":")[2]
+
+
+def _new_writer(name: str, options: Mapping[str, Any], run: LoggedRun) -> MetricsWriter:
+    factory, field = METRICS_WRITERS.get(name, _FIELD), f"{_FIELD} {name!r}"
+    writer = call_factory(factory, ConfigDict(dict(options)), field, run=run)
+    for method in ("write", "close"):
+        if not callable(getattr(writer, method, None)):
+            raise InputError(
+                f"{field}: {dotted_path_of(factory)} must return a writer with the methods "
+                f"write(step, scalars) and close(); found {writer!r:.80} without {method}"
+            )
+    return writer
