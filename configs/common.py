@@ -182,6 +182,12 @@ def _optimization(total_epochs, batch_size, learning_rate_drops):
     phase.weight_decay = 1e-4
     # Global norm of the gradient above which it is scaled down to this norm; 0 for none.
     phase.gradient_clip_norm = 0.0
+    # Decay, below 1, of the exponential moving average of parameters and batch statistics, which is
+    # then validated, evaluated, exported and used by phase II; 0 for none.
+    phase.ema_decay = 0.0
+    # Epochs without a better validation accuracy (mean over exits) after which the phase ends; 0
+    # for never. Set evaluation.checkpoint="best" to use the best epoch afterwards.
+    phase.early_stopping_epochs = 0
     # Pairs (regular expression, multiplier of the learning rate). Of a parameter the first pair
     # counts whose expression is found in its name, as in checkpoints: (("^backbone", 0.1),).
     phase.learning_rate_multipliers = ()

@@ -156,6 +156,8 @@ class PhaseConfig(Section):
     schedule_options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     warmup_epochs: float = number(0.0, at_least=0)
     gradient_clip_norm: float = number(0.0, at_least=0)
+    ema_decay: float = number(0.0, at_least=0, below=1)
+    early_stopping_epochs: int = number(0, at_least=0)
     learning_rate_multipliers: tuple[tuple[str, float], ...] = ()
     freeze: tuple[str, ...] = ()
 

@@ -197,12 +197,15 @@ def _phase_record(config: RunConfig, workdir: Path, name: str) -> dict[str, Any]
     rows = read_json_lines(folder / "metrics.jsonl")
     train = [row for row in rows if row["split"] == "train"]
     last = train[-1] if train else {"epoch": phase.total_epochs}
+    validation = [row for row in rows if row["split"] == "validation"]
+    early = {"stopped_early": any(row.get("stopped_early") for row in validation)}
     return {
         "epochs": last["epoch"],
         "steps": last.get("step"),
         "seconds": training_seconds(train, phase.batch_size) if train else None,
         "final_learning_rate": last.get("learning_rate"),
         "checkpoint_epoch": _checkpoint_epoch(folder, config.evaluation.checkpoint),
+        **(early if phase.early_stopping_epochs else {}),
     }
 
 

@@ -50,7 +50,7 @@ def can_train_jointly(config: RunConfig) -> bool:
         and isinstance(phase_two_objective(config), PhaseTwoObjective)
         and config.evaluation.checkpoint == "last"
         and is_elementwise(phase)
-        and not (phase.gradient_clip_norm or phase.freeze)
+        and not (phase.gradient_clip_norm or phase.freeze or phase.early_stopping_epochs)
     )
 
 

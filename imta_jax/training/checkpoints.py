@@ -1,8 +1,10 @@
 """Checkpoints of a phase: saving them, and restoring a training state.
 
 A checkpoint has three items: the network (`model`), the optimizer and step (`progress`), and a JSON
-`meta` from which the network can be rebuilt. Arrays are stored under readable names, so that the
-error for a checkpoint of another network lists the names that differ.
+`meta` from which the network can be rebuilt. With a moving average (`averaging`), `model` is the
+average, which is what is evaluated, and `progress` has the values that training continues from.
+Arrays are stored under readable names, so that the error for a checkpoint of another network lists
+the names that differ.
 
 `meta` has the `format_version` of the checkpoint. A change of names or of `meta` that older code
 cannot read increases `FORMAT_VERSION`, and `read_json_meta` converts older versions.
@@ -23,7 +25,9 @@ from orbax.checkpoint import checkpoint_managers
 from imta_jax.distributed import is_first_process, wait_for_all
 from imta_jax.errors import InputError
 from imta_jax.runtime.write_errors import storage_errors_as_os_errors
-from imta_jax.training.state import TrainState, fill_tree, named_arrays
+from imta_jax.training.averaging import evaluated_parts, statistics_of, with_statistics
+from imta_jax.training.recipe import AnotherRecipeError, check_same_recipe
+from imta_jax.training.state import Average, TrainState, fill_tree, named_arrays
 
 _log = logging.getLogger(__name__)
 
@@ -161,30 +165,41 @@ class CheckpointStore:
         """The `meta` of a checkpoint."""
         return read_json_meta(self._manager, name)
 
-    def restore_latest(self, state: TrainState) -> tuple[TrainState, int]:
+    def restore_latest(
+        self, state: TrainState, recipe: Mapping[str, Any] | None = None
+    ) -> tuple[TrainState, int]:
         """Restores the newest checkpoint that can be read, with the shardings of `state`.
 
         A damaged checkpoint is renamed, with a warning, and the next older one is tried.
+
+        Args:
+          state: of the same network and optimizer.
+          recipe: from `recipe_record`, which is compared; None compares nothing.
 
         Returns:
           The restored state and the checkpoint's name; `state` and 0 if there is none.
 
         Raises:
           AnotherNetworkError: the checkpoint is of another network.
+          AnotherRecipeError: it was trained with another optimizer, schedule or average.
           NewerFormatError: the checkpoint is of a newer version.
         """
         for name in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self._restore(name, state), name
-            except (AnotherNetworkError, NewerFormatError):
+                return self._restore(name, state, recipe), name
+            except (AnotherNetworkError, AnotherRecipeError, NewerFormatError):
                 raise
             except Exception as error:  # Orbax raises many types for damage.
                 warn_of_damage(self._manager, name, error)
                 _rename_damaged(self._manager, name)
         return state, 0
 
-    def _restore(self, name: int, state: TrainState) -> TrainState:
-        read_json_meta(self._manager, name)
+    def _restore(
+        self, name: int, state: TrainState, recipe: Mapping[str, Any] | None
+    ) -> TrainState:
+        meta = read_json_meta(self._manager, name)
+        if recipe is not None:
+            check_same_recipe(meta, recipe, f"checkpoint {name} in {self._manager.directory}")
         expected = _arrays(state)
         for item, arrays in expected.items():
             check_same_network(self._manager, name, item, arrays)
@@ -194,25 +209,40 @@ class CheckpointStore:
         }
         found = self._manager.restore(name, args=ocp.args.Composite(**targets))
         progress = fill_tree(_progress(state), found["progress"])
-        return dataclasses.replace(
+        trainable, rest = (fill_tree(part, found["model"]) for part in evaluated_parts(state))
+        restored = dataclasses.replace(
             state,
             step=progress["step"],
             opt_state=progress["optimizer"],
             extra=progress["extra"],
-            trainable=fill_tree(state.trainable, found["model"]),
-            rest=fill_tree(state.rest, found["model"]),
+            trainable=trainable,
+            rest=rest,
+        )
+        if state.average is None:
+            return restored
+        values = progress["not_averaged"]
+        return dataclasses.replace(
+            restored,
+            trainable=values["trainable"],
+            rest=with_statistics(rest, values["statistics"]),
+            average=Average(trainable, statistics_of(rest)),
         )
 
 
 def _arrays(state: TrainState) -> dict[str, dict[str, jax.Array]]:
     """The named arrays of each item of a checkpoint."""
-    model = named_arrays(state.trainable) | named_arrays(state.rest)
+    trainable, rest = evaluated_parts(state)
+    model = named_arrays(trainable) | named_arrays(rest)
     return {"model": model, "progress": named_arrays(_progress(state))}
 
 
 def _progress(state: TrainState) -> dict[str, Any]:
     # None has no arrays: checkpoints without extra state are those of earlier versions.
-    return {"step": state.step, "optimizer": state.opt_state, "extra": state.extra}
+    progress = {"step": state.step, "optimizer": state.opt_state, "extra": state.extra}
+    if state.average is None:
+        return progress
+    values = {"trainable": state.trainable, "statistics": statistics_of(state.rest)}
+    return {**progress, "not_averaged": values}
 
 
 def restore_target(arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,8 @@ class LearnedWeightsStep:
         )
         gradient, loss, metrics = jax.tree.map(lambda x: x.mean(axis=0), found)
         params, opt_state = self._optimizer_step(state, gradient)
-        advanced = TrainState(state.step + 1, params, rest, opt_state, state.halted_at, extra)
+        changed = {"trainable": params, "rest": rest, "opt_state": opt_state, "extra": extra}
+        advanced = dataclasses.replace(state, step=state.step + 1, **changed)
         return advance_if_finite(state, advanced, (loss, gradient, extra["network"])), metrics
 
     def _half(self, state: TrainState, carry: Any, own: Any, other: Any) -> tuple[Any, Any]:

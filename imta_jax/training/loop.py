@@ -2,17 +2,23 @@
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from imta_jax.runtime.preemption import Interrupted, StopRequest, preemption_guard
 from imta_jax.training.callbacks.base import Callback, Progress
+from imta_jax.training.early_stopping import EarlyStopping
 from imta_jax.training.feed import Feed, TimedIterator
 from imta_jax.training.metrics import epoch_row, fetch_metrics, mean_metrics
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.state import TrainState
 from imta_jax.training.validation import Validate
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +36,7 @@ class TrainingLoop:
       check_every_steps: steps between checks, in which the host waits for the devices and fetches
         metrics. It does not wait between two checks.
       callbacks: called in this order.
+      patience_epochs: see `EarlyStopping`.
     """
 
     phase: str
@@ -41,6 +48,7 @@ class TrainingLoop:
     learning_rate: Callable[[int], Any]
     check_every_steps: int
     callbacks: Sequence[Callback]
+    patience_epochs: int = 0
 
     def run(self, state: TrainState) -> TrainState:
         """Trains to the last epoch, from where a callback resumes, and returns the last state.
@@ -52,17 +60,20 @@ class TrainingLoop:
         progress = Progress(
             self.phase, self.total_epochs, self.steps_per_epoch, self.batch_size, state
         )
+        progress.early_stopping = EarlyStopping(patience_epochs=self.patience_epochs)
         # The guard is outermost, so that the last checkpoint is written before the process stops.
         with preemption_guard() as stop:
             with contextlib.ExitStack() as stack:
                 for callback in self.callbacks:
                     stack.enter_context(callback)
                 self._call("on_train_start", progress)
-                while progress.epoch < self.total_epochs:
+                while progress.epoch < self.total_epochs and not progress.early_stopping.stopped:
                     self._train_epoch(progress, stop)
                     self._validate_epoch(progress)
                     self._call("on_epoch_end", progress)
                     progress.epoch, progress.metrics = progress.epoch + 1, []
+                if progress.early_stopping.stopped:
+                    _log.info("%s", _why_stopped(progress))
             if stop.should_stop():
                 raise Interrupted(f"{self.phase} stopped after its last epoch, saved")
         return progress.state
@@ -110,8 +121,23 @@ class TrainingLoop:
     def _validate_epoch(self, progress: Progress) -> None:
         row = epoch_row(progress.epoch, progress.step, "validation", self.validate(progress.state))
         progress.validation_top1 = row["top1_per_exit"]
+        progress.early_stopping = progress.early_stopping.after(
+            progress.epoch + 1, float(np.mean(progress.validation_top1)), self.total_epochs
+        )
+        if self.patience_epochs:
+            row["best_epoch"] = progress.early_stopping.best_epoch
+            row["stopped_early"] = progress.early_stopping.stopped
         self._call("on_metrics", progress, row)
 
     def _call(self, method: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, method)(*arguments)
+
+
+def _why_stopped(progress: Progress) -> str:
+    early = progress.early_stopping
+    return (
+        f"{progress.phase} stopped early after epoch {progress.epoch} of {progress.total_epochs}:"
+        f" no better validation top-1 for {early.patience_epochs} epochs than {early.best_top1:.2f}"
+        f" (mean over exits) in epoch {early.best_epoch}"
+    )

@@ -13,14 +13,17 @@ from imta_jax.training.callbacks import LoggedRun, default_callbacks
 from imta_jax.training.checkpoint_reading import (
     has_readable_checkpoint,
     has_readable_epoch,
+    read_meta,
     restore_model,
 )
+from imta_jax.training.early_stopping import EARLY_STOPPING
 from imta_jax.training.feed import training_feed
 from imta_jax.training.loop import TrainingLoop
 from imta_jax.training.mixed_regime import LastExitObjective
 from imta_jax.training.network_record import network_record
 from imta_jax.training.objectives import Objective
 from imta_jax.training.optimizer import phase_optimizer
+from imta_jax.training.recipe import RECIPE, recipe_record
 from imta_jax.training.schedules import epochs_schedule
 from imta_jax.training.setup import (
     assemble_phase,
@@ -132,6 +135,7 @@ def train_phase(
     settings, mesh = phase_settings(config, name), mesh_of(config)
     steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
     epochs = epochs or range(settings.total_epochs)
+    ends_phase = epochs.stop == settings.total_epochs
     schedule = epochs_schedule(settings, epochs, steps)
     learning_rate = cast(Callable[[int], float], schedule)
     parts = (classifier, objective, trainable, phase_optimizer(settings, schedule), settings)
@@ -159,6 +163,7 @@ def train_phase(
         learning_rate=learning_rate,
         check_every_steps=config.log.check_every_steps,
         callbacks=callbacks,
+        patience_epochs=settings.early_stopping_epochs if ends_phase else 0,
     ).run(state)
 
 
@@ -176,6 +181,7 @@ def network_meta(
     return {
         "phase": phase,
         "seed": config.seed,
+        RECIPE: recipe_record(phase_settings(config, phase)),
         "model": resolve_model_config(config.model),
         "heads": {
             "transfer": heads.transfer,
@@ -200,8 +206,16 @@ def phase_is_finished(config: RunConfig, workdir: Path, phase: str) -> bool:
 
 def folder_is_finished(config: RunConfig, phase: str, folder: Path) -> bool:
     """Like `phase_is_finished` with the phase's own folder. A phase of 0 epochs is finished."""
-    epochs = phase_settings(config, phase).total_epochs
-    return epochs == 0 or has_readable_epoch(folder, epochs)
+    settings = phase_settings(config, phase)
+    epochs, may_stop = settings.total_epochs, settings.early_stopping_epochs > 0
+    return epochs == 0 or has_readable_epoch(folder, epochs) or (may_stop and _has_stopped(folder))
+
+
+def _has_stopped(folder: Path) -> bool:
+    """Whether the newest readable checkpoint of a phase's folder ended the phase early."""
+    if not has_readable_checkpoint(folder):
+        return False
+    return read_meta(folder).get(EARLY_STOPPING, {}).get("stopped", False)
 
 
 def check_trained(config: RunConfig, workdir: Path, phase: str) -> None:

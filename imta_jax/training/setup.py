@@ -27,6 +27,7 @@ from imta_jax.models import (
     with_collaborative_heads,
 )
 from imta_jax.techniques import FeatureDetachment
+from imta_jax.training.averaging import new_average, with_average
 from imta_jax.training.frozen import freeze_statistics, trained_variables
 from imta_jax.training.gate_objective import GateSupervisedObjective
 from imta_jax.training.learned_weights import LearnedWeightsObjective, LearnedWeightsStep
@@ -60,6 +61,7 @@ class Phase:
       graphdef: the classifier's structure.
       step: one training step, a pure function that is not compiled yet.
       mesh: the devices.
+      has_average: whether the state has a moving average.
     """
 
     classifier: MultiExitClassifier
@@ -69,6 +71,7 @@ class Phase:
     graphdef: nnx.GraphDef
     step: TrainStep
     mesh: Mesh
+    has_average: bool = False
 
     def new_state(self) -> TrainState:
         """A new initial state on the mesh. A compiled step donates the state that it gets."""
@@ -76,7 +79,10 @@ class Phase:
         if isinstance(self.objective, LearnedWeightsObjective):
             extra = self.objective.new_state(self.classifier)
         parts = (self.classifier, self.trainable, self.optimizer, self.mesh)
-        return create_state(*parts, extra)[1]
+        state = create_state(*parts, extra)[1]
+        if not self.has_average:
+            return state
+        return dataclasses.replace(state, average=new_average(state))
 
 
 def assemble_phase(
@@ -98,7 +104,8 @@ def assemble_phase(
       objective: the loss.
       trainable: NNX filter of the trained variables.
       optimizer: of the trained variables.
-      settings: its `compute_dtype`, `accumulate_parts`, `freeze` and augmentation are used.
+      settings: its `compute_dtype`, `accumulate_parts`, `freeze`, `ema_decay` and augmentation are
+        used.
       mean: mean of the pixels per channel, in 0..1.
       std: standard deviation of the pixels per channel, in 0..1.
       mesh: the devices.
@@ -132,8 +139,11 @@ def assemble_phase(
             accumulate_parts=settings.accumulate_parts,
         )
     augmentation = BatchAugmentation(settings, classifier.num_classes, seed)
-    step = augmented_step(step, augmentation)
-    return Phase(classifier, objective, trainable, optimizer, graphdef, step, mesh)
+    step, decay = augmented_step(step, augmentation), settings.ema_decay
+    step = with_average(step, decay) if decay else step
+    return Phase(
+        classifier, objective, trainable, optimizer, graphdef, step, mesh, has_average=decay > 0
+    )
 
 
 def describe_parameters(classifier: MultiExitClassifier, trainable: Any) -> str:

@@ -23,6 +23,20 @@ _NUMERIC = (bool, int, float, np.ndarray, np.generic, jax.Array, jax.ShapeDtypeS
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Average:
+    """Moving averages; see `averaging`.
+
+    Attributes:
+      trainable: of the trained parameters.
+      statistics: of the batch statistics, also of frozen layers.
+    """
+
+    trainable: Packed
+    statistics: nnx.State
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
     """The pytree that a step takes, donates and returns.
 
@@ -34,6 +48,7 @@ class TrainState:
       halted_at: the step whose loss or gradient was not finite, int32; -1 if there was none. A
         halted state does not change, so that the host finds the last good one at the next check.
       extra: state of an objective that learns something itself (learned sample weights), or None.
+      average: of parameters and batch statistics, or None; see `averaging`.
     """
 
     step: Int32[Array, ""]
@@ -42,6 +57,7 @@ class TrainState:
     opt_state: Any
     halted_at: Int32[Array, ""]
     extra: Any = None
+    average: Average | None = None
 
 
 def create_state(

@@ -84,7 +84,8 @@ def train_step(
         packed: Any = state.trainable
         updates, opt_state = tx.update(grads, state.opt_state, packed)
         params: Any = optax.apply_updates(packed, updates)
-        advanced = TrainState(state.step + 1, params, rest, opt_state, state.halted_at)
+        changed = {"trainable": params, "rest": rest, "opt_state": opt_state}
+        advanced = dataclasses.replace(state, step=state.step + 1, **changed)
         return advance_if_finite(state, advanced, (loss, grads)), metrics
 
     return step

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from imta_jax.config import RunConfig
 from imta_jax.data import Dataset, HostPipeline, Shard, eval_batches
 from imta_jax.distributed import check_batch_size, place_batch, process_shard
+from imta_jax.training.averaging import evaluated_parts
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.state import TrainState
 from imta_jax.training.step import jit_eval_step
@@ -20,7 +21,7 @@ Validate = Callable[[TrainState], ExitMetrics]
 def make_validation(
     config: RunConfig, dataset: Dataset, graphdef: nnx.GraphDef, mesh: Mesh
 ) -> Validate:
-    """Returns a function that evaluates a state on the validation images.
+    """Returns a function that evaluates a state, or its average, on the validation images.
 
     Args:
       config: the run's config.
@@ -44,7 +45,8 @@ def make_validation(
             pipeline=config.data.pipeline,
             host=host,
         )
-        sums = [step(state.trainable, state.rest, place_batch(b, mesh)) for b in batches]
+        parts = evaluated_parts(state)
+        sums = [step(*parts, place_batch(b, mesh)) for b in batches]
         total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *jax.device_get(sums))
         return ExitMetrics(total["loss"] / total["count"], 100 * total["correct"] / total["count"])
 

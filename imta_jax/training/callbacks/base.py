@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from imta_jax.training.early_stopping import EarlyStopping
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.state import TrainState
 
@@ -28,6 +29,7 @@ class Progress:
       input_wait_seconds: time spent waiting for input in this epoch.
       stopping: whether a preemption was requested; the loop raises after the next check.
       validation_top1: top-1 accuracy per exit after the last epoch, in percent.
+      early_stopping: the best epoch so far, and whether the phase ended early.
     """
 
     phase: str
@@ -42,6 +44,7 @@ class Progress:
     input_wait_seconds: float = 0.0
     stopping: bool = False
     validation_top1: list[float] = dataclasses.field(default_factory=list)
+    early_stopping: EarlyStopping = dataclasses.field(default_factory=EarlyStopping)
 
     @property
     def step_in_epoch(self) -> int:

@@ -1,6 +1,7 @@
 """Saves checkpoints after epochs and within them, and resumes from the newest one."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 from imta_jax.runtime.write_errors import WriteErrorPolicy
 from imta_jax.training.callbacks.base import Callback, Progress
 from imta_jax.training.checkpoints import CheckpointStore
+from imta_jax.training.early_stopping import EARLY_STOPPING, EarlyStopping
 from imta_jax.training.objectives import ExitMetrics
+from imta_jax.training.recipe import RECIPE
 
 _log = logging.getLogger(__name__)
 
@@ -59,13 +62,15 @@ class CheckpointCallback(Callback):
 
     def on_train_start(self, progress: Progress) -> None:
         """Resumes from the newest checkpoint that can be read, if there is one."""
-        progress.state, progress.epoch = self._epochs.restore_latest(progress.state)
+        recipe = self._meta.get(RECIPE)
+        progress.state, progress.epoch = self._epochs.restore_latest(progress.state, recipe)
+        self._restore_early_stopping(progress)
         first, steps = progress.epoch * progress.steps_per_epoch, progress.steps_per_epoch
         # Orbax would not save checkpoints of this epoch while later ones exist.
         self._partial.delete_after(first + steps)
         if self._partial.newest() <= first:
             return
-        state, step = self._partial.restore_latest(progress.state)
+        state, step = self._partial.restore_latest(progress.state, recipe)
         if not first < step <= first + steps:
             return
         meta = self._partial.meta(step)
@@ -80,6 +85,13 @@ class CheckpointCallback(Callback):
             len(progress.metrics),
             progress.epoch + 1,
         )
+
+    def _restore_early_stopping(self, progress: Progress) -> None:
+        """Restores the best epoch so far, if the checkpoint records it."""
+        if progress.epoch and progress.early_stopping.patience_epochs:
+            recorded = self._epochs.meta(progress.epoch).get(EARLY_STOPPING)
+            if recorded:
+                progress.early_stopping = EarlyStopping(**recorded)
 
     def needs_check(self, progress: Progress) -> bool:
         """Whether the last dispatch passed a multiple of `every_steps` within the epoch."""
@@ -103,7 +115,9 @@ class CheckpointCallback(Callback):
         """Saves after the epoch. The last checkpoint is required: the next phase starts from it."""
         epoch, top1 = progress.epoch + 1, progress.validation_top1
         meta = {**self._meta, "epoch": epoch, "validation_top1": top1}
-        required = epoch == progress.total_epochs
+        if progress.early_stopping.patience_epochs:
+            meta[EARLY_STOPPING] = dataclasses.asdict(progress.early_stopping)
+        required = epoch == progress.total_epochs or progress.early_stopping.stopped
         self._save(self._epochs, epoch, progress, meta, float(np.mean(top1)), required=required)
 
     def _save(

@@ -1,0 +1,47 @@
+"""What a checkpoint records of the optimization, so that a phase resumes with the same one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from imta_jax.config import PhaseConfig
+from imta_jax.errors import InputError
+from imta_jax.runtime.config_diff import config_differences, to_json_types
+
+# The entry of a checkpoint's `meta`.
+RECIPE = "recipe"
+_FIELDS = (
+    *("optimizer", "optimizer_options", "schedule", "schedule_options", "warmup_epochs"),
+    *("gradient_clip_norm", "learning_rate_multipliers", "freeze"),
+    *("ema_decay", "early_stopping_epochs", "init_from", "init_from_map"),
+)
+
+
+class AnotherRecipeError(InputError):
+    """A checkpoint was trained with another optimization than the one that should go on."""
+
+
+def recipe_record(settings: PhaseConfig) -> dict[str, Any]:
+    """The fields of a phase that are recorded, by field, without those at their default."""
+    values, defaults = to_json_types(settings.to_dict()), to_json_types(type(settings).defaults())
+    changed = {n: values[n] for n in _FIELDS if n in values and values[n] != defaults[n]}
+    return {"section": settings.section, "fields": changed}
+
+
+def check_same_recipe(meta: Mapping[str, Any], recipe: Mapping[str, Any], where: str) -> None:
+    """Compares the recorded fields with those of this launch.
+
+    Args:
+      meta: of the checkpoint. One of an earlier version has no record: its fields have defaults.
+      recipe: from `recipe_record`.
+      where: the checkpoint, for the message.
+
+    Raises:
+      AnotherRecipeError: lists the fields that differ; None stands for the default.
+    """
+    recorded = meta.get(RECIPE, {}).get("fields", {})
+    lines = config_differences(recorded, recipe["fields"], recipe["section"])
+    if lines:
+        raise AnotherRecipeError(
+            f"{where} was trained with other fields; use its values or another --workdir "
+            "(None is the default):\n  " + "\n  ".join(lines)
+        )
