@@ -56,7 +56,7 @@ def with_average(step: TrainStep, decay: float) -> TrainStep:
 
 
 def evaluated_parts(state: TrainState) -> tuple[Packed, nnx.State]:
-    """The parameters that are trained and all other variables, as they are evaluated."""
+    """The trained parameters and all other variables that validation uses."""
     if state.average is None:
         return state.trainable, state.rest
     return state.average.trainable, with_statistics(state.rest, state.average.statistics)

@@ -1,11 +1,11 @@
 """The two phases of training (paper Sec. 4): trained parameters, initial network and loss."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from imta_jax.config import PHASES, RunConfig
+from imta_jax.config import PHASES, PhaseConfig, RunConfig
 from imta_jax.data import Dataset, steps_per_epoch
 from imta_jax.errors import MissingFileError
 from imta_jax.models import MultiExitClassifier, resolve_model_config
@@ -135,12 +135,10 @@ def train_phase(
     settings, mesh = phase_settings(config, name), mesh_of(config)
     steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
     epochs = epochs or range(settings.total_epochs)
-    ends_phase = epochs.stop == settings.total_epochs
-    schedule = epochs_schedule(settings, epochs, steps)
-    learning_rate = cast(Callable[[int], float], schedule)
-    parts = (classifier, objective, trainable, phase_optimizer(settings, schedule), settings)
-    pixels, seed = {"mean": dataset.mean, "std": dataset.std}, phase_seed(config, name)
-    phase = assemble_phase(*parts, **pixels, mesh=mesh, seed=seed)
+    learning_rate: Any = epochs_schedule(settings, epochs, steps)
+    parts = (classifier, objective, trainable, phase_optimizer(settings, learning_rate), settings)
+    pixels = {"mean": dataset.mean, "std": dataset.std}
+    phase = assemble_phase(*parts, **pixels, mesh=mesh, seed=phase_seed(config, name))
     state = phase.new_state()
     feed = training_feed(config, name, dataset, phase, state, _saved_executable(folder, name))
     shown = (name, epochs.stop, steps, feed.name, describe_parameters(classifier, trainable))
@@ -163,13 +161,18 @@ def train_phase(
         learning_rate=learning_rate,
         check_every_steps=config.log.check_every_steps,
         callbacks=callbacks,
-        patience_epochs=settings.early_stopping_epochs if ends_phase else 0,
+        patience_epochs=_patience(settings, epochs),
     ).run(state)
 
 
 def _saved_executable(folder: Path, name: str) -> Path:
     """Where `--mode=plan --save` saves the step of a phase with this folder of checkpoints."""
     return folder.parent / SAVED_EXECUTABLES / name
+
+
+def _patience(settings: PhaseConfig, epochs: range) -> int:
+    """Only the last part of a phase stops early."""
+    return settings.early_stopping_epochs if epochs.stop == settings.total_epochs else 0
 
 
 def network_meta(

@@ -118,26 +118,8 @@ def assemble_phase(
     check_variables(classifier)
     _warn_of_other_dtypes(classifier)
     graphdef = nnx.graphdef(classifier)
-    pixels: Any = {"mean": mean, "std": std}
-    if isinstance(objective, LearnedWeightsObjective):
-        step = LearnedWeightsStep(
-            graphdef=graphdef,
-            objective=objective,
-            trainable=trainable,
-            tx=optimizer,
-            **pixels,
-            mesh=mesh,
-        ).advance
-    else:
-        step = train_step(
-            graphdef,
-            objective,
-            trainable,
-            optimizer,
-            **pixels,
-            mesh=mesh,
-            accumulate_parts=settings.accumulate_parts,
-        )
+    parts = (graphdef, objective, trainable, optimizer)
+    step = _bare_step(parts, settings, {"mean": mean, "std": std, "mesh": mesh})
     augmentation = BatchAugmentation(settings, classifier.num_classes, seed)
     step, decay = augmented_step(step, augmentation), settings.ema_decay
     step = with_average(step, decay) if decay else step
@@ -153,6 +135,16 @@ def describe_parameters(classifier: MultiExitClassifier, trainable: Any) -> str:
         for chosen in (nnx.Param, trainable)
     )
     return f"{total:,} parameters" + (f", {trained:,} trained" if trained < total else "")
+
+
+def _bare_step(parts: tuple[Any, ...], settings: PhaseConfig, given: Any) -> TrainStep:
+    """A training step without augmentation and average."""
+    graphdef, objective, trainable, tx = parts
+    if isinstance(objective, LearnedWeightsObjective):
+        return LearnedWeightsStep(
+            graphdef=graphdef, objective=objective, trainable=trainable, tx=tx, **given
+        ).advance
+    return train_step(*parts, **given, accumulate_parts=settings.accumulate_parts)
 
 
 def _warn_of_other_dtypes(classifier: MultiExitClassifier) -> None:

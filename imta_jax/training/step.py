@@ -84,11 +84,16 @@ def train_step(
         packed: Any = state.trainable
         updates, opt_state = tx.update(grads, state.opt_state, packed)
         params: Any = optax.apply_updates(packed, updates)
-        changed = {"trainable": params, "rest": rest, "opt_state": opt_state}
-        advanced = dataclasses.replace(state, step=state.step + 1, **changed)
+        advanced = _advanced(state, params, rest, opt_state)
         return advance_if_finite(state, advanced, (loss, grads)), metrics
 
     return step
+
+
+def _advanced(state: TrainState, params: Any, rest: Any, opt_state: Any) -> TrainState:
+    """The state after a step."""
+    changed = {"trainable": params, "rest": rest, "opt_state": opt_state}
+    return dataclasses.replace(state, step=state.step + 1, **changed)
 
 
 def _accumulate(
