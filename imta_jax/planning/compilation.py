@@ -67,6 +67,8 @@ class Compiled:
       full: whether code was generated.
       trace_seconds: of tracing and lowering.
       compile_seconds: of XLA.
+      float64: whether the traced program has arrays of this type.
+      cpu_forms: names in the traced program of forms that are for CPUs.
     """
 
     info: ProgramInfo
@@ -77,6 +79,8 @@ class Compiled:
     full: bool
     trace_seconds: float
     compile_seconds: float
+    float64: bool = False
+    cpu_forms: tuple[str, ...] = ()
 
 
 def compile_program(request: Request) -> Compiled:
@@ -141,35 +145,59 @@ def _worker_failure(request: Request, folder: Path, status: int) -> str:
     return f"compiling {request.program} for {request.topology.name} failed: {reason}"
 
 
-def _info(folder: Path) -> tuple[ProgramInfo, float]:
-    values = json.loads((folder / "program.json").read_text())
-    seconds = values.pop("trace_seconds")
-    return ProgramInfo(**values), seconds
+def _traced(folder: Path) -> tuple[ProgramInfo, dict[str, Any]]:
+    """The program's description, and what tracing it has shown, as fields of `Compiled`."""
+    found = json.loads((folder / "program.json").read_text())
+    return ProgramInfo(**found.pop("info")), {**found, "cpu_forms": tuple(found["cpu_forms"])}
 
 
 def _failed(folder: Path, request: Request, seconds: float) -> Compiled:
     error = json.loads((folder / "error.json").read_text())
     if "message" in error:
         raise InputError(error["message"])
-    info, traced = _info(folder)
-    needed = error["needed_bytes"]
-    return Compiled(info, "", needed, {}, False, request.full, traced, seconds - traced)
+    info, traced = _traced(folder)
+    return Compiled(
+        info=info,
+        text="",
+        memory_bytes=error["needed_bytes"],
+        parts={},
+        fits=False,
+        full=request.full,
+        compile_seconds=seconds - traced["trace_seconds"],
+        **traced,
+    )
 
 
 def _complete(folder: Path) -> Compiled:
-    info, traced = _info(folder)
+    info, traced = _traced(folder)
     found = json.loads((folder / "compiled.json").read_text())
     seconds = found.pop("compile_seconds")
-    text = (folder / "compiled.txt").read_text()
-    return Compiled(info, text, sum(found.values()), found, True, True, traced, seconds)
+    return Compiled(
+        info=info,
+        text=(folder / "compiled.txt").read_text(),
+        memory_bytes=sum(found.values()),
+        parts=found,
+        fits=True,
+        full=True,
+        compile_seconds=seconds,
+        **traced,
+    )
 
 
 def _assigned(dump: Dump, folder: Path, chip: Chip, seconds: float) -> Compiled:
     """The result of fast mode. Code is not part of XLA's report and is estimated."""
-    info, traced = _info(folder)
+    info, traced = _traced(folder)
     text, report = dump.read()
-    parts: dict[str, Any] = {"array_bytes": assigned_bytes(report)}
+    parts: dict[str, float] = {"array_bytes": assigned_bytes(report)}
     if chip.platform == "tpu":
         parts["code_bytes"] = text.count(" fusion(") * _CODE_BYTES_PER_KERNEL
-    total = sum(parts.values())
-    return Compiled(info, text, total, parts, True, False, traced, seconds - traced)
+    return Compiled(
+        info=info,
+        text=text,
+        memory_bytes=sum(parts.values()),
+        parts=parts,
+        fits=True,
+        full=False,
+        compile_seconds=seconds - traced["trace_seconds"],
+        **traced,
+    )

@@ -25,6 +25,15 @@ COMPILER_ENVIRONMENT = {
     "TPU_LOG_DIR": "disabled",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+# Module of the compiler, and the command that installs it. The CUDA plugin compiles without the
+# libraries of NVIDIA, which take several gigabytes.
+_COMPILERS = {
+    "tpu": ("libtpu", 'pip install "jax[tpu]=={version}"'),
+    "cuda": (
+        "jax_plugins.xla_cuda12",
+        "pip install --no-deps jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version}",
+    ),
+}
 # Fewer chips than the smallest topology that libtpu describes.
 _SMALLEST = {"1x1": "2x2", "1x1x1": "2x2x1"}
 
@@ -35,13 +44,12 @@ def check_compiler(topology: Topology) -> None:
     Raises:
       MissingPackageError: it is not; the message has the command that installs it.
     """
-    name = {"tpu": "libtpu", "cuda": "jax_plugins.xla_cuda12"}[topology.chip.platform]
-    package = {"tpu": "jax[tpu]", "cuda": "jax[cuda12]"}[topology.chip.platform]
+    name, command = _COMPILERS[topology.chip.platform]
     found = importlib.util.find_spec(name.partition(".")[0]) and importlib.util.find_spec(name)
     if not found:
         raise MissingPackageError(
-            f"--topology={topology.name} needs the compiler of {package}, which is not installed;"
-            f' install it: pip install "{package}=={jax.__version__}"'
+            f"--topology={topology.name} needs {name}, the compiler for these chips, which is not"
+            f" installed; install it: {command.format(version=jax.__version__)}"
         )
 
 

@@ -1,13 +1,13 @@
 """The plan of a run: memory and time of its programs on the chips of a topology, and its hours."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from imta_jax.config import RunConfig
+from imta_jax.data.pipeline.on_device import stored_bytes
 from imta_jax.errors import InputError
 from imta_jax.planning.compilation import Compiled, Request, compile_program
 from imta_jax.planning.data_description import DataDescription, describe_data
@@ -167,7 +167,7 @@ def check_batches(config: RunConfig, topology: Topology) -> None:
 
 def stores_data_on_device(config: RunConfig, data: DataDescription, topology: Topology) -> bool:
     """Whether training images are stored on the chips, as `training_pipeline` decides."""
-    size = data.examples["train"] * math.prod(data.image_shape)
+    size = stored_bytes(data.examples["train"], data.image_shape)
     limit = config.data.device_memory_share * topology.chip.memory_bytes
     wanted = config.data.pipeline
     return data.are_arrays and (wanted == "device" or (wanted == "auto" and size <= limit))

@@ -16,7 +16,11 @@ from jax.sharding import Mesh
 
 from imta_jax.config import RunConfig
 from imta_jax.data import steps_per_epoch
-from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit
+from imta_jax.data.pipeline.on_device import (
+    OnDeviceIndices,
+    OnDeviceSplit,
+    stored_bytes,
+)
 from imta_jax.distributed import (
     batch_sharding,
     check_batch_size,
@@ -152,7 +156,7 @@ def _on_device_step(
         _shape(replicated(mesh))((), jnp.int32),
     )
     step: Any = jit_on_device_step(phase.step, mesh, state)
-    image_bytes = math.prod(split.images.shape)
+    image_bytes = stored_bytes(data.examples["train"], data.image_shape)
     info = dataclasses.replace(_info(name, phase, size), steps=steps, image_bytes=image_bytes)
     return Program(info, lambda: step.lower(state, split, arguments))
 
@@ -160,9 +164,8 @@ def _on_device_step(
 def on_device_split(data: DataDescription, mesh: Mesh) -> OnDeviceSplit:
     """The shapes of the training images and labels on every device."""
     everywhere, examples = _shape(replicated(mesh)), data.examples["train"]
-    return OnDeviceSplit(
-        everywhere((examples, *data.image_shape), jnp.uint8), everywhere((examples,), jnp.int32)
-    )
+    images = everywhere((examples, math.prod(data.image_shape)), jnp.uint8)
+    return OnDeviceSplit(images, everywhere((examples,), jnp.int32), data.image_shape)
 
 
 def _evaluation(config: RunConfig, data: DataDescription, mesh: Mesh) -> Program:

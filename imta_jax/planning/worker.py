@@ -28,6 +28,8 @@ from imta_jax.runtime.files import write_atomically, write_json
 from imta_jax.runtime.saved_executable import save_executable
 
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+_FLOAT64 = re.compile(r"\bf64\b|xf64>")
+_CPU_FORM = re.compile(r"platform_index|@\w*cpu\w*")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -53,7 +55,14 @@ def _compile(request: dict[str, Any], folder: Path) -> None:
     program = build_program(request["program"], config, data, mesh, on_device_data=on_device)
     lowered = program.lower()
     seconds = time.perf_counter() - start
-    record = dataclasses.asdict(program.info) | {"trace_seconds": seconds}
+    text = lowered.as_text()
+    record = {
+        "info": dataclasses.asdict(program.info),
+        "trace_seconds": seconds,
+        # Compilers for TPU replace float64 by pairs of float32.
+        "float64": bool(_FLOAT64.search(text)),
+        "cpu_forms": sorted(set(_CPU_FORM.findall(text))),
+    }
     write_json(folder / "program.json", record)
     start = time.perf_counter()
     compiled = lowered.compile(compiler_options=request["compiler_options"])

@@ -103,8 +103,8 @@ def test_batches_that_the_chips_do_not_divide_are_named_together(compiler, confi
 
 def test_a_missing_compiler_is_named_with_its_command(config, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    for topology, package in (("v5e:2x2", "tpu"), ("h100:2", "cuda12")):
-        with pytest.raises(MissingPackageError, match=rf"pip install .*jax\[{package}\]=="):
+    for topology, package in (("v5e:2x2", r"jax\[tpu\]"), ("h100:2", "jax-cuda12-plugin")):
+        with pytest.raises(MissingPackageError, match=rf"pip install .*{package}=="):
             make_plan(config, parse_topology(topology))
 
 

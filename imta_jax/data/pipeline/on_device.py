@@ -4,8 +4,10 @@ Every device holds all images as uint8. Per epoch only the batch indices are tra
 bytes per image. The batches are bit-identical to those of the host pipelines.
 """
 
+import dataclasses
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,17 +25,32 @@ from imta_jax.data.split import Split
 from imta_jax.distributed import replicate_host
 from imta_jax.types import Batch
 
+_LANES = 128  # Numbers in a row of a TPU's tiles.
 
-class OnDeviceSplit(NamedTuple):
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OnDeviceSplit:
     """A split that is replicated on every device; a JAX pytree.
 
+    An image is one row. TPUs store arrays in tiles of 8 x 128 numbers, into which H, W or C would
+    be padded, and XLA would copy all images into another layout in every dispatch.
+
     Attributes:
-      images: uint8 [N, H, W, C].
+      images: uint8 [N, H*W*C].
       labels: int32 [N].
+      image_shape: (H, W, C).
     """
 
-    images: jax.Array
-    labels: jax.Array
+    images: Any
+    labels: Any
+    image_shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, images: Any, labels: Any) -> "OnDeviceSplit":
+        """A split from images [N, H, W, C]."""
+        height, width, channels = images.shape[1:]
+        return cls(images.reshape(len(images), -1), labels, (height, width, channels))
 
 
 class OnDeviceIndices(NamedTuple):
@@ -66,7 +83,13 @@ def fits_device(
 
     The memory of a CPU device is the host's memory.
     """
-    return split.array.nbytes <= share * _memory_bytes(device)
+    size = stored_bytes(len(split), split.array.shape[1:])
+    return size <= share * _memory_bytes(device)
+
+
+def stored_bytes(examples: int, image_shape: Sequence[int]) -> int:
+    """Bytes of images on a device; a TPU pads each image to a multiple of 128."""
+    return examples * -(-math.prod(image_shape) // _LANES) * _LANES
 
 
 def _memory_bytes(
@@ -83,8 +106,7 @@ def _memory_bytes(
 
 def copy_to_devices(split: Split, mesh: Mesh) -> OnDeviceSplit:
     """Copies a split to every device of the mesh."""
-    arrays: Any = (split.array, split.labels)
-    return OnDeviceSplit(*replicate_host(arrays, mesh))
+    return replicate_host(OnDeviceSplit.of(split.array, split.labels), mesh)
 
 
 def on_device_indices(
@@ -147,8 +169,8 @@ def on_device_batch(
     Returns:
       The batch, without padding.
     """
-    images = split.images[index]
-    _, height, width, _ = images.shape
+    height, width, _ = split.image_shape
+    images = split.images[index].reshape(-1, *split.image_shape)
     rows = corner[:, :1] + jnp.arange(height)[None]  # [B, H]
     columns = corner[:, 1:] + jnp.arange(width)[None]  # [B, W]
     columns = jnp.where(flip[:, None], columns[:, ::-1], columns)

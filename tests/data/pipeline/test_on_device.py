@@ -14,6 +14,7 @@ from imta_jax.data.pipeline.on_device import (
     fits_device,
     on_device_batch,
     on_device_indices,
+    stored_bytes,
 )
 from imta_jax.distributed import data_mesh, place_indices
 from imta_jax.training.feed import host_feed
@@ -122,7 +123,13 @@ def test_batches_are_cropped_without_communication(split, mesh):
 
 def test_fits_device_compares_with_a_fraction_of_its_memory(split):
     device = mock.Mock(spec=jax.Device, platform="gpu")
-    device.memory_stats.return_value = {"bytes_limit": 10 * split.images.nbytes}
+    stored = stored_bytes(len(split), (16, 16, 1))
+    device.memory_stats.return_value = {"bytes_limit": 10 * stored}
     assert fits_device(split, 0.1, device)
     assert not fits_device(split, 0.09, device)
     assert fits_device(split, 0.5, jax.devices()[0])
+
+
+def test_stored_images_are_padded_to_the_lanes_of_a_tpu():
+    assert stored_bytes(10, (32, 32, 3)) == 10 * 32 * 32 * 3
+    assert stored_bytes(10, (28, 28, 1)) == 10 * 896
