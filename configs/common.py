@@ -224,6 +224,12 @@ def phase_one(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     # Whether the backward pass recomputes the maps of each stage: less memory, about a third more
     # time. Accelerators only: it saves no memory on a CPU.
     phase.rematerialize = False
+    # Initial parameters and batch statistics: a phase's folder of checkpoints (RUN/phase_one), an
+    # .npz or a .safetensors file, whose arrays are found by name; "" for random ones.
+    phase.init_from = ""
+    # Pairs (regular expression, replacement) that are applied in order to the names in init_from:
+    # (("^", "backbone."),) adds a prefix.
+    phase.init_from_map = ()
     return phase
 
 

@@ -205,6 +205,8 @@ class PhaseOneConfig(PhaseConfig):
     last_exit_epochs: int = number(0, at_least=0)
     sample_weights: options.SampleWeights = "uniform"
     rematerialize: bool = False
+    init_from: str = ""
+    init_from_map: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

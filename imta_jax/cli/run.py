@@ -41,7 +41,7 @@ from imta_jax.training import (
     training_pipeline,
 )
 from imta_jax.training.checkpoint_reading import has_readable_epoch
-from imta_jax.training.checks import check_field_values
+from imta_jax.training.checks import check_field_values, check_initial_parameters
 from imta_jax.training.phases import check_trained, why_unfinished
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,9 @@ def run(
     if mode == "doctor":
         from imta_jax.cli.doctor import examine
 
-        print(examine(parsed, _load_checked_data(parsed), workdir))
+        dataset = _load_checked_data(parsed)
+        check_initial_parameters(parsed, dataset, workdir)
+        print(examine(parsed, dataset, workdir))
         return
     if mode == "data":
         _preview_data(parsed, workdir)
@@ -154,6 +156,8 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     for phase in [name for name in due if name in PHASES][:1]:
         prefetch_executable(executable_label(config, phase))
     dataset = _load_checked_data(config)
+    if "phase_one" in due:
+        check_initial_parameters(config, dataset, workdir)
     data_fingerprint = fingerprint(dataset)
     if (workdir / "config.json").exists():
         _check_same_data(data_fingerprint, workdir)

@@ -4,8 +4,6 @@ Names and layouts are those of the authors' state dicts. Only plain arrays are r
 checkpoints are rejected, because unpickling runs code.
 """
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +19,7 @@ from imta_jax.models.classifier import Heads
 from imta_jax.models.msdnet import Bottleneck, MSDNet, MultiScaleLayer, Stem
 from imta_jax.nn.batch_norm import BatchNorm
 from imta_jax.nn.layers import ConvBNReLU
+from imta_jax.runtime.array_files import read_npz
 from imta_jax.techniques import IndependentHeads, TransferHeads
 
 
@@ -208,17 +207,4 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
       ValueError: not an `.npz` of plain arrays. The message explains how to convert a PyTorch
         checkpoint.
     """
-    try:
-        with Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
-            # A PyTorch checkpoint is also a zip file. NumPy would return its pickle as bytes.
-            others = [name for name in archive.namelist() if not name.endswith(".npy")]
-            if others:
-                raise InputError(f"it contains {others[0]}")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
-    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path} is not an .npz of plain arrays ({error}). Convert a PyTorch checkpoint that "
-            "you trust: numpy.savez(out, **{k: v.numpy() for k, v in state_dict.items()})"
-        ) from error
+    return read_npz(path)

@@ -23,7 +23,7 @@ _LATER_FIELDS = (
     *("gradient_clip_norm", "learning_rate_multipliers", "freeze"),
     *("label_smoothing", "randaugment_operations", "randaugment_magnitude", "random_erasing"),
     *("mixup_alpha", "cutmix_alpha", "source_options"),
-    *("ema_decay", "early_stopping_epochs"),
+    *("ema_decay", "early_stopping_epochs", "init_from", "init_from_map"),
 )
 
 

@@ -92,6 +92,30 @@ def restore_model(classifier: nnx.Module, folder: Path, which: str = "last") -> 
     return epoch
 
 
+def read_model_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a network by name, as NumPy arrays.
+
+    Args:
+      folder: a phase's folder, whose newest readable checkpoint is read, or a checkpoint in it.
+
+    Raises:
+      MissingFileError: there is no readable checkpoint.
+    """
+    epoch = int(folder.name) if folder.name.isdigit() else None
+    with _open_existing(folder if epoch is None else folder.parent) as manager:
+        name = _choose(manager, "last") if epoch is None else epoch
+        if name not in manager.all_steps() or not _is_readable(manager, name):
+            raise _missing(folder, "readable checkpoint")
+        target = ocp.args.StandardRestore(_host_arrays(manager, name, "model"))
+        return manager.restore(name, args=ocp.args.Composite(model=target))["model"]
+
+
+def _host_arrays(manager: ocp.CheckpointManager, epoch: int, item: str) -> dict[str, np.ndarray]:
+    """NumPy arrays for an item of a checkpoint to be restored to."""
+    stored = getattr(manager.item_metadata(epoch), item)
+    return {name: np.empty(x.shape, x.dtype) for name, x in stored.items()}
+
+
 def fill_named(classifier: nnx.Module, arrays: Mapping[str, Any]) -> None:
     """Fills a classifier in place from arrays that are named as in `state.named_arrays`.
 
@@ -164,11 +188,7 @@ def _files_of(folder: Path) -> _Files:
 def _read_to_host(manager: ocp.CheckpointManager, epoch: int) -> None:
     """Reads everything into NumPy arrays: devices may be too small for one unsharded copy."""
     read_json_meta(manager, epoch)
-    metadata = manager.item_metadata(epoch)
     targets = {
-        item: ocp.args.StandardRestore(
-            {name: np.empty(x.shape, x.dtype) for name, x in getattr(metadata, item).items()}
-        )
-        for item in ARRAY_ITEMS
+        item: ocp.args.StandardRestore(_host_arrays(manager, epoch, item)) for item in ARRAY_ITEMS
     }
     manager.restore(epoch, args=ocp.args.Composite(**targets))

@@ -1,5 +1,7 @@
 """Checks of a run's config before anything is trained, without and with its dataset."""
 
+from pathlib import Path
+
 from flax import nnx
 
 from imta_jax.config import PHASES, PhaseConfig, PhaseOneConfig, RunConfig
@@ -12,6 +14,7 @@ from imta_jax.training.callbacks import check_writers
 from imta_jax.training.combinations import check_combinations
 from imta_jax.training.feed import check_feed
 from imta_jax.training.frozen import check_expressions, trained_variables
+from imta_jax.training.init_from import check_init_from
 from imta_jax.training.loss_objective import LossObjective, check_loss
 from imta_jax.training.optimizer import check_optimizer
 from imta_jax.training.schedules import check_schedule
@@ -78,6 +81,18 @@ def check_training_data(config: RunConfig, dataset: Dataset) -> None:
         if phase_settings(config, name).total_epochs > 0:
             check_feed(config, name, dataset, mesh_of(config))
             _check_trained_parameters(config, dataset, name)
+
+
+def check_initial_parameters(config: RunConfig, dataset: Dataset, workdir: Path) -> None:
+    """Checks `config.phase_one.init_from` on an abstract network, unless phase I resumes.
+
+    Raises:
+      MissingFileError: the source does not exist.
+      InputError: see `check_init_from`.
+    """
+    if config.phase_one.init_from:
+        classifier = nnx.eval_shape(lambda: new_phase_one(config, dataset))
+        check_init_from(classifier, config.phase_one, workdir / "phase_one")
 
 
 def _check_own_components(config: RunConfig, dataset: Dataset) -> None:

@@ -3,6 +3,7 @@
 from imta_jax.config import PHASES, PhaseConfig, RunConfig
 from imta_jax.errors import InputError
 from imta_jax.models import gate_weight_of
+from imta_jax.runtime.config_fields import check_expression
 
 _BOOSTED = "boosted"
 
@@ -14,12 +15,24 @@ def check_combinations(config: RunConfig) -> None:
       InputError: names the fields of two techniques that do not.
     """
     _check_gate(config)
+    _check_init_from_map(config)
     for name in PHASES:
         _check_mixing(getattr(config, name))
     if config.model.heads == _BOOSTED:
         _check_boosted_heads(config)
     if config.phase_one.sample_weights == "learned":
         _check_learned_weights(config)
+
+
+def _check_init_from_map(config: RunConfig) -> None:
+    phase = config.phase_one
+    for expression, _ in phase.init_from_map:
+        check_expression(expression, "config.phase_one.init_from_map")
+    if phase.init_from_map and not phase.init_from:
+        raise InputError(
+            "config.phase_one.init_from_map must be () without config.phase_one.init_from; found "
+            f"{phase.init_from_map}"
+        )
 
 
 def _check_learned_weights(config: RunConfig) -> None:

@@ -18,6 +18,7 @@ from imta_jax.training.checkpoint_reading import (
 )
 from imta_jax.training.early_stopping import EARLY_STOPPING
 from imta_jax.training.feed import training_feed
+from imta_jax.training.init_from import load_initial_parameters
 from imta_jax.training.loop import TrainingLoop
 from imta_jax.training.mixed_regime import LastExitObjective
 from imta_jax.training.network_record import network_record
@@ -58,14 +59,23 @@ def train_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> None:
     """
     folder, first_epochs = workdir / "phase_one", config.phase_one.last_exit_epochs
     if first_epochs and not has_readable_epoch(folder, first_epochs):
-        classifier, _, trainable = phase_parts("phase_one", config, new_phase_one(config, dataset))
+        classifier = _initial_phase_one(config, dataset, folder)
+        _, _, trainable = phase_parts("phase_one", config, classifier)
         settings = config.phase_one
         objective = LastExitObjective(settings.rematerialize, settings.label_smoothing)
         parts = (classifier, objective, trainable)
         train_phase("phase_one", config, dataset, folder, *parts, epochs=range(first_epochs))
-    parts = phase_parts("phase_one", config, new_phase_one(config, dataset))
+    classifier = _initial_phase_one(config, dataset, folder)
+    parts = phase_parts("phase_one", config, classifier)
     joint = range(first_epochs, config.phase_one.total_epochs)
     train_phase("phase_one", config, dataset, folder, *parts, epochs=joint)
+
+
+def _initial_phase_one(config: RunConfig, dataset: Dataset, folder: Path) -> MultiExitClassifier:
+    """The untrained network of phase I, with the arrays of `config.phase_one.init_from`."""
+    classifier = new_phase_one(config, dataset)
+    load_initial_parameters(classifier, config.phase_one, folder)
+    return classifier
 
 
 def train_phase_two(

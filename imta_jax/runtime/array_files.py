@@ -1,0 +1,96 @@
+"""Readers of named arrays from `.npz` and `.safetensors` files. Nothing is unpickled."""
+
+import json
+import math
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from imta_jax.errors import InputError
+
+# Types of the safetensors format.
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_MAX_HEADER_BYTES = 100_000_000  # that of the reference implementation
+_CONVERT = (
+    "Convert a PyTorch checkpoint that you trust: "
+    "numpy.savez(out, **{k: v.numpy() for k, v in state_dict.items()})"
+)
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads an `.npz` of plain arrays by name.
+
+    Args:
+      path: the file.
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+      InputError: not an `.npz` of plain arrays. The message explains how to convert a PyTorch
+        checkpoint.
+    """
+    try:
+        with Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
+            # A PyTorch checkpoint is also a zip file. NumPy would return its pickle as bytes.
+            others = [name for name in archive.namelist() if not name.endswith(".npy")]
+            if others:
+                raise InputError(f"it contains {others[0]}")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not an .npz of plain arrays ({error}). {_CONVERT}") from error
+
+
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads a `.safetensors` file by name.
+
+    The file is the length of a JSON header (8 bytes, little-endian), the header with the type,
+    shape and byte range of each array, and the bytes.
+
+    Args:
+      path: the file.
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+      InputError: the header is damaged, a type is unknown, or an array's bytes are missing.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _MAX_HEADER_BYTES:
+                raise InputError(f"its header has {length} bytes")
+            header, data = json.loads(file.read(length)), file.read()
+        header.pop("__metadata__", None)
+        return {name: _array(name, entry, data) for name, entry in header.items()}
+    except (ValueError, TypeError, AttributeError, KeyError, struct.error) as error:
+        raise InputError(f"{path} is not a complete .safetensors file ({error})") from error
+
+
+def _array(name: str, entry: dict[str, Any], data: bytes) -> np.ndarray:
+    """An array of the header's type and shape from its range of bytes."""
+    if entry["dtype"] not in _DTYPES:
+        raise InputError(f"{name} has the type {entry['dtype']}; expected {', '.join(_DTYPES)}")
+    dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+    start, stop = entry["data_offsets"]
+    if not 0 <= start <= stop <= len(data) or stop - start != math.prod(shape) * dtype.itemsize:
+        raise InputError(f"{name}: bytes {start} to {stop} of {len(data)} for {shape} {dtype}")
+    return np.frombuffer(data[start:stop], dtype).reshape(shape)
