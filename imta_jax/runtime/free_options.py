@@ -1,7 +1,8 @@
 """Command-line overrides of options with any names: `--config.model.options.width=32`.
 
 A locked config rejects fields that it does not have. Options of components (the fields `options`
-and `*_options`) have the names that the component chooses.
+and `*_options`) have the names that the component chooses, and `sweep.fields` of a study those of
+the swept fields.
 """
 
 import re
@@ -12,7 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict
 
-_OVERRIDE = re.compile(r"--?config\.((?:\w+\.)*\w*options)\.([\w.]+)(?:=|$)")
+_OVERRIDE = re.compile(r"--?config\.((?:\w+\.)*\w*options|sweep\.fields)\.([\w.]+)(?:=|$)")
 
 
 class ConfigParser(flags.ArgumentParser):

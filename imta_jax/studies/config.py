@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from imta_jax.config import RunConfig
 from imta_jax.errors import InputError, unknown_name
+from imta_jax.studies.sweep import SweepConfig, setting_label
 
 TECHNIQUES = ("GE", "ISC", "OFA")
 # Techniques that the paper does not have (`configs/studies/recipes.py`).
@@ -104,7 +105,8 @@ class StudyConfig:
         """Parses and checks a study's config; an instance of the class is returned unchanged.
 
         Args:
-          config: A `ConfigDict` or nested mappings, see `configs/studies/shared.py`.
+          config: A `ConfigDict` or nested mappings, see `configs/studies/shared.py`. With
+            `config.sweep`, its settings are variants too, which are all chosen by default.
 
         Raises:
           ValueError: The config of a run, an unknown or missing field, seeds that are not distinct
@@ -118,17 +120,23 @@ class StudyConfig:
                 "configs/studies/ablation.py:quickstart; omit --mode to train this config"
             )
         values = config.to_dict() if hasattr(config, "to_dict") else config
+        sweep = values.get("sweep")
+        values = {name: value for name, value in values.items() if name != "sweep"}
         _check_fields("config", values, _STUDY_FIELDS)
         arms = values["arms"]
+        variants = {name: VariantConfig.from_mapping(name, arms[name]) for name in arms}
+        if sweep is not None:
+            variants |= _swept_variants(SweepConfig.from_mapping(sweep))
+        chosen = tuple(values["chosen"]) or (tuple(variants) if sweep is not None else ())
         study = cls(
             name=str(values["study"]),
             preset=str(values["preset"]),
             seeds=tuple(values["seeds"]),
-            baseline=values["baseline"],
+            baseline=values["baseline"] or next(iter(chosen), ""),
             gradient_variance_images=values["gradient_variance_images"],
             base=RunConfig.from_mapping(values["base"]),
-            chosen=tuple(values["chosen"]),
-            variants={name: VariantConfig.from_mapping(name, arms[name]) for name in arms},
+            chosen=chosen,
+            variants=variants,
         )
         study._check()
         return study
@@ -155,6 +163,13 @@ class StudyConfig:
     def _check_variant_name(self, field: str, name: str) -> None:
         if name not in self.variants:
             raise unknown_name(f"variant in {field}", name, self.variants)
+
+
+def _swept_variants(sweep: SweepConfig) -> dict[str, VariantConfig]:
+    return {
+        name: VariantConfig(setting_label(setting), None, "", MappingProxyType(setting))
+        for name, setting in sweep.settings().items()
+    }
 
 
 def _is_count(value: Any) -> bool:

@@ -24,6 +24,7 @@ from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.runtime.lock import only_run_in
 from imta_jax.runtime.paths import local_path
 from imta_jax.runtime.progress_bar import format_duration
+from imta_jax.runtime.run_header import log_run_header
 from imta_jax.studies.config import StudyConfig
 from imta_jax.studies.phase_one_group import PhaseOneGroup, VariantPredictions
 from imta_jax.studies.plan import (
@@ -80,6 +81,7 @@ def run_study(
     datasets = load_datasets(study, variants)
     settings = row_settings(study, variants)
     check_settings_unchanged(settings, folder)
+    log_run_header(workdir)
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
         if is_first_process():
             folder.mkdir(exist_ok=True)

@@ -251,7 +251,7 @@ def test_folders_of_phase_one_networks_keep_their_names():
 
 def test_every_study_config_is_covered():
     files = {path.stem for path in (tiny_run.ROOT / "configs" / "studies").glob("*.py")}
-    assert files == {*STUDIES, "shared"}
+    assert files == {*STUDIES, "shared", "sweep"}
 
 
 def test_run_and_study_reject_the_config_of_the_other(source, tmp_path):

@@ -18,6 +18,7 @@ from imta_jax.studies.report.study_tables import (
     equilibrium_table,
 )
 from imta_jax.studies.report.sweep_figures import figure_distillation, figure_gradient_variance
+from imta_jax.studies.report.sweep_table import sweep_table
 from imta_jax.studies.report.table_one import classifiers_table
 from imta_jax.studies.report.training_figures import figure_ranks, figure_validation
 
@@ -37,5 +38,6 @@ __all__ = [
     "figure_validation",
     "load_study",
     "parse_study",
+    "sweep_table",
     "write_study_report",
 ]

@@ -18,6 +18,7 @@ from imta_jax.studies.report.study_tables import (
     equilibrium_table,
 )
 from imta_jax.studies.report.sweep_figures import figure_distillation, figure_gradient_variance
+from imta_jax.studies.report.sweep_table import sweep_table
 from imta_jax.studies.report.table import StudyTable
 from imta_jax.studies.report.table_one import classifiers_table
 from imta_jax.studies.report.training_figures import figure_ranks, figure_validation, pairs_of
@@ -78,6 +79,7 @@ def collect_entries(studies: Sequence[StudyRecord]) -> list[ReportEntry]:
         *_distillation(by_name["distillation"]),
         *_equilibrium(by_name["equilibrium"]),
         *_recipes(by_name["recipes"]),
+        *(_table(sweep_table(study)) for study in by_name["sweep"]),
         *(_unsupported(study) for study in studies if study.name not in STUDIES),
     ]
     return _with_distinct_names(entries)

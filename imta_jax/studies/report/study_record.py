@@ -15,7 +15,7 @@ import numpy as np
 from imta_jax.report.style import pluralize
 from imta_jax.studies.report.paper_numbers import TECHNIQUES, dataset_title, known_dataset
 
-STUDIES = ("ablation", "exits", "budget", "equilibrium", "distillation", "recipes")
+STUDIES = ("ablation", "exits", "budget", "equilibrium", "distillation", "recipes", "sweep")
 SPLIT_NAMES = {"train": "training", "validation": "validation", "test": "test"}
 
 
