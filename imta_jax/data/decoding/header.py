@@ -10,7 +10,7 @@ from imta_jax.data.decoding import jpeg_header, png_header
 from imta_jax.data.decoding.refusal import Refusal, RefusedImageError
 
 # Increase it when other files are accepted or refused. Stored indexes are then computed again.
-POLICY_VERSION = 1
+POLICY_VERSION = 2
 # Suffixes of image files in folders, in lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png")
 

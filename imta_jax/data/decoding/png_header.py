@@ -62,6 +62,9 @@ def read_png_header(contents: bytes) -> PngHeader:
         raise RefusedImageError(Refusal.DAMAGED)
     height, width, color = _checked_header(chunks[0].data)
     _check_critical_chunks([chunk.kind for chunk in chunks], color)
+    compressed = next(chunk.data for chunk in chunks if chunk.kind == b"IDAT")
+    if not _window_covers_data(compressed, _decompressed_bytes(contents)):
+        raise RefusedImageError(Refusal.DAMAGED)
     orientation = 1
     for chunk in chunks:
         if chunk.kind == b"PLTE" and not _is_palette(chunk.data):
@@ -82,6 +85,15 @@ def _check_critical_chunks(kinds: list[bytes], color: int) -> None:
     consecutive = kinds[first : first + count] == [b"IDAT"] * count
     if not consecutive or (color == _PALETTE and b"PLTE" not in kinds[:first]):
         raise RefusedImageError(Refusal.DAMAGED)
+
+
+def _window_covers_data(compressed: bytes, size: int) -> bool:
+    """Whether the zlib header declares a window as large as the data, or the largest.
+
+    Encoders do so. Decoders differ in what they do with a reference beyond a smaller window.
+    """
+    window_bits = (compressed[0] >> 4) + 8 if compressed else zlib.MAX_WBITS
+    return window_bits >= zlib.MAX_WBITS or 1 << window_bits >= size
 
 
 def png_without_metadata(contents: bytes) -> bytes:

@@ -60,7 +60,11 @@ class EncodedImages:
         return self.files[self.file_id[index]].item()
 
     def name(self, index: int | np.integer) -> str:
-        """The location of an image, for messages. Bytes that are not UTF-8 are replaced."""
-        path = self.path(index).decode(errors="replace")
+        """The location of an image, for messages in one line.
+
+        Bytes that are not UTF-8 and characters that cannot be printed are replaced.
+        """
+        decoded = self.path(index).decode(errors="replace")
+        path = "".join(c if c.isprintable() else "\ufffd" for c in decoded)
         offset = self.offset[index]
         return path if offset == WHOLE_FILE else f"{path}, record at byte {offset}"

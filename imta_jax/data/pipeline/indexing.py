@@ -136,7 +136,7 @@ def index_records(
         table = table[np.lexsort((table[:, 1], table[:, 0]))]
         images = _record_images(table[:, :3], shards, feature)
         found = table[:, 4:].copy()
-        inspector.decode_postponed(found, _reader_of_bytes(images))
+        inspector.decode_postponed(found, reader_of_bytes(images))
         return _completed(images, table[:, 3].astype(np.int32), found)
 
     return _load_or_scan(scan, np.True_, key, options)
@@ -160,7 +160,7 @@ def _inspect_again(indexed: Indexed, regular: np.ndarray | np.bool, where: str) 
     found[:, IS_JPEG] = indexed.images.is_jpeg
     found[:, ORIENTATION] = indexed.images.orientation
     found[:, REFUSAL], found[:, DIGEST] = indexed.refusal, indexed.digest
-    read = _reader_of_bytes(indexed.images)
+    read = reader_of_bytes(indexed.images)
     for i in np.flatnonzero((indexed.refusal != Refusal.NONE) & regular).tolist():
         with contextlib.suppress(import_tensorflow().errors.OpError):  # still cannot be read
             found[i] = inspect_bytes(read(i))
@@ -205,7 +205,8 @@ def _completed(
     return Indexed(completed, labels, found[:, REFUSAL].astype(np.uint8), found[:, DIGEST])
 
 
-def _reader_of_bytes(images: EncodedImages) -> Callable[[int], bytes]:
+def reader_of_bytes(images: EncodedImages) -> Callable[[int], bytes]:
+    """A function from the position of an image to the content of its file or record."""
     tf, contents_of = import_tensorflow(), reader(images)
 
     def read(i: int) -> bytes:

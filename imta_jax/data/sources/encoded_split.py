@@ -5,14 +5,17 @@ import dataclasses
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from imta_jax.data.decoding.exif import displayed_sizes
+from imta_jax.data.decoding.pillow_decoder import decode_image
 from imta_jax.data.decoding.refusal import Refusal
 from imta_jax.data.findings import SplitFindings
 from imta_jax.data.pipeline.encoded import WHOLE_FILE, EncodedImages
-from imta_jax.data.pipeline.indexing import IndexOptions, index_files
+from imta_jax.data.pipeline.indexing import IndexOptions, index_files, reader_of_bytes
 from imta_jax.data.pipeline.stored_index import Indexed
 from imta_jax.data.pipeline.tf_pipeline import decode_all
 from imta_jax.data.source_validation import SourceSplit
@@ -56,13 +59,16 @@ def index_image_files(
     return index_files(without_sizes, np.array(labels, np.int32), regular, key, options)
 
 
-def source_split(indexed: Indexed, request: SourceRequest, where: str) -> SourceSplit:
+def source_split(
+    indexed: Indexed, request: SourceRequest, where: str, channels: int = 3
+) -> SourceSplit:
     """Leaves out refused images; decodes the others unless they are to stay encoded.
 
     Args:
       indexed: all images of the split.
       request: `encoded`, `max_undecodable` and `exif_orientation` are used.
       where: the split, for messages.
+      channels: of arrays, 3 (RGB) or 1 (luminance).
 
     Raises:
       ValueError: No image, too many images that are refused, or images of different sizes that are
@@ -81,8 +87,18 @@ def source_split(indexed: Indexed, request: SourceRequest, where: str) -> Source
     images = _oriented(images, request.exif_orientation, rotated.total(), where)
     if not request.encoded:
         _check_one_size(images, where)
-    pixels = images if request.encoded else decode_all(images)
+    pixels: Any = images
+    if not request.encoded:
+        apply_exif = request.exif_orientation == "apply"
+        pixels = decode_all(images) if channels == 3 else _decode_luminance(images, apply_exif)
     return SourceSplit(pixels, labels, len(bad), indexed.digest[good], findings)
+
+
+def _decode_luminance(images: EncodedImages, apply_exif: bool) -> UInt8[np.ndarray, "N H W 1"]:
+    """Decodes images of one size as inference does: decoders convert colors differently."""
+    read = reader_of_bytes(images)
+    decoded = [decode_image(read(i), channels=1, apply_exif=apply_exif) for i in range(len(images))]
+    return np.stack(decoded)
 
 
 def _oriented(images: EncodedImages, policy: str, rotated: int, where: str) -> EncodedImages:

@@ -20,12 +20,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _EXAMPLES_PER_CHUNK = 1024
-# Parts of a PNG without metadata and the positions at which they start.
-_PLAIN_PNG = (
-    (0, png_header.SIGNATURE),
-    (24, bytes([8, 2, 0, 0, 0])),  # 8-bit RGB without interlacing
-    (37, b"IDAT"),  # the first chunk after the header
-)
+# Of a PNG without interlacing, by the number of channels: bit depth 8 and color type.
+_HEADER_ENDS = {1: bytes([8, 0, 0, 0, 0]), 3: bytes([8, 2, 0, 0, 0])}
 # TFDS's errors for a split that is not prepared.
 _NOT_PREPARED = (AssertionError, KeyError, FileNotFoundError)
 
@@ -125,75 +121,50 @@ def check_one_shape(builder: Any, image_key: str) -> None:
 def _read_arrays(reader: _Reader, split: str) -> SourceSplit:
     builder, keys = reader.builder, (reader.image_key, reader.label_key)
     channels = builder.info.features[reader.image_key].shape[-1]
-    if channels == 3 and not _has_plain_pngs_only(reader, split):
-        return _read_indexed(reader, split)
-    decoders = _exact_jpeg_decoders(reader) if channels == 1 else None
-    dataset = _as_dataset(reader, split, decoders)
-    pairs = dataset.map(lambda example: tuple(example[key] for key in keys))
-    chunks = list(pairs.batch(_EXAMPLES_PER_CHUNK).as_numpy_iterator())
+    if channels in _HEADER_ENDS and not _has_plain_pngs_only(reader, split, channels):
+        return _read_indexed(reader, split, channels)
+    pairs = _as_dataset(reader, split).map(lambda example: tuple(example[key] for key in keys))
+    try:
+        chunks = list(pairs.batch(_EXAMPLES_PER_CHUNK).as_numpy_iterator())
+    except import_tensorflow().errors.InvalidArgumentError:  # a damaged file or another size
+        return _read_indexed(reader, split, channels)
     if not chunks:
         raise InputError(f"TFDS dataset {builder.name}: split {split!r} has 0 images")
     images, labels = zip(*chunks, strict=True)
     return SourceSplit(np.concatenate(images), np.concatenate(labels))
 
 
-def _as_dataset(reader: _Reader, split: str, decoders: dict[str, Any] | None) -> Any:
+def _as_dataset(reader: _Reader, split: str, decoders: dict[str, Any] | None = None) -> Any:
     try:
         return reader.builder.as_dataset(split=split, decoders=decoders)
     except _NOT_PREPARED as error:
         raise reader.not_prepared("it is not prepared there") from error
 
 
-def _has_plain_pngs_only(reader: _Reader, split: str) -> bool:
-    """Whether all images are 8-bit RGB PNGs without metadata, which every decoder decodes alike.
+def _has_plain_pngs_only(reader: _Reader, split: str, channels: int) -> bool:
+    """Whether all images are 8-bit PNGs without metadata, which every decoder decodes alike.
 
     TFDS encodes arrays in this way. It stores files unchanged.
     """
     import tensorflow_datasets as tfds
 
     tf, key = import_tensorflow(), reader.image_key
+    # Parts and the positions at which they start. Metadata would be before the pixels in IDAT.
+    parts = [(0, png_header.SIGNATURE), (24, _HEADER_ENDS[channels]), (37, b"IDAT")]
 
     def is_plain(example: dict[str, "tf.Tensor"]) -> "tf.Tensor":
-        contents = tf.strings.join([example[key], bytes(_PLAIN_PNG[-1][0] + 4)])  # not too short
-        found = [
-            tf.strings.substr(contents, start, len(value)) == value for start, value in _PLAIN_PNG
-        ]
+        contents = tf.strings.join([example[key], bytes(41)])  # at least as long as the parts
+        found = [tf.strings.substr(contents, i, len(part)) == part for i, part in parts]
         return tf.reduce_all(found)
 
     dataset = _as_dataset(reader, split, {key: tfds.decode.SkipDecoding()})
+    if dataset.element_spec[key].dtype != tf.string:  # synthetic images of tfds.testing.mock_data
+        return True
     plain = dataset.map(is_plain).batch(_EXAMPLES_PER_CHUNK).as_numpy_iterator()
     return all(chunk.all() for chunk in plain)
 
 
-def _exact_jpeg_decoders(reader: _Reader) -> dict[str, Any] | None:
-    """Exact decoding of grayscale JPEGs; the fast default, which TFDS uses, is off by some levels.
-
-    Raises:
-      InputError: EXIF orientations are to be applied. An export would apply them.
-    """
-    import tensorflow_datasets as tfds
-
-    name, feature = reader.builder.name, reader.builder.info.features[reader.image_key]
-    if feature.encoding_format not in ("jpeg", None):
-        return None
-    if reader.request.exif_orientation != "ignore":
-        raise InputError(
-            f"config.data.exif_orientation={reader.request.exif_orientation} is not supported for"
-            f" the grayscale arrays of TFDS dataset {name}; set it to ignore"
-        )
-
-    def decode(contents: "tf.Tensor", feature: Any) -> "tf.Tensor":
-        tf, channels = import_tensorflow(), feature.shape[-1]
-        return tf.cond(
-            tf.io.is_jpeg(contents),
-            lambda: tf.io.decode_jpeg(contents, channels, dct_method="INTEGER_ACCURATE"),
-            lambda: tf.io.decode_image(contents, channels, expand_animations=False),
-        )
-
-    return {reader.image_key: tfds.decode.make_decoder()(decode)()}
-
-
-def _read_indexed(reader: _Reader, split: str) -> SourceSplit:
+def _read_indexed(reader: _Reader, split: str, channels: int = 3) -> SourceSplit:
     import tensorflow_datasets as tfds
 
     tf, builder, request = import_tensorflow(), reader.builder, reader.request
@@ -220,4 +191,4 @@ def _read_indexed(reader: _Reader, split: str) -> SourceSplit:
         key=("records", keys, written.mtime_nsec, shards, file_states(shards)),
         options=IndexOptions(request.index_dir, where, request.memory_limit_gb),
     )
-    return source_split(indexed, request, where)
+    return source_split(indexed, request, where, channels)

@@ -18,13 +18,13 @@ FILES = [
 ]
 
 
-def prepare(folder, files):
+def prepare(folder, files, channels=3):
     """A version of a dataset without a declared encoding: it stores files unchanged."""
     examples = {
         split: [{"image": io.BytesIO(file), "label": i % 2} for i, file in enumerate(files)]
         for split in ("train", "test")
     }
-    return tfds_datasets.prepare(folder, "Files", examples, shape=(32, 32, 3), num_classes=2)
+    return tfds_datasets.prepare(folder, "Files", examples, shape=(32, 32, channels), num_classes=2)
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +48,41 @@ def test_orientations_of_stored_files_are_applied(tmp_path):
     assert (test[0] != decode_image(turned)).any()
 
 
-def test_stored_files_that_are_refused_are_left_out_by_name(tmp_path, caplog):
-    files = [FILES[0][:200], *FILES[1:]]
-    folder = prepare(tmp_path, files)
+RGB_PNGS = [encoded(make_image(32, 32, seed), "PNG") for seed in range(24)]
+GRAY = [
+    encoded(make_image(32, 32, seed, "L"), "PNG" if seed % 3 == 2 else "JPEG") for seed in range(24)
+]
+GRAY_PNGS = [encoded(make_image(32, 32, seed, "L"), "PNG") for seed in range(24)]
+GIF = encoded(make_image(32, 32).convert("P"), "GIF")
+
+
+@pytest.mark.parametrize(
+    ("files", "channels", "bad"),
+    [
+        (FILES, 3, FILES[0][:200]),
+        (RGB_PNGS, 3, RGB_PNGS[0][:-30]),
+        (RGB_PNGS, 3, GIF),
+        (GRAY, 1, GRAY[0][:200] + b"\xff\xd9"),
+        (GRAY_PNGS, 1, GIF),
+    ],
+    ids=["JPEG", "PNG", "GIF", "gray JPEG", "gray GIF"],
+)
+def test_stored_files_that_are_refused_are_left_out_by_name(tmp_path, caplog, files, channels, bad):
+    folder = prepare(tmp_path, [bad, *files[1:]], channels)
     with pytest.raises(ValueError, match=r"1 of 24 images.*max_undecodable"):
         load_dataset(config(folder))
     dataset = load_dataset(config(folder, max_undecodable=0.1))
-    assert len(dataset.splits["test"].images) == len(files) - 1
+    found = {image.tobytes() for image in dataset.splits["test"].images}
+    assert found == {decode_image(file, channels=channels).tobytes() for file in files[1:]}
     assert dataset.skipped["test"] == 1 and "record at byte" in caplog.text
+
+
+def test_color_files_of_a_gray_dataset_have_the_pixels_that_the_runner_reads(tmp_path):
+    palette = encoded(make_image(32, 32, 1).convert("P"), "PNG")
+    files = [palette, *FILES[1:], encoded(make_image(32, 32, 0, "CMYK"), "JPEG")]
+    test = load_dataset(config(prepare(tmp_path, files, 1))).splits["test"].images
+    found = {image.tobytes() for image in test}
+    assert found == {decode_image(file, channels=1).tobytes() for file in files}
 
 
 def test_description_of_images_of_different_sizes_names_the_fix():
