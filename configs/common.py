@@ -114,14 +114,16 @@ def data(source, validation_examples):
     images.flip = True
     # EXIF orientation of image files: "ignore" (stored pixels) or "apply" (rotate and mirror them).
     images.exif_orientation = "ignore"
-    # Input pipeline: "device" (images in device memory), "tf_data", "numpy", or "auto" (the device
-    # if the images fit, else NumPy for arrays and tf.data for encoded images).
+    # Input pipeline: "device" (images in device memory), "numpy" (arrays), "tf_data" or "pillow"
+    # (image files), or "auto": the device if the images fit, else NumPy for arrays, and for image
+    # files tf.data if TensorFlow is installed and Pillow otherwise. A run that resumes keeps its
+    # decoder.
     images.pipeline = "auto"
     # Fraction (0 to 1) of device memory that "auto" may use for images.
     images.device_memory_share = 0.25
     # Training steps per dispatch for on-device data. 0 chooses automatically.
     images.steps_per_dispatch = 0
-    # Memory limit of tf.data's buffers on this host, in GB (10^9 bytes).
+    # Memory limit of the buffers of "tf_data" and "pillow" on this host, in GB (10^9 bytes).
     images.memory_limit_gb = 4.0
     # Address of a tf.data service, "grpc://HOST:PORT"; "" decodes on this host.
     images.service = ""

@@ -53,7 +53,7 @@ class DataConfig(Section):
     min_area: float = number(0.08, above=0, at_most=1)
     flip: bool = True
     exif_orientation: Literal["ignore", "apply"] = "ignore"
-    pipeline: Literal["auto", "device", "tf_data", "numpy"] = "auto"
+    pipeline: Literal["auto", "device", "tf_data", "pillow", "numpy"] = "auto"
     device_memory_share: float = number(0.25, at_least=0, at_most=1)
     steps_per_dispatch: int = number(0, at_least=0)
     memory_limit_gb: float = number(4.0, above=0)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from imta_jax.config import RunConfig
 from imta_jax.data import Dataset, load_dataset
-from imta_jax.data.fingerprint import fingerprint, fingerprint_differences
+from imta_jax.data.fingerprint import EARLIER_DECODER, fingerprint, fingerprint_differences
 from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.data.sources import source_component
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
@@ -155,12 +155,14 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     }
     for phase in [name for name in due if name in PHASES][:1]:
         prefetch_executable(executable_label(config, phase))
-    dataset = _load_checked_data(config)
+    recorded = _recorded_data(workdir)
+    decoder = recorded.get("decoder", EARLIER_DECODER) if recorded else ""
+    dataset = _load_checked_data(config, decoder)
     if "phase_one" in due:
         check_initial_parameters(config, dataset, workdir)
     data_fingerprint = fingerprint(dataset)
-    if (workdir / "config.json").exists():
-        _check_same_data(data_fingerprint, workdir)
+    if recorded:
+        _check_same_data(recorded, data_fingerprint, workdir)
     # The folder is created after all checks: a rejected run leaves none.
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
         if is_first_process():
@@ -224,23 +226,35 @@ def _begin(config: RunConfig, data_fingerprint: Mapping[str, Any], workdir: Path
         write_json(workdir / "config.json", config.to_dict())
 
 
-def _load_checked_data(config: RunConfig) -> Dataset:
-    """Loads the data after all checks of the config that need no data, and checks both."""
+def _load_checked_data(config: RunConfig, decoder: str = "") -> Dataset:
+    """Loads the data after all checks of the config that need no data, and checks both.
+
+    Args:
+      config: the settings.
+      decoder: of image files, in the earlier part of a run that resumes.
+    """
     check_training_config(config)
-    dataset = first_process_first(lambda: load_dataset(config.data))
+    dataset = first_process_first(lambda: load_dataset(config.data, decoder=decoder))
     check_training_data(config, dataset)
     return dataset
 
 
-def _check_same_data(data_fingerprint: Mapping[str, Any], workdir: Path) -> None:
-    """Raises an `InputError` if the folder's run began with other data.
+def _recorded_data(workdir: Path) -> dict[str, Any]:
+    """The fingerprint with which the folder's run began; empty if there is no run.
 
     Runs of older versions have no `dataset.json` and are not checked.
     """
+    if not (workdir / "config.json").exists():
+        return {}
     path = workdir / "dataset.json"
-    recorded = read_json_or_none(path, "it is written again, and the data is not compared")
-    differences = fingerprint_differences(recorded, data_fingerprint) if recorded else []
-    if differences:
+    return read_json_or_none(path, "it is written again, and the data is not compared") or {}
+
+
+def _check_same_data(
+    recorded: Mapping[str, Any], data_fingerprint: Mapping[str, Any], workdir: Path
+) -> None:
+    """Raises an `InputError` if the folder's run began with other data."""
+    if differences := fingerprint_differences(recorded, data_fingerprint):
         raise InputError(
             f"{workdir} belongs to a run that began with other data; restore that data, or use"
             " another --workdir:\n  " + "\n  ".join(differences)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from imta_jax.data.pipeline.encoded import EncodedImages
     from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
+    from imta_jax.data.pipeline.host_pipeline import HostPipeline
     from imta_jax.data.pipeline.preprocessing import (
         NO_AUGMENTATION,
         PaddedCrop,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
         RandomAreaCrop,
         preprocessing_from,
     )
-    from imta_jax.data.pipeline.tf_pipeline import HostPipeline
     from imta_jax.data.source_validation import validate_split
     from imta_jax.data.sources.own import ImageSource
     from imta_jax.data.split import Split
@@ -67,7 +67,7 @@ _BY_MODULE = {
     "EncodedImages": "imta_jax.data.pipeline.encoded",
     "EpochPlan": "imta_jax.data.pipeline.augmentation",
     "EvaluationTransform": "imta_jax.data.pipeline.evaluation_transform",
-    "HostPipeline": "imta_jax.data.pipeline.tf_pipeline",
+    "HostPipeline": "imta_jax.data.pipeline.host_pipeline",
     "ImageSource": "imta_jax.data.sources.own",
     "NO_AUGMENTATION": "imta_jax.data.pipeline.preprocessing",
     "PaddedCrop": "imta_jax.data.pipeline.preprocessing",

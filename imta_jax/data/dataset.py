@@ -29,8 +29,8 @@ from imta_jax.data.padding import pad_to_multiple, padded_size
 from imta_jax.data.pipeline.batch_indices import eval_indices
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
+from imta_jax.data.pipeline.host_pipeline import HostPipeline, resized_batches
 from imta_jax.data.pipeline.preprocessing import PaddedCrop, Preprocessing, preprocessing_from
-from imta_jax.data.pipeline.tf_pipeline import HostPipeline, resized_batches
 from imta_jax.data.source_validation import SourceData, SourceSplit, validate_source
 from imta_jax.data.sources import SourceRequest, load_source, tfds_description
 from imta_jax.data.split import Split
@@ -59,6 +59,7 @@ class Dataset:
       held_out: names of the splits held out of the source's training images. The other splits are
         the source's own.
       findings: what was left out and why, duplicates, and unusual names.
+      decoder: library that decodes the image files, "tf_data" or "pillow"; "" if there are none.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Dataset:
     skipped: dict[str, int] = field(default_factory=dict)
     held_out: tuple[str, ...] = ()
     findings: DataFindings = field(default_factory=DataFindings)
+    decoder: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -89,7 +91,9 @@ class Dataset:
         return self.preprocessing.evaluation_transform(self.image_shape, self.mean, self.std)
 
 
-def load_dataset(config: DataConfig | ConfigDict | Mapping[str, Any]) -> Dataset:
+def load_dataset(
+    config: DataConfig | ConfigDict | Mapping[str, Any], *, decoder: str = ""
+) -> Dataset:
     """Loads or indexes a source and holds out images for the splits that it lacks.
 
     Arrays of small images are zero-padded to the next multiple of 8 in height and width (28 becomes
@@ -98,6 +102,7 @@ def load_dataset(config: DataConfig | ConfigDict | Mapping[str, Any]) -> Dataset
 
     Args:
       config: `config.data`; a mapping is parsed by `DataConfig.from_mapping`.
+      decoder: `Dataset.decoder` of an earlier part of a run, which pipeline="auto" uses again.
 
     Raises:
       ValueError: An invalid field, an unknown source, data that are not images with class labels,
@@ -110,7 +115,10 @@ def load_dataset(config: DataConfig | ConfigDict | Mapping[str, Any]) -> Dataset
     config = DataConfig.from_mapping(config)
     preprocessing = preprocessing_from(config)
     encoded = not isinstance(preprocessing, PaddedCrop)
-    source = _read(SourceRequest.from_config(config, encoded=encoded))
+    request = SourceRequest.from_config(config, encoded=encoded)
+    if decoder and config.pipeline == "auto":
+        request = replace(request, pipeline=decoder)
+    source = _read(request)
     return build_dataset(
         source,
         preprocessing,
@@ -198,6 +206,7 @@ def build_dataset(
         skipped,
         held_out,
         findings,
+        source.decoder,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from imta_jax.data.dataset import Dataset
+from imta_jax.data.pipeline.decoder import TF_DATA
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.split import Split
 
@@ -18,6 +19,9 @@ from imta_jax.data.split import Split
 _HASHED_BYTES = 1 << 26
 _PATH_COMPONENTS = 3  # split, class and file name; the folder above may be moved
 _MAX_NAMED_CLASSES = 5
+
+# Earlier versions had one decoder of image files, which they did not record.
+EARLIER_DECODER = TF_DATA
 
 Fingerprint = dict[str, Any]
 
@@ -33,13 +37,15 @@ def fingerprint(dataset: Dataset) -> Fingerprint:
       dataset: any dataset.
 
     Returns:
-      `class_names`, and in `splits` the number of `images` and the `digest` of each split.
+      `class_names`, in `splits` the number of `images` and the `digest` of each split, and for
+      image files their `decoder`.
     """
     splits = {
         name: {"images": len(split), "digest": _digest(split)}
         for name, split in dataset.splits.items()
     }
-    return {"class_names": list(dataset.class_names), "splits": splits}
+    decoder = {"decoder": dataset.decoder} if dataset.decoder else {}
+    return {"class_names": list(dataset.class_names), "splits": splits, **decoder}
 
 
 def fingerprint_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -50,7 +56,8 @@ def fingerprint_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -
       now: current fingerprint.
 
     Returns:
-      One line for the classes and for each split that differ; empty if the fingerprints are equal.
+      One line for the classes, for each split and for the decoder that differ; empty if the
+      fingerprints are equal.
     """
     lines = _class_differences(before["class_names"], now["class_names"])
     for name, split in now["splits"].items():
@@ -59,6 +66,12 @@ def fingerprint_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -
             lines.append(f"{name}: {previous['images']} images before, {split['images']} now")
         elif previous["digest"] != split["digest"]:
             lines.append(f"{name}: {split['images']} images as before, but images or labels differ")
+    previous = before.get("decoder", EARLIER_DECODER)
+    if now.get("decoder", previous) != previous:
+        lines.append(
+            f"image files: decoded by {previous!r} before, by {now['decoder']!r} now; set"
+            f" config.data.pipeline={previous}"
+        )
     return lines
 
 

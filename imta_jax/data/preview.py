@@ -17,9 +17,9 @@ from imta_jax.config import DataConfig
 from imta_jax.data.dataset import Dataset
 from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.data.pipeline.batches import eval_batches, steps_per_epoch, train_batches
+from imta_jax.data.pipeline.host_pipeline import HostPipeline
 from imta_jax.data.pipeline.on_device import copy_to_devices, on_device_batch, on_device_indices
 from imta_jax.data.pipeline.preprocessing import PaddedCrop
-from imta_jax.data.pipeline.tf_pipeline import HostPipeline
 from imta_jax.runtime.environment import environment_record
 from imta_jax.runtime.files import write_json
 from imta_jax.types import Batch

@@ -48,6 +48,7 @@ class SourceData(NamedTuple):
       class_names: one name per class; None if the source has none.
       statistics: published channel statistics; None to compute them.
       misplaced: images that are not read because of where they are.
+      decoder: library that decodes image files, see `decoder.py`; "" if there are none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class SourceData(NamedTuple):
     class_names: tuple[str, ...] | None = None
     statistics: ChannelStatistics | None = None
     misplaced: tuple[MisplacedImages, ...] = ()
+    decoder: str = ""
 
 
 def validate_source(source: SourceData) -> SourceData:

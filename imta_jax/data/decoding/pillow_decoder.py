@@ -1,7 +1,9 @@
 """Decoding of accepted image files with Pillow, to the same pixels as TensorFlow."""
 
+import contextlib
 import io
 import random
+from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from imta_jax.errors import MissingPackageError
 from imta_jax.runtime.optional_packages import install_command
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFile
 
 GRAY = 128  # of blocks that a JPEG lacks
 # Bytes that would change the pixels if a scan lacked data. None is 0xFF, which starts a marker.
@@ -76,19 +78,58 @@ def import_pillow() -> ModuleType:
     return PIL
 
 
+def decode_at_ratio(
+    contents: bytes, ratio: int
+) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+    """Decodes an accepted file to RGB, without checking again whether it is accepted.
+
+    Args:
+      contents: the whole file.
+      ratio: 1; for a JPEG also 2, 4 or 8, by which its height and width are divided.
+
+    Returns:
+      The pixels, and the height and width that are stored in the file.
+
+    Raises:
+      RefusedImageError: the file is damaged.
+    """
+    is_jpeg = contents.startswith(jpeg_header.SIGNATURE)
+    essential = (jpeg_without_metadata if is_jpeg else png_without_metadata)(contents)
+    with _damage_refused(), _opened(essential) as image:
+        stored = (image.height, image.width)
+        if ratio > 1:
+            # Pillow divides by the largest power of 2 that leaves at least this size.
+            image.draft(None, (image.width // ratio, image.height // ratio))
+        return _pixels(image, 3), stored
+
+
 def _decode(contents: bytes, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    pillow = import_pillow()
+    with _damage_refused(), _opened(contents) as image:
+        return _pixels(image, channels)
+
+
+@contextlib.contextmanager
+def _damage_refused() -> Iterator[None]:
+    """Turns the exceptions of Pillow's decoders, which are of many types, into one."""
     try:
-        # `Image.open` would warn of images with half of the pixels that `Refusal.TOO_LARGE` allows.
-        if contents.startswith(jpeg_header.SIGNATURE):
-            image = pillow.JpegImagePlugin.JpegImageFile(io.BytesIO(contents))
-        else:
-            image = pillow.PngImagePlugin.PngImageFile(io.BytesIO(contents))
-        with image:
-            image.load()
-            converted = _convert(image, channels)
-    except Exception as error:  # on a damaged file, decoders raise exceptions of many types
+        yield
+    except MissingPackageError:
+        raise
+    except Exception as error:
         raise RefusedImageError(Refusal.DAMAGED) from error
+
+
+def _opened(contents: bytes) -> "ImageFile.ImageFile":
+    # `Image.open` would warn of images with half of the pixels that `Refusal.TOO_LARGE` allows.
+    pillow = import_pillow()
+    if contents.startswith(jpeg_header.SIGNATURE):
+        return pillow.JpegImagePlugin.JpegImageFile(io.BytesIO(contents))
+    return pillow.PngImagePlugin.PngImageFile(io.BytesIO(contents))
+
+
+def _pixels(image: "ImageFile.ImageFile", channels: int) -> UInt8[np.ndarray, "H W C"]:
+    image.load()
+    converted = _convert(image, channels)
     return np.asarray(converted).reshape(converted.height, converted.width, channels)
 
 

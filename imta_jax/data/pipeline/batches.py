@@ -1,9 +1,9 @@
 """Training and evaluation batches on the host.
 
 A batch is defined by its indices (`batch_indices.py`), which come from the plan of an epoch
-(`augmentation.py`). NumPy cuts crops out of arrays; tf.data and OpenCV decode and resize encoded
-images (`tf_pipeline.py`). Small datasets can also live on the device (`on_device.py`). Images stay
-uint8; the step normalizes them.
+(`augmentation.py`). NumPy cuts crops out of arrays. tf.data or Pillow decodes encoded images, and
+OpenCV resizes them (`host_pipeline.py`). Small datasets can also live on the device
+(`on_device.py`). Images stay uint8; the step normalizes them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,15 +21,17 @@ from imta_jax.data.pipeline.batch_indices import (
     shard_of,
     train_indices,
 )
+from imta_jax.data.pipeline.decoder import DECODERS, PILLOW, choose_decoder
 from imta_jax.data.pipeline.encoded import EncodedImages
+from imta_jax.data.pipeline.host_pipeline import HostPipeline, resized_batches
+from imta_jax.data.pipeline.pillow_decoding import check_files
 from imta_jax.data.pipeline.preprocessing import PaddedCrop, Preprocessing, RandomAreaCrop
-from imta_jax.data.pipeline.tf_pipeline import HostPipeline, resized_batches
 from imta_jax.data.split import Split
-from imta_jax.data.tensorflow_import import has_tensorflow
-from imta_jax.errors import InputError, MissingPackageError, unknown_name
+from imta_jax.errors import InputError, unknown_name
+from imta_jax.runtime.optional_packages import require
 from imta_jax.types import Batch
 
-HOST_PIPELINES = ("tf_data", "numpy")
+HOST_PIPELINES = (*DECODERS, "numpy")
 
 
 def steps_per_epoch(num_examples: int, batch_size: int, field: str = "batch_size") -> int:
@@ -76,13 +78,13 @@ def train_batches(
       epoch: number of the epoch, from 0.
       start_step: first batch of the epoch to make; earlier batches are skipped at no cost.
       shard: part of every batch to make; local batches have batch_size / shard.count examples.
-      pipeline: "tf_data", "numpy" or "auto", see `resolve_host_pipeline`.
-      host: options of the tf.data pipeline.
+      pipeline: "tf_data", "pillow", "numpy" or "auto", see `resolve_host_pipeline`.
+      host: options of pipelines that decode.
 
     Raises:
       ValueError: No full batch, a negative number, a `start_step` beyond the epoch, or a pipeline
         that is unknown or does not support these images.
-      ModuleNotFoundError: tf.data is required and TensorFlow is not installed.
+      ModuleNotFoundError: the library of the pipeline is not installed.
     """
     steps = steps_per_epoch(len(split), batch_size)
     if not 0 <= start_step <= steps:
@@ -112,12 +114,12 @@ def eval_batches(
         -1, label 0 and zeros as its image.
       shard: part of every batch to make; all processes make the same number of batches.
       pipeline: see `train_batches`; "device", which makes training batches only, acts as "auto".
-      host: options of the tf.data pipeline.
+      host: options of pipelines that decode.
 
     Raises:
       ValueError: A batch size below 1, or a pipeline that is unknown or does not support these
         images.
-      ModuleNotFoundError: tf.data is required and TensorFlow is not installed.
+      ModuleNotFoundError: the library of the pipeline is not installed.
     """
     _check_batch_size(batch_size)
     indices = eval_indices(preprocessing.eval_windows(split.sizes), batch_size)
@@ -136,35 +138,38 @@ def evaluation_images(
 
 
 def resolve_host_pipeline(pipeline: str, split: Split, preprocessing: Preprocessing) -> str:
-    """The pipeline that makes batches on the host: "numpy" or "tf_data".
+    """The pipeline that makes batches on the host: "numpy", "tf_data" or "pillow".
 
-    Arrays that are cropped but not resized use NumPy, also under "tf_data": NumPy is faster than
-    tf.data there, and the batches are the same.
+    Arrays that are cropped but not resized use NumPy, also under "tf_data" and "pillow": the
+    batches are the same.
 
     Args:
-      pipeline: "auto", "numpy" or "tf_data".
+      pipeline: "auto", "numpy", "tf_data" or "pillow". "auto" takes the decoder of encoded images,
+        which was chosen when they were loaded; for arrays, tf.data if TensorFlow is installed.
       split: the images.
       preprocessing: their crop.
 
     Raises:
-      ValueError: An unknown name, or "numpy" for images that must be decoded or resized.
-      ModuleNotFoundError: tf.data is required and TensorFlow is not installed.
+      ValueError: An unknown name, or a pipeline that cannot make batches of these images.
+      ModuleNotFoundError: the library of the pipeline is not installed.
     """
     if pipeline not in ("auto", *HOST_PIPELINES):
         raise unknown_name("pipeline", pipeline, ["auto", "device", *HOST_PIPELINES])
-    if isinstance(preprocessing, PaddedCrop) and not isinstance(split.images, EncodedImages):
+    images = split.images
+    if isinstance(preprocessing, PaddedCrop) and not isinstance(images, EncodedImages):
         return "numpy"
     if pipeline == "numpy":
         raise InputError(
-            'pipeline is "numpy", which only crops arrays; expected "tf_data" or "auto" for images'
-            " that must be decoded or resized"
+            'pipeline is "numpy", which only crops arrays; expected "tf_data", "pillow" or "auto"'
+            " for images that must be decoded or resized"
         )
-    if not has_tensorflow():
-        raise MissingPackageError(
-            'pipeline "tf_data" requires TensorFlow, which cannot be imported: pip install'
-            " tensorflow-cpu"
-        )
-    return "tf_data"
+    require("train", "resizing images", "cv2")
+    if pipeline == "auto" and isinstance(images, EncodedImages):
+        return images.decoder
+    decoder = choose_decoder(pipeline)
+    if decoder == PILLOW and isinstance(images, EncodedImages):
+        check_files(images)
+    return decoder
 
 
 def _batches(
@@ -182,7 +187,8 @@ def _batches(
     indices, local_size = shard_of(indices, batch_size, shard), batch_size // shard.count
     host = host or HostPipeline()
     made: Iterable[tuple[np.ndarray, np.ndarray]]
-    if resolve_host_pipeline(pipeline, split, preprocessing) == "numpy":
+    resolved = resolve_host_pipeline(pipeline, split, preprocessing)
+    if resolved == "numpy":
         if pipeline == "tf_data" and host.service:
             raise InputError(
                 f"config.data.service is {host.service!r}, but the images are arrays in memory and"
@@ -191,8 +197,19 @@ def _batches(
         made = _cropped_batches(split.array, indices, local_size)
     else:
         assert isinstance(preprocessing, RandomAreaCrop)
+        if resolved == PILLOW and host.service:
+            raise InputError(
+                f"config.data.service is {host.service!r}, which decodes with TensorFlow; leave it"
+                ' empty for config.data.pipeline="pillow"'
+            )
         made = resized_batches(
-            split.images, indices, local_size, host, size=preprocessing.size, exact=exact
+            split.images,
+            indices,
+            local_size,
+            host,
+            size=preprocessing.size,
+            exact=exact,
+            decoder=resolved,
         )
     return (_as_batch(split, images, index) for images, index in made)
 

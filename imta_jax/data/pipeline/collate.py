@@ -28,7 +28,7 @@ class DecodeGroups(NamedTuple):
     """Groups of images that one TensorFlow function decodes.
 
     Attributes:
-      kind: how they are decoded, see `tf_decoding.DecodePlan`.
+      kind: how they are decoded, see `decode_plan.DecodePlan`.
       places: int64 [K, G], positions in `BatchIndices` of the G images of each of K groups.
     """
 
@@ -47,7 +47,7 @@ def group_for_decoding(
 
     Args:
       index: `BatchIndices.index`; padding is in no group.
-      kind: see `tf_decoding.DecodePlan`.
+      kind: see `decode_plan.DecodePlan`.
       batch_size: examples per batch.
 
     Returns:

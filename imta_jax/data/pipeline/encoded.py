@@ -1,7 +1,7 @@
 """Images that stay compressed until a batch needs them.
 
 Each image is a file, or a record of a TFRecord file. Both can be read in any order. `indexing.py`
-finds the images and `tf_pipeline.py` reads them.
+finds the images and `host_pipeline.py` reads them.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from imta_jax.data.decoding.exif import displayed_sizes
+from imta_jax.data.pipeline.decoder import TF_DATA
 
 WHOLE_FILE = -1
 
@@ -25,6 +26,7 @@ class EncodedImages:
       is_jpeg: bool [N]; the other images are PNG.
       orientation: uint8 [N], the EXIF orientation to apply to stored pixels; 1 applies none.
       feature: key of the image in a record; "" for image files.
+      decoder: library that decodes them in batches, see `decoder.py`.
     """
 
     files: np.ndarray
@@ -34,6 +36,7 @@ class EncodedImages:
     is_jpeg: np.ndarray
     orientation: np.ndarray
     feature: str = ""
+    decoder: str = TF_DATA
 
     def __len__(self) -> int:
         return len(self.file_id)
@@ -48,12 +51,18 @@ class EncodedImages:
             self.is_jpeg[chosen],
             self.orientation[chosen],
             self.feature,
+            self.decoder,
         )
 
     @property
     def stored_sizes(self) -> np.ndarray:
         """int32 [N, 2], height and width of the stored pixels."""
         return displayed_sizes(self.sizes, self.orientation)
+
+    @property
+    def are_local_files(self) -> bool:
+        """Whether they are files of this machine, and neither records nor files in a bucket."""
+        return not self.feature and (len(self) == 0 or b"://" not in self.path(0))
 
     def path(self, index: int | np.integer) -> bytes:
         """The path of the file that holds an image."""

@@ -251,7 +251,23 @@ def resize_window(
     """
     (cut,) = read_pixels(window[None], np.array([image.shape[:2]]), size)
     top, left, height, width = cut.tolist()
-    pixels = image[top : top + height, left : left + width]
+    return resize_cut(image[top : top + height, left : left + width], window, cut, size)
+
+
+def resize_cut(
+    pixels: UInt8[np.ndarray, "h w C"],
+    window: Float32[np.ndarray, "4"],
+    cut: Int32[np.ndarray, "4"],
+    size: tuple[int, int],
+) -> UInt8[np.ndarray, "H W C"]:
+    """Resizes a window of an image, of which only a part was decoded; see `resize_window`.
+
+    Args:
+      pixels: the decoded part.
+      window: top, left, height and width in the image, in fractions of pixels.
+      cut: top, left, height and width of the decoded part in the image.
+      size: height and width of the result.
+    """
     scale = np.array(size, np.float32) / window[2:]
     translation = (cut[:2].astype(np.float32) - window[:2]) * scale
     for axis in (0, 1):  # the second time, height and width are exchanged

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from imta_jax.data.decoding.refusal import Refusal
+from imta_jax.data.pipeline.decoder import PILLOW, TF_DATA
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.inspection import (
     COLUMNS,
@@ -29,9 +30,13 @@ from imta_jax.data.pipeline.inspection import (
     collect,
     inspect_bytes,
 )
+from imta_jax.data.pipeline.pillow_decoding import on_threads, read_file
 from imta_jax.data.pipeline.stored_index import Indexed, load_or_scan
 from imta_jax.data.pipeline.tf_decoding import reader
+from imta_jax.data.pipeline.tf_execution import reading_errors
 from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.progress_bar import with_progress
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -49,11 +54,18 @@ class IndexOptions:
       index_dir: folder of stored indexes; "" stores nothing.
       where: the split, for progress and log.
       memory_limit_gb: memory for decoded images, in 10^9 bytes.
+      decoder: one of `DECODERS`.
     """
 
     index_dir: str
     where: str
     memory_limit_gb: float = 4.0
+    decoder: str = TF_DATA
+
+    @property
+    def inspector(self) -> Inspector:
+        """The inspector of these images."""
+        return Inspector(self.memory_limit_gb, self.decoder)
 
 
 def index_files(
@@ -74,23 +86,55 @@ def index_files(
     """
 
     def scan() -> Indexed:
-        tf, inspector = import_tensorflow(), Inspector(options.memory_limit_gb)
-        paths = tf.constant(images.files[images.file_id])
-        rows = tf.data.Dataset.from_tensor_slices(np.flatnonzero(regular)).map(
-            lambda i: tf.stack([i, *inspector.columns(tf.io.read_file(tf.gather(paths, i)))]),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=False,
-        )
-        # Files that cannot be read are dropped here and stay refused.
-        table = collect(rows.ignore_errors(), int(regular.sum()), options.where)
+        read_columns = _columns_by_pillow if options.decoder == PILLOW else _columns_by_tensorflow
+        table = read_columns(images, np.flatnonzero(regular), options)
         found = np.zeros((len(images), COLUMNS), np.int64)
         found[:, ORIENTATION] = 1
         found[:, REFUSAL] = np.where(regular, Refusal.UNREADABLE, Refusal.NOT_A_FILE)
         found[table[:, 0]] = table[:, 1:]
-        inspector.decode_postponed(found, lambda i: tf.io.read_file(paths[i]).numpy())
+        options.inspector.decode_postponed(found, reader_of_bytes(images))
         return _completed(images, labels, found)
 
     return _load_or_scan(scan, regular, key, options)
+
+
+def _columns_by_tensorflow(
+    images: EncodedImages, chosen: Int64[np.ndarray, " M"], options: IndexOptions
+) -> Int64[np.ndarray, "N columns"]:
+    """Position and columns of the files that can be read, in any order."""
+    tf, inspector = import_tensorflow(), options.inspector
+    paths = tf.constant(images.files[images.file_id])
+    rows = tf.data.Dataset.from_tensor_slices(chosen).map(
+        lambda i: tf.stack([i, *inspector.columns(tf.io.read_file(tf.gather(paths, i)))]),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=False,
+    )
+    # Files that cannot be read are dropped.
+    return collect(rows.ignore_errors(), len(chosen), options.where)
+
+
+def _columns_by_pillow(
+    images: EncodedImages, chosen: Int64[np.ndarray, " M"], options: IndexOptions
+) -> Int64[np.ndarray, "N columns"]:
+    """As `_columns_by_tensorflow`, without TensorFlow."""
+
+    def columns(i: int) -> list[int] | None:
+        try:
+            contents = read_file(images, i)
+        except OSError:
+            return None
+        return [i, *options.inspector.columns_by_pillow(contents).tolist()]
+
+    rows = with_progress(
+        on_threads(columns, chosen.tolist(), usable_cores()),
+        total=len(chosen),
+        description=f"index {options.where}",
+        unit="images",
+        size_of=lambda row: 1,
+        log=_log,
+    )
+    readable = [row for row in rows if row is not None]
+    return np.array(readable, np.int64).reshape(-1, 1 + COLUMNS)
 
 
 def index_records(
@@ -114,7 +158,7 @@ def index_records(
     """
 
     def scan() -> Indexed:
-        tf, inspector = import_tensorflow(), Inspector(options.memory_limit_gb)
+        tf, inspector = import_tensorflow(), options.inspector
 
         def records_of(shard: "tf.Tensor") -> "tf.data.Dataset":
             records = tf.data.TFRecordDataset(tf.gather(tf.constant(shards), shard))
@@ -146,14 +190,16 @@ def _load_or_scan(
     scan: Callable[[], Indexed], regular: np.ndarray | np.bool, key: Any, options: IndexOptions
 ) -> Indexed:
     def inspect_again(indexed: Indexed) -> Indexed:
-        return _inspect_again(indexed, regular, options.where)
+        return _inspect_again(indexed, regular, options)
 
     return load_or_scan(
         scan, inspect_again, key=key, index_dir=options.index_dir, where=options.where
     )
 
 
-def _inspect_again(indexed: Indexed, regular: np.ndarray | np.bool, where: str) -> Indexed:
+def _inspect_again(
+    indexed: Indexed, regular: np.ndarray | np.bool, options: IndexOptions
+) -> Indexed:
     """Inspects the refused images again; returns the same object if nothing changed."""
     found = np.zeros((len(indexed.labels), COLUMNS), np.int64)
     found[:, [HEIGHT, WIDTH]] = indexed.images.sizes
@@ -162,12 +208,12 @@ def _inspect_again(indexed: Indexed, regular: np.ndarray | np.bool, where: str) 
     found[:, REFUSAL], found[:, DIGEST] = indexed.refusal, indexed.digest
     read = reader_of_bytes(indexed.images)
     for i in np.flatnonzero((indexed.refusal != Refusal.NONE) & regular).tolist():
-        with contextlib.suppress(import_tensorflow().errors.OpError):  # still cannot be read
-            found[i] = inspect_bytes(read(i))
+        with contextlib.suppress(OSError):  # still cannot be read
+            found[i] = inspect_bytes(read(i), options.decoder)
     changed = found[:, REFUSAL] != indexed.refusal
     if not changed.any():
         return indexed
-    _log.info("%d images of %s that were refused have changed", changed.sum(), where)
+    _log.info("%d images of %s that were refused have changed", changed.sum(), options.where)
     return _completed(indexed.images, indexed.labels, found)
 
 
@@ -206,11 +252,14 @@ def _completed(
 
 
 def reader_of_bytes(images: EncodedImages) -> Callable[[int], bytes]:
-    """A function from the position of an image to the content of its file or record."""
+    """A function that reads an image; it raises an OSError if that is not possible."""
+    if images.are_local_files:
+        return lambda i: read_file(images, i)
     tf, contents_of = import_tensorflow(), reader(images)
 
     def read(i: int) -> bytes:
-        contents: Any = contents_of(tf.constant([i], tf.int64))[0]
-        return contents.numpy()
+        with reading_errors():
+            contents: Any = contents_of(tf.constant([i], tf.int64))[0]
+            return contents.numpy()
 
     return read

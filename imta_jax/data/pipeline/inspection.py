@@ -1,8 +1,9 @@
 """Inspection of encoded images: header, decoding and digest, as columns of a table.
 
-The header is read by `decoding.header`. Whether the pixels decode is tried with TensorFlow, as
-training and evaluation do it. Images that do not decode or would need much memory are postponed,
-and then decoded a few at a time, with Pillow, too.
+The header is read by `decoding.header`. Whether the pixels decode is tried with TensorFlow and
+Pillow, or with Pillow alone where it decodes for training and evaluation, too. Images that would
+need much memory, and those that TensorFlow does not decode, are postponed and then decoded a few at
+a time.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from jaxtyping import Int, Int64
 from imta_jax.data.decoding.header import ImageHeader, read_header
 from imta_jax.data.decoding.pillow_decoder import GRAY, decode_image
 from imta_jax.data.decoding.refusal import Refusal, RefusedImageError
+from imta_jax.data.pipeline.decoder import TF_DATA
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.progress_bar import with_progress
@@ -43,18 +45,34 @@ class Inspector:
 
     Attributes:
       memory_limit_gb: memory for decoded images, in 10^9 bytes.
+      decoder: one of `DECODERS`.
     """
 
     memory_limit_gb: float = 4.0
+    decoder: str = TF_DATA
+
+    @property
+    def _bytes_per_image(self) -> int:
+        return int(self.memory_limit_gb * 1e9 / 4 / usable_cores())
+
+    def columns_by_pillow(self, contents: bytes) -> Int64[np.ndarray, " columns"]:
+        """The columns of an image, from its bytes."""
+        found = _header_columns(contents)
+        if found[REFUSAL] == Refusal.NONE:
+            per_pixel = _COMPLETE_JPEG_BYTES if found[IS_JPEG] else _PNG_BYTES
+            if found[HEIGHT] * found[WIDTH] * per_pixel > self._bytes_per_image:
+                found[REFUSAL] = POSTPONED
+            else:
+                found[REFUSAL] = _refusal_by_pillow(contents)
+        return found
 
     def columns(self, contents: "tf.Tensor") -> list["tf.Tensor"]:
         """The columns of an image, from its bytes, as TensorFlow operations; int64 scalars."""
         tf = import_tensorflow()
         found = tf.ensure_shape(_in_python(_header_columns, contents), [COLUMNS])
-        limit = int(self.memory_limit_gb * 1e9 / 4 / usable_cores())
         refusal = tf.cond(
             found[REFUSAL] == Refusal.NONE,
-            lambda: _attempt(contents, found, limit),
+            lambda: _attempt(contents, found, self._bytes_per_image),
             lambda: found[REFUSAL],
         )
         columns = tf.unstack(found)
@@ -76,26 +94,33 @@ class Inspector:
         pixels = table[postponed, HEIGHT] * table[postponed, WIDTH]
         most = int(pixels.max()) * _COMPLETE_JPEG_BYTES
         workers = int(np.clip(self.memory_limit_gb * 1e9 / 4 // most, 1, usable_cores()))
+
+        def refusal(i: int) -> int:
+            return int(inspect_bytes(read(i), self.decoder)[REFUSAL])
+
         with ThreadPoolExecutor(workers, "imta_jax index") as threads:
-            refusals = threads.map(lambda i: inspect_bytes(read(i))[REFUSAL], postponed.tolist())
-            table[postponed, REFUSAL] = list(refusals)
+            table[postponed, REFUSAL] = list(threads.map(refusal, postponed.tolist()))
 
 
-def inspect_bytes(contents: bytes) -> Int64[np.ndarray, " columns"]:
+def inspect_bytes(contents: bytes, decoder: str = TF_DATA) -> Int64[np.ndarray, " columns"]:
     """The columns of an image, from its bytes.
 
     Pillow decodes before TensorFlow, whose decoder prints messages about damaged images.
+
+    Args:
+      contents: the file.
+      decoder: one of `DECODERS`; TensorFlow is tried only if it decodes.
     """
-    tf, found = import_tensorflow(), _header_columns(contents)
+    found = _header_columns(contents)
     if found[REFUSAL] != Refusal.NONE:
         return found
-    try:
-        decode_image(contents)
-        _decode(tf.constant(contents), found[IS_JPEG] == 1)
-    except RefusedImageError as error:
-        found[REFUSAL] = error.refusal
-    except tf.errors.OpError:
-        found[REFUSAL] = Refusal.DAMAGED
+    found[REFUSAL] = _refusal_by_pillow(contents)
+    if found[REFUSAL] == Refusal.NONE and decoder == TF_DATA:
+        tf = import_tensorflow()
+        try:
+            _decode(tf.constant(contents), bool(found[IS_JPEG]))
+        except tf.errors.OpError:
+            found[REFUSAL] = Refusal.DAMAGED
     return found
 
 

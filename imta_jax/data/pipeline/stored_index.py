@@ -108,7 +108,8 @@ def _load(path: Path) -> Indexed:
 
 
 def _image_fields() -> list[str]:
-    return list(EncodedImages.__dataclass_fields__)
+    # The index does not depend on the decoder, and is used by both.
+    return [name for name in EncodedImages.__dataclass_fields__ if name != "decoder"]
 
 
 def _other_fields() -> list[str]:

@@ -1,42 +1,33 @@
-"""The tf.data pipeline: reads and decodes images on all cores, ahead of the step.
+"""The tf.data pipeline: reads and decodes images on all cores.
 
-All random numbers are drawn before (`augmentation.py`), so that each element is a pure function of
-its batch indices. Decoding is a TensorFlow graph without Python, so that a tf.data service can run
-it on other machines. `collate.py` turns decoded images into batches.
+Decoding is a TensorFlow graph without Python, so that a tf.data service can run it on other
+machines.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from imta_jax.config import DataConfig
 from imta_jax.data.decoding.exif import apply_orientation
 from imta_jax.data.pipeline.batch_indices import BatchIndices
 from imta_jax.data.pipeline.collate import (
     DecodeGroups,
-    collate_batches,
     decode_order,
     group_for_decoding,
-    prefetch,
 )
+from imta_jax.data.pipeline.decode_plan import DecodePlan, max_group_bytes
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.tf_decoding import (
-    DecodePlan,
     decode_whole_image,
     find_damaged,
     make_decoder,
-    max_group_bytes,
-    plan_decoding,
     reader,
     without_autograph,
 )
 from imta_jax.data.pipeline.tf_execution import from_service, on_this_host, reading_errors
 from imta_jax.data.tensorflow_import import import_tensorflow
-from imta_jax.errors import InputError, StorageError
-from imta_jax.runtime.environment import memory_bytes, usable_cores
+from imta_jax.errors import StorageError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -45,86 +36,45 @@ T = TypeVar("T")
 
 _DECODED_PER_CHUNK = 1024
 _CHUNK_BYTES = 64_000_000
-# Of an image that becomes part of an array. The channel statistics take 24 bytes per value.
-_MAX_ARRAY_PIXELS = 4096 * 4096
-_MAX_BATCHES_AHEAD = 16
 
 
-@dataclass(frozen=True)
-class HostPipeline:
-    """Options of the tf.data pipeline.
+class Options(Protocol):
+    """The options of `HostPipeline` that decoding uses."""
 
-    Attributes:
-      memory_limit_gb: memory limit of its buffers, in 10^9 bytes.
-      service: address of a tf.data service's dispatcher, "grpc://HOST:PORT"; "" decodes here.
-    """
-
-    memory_limit_gb: float = 4.0
-    service: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.memory_limit_gb > 0:
-            raise InputError(
-                f"config.data.memory_limit_gb is {self.memory_limit_gb}, expected above 0"
-            )
-        if self.service and "://" not in self.service:
-            raise InputError(
-                f"config.data.service is {self.service!r}, expected e.g. grpc://HOST:5000"
-            )
-
-    @classmethod
-    def from_config(cls, config: DataConfig) -> "HostPipeline":
-        """The options in `config.data`."""
-        return cls(config.memory_limit_gb, config.service)
-
-    def batches_ahead(self, bytes_per_batch: int) -> int:
-        """Number of finished batches that may wait, at least 1."""
-        # Five more batches of memory: two being filled with their sources, and the step's own.
-        ahead = self.memory_limit_gb * 1e9 / 2 // bytes_per_batch - 5
-        return int(np.clip(ahead, 1, _MAX_BATCHES_AHEAD))
+    @property
+    def service(self) -> str:
+        """Address of a tf.data service, or ""."""
+        ...
 
     def parallel_groups(self, group_bytes: int) -> int:
         """Number of groups of images to decode in parallel, at least 1."""
-        # Batches take half of the limit, and images that are being resized a quarter.
-        return int(np.clip(self.memory_limit_gb * 1e9 / 4 // group_bytes, 1, usable_cores()))
+        ...
 
 
-def resized_batches(
+def decoded_groups(
     images: np.ndarray | EncodedImages,
+    plan: DecodePlan,
     indices: BatchIndices,
     batch_size: int,
-    host: HostPipeline,
+    host: Options,
     *,
     size: int,
     exact: bool,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Decodes crops of any size and resizes them; yields images and example indices.
+) -> Iterator[tuple[np.ndarray, Sequence[np.ndarray]]]:
+    """Decodes the images of `indices`; yields positions and images, as `collate_batches` takes.
 
-    Args:
-      images: encoded images, or an array.
-      indices: examples and their windows.
-      batch_size: examples per batch.
-      host: options of the pipeline.
-      size: pixels per side of the result.
-      exact: If True (evaluation), an antialiased triangle filter at fractions of pixels, as
-        Pillow's bilinear resize. Otherwise (training), bilinear interpolation of windows in whole
-        pixels, which is several times as fast.
+    The arguments are those of `host_pipeline.resized_batches`, and `plan` is of `plan_decoding`.
     """
-    plan = plan_decoding(images, indices, size, exact)
     every = group_for_decoding(indices.index, plan.kind, batch_size)
     running = [_decoded(images, plan, groups, host, size, exact) for groups in every]
-    decoded = (next(running[turn]) for turn in decode_order(every, batch_size))
-    channels = 3 if isinstance(images, EncodedImages) else images.shape[-1]
-    shape = (batch_size, size, size, channels)
-    batches = collate_batches(decoded, indices, shape)
-    return prefetch(batches, host.batches_ahead(math.prod(shape)))
+    return (next(running[turn]) for turn in decode_order(every, batch_size))
 
 
 def _decoded(
     images: np.ndarray | EncodedImages,
     plan: DecodePlan,
     groups: DecodeGroups,
-    host: HostPipeline,
+    host: Options,
     size: int,
     exact: bool,
 ) -> Iterator[tuple[np.ndarray, Sequence[np.ndarray]]]:
@@ -181,13 +131,11 @@ def _naming_damaged(
 def decode_all(images: EncodedImages) -> np.ndarray:
     """Decodes images of one size completely and in order, uint8 [N, H, W, 3].
 
-    Raises:
-      InputError: an image is too large, or the array is larger than the memory of this machine.
+    `host_pipeline.decode_all` checks their size before.
     """
     tf = import_tensorflow()
     contents_of = reader(images)
     height, width = images.sizes[0].tolist()
-    _check_memory(images)
     sizes = tf.constant(images.stored_sizes)
 
     def decode(i: "tf.Tensor") -> "tf.Tensor":
@@ -207,22 +155,3 @@ def decode_all(images: EncodedImages) -> np.ndarray:
                 decoded[i] = apply_orientation(image, images.orientation[i])
             start += len(chunk)
     return decoded
-
-
-def _check_memory(images: EncodedImages) -> None:
-    """Rejects images whose pixels do not fit in memory, before any is decoded."""
-    (height, width), available = images.sizes[0].tolist(), memory_bytes()
-    needed, reason = 3 * height * width * len(images), ""
-    if height * width > _MAX_ARRAY_PIXELS:
-        reason = f"at most {_MAX_ARRAY_PIXELS:,} pixels are trained on without a resize"
-    elif needed > available:
-        reason = (
-            f"as an array, the {len(images)} images of this size need {needed / 1e9:.1f} GB of"
-            f" memory, and {available / 1e9:.1f} GB are available"
-        )
-    if reason:
-        raise InputError(
-            f"{images.name(0)} has {height} x {width} pixels (height x width); {reason}. Set"
-            " config.data.preprocessing=random_area_crop (see configs/imagenet.py), which resizes"
-            " images to config.data.image_size, or store smaller images"
-        )

@@ -14,10 +14,12 @@ from imta_jax.data.decoding.exif import displayed_sizes
 from imta_jax.data.decoding.pillow_decoder import decode_image
 from imta_jax.data.decoding.refusal import Refusal
 from imta_jax.data.findings import SplitFindings
+from imta_jax.data.pipeline.decoder import PILLOW
 from imta_jax.data.pipeline.encoded import WHOLE_FILE, EncodedImages
+from imta_jax.data.pipeline.host_pipeline import decode_all
 from imta_jax.data.pipeline.indexing import IndexOptions, index_files, reader_of_bytes
+from imta_jax.data.pipeline.pillow_decoding import check_files
 from imta_jax.data.pipeline.stored_index import Indexed
-from imta_jax.data.pipeline.tf_pipeline import decode_all
 from imta_jax.data.source_validation import SourceSplit
 from imta_jax.data.sources.request import SourceRequest
 from imta_jax.data.sources.storage import file_states
@@ -40,7 +42,7 @@ def index_image_files(
       files: absolute paths, or paths in a bucket.
       labels: class of each file, from 0.
       class_names: names of all classes of the source.
-      request: `index_dir` and `memory_limit_gb` are used.
+      request: `index_dir`, `memory_limit_gb` and `decoder` are used.
       where: the split, for messages.
     """
     count, states = len(files), file_states(files)
@@ -55,8 +57,12 @@ def index_image_files(
     regular = np.array([state.regular for state in states], bool)
     # Class names are part of the key: a class that only another split has shifts the labels.
     key = ("folder", list(class_names), list(files), [tuple(state) for state in states])
-    options = IndexOptions(request.index_dir, where, request.memory_limit_gb)
-    return index_files(without_sizes, np.array(labels, np.int32), regular, key, options)
+    decoder = request.decoder
+    if decoder == PILLOW:
+        check_files(without_sizes)
+    options = IndexOptions(request.index_dir, where, request.memory_limit_gb, decoder)
+    indexed = index_files(without_sizes, np.array(labels, np.int32), regular, key, options)
+    return indexed._replace(images=dataclasses.replace(indexed.images, decoder=decoder))
 
 
 def source_split(

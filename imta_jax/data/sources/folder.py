@@ -19,7 +19,7 @@ from imta_jax.data.sources.folder_layout import (
     warn_of_other_files,
 )
 from imta_jax.data.sources.request import SourceRequest, choose_splits
-from imta_jax.data.sources.storage import absolute, is_path, translate_errors
+from imta_jax.data.sources.storage import absolute, is_path, is_remote, translate_errors
 from imta_jax.data.sources.tfds import warn_if_name_is_ambiguous
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.errors import InputError, MissingFileError
@@ -56,12 +56,13 @@ def read(request: SourceRequest) -> SourceData:
         for role, split in chosen.items():
             indexed = _indexed(listed[split], names, request, f"{root}/{split}")
             found[role] = source_split(indexed, request, f"{root}/{split}")
-    return SourceData(os.path.basename(root), found, tuple(names), misplaced=misplaced)
+    name = os.path.basename(root)
+    return SourceData(name, found, tuple(names), misplaced=misplaced, decoder=request.decoder)
 
 
 def _check_exists(root: str) -> None:
-    tf = import_tensorflow()
-    if not tf.io.gfile.isdir(root):
+    is_folder = import_tensorflow().io.gfile.isdir if is_remote(root) else os.path.isdir
+    if not is_folder(root):
         raise MissingFileError(f"no folder {root}; {_LAYOUT}")
 
 

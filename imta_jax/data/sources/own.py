@@ -64,7 +64,10 @@ def read(request: SourceRequest) -> SourceData:
         role: _split(source.splits[name], names, request, f"{what} split {name!r}")
         for role, name in chosen.items()
     }
-    return SourceData(source.name or request.source, splits, names)
+    # Only files have digests.
+    has_files = any(split.digests is not None for split in splits.values())
+    decoder = request.decoder if has_files else ""
+    return SourceData(source.name or request.source, splits, names, decoder=decoder)
 
 
 def _checked(found: Any, what: str) -> ImageSource:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from imta_jax.config import HOLD_OUT, DataConfig
+from imta_jax.data.pipeline.decoder import choose_decoder
 from imta_jax.errors import InputError, closest_first
 
 # Usual names of validation and test splits; the first that exists is used.
@@ -29,6 +30,7 @@ class SourceRequest:
       max_undecodable: fraction of a split's images that may be left out because they do not decode.
       exif_orientation: whether the EXIF orientation of images is "ignore"d or "apply"ed.
       memory_limit_gb: memory for the images that are decoded at a time, in 10^9 bytes.
+      pipeline: `config.data.pipeline`, which may name a decoder.
     """
 
     source: str
@@ -45,12 +47,18 @@ class SourceRequest:
     max_undecodable: float = 0.01
     exif_orientation: str = "ignore"
     memory_limit_gb: float = 4.0
+    pipeline: str = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_undecodable <= 1:
             raise InputError(
                 f"config.data.max_undecodable is {self.max_undecodable}, expected 0 to 1"
             )
+
+    @property
+    def decoder(self) -> str:
+        """The decoder of image files; see `decoder.choose_decoder`."""
+        return choose_decoder(self.pipeline)
 
     @classmethod
     def from_config(cls, config: DataConfig, *, encoded: bool) -> "SourceRequest":

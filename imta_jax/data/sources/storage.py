@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -101,12 +102,14 @@ def translate_errors(path: str) -> Iterator[None]:
       ValueError: A scheme that TensorFlow does not support.
       OSError: Any other error. Python's own OSErrors pass unchanged.
     """
-    tf = import_tensorflow()
     try:
         yield
-    except (tf.errors.OpError, RuntimeError) as error:
+    except Exception as error:
+        tf = sys.modules.get("tensorflow")
+        if tf is None:
+            raise
         # TFDS re-raises TensorFlow's errors as RuntimeErrors.
-        found = error if isinstance(error, tf.errors.OpError) else error.__cause__
+        found = error.__cause__ if isinstance(error, RuntimeError) else error
         if not isinstance(found, tf.errors.OpError):
             raise
         raise _translated(found, path) from error

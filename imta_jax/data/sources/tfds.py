@@ -17,7 +17,7 @@ from imta_jax.data.sources import embedded
 from imta_jax.data.sources.request import SourceRequest
 from imta_jax.data.sources.storage import absolute, translate_errors
 from imta_jax.data.sources.tfds_builder import check_one_shape, feature_keys, read_builder
-from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.data.tensorflow_import import has_tensorflow, import_tensorflow
 from imta_jax.errors import (
     InputError,
     MissingFileError,
@@ -25,9 +25,10 @@ from imta_jax.errors import (
     StorageError,
     unknown_name,
 )
-from imta_jax.runtime.optional_packages import install_command
+from imta_jax.runtime.optional_packages import install_command, is_installed
 
 _log = logging.getLogger(__name__)
+_PACKAGE = "tensorflow_datasets"
 
 # Listed in the error for an unknown dataset; all other TFDS names are valid, too.
 USUAL_NAMES = ("cifar10", "cifar100", "fashion_mnist", "imagenet2012")
@@ -103,7 +104,12 @@ def import_tfds(source: str) -> Any:
 
 
 def warn_if_name_is_ambiguous(source: str) -> None:
-    """Warns if a local folder has the name of a TFDS dataset."""
+    """Warns if a local folder has the name of a TFDS dataset.
+
+    Without TFDS there is no dataset of that name, and a path such as ./cifar10 is no name.
+    """
+    if not re.match(r"\w", source) or not has_tensorflow() or not is_installed(_PACKAGE):
+        return
     if _is_known(import_tfds(source), source):
         _log.warning(
             "config.data.source %r is both the folder %s and a TFDS dataset; reading the folder."

@@ -3,9 +3,11 @@
 For example `.../imagenet2012/5.1.0`, with its features.json. It is read without the dataset's code.
 """
 
+from pathlib import Path
+
 from imta_jax.data.source_validation import SourceData
 from imta_jax.data.sources.request import SourceRequest
-from imta_jax.data.sources.storage import absolute, is_path, translate_errors
+from imta_jax.data.sources.storage import absolute, is_path, is_remote, translate_errors
 from imta_jax.data.sources.tfds import import_tfds, warn_if_name_is_ambiguous
 from imta_jax.data.sources.tfds_builder import read_builder
 from imta_jax.data.tensorflow_import import has_tensorflow, import_tensorflow
@@ -14,7 +16,11 @@ from imta_jax.errors import MissingFileError
 
 def accepts(source: str) -> bool:
     """Whether it is the path of a folder with a features.json."""
-    if not is_path(source) or not has_tensorflow():
+    if not is_path(source):
+        return False
+    if not is_remote(source):
+        return Path(absolute(source), "features.json").exists()
+    if not has_tensorflow():
         return False
     with translate_errors(source):
         return import_tensorflow().io.gfile.exists(f"{absolute(source)}/features.json")

@@ -27,7 +27,7 @@ from imta_jax.data import evaluation_images, load_dataset
 from imta_jax.data.decoding.pillow_decoder import decode_image
 from imta_jax.data.decoding.refusal import Refusal, RefusedImageError
 from imta_jax.data.pipeline.batch_indices import BatchIndices
-from imta_jax.data.pipeline.tf_pipeline import HostPipeline, resized_batches
+from imta_jax.data.pipeline.host_pipeline import HostPipeline, resized_batches
 from imta_jax.data.sources import SourceRequest, load_source
 from imta_jax.inference.image_files import read_image
 

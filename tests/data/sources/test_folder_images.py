@@ -7,7 +7,7 @@ from PIL import Image
 from sample_images import make_image, write
 
 from imta_jax.data import EncodedImages
-from imta_jax.data.pipeline import tf_pipeline
+from imta_jax.data.pipeline import host_pipeline, tf_pipeline
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1"])
@@ -54,9 +54,9 @@ def test_skipped_images_leave_no_gap_in_the_arrays(tmp_path):
 def test_arrays_larger_than_the_memory_are_rejected(tmp_path, monkeypatch):
     root = folder(tmp_path)
     needed = 12 * 40 * 48 * 3
-    monkeypatch.setattr(tf_pipeline, "memory_bytes", lambda: needed)
+    monkeypatch.setattr(host_pipeline, "memory_bytes", lambda: needed)
     assert len(load(root, preprocessing="padded_crop").splits["test"]) == 12
-    monkeypatch.setattr(tf_pipeline, "memory_bytes", lambda: needed - 1)
+    monkeypatch.setattr(host_pipeline, "memory_bytes", lambda: needed - 1)
     message = r"cat/0\.jpg.*40 x 48 pixels.* 12 images.*0\.0 GB.*preprocessing=random_area_crop"
     with pytest.raises(ValueError, match=message):
         load(root, preprocessing="padded_crop")
@@ -64,7 +64,7 @@ def test_arrays_larger_than_the_memory_are_rejected(tmp_path, monkeypatch):
 
 def test_images_too_large_to_train_on_without_a_resize_are_rejected(tmp_path, monkeypatch):
     root = folder(tmp_path)
-    monkeypatch.setattr(tf_pipeline, "_MAX_ARRAY_PIXELS", 40 * 48 - 1)
+    monkeypatch.setattr(host_pipeline, "_MAX_ARRAY_PIXELS", 40 * 48 - 1)
     with pytest.raises(ValueError, match=r"cat/0\.jpg.*40 x 48.*1,919.*random_area_crop"):
         load(root, preprocessing="padded_crop")
 

@@ -1,0 +1,164 @@
+"""Decoding of image files with Pillow on threads, to the same pixels as TensorFlow.
+
+Pillow decompresses the whole of a JPEG, if possible at a half, a quarter or an eighth of its
+resolution, and releases Python's global interpreter lock meanwhile. `decode_plan` says which pixels
+are used.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from imta_jax.data.decoding.exif import apply_orientation
+from imta_jax.data.decoding.pillow_decoder import decode_at_ratio
+from imta_jax.data.decoding.refusal import RefusedImageError
+from imta_jax.data.pipeline.batch_indices import PADDING_INDEX, BatchIndices
+from imta_jax.data.pipeline.decode_plan import RATIOS, DecodePlan
+from imta_jax.data.pipeline.encoded import EncodedImages
+from imta_jax.data.pipeline.evaluation_transform import resize_cut
+from imta_jax.errors import InputError, StorageError, message_of
+from imta_jax.runtime.environment import usable_cores
+
+_GROUP_SIZE = 8  # images per task of a thread
+_COPIES = 3  # of a decoded image at a time: as decoded, as RGB, and cropped
+
+T = TypeVar("T")
+Result = TypeVar("Result")
+
+
+def decoded_groups(
+    images: np.ndarray | EncodedImages,
+    plan: DecodePlan,
+    indices: BatchIndices,
+    *,
+    size: int,
+    exact: bool,
+    memory_limit_gb: float,
+) -> Iterator[tuple[np.ndarray, Sequence[np.ndarray]]]:
+    """Decodes the images of `indices`, in order, on all cores.
+
+    Args:
+      images: files, or an array.
+      plan: from `plan_decoding`.
+      indices: examples; padding is skipped.
+      size: required pixels per side.
+      exact: see `host_pipeline.resized_batches`.
+      memory_limit_gb: memory for decoded images, in 10^9 bytes.
+
+    Yields:
+      Positions in `indices` and decoded images, as `collate_batches` takes them.
+
+    Raises:
+      StorageError: a file cannot be read or decoded, or has another size than when it was indexed.
+    """
+    places = np.flatnonzero(indices.index != PADDING_INDEX)
+    groups = [places[i : i + _GROUP_SIZE] for i in range(0, len(places), _GROUP_SIZE)]
+
+    def decode(group: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        return group, [_decode_place(images, plan, place, size, exact) for place in group.tolist()]
+
+    return on_threads(decode, groups, _parallel(images, plan.index, memory_limit_gb))
+
+
+def decode_file(images: EncodedImages, index: int, ratio: int = 1) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes a file as it is stored, without its EXIF orientation.
+
+    Args:
+      images: files.
+      index: position of the file.
+      ratio: 1, or for a JPEG 2, 4 or 8 to reduce its resolution.
+
+    Raises:
+      StorageError: see `decoded_groups`.
+    """
+    try:
+        contents = read_file(images, index)
+        pixels, stored = decode_at_ratio(contents, ratio)
+        if stored == tuple(images.stored_sizes[index].tolist()):
+            return pixels
+        reason = f"its size is now {stored[0]} x {stored[1]} pixels"
+    except (OSError, RefusedImageError) as error:
+        reason = message_of(error)
+    raise StorageError(
+        f"reading images failed: {reason}\nIf an image was changed, moved or removed after the run"
+        " began, restore it and run the same command again; a run does not resume with other data\n"
+        f"  {images.name(index)}"
+    )
+
+
+def check_files(images: EncodedImages) -> None:
+    """Checks that images are local files.
+
+    Raises:
+      InputError: they are records of TFRecord files or in a bucket, which TensorFlow reads.
+    """
+    if not images.are_local_files:
+        raise InputError(
+            'config.data.pipeline is "pillow", which reads local image files; expected "tf_data"'
+            f' or "auto" for {images.name(0)}'
+        )
+
+
+def read_file(images: EncodedImages, index: int) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    with open(images.path(index), "rb") as file:
+        return file.read()
+
+
+def on_threads(
+    function: Callable[[T], Result], items: Sequence[T], parallel: int
+) -> Iterator[Result]:
+    """Yields the results of a function in order; `parallel` threads work ahead of the caller."""
+    threads = ThreadPoolExecutor(parallel, "imta_jax decode")
+    waiting: deque[Future[Any]] = deque()
+    try:
+        for item in items:
+            waiting.append(threads.submit(function, item))
+            if len(waiting) > 2 * parallel:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _parallel(images: np.ndarray | EncodedImages, index: np.ndarray, memory_limit_gb: float) -> int:
+    """Number of threads whose images fit a quarter of the limit, at least 1.
+
+    Another quarter and half of the limit are for images that wait and for batches.
+    """
+    if isinstance(images, np.ndarray):
+        return usable_cores()
+    largest = 3 * _COPIES * int(images.sizes[index].astype(np.int64).prod(axis=1).max(initial=1))
+    return int(np.clip(memory_limit_gb * 1e9 / 4 // largest, 1, usable_cores()))
+
+
+def _decode_place(
+    images: np.ndarray | EncodedImages, plan: DecodePlan, place: int, size: int, exact: bool
+) -> np.ndarray:
+    """The pixels of one position: a crop of a JPEG, or a resized image."""
+    index, kind = int(plan.index[place]), int(plan.kind[place])
+    if isinstance(images, np.ndarray):
+        pixels = images[index]
+    else:
+        pixels = decode_file(images, index, RATIOS[kind - 1] if kind else 1)
+    top, left, height, width = plan.cut[place].tolist()
+    part = pixels[top : top + height, left : left + width]
+    if kind and not exact:
+        margin = int(plan.margin[place])
+        # A copy, so that the other pixels are freed.
+        part = part[:, margin : margin + int(plan.width[place])].copy()
+    else:
+        part = resize_cut(part, plan.window[place], plan.cut[place], (size, size))
+    orientation = int(plan.orientation[place])
+    if orientation == 1:
+        return part
+    return np.ascontiguousarray(apply_orientation(part, orientation))
