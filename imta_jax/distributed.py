@@ -19,6 +19,7 @@ from imta_jax.errors import InputError
 from imta_jax.runtime.joining import (
     check_port_is_free,
     is_single_slurm_task,
+    slurm_local_devices,
     unused_gpus_warning,
     waiting_for,
 )
@@ -45,7 +46,7 @@ def join_processes(
     Args:
       coordinator: HOST:PORT of process 0. None detects all three values as Cloud TPU, Slurm,
         Kubernetes and Open MPI provide them; without them, the process is alone. One task of Slurm
-        is alone too, and uses all its GPUs.
+        is alone too. One task per node uses all GPUs of its node.
       count: number of processes.
       index: index of this process, from 0.
       timeout: seconds of waiting for the other processes, after which this process ends with
@@ -70,7 +71,11 @@ def join_processes(
     try:
         with waiting_for(others, timeout):
             jax.distributed.initialize(
-                coordinator, count, index, initialization_timeout=timeout + 60
+                coordinator,
+                count,
+                index,
+                local_device_ids=slurm_local_devices(),
+                initialization_timeout=timeout + 60,
             )
     except ValueError:
         if any(given):

@@ -80,18 +80,32 @@ def is_single_slurm_task(environment: Mapping[str, str] = os.environ) -> bool:
     return "SLURM_JOB_ID" in environment and environment.get("SLURM_NTASKS") == "1"
 
 
+def slurm_local_devices(environment: Mapping[str, str] = os.environ) -> list[int] | None:
+    """All GPUs of the node, for a task of Slurm that is the only one of the run on its node.
+
+    JAX would take one GPU per task.
+
+    Returns:
+      Indices of the GPUs; None if JAX or JAX_LOCAL_DEVICE_IDS chooses them.
+    """
+    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+    tasks_per_node = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    one_task_per_node = re.fullmatch(r"1(\(x\d+\))?", tasks_per_node)
+    if not one_task_per_node or not gpus.isdigit() or "JAX_LOCAL_DEVICE_IDS" in environment:
+        return None
+    return list(range(int(gpus)))
+
+
 def unused_gpus_warning(environment: Mapping[str, str] = os.environ) -> str | None:
-    """A message if Slurm starts fewer tasks on a node than it has GPUs; JAX gives each task one."""
+    """A message if Slurm starts several tasks on a node, but fewer than it has GPUs."""
     tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
     gpus = environment.get("SLURM_GPUS_ON_NODE", "")
     if not tasks or not gpus.isdigit() or "JAX_LOCAL_DEVICE_IDS" in environment:
         return None
     count = int(tasks[0])
-    if int(environment.get("SLURM_NTASKS", "1")) == 1 or count >= int(gpus):
+    if slurm_local_devices(environment) or count >= int(gpus):
         return None
-    every = ",".join(map(str, range(int(gpus))))
     return (
         f"{count} of the {gpus} GPUs of this node are used, one per task: start {gpus} tasks per"
-        f" node (--ntasks-per-node={gpus})"
-        + (f", or set JAX_LOCAL_DEVICE_IDS={every}" * (count == 1))
+        f" node (--ntasks-per-node={gpus}), or one (--ntasks-per-node=1), which uses all GPUs"
     )

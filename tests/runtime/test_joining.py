@@ -7,7 +7,11 @@ import sys
 import pytest
 
 from imta_jax.distributed import join_processes
-from imta_jax.runtime.joining import is_single_slurm_task, unused_gpus_warning
+from imta_jax.runtime.joining import (
+    is_single_slurm_task,
+    slurm_local_devices,
+    unused_gpus_warning,
+)
 
 PROGRAM = """
 import sys
@@ -79,16 +83,32 @@ def test_a_single_slurm_task_does_not_initialize_jax_distributed(monkeypatch):
     join_processes()
 
 
+def test_one_slurm_task_per_node_uses_all_gpus_of_the_node(monkeypatch):
+    assert slurm_local_devices(SLURM) == [*range(8)]
+    for changed in (
+        {"SLURM_STEP_TASKS_PER_NODE": "8(x4)"},
+        {"SLURM_STEP_TASKS_PER_NODE": "1,2"},
+        {"SLURM_GPUS_ON_NODE": ""},
+        {"JAX_LOCAL_DEVICE_IDS": "0"},
+    ):
+        assert slurm_local_devices(SLURM | changed) is None
+    for name, value in (SLURM | {"SLURM_NTASKS": "4"}).items():
+        monkeypatch.setenv(name, value)
+    given = {}
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_, **rest: given.update(rest))
+    join_processes()
+    assert given["local_device_ids"] == [*range(8)]
+
+
 def test_unused_gpus_are_reported_with_the_flag():
-    message = unused_gpus_warning(SLURM | {"SLURM_NTASKS": "4"})
-    assert "1 of the 8 GPUs" in message and "--ntasks-per-node=8" in message
-    assert "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7" in message
-    two = SLURM | {"SLURM_NTASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "2(x4)"}
-    assert "2 of the 8 GPUs" in unused_gpus_warning(two)
+    two = SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2(x4)"}
+    message = unused_gpus_warning(two)
+    assert "2 of the 8 GPUs" in message
+    assert "--ntasks-per-node=8" in message and "--ntasks-per-node=1" in message
     for environment in (
         {},
-        SLURM | {"SLURM_NTASKS": "1"},
-        SLURM | {"SLURM_NTASKS": "32", "SLURM_STEP_TASKS_PER_NODE": "8(x4)"},
-        SLURM | {"SLURM_NTASKS": "4", "JAX_LOCAL_DEVICE_IDS": "0,1,2,3,4,5,6,7"},
+        SLURM,
+        SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8(x4)"},
+        two | {"JAX_LOCAL_DEVICE_IDS": "0,1,2,3,4,5,6,7"},
     ):
         assert unused_gpus_warning(environment) is None
