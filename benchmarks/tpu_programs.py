@@ -3,8 +3,8 @@
     python benchmarks/tpu_programs.py --out=benchmarks/results/tpu_programs.json
 
 Compiles the phases and the evaluation of each network as `--mode=plan` does, with 128 images per
-chip, up to buffer assignment. Nothing is executed. Pairs of network and topology that are already in
-the file are kept, so that the script resumes. `gpu_programs.py` does the same for GPUs.
+chip, up to buffer assignment. Nothing is executed. Pairs of network and topology that are already
+in the file are kept, so that the script resumes. `gpu_programs.py` does the same for GPUs.
 """
 
 import json
