@@ -18,15 +18,15 @@ from imta_jax.training.objectives import ExitMetrics
 def test_it_prints_the_run_and_creates_no_folder(source, tmp_path, capsys):
     config = tiny_run.tiny_config(source, phase_one__batch_size=32, mesh__parameter_shards=2)
     run(config, tmp_path / "run", "doctor")
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())  # without the columns of the tables
     assert not (tmp_path / "run").exists()
     for text in (
         "8 x cpu",
         "data 4, parameters 2",
         jax.__version__,
         "train 48, validation 24, test 21",
-        "phase_one.batch_size           32",
-        "model.growth_factors           (1, 2)",
+        "phase_one.batch_size 32",
+        "model.growth_factors (1, 2)",
         "stored activations of 4 images",
         str(tmp_path / "run"),
     ):
