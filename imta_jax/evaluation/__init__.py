@@ -20,6 +20,7 @@ from imta_jax.evaluation.calibration import (
     failure_prediction_auroc,
     reliability,
 )
+from imta_jax.evaluation.exit_selection import ExitSelection, exits_never_kept, select_exits
 from imta_jax.evaluation.methods.comparison import MethodCurve, compare_methods
 from imta_jax.evaluation.methods.comparison_record import (
     comparison_record,
@@ -100,6 +101,9 @@ __all__ = [
     "decisions",
     "excess_errors",
     "exit_of",
+    "ExitSelection",
+    "exits_never_kept",
+    "select_exits",
     "exit_rows",
     "expected_calibration_error",
     "geometric_quota",

@@ -23,6 +23,7 @@ from imta_jax.inference.arguments import (
     resolve_batch_sizes,
     resolve_num_workers,
 )
+from imta_jax.inference.engine.background import BackgroundWarmUp
 from imta_jax.inference.engine.batch import BatchRun
 from imta_jax.inference.engine.buffers import Buffers
 from imta_jax.inference.engine.engine import Engine
@@ -31,6 +32,7 @@ from imta_jax.inference.engine.profile import StageProfile, estimated_profile
 from imta_jax.inference.engine.profiling import cached_profile, load_or_measure_profile
 from imta_jax.inference.engine.programs import COMPILER_OPTIONS, Programs
 from imta_jax.inference.engine.staged import StagedNetwork, with_exit_rule
+from imta_jax.runtime.parallel_compilation import cache_every_program
 from imta_jax.types import PerChannel
 
 if TYPE_CHECKING:
@@ -131,6 +133,7 @@ class AdaptiveClassifier:
         estimated = estimated_profile(network, self._sizes)
         self.profile = self._cached_profile(self.num_workers) or estimated
         self._profile_alone = self._cached_profile(1) or estimated
+        self._background: BackgroundWarmUp | None = None
         self._make_plans()
 
     @classmethod
@@ -198,6 +201,7 @@ class AdaptiveClassifier:
         needs are compiled at first use, or by `warm_up`.
         """
         other = copy.copy(self)
+        other._background = None
         other._operating_point = check_operating_point(
             thresholds, exit_fractions, self.network.num_exits
         )
@@ -217,11 +221,26 @@ class AdaptiveClassifier:
         self._make_plans()
         return self.profile
 
-    def warm_up(self) -> StageProfile:
+    def warm_up(self, *, wait: bool = True) -> StageProfile:
         """Calls `measure` and compiles every program that `predict` can need.
 
         If the network takes uint8 images, the programs for normalized floats are not compiled here.
+
+        Args:
+          wait: if False, this happens in the background. Until it ends, `predict` runs the full
+            network, as soon as that is compiled: its predictions are those of early exit.
+
+        Returns:
+          The profile that is used now; estimated if it is not yet measured.
         """
+        if wait:
+            self._warm_up()
+        elif self._background is None or not self._background.is_alive():
+            self._background = BackgroundWarmUp(self.engine, self._sizes, self._warm_up)
+            self._background.start()
+        return self.profile
+
+    def _warm_up(self) -> None:
         self.measure()
         for table in (self._table, self._table_alone):
             sizes = table.planned_sizes()
@@ -229,7 +248,6 @@ class AdaptiveClassifier:
             for before, after in itertools.product(sizes, repeat=2):
                 if before.last + 1 == after.first:
                     self.engine.compile_compaction(after.first, sizes[before], sizes[after])
-        return self.profile
 
     def predict(self, images: np.ndarray | jax.Array) -> AdaptivePredictions:
         """Classifies images, each at the first exit that is confident enough.
@@ -256,7 +274,10 @@ class AdaptiveClassifier:
         """
         images, limit = self.network.validate_images(images), self.max_batch_size
         starts = range(0, max(len(images), 1), limit)
-        batches = [self._all_logits(self.network.weights, images[i : i + limit]) for i in starts]
+        with cache_every_program():
+            batches = [
+                self._all_logits(self.network.weights, images[i : i + limit]) for i in starts
+            ]
         return np.concatenate([np.asarray(batch) for batch in batches], axis=1)
 
     def programs_for(self, capacity: int) -> Programs:
@@ -282,7 +303,7 @@ class AdaptiveClassifier:
         self.thresholds, exit_fractions = self._operating_point
         self.engine = Engine(self.programs, self.thresholds)
         reach = reach_fractions(exit_fractions, self.engine.active_exits)
-        self._table, self._table_alone = (
+        self._table, self._table_alone = (  # replaced at once: `predict` may run meanwhile
             PlanTable(profile, reach, self.engine.capacity)
             for profile in (self.profile, self._profile_alone)
         )
@@ -317,5 +338,7 @@ class AdaptiveClassifier:
     def _predict_on_worker(
         self, table: PlanTable, buffers: Buffers, images: np.ndarray
     ) -> Sequence[np.ndarray]:
-        segments = table.plan_for(len(images)).segments
-        return BatchRun(self.engine, buffers, images).predict(segments, table.batch_sizes)
+        segments, batch_sizes = table.plan_for(len(images)).segments, table.batch_sizes
+        if self._background is not None and self._background.is_alive():
+            segments, batch_sizes = self._background.full_network()
+        return BatchRun(self.engine, buffers, images).predict(segments, batch_sizes)

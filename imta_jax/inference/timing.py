@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from imta_jax.distributed import is_first_process, wait_for_all
-from imta_jax.evaluation import read_budget_curve, rows_with_costs
+from imta_jax.evaluation import load_predictions, read_budget_curve, rows_with_costs
+from imta_jax.evaluation.budget import Outcomes
+from imta_jax.evaluation.exit_scores import outcomes_of_rule
+from imta_jax.evaluation.exit_selection import exits_never_kept, select_exits
 from imta_jax.inference.adaptive import AdaptiveClassifier
 from imta_jax.inference.engine.profile import StageProfile
 from imta_jax.inference.finished_run import FinishedRun, load_finished_run
@@ -16,14 +19,17 @@ from imta_jax.runtime.files import write_json
 from imta_jax.runtime.lock import only_run_in
 
 _log = logging.getLogger(__name__)
+# Fractions of the full network's time for which exits are selected.
+BUDGETS = tuple(n / 20 for n in range(2, 21))
 
 
 def time_run(workdir: str | Path, *, profile_dir: str | Path | None = None) -> None:
     """Measures the stages of a finished run on this device and sweeps budgets in milliseconds.
 
     Writes `evaluation/stage_profile.json` and `evaluation/time.json`, which the report shows:
-    milliseconds per image for each exit, and for each budget of the geometric sweep thresholds,
-    accuracy and time. As in `results.json`, thresholds are chosen on validation images.
+    milliseconds per image for each exit, for each budget of the geometric sweep thresholds,
+    accuracy and time, and the exits at which stopping pays (`evaluation.exit_selection`). As in
+    `results.json`, thresholds are chosen on validation images.
 
     With several processes, the first one measures and the others wait.
 
@@ -43,7 +49,9 @@ def time_run(workdir: str | Path, *, profile_dir: str | Path | None = None) -> N
         with only_run_in(workdir):
             profile = _measure(run, profile_dir)
             profile.save(folder / "stage_profile.json")
-            write_json(folder / "time.json", _time_results(profile, rows))
+            validation = load_predictions(folder / "logits_validation.npz")
+            kept = _kept_exits(profile, outcomes_of_rule(validation, run.exit_rule))
+            write_json(folder / "time.json", _time_results(profile, rows) | kept)
     wait_for_all("a run's stages are measured")
 
 
@@ -59,6 +67,26 @@ def _measure(run: FinishedRun, profile_dir: str | Path | None) -> StageProfile:
         exit_rule=run.exit_rule,
     )
     return adaptive.measure()
+
+
+def _kept_exits(profile: StageProfile, validation: Outcomes) -> dict[str, Any]:
+    """The entries of `time.json` about the exits at which stopping pays on this device."""
+    stage_ms, stop_ms = profile.per_image_ms()
+    selections = select_exits(validation, stage_ms, stop_ms, BUDGETS)
+    never = exits_never_kept(selections, len(stage_ms))
+    names = ", ".join(str(i + 1) for i in never) or "none"
+    _log.info("time: exits that never pay on this device: %s", names)
+    rows = [
+        {
+            "budget_ms": selection.budget_ms,
+            "kept_exits": [i + 1 for i in selection.kept],
+            "thresholds": [None if np.isinf(t) else t for t in selection.thresholds],
+            "mean_ms": selection.mean_ms,
+            "validation_top1": selection.accuracy,
+        }
+        for selection in selections
+    ]
+    return {"exit_selections": rows, "exits_never_kept": [i + 1 for i in never]}
 
 
 def _time_results(profile: StageProfile, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -18,12 +18,12 @@ DEFAULT_CACHE_DIR = Path("~/.cache/imta_jax")
 
 def compile_all(lowered: Sequence[jax.stages.Lowered]) -> list[jax.stages.Compiled]:
     """Compiles programs on all cores, or reads them from JAX's cache; returns them in order."""
-    with _cache_every_program(), ThreadPoolExecutor(usable_cores()) as pool:
+    with cache_every_program(), ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(lambda program: program.compile(), lowered))
 
 
 @contextlib.contextmanager
-def _cache_every_program() -> Iterator[None]:
+def cache_every_program() -> Iterator[None]:
     """Lowers the threshold of JAX's cache, which by default ignores programs of under a second.
 
     Uses the cache folder that is configured, or `DEFAULT_CACHE_DIR`. With

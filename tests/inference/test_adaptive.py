@@ -10,6 +10,8 @@ from imta_jax.evaluation import confidence, exit_costs, exit_of, predicted, thre
 from imta_jax.inference import AdaptiveClassifier
 from imta_jax.inference.engine import classifier_stages, profiling
 from imta_jax.models import build_classifier, optimize_classifier
+from imta_jax.models.optimize import pack_classifier
+from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.pixels import normalize
 
 TINY = {"preset": "quickstart", "num_exits": 3, "channels": 4, "growth_rate": 2}
@@ -243,3 +245,31 @@ def test_batch_after_an_interrupted_batch_is_correct(classifier, images, thresho
     predictions = adaptive.predict(images)
     np.testing.assert_array_equal(predictions.exit, expected.exit)
     np.testing.assert_array_equal(predictions.labels, expected.labels)
+
+
+def test_predictions_during_a_warm_up_in_the_background_are_those_after_it(
+    classifier, images, thresholds, tmp_path
+):
+    settings = {"mean": MEAN, "std": STD, "max_batch_size": 32, "batch_sizes": (4, 16)}
+    adaptive = AdaptiveClassifier(classifier, thresholds, **settings, profile_dir=tmp_path)
+    adaptive.warm_up(wait=False)
+    before = adaptive.predict(images)
+    adaptive._background.join()
+    compiled = adaptive.programs.num_compiled
+    after = adaptive.predict(images)
+    assert adaptive.programs.num_compiled == compiled
+    np.testing.assert_array_equal(before.exit, after.exit)
+    np.testing.assert_array_equal(before.labels, after.labels)
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("layout", list(Layout))
+def test_packed_stages_equal_full_stages(stem, layout):
+    fields = TINY | {"stem": stem, "prune": "min", "reduction": 0.5, "base": 3}
+    shape = (32, 32, 3) if stem == "imagenet" else (16, 16, 1)
+    network = build_classifier(fields, num_classes=5, image_shape=shape, rngs=nnx.Rngs(0))
+    network.eval()
+    packed = pack_classifier(network, layout)
+    images = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    run = nnx.jit(lambda network, images: network(images))
+    chex.assert_trees_all_close(run(packed, images), run(network, images), atol=2e-5)

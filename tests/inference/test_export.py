@@ -67,7 +67,7 @@ def test_programs_are_compiled_for_the_requested_platforms(
     classifier, export, exported_folder, tmp_path
 ):
     def programs(folder):
-        paths = sorted(folder.glob("*.stablehlo"))
+        paths = sorted(folder.glob("stage_*.stablehlo"))
         return [jax.export.deserialize(bytearray(path.read_bytes())) for path in paths]
 
     only_cpu = programs(export(classifier, tmp_path / "cpu", platforms=("cpu",)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from imta_jax.inference import AdaptiveClassifier, load_exported
+from imta_jax.inference.export import writer
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -44,3 +45,18 @@ def test_export_of_version_1_gives_the_recorded_exits():
     at_exit = logits[predictions.exit, np.arange(len(images))]
     np.testing.assert_array_equal(predictions.labels, at_exit.argmax(axis=-1))
     np.testing.assert_array_equal(predictions.macs, np.array([17716, 20268])[predictions.exit])
+
+
+def test_export_without_stages_for_larger_batches_gives_the_same_exits(
+    classifier, images, exported_folder, export, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(writer, "computes_faster_images_last", lambda _: False)
+    earlier = load_exported(export(classifier, tmp_path / "earlier"))
+    today = load_exported(exported_folder)
+    assert earlier.network.images_last is None and today.network.images_last is not None
+    expected, found = (
+        one.adaptive(0.4, max_batch_size=64).predict(images) for one in (earlier, today)
+    )
+    np.testing.assert_array_equal(found.exit, expected.exit)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)

@@ -21,10 +21,15 @@ IMAGES = np.random.default_rng(0).normal(size=(97, 16, 16, 1)).astype(np.float32
 
 
 @pytest.fixture(scope="module")
-def adaptive():
+def adaptive(tmp_path_factory):
     network = build_classifier(TINY, num_classes=5, image_shape=(16, 16, 1), rngs=nnx.Rngs(0))
     adaptive = AdaptiveClassifier(
-        network, [0.5] * 3, max_batch_size=16, batch_sizes=(1, 4, 8), exit_fractions=[1 / 3] * 3
+        network,
+        [0.5] * 3,
+        max_batch_size=16,
+        batch_sizes=(1, 4, 8),
+        exit_fractions=[1 / 3] * 3,
+        profile_dir=tmp_path_factory.mktemp("profiles"),  # empty: times are estimated
     )
     # The confidences of an untrained network are similar, so thresholds are in their middle.
     ordered = np.sort(confidence(adaptive.logits(IMAGES)), axis=1)
@@ -113,10 +118,11 @@ def test_stages_run_on_full_batches_while_images_are_queued(adaptive, manual_wor
     worker, requests, _ = manual_worker
     for _ in range(5):
         add_request(requests, np.arange(len(IMAGES)))
-    while requests.num_images >= 8:
+    full = worker._settings.full_batch
+    while requests.num_images >= full:
         assert worker.step()
-        if requests.num_images >= 8:
-            assert worker.num_computed == 8 * worker.num_programs
+        if requests.num_images >= full:
+            assert worker.num_computed == full * worker.num_programs
     while worker.step():
         pass
     assert not worker.step()

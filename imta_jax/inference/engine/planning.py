@@ -15,6 +15,9 @@ from jaxtyping import Bool, Float
 from imta_jax.inference.engine.profile import StageProfile
 from imta_jax.inference.engine.programs import Segment
 
+# Time of the host for one more program, and for the store of its images.
+_PROGRAM_MS, _STORE_MS = 0.1, 0.6
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -36,15 +39,22 @@ class BatchSizes:
       sizes: compiled batch sizes [S], ascending.
       milliseconds: time of one batch of each size.
       limit: largest number of images.
+      split_ms: additional time if a batch of each size is not the only one.
     """
 
-    def __init__(self, sizes: Sequence[int], milliseconds: Float[np.ndarray, " S"], limit: int):
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        milliseconds: Float[np.ndarray, " S"],
+        limit: int,
+        split_ms: Float[np.ndarray, " S"] | float = 0.0,
+    ):
         self.sizes = tuple(sizes)
         self._least = np.zeros(limit + 1)
         self._size = np.zeros(limit + 1, np.int64)
         for count in range(1, limit + 1):
             rest = np.maximum(count - np.asarray(sizes), 0)
-            total = milliseconds + self._least[rest]
+            total = milliseconds + self._least[rest] + np.where(rest > 0, split_ms, 0.0)
             # In a tie, take the larger size: fewer programs.
             best = len(total) - 1 - int(np.argmin(total[::-1]))
             self._least[count], self._size[count] = total[best], sizes[best]
@@ -114,14 +124,16 @@ class PlanTable:
       capacity: largest number of images.
 
     Attributes:
-      batch_sizes: per segment.
+      batch_sizes: `BatchSizes` per segment.
       plans: per batch size of the profile.
     """
 
     def __init__(self, profile: StageProfile, reach: Float[np.ndarray, " E"], capacity: int):
         self._profile, self._reach = profile, reach
-        self.batch_sizes: dict[Segment, BatchSizes] = {
-            segment: BatchSizes(profile.sizes, profile.segment_ms(segment), capacity)
+        self.batch_sizes = {
+            segment: BatchSizes(
+                profile.sizes, profile.segment_ms(segment), capacity, _split_ms(profile, segment)
+            )
             for segment in all_segments(len(profile.stage_ms))
         }
         self.plans = {size: self._plan(size) for size in profile.sizes}
@@ -150,6 +162,14 @@ class PlanTable:
 
     def _plan(self, count: int) -> Plan:
         return best_plan(self._profile, count, self._reach, self.batch_sizes)
+
+
+def _split_ms(profile: StageProfile, segment: Segment) -> Float[np.ndarray, " S"]:
+    """Time that a program adds if it is one of several: a store in buffers, a slower gather."""
+    total = np.full(len(profile.sizes), _PROGRAM_MS)
+    if segment.last < len(profile.stage_ms) - 1:
+        total += _STORE_MS + 4 * profile.compaction_ms[segment.last]
+    return total
 
 
 def all_segments(num_exits: int) -> list[Segment]:

@@ -23,7 +23,7 @@ _JSON_NAMES = {"num_workers": "lanes", "compaction_ms": "hand_over_ms"}
 
 @dataclasses.dataclass(frozen=True)
 class StageProfile:
-    """Milliseconds per program, host sync included; the minimum of several runs.
+    """Milliseconds per program, host sync included; the median of several runs.
 
     With several workers, all of them run during the measurement, and the time is divided by their
     number: it is what one program adds to the time of a large batch.
@@ -72,6 +72,15 @@ class StageProfile:
                 f"batch_size {batch_size} was not measured; expected one of {self.sizes}"
             )
         return np.cumsum(per_image[:, self.sizes.index(batch_size)])
+
+    def per_image_ms(self) -> tuple[Float64[np.ndarray, " E"], Float64[np.ndarray, " E-1"]]:
+        """Milliseconds per image of stages and compactions, at the fastest batch size."""
+        sizes = np.asarray(self.sizes)
+        fastest = (self.stage_ms / sizes).sum(axis=0).argmin()
+        return (
+            self.stage_ms[:, fastest] / sizes[fastest],
+            self.compaction_ms[:, fastest] / sizes[fastest],
+        )
 
     def table(self) -> str:
         """Formats the profile as text, one line per stage and batch size."""

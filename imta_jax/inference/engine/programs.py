@@ -9,6 +9,7 @@ that exit.
 import functools
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import NamedTuple
 
 import jax
@@ -101,24 +102,39 @@ class Programs:
     def __init__(self, network: StagedNetwork, capacity: int):
         self.network, self.capacity = network, capacity
         self.num_compiled = 0
-        self._lock = threading.Lock()  # several workers may request the same program
+        self._lock = threading.Lock()
         self._buffer_shapes = buffer_shapes(network, capacity)
         self._state_shapes: dict[int, list[StateShapes]] = {}
-        self._compiled: dict[Key, jax.stages.Compiled] = {}
+        # Several workers may request a program: the first one compiles it.
+        self._compiled: dict[Key, Future[jax.stages.Compiled]] = {}
 
     def get(self, keys: Sequence[Key]) -> list[jax.stages.Compiled]:
         """Returns the programs, after compiling the missing ones in parallel."""
         if not all(key in self._compiled for key in keys):
-            with self._lock:
-                missing = [key for key in dict.fromkeys(keys) if key not in self._compiled]
-                compiled = compile_all([self._lower(key) for key in missing])
-                self._compiled.update(zip(missing, compiled, strict=True))
-                self.num_compiled += len(missing)
-        return [self._compiled[key] for key in keys]
+            self._compile(keys)
+        return [self._compiled[key].result() for key in keys]
 
-    def is_compiled(self, key: Key) -> bool:
-        """Whether a program can be used without waiting for its compilation."""
-        return key in self._compiled
+    def is_ready(self, keys: Sequence[Key]) -> bool:
+        """Whether all programs are compiled."""
+        return all(key in self._compiled and self._compiled[key].done() for key in keys)
+
+    def _compile(self, keys: Sequence[Key]) -> None:
+        """Compiles the programs that nobody compiles yet."""
+        with self._lock:
+            own = [key for key in dict.fromkeys(keys) if key not in self._compiled]
+            futures: list[Future[jax.stages.Compiled]] = [Future() for _ in own]
+            self._compiled.update(zip(own, futures, strict=True))
+        try:
+            compiled = compile_all([self._lower(key) for key in own])
+        except BaseException as error:
+            with self._lock:  # the next request tries again
+                for key, future in zip(own, futures, strict=True):
+                    del self._compiled[key]
+                    future.set_exception(error)
+            raise
+        for future, program in zip(futures, compiled, strict=True):
+            future.set_result(program)
+        self.num_compiled += len(own)
 
     def state_shapes(self, stage: int, batch_size: int) -> StateShapes:
         """Shapes of the arrays that a stage (from 1) reads."""

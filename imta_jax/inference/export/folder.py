@@ -2,6 +2,7 @@
 
     manifest.json         exits, operating points, preprocessing, versions
     stage_0.stablehlo ... one serialized program per stage (`jax.export`)
+    images_last_0.stablehlo the same for larger batches on a CPU, with the images on the last axis
     exit_rule_0.stablehlo one per exit, for exit rules other than the confidence (version 3)
     weights.npz           the arguments of the programs; bfloat16 arrays as uint16 bits
     golden.npz            synthetic images and their logits, checked at loading (from version 2)
@@ -32,6 +33,11 @@ _EXPORT_AGAIN = "export the network again, or copy the folder again"
 def program_name(stage: int) -> str:
     """File name of the program of a stage, from 0."""
     return f"stage_{stage}.stablehlo"
+
+
+def images_last_name(stage: int) -> str:
+    """File name of the program of a stage, from 0, for larger batches on a CPU."""
+    return f"images_last_{stage}.stablehlo"
 
 
 def rule_name(exit_index: int) -> str:
@@ -110,6 +116,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         )
     exits = range(len(manifest["stages"]))
     required = [MANIFEST, WEIGHTS, *map(program_name, exits)]
+    if "images_last" in manifest:
+        required += map(images_last_name, exits)
     if "exit_rule" in manifest:
         required += map(rule_name, exits)
     _verify_checksums(folder, required if version == 1 else [*required, GOLDEN])

@@ -17,7 +17,12 @@ from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
 from imta_jax.errors import InputError
 from imta_jax.evaluation.operating_points import OperatingPoint, best_within_budget
 from imta_jax.inference.adaptive import AdaptiveClassifier
-from imta_jax.inference.engine.staged import StagedNetwork, StageState, Weights
+from imta_jax.inference.engine.staged import (
+    StagedNetwork,
+    StagesAndWeights,
+    StageState,
+    Weights,
+)
 from imta_jax.inference.export import folder as export_folder
 from imta_jax.inference.export import golden
 from imta_jax.inference.export.exit_rule import read_rule
@@ -127,18 +132,17 @@ def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
         raise InputError(
             f"{folder / export_folder.MANIFEST}: {error}; export the network again"
         ) from error
+    first = _stages_of(folder, manifest["stages"], programs, transform)
     network = StagedNetwork(
-        stages=(
-            functools.partial(_normalize_and_run, programs[0], transform),
-            *(functools.partial(_run, program) for program in programs[1:]),
-        ),
-        weights=_read_weights(folder, manifest, programs),
+        stages=first.stages,
+        weights=first.weights,
         image_shape=tuple(manifest["image_shape"]),
         image_dtype=np.dtype(np.uint8),
         macs=np.asarray([row["macs"] for row in manifest["exits"]], np.int64),
         name=manifest["name"],
         transform=transform,
         rule=read_rule(folder, manifest),
+        images_last=_images_last(folder, manifest, transform),
     )
     return ExportedClassifier(
         network,
@@ -147,6 +151,29 @@ def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
         transform,
         manifest,
     )
+
+
+def _stages_of(
+    folder: Path,
+    described: Sequence[dict[str, Any]],
+    programs: Sequence[jax.export.Exported],
+    transform: EvaluationTransform,
+) -> StagesAndWeights:
+    """Stages that run exported programs, with their weights."""
+    first = functools.partial(_normalize_and_run, programs[0], transform)
+    later = (functools.partial(_run, program) for program in programs[1:])
+    return StagesAndWeights((first, *later), _read_weights(folder, described, programs))
+
+
+def _images_last(
+    folder: Path, manifest: dict[str, Any], transform: EvaluationTransform
+) -> StagesAndWeights | None:
+    """The stages for larger batches on a CPU; None on other devices and in earlier exports."""
+    described = manifest.get("images_last")
+    if described is None or platform_here() != "cpu":
+        return None
+    paths = [folder / export_folder.images_last_name(i) for i in range(len(described))]
+    return _stages_of(folder, described, [read_program(path) for path in paths], transform)
 
 
 def _run(
@@ -169,14 +196,14 @@ def _normalize_and_run(
 
 
 def _read_weights(
-    folder: Path, manifest: dict[str, Any], programs: Sequence[jax.export.Exported]
+    folder: Path, described: Sequence[dict[str, Any]], programs: Sequence[jax.export.Exported]
 ) -> tuple[list[jax.Array], ...]:
     """The weights of each stage on the device. Stages share arrays of the same name."""
     path = folder / export_folder.WEIGHTS
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     on_device: dict[str, jax.Array] = {}
-    for stage, program in zip(manifest["stages"], programs, strict=True):
+    for stage, program in zip(described, programs, strict=True):
         (expected, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
         for name, aval in zip(stage["weights"], expected, strict=True):
             if name in on_device:
@@ -191,7 +218,7 @@ def _read_weights(
                 )
             check_finite(name, array, str(path))
             on_device[name] = jnp.asarray(array)
-    return tuple([on_device[name] for name in stage["weights"]] for stage in manifest["stages"])
+    return tuple([on_device[name] for name in stage["weights"]] for stage in described)
 
 
 def _check_versions(folder: Path, manifest: dict[str, Any]) -> None:

@@ -18,12 +18,13 @@ from imta_jax.data.pipeline.evaluation_transform import transform_from_dict
 from imta_jax.errors import InputError, unknown_name
 from imta_jax.evaluation import ExitCosts, OperatingPoint, exit_costs, pareto_front
 from imta_jax.inference.engine.classifier_stages import DTYPES, staged_classifier
-from imta_jax.inference.engine.staged import StagedNetwork, with_exit_rule
+from imta_jax.inference.engine.staged import StagedNetwork, StagesAndWeights, with_exit_rule
 from imta_jax.inference.export import folder as export_folder
 from imta_jax.inference.export.exit_rule import describe_rule, export_rule, for_any_batch_size
 from imta_jax.inference.export.golden import write_golden
 from imta_jax.inference.export.manifest import check_finite, point_to_manifest
 from imta_jax.models import MultiExitClassifier
+from imta_jax.models.optimize import computes_faster_images_last
 from imta_jax.runtime.environment import package_versions
 from imta_jax.runtime.files import write_json
 from imta_jax.techniques.exit_rules import DEFAULT_EXIT_RULE, ExitRule
@@ -74,10 +75,14 @@ def export_classifier(
     check_choices(platforms, dtype)
     _check_arguments(classifier, points, class_names, mean, std)
     transform = _transform(preprocessing, classifier.image_shape, mean, std)
-    network = with_exit_rule(staged_classifier(classifier, dtype=dtype), exit_rule)
-    with_pixels = staged_classifier(classifier, dtype=dtype, transform=transform)
-    arrays, names = _named_weights(network)
-    programs = _export_programs(network, platforms)
+    on_cpu = "cpu" in platforms and dtype == "float32" and computes_faster_images_last(classifier)
+    network = staged_classifier(classifier, dtype=dtype, images_last=on_cpu)
+    network = with_exit_rule(network, exit_rule)
+    with_pixels = staged_classifier(classifier, dtype=dtype, transform=transform, images_last=False)
+    forms = [StagesAndWeights(network.stages, network.weights), network.images_last]
+    arrays, names = _named_weights([form for form in forms if form])
+    programs = _export_programs(network, network, platforms)
+    cpu_programs = _export_programs(network, network.images_last, ("cpu",))
     manifest = {
         **_describe_network(network, programs, names, dtype),
         "class_names": [*map(str, class_names)],
@@ -89,6 +94,7 @@ def export_classifier(
     rules = export_rule(network.rule, network.num_classes, platforms)
     with export_folder.replacing_folder(folder, overwrite=overwrite) as partial:
         _write_programs(partial, programs, export_folder.program_name)
+        _write_programs(partial, cpu_programs, export_folder.images_last_name)
         _write_programs(partial, rules, export_folder.rule_name)
         write_golden(partial / export_folder.GOLDEN, with_pixels, transform)
         np.savez(partial / export_folder.WEIGHTS, **arrays)  # pyright: ignore[reportArgumentType]
@@ -117,12 +123,24 @@ def check_choices(platforms: Sequence[str], dtype: str) -> None:
         raise unknown_name("dtype", dtype, DTYPES)
 
 
-def _export_programs(network: StagedNetwork, platforms: Sequence[str]) -> list[jax.export.Exported]:
-    """Exports each stage for any batch size. The first takes normalized floats [b, H, W, C]."""
+def _export_programs(
+    network: StagedNetwork,
+    form: StagedNetwork | StagesAndWeights | None,
+    platforms: Sequence[str],
+) -> list[jax.export.Exported]:
+    """Exports each stage for any batch size. The first takes normalized floats [b, H, W, C].
+
+    Args:
+      network: whose images the first stage takes.
+      form: stages and weights, of the network or of its `images_last`.
+      platforms: to compile for.
+    """
+    if form is None:
+        return []
     (batch_size,) = jax.export.symbolic_shape("b")
     state = (jax.ShapeDtypeStruct((batch_size, *network.image_shape), network.image_dtype),)
     programs = []
-    for i, (stage, weights) in enumerate(zip(network.stages, network.weights, strict=True)):
+    for i, (stage, weights) in enumerate(zip(form.stages, form.weights, strict=True)):
         shapes = [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights]
         export = jax.export.export(jax.jit(stage), platforms=tuple(platforms))
         program = for_any_batch_size(f"stage {i + 1}", lambda e=export, w=shapes, s=state: e(w, s))
@@ -132,25 +150,28 @@ def _export_programs(network: StagedNetwork, platforms: Sequence[str]) -> list[j
     return programs
 
 
-def _named_weights(network: StagedNetwork) -> tuple[dict[str, np.ndarray], list[list[str]]]:
-    """The distinct weights by name, and per stage the names of its weights."""
+def _named_weights(
+    forms: Sequence[StagesAndWeights],
+) -> tuple[dict[str, np.ndarray], list[list[list[str]]]]:
+    """The distinct weights by name, and per form and stage the names of its weights."""
     names: dict[int, str] = {}
     arrays: dict[str, np.ndarray] = {}
-    for weights in network.weights:
-        for weight in weights:
-            if id(weight) not in names:
-                name = names[id(weight)] = f"weight_{len(names):04d}"
-                array = np.asarray(weight)
-                check_finite(name, array, "the classifier")
-                # NumPy's files have no bfloat16: store its bits.
-                arrays[name] = array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
-    return arrays, [[names[id(weight)] for weight in weights] for weights in network.weights]
+    for weight in (w for form in forms for weights in form.weights for w in weights):
+        if id(weight) not in names:
+            name = names[id(weight)] = f"weight_{len(names):04d}"
+            array = np.asarray(weight)
+            check_finite(name, array, "the classifier")
+            # NumPy's files have no bfloat16: store its bits.
+            arrays[name] = array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
+    return arrays, [
+        [[names[id(weight)] for weight in weights] for weights in form.weights] for form in forms
+    ]
 
 
 def _describe_network(
     network: StagedNetwork,
     programs: Sequence[jax.export.Exported],
-    names: Sequence[Sequence[str]],
+    names: Sequence[Sequence[Sequence[str]]],
     dtype: str,
 ) -> dict[str, Any]:
     """The manifest's fields about programs, weights, versions and the exit rule."""
@@ -164,7 +185,8 @@ def _describe_network(
         "platforms": list(programs[0].platforms),
         "calling_convention_version": programs[0].calling_convention_version,
         "versions": package_versions(),
-        "stages": [{"weights": list(stage_names)} for stage_names in names],
+        "stages": [{"weights": list(stage_names)} for stage_names in names[0]],
+        **({"images_last": [{"weights": list(of)} for of in names[1]]} if names[1:] else {}),
         **describe_rule(network.rule),
     }
 

@@ -1,0 +1,48 @@
+"""Compilation in the background, while the full network answers the first requests."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from imta_jax.inference.engine.engine import Engine
+from imta_jax.inference.engine.planning import BatchSizes
+from imta_jax.inference.engine.programs import Segment
+
+_log = logging.getLogger(__name__)
+# Batch sizes of the full network: a single image, and larger batches in slices.
+_FULL_NETWORK_SIZES = (1, 32)
+
+
+class BackgroundWarmUp(threading.Thread):
+    """A thread that compiles the full network first, then all other programs.
+
+    The process waits for the thread when it exits.
+
+    Args:
+      engine: compiled programs and thresholds.
+      sizes: batch sizes of the classifier, ascending.
+      warm_up: compiles all other programs.
+    """
+
+    def __init__(self, engine: Engine, sizes: Sequence[int], warm_up: Callable[[], None]):
+        super().__init__(name="imta_jax warm-up")
+        self._engine, self._warm_up = engine, warm_up
+        self._segment = Segment(0, engine.network.num_exits - 1)
+        largest = max(size for size in sizes if size <= max(_FULL_NETWORK_SIZES[-1], sizes[0]))
+        chosen = sorted({sizes[0], largest})
+        ms = np.asarray(chosen, float)
+        self._batch_sizes = BatchSizes(chosen, ms, engine.capacity, split_ms=0.5)
+
+    def full_network(self) -> tuple[Sequence[Segment], Mapping[Segment, BatchSizes]]:
+        """The segment that runs until the warm-up has ended, and its batch sizes."""
+        return (self._segment,), {self._segment: self._batch_sizes}
+
+    def run(self) -> None:
+        """Compiles; a failure is logged, and `predict` compiles what it needs."""
+        try:
+            self._engine.compile((self._segment, size) for size in self._batch_sizes.used)
+            self._warm_up()
+        except Exception:
+            _log.exception("the warm-up in the background failed; programs compile at first use")
