@@ -32,6 +32,7 @@ from imta_jax.types import PerChannel
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
+_FILE_NAMES = (export_folder.program_name, export_folder.images_last_name, export_folder.rule_name)
 
 
 def export_classifier(
@@ -62,9 +63,9 @@ def export_classifier(
       preprocessing: `Dataset.preprocessing` or `Dataset.evaluation_transform`.
       platforms: to compile for, of `PLATFORMS`.
       dtype: in which the backbone computes, "float32" or "bfloat16".
-      accuracy: per exit, values in percent by name, for the manifest.
-      origin: of the weights, for the manifest.
-      exit_rule: see `AdaptiveClassifier`. Its programs are exported, so its code is not needed.
+      accuracy: per exit, values in percent by name, for the manifest, as `origin` is.
+      origin: of the weights.
+      exit_rule: see `AdaptiveClassifier`. Its programs are exported.
       overwrite: whether an earlier export may be replaced.
 
     Raises:
@@ -75,30 +76,42 @@ def export_classifier(
     check_choices(platforms, dtype)
     _check_arguments(classifier, points, class_names, mean, std)
     transform = _transform(preprocessing, classifier.image_shape, mean, std)
-    on_cpu = "cpu" in platforms and dtype == "float32" and computes_faster_images_last(classifier)
-    network = staged_classifier(classifier, dtype=dtype, images_last=on_cpu)
-    network = with_exit_rule(network, exit_rule)
-    with_pixels = staged_classifier(classifier, dtype=dtype, transform=transform, images_last=False)
-    forms = [StagesAndWeights(network.stages, network.weights), network.images_last]
-    arrays, names = _named_weights([form for form in forms if form])
+    network = _staged(classifier, platforms, dtype, exit_rule)
+    arrays, names = _named_weights(network)
     programs = _export_programs(network, network, platforms)
-    cpu_programs = _export_programs(network, network.images_last, ("cpu",))
+    for_cpu = _export_programs(network, network.images_last, ("cpu",))
+    rules = export_rule(network.rule, network.num_classes, platforms)
     manifest = {
         **_describe_network(network, programs, names, dtype),
         "class_names": [*map(str, class_names)],
         "preprocessing": transform.to_dict(),
         "exits": _describe_exits(exit_costs(classifier), accuracy),
-        "operating_points": [point_to_manifest(point) for point in pareto_front(points)],
+        "operating_points": [*map(point_to_manifest, pareto_front(points))],
         "origin": dict(origin or {}),
     }
-    rules = export_rule(network.rule, network.num_classes, platforms)
     with export_folder.replacing_folder(folder, overwrite=overwrite) as partial:
-        _write_programs(partial, programs, export_folder.program_name)
-        _write_programs(partial, cpu_programs, export_folder.images_last_name)
-        _write_programs(partial, rules, export_folder.rule_name)
-        write_golden(partial / export_folder.GOLDEN, with_pixels, transform)
+        for name, files in zip(_FILE_NAMES, (programs, for_cpu, rules), strict=True):
+            _write_programs(partial, files, name)
+        _write_golden(partial, classifier, dtype, transform)
         np.savez(partial / export_folder.WEIGHTS, **arrays)  # pyright: ignore[reportArgumentType]
         write_json(partial / export_folder.MANIFEST, manifest, allow_nan=False)
+
+
+def _staged(
+    classifier: MultiExitClassifier, platforms: Sequence[str], dtype: str, exit_rule: Any
+) -> StagedNetwork:
+    """The network of normalized floats, with stages for larger batches if it may run on a CPU."""
+    on_cpu = "cpu" in platforms and dtype == "float32" and computes_faster_images_last(classifier)
+    network = staged_classifier(classifier, dtype=dtype, images_last=on_cpu)
+    return with_exit_rule(network, exit_rule)
+
+
+def _write_golden(
+    folder: Path, classifier: MultiExitClassifier, dtype: str, transform: EvaluationTransform
+) -> None:
+    """Writes golden images and the logits of the network of uint8 images."""
+    network = staged_classifier(classifier, dtype=dtype, transform=transform, images_last=False)
+    write_golden(folder / export_folder.GOLDEN, network, transform)
 
 
 def _write_programs(
@@ -151,9 +164,10 @@ def _export_programs(
 
 
 def _named_weights(
-    forms: Sequence[StagesAndWeights],
+    network: StagedNetwork,
 ) -> tuple[dict[str, np.ndarray], list[list[list[str]]]]:
     """The distinct weights by name, and per form and stage the names of its weights."""
+    forms = [network, *filter(None, [network.images_last])]
     names: dict[int, str] = {}
     arrays: dict[str, np.ndarray] = {}
     for weight in (w for form in forms for weights in form.weights for w in weights):
