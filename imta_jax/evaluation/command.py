@@ -6,8 +6,9 @@ Needs no JAX and no network, only two files of logits and the costs of the exits
 import argparse
 import itertools
 import math
-from collections.abc import Sequence
-from pathlib import Path
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from imta_jax.errors import InputError, message_of
 from imta_jax.evaluation.methods.comparison import DEFAULT_BUDGETS, DEFAULT_TOLERANCES
@@ -15,6 +16,12 @@ from imta_jax.evaluation.methods.comparison_record import (
     CONFIDENCE_LEVEL,
     comparison_record,
     comparison_text,
+)
+from imta_jax.evaluation.methods.threshold_code import (
+    CONFIDENCE_METHODS,
+    FORMATS,
+    threshold_code,
+    without_always,
 )
 from imta_jax.evaluation.predictions import Predictions, load_predictions
 from imta_jax.runtime.files import write_json
@@ -31,16 +38,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         validation, test = (load_predictions(p) for p in (arguments.validation, arguments.test))
         costs = _numbers("--costs", arguments.costs)
         _check_costs(costs)
-        _check_number_of_images(validation, arguments.validation)
-        record = comparison_record(validation, test, costs, _budgets(arguments.budgets, costs))
+        tolerances = _tolerances(arguments.tolerance)
+        _check_number_of_images(validation, arguments, max(tolerances))
+        record = comparison_record(
+            validation,
+            test,
+            costs,
+            _budgets(arguments.budgets, costs),
+            tolerances=tolerances,
+            confidence_level=arguments.confidence,
+        )
+        text = _code(record, arguments) if arguments.format else comparison_text(record)
     except FileNotFoundError as error:
         parser.error(f"no file {error.filename}; expected {_FILES}")
     except (ValueError, OSError) as error:
         parser.error(message_of(error))
-    print(comparison_text(record))
+    print(text)
+    if warning := cost_warning(record, costs):
+        print(f"warning: {warning}", file=sys.stderr)
     if arguments.out:
         try:
-            write_json(arguments.out, record)
+            write_json(arguments.out, _with_null(record))
         except OSError as error:
             parser.error(f"--out={arguments.out} cannot be written: {error.strerror}")
 
@@ -61,6 +79,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--budgets", help="mean costs, as fractions of the last exit's cost, e.g. 0.3,0.5"
+    )
+    parser.add_argument(
+        "--tolerance",
+        help="accuracy that the guarantees may lose, in percentage points, e.g. 0.5,1 (default: "
+        f"{','.join(f'{value:g}' for value in DEFAULT_TOLERANCES)})",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=_confidence,
+        default=CONFIDENCE_LEVEL,
+        help="level of guarantees and intervals, above 0 and below 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="print Python code that applies one point, instead of the table",
+    )
+    parser.add_argument(
+        "--method",
+        default="sweep",
+        choices=CONFIDENCE_METHODS,
+        help="method of --format, with one budget or one tolerance (default: %(default)s)",
     )
     parser.add_argument(
         "--out",
@@ -88,20 +128,100 @@ def _check_costs(costs: Sequence[float]) -> None:
         )
 
 
-def _check_number_of_images(validation: Predictions, path: Path) -> None:
-    """Raises a ValueError if there are too few images to certify any default tolerance.
+def _confidence(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and below 1")
+    return value
+
+
+def _tolerances(text: str | None) -> Sequence[float]:
+    """The given tolerances in percentage points, or the default ones."""
+    if text is None:
+        return DEFAULT_TOLERANCES
+    found = _numbers("--tolerance", text)
+    if not all(0 < value <= 100 for value in found):
+        raise InputError(f"--tolerance={text}; expected percentage points above 0, at most 100")
+    return found
+
+
+def _code(record: Mapping[str, Any], arguments: argparse.Namespace) -> str:
+    """The code of the only point of the chosen method."""
+    points = [point for point in record["points"] if point["method"] == arguments.method]
+    if len(points) != 1:
+        option = "--budgets" if any("budget" in point for point in points) else "--tolerance"
+        settings = "; ".join(point["asked"] for point in points)
+        raise InputError(
+            f"--format={arguments.format} prints one point; expected one value of {option}, since"
+            f" --method={arguments.method} has: {settings}"
+        )
+    return threshold_code(points[0], record["full_cost"], arguments.format).rstrip()
+
+
+def _with_null(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with null for thresholds at which every image leaves."""
+    points = [
+        point | {"thresholds": without_always(point["thresholds"])}
+        if "thresholds" in point
+        else point
+        for point in record["points"]
+    ]
+    return {**record, "points": points}
+
+
+def cost_warning(record: Mapping[str, Any], costs: Sequence[float]) -> str | None:
+    """A message if test images cost more or less than validation images, beyond chance.
+
+    The standard deviation of a cost is at most half of its range. A difference of more than three
+    standard errors, and 5% of the validation cost, is reported for the point where it is largest.
+
+    Args:
+      record: of `comparison_record`.
+      costs: [E] cumulative costs.
+    """
+    images = record["images"]
+    error = (costs[-1] - costs[0]) / 2 * math.sqrt(sum(1 / images[name] for name in images))
+
+    def difference(point: Mapping[str, Any]) -> float:
+        return abs(point["mean_cost"] - point["validation_cost"])
+
+    worst = max(record["points"], key=difference)
+    if difference(worst) <= max(3 * error, 0.05 * worst["validation_cost"]):
+        return None
+    cost, test_cost = (
+        f"{worst[name] / record['full_cost']:.1%}" for name in ("validation_cost", "mean_cost")
+    )
+    return (
+        f"{worst['method']}, {worst['asked']}: validation images cost {cost} of the last exit, test"
+        f" images {test_cost}; budgets and guarantees hold only if both are preprocessed alike and"
+        " come from one distribution"
+    )
+
+
+def _check_number_of_images(
+    validation: Predictions, arguments: argparse.Namespace, tolerance: float
+) -> None:
+    """Raises a ValueError if there are too few images to certify any tolerance.
 
     Without any early-exit error among n images Clopper and Pearson's upper bound is
-    1 - (1 - level)^(1/n). With fewer images than computed here it exceeds every default tolerance.
+    1 - (1 - level)^(1/n). With fewer images than computed here it exceeds every tolerance.
     """
-    level, largest = CONFIDENCE_LEVEL, max(DEFAULT_TOLERANCES) / 100
-    certifying = math.ceil(math.log(1 - level) / math.log(1 - largest))
+    level, largest, path = arguments.confidence, tolerance / 100, arguments.validation
+    certifying = 1 if largest == 1 else _certifying_images(level, largest)
     least = max(certifying, len(validation.logits))
     if len(validation.labels) < least:
         raise InputError(
             f"{path}: {len(validation.labels)} validation images; expected at least {least}, to "
             f"certify a tolerance of {100 * largest:g} points with {level:.0%} confidence"
         )
+
+
+def _certifying_images(level: float, tolerance: float) -> int:
+    """The fewest images that certify a tolerance below 1 if none is an early-exit error."""
+    return math.ceil(math.log(1 - level) / math.log(1 - tolerance))
 
 
 def _budgets(text: str | None, costs: Sequence[float]) -> list[float]:

@@ -86,3 +86,60 @@ def test_user_errors_exit_with_code_2_and_name_the_value(files, capsys, first, o
         command.main([first or files[0], files[1], *options])
     assert exit_.value.code == 2
     assert named in capsys.readouterr().err
+
+
+def written(files, out, *options):
+    command.main([*files, "--costs=10,25,45,70", "--budgets=0.5", f"--out={out}", *options])
+    return json.loads(out.read_text())
+
+
+def test_tolerances_and_confidence_level_are_those_of_the_guarantees(files, tmp_path):
+    record = written(files, tmp_path / "out.json", "--tolerance=3,10", "--confidence=0.8")
+    assert record["confidence_level"] == 0.8
+    found = {p["tolerance_points"] for p in record["points"] if p["method"] == "clipped"}
+    assert found == {3.0, 10.0}
+    # The last exit lets every image leave.
+    assert all(p["thresholds"][-1] is None for p in record["points"] if p["method"] == "sweep")
+
+
+@pytest.mark.parametrize("option", ["--tolerance=0", "--tolerance=x", "--confidence=1"])
+def test_invalid_tolerance_or_confidence_exits_with_code_2(files, capsys, option):
+    with pytest.raises(SystemExit) as exit_:
+        command.main([*files, "--costs=10,25,45,70", option])
+    name, value = option.split("=")
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2 and name in error and value in error
+
+
+@pytest.mark.parametrize("method", ["sweep", "temperature"])
+def test_printed_numpy_code_takes_the_exits_of_the_point(files, tmp_path, capsys, method):
+    out = tmp_path / "out.json"
+    record = written(files, out, "--format=numpy", f"--method={method}")
+    scope = {}
+    exec(capsys.readouterr().out, scope)
+    (point,) = (p for p in record["points"] if p["method"] == method)
+    logits = np.load(files[1])["logits"].astype(np.float32)
+    left = np.array([scope["leaves"](i, one) for i, one in enumerate(logits)])
+    fractions = np.bincount(left.argmax(axis=0), minlength=4) / left.shape[1]
+    np.testing.assert_allclose(fractions, point["exit_fractions"])
+
+
+def test_printed_torch_code_is_valid_and_needs_one_point(files, capsys):
+    arguments = [*files, "--costs=10,25,45,70", "--format=torch"]
+    command.main([*arguments, "--budgets=0.5"])
+    compile(capsys.readouterr().out, "rule.py", "exec")
+    with pytest.raises(SystemExit):
+        command.main([*arguments, "--budgets=0.5,0.6"])
+    error = capsys.readouterr().err
+    assert "--budgets" in error and "budget 50%; budget 60%" in error
+
+
+def test_costs_that_differ_between_the_splits_are_reported(files, tmp_path, capsys):
+    command.main([*files, "--costs=10,25,45,70", "--budgets=0.5"])
+    assert "warning" not in capsys.readouterr().err
+    with np.load(files[1]) as arrays:
+        flat = {"logits": arrays["logits"] / 10, "labels": arrays["labels"]}
+    np.savez(tmp_path / "unsure.npz", **flat)
+    arguments = [files[0], str(tmp_path / "unsure.npz"), "--costs=10,25,45,70", "--budgets=0.5"]
+    command.main(arguments)
+    assert "validation images cost" in capsys.readouterr().err

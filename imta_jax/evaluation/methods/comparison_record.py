@@ -4,7 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imta_jax.evaluation.budget import DEFAULT_QUOTAS, checked_costs
-from imta_jax.evaluation.methods.comparison import MethodCurve, compare_methods
+from imta_jax.evaluation.methods.comparison import (
+    DEFAULT_TOLERANCES,
+    MethodCurve,
+    compare_methods,
+)
 from imta_jax.evaluation.predictions import Predictions
 
 # Confidence level of the guarantees and of the intervals.
@@ -20,6 +24,8 @@ def comparison_record(
     budgets: Sequence[float],
     *,
     quotas: Sequence[float] = DEFAULT_QUOTAS,
+    tolerances: Sequence[float] = DEFAULT_TOLERANCES,
+    confidence_level: float = CONFIDENCE_LEVEL,
 ) -> dict[str, Any]:
     """Compares all methods and records the settings of the comparison.
 
@@ -29,6 +35,8 @@ def comparison_record(
       costs: [E] cumulative cost per exit, or an object with these as `.macs`.
       budgets: mean costs, as fractions of the last exit's cost.
       quotas: of the sweep (see `geometric_quota`).
+      tolerances: of the guarantees, in percentage points of accuracy.
+      confidence_level: of the guarantees and of the intervals.
 
     Returns:
       `confidence_level`, `resamples` and `seed` of the intervals, `images` per split, `full_cost`
@@ -37,8 +45,10 @@ def comparison_record(
     Raises:
       ValueError: see `compare_methods`.
     """
-    settings = {"confidence_level": CONFIDENCE_LEVEL, "resamples": 1000, "seed": 0}
-    curves = compare_methods(validation, test, costs, budgets, quotas=quotas, **settings)
+    settings = {"confidence_level": confidence_level, "resamples": 1000, "seed": 0}
+    curves = compare_methods(
+        validation, test, costs, budgets, quotas=quotas, tolerances=tolerances, **settings
+    )
     return {
         **settings,
         "images": {"validation": len(validation.labels), "test": len(test.labels)},
