@@ -256,8 +256,8 @@ def phase_two(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     # Teacher of the distillation: "own_last_exit" or "phase_one_last_exit".
     phase.teacher = "own_last_exit"
     # Weight of the cross-entropy, 0 to 1; the divergence from the teacher has 1 - alpha. The paper
-    # gives neither alpha nor the temperature; both are the best of configs/studies/distillation.py on
-    # validation images of CIFAR-100.
+    # gives neither alpha nor the temperature; both are the best of configs/studies/distillation.py
+    # on validation images of CIFAR-100.
     phase.alpha = 0.3
     # Temperature of both softmaxes in the divergence, above 0.
     phase.temperature = 4.0
