@@ -1,7 +1,7 @@
 """The library that decodes image files: TensorFlow, or Pillow where TensorFlow is not installed.
 
 Both give the same pixels, except in the last column of training crops of JPEGs with 4:2:2 chroma
-subsampling. TensorFlow is faster for crops, because it decompresses only a part of a JPEG. A run
+subsampling. TensorFlow decompresses only a part of a JPEG, and reads records and buckets. A run
 records its decoder and keeps it when it resumes.
 """
 
