@@ -7,7 +7,7 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 from absl import app, flags
@@ -81,16 +81,17 @@ def start() -> None:
     install_signal_handlers()
     for name, example in _REQUIRED.items():
         message = f"--{name} is required, for example --{name}={example}"
-        flags.register_multi_flags_validator([name, "mode"], _is_given_or_optional(name), message)
+        flags.register_validator(name, _is_given_or_optional(name), message)
     for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # --help lists these
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, flags_parser=parse_flags)
 
 
-def _is_given_or_optional(name: str) -> Callable[[Mapping[str, Any]], bool]:
-    """Whether the flag has a value. A plan needs no folder; it then writes no files."""
-    optional = name == "workdir"
-    return lambda values: values[name] is not None or (optional and values["mode"] == _PLAN)
+def _is_given_or_optional(name: str) -> Callable[[Any], bool]:
+    """Whether a flag has a value. A plan needs no --workdir; it then writes no files."""
+    return lambda value: (
+        value is not None or (name == "workdir" and flags.FLAGS["mode"].value == _PLAN)
+    )
 
 
 def main(argv: list[str]) -> None:
