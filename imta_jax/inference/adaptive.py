@@ -326,14 +326,9 @@ class AdaptiveClassifier:
         return [np.concatenate(column) for column in zip(*predictions, strict=True)]
 
     def _num_workers_for(self, count: int) -> int:
-        """The number of workers for a batch: one, which uses all cores, or several."""
+        """The number of workers for a batch. A single worker uses all cores."""
         needed = -(-count // self.engine.capacity)
-        most = max(needed, min(self.num_workers, count // MIN_IMAGES_PER_WORKER))
-        if most < 2 or needed > 1 or self.profile is self._profile_alone:
-            return max(most, 1)
-        # The profile of several workers holds the time per program divided by their number.
-        together = self.num_workers * self._table.expected_ms(-(-count // most))
-        return most if together < self._table_alone.expected_ms(count) else 1
+        return max(1, needed, min(self.num_workers, count // MIN_IMAGES_PER_WORKER))
 
     def _predict_on_worker(
         self, table: PlanTable, buffers: Buffers, images: np.ndarray

@@ -42,7 +42,8 @@ class BackgroundWarmUp(threading.Thread):
     def run(self) -> None:
         """Compiles; a failure is logged, and `predict` compiles what it needs."""
         try:
-            self._engine.compile((self._segment, size) for size in self._batch_sizes.used)
+            for size in self._batch_sizes.used:  # one by one: the first may be waited for
+                self._engine.compile([(self._segment, size)])
             self._warm_up()
         except Exception:
             _log.exception("the warm-up in the background failed; programs compile at first use")

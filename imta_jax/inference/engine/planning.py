@@ -143,15 +143,6 @@ class PlanTable:
         sizes = self._profile.sizes
         return self.plans[max(size for size in sizes if size <= max(count, sizes[0]))]
 
-    def expected_ms(self, count: int) -> float:
-        """Expected milliseconds of one worker for `count` images."""
-        segments = self.plan_for(count).segments
-        counts = (float(count * self._reach[segment.first]) for segment in segments)
-        return sum(
-            self.batch_sizes[segment].milliseconds(expected)
-            for segment, expected in zip(segments, counts, strict=True)
-        )
-
     def planned_sizes(self) -> dict[Segment, BatchSizes]:
         """The batch sizes of the segments that a plan contains."""
         return {
