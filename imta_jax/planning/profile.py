@@ -176,7 +176,7 @@ def _count_kernel(total: Work, one: Instruction, operands: list[Instruction], im
         total.cycles[part] += one.cycles
 
 
-def _count_traffic(total: Work, part: str, size: float) -> None:
+def _count_traffic(total: Work, part: str, size: int) -> None:
     total.memory_bytes += size
     total.memory_by_part[part] += size
 
