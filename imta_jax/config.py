@@ -234,9 +234,9 @@ class PhaseTwoConfig(PhaseConfig):
     objective: str = component("one_for_all", OBJECTIVES)
     objective_options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     teacher: options.Teacher = "own_last_exit"
-    alpha: float = number(0.1, at_least=0, at_most=1)
+    alpha: float = number(0.3, at_least=0, at_most=1)
     temperature: float = number(4.0, above=0)
-    temperature_squared: bool = True
+    temperature_squared: bool = False
     reduction: options.Reduction = "batch"
     last_exit: options.LastExitLoss = "mixed"
     backbone_statistics: options.BackboneStatistics = "frozen"

@@ -109,10 +109,10 @@ def test_every_mode_checks_the_values_of_all_steps(mode, source, tmp_path):
 def test_a_field_that_an_older_run_did_not_record_has_its_default(config, finished, tmp_path):
     older = shutil.copytree(finished, tmp_path / "older")
     recorded = json.loads((older / "config.json").read_text())
-    del recorded["phase_two"]["temperature_squared"], recorded["checkpoint"]
+    del recorded["phase_two"]["last_exit"], recorded["checkpoint"]
     (older / "config.json").write_text(json.dumps(recorded))
     run(config, older)
-    recorded["phase_two"]["temperature_squared"] = False
+    recorded["phase_two"]["last_exit"] = "cross_entropy"
     (older / "config.json").write_text(json.dumps(recorded))
-    with pytest.raises(ValueError, match=r"phase_two\.temperature_squared: .*False, now True"):
+    with pytest.raises(ValueError, match=r"phase_two\.last_exit: .*cross_entropy.*, now .*mixed"):
         run(config, older)
