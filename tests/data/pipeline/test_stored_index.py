@@ -53,7 +53,7 @@ def test_undecodable_images_are_read_again_at_each_load(indexed, monkeypatch, ca
     root, again, seen, index_dir = indexed
     path = root / "train/cat/0.jpg"
     content = path.read_bytes()
-    monkeypatch.setattr("imta_jax.data.sources.folder.file_states", unknown_states)
+    monkeypatch.setattr("imta_jax.data.sources.encoded_split.file_states", unknown_states)
     path.write_bytes(content[:300])
     assert again().splits["train"].skipped == 1 and again().splits["train"].skipped == 1
     assert str(index_dir) in caplog.text
