@@ -31,7 +31,7 @@ def read(root, **changes):
 
 
 def paths(split):
-    return [split.images.name(i) for i in range(len(split.labels))]
+    return [os.fsdecode(split.images.path(i)) for i in range(len(split.labels))]
 
 
 def contents(data):

@@ -62,12 +62,12 @@ def write_samples(
     import pyarrow  # Imported late because it takes a second.
     from pyarrow import parquet
 
-    table = pyarrow.table(_samples_columns(index, labels, decisions_by_budget))
+    table = pyarrow.table(samples_columns(index, labels, decisions_by_budget))
     with replacing(path) as temporary:
         parquet.write_table(table, temporary)
 
 
-def _samples_columns(
+def samples_columns(
     index: ArrayLike, labels: ArrayLike, decisions_by_budget: Mapping[float, Decisions]
 ) -> dict[str, np.ndarray]:
     """The columns of `write_samples`, N values each; arguments and errors as there."""

@@ -66,7 +66,14 @@ def accuracy_range(run: RunRecord) -> tuple[float, float]:
     low = top1[costs >= 0.3 * run.full_macs].min()
     if high - top1.min() <= max(3 * (high - low), READABLE_RANGE_POINTS):
         low = top1.min()
-    # On a few thousand test images, differences of tenths of a point are noise.
+    return with_margins(low, high)
+
+
+def with_margins(low: float, high: float) -> tuple[float, float]:
+    """Limits of an axis for accuracies from `low` to `high`, at least `LEAST_RANGE_POINTS` apart.
+
+    On a few thousand test images, differences of tenths of a point are noise.
+    """
     missing = max(LEAST_RANGE_POINTS - (high - low), 0.0)
     margin = 0.07 * (high - low)
     return low - margin - 0.7 * missing, high + margin + 0.3 * missing

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from imta_jax.report.run.budget import accuracy_range
+from imta_jax.report.run.budget import with_margins
 from imta_jax.report.run.run_record import RunRecord
 from imta_jax.report.style import (
     ADAPTIVE,
@@ -42,7 +42,8 @@ def figure_time(run: RunRecord) -> Figure:
     for i, color in enumerate(exit_colors(run.num_exits)):
         numbered_circle(axes, i + 1, exit_ms[i], top1[i], color)
     axes.set_xlim(0, 1.04 * exit_ms[-1])
-    axes.set_ylim(*accuracy_range(run))
+    shown = [*top1, *(accuracy for _, accuracy in points)]
+    axes.set_ylim(*with_margins(min(shown), max(shown)))
     percentage_ticks(axes)
     return figure
 
