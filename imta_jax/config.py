@@ -4,8 +4,8 @@ A `ConfigDict` is parsed once, by `RunConfig.from_mapping`. Code below that poin
 dataclasses, never a mapping. Single fields are checked here. Checks that need a dataset, devices or
 several sections are made where those are known.
 
-The comments in `configs/common.py` describe every field. docs/reference/config.md shows them as
-tables, with the types and ranges declared here.
+The comments in `configs/common.py` and `configs/phases.py` describe every field.
+docs/reference/config.md shows them as tables, with the types and ranges declared here.
 """
 
 import dataclasses
@@ -112,7 +112,7 @@ class ModelConfig(Section):
 class HeadsConfig(Section):
     """Heads of phase II, the argument of `imta_jax.models.with_collaborative_heads`.
 
-    Fields: as in `phase_two` in `configs/common.py`, where `options` is `transfer_options`, and in
+    Fields: as in `phase_two` in `configs/phases.py`, where `options` is `transfer_options`, and in
     `network` for `initialization`.
     """
 
@@ -131,7 +131,7 @@ class HeadsConfig(Section):
 class PhaseConfig(Section):
     """Settings of both phases: length, batches, optimizer and learning rate (paper Sec. 4).
 
-    Fields: `_optimization` in `configs/common.py`, docs/reference/config.md#phase_one.
+    Fields: `_phase` in `configs/phases.py`, docs/reference/config.md#phase_one.
     """
 
     total_epochs: int = number(at_least=0)
@@ -189,7 +189,7 @@ class PhaseConfig(Section):
 class PhaseOneConfig(PhaseConfig):
     """`config.phase_one`: all parameters are trained.
 
-    Fields: `phase_one` in `configs/common.py`, docs/reference/config.md#phase_one.
+    Fields: `phase_one` in `configs/phases.py`, docs/reference/config.md#phase_one.
     """
 
     section: ClassVar[str] = "config.phase_one"
@@ -221,7 +221,7 @@ class PhaseOneConfig(PhaseConfig):
 class PhaseTwoConfig(PhaseConfig):
     """`config.phase_two`: only the heads are trained.
 
-    Fields: `phase_two` in `configs/common.py`, docs/reference/config.md#phase_two.
+    Fields: `phase_two` in `configs/phases.py`, docs/reference/config.md#phase_two.
     """
 
     section: ClassVar[str] = "config.phase_two"

@@ -1,4 +1,4 @@
-"""Config fields: descriptions from `configs/common.py`, valid values from `imta_jax/config.py`."""
+"""Config fields: descriptions from `configs/`, valid values from `imta_jax/config.py`."""
 
 import dataclasses
 import importlib
@@ -12,11 +12,15 @@ import imta_jax.training  # noqa: F401  registers the components whose names are
 from imta_jax.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-# Which part of a config each function of configs/common.py fills; both phases share a function.
+# Which part of a config each function of these files fills; both phases share some functions.
+_FILES = ("common.py", "phases.py")
 _PARTS = {
     "network": ("model",),
     "data": ("data",),
-    "_optimization": ("phase_one", "phase_two"),
+    "_phase": ("phase_one", "phase_two"),
+    "_augmentation": ("phase_one", "phase_two"),
+    "_schedule": ("phase_one", "phase_two"),
+    "_optimizer": ("phase_one", "phase_two"),
     "phase_one": ("phase_one",),
     "phase_two": ("phase_two",),
     "evaluation": ("evaluation",),
@@ -54,8 +58,8 @@ def config_fields() -> list[Field]:
 
 
 def described_fields() -> dict[str, str]:
-    """The comment above each field in `configs/common.py`, by the field's path."""
-    return dict(_described(ROOT / "configs" / "common.py"))
+    """The comment above each field in `_FILES`, by the field's path."""
+    return {path: text for file in _FILES for path, text in _described(ROOT / "configs" / file)}
 
 
 def declared_fields(kind: type = RunConfig, prefix: str = "") -> set[str]:
