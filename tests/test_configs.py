@@ -29,7 +29,7 @@ def get_config(name, *preset):
 
 def test_every_config_file_is_listed_here():
     found = {path.stem for path in (tiny_run.ROOT / "configs").glob("*.py")}
-    assert found == {*NAMES, "common"}
+    assert found == {*NAMES, "common", "phases"}
 
 
 @functools.cache
