@@ -4,7 +4,7 @@ import dataclasses
 import platform
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from imta_jax.data import Dataset
 from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.models import MultiExitClassifier, optimize_classifier, resolve_model_config
 from imta_jax.models.network_table import network_rows
+from imta_jax.runtime.config_fields import flat_fields
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.training import mesh_of, new_phase_one, training_pipeline
 from imta_jax.training.callbacks.progress import device_memory_limit
@@ -54,9 +55,7 @@ def examine(config: RunConfig, dataset: Dataset, workdir: Path) -> str:
         "versions": _table(_versions()),
         "folders": _table(_folders(workdir)),
         "data": _table(_data(config, dataset)),
-        "config, after overrides": _table(
-            _flat({**config.to_dict(), "model": resolve_model_config(config.model)})
-        ),
+        "config, after overrides": _table(_fields(config)),
         "network, per image, independent heads": _network(classifier),
         "memory of a device in phase I, predicted": _table(_memory(config, dataset, classifier)),
     }
@@ -109,12 +108,10 @@ def _data(config: RunConfig, dataset: Dataset) -> Iterator[tuple[str, Any]]:
     yield "input pipeline", training_pipeline(config.data, dataset, mesh_of(config))
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", textwrap.shorten(str(value), _MAX_VALUE_LENGTH)
+def _fields(config: RunConfig) -> Iterator[tuple[str, Any]]:
+    resolved = {**config.to_dict(), "model": resolve_model_config(config.model)}
+    for name, value in flat_fields(resolved):
+        yield name, textwrap.shorten(str(value), _MAX_VALUE_LENGTH)
 
 
 def _network(classifier: MultiExitClassifier) -> str:

@@ -4,12 +4,13 @@ The config calls a variant an "arm": `config.arms`, `config.chosen` and `config.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Self
 
 from imta_jax.config import RunConfig
 from imta_jax.errors import InputError, unknown_name
+from imta_jax.runtime.config_fields import flat_fields
 from imta_jax.studies.sweep import SweepConfig, setting_label
 
 TECHNIQUES = ("GE", "ISC", "OFA")
@@ -72,7 +73,7 @@ class VariantConfig:
             label=str(values["label"]),
             techniques=None if techniques is None else tuple(techniques),
             against=str(values["against"]),
-            overrides=MappingProxyType(dict(_flatten(values["changes"]))),
+            overrides=MappingProxyType(dict(flat_fields(values["changes"]))),
         )
 
 
@@ -183,12 +184,3 @@ def _check_fields(section: str, values: Mapping[str, Any], fields: Iterable[str]
     missing = [f"{section}.{name}" for name in fields if name not in values]
     if missing:
         raise InputError(f"missing {', '.join(missing)}; set a value for each")
-
-
-def _flatten(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields `(dotted field, value)` for every leaf."""
-    for name, value in changes.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

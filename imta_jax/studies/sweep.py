@@ -11,13 +11,13 @@ import itertools
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from imta_jax.errors import InputError
-from imta_jax.runtime.config_fields import Section, number
+from imta_jax.runtime.config_fields import Section, flat_fields, number
 
 RANGES = ("uniform", "log", "integer")
 _SIGNIFICANT_DIGITS = 4  # of random values
@@ -49,7 +49,7 @@ class SweepConfig(Section):
           InputError: no fields, a field without values, a range that is not valid, or too many
             combinations.
         """
-        values = dict(_flat(self.fields))
+        values = dict(flat_fields(self.fields))
         if not values:
             raise InputError(
                 "config.sweep.fields is empty; set values, for example "
@@ -86,7 +86,9 @@ class SweepConfig(Section):
 
 def setting_name(setting: Mapping[str, Any]) -> str:
     """The name of a variant, from its values; a digest if that is too long for a file name."""
-    text = "__".join(f"{short}_{_text(setting[name])}" for name, short in _short(setting).items())
+    text = "__".join(
+        f"{short}_{_text(setting[name])}" for name, short in short_names(setting).items()
+    )
     name = re.sub(r"[^\w.+-]+", "-", text)
     if len(name) <= _MAX_NAME_LENGTH:
         return name
@@ -95,26 +97,25 @@ def setting_name(setting: Mapping[str, Any]) -> str:
 
 def setting_label(setting: Mapping[str, Any]) -> str:
     """The label of a variant in tables."""
-    return ", ".join(f"{short} {_text(setting[name])}" for name, short in _short(setting).items())
+    return ", ".join(
+        f"{short} {_text(setting[name])}" for name, short in short_names(setting).items()
+    )
 
 
-def _short(setting: Mapping[str, Any]) -> dict[str, str]:
+def short_names(fields: Iterable[str]) -> dict[str, str]:
     """The last part of each field, or all of it if another field has the same last part."""
-    last = {name: name.rpartition(".")[2] for name in setting}
+    last = {name: name.rpartition(".")[2] for name in fields}
     counts = list(last.values())
     return {name: short if counts.count(short) == 1 else name for name, short in last.items()}
 
 
+def _texts(setting: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Short names and values."""
+    return [(short, _text(setting[name])) for name, short in short_names(setting).items()]
+
+
 def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _check_values(field: str, values: Any, mode: str) -> None:

@@ -11,13 +11,16 @@ from imta_jax.studies.report.study_tables import (
     setting_text,
 )
 from imta_jax.studies.report.table import EMPTY, StudyTable, failures, mean_texts
+from imta_jax.studies.sweep import short_names
 
 _SPLITS = ("validation", "test")
 
 
 def sweep_table(study: StudyRecord) -> StudyTable:
     """One row per setting, the best on validation images first, those without a run last."""
-    fields = swept_fields(study)
+    fields = short_names(
+        dict.fromkeys(name for variant in study.variants for name in variant.overrides)
+    )
     ranked = ranked_settings(study)
     unrun = [variant for variant in study.variants if not study.finished(variant)]
     rows = [_row(study, fields, str(rank), variant) for rank, variant in enumerate(ranked, 1)]
@@ -35,16 +38,6 @@ def sweep_table(study: StudyRecord) -> StudyTable:
             *failures(study),
         ),
     )
-
-
-def swept_fields(study: StudyRecord) -> dict[str, str]:
-    """Column names by field: the last part, or the field if another one has the same last part."""
-    fields = list(dict.fromkeys(name for variant in study.variants for name in variant.overrides))
-    last = [field.rpartition(".")[2] for field in fields]
-    return {
-        field: short if last.count(short) == 1 else field
-        for field, short in zip(fields, last, strict=True)
-    }
 
 
 def _row(

@@ -5,10 +5,11 @@ A resumed phase continues the same run of the tracking service: the phase's fold
 
 import importlib
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from imta_jax.runtime.config_fields import flat_fields
 from imta_jax.runtime.files import write_atomically
 from imta_jax.runtime.optional_packages import explained
 from imta_jax.runtime.registry import check_names, register_metrics_writer
@@ -77,7 +78,8 @@ def make_mlflow_writer(options: Any, *, run: LoggedRun) -> "MlflowWriter":
     if not stored:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, started.info.run_id)
-        mlflow.log_params(dict(_flat(run.config)))
+        parameters = flat_fields(run.config)
+        mlflow.log_params({name: str(value)[:_MAX_PARAMETER_LENGTH] for name, value in parameters})
     return MlflowWriter(mlflow)
 
 
@@ -109,12 +111,3 @@ def _imported(name: str) -> Any:
 
 def _stored(path: Path) -> str | None:
     return path.read_text().strip() or None if path.exists() else None
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and values, shortened to the length that MLflow accepts."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", str(value)[:_MAX_PARAMETER_LENGTH]
