@@ -19,8 +19,8 @@ from imta_jax.nn.cpu.no_inline import no_inline
 from imta_jax.nn.fused import fused_conv_norm
 from imta_jax.nn.layers import ConvNorm
 
-# One map per live scale in the network's layout, finest first; None where it was not computed.
-Maps = tuple[jax.Array | None, ...]
+# One map per live scale in the network's layout, finest first.
+Maps = tuple[jax.Array, ...]
 
 
 class Reader(NamedTuple):
@@ -82,43 +82,32 @@ class FusedMSDNet(nnx.Module):
     def stage(self, i: int, state: Maps) -> Maps:
         """Runs the layers before exit i (from 0)."""
         for layer in self.network.stages[i]:
-            state = self.layer(layer, state, set(range(len(layer.normal))))
+            state = self._layer(layer, state)
         return state
 
     def exit_features(self, i: int, state: Maps) -> Float[Array, "N F"]:
         """Pooled features of exit i, from the coarsest map."""
         x = state[-1]
-        assert x is not None
         for convolution in self.network.exits[i].convolutions:
             x = self._conv_norm(convolution, x)
         pooled = x.mean(axis=(1, 2))
         return pooled.T if self.layout is Layout.CHWN else pooled
 
-    def layer(self, layer: MultiScaleLayer, state: Maps, scales: Set[int]) -> Maps:
-        """Runs a layer at some of its output scales.
-
-        Args:
-          layer: The layer.
-          state: Input maps; those that `scales` do not read may be None.
-          scales: Output scales to compute, 0 being the finest.
-
-        Returns:
-          One map per output scale, None where it was not asked for.
-        """
-        strided, normal = self._branches(layer, state, scales)
-        outputs: list[jax.Array | None] = [None] * len(layer.normal)
-        for scale in scales:
+    def _layer(self, layer: MultiScaleLayer, state: Maps) -> Maps:
+        strided, normal = self._branches(layer, state)
+        outputs = []
+        for scale in range(len(layer.normal)):
             parts = (state[scale + layer.dropped], strided.get(scale), normal[scale])
             parts = [y for y in parts if y is not None]
             y = jnp.concatenate(parts, axis=self.layout.channel_axis)
             if layer.transition:
                 y = self._conv_norm(layer.transition[scale], y)
             # XLA does not fuse into NHWC convolutions: they store their input anyway.
-            outputs[scale] = no_inline(y) if self.layout is Layout.CHWN else y
+            outputs.append(no_inline(y) if self.layout is Layout.CHWN else y)
         return tuple(outputs)
 
     def _branches(
-        self, layer: MultiScaleLayer, state: Maps, scales: Set[int]
+        self, layer: MultiScaleLayer, state: Maps
     ) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
         """Outputs of the strided and of the normal branches, by output scale.
 
@@ -126,9 +115,8 @@ class FusedMSDNet(nnx.Module):
         of its scale and the strided branch of the next coarser one.
         """
         outputs: dict[bool, dict[int, jax.Array]] = {True: {}, False: {}}
+        scales = set(range(len(layer.normal)))
         for x, readers in zip(state, readers_of_maps(layer, scales), strict=True):
-            if x is None or not readers:
-                continue
             reduced = self._joint_conv_norm([reader.branch.reduce for reader in readers], x)
             for reader, y in zip(readers, reduced, strict=True):
                 outputs[reader.strided][reader.scale] = self._conv_norm(reader.branch.expand, y)

@@ -1,7 +1,7 @@
 """MSDNet for early exit, with weights that are folded, joined and transposed once.
 
-The computation is that of `msdnet_lazy`: a map is computed only once an exit reads it. The state
-between stages is the same. The modules hold new variables, prepared for inference.
+A map is computed only once an exit reads it (`msdnet_dependencies`), so the state between stages
+holds unfinished layers. The modules hold new variables, prepared for inference.
 """
 
 from collections.abc import Sequence, Set
@@ -13,14 +13,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from imta_jax.models.msdnet import MSDNet, MultiScaleLayer
-from imta_jax.models.msdnet_fused import Maps, readers_of_maps
-from imta_jax.models.msdnet_lazy import (
+from imta_jax.models.msdnet_dependencies import (
+    Maps,
     Pending,
     all_scales,
     maps_to_keep,
     pending_of,
     scales_of_exit,
 )
+from imta_jax.models.msdnet_fused import readers_of_maps
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.cpu.no_inline import no_inline
 from imta_jax.nn.packed import PackedConvNorm

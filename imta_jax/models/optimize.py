@@ -9,7 +9,7 @@ those from outside the package, are only folded, and their layers get the classi
 |---|---|---|
 | training step | `optimize_for_training` | fused and folded; CHWN on one CPU |
 | evaluation | `optimize_for_evaluation` | fused; CHWN and folded on one CPU for small images |
-| early exit | `pack_classifier` | fused, folded and lazy, with weights prepared once |
+| early exit | `pack_classifier` | fused and folded; weights prepared once; maps as needed |
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,6 @@ from imta_jax.models.classifier import Backbone, MultiExitClassifier
 from imta_jax.models.compute_dtype import follow_compute_dtype
 from imta_jax.models.msdnet import MSDNet
 from imta_jax.models.msdnet_fused import FusedMSDNet
-from imta_jax.models.msdnet_lazy import LazyMSDNet
 from imta_jax.models.msdnet_packed import PackedMSDNet
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.cpu.slices import Slices
@@ -42,7 +41,6 @@ def optimize_classifier(
     *,
     layout: Layout = Layout.NHWC,
     fold_batch_norm: bool = False,
-    lazy: bool = False,
 ) -> MultiExitClassifier:
     """Returns a classifier over the same variables that computes the same logits faster.
 
@@ -56,11 +54,9 @@ def optimize_classifier(
         rows hold pixels of all images, so the batch cannot be split over devices.
       fold_batch_norm: Fold batch normalization into the convolution before it wherever it uses
         running statistics.
-      lazy: Compute the maps that only later exits need when these run, for stage-by-stage inference
-        with early exit. The state between stages is then opaque.
     """
     optimized = nnx.merge(*nnx.split(classifier))  # new modules, same variables
-    optimized.backbone = _optimize_backbone(optimized.backbone, layout, fold_batch_norm, lazy)
+    optimized.backbone = _optimize_backbone(optimized.backbone, layout, fold_batch_norm)
     follow_compute_dtype(optimized.backbone, jnp.dtype(optimized.compute_dtype))
     return optimized
 
@@ -137,12 +133,9 @@ def _evaluation_layout(
     return Layout.CHWN if is_single_cpu(mesh) and small and supports_chwn else Layout.NHWC
 
 
-def _optimize_backbone(
-    backbone: Backbone, layout: Layout, fold_batch_norm: bool, lazy: bool
-) -> Backbone:
+def _optimize_backbone(backbone: Backbone, layout: Layout, fold_batch_norm: bool) -> Backbone:
     if isinstance(backbone, MSDNet):
-        form = LazyMSDNet if lazy else FusedMSDNet
-        return form(backbone, layout, fold_batch_norm)
+        return FusedMSDNet(backbone, layout, fold_batch_norm)
     if not fold_batch_norm:
         return backbone
     assert isinstance(backbone, nnx.Module)

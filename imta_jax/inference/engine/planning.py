@@ -1,6 +1,6 @@
 """Planning: at which exits a batch stops, and how images are divided into compiled batch sizes.
 
-Stopping after an exit costs a gather, a scatter and a host sync. Where few images exit, that costs
+Stopping after an exit costs a gather and a host sync. Where few images exit, that costs
 more than it saves, and the stages are compiled together into one segment (the adaptive rebatching
 rule of DREX, arXiv 2512.15705, applied to a whole network). Dynamic programming over measured times
 finds the cheapest segmentation exactly.
