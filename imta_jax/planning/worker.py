@@ -19,7 +19,7 @@ import jax
 
 from imta_jax.config import RunConfig
 from imta_jax.distributed import data_mesh
-from imta_jax.errors import InputError, UserError
+from imta_jax.errors import UserError
 from imta_jax.planning.data_description import DataDescription
 from imta_jax.planning.devices import load_devices
 from imta_jax.planning.programs import build_program
@@ -42,7 +42,9 @@ def main(folder: Path) -> None:
     except UserError as error:
         write_json(folder / "error.json", {"message": str(error)})
     except jax.errors.JaxRuntimeError as error:
-        _write_compiler_error(str(error), folder)
+        if "RESOURCE_EXHAUSTED" not in str(error) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        _write_out_of_memory(str(error), folder)
 
 
 def _compile(request: dict[str, Any], folder: Path) -> None:
@@ -84,11 +86,9 @@ def memory_record(compiled: jax.stages.Compiled) -> dict[str, int]:
     }
 
 
-def _write_compiler_error(message: str, folder: Path) -> None:
-    """Records how much memory the program needs; other errors are bugs and are raised."""
+def _write_out_of_memory(message: str, folder: Path) -> None:
+    """Records how much memory the program needs, if the compiler says so."""
     found = _OUT_OF_MEMORY.search(message)
-    if not found and "RESOURCE_EXHAUSTED" not in message:
-        raise InputError(f"the compiler failed: {message[:2000]}")
     needed = float(found[1]) * _UNITS[found[2]] if found else None
     write_json(folder / "error.json", {"out_of_memory": True, "needed_bytes": needed})
 
