@@ -25,6 +25,7 @@ from imta_jax.planning.devices import load_devices
 from imta_jax.planning.programs import build_program
 from imta_jax.planning.topologies import parse_topology
 from imta_jax.runtime.files import write_atomically, write_json
+from imta_jax.runtime.parallel_compilation import without_jax_cache
 from imta_jax.runtime.saved_executable import save_executable
 
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
@@ -67,7 +68,8 @@ def _compile(request: dict[str, Any], folder: Path) -> None:
     }
     write_json(folder / "program.json", record)
     start = time.perf_counter()
-    compiled = lowered.compile(compiler_options=request["compiler_options"])
+    with without_jax_cache():
+        compiled = lowered.compile(compiler_options=request["compiler_options"])
     memory = memory_record(compiled) | {"compile_seconds": time.perf_counter() - start}
     if request["save"]:
         save_executable(Path(request["save"]), lowered, compiled, devices)

@@ -12,7 +12,6 @@ JAX's own cache is disabled while a step compiles: jaxlib 0.10 serializes an exe
 from that cache without its functions.
 """
 
-import contextlib
 import functools
 import hashlib
 import logging
@@ -20,7 +19,7 @@ import os
 import pickle
 import platform
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,9 +28,9 @@ import flax
 import jax
 import jaxlib
 from jax.experimental import serialize_executable
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
+from imta_jax.runtime.parallel_compilation import without_jax_cache
 from imta_jax.runtime.private_files import NotPrivateError, read_private, write_private
 from imta_jax.runtime.saved_executable import is_saved, load_executable
 
@@ -101,7 +100,7 @@ class CachedExecutable:
         if entry and entry.matches(lowered):
             _background().submit(_write_last_key, self._label, key)
             return entry.run
-        with _without_jax_cache():
+        with without_jax_cache():
             compiled = lowered.compile()
         _background().submit(_write, self._label, key, compiled, self._devices)
         return compiled
@@ -223,16 +222,3 @@ def _write_file(name: str, content: bytes) -> None:
         write_private(folder, name, content)
     except OSError as error:
         _log.info("the compiled step is not cached in %s: %s", folder, error)
-
-
-@contextlib.contextmanager
-def _without_jax_cache() -> Iterator[None]:
-    """Disables JAX's persistent cache, whose state JAX otherwise evaluates only once."""
-    enabled = jax.config.values["jax_enable_compilation_cache"]
-    try:
-        jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", enabled)
-        compilation_cache.reset_cache()

@@ -1,4 +1,4 @@
-"""Compilation of many small programs in parallel, with JAX's persistent compilation cache.
+"""Compilation in parallel with JAX's persistent compilation cache, and compilation without it.
 
 The train step has a cache of its own, `executable_cache`, because it is one large program that can
 be read while Python still traces it.
@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from imta_jax.runtime.environment import usable_cores
 
@@ -43,3 +44,20 @@ def cache_every_program() -> Iterator[None]:
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+@contextlib.contextmanager
+def without_jax_cache() -> Iterator[None]:
+    """Disables JAX's cache, whose state JAX otherwise evaluates only once.
+
+    An executable that is to be serialized must be compiled in this context: on a CPU, one that was
+    read from the cache is serialized without its functions.
+    """
+    enabled = jax.config.values["jax_enable_compilation_cache"]
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()

@@ -65,7 +65,7 @@ def save_executable(
     Args:
       path: without a suffix; others lose their access to its folder.
       lowered: the program.
-      compiled: its executable.
+      compiled: its executable, compiled in the context `without_jax_cache`.
       devices: that it was compiled for.
     """
     content = zlib.compress(pickle.dumps(serialize_executable.serialize(compiled)), 1)

@@ -10,6 +10,7 @@ import pytest
 
 from imta_jax.distributed import data_mesh
 from imta_jax.runtime.executable_cache import CachedExecutable
+from imta_jax.runtime.parallel_compilation import without_jax_cache
 from imta_jax.runtime.saved_executable import load_executable, save_executable
 
 MESH_SIZE = 2
@@ -25,7 +26,9 @@ def saved(mesh, tmp_path):
     """The path of a saved step, and the step lowered again."""
     lowered = cached_steps.make_step(cached_steps.TABLE, mesh).lower(*cached_steps.arguments(mesh))
     path = tmp_path / "compiled" / "phase_one"
-    save_executable(path, lowered, lowered.compile(), list(mesh.devices.flat))
+    with without_jax_cache():
+        compiled = lowered.compile()
+    save_executable(path, lowered, compiled, list(mesh.devices.flat))
     return path, lowered
 
 
