@@ -32,7 +32,6 @@ FORMS = {
     "folded": {"fold_batch_norm": True},
     "chwn": {"layout": Layout.CHWN},
     "chwn_folded": {"layout": Layout.CHWN, "fold_batch_norm": True},
-    "lazy": {"lazy": True},
 }
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
