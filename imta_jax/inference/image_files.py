@@ -61,7 +61,7 @@ def find_image_files(paths: Iterable[str | Path]) -> list[Path]:
                     f"{path}: no image files in this folder; expected {' '.join(SUFFIXES)}"
                 )
             found += inside
-        elif path.exists():
+        elif path.exists() or path.is_symlink():  # `read_image` refuses a broken link
             found.append(path)
         else:
             raise MissingFileError(f"{path} does not exist; expected an image file or a folder")

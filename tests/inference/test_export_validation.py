@@ -218,6 +218,15 @@ def test_version_2_requires_golden_images_and_version_1_has_none(folder):
     assert load_exported(folder).transform.padding is None
 
 
+def test_golden_images_are_checked_whatever_the_version_says(folder):
+    with np.load(folder / WEIGHTS) as file:
+        arrays = {name: file[name] * np.float32(1.5) for name in file.files}
+    np.savez(folder / WEIGHTS, **arrays)
+    change_manifest(folder, format_version=1)
+    with pytest.raises(ValueError, match=r"golden\.npz.*exit 1"):
+        load_exported(folder)
+
+
 def test_weights_are_read_without_pickle(folder):
     np.savez(folder / WEIGHTS, weight_0000=np.asarray([{}], object))
     change_manifest(folder)

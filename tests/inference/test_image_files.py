@@ -110,6 +110,13 @@ def test_file_that_training_skips_raises_with_the_same_reason(tmp_path, name, co
         read_image(tmp_path / name, small(16, 16, 3))
 
 
+def test_broken_link_is_refused_and_ends_no_batch(tmp_path):
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "nothing.jpg")
+    (path,) = find_image_files([tmp_path / "a.jpg"])
+    with pytest.raises(ValueError, match=r"a\.jpg.*not decoded"):
+        read_image(path, small(16, 16, 3))
+
+
 def test_pipe_raises_without_being_opened(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
     with pytest.raises(ValueError, match=r"a\.jpg.*not a regular file"):

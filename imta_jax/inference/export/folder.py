@@ -120,7 +120,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         required += map(images_last_name, exits)
     if "exit_rule" in manifest:
         required += map(rule_name, exits)
-    _verify_checksums(folder, required if version == 1 else [*required, GOLDEN])
+    if version > 1 or (folder / GOLDEN).exists():
+        required.append(GOLDEN)
+    _verify_checksums(folder, required)
     return manifest
 
 

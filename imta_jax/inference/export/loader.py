@@ -99,8 +99,8 @@ def load_exported(folder: str | Path, *, check_golden: bool = True) -> ExportedC
     try:
         _check_versions(folder, manifest)
         exported = _load(folder, manifest)
-        if check_golden and manifest["format_version"] > 1:
-            path = folder / export_folder.GOLDEN
+        path = folder / export_folder.GOLDEN
+        if check_golden and path.exists():  # folders of version 1 have none
             golden.check_golden(path, exported.network, exported.transform, manifest["dtype"])
         return exported
     except (AttributeError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
