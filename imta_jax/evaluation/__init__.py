@@ -21,7 +21,11 @@ from imta_jax.evaluation.calibration import (
     reliability,
 )
 from imta_jax.evaluation.exit_selection import ExitSelection, exits_never_kept, select_exits
-from imta_jax.evaluation.methods.comparison import MethodCurve, compare_methods
+from imta_jax.evaluation.methods.comparison import (
+    MethodCurve,
+    compare_methods,
+    compare_outcomes,
+)
 from imta_jax.evaluation.methods.comparison_record import (
     comparison_record,
     comparison_rows,
@@ -91,6 +95,7 @@ __all__ = [
     "cheapest_within_tolerance",
     "common_thresholds",
     "compare_methods",
+    "compare_outcomes",
     "comparison_record",
     "comparison_rows",
     "comparison_text",

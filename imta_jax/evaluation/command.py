@@ -1,6 +1,6 @@
-"""Command line: compares threshold methods on logits of any framework.
+"""Command line: compares threshold methods on logits or scores of any framework.
 
-Needs no JAX and no network, only two files of logits and the costs of the exits.
+Needs no JAX and no network, only two files (see `split_files`) and the costs of the exits.
 """
 
 import argparse
@@ -10,24 +10,32 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imta_jax.errors import InputError, message_of
+import numpy as np
+
+from imta_jax.errors import InputError, message_of, unknown_name
+from imta_jax.evaluation.budget import Outcomes
 from imta_jax.evaluation.methods.comparison import DEFAULT_BUDGETS, DEFAULT_TOLERANCES
 from imta_jax.evaluation.methods.comparison_record import (
     CONFIDENCE_LEVEL,
     comparison_record,
     comparison_text,
 )
+from imta_jax.evaluation.methods.risk_control import GUARANTEES
 from imta_jax.evaluation.methods.threshold_code import (
     CONFIDENCE_METHODS,
     FORMATS,
     threshold_code,
     without_always,
 )
-from imta_jax.evaluation.predictions import Predictions, load_predictions
+from imta_jax.evaluation.predictions import Predictions
+from imta_jax.evaluation.split_files import load_split
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.paths import path_argument
 
-_FILES = "an .npz with `logits` [exits, images, classes] and `labels` [images]"
+_FILES = (
+    "an .npz with `logits` [exits, images, classes] and `labels` [images], or with the `scores` of "
+    "another exit rule and `correct`, both [exits, images]"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,11 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
-        validation, test = (load_predictions(p) for p in (arguments.validation, arguments.test))
+        validation, test = (load_split(p) for p in (arguments.validation, arguments.test))
         costs = _numbers("--costs", arguments.costs)
         _check_costs(costs)
         tolerances = _tolerances(arguments.tolerance)
-        _check_number_of_images(validation, arguments, max(tolerances))
+        _check_same_kind(validation, test, arguments)
+        _check_number_of_images(validation[0], arguments, max(tolerances))
         record = comparison_record(
             validation,
             test,
@@ -48,12 +57,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             tolerances=tolerances,
             confidence_level=arguments.confidence,
         )
-        text = _code(record, arguments) if arguments.format else comparison_text(record)
+        text = comparison_text(record)
+        if arguments.format:
+            text = _code(record, arguments, scores=isinstance(validation, Outcomes))
     except FileNotFoundError as error:
         parser.error(f"no file {error.filename}; expected {_FILES}")
     except (ValueError, OSError) as error:
         parser.error(message_of(error))
     print(text)
+    if not any(point["method"] in GUARANTEES for point in record["points"]):
+        print("note: no risk control, since it needs scores in 0..1", file=sys.stderr)
     if warning := cost_warning(record, costs):
         print(f"warning: {warning}", file=sys.stderr)
     if arguments.out:
@@ -66,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m imta_jax.evaluation",
-        description="Compares methods for choosing early-exit thresholds, on logits of any "
-        "framework.",
+        description="Compares methods for choosing early-exit thresholds, on logits or scores of "
+        "any framework.",
     )
     for name, purpose in (
         ("validation", "validation images, to choose thresholds"),
@@ -148,8 +161,11 @@ def _tolerances(text: str | None) -> Sequence[float]:
     return found
 
 
-def _code(record: Mapping[str, Any], arguments: argparse.Namespace) -> str:
+def _code(record: Mapping[str, Any], arguments: argparse.Namespace, *, scores: bool) -> str:
     """The code of the only point of the chosen method."""
+    methods = list(dict.fromkeys(point["method"] for point in record["points"]))
+    if arguments.method not in methods:
+        raise unknown_name("--method for these scores", arguments.method, methods)
     points = [point for point in record["points"] if point["method"] == arguments.method]
     if len(points) != 1:
         option = "--budgets" if any("budget" in point for point in points) else "--tolerance"
@@ -158,7 +174,7 @@ def _code(record: Mapping[str, Any], arguments: argparse.Namespace) -> str:
             f"--format={arguments.format} prints one point; expected one value of {option}, since"
             f" --method={arguments.method} has: {settings}"
         )
-    return threshold_code(points[0], record["full_cost"], arguments.format).rstrip()
+    return threshold_code(points[0], record["full_cost"], arguments.format, scores=scores).rstrip()
 
 
 def _with_null(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,20 +217,37 @@ def cost_warning(record: Mapping[str, Any], costs: Sequence[float]) -> str | Non
     )
 
 
+def _check_same_kind(
+    validation: Predictions | Outcomes, test: Predictions | Outcomes, arguments: argparse.Namespace
+) -> None:
+    """Raises a ValueError if one file has logits and the other one scores."""
+    if isinstance(validation, Outcomes) != isinstance(test, Outcomes):
+        with_scores = arguments.validation if isinstance(validation, Outcomes) else arguments.test
+        raise InputError(
+            f"{with_scores} has scores, the other file logits; expected both of one kind"
+        )
+
+
 def _check_number_of_images(
-    validation: Predictions, arguments: argparse.Namespace, tolerance: float
+    by_exit: np.ndarray, arguments: argparse.Namespace, tolerance: float
 ) -> None:
     """Raises a ValueError if there are too few images to certify any tolerance.
 
     Without any early-exit error among n images Clopper and Pearson's upper bound is
     1 - (1 - level)^(1/n). With fewer images than computed here it exceeds every tolerance.
+
+    Args:
+      by_exit: logits or scores of the validation images, [E, N, ...].
+      arguments: of the command line.
+      tolerance: the largest one, in percentage points.
     """
     level, largest, path = arguments.confidence, tolerance / 100, arguments.validation
     certifying = 1 if largest == 1 else _certifying_images(level, largest)
-    least = max(certifying, len(validation.logits))
-    if len(validation.labels) < least:
+    num_exits, num_images = by_exit.shape[:2]
+    least = max(certifying, num_exits)
+    if num_images < least:
         raise InputError(
-            f"{path}: {len(validation.labels)} validation images; expected at least {least}, to "
+            f"{path}: {num_images} validation images; expected at least {least}, to "
             f"certify a tolerance of {100 * largest:g} points with {level:.0%} confidence"
         )
 

@@ -10,20 +10,29 @@ compute more than the network (`fitted`) are added to costs that are multiply-ad
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 
 from imta_jax.errors import InputError
 from imta_jax.evaluation.array_like import ArrayLike
-from imta_jax.evaluation.budget import DEFAULT_QUOTAS, checked_costs, correct_at
+from imta_jax.evaluation.budget import (
+    DEFAULT_QUOTAS,
+    Outcomes,
+    checked_costs,
+    checked_outcomes,
+    correct_at,
+)
 from imta_jax.evaluation.methods.intervals import bootstrap_interval, wilson_interval
 from imta_jax.evaluation.methods.selection import (
     Selection,
+    SplitOutcomes,
     Splits,
     select_by_budget,
     select_by_guarantee,
     select_by_patience,
+    select_by_temperature,
     select_by_thresholds,
     split_outcomes,
     sweep_thresholds,
@@ -115,15 +124,89 @@ def compare_methods(
     fractions = _checked_budgets(budgets, costs)
     temperature = temperatures(*validation)
     splits = Splits(split_outcomes(validation, temperature), split_outcomes(test, temperature))
-    selections = select_by_budget(splits, costs, fractions, quotas, temperature)
+    selections = select_by_budget(splits, costs, fractions, quotas)
+    optimized = selections.pop("optimised")
+    selections["temperature"] = select_by_temperature(splits, costs, fractions, quotas, temperature)
+    selections["optimised"] = optimized
     selections |= select_by_fitted(validation, test, costs, fractions, quotas, cost_of_multiply_add)
     selections["patience"] = select_by_patience(splits)
     selections |= select_by_guarantee(splits, tolerances, confidence_level)
+    intervals = _Intervals(confidence_level, resamples, seed)
+    return _curves(selections, splits, costs, quotas, intervals)
+
+
+def compare_outcomes(
+    validation: Outcomes | tuple[ArrayLike, ArrayLike],
+    test: Outcomes | tuple[ArrayLike, ArrayLike],
+    costs: object,
+    budgets: ArrayLike = DEFAULT_BUDGETS,
+    *,
+    tolerances: Sequence[float] = DEFAULT_TOLERANCES,
+    confidence_level: float = 0.95,
+    quotas: Sequence[float] = DEFAULT_QUOTAS,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, MethodCurve]:
+    """As `compare_methods`, for scores of any exit rule instead of logits.
+
+    Methods that need logits are left out. Risk control needs thresholds that do not depend on the
+    validation images; it is left out unless all validation scores are in 0..1.
+
+    Args:
+      validation: scores [E, N], high where an image should leave, and whether each exit is correct
+        [E, N].
+      test: the same of test images.
+      costs: see `compare_methods`; also the other arguments.
+      budgets: see `compare_methods`.
+      tolerances: see `compare_methods`.
+      confidence_level: see `compare_methods`.
+      quotas: see `compare_methods`.
+      resamples: see `compare_methods`.
+      seed: see `compare_methods`.
+
+    Returns:
+      The methods' curves by name.
+
+    Raises:
+      ValueError: scores that are not finite, shapes that disagree, invalid costs, or a budget below
+        the first exit's cost.
+    """
+    validation, test = (checked_outcomes(*split) for split in (validation, test))
+    if len(validation.confidence) != len(test.confidence):
+        raise InputError(
+            f"validation scores have {len(validation.confidence)} exits, test scores "
+            f"{len(test.confidence)}; both must be of the same network"
+        )
+    costs = checked_costs(costs, len(validation.confidence)).astype(np.float64)
+    splits = Splits(SplitOutcomes(*validation), SplitOutcomes(*test))
+    selections = select_by_budget(splits, costs, _checked_budgets(budgets, costs), quotas)
+    if validation.confidence.min() >= 0 and validation.confidence.max() <= 1:
+        selections |= select_by_guarantee(splits, tolerances, confidence_level)
+    intervals = _Intervals(confidence_level, resamples, seed)
+    return _curves(selections, splits, costs, quotas, intervals)
+
+
+class _Intervals(NamedTuple):
+    """Level of all intervals, and the draws of the bootstrap."""
+
+    level: float
+    resamples: int
+    seed: int
+
+
+def _curves(
+    selections: Mapping[str, Selection],
+    splits: Splits,
+    costs: Float64[np.ndarray, " E"],
+    quotas: Sequence[float],
+    intervals: _Intervals,
+) -> dict[str, MethodCurve]:
+    """Measures what the methods selected."""
     sweep = sweep_thresholds(splits.validation.confidence, quotas)
     gains = _gains(selections, select_by_thresholds((), sweep, splits), splits, costs)
-    intervals = _gain_intervals(gains, confidence_level, resamples, seed)
+    ends = _gain_intervals(gains, intervals)
     return {
-        name: _curve(name, selection, splits, costs, gains[name], intervals[name], confidence_level)
+        name: _curve(name, selection, splits, costs, gains[name], ends[name], intervals.level)
         for name, selection in selections.items()
     }
 
@@ -194,12 +277,10 @@ def _interpolated(
 
 
 def _gain_intervals(
-    gains: Mapping[str, Float32[np.ndarray, "_ N"]], level: float, resamples: int, seed: int
+    gains: Mapping[str, Float32[np.ndarray, "_ N"]], intervals: _Intervals
 ) -> dict[str, Float64[np.ndarray, "_ 2"]]:
     """Bootstrap intervals in percentage points, with the same resamples for all methods."""
-    ends = 100.0 * bootstrap_interval(
-        np.concatenate(list(gains.values())), level=level, resamples=resamples, seed=seed
-    )
+    ends = 100.0 * bootstrap_interval(np.concatenate(list(gains.values())), **intervals._asdict())
     boundaries = np.cumsum([len(rows) for rows in gains.values()])[:-1]
     return dict(zip(gains, np.split(ends, boundaries), strict=True))
 

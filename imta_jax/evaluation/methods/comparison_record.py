@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imta_jax.evaluation.budget import DEFAULT_QUOTAS, checked_costs
+from imta_jax.evaluation.budget import DEFAULT_QUOTAS, Outcomes, checked_costs
 from imta_jax.evaluation.methods.comparison import (
     DEFAULT_TOLERANCES,
     MethodCurve,
     compare_methods,
+    compare_outcomes,
 )
 from imta_jax.evaluation.predictions import Predictions
 
@@ -18,8 +19,8 @@ _DISPLAY_NAMES = {"envelope": "monotone frontier", "optimised": "optimized"}
 
 
 def comparison_record(
-    validation: Predictions,
-    test: Predictions,
+    validation: Predictions | Outcomes,
+    test: Predictions | Outcomes,
     costs: object,
     budgets: Sequence[float],
     *,
@@ -30,8 +31,9 @@ def comparison_record(
     """Compares all methods and records the settings of the comparison.
 
     Args:
-      validation: logits [E, N, K] and labels [N] of validation images.
-      test: logits and labels of test images.
+      validation: logits [E, N, K] and labels [N] of validation images, or their scores and
+        correctness (see `compare_outcomes`).
+      test: the same of test images.
       costs: [E] cumulative cost per exit, or an object with these as `.macs`.
       budgets: mean costs, as fractions of the last exit's cost.
       quotas: of the sweep (see `geometric_quota`).
@@ -43,16 +45,17 @@ def comparison_record(
       (of the last exit) and `points` (see `comparison_rows`).
 
     Raises:
-      ValueError: see `compare_methods`.
+      ValueError: see `compare_methods` and `compare_outcomes`.
     """
     settings = {"confidence_level": confidence_level, "resamples": 1000, "seed": 0}
-    curves = compare_methods(
+    compare = compare_outcomes if isinstance(validation, Outcomes) else compare_methods
+    curves = compare(
         validation, test, costs, budgets, quotas=quotas, tolerances=tolerances, **settings
     )
     return {
         **settings,
-        "images": {"validation": len(validation.labels), "test": len(test.labels)},
-        "full_cost": float(checked_costs(costs, len(validation.logits))[-1]),
+        "images": {"validation": validation[0].shape[1], "test": test[0].shape[1]},
+        "full_cost": float(checked_costs(costs, len(validation[0]))[-1]),
         "points": comparison_rows(curves),
     }
 

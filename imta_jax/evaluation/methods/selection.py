@@ -37,16 +37,16 @@ class SplitOutcomes(NamedTuple):
     """What the methods use of a split's logits.
 
     Attributes:
-      confidence: highest softmax probability.
-      scaled: the same after temperature scaling.
-      classes: predicted class.
-      correct: whether it is the label.
+      confidence: highest softmax probability, or another score that thresholds apply to.
+      correct: whether the predicted class is the label.
+      scaled: the confidence after temperature scaling; None without logits.
+      classes: predicted class; None without logits.
     """
 
     confidence: Float32[np.ndarray, "E N"]
-    scaled: Float32[np.ndarray, "E N"]
-    classes: Int32[np.ndarray, "E N"]
     correct: Bool[np.ndarray, "E N"]
+    scaled: Float32[np.ndarray, "E N"] | None = None
+    classes: Int32[np.ndarray, "E N"] | None = None
 
 
 class Splits(NamedTuple):
@@ -83,7 +83,7 @@ def split_outcomes(predictions: Predictions, temperature: Float[np.ndarray, " E"
     logits, labels = predictions
     classes = predicted(logits)
     scaled = scaled_confidence(logits, temperature)
-    return SplitOutcomes(confidence(logits), scaled, classes, classes == labels[None, :])
+    return SplitOutcomes(confidence(logits), classes == labels[None, :], scaled, classes)
 
 
 def sweep_thresholds(
@@ -103,7 +103,7 @@ def select_by_thresholds(
 ) -> Selection:
     """Applies thresholds to both splits, to scaled confidences if a temperature is given."""
     validation_exits, test_exits = (
-        exit_of(s.confidence if temperature is None else s.scaled, thresholds) for s in splits
+        exit_of(s.confidence if temperature is None else _scaled(s), thresholds) for s in splits
     )
     return Selection(settings, validation_exits, test_exits, thresholds, temperature)
 
@@ -113,7 +113,6 @@ def select_by_budget(
     costs: Float[np.ndarray, " E"],
     budgets: Float[np.ndarray, " B"],
     quotas: Sequence[float],
-    temperature: Float[np.ndarray, " E"],
 ) -> dict[str, Selection]:
     """The methods whose setting is a budget, a fraction of the last exit's cost."""
     validation, settings = splits.validation, [{"budget": float(b)} for b in budgets]
@@ -126,22 +125,34 @@ def select_by_budget(
     optimized = optimized_thresholds(
         validation.confidence, validation.correct, costs, limits, starts=sweep
     )
-    scaled = sweep_thresholds(validation.scaled, quotas)
-    scaled_cost = costs[exit_of(validation.scaled, scaled)].mean(axis=1)
-    scaled = scaled[costliest_within(scaled_cost, limits)]
     return {
         "sweep": select_by_thresholds(settings, sweep[costliest_within(cost, limits)], splits),
         "envelope": select_by_thresholds(settings, sweep[frontier[within]], splits),
-        "temperature": select_by_thresholds(settings, scaled, splits, temperature),
         "optimised": select_by_thresholds(settings, optimized, splits),
     }
 
 
+def select_by_temperature(
+    splits: Splits,
+    costs: Float[np.ndarray, " E"],
+    budgets: Float[np.ndarray, " B"],
+    quotas: Sequence[float],
+    temperature: Float[np.ndarray, " E"],
+) -> Selection:
+    """The sweep on scaled confidences, with one point per budget."""
+    scaled = _scaled(splits.validation)
+    thresholds = sweep_thresholds(scaled, quotas)
+    cost = costs[exit_of(scaled, thresholds)].mean(axis=1)
+    chosen = thresholds[costliest_within(cost, budgets * costs[-1])]
+    settings = [{"budget": float(b)} for b in budgets]
+    return select_by_thresholds(settings, chosen, splits, temperature)
+
+
 def select_by_patience(splits: Splits) -> Selection:
     """Patience, with one point per number of exits that must agree."""
-    patiences = range(1, len(splits.validation.classes) + 1)
+    patiences = range(1, len(splits.validation.confidence) + 1)
     validation_exits, test_exits = (
-        np.stack([patience_exits(s.classes, p) for p in patiences]) for s in splits
+        np.stack([patience_exits(_classes(s), p) for p in patiences]) for s in splits
     )
     return Selection([{"patience": p} for p in patiences], validation_exits, test_exits)
 
@@ -175,3 +186,13 @@ def costliest_within(
     within = cost[None, :] <= limits[:, None] * (1 + _ROUNDING)
     costliest = np.where(within, cost[None, :], -np.inf).argmax(axis=1)
     return np.where(within.any(axis=1), costliest, cost.argmin())
+
+
+def _scaled(split: SplitOutcomes) -> Float32[np.ndarray, "E N"]:
+    assert split.scaled is not None  # the split has logits
+    return split.scaled
+
+
+def _classes(split: SplitOutcomes) -> Int32[np.ndarray, "E N"]:
+    assert split.classes is not None  # the split has logits
+    return split.classes

@@ -51,17 +51,50 @@ _BODIES = {
     return confidence >= threshold
 """,
 }
+_SCORES_HEADER = '''"""Early exits by a score: {description}.
+
+Mean cost on test images: {mean_cost:g} of {full_cost:g}; top-1 accuracy: {top1:.2f}%.
+"""
+
+import {library}
+
+# An image leaves at the first exit whose score reaches the threshold.
+# None: every image leaves.
+THRESHOLDS = {thresholds}
+
+
+def leaves(exit_index, scores):
+    """Whether each image leaves at an exit.
+
+    Args:
+      exit_index: number of the exit, from 0.
+      scores: [images] of this exit.
+    """
+    threshold = THRESHOLDS[exit_index]
+    if threshold is None:
+'''
+_SCORES_BODIES = {
+    "numpy": """        return np.ones(len(scores), bool)
+    return np.asarray(scores, np.float32) >= np.float32(threshold)
+""",
+    "torch": """        return torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    return scores.float() >= threshold
+""",
+}
 _LIBRARIES = {"numpy": "numpy as np", "torch": "torch"}
 FORMATS = tuple(_BODIES)
 
 
-def threshold_code(point: Mapping[str, Any], full_cost: float, library: str) -> str:
+def threshold_code(
+    point: Mapping[str, Any], full_cost: float, library: str, *, scores: bool = False
+) -> str:
     """A module with a function `leaves` that applies a point.
 
     Args:
       point: an entry of `points` of `comparison_record`.
       full_cost: cost of the last exit.
       library: one of `FORMATS`.
+      scores: whether thresholds apply to scores that the caller computes, instead of logits.
 
     Raises:
       InputError: an unknown library, or a method that does not compare confidences.
@@ -75,7 +108,8 @@ def threshold_code(point: Mapping[str, Any], full_cost: float, library: str) -> 
         )
     thresholds = without_always(point["thresholds"])
     temperatures = point.get("temperatures") or [1.0] * len(thresholds)
-    header = _HEADER.format(
+    template, bodies = (_SCORES_HEADER, _SCORES_BODIES) if scores else (_HEADER, _BODIES)
+    header = template.format(
         description=f"{point['method']}, {point['asked']}",
         mean_cost=point["mean_cost"],
         full_cost=full_cost,
@@ -84,7 +118,7 @@ def threshold_code(point: Mapping[str, Any], full_cost: float, library: str) -> 
         thresholds=[value if value is None else _shortest(value) for value in thresholds],
         temperatures=[_shortest(value) for value in temperatures],
     )
-    return header + _BODIES[library]
+    return header + bodies[library]
 
 
 def without_always(thresholds: Sequence[float]) -> list[float | None]:
