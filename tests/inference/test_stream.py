@@ -194,3 +194,37 @@ def test_invalid_submission_is_rejected(adaptive):
         stream.submit(IMAGES[:1])
     with pytest.raises(ValueError, match=r"max_waiting.*\b0"):
         AdaptiveStream(adaptive, max_waiting=0)
+
+
+def test_observer_gets_every_image_once_in_the_order_of_submission(adaptive):
+    seen = []
+    rng = np.random.default_rng(0)
+    sent = [rng.integers(0, len(IMAGES), rng.integers(1, 12)) for _ in range(60)]
+    with AdaptiveStream(adaptive, observer=lambda *observed: seen.append(observed)) as stream:
+        futures = [stream.submit(IMAGES[indices]) for indices in sent]
+    assert len(seen) == len(sent)
+    for indices, future, (images, predictions, truncated) in zip(sent, futures, seen, strict=True):
+        np.testing.assert_array_equal(images, IMAGES[indices])
+        np.testing.assert_array_equal(predictions.labels, future.result().labels)
+        assert_predicted_as_a_batch(adaptive, predictions, indices)
+        assert not truncated.any()
+
+
+def test_images_that_a_deadline_stops_are_marked(adaptive, manual_worker):
+    worker, requests, _ = manual_worker
+    indices = np.flatnonzero(adaptive.predict(IMAGES).exit != 1)[:20]
+    request = add_request(requests, indices, deadline=time.perf_counter() - 1)
+    while worker.step():
+        pass
+    np.testing.assert_array_equal(request.truncated, adaptive.predict(IMAGES[indices]).exit > 0)
+
+
+def test_failing_observer_is_logged_once_and_results_are_complete(adaptive, caplog):
+    def fail(*_):
+        raise OSError("disk full")
+
+    with AdaptiveStream(adaptive, observer=fail) as stream:
+        futures = [stream.submit(IMAGES[:3]) for _ in range(5)]
+    assert all(len(future.result().labels) == 3 for future in futures)
+    assert len(caplog.records) == 1 and "disk full" in caplog.text
+    assert stream.statistics().waiting == 0

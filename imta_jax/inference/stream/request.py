@@ -45,6 +45,7 @@ class Request:
         self.labels = np.zeros(count, np.int32)
         self.exits = np.zeros(count, np.int32)
         self.confidence = np.zeros(count, np.float32)
+        self.truncated = np.zeros(count, bool)
         self.completed_at = np.full(count, np.nan)
 
     def record(
@@ -53,8 +54,12 @@ class Request:
         labels: Int32[np.ndarray, " m"],
         exits: Int32[np.ndarray, " m"],
         confidence: Float32[np.ndarray, " m"],
+        *,
+        truncated: bool = False,
     ) -> None:
         """Stores the predictions of the images at `positions`.
+
+        `truncated` images leave because of the deadline instead of the exit rule.
 
         Raises:
           RuntimeError: an image has a prediction already.
@@ -65,7 +70,7 @@ class Request:
                 "report this as a bug"
             )
         self.labels[positions], self.exits[positions] = labels, exits
-        self.confidence[positions] = confidence
+        self.confidence[positions], self.truncated[positions] = confidence, truncated
         self.completed_at[positions] = time.perf_counter()
 
     @property
@@ -77,9 +82,9 @@ class Request:
         """Milliseconds from submission to prediction, of completed images."""
         return 1e3 * (self.completed_at[positions] - self.arrival)
 
-    def finish(self, macs: Int64[np.ndarray, " E"]) -> None:
-        """Sets the future's result. `macs` are cumulative per exit."""
-        predictions = StreamPredictions(
+    def predictions(self, macs: Int64[np.ndarray, " E"]) -> StreamPredictions:
+        """The predictions of a complete request. `macs` are cumulative per exit."""
+        return StreamPredictions(
             self.labels,
             self.exits,
             self.confidence,
@@ -87,8 +92,11 @@ class Request:
             self.latency_ms(np.arange(len(self.labels))),
             self.completed_at <= self.deadline,
         )
+
+    def finish(self, macs: Int64[np.ndarray, " E"]) -> None:
+        """Sets the future's result. `macs` are cumulative per exit."""
         if self.future.set_running_or_notify_cancel():
-            self.future.set_result(predictions)
+            self.future.set_result(self.predictions(macs))
 
     def fail(self, error: BaseException) -> None:
         """Sets the future's exception."""

@@ -19,6 +19,7 @@ class StreamStatistics(NamedTuple):
         images; NaN before the first.
       p99_ms: 99th percentile of the same.
       mean_batch_size: mean images per program.
+      waiting: images that were submitted and are not classified yet.
     """
 
     completed: int
@@ -26,6 +27,7 @@ class StreamStatistics(NamedTuple):
     p50_ms: float
     p99_ms: float
     mean_batch_size: float
+    waiting: int = 0
 
 
 class LatencyRecorder:

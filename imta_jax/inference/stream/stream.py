@@ -16,6 +16,7 @@ import numpy as np
 
 from imta_jax.errors import InputError
 from imta_jax.inference.adaptive import AdaptiveClassifier
+from imta_jax.inference.stream.observation import Observer, OrderedObserver
 from imta_jax.inference.stream.request import Request, StreamPredictions
 from imta_jax.inference.stream.request_queue import RequestQueue
 from imta_jax.inference.stream.settings import WorkerSettings
@@ -30,12 +31,21 @@ class AdaptiveStream:
       classifier: provides network, thresholds and profile. Call its `warm_up` before. The first
         stream of a classifier compiles its own programs at construction.
       max_waiting: largest number of images in the stream. `submit` blocks while it is reached.
+      observer: called once per request, in the order of submission, with its images [n, H, W, C],
+        its `StreamPredictions`, and whether each image left because of its deadline [n]. It runs in
+        a worker's thread and must be fast (see `StreamMonitor`).
 
     Raises:
       ValueError: `max_waiting` below 1.
     """
 
-    def __init__(self, classifier: AdaptiveClassifier, *, max_waiting: int = 4096):
+    def __init__(
+        self,
+        classifier: AdaptiveClassifier,
+        *,
+        max_waiting: int = 4096,
+        observer: Observer | None = None,
+    ):
         if max_waiting < 1:
             raise InputError(f"max_waiting must be at least 1; found {max_waiting}")
         self.max_waiting = max_waiting
@@ -47,6 +57,7 @@ class AdaptiveStream:
         self._num_waiting = 0
         self._requests: set[Request] = set()
         self._latencies = LatencyRecorder()
+        self._observed = None if observer is None else OrderedObserver(observer, self._macs)
         settings = WorkerSettings.from_classifier(classifier)
         self._workers = [
             Worker(settings, self._queue, self._on_complete) for _ in range(classifier.num_workers)
@@ -110,6 +121,8 @@ class AdaptiveStream:
             self._check_open()
             request = Request(images.copy(), deadline)  # the caller may reuse the buffer
             self._requests.add(request)
+            if self._observed is not None:
+                self._observed.add(request)
             self._num_waiting += len(images)
             self._queue.add(request)
         return request.future
@@ -126,6 +139,7 @@ class AdaptiveStream:
                 p50_ms,
                 p99_ms,
                 mean_batch_size=computed / programs if programs else float("nan"),
+                waiting=self._num_waiting,
             )
 
     def close(self) -> None:
@@ -160,6 +174,8 @@ class AdaptiveStream:
             self._queue.condition.notify_all()
         if complete:
             request.finish(self._macs)
+            if self._observed is not None:
+                self._observed.report()
 
     def _run(self, worker: Worker) -> None:
         """A worker's thread: steps until the stream is closed and no image is left."""

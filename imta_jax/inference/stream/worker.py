@@ -175,15 +175,16 @@ class Worker:
             late = self._deadline[slots] < now + self._seconds(segment)
             if late.any():
                 self._segment_queues[segment], any_completed = slots[~late], True
-                self._complete(slots[late])
+                self._complete(slots[late], truncated=True)
         return any_completed
 
-    def _complete(self, slots: Slots) -> None:
+    def _complete(self, slots: Slots, *, truncated: bool = False) -> None:
         """Records the latest predictions of images and frees their slots."""
         for request in dict.fromkeys(self._request[slots]):
             own = slots[self._request[slots] == request]
             positions = self._position[own]
-            request.record(positions, self._label[own], self._exit[own], self._confidence[own])
+            predicted = self._label[own], self._exit[own], self._confidence[own]
+            request.record(positions, *predicted, truncated=truncated)
             self._on_complete(request, positions)
         self._request[slots] = None
         self._free_slots = np.concatenate([self._free_slots, slots])

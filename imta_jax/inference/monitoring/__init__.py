@@ -1,0 +1,1 @@
+"""Monitoring of a deployed network: drift of its exit fractions, and audits by the last exit."""
