@@ -142,7 +142,8 @@ def evaluation(batch_size):
     settings.checkpoint = "last"
     # Score that thresholds apply to: "confidence" (highest softmax probability), "entropy" (1 minus
     # the normalized entropy), "margin" (between the two highest probabilities), "patience" (exits
-    # in a row that agree), or your own.
+    # in a row that agree), "learned_gate" (a logistic regression per exit, fitted on validation
+    # images; its option `price` is the cost of the full network in nats, 1.0), or your own.
     settings.exit_rule = "confidence"
     # Options of the exit rule.
     settings.exit_rule_options = ConfigDict()

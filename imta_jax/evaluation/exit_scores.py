@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Num
 
+from imta_jax.config import EvaluationConfig
 from imta_jax.errors import InputError
 from imta_jax.evaluation.budget import Outcomes
 from imta_jax.evaluation.predictions import (
@@ -57,6 +58,19 @@ def outcomes_of_rule(predictions: Predictions, rule: ExitRule) -> Outcomes:
     """As `budget.outcomes`, with the scores of a rule instead of confidences."""
     logits, labels = checked_predictions(predictions, "predictions")
     return Outcomes(exit_scores(logits, rule), predicted(logits) == labels[None, :])
+
+
+def fitted_exit_rule(
+    settings: EvaluationConfig, validation: Predictions, costs: Num[np.ndarray, " E"]
+) -> ExitRule:
+    """The rule of a run, fitted on validation images if it has parameters.
+
+    Raises:
+      InputError: an unknown rule or option.
+    """
+    field = "config.evaluation.exit_rule"
+    rule = get_exit_rule(settings.exit_rule, settings.exit_rule_options, field)
+    return rule.fitted(*validation, costs)
 
 
 def exit_rule_record(rule: ExitRule) -> dict[str, Any]:

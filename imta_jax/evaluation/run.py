@@ -20,7 +20,7 @@ from imta_jax.distributed import is_first_process
 from imta_jax.errors import MissingFileError
 from imta_jax.evaluation.budget import Decisions, curve_of_outcomes, decisions
 from imta_jax.evaluation.collect import split_predictions
-from imta_jax.evaluation.exit_scores import exit_rule_record, outcomes_of_rule
+from imta_jax.evaluation.exit_scores import exit_rule_record, fitted_exit_rule, outcomes_of_rule
 from imta_jax.evaluation.methods.comparison_record import comparison_record
 from imta_jax.evaluation.operating_points import (
     OperatingPoint,
@@ -42,7 +42,6 @@ from imta_jax.models.costs import ExitCosts, exit_costs
 from imta_jax.runtime.environment import environment_record
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_lines, read_json_or_none
-from imta_jax.techniques.exit_rules import get_exit_rule
 from imta_jax.training import last_phase, load_classifier, read_meta
 from imta_jax.training.metrics import training_seconds
 from imta_jax.training.setup import phase_settings
@@ -81,9 +80,7 @@ def evaluate(config: RunConfig, dataset: Dataset, workdir: Path) -> dict[str, An
         _saved_predictions(config, dataset, classifier, split, folder)
         for split in ("validation", "test")
     )
-    rule = get_exit_rule(
-        settings.exit_rule, settings.exit_rule_options, "config.evaluation.exit_rule"
-    )
+    rule = fitted_exit_rule(settings, validation, costs.macs)
     on_validation, on_test = outcomes_of_rule(validation, rule), outcomes_of_rule(test, rule)
     curve = curve_of_outcomes(on_validation, on_test, costs, quotas=settings.quotas)
     rows = curve.rows("mean_macs")

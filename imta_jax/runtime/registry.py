@@ -34,10 +34,11 @@ class Registry:
     Args:
       kind: for error messages, for example "backbone".
       group: the group of entry points that is searched, for example "imta_jax.backbones".
+      included: dotted paths of components of this package that are imported when they are used.
     """
 
-    def __init__(self, kind: str, group: str):
-        self.kind, self.group = kind, group
+    def __init__(self, kind: str, group: str, included: Mapping[str, str] | None = None):
+        self.kind, self.group, self._included = kind, group, dict(included or {})
         self._components: dict[str, Callable[..., Any]] = {}
 
     def __contains__(self, name: object) -> bool:
@@ -106,7 +107,9 @@ class Registry:
     def is_built_in(self, name: str) -> bool:
         """Whether a name is that of a component of this package."""
         component = self._components.get(name)
-        return component is not None and dotted_path_of(component).startswith(f"{_PACKAGE}.")
+        if component is None:
+            return name in self._included
+        return dotted_path_of(component).startswith(f"{_PACKAGE}.")
 
     def source(self, name: str, field: str = "") -> str | None:
         """The dotted path of a component that another package registers by a name; else None.
@@ -142,7 +145,7 @@ class Registry:
         self._components.setdefault(name, component)
 
     def _entry_points(self) -> dict[str, str]:
-        return _entry_points(self.group)
+        return {**_entry_points(self.group), **self._included}
 
 
 def dotted_path_of(component: Any) -> str:
@@ -269,7 +272,11 @@ def _import_dotted_path(path: str, field: str) -> Callable[..., Any]:
 BACKBONES = Registry("backbone", "imta_jax.backbones")
 HEADS = Registry("heads", "imta_jax.heads")
 OBJECTIVES = Registry("objective", "imta_jax.objectives")
-EXIT_RULES = Registry("exit rule", "imta_jax.exit_rules")
+EXIT_RULES = Registry(
+    "exit rule",
+    "imta_jax.exit_rules",
+    {"learned_gate": "imta_jax.evaluation.gate_rule:learned_gate"},
+)
 OPTIMIZERS = Registry("optimizer", "imta_jax.optimizers")
 SCHEDULES = Registry("schedule", "imta_jax.schedules")
 SOURCES = Registry("data source", "imta_jax.sources")

@@ -13,14 +13,13 @@ from imta_jax.config import DataConfig, PhaseConfig, RunConfig
 from imta_jax.data import Dataset, HostPipeline, eval_batches
 from imta_jax.errors import InputError
 from imta_jax.evaluation import ExitCosts, Predictions, curve_of_outcomes
-from imta_jax.evaluation.exit_scores import outcomes_of_rule
+from imta_jax.evaluation.exit_scores import fitted_exit_rule, outcomes_of_rule
 from imta_jax.evaluation.predictions import confidence
 from imta_jax.evaluation.results import exit_rows
 from imta_jax.models import MultiExitClassifier
 from imta_jax.nn.pixels import normalize
 from imta_jax.runtime.json_files import read_json_lines
 from imta_jax.studies.gradient_variance import gradient_variance
-from imta_jax.techniques.exit_rules import get_exit_rule
 from imta_jax.training import PhaseOneObjective, metrics
 from imta_jax.training.loss_objective import LossObjective
 from imta_jax.training.setup import phase_one_objective
@@ -54,8 +53,7 @@ def prediction_results(
       `exits`, `budget_curve`, `rank_correlation` and `confidence_ranks` of `study.json`.
     """
     settings = config.evaluation
-    field = "config.evaluation.exit_rule"
-    rule = get_exit_rule(settings.exit_rule, settings.exit_rule_options, field)
+    rule = fitted_exit_rule(settings, validation, costs.macs)
     on_validation, on_test = outcomes_of_rule(validation, rule), outcomes_of_rule(test, rule)
     curve = curve_of_outcomes(on_validation, on_test, costs.macs, quotas=settings.quotas)
     points = [{name: point[name] for name in _BUDGET_FIELDS} for point in curve.rows("mean_macs")]

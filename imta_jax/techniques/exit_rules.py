@@ -10,16 +10,19 @@ with the images along the first axis. Scores are finite and below 1e8, which is 
 exit where no image leaves. Thresholds are chosen on the scores of validation images, so a rule may
 have any scale.
 
+A rule with parameters that are fitted on validation images is decorated with `fitted_by`.
+
 The rule of the paper (Sec. 4) is `confidence`.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Num
 
 from imta_jax.errors import InputError
 from imta_jax.runtime.registry import (
@@ -31,7 +34,8 @@ from imta_jax.runtime.registry import (
 )
 
 DEFAULT_EXIT_RULE = "confidence"
-_CARRY = "carry"
+_CARRY, _FIT = "carry", "fit"
+Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +76,24 @@ class ExitRule:
         self._check(score, carry, logits.shape[0])
         return jnp.asarray(score, jnp.float32), carry
 
+    def fitted(
+        self,
+        logits: Float32[np.ndarray, "E N K"],
+        labels: Int[np.ndarray, " N"],
+        costs: Num[np.ndarray, " E"],
+    ) -> "ExitRule":
+        """The rule with options fitted on validation images; itself if it has nothing to fit.
+
+        Args:
+          logits: of all exits.
+          labels: 0..K-1.
+          costs: cumulative cost of each exit.
+        """
+        fit = getattr(self.function, _FIT, None)
+        if fit is None:
+            return self
+        return dataclasses.replace(self, options=fit(logits, labels, costs, **self.options))
+
     def _check(self, score: Any, carry: Any, images: Any) -> None:
         # An export traces rules with a symbolic number of images.
         if getattr(score, "shape", None) != (images,):
@@ -85,6 +107,21 @@ class ExitRule:
                     f"the carry of exit rule {self.name!r} must have the images along the first "
                     f"axis of every array, size {images}; found {getattr(leaf, 'shape', leaf)}"
                 )
+
+
+def fitted_by(fit: Callable[..., dict[str, Any]]) -> Callable[[Rule], Rule]:
+    """Returns a decorator for a rule whose options are fitted on validation images.
+
+    Evaluation calls `fit(logits, labels, costs, **options)` with NumPy arrays: logits [E, N, K],
+    labels [N] and the cumulative costs [E]. It uses and records the options that `fit` returns;
+    they must be JSON values.
+    """
+
+    def decorate(rule: Rule) -> Rule:
+        setattr(rule, _FIT, fit)
+        return rule
+
+    return decorate
 
 
 def get_exit_rule(
@@ -115,7 +152,7 @@ def get_exit_rule(
 
 
 def check_exit_rule(rule: ExitRule, num_exits: int, num_classes: int) -> list[Any]:
-    """Calls a rule abstractly at all exits.
+    """Calls a rule abstractly at all exits. A rule that is fitted is first fitted to noise.
 
     Returns:
       Per exit, the carry that it returns for one image, as shapes.
@@ -126,6 +163,7 @@ def check_exit_rule(rule: ExitRule, num_exits: int, num_classes: int) -> list[An
     logits = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
     carries: list[Any] = [None]
     try:
+        rule = rule.fitted(*_noise(num_exits, num_classes))
         for _ in range(num_exits):
             carries.append(jax.eval_shape(rule, logits, carries[-1])[1])
     except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
@@ -136,6 +174,13 @@ def check_exit_rule(rule: ExitRule, num_exits: int, num_classes: int) -> list[An
             f"{type(error).__name__}: {error}"
         ) from error
     return carries[1:]
+
+
+def _noise(num_exits: int, num_classes: int, num_images: int = 64) -> tuple[np.ndarray, ...]:
+    """Arguments of `ExitRule.fitted`."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(num_exits, num_images, num_classes)).astype(np.float32)
+    return logits, generator.integers(0, num_classes, num_images), np.arange(1.0, num_exits + 1)
 
 
 @register_exit_rule("confidence")

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from sample_logits import overconfident_split
 
 from imta_jax.data import PaddedCrop
 from imta_jax.evaluation import OperatingPoint, exit_of, patience_exits, predicted
 from imta_jax.evaluation.exit_scores import exit_rule_record, exit_scores, read_exit_rule
+from imta_jax.evaluation.methods.learned_gate import fit_gates, gate_inputs
 from imta_jax.inference import AdaptiveClassifier, AdaptiveStream, export_classifier, load_exported
 from imta_jax.models import build_classifier
 from imta_jax.techniques import get_exit_rule
@@ -35,6 +37,7 @@ def classifier():
     return network
 
 
+COSTS, LABELS = np.arange(1.0, 4), np.arange(40) % 4
 IMAGES = np.random.default_rng(1).normal(size=(40, 16, 16, 1)).astype(np.float32)
 
 
@@ -57,10 +60,13 @@ def test_patience_leaves_where_exits_in_a_row_agree(patience):
     np.testing.assert_array_equal(exits, patience_exits(predicted(LOGITS), patience))
 
 
-@pytest.mark.parametrize("rule", ["entropy", "margin", "patience", summed_probability])
+@pytest.mark.parametrize(
+    "rule", ["entropy", "margin", "patience", "learned_gate", summed_probability]
+)
 def test_exits_are_equal_in_simulation_engine_stream_and_export(rule, classifier, tmp_path):
     logits = np.asarray(classifier(IMAGES))
-    scores = exit_scores(logits, get_exit_rule(rule))
+    rule = get_exit_rule(rule).fitted(logits, LABELS, COSTS)
+    scores = exit_scores(logits, rule)
     ordered = np.sort(scores, axis=1)
     # Between two scores, so that rounding does not decide.
     thresholds = [float(row[15] + row[25]) / 2 for row in ordered[:-1]] + [-1e8]
@@ -88,6 +94,23 @@ def test_exits_are_equal_in_simulation_engine_stream_and_export(rule, classifier
     )
     exported = load_exported(tmp_path / "export").adaptive(1.0, num_workers=1)
     np.testing.assert_array_equal(exported.predict(IMAGES).exit, expected)
+
+
+@pytest.mark.parametrize("price", [0.1, 1.0])
+def test_a_fitted_gate_leaves_at_even_odds_where_the_gates_do(price):
+    logits, labels = overconfident_split(0, 200)
+    rule = get_exit_rule("learned_gate", {"price": price})
+    with pytest.raises(ValueError, match="gates"):
+        exit_scores(logits, rule)
+    fitted = rule.fitted(logits, labels, np.arange(1.0, 5))
+    inputs = gate_inputs(logits, labels)
+    expected = fit_gates(inputs, np.arange(1.0, 5), price).exits(inputs.uncertainty)
+    assert 0 < expected.mean() < 3
+    found = exit_of(exit_scores(logits, fitted), [0.0, 0.0, 0.0, -1e8])
+    np.testing.assert_array_equal(found, expected)
+    # Another process reads it from JSON; it is not fitted again.
+    read = read_exit_rule(json.loads(json.dumps(exit_rule_record(fitted))))
+    assert read == fitted == read.fitted(logits[:, :9], labels[:9], np.arange(1.0, 5))
 
 
 def test_export_has_rule_programs_and_a_new_version_only_with_another_rule(classifier, tmp_path):
