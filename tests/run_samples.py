@@ -131,6 +131,8 @@ def write_results(folder, names, epochs, macs, top1, curve):
             "devices": 1,
             "versions": {"jax": "0.8"},
             "seed": 3,
+            "command": "python launch.py --workdir='a b'",
+            "commit": "0123abcd (modified)",
             "finished": "2026-01-02T03:04:05",
         },
         "exits": exits,

@@ -42,6 +42,7 @@ from imta_jax.models.costs import ExitCosts, exit_costs
 from imta_jax.runtime.environment import environment_record
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_lines, read_json_or_none
+from imta_jax.runtime.run_header import code_commit, command_line
 from imta_jax.training import last_phase, load_classifier, read_meta
 from imta_jax.training.metrics import training_seconds
 from imta_jax.training.setup import phase_settings
@@ -221,5 +222,7 @@ def _environment_record(config: RunConfig, phase: str) -> dict[str, Any]:
         **environment_record(),
         "seed": config.seed,
         "evaluated_phase": phase,
+        "command": command_line(),
+        "commit": code_commit(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

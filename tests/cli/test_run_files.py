@@ -66,6 +66,7 @@ def test_results_have_the_documented_fields(results):
     assert results["phases"]["phase_one"]["epochs"] == 3
     assert results["phases"]["phase_two"]["epochs"] == 2
     assert results["dataset"]["examples"] == {"train": 48, "validation": 24, "test": 21}
+    assert results["environment"].keys() >= {"device", "versions", "command", "commit"}
 
 
 def test_threshold_methods_are_compared_at_the_reported_budgets(finished, results):

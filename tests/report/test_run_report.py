@@ -137,6 +137,8 @@ def test_components_other_than_the_defaults_are_listed(folder):
     values = dict(zip(table["property"], table["value"], strict=True))
     assert values["Exit rule of the thresholds"] == "margin (power=2)"
     assert "Phase-I loss" not in values
+    assert values["Command"] == "python launch.py --workdir='a b'"
+    assert values["Commit"] == "0123abcd (modified)"
 
 
 def test_names_are_escaped(tmp_path):

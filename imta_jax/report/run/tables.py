@@ -143,6 +143,8 @@ def _hardware_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
         ("Hardware", f"{environment.get('devices', 1)} x {environment.get('device', 'unknown')}"),
         ("Seed", str(environment.get("seed", ""))),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("Command", str(environment.get("command") or "")),
+        ("Commit", str(environment.get("commit") or "")),
         ("Finished", str(environment.get("finished") or "")),
     ]
 
