@@ -69,6 +69,7 @@ from imta_jax.runtime.lazy_imports import lazy_imports
 # Needs JAX or pandas.
 _BY_MODULE = {
     "collect_predictions": "imta_jax.evaluation.collect",
+    "compare_exit_rules": "imta_jax.evaluation.rule_comparison",
     "evaluate": "imta_jax.evaluation.run",
     "evaluation_is_finished": "imta_jax.evaluation.run",
     "exit_costs": "imta_jax.models.costs",

@@ -246,7 +246,7 @@ def _gains(
         outcomes, own_costs = _own(selection, splits, costs)
         cost = own_costs[selection.validation_exits].mean(axis=1)
         correct = correct_at(selection.test_exits, outcomes.test.correct)
-        return correct - _interpolated(sweep_cost, sweep_correct, cost)
+        return correct - correct_at_cost(sweep_cost, sweep_correct, cost)
 
     return {name: gain(selection) for name, selection in selections.items()}
 
@@ -261,12 +261,18 @@ def _own(
     )
 
 
-def _interpolated(
+def correct_at_cost(
     sweep_cost: Float64[np.ndarray, " S"],
     sweep_correct: Bool[np.ndarray, "S N"],
     cost: Float64[np.ndarray, " P"],
 ) -> Float32[np.ndarray, "P N"]:
-    """Probability that the sweep is correct on each image at costs between those of its points."""
+    """Probability that a sweep is correct on each image at costs between those of its points.
+
+    Args:
+      sweep_cost: of S points, in any order.
+      sweep_correct: whether the sweep is correct, per point and image.
+      cost: to mix two neighboring points for; costs beyond the sweep's have its last point.
+    """
     order = np.argsort(sweep_cost, kind="stable")
     rising, correct = sweep_cost[order], sweep_correct[order].astype(np.float32)
     upper = np.clip(np.searchsorted(rising, cost), 1, len(rising) - 1)
