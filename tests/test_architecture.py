@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "imta_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
-SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
+_FOLDERS = ("benchmarks", "examples")
+SCRIPTS = sorted([*ROOT.glob("*.py"), *(p for f in _FOLDERS for p in (ROOT / f).rglob("*.py"))])
 
 # Imports go to a lower layer or stay in the same folder.
 LAYERS = (
@@ -217,7 +218,7 @@ PRIVATE_WORDS = (
 
 def test_texts_have_no_private_words():
     pattern = re.compile(rf"\b({'|'.join(PRIVATE_WORDS)})\b")
-    folders = ("imta_jax", "configs", "benchmarks", "notebooks", "docs", "tests")
+    folders = ("imta_jax", "configs", "benchmarks", "examples", "notebooks", "docs", "tests")
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     texts = [path for path in paths if path.suffix in (".py", ".md", ".ipynb", ".jinja")]
     found = [

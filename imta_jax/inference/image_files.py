@@ -80,17 +80,29 @@ def read_image(path: str | Path, transform: EvaluationTransform) -> DecodedImage
         have.
     """
     try:
-        contents = _contents(Path(path))
-        pixels = decode_image(contents, channels=transform.image_shape[2])
+        return decode_contents(_contents(Path(path)), transform)
     except RefusedImageError as error:
         raise InputError(f"{path}: not decoded ({error})") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def decode_contents(contents: bytes, transform: EvaluationTransform) -> DecodedImage:
+    """Decodes and preprocesses the contents of an image file.
+
+    Args:
+      contents: of a JPEG or PNG.
+      transform: see `read_image`.
+
+    Raises:
+      RefusedImageError: training would leave the file out; `refusal` is the reason.
+      ValueError: the image has a size that evaluation did not have.
+    """
+    pixels = decode_image(contents, channels=transform.image_shape[2])
     applies_exif = transform.exif_orientation == "apply"
     orientation = read_header(contents).orientation if applies_exif else 1
     (size,) = displayed_sizes(np.array([pixels.shape[:2]]), np.array([orientation])).tolist()
-    try:
-        return DecodedImage(_transformed(pixels, orientation, transform), tuple(size))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    return DecodedImage(_transformed(pixels, orientation, transform), tuple(size))
 
 
 def _contents(path: Path) -> bytes:
