@@ -243,7 +243,7 @@ def _check_no_probabilities(
             continue
         if (np.abs(exit_logits.sum(axis=1) - 1) <= tolerance).all():
             raise InputError(
-                f"{source}: the logits of exit {e} are probabilities: they are not negative, and "
+                f"{source}: the logits of exit {e + 1} are probabilities: they are not negative, and "
                 "those of each image sum to 1; expected the values before the softmax. Pass "
                 "np.log(np.maximum(probabilities, 1e-30)), which has the same softmax"
             )
@@ -255,6 +255,6 @@ def _check_finite(logits: Float32[np.ndarray, "E N K"], source: str) -> None:
         if not finite.all():
             n, k = np.argwhere(~finite)[0]
             raise InputError(
-                f"{source}: logit {exit_logits[n, k]} at exit {e}, image {n}, class {k} is not "
+                f"{source}: logit {exit_logits[n, k]} at exit {e + 1}, image {n}, class {k} is not "
                 "finite; the network diverged or the file is damaged"
             )

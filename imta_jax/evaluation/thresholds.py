@@ -121,7 +121,7 @@ def checked_confidence(confidence: ArrayLike) -> Float32[np.ndarray, "E N"]:
     if not finite.all():
         i, n = np.argwhere(~finite)[0]
         raise InputError(
-            f"confidence {confidence[i, n]} at exit {i}, image {n} is not finite; "
+            f"confidence {confidence[i, n]} at exit {i + 1}, image {n} is not finite; "
             "check the logits it was computed from"
         )
     return confidence

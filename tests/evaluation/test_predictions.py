@@ -70,7 +70,7 @@ def test_saved_predictions_are_loaded_unchanged(tmp_path):
         (np.zeros((2, 3, 4)), [0, 1, 4], r"label 4 of image 2.*0\.\.3"),
         (np.zeros((2, 3, 4)), [0, -1, 4], "label -1 of image 1"),
         (np.zeros((2, 3, 4)), [0.0, 1.0, 1.0], "labels.*float64"),
-        (np.where(np.arange(24) == 18, np.nan, 0).reshape(2, 3, 4), [0, 1, 1], "exit 1, image 1"),
+        (np.where(np.arange(24) == 18, np.nan, 0).reshape(2, 3, 4), [0, 1, 1], "exit 2, image 1"),
     ],
 )
 def test_invalid_predictions_raise_with_the_file_name(tmp_path, logits, labels, message):
@@ -136,10 +136,10 @@ def test_probabilities_instead_of_logits_raise(dtype):
     exponentials = np.exp(logits)
     probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
     given = probabilities.astype(jnp.dtype(dtype))
-    with pytest.raises(ValueError, match=r"exit 0\b.*np\.log"):
+    with pytest.raises(ValueError, match=r"exit 1\b.*np\.log"):
         predictions.checked_predictions((given, labels), "test")
     mixed = np.concatenate([logits[:1], probabilities[1:]])
-    with pytest.raises(ValueError, match=r"exit 1\b.*np\.log"):
+    with pytest.raises(ValueError, match=r"exit 2\b.*np\.log"):
         predictions.checked_predictions((mixed, labels), "test")
     logs = np.log(probabilities)
     np.testing.assert_allclose(

@@ -157,7 +157,7 @@ def test_single_exit_takes_all_images():
     [
         ([0.1, 0.2], [1.0], r"confidence.*\(2,\)"),
         (np.zeros((2, 0)), [0.5, 0.5], r"confidence.*\(2, 0\)"),
-        ([[0.1, 0.2], [0.3, np.nan]], [0.5, 0.5], "confidence nan.*exit 1, image 1"),
+        ([[0.1, 0.2], [0.3, np.nan]], [0.5, 0.5], "confidence nan.*exit 2, image 1"),
         ([[0.1], [0.2]], [0.3, 0.3, 0.4], r"quota.*\(3,\).*2 exits"),
         ([[0.1], [0.2]], 0.5, r"quota.*\(\)"),
         ([[0.1], [0.2]], [-0.1, 0.5], r"quota=\[-0\.1"),
