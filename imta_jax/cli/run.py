@@ -58,7 +58,7 @@ def run(
       config: the settings; a ConfigDict or nested mappings (`configs/common.py`) are parsed.
       workdir: local folder of the run; created if it does not exist. `~` is the home folder.
       mode: "all", or one of `MODES`. "phase_one", "phase_two" and "evaluate" are skipped if they
-        are finished. "report" always writes the report. "time" measures the milliseconds per exit
+        are finished. "evaluate" evaluates again if `config.evaluation` differs. "report" always writes the report. "time" measures the milliseconds per exit
         of an evaluated run on this device and adds them to the report. "doctor" prints and "data"
         draws what a run would use; neither trains.
 
@@ -140,7 +140,7 @@ def _preview_data(config: RunConfig, workdir: Path) -> None:
 def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     """Does the unfinished steps among phase I, phase II and evaluation that the mode names."""
     check_field_values(config)
-    has_begun = _check_same_config(config, workdir)
+    has_begun = _check_same_config(config, workdir, mode)
     due = _due_steps(config, workdir, mode)
     if has_begun and not due:
         return
@@ -166,9 +166,11 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     # The folder is created after all checks: a rejected run leaves none.
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
         if is_first_process():
-            _begin(config, data_fingerprint, workdir)
+            _begin(config, data_fingerprint, workdir, mode)
         for name in due:
             steps[name](config, dataset, workdir)
+        if is_first_process() and _evaluation_differences(config, workdir):
+            _write_config(config, workdir)  # after results.json, which is of these settings now
         wait_for_all("a run's steps are done")
 
 
@@ -181,7 +183,8 @@ def _due_steps(config: RunConfig, workdir: Path, mode: str) -> list[str]:
     has_phase_two = config.phase_two.total_epochs > 0
     finished = {
         **{phase: phase_is_finished(config, workdir, phase) for phase in PHASES},
-        "evaluate": evaluation_is_finished(workdir),
+        "evaluate": evaluation_is_finished(workdir)
+        and not _evaluation_differences(config, workdir),
     }
     has_phase_two_network = has_phase_two and has_readable_epoch(workdir / "phase_two", 1)
     needed = {
@@ -214,7 +217,9 @@ def _check_inputs(config: RunConfig, workdir: Path, due: Sequence[str]) -> None:
         check_trained(config, workdir, last_phase(config))
 
 
-def _begin(config: RunConfig, data_fingerprint: Mapping[str, Any], workdir: Path) -> None:
+def _begin(
+    config: RunConfig, data_fingerprint: Mapping[str, Any], workdir: Path, mode: str
+) -> None:
     """Deletes temporary files of a killed process; writes `dataset.json` and `config.json`."""
     for temporary in workdir.rglob(".*.partial"):
         temporary.unlink()
@@ -222,8 +227,12 @@ def _begin(config: RunConfig, data_fingerprint: Mapping[str, Any], workdir: Path
     component = source_component(config.data.source)
     source = {"source": component} if component else {}
     write_json(workdir / "dataset.json", {**data_fingerprint, **source})
-    if not _check_same_config(config, workdir):
-        write_json(workdir / "config.json", config.to_dict())
+    if not _check_same_config(config, workdir, mode):
+        _write_config(config, workdir)
+
+
+def _write_config(config: RunConfig, workdir: Path) -> None:
+    write_json(workdir / "config.json", config.to_dict())
 
 
 def _load_checked_data(config: RunConfig, decoder: str = "") -> Dataset:
@@ -261,28 +270,49 @@ def _check_same_data(
         )
 
 
-def _check_same_config(config: RunConfig, workdir: Path) -> bool:
+def _check_same_config(config: RunConfig, workdir: Path, mode: str) -> bool:
     """Whether the folder has a `config.json`; raises an `InputError` if that is another config.
 
     A damaged file is not compared. A field that an older run did not record has its default.
-    Sections that change results only by rounding may differ.
+    Sections that change results only by rounding may differ, and with mode "evaluate" the section
+    of the evaluation.
     """
-    path = workdir / "config.json"
-    found = read_json_or_none(path, "it is written again, and the config is not compared")
-    if found is None:
+    recorded = _recorded_config(workdir)
+    if recorded is None:
         return False
-    try:
-        recorded = RunConfig.from_mapping(found)
-    except InputError as error:
-        raise InputError(f"{path} is of another version: {error}") from error
+    evaluation = _evaluation_differences(config, workdir)
+    ignored = IGNORED_SECTIONS if mode != "evaluate" else (*IGNORED_SECTIONS, "evaluation")
     theirs, ours = (
-        {name: part for name, part in run.to_dict().items() if name not in IGNORED_SECTIONS}
+        {name: part for name, part in run.to_dict().items() if name not in ignored}
         for run in (recorded, config)
     )
     differences = config_differences(theirs, ours)
-    if differences:
-        raise InputError(
-            f"{workdir} belongs to a run with another config; use another --workdir, or the same "
-            "values:\n  " + "\n  ".join(differences)
-        )
-    return True
+    if not differences:
+        return True
+    remedy = "use another --workdir, or the same values"
+    if differences == evaluation:
+        remedy += ", or evaluate the run again with --mode=evaluate"
+    raise InputError(
+        f"{workdir} belongs to a run with another config; {remedy}:\n  " + "\n  ".join(differences)
+    )
+
+
+def _evaluation_differences(config: RunConfig, workdir: Path) -> list[str]:
+    """Differences of `config.evaluation` from the run in the folder, if there is one."""
+    recorded = _recorded_config(workdir)
+    if recorded is None:
+        return []
+    theirs, ours = (run.to_dict()["evaluation"] for run in (recorded, config))
+    return config_differences(theirs, ours, "config.evaluation")
+
+
+def _recorded_config(workdir: Path) -> RunConfig | None:
+    """The config of the run in the folder; None without one, or if the file is damaged."""
+    path = workdir / "config.json"
+    found = read_json_or_none(path, "it is written again, and the config is not compared")
+    if found is None:
+        return None
+    try:
+        return RunConfig.from_mapping(found)
+    except InputError as error:
+        raise InputError(f"{path} is of another version: {error}") from error

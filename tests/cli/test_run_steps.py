@@ -49,6 +49,26 @@ def test_each_mode_does_one_step(config, finished, results, tmp_path):
         assert found[field] == results[field]
 
 
+def test_a_finished_run_is_evaluated_again_with_other_settings(source, finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    margin = {"evaluation__exit_rule": "margin"}
+    with pytest.raises(ValueError, match=r"--mode=evaluate:\n  config\.evaluation\.exit_rule"):
+        run(tiny_run.tiny_config(source, **margin), copy)
+    with pytest.raises(ValueError, match=r"config\.seed: the folder's 0, now 7"):
+        run(tiny_run.tiny_config(source, **margin, seed=7), copy, "evaluate")
+    run(tiny_run.tiny_config(source, **margin), copy, "evaluate")
+    found, before = (
+        json.loads((folder / "results.json").read_text()) for folder in (copy, finished)
+    )
+    assert found["exit_rule"]["name"] == "margin" and "exit_rule" not in before
+    assert found["exits"] == before["exits"]
+    config = json.loads((copy / "config.json").read_text())
+    assert config["evaluation"].pop("exit_rule") == "margin"
+    original = json.loads((finished / "config.json").read_text())
+    assert original["evaluation"].pop("exit_rule") == "confidence"
+    assert config == original
+
+
 def test_mode_report_writes_the_report_again(config, finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     (copy / "report" / "index.html").unlink()
