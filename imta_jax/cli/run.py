@@ -58,9 +58,10 @@ def run(
       config: the settings; a ConfigDict or nested mappings (`configs/common.py`) are parsed.
       workdir: local folder of the run; created if it does not exist. `~` is the home folder.
       mode: "all", or one of `MODES`. "phase_one", "phase_two" and "evaluate" are skipped if they
-        are finished. "evaluate" evaluates again if `config.evaluation` differs. "report" always writes the report. "time" measures the milliseconds per exit
-        of an evaluated run on this device and adds them to the report. "doctor" prints and "data"
-        draws what a run would use; neither trains.
+        are finished. "evaluate" evaluates again if `config.evaluation` differs. "report" always
+        writes the report. "time" measures the milliseconds per exit of an evaluated run on this
+        device and adds them to the report. "doctor" prints and "data" draws what a run would use;
+        neither trains.
 
     Raises:
       ValueError: the mode is unknown, the config or the path is invalid, or the folder belongs to
@@ -181,11 +182,9 @@ def _due_steps(config: RunConfig, workdir: Path, mode: str) -> list[str]:
     phases' folders may be deleted, and after phase II's first epoch that of phase I.
     """
     has_phase_two = config.phase_two.total_epochs > 0
-    finished = {
-        **{phase: phase_is_finished(config, workdir, phase) for phase in PHASES},
-        "evaluate": evaluation_is_finished(workdir)
-        and not _evaluation_differences(config, workdir),
-    }
+    finished = {phase: phase_is_finished(config, workdir, phase) for phase in PHASES}
+    differences = _evaluation_differences(config, workdir)
+    finished["evaluate"] = evaluation_is_finished(workdir) and not differences
     has_phase_two_network = has_phase_two and has_readable_epoch(workdir / "phase_two", 1)
     needed = {
         "phase_one": not finished["evaluate"] and not has_phase_two_network,

@@ -243,8 +243,8 @@ def _check_no_probabilities(
             continue
         if (np.abs(exit_logits.sum(axis=1) - 1) <= tolerance).all():
             raise InputError(
-                f"{source}: the logits of exit {e + 1} are probabilities: they are not negative, and "
-                "those of each image sum to 1; expected the values before the softmax. Pass "
+                f"{source}: the logits of exit {e + 1} are probabilities: they are not negative, "
+                "and those of each image sum to 1; expected the values before the softmax. Pass "
                 "np.log(np.maximum(probabilities, 1e-30)), which has the same softmax"
             )
 
