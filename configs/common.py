@@ -140,6 +140,9 @@ def evaluation(batch_size):
     settings.batch_size = batch_size
     # Checkpoint to evaluate: "last" or "best" (validation accuracy).
     settings.checkpoint = "last"
+    # Precision of products and convolutions, also in validation: "default" (TPU: one bfloat16 pass;
+    # GPU: TF32), "high" (TPU: three passes) or "highest" (float32).
+    settings.matmul_precision = "default"
     # Score that thresholds apply to: "confidence" (highest softmax probability), "entropy" (1 minus
     # the normalized entropy), "margin" (between the two highest probabilities), "patience" (exits
     # in a row that agree), "learned_gate" (a logistic regression per exit, fitted on validation

@@ -12,9 +12,19 @@ def _phase(total_epochs, batch_size, learning_rate_drops):
     phase.batch_size = batch_size
     # Gradient accumulation: number of parts of a batch that are computed in turn; 1 for none.
     phase.accumulate_parts = 1
+    # Images that share the statistics of BatchNorm in training: "global" (the batch), "per_device"
+    # (a device's images; results depend on the number of devices) or "group". The last two need no
+    # communication within the network. With accumulate_parts, each part is a batch.
+    phase.batch_statistics = "global"
+    # group: images per group, 2 or more; divides the batch, and divides, or is divided by, a
+    # device's images. Results do not depend on the number of devices.
+    phase.statistics_group_size = 0
     # Type of the feature maps, "float32" or "bfloat16" (accelerators only; slower on a CPU).
     # Parameters, statistics and heads are float32.
     phase.compute_dtype = "float32"
+    # Precision of products and convolutions of float32 maps: "default" (TPU: one bfloat16 pass;
+    # GPU: TF32), "high" (TPU: three passes) or "highest" (float32). A CPU computes in float32.
+    phase.matmul_precision = "default"
     _augmentation(phase)
     _schedule(phase, learning_rate_drops)
     _optimizer(phase)

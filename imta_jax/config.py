@@ -137,7 +137,10 @@ class PhaseConfig(Section):
     total_epochs: int = number(at_least=0)
     batch_size: int = number(at_least=1)
     accumulate_parts: int = number(1, at_least=1)
+    batch_statistics: options.BatchStatistics = "global"
+    statistics_group_size: int = number(0, at_least=0)
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    matmul_precision: options.MatmulPrecision = "default"
     label_smoothing: float = number(0.0, at_least=0, below=1)
     randaugment_operations: int = number(0, at_least=0)
     randaugment_magnitude: float = number(9.0, at_least=0, at_most=30)
@@ -253,6 +256,7 @@ class EvaluationConfig(Section):
 
     batch_size: int = number(at_least=1)
     checkpoint: Checkpoint = "last"
+    matmul_precision: options.MatmulPrecision = "default"
     exit_rule: str = component("confidence", EXIT_RULES)
     exit_rule_options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     quotas: tuple[float, ...] = number(tuple(p / 20 for p in range(1, 41)), above=0)

@@ -27,3 +27,8 @@ LastExitLoss = Literal["mixed", "cross_entropy"]
 # BatchNorm of the frozen backbone in phase II: with frozen running statistics, or with batch
 # statistics that still update the running ones (published code).
 BackboneStatistics = Literal["frozen", "moving"]
+# Images that share the statistics of BatchNorm in training: the batch over all devices, the images
+# of each device (published code), or groups of a given size.
+BatchStatistics = Literal["global", "per_device", "group"]
+# Precision of matrix products and convolutions of float32 maps; see `nn.precision`.
+MatmulPrecision = Literal["default", "high", "highest"]

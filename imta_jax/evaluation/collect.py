@@ -1,6 +1,7 @@
 """Logits of a split from a classifier on all devices, with every image counted exactly once."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ from imta_jax.distributed import (
 )
 from imta_jax.evaluation.predictions import Predictions
 from imta_jax.models import MultiExitClassifier, inference_logits
+from imta_jax.nn.precision import with_matmul_precision
+from imta_jax.options import MatmulPrecision
 from imta_jax.runtime.progress_bar import with_progress
 from imta_jax.training import evaluation_batch_size, mesh_of
 from imta_jax.types import Batch
@@ -45,6 +48,7 @@ def collect_predictions(
     preprocessing: Preprocessing = NO_AUGMENTATION,
     pipeline: str = "auto",
     host: HostPipeline | None = None,
+    matmul_precision: MatmulPrecision = "default",
 ) -> Predictions:
     """Runs a classifier in inference mode over a split. The classifier is not modified.
 
@@ -59,6 +63,7 @@ def collect_predictions(
       preprocessing: its evaluation crop is applied to each image. The default is the full image.
       pipeline: producer of the batches (see `data.eval_batches`).
       host: settings of the host's decoding (see `data.eval_batches`).
+      matmul_precision: see `nn.precision`.
 
     Returns:
       Logits and labels in the order of the split.
@@ -67,7 +72,8 @@ def collect_predictions(
     graphdef, state = nnx.split(classifier)
     state = place_parameters(state, mesh)
 
-    step = jit_logits(graphdef, state, mean=mean, std=std, mesh=mesh)
+    pixels: Any = {"mean": mean, "std": std}
+    step = jit_logits(graphdef, state, **pixels, mesh=mesh, matmul_precision=matmul_precision)
     logits, labels = [], []
     batches = eval_batches(
         split,
@@ -95,6 +101,7 @@ def jit_logits(
     mean: Sequence[float],
     std: Sequence[float],
     mesh: Mesh,
+    matmul_precision: MatmulPrecision = "default",
 ) -> Callable[[nnx.State, Batch], Float32[Array, "N E K"]]:
     """Jits the logits of one batch.
 
@@ -104,6 +111,7 @@ def jit_logits(
       mean: of the pixels per channel, 0..1.
       std: standard deviation of the pixels per channel, 0..1.
       mesh: the devices, over which batches are sharded.
+      matmul_precision: see `nn.precision`.
 
     Returns:
       (state, batch) -> logits.
@@ -116,6 +124,7 @@ def jit_logits(
 
     over_batch = batch_sharding(mesh)
     shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), over_batch)
+    logits_of = with_matmul_precision(logits_of, matmul_precision)
     return jax.jit(logits_of, in_shardings=shardings, out_shardings=over_batch)
 
 
@@ -147,4 +156,5 @@ def split_predictions(
         preprocessing=dataset.preprocessing,
         pipeline=config.data.pipeline,
         host=HostPipeline.from_config(config.data),
+        matmul_precision=config.evaluation.matmul_precision,
     )

@@ -3,16 +3,22 @@
 The custom gradient makes two passes over the feature map where JAX's own makes three and stores
 intermediate maps. It takes the mask of a following ReLU from the output, which the next layer
 stores anyway. A phase-I step takes 10-13% less time with it (`docs/results/cpu.md`).
+
+A batch can be normalized in groups of consecutive images, each with its own statistics. Groups that
+do not cross devices need no communication in the forward pass.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from imta_jax.errors import InputError
+from imta_jax.nn.grouped_batch_norm import Groups, normalize_groups
 from imta_jax.nn.initialization import constant
 
 
@@ -33,9 +39,12 @@ class BatchNorm(nnx.Module):
       mean: Running mean [C].
       var: Running variance [C].
       use_running_average: Whether the running statistics normalize. Set by `train()` and `eval()`.
+      statistics_groups: Groups of consecutive images with statistics of their own in training mode.
+        The running statistics move towards the mean over the groups. See `set_statistics_groups`.
     """
 
     momentum, epsilon = 0.9, 1e-5
+    statistics_groups = 1
 
     def __init__(self, num_features: int, *, rngs: nnx.Rngs):
         self.num_features, self.use_running_average = num_features, False
@@ -51,8 +60,10 @@ class BatchNorm(nnx.Module):
         if self.use_running_average:
             y = normalize_with(x, (self.mean[...], self.var[...]), *affine)
             return jax.nn.relu(y) if relu else y
-        y, mean, variance = batch_normalize(x, *affine, relu)
-        self.update_statistics(mean, unbiased_variance(variance, x.size // self.num_features))
+        groups = self.statistics_groups
+        y, mean, variance = batch_normalize(x, *affine, relu, groups=groups)
+        count = x.size // self.num_features // groups
+        self.update_statistics(mean, unbiased_variance(variance, count))
         return y
 
     def update_statistics(self, mean: Float[Array, " C"], variance: Float[Array, " C"]) -> None:
@@ -62,6 +73,24 @@ class BatchNorm(nnx.Module):
             # an error text whose cost grows with the length of the trace, so that tracing time
             # grows quadratically with the depth of the network.
             running.set_value(_moving_average(running[...], batch, self.momentum))
+
+
+def set_statistics_groups(module: nnx.Module, groups: int) -> None:
+    """Sets `statistics_groups` of every `BatchNorm` in a module.
+
+    Raises:
+      InputError: `groups` is above 1 and a layer in training mode is Flax's `BatchNorm`, which has
+        no groups.
+    """
+    for path, layer in nnx.iter_modules(module):
+        if isinstance(layer, BatchNorm) and layer.statistics_groups != groups:
+            layer.statistics_groups = groups
+        elif isinstance(layer, nnx.BatchNorm) and groups > 1 and not layer.use_running_average:
+            raise InputError(
+                f"{'.'.join(map(str, path))} is a flax.nnx.BatchNorm, which computes statistics of"
+                ' the batch over all devices; set batch_statistics="global", or use'
+                " imta_jax.nn.batch_norm.BatchNorm"
+            )
 
 
 def unbiased_variance(variance: Float[Array, " C"], count: int) -> Float[Array, " C"]:
@@ -74,7 +103,7 @@ def _moving_average(running: jax.Array, batch: jax.Array, momentum: float) -> ja
     return momentum * running + (1 - momentum) * batch
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))  # traced once for all layers of one shape
+@functools.partial(jax.jit, static_argnums=(3, 4, 5), static_argnames="groups")  # traced once
 def batch_normalize(
     x: jax.Array,
     scale: Float[Array, " C"],
@@ -82,6 +111,8 @@ def batch_normalize(
     epsilon: float,
     relu: bool = False,
     channel_axis: int = -1,
+    *,
+    groups: int = 1,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes x with its own mean and variance over all axes but the channels.
 
@@ -94,12 +125,19 @@ def batch_normalize(
       bias: Offset per channel.
       epsilon: Added to the variance.
       relu: Whether ReLU follows.
-      channel_axis: Axis of the channels.
+      channel_axis: Axis of the channels, the first or the last. The images are on the other one.
+      groups: Groups of consecutive images with statistics of their own.
 
     Returns:
-      (y, mean, variance): y has the shape and dtype of x; mean and biased variance are [C].
+      (y, mean, variance): y has the shape and dtype of x; mean and biased variance are [C], means
+      over the groups.
     """
-    return _normalize(x, scale, bias, epsilon, relu, channel_axis)
+    if groups == 1:
+        return _normalize(x, scale, bias, epsilon, relu, channel_axis)
+    split = Groups(groups, channels_first=channel_axis % x.ndim == 0 and x.ndim > 1)
+    found: Any = normalize_groups(x, scale, bias, epsilon, relu, split)
+    y, mean, variance = found
+    return y, mean.mean(axis=0), variance.mean(axis=0)
 
 
 def normalize_with(

@@ -25,7 +25,8 @@ from imta_jax.planning.profile import Profile, profile
 from imta_jax.planning.programs import program_names
 from imta_jax.planning.topologies import Topology
 from imta_jax.runtime.environment import usable_cores
-from imta_jax.training.checks import batch_parts, check_field_values
+from imta_jax.training.batch_statistics import batch_parts
+from imta_jax.training.checks import check_field_values
 from imta_jax.training.setup import phase_settings
 
 _HOUR = 3600.0

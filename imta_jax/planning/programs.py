@@ -32,7 +32,11 @@ from imta_jax.evaluation.collect import jit_logits
 from imta_jax.models.costs import exit_costs
 from imta_jax.planning.data_description import DataDescription
 from imta_jax.training.abstract_phase import abstract_phase, abstract_state
-from imta_jax.training.checks import batch_parts, check_field_values
+from imta_jax.training.batch_statistics import (
+    batch_parts,
+    check_statistics_groups,
+)
+from imta_jax.training.checks import check_field_values
 from imta_jax.training.feed import steps_per_dispatch
 from imta_jax.training.loading import last_phase
 from imta_jax.training.optimizer import phase_optimizer
@@ -46,7 +50,9 @@ from imta_jax.types import Batch
 # Multiply-adds of a step relative to a forward pass: the backward pass of a convolution is two
 # products of the same size. Phase II computes gradients of the heads only.
 _PASSES = {"phase_one": 3, "phase_two": 1, "evaluation": 1}
-_SUMS_PER_NORMALIZATION = 4  # per channel: two of the forward pass and two of the backward pass
+# Sums per channel: two of the forward pass and two of the backward pass; with groups of images
+# within chips, the running mean and variance.
+_SUMS_PER_NORMALIZATION, _SUMS_WITHIN_CHIPS = 4, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +125,7 @@ def build_program(
     settings = phase_settings(config, name)
     field = f"config.{name}.batch_size"
     check_batch_size(settings.batch_size, mesh, field, batch_parts(settings))
+    check_statistics_groups(settings, mesh.size)
     phase = _phase(name, config, data, mesh)
     state = abstract_state(phase)
     if on_device_data and data.are_arrays:
@@ -181,7 +188,9 @@ def _evaluation(config: RunConfig, data: DataDescription, mesh: Mesh) -> Program
         ),
         variables,
     )
-    step: Any = jit_logits(graphdef, state, mean=data.mean, std=data.std, mesh=mesh)
+    pixels: Any = {"mean": data.mean, "std": data.std}
+    precision = config.evaluation.matmul_precision
+    step: Any = jit_logits(graphdef, state, **pixels, mesh=mesh, matmul_precision=precision)
     batch = _batch(size, data, mesh)
     info = dataclasses.replace(
         _info("evaluation", phase, size), gradient_bytes=0, statistics_bytes=0
@@ -208,7 +217,9 @@ def _info(name: str, phase: Phase, batch_size: int) -> ProgramInfo:
     macs = int(exit_costs(classifier).macs[-1])
     trained = jax.tree.leaves(nnx.state(classifier, phase.trainable))
     norms = [m for _, m in nnx.iter_graph(classifier) if hasattr(m, "use_running_average")]
-    channels = sum(math.prod(m.mean.shape) for m in norms if not m.use_running_average)
+    sums = sum(
+        math.prod(m.mean.shape) * _sums(m, chips) for m in norms if not m.use_running_average
+    )
     return ProgramInfo(
         name=name,
         batch_size=batch_size,
@@ -216,6 +227,12 @@ def _info(name: str, phase: Phase, batch_size: int) -> ProgramInfo:
         steps=1,
         matrix_operations=2 * macs * _PASSES[name] * batch_size / chips,
         gradient_bytes=sum(math.prod(x.shape) * x.dtype.itemsize for x in trained),
-        statistics_bytes=channels * _SUMS_PER_NORMALIZATION * 4,
+        statistics_bytes=4 * sums,
         image_bytes=0,
     )
+
+
+def _sums(norm: Any, chips: int) -> int:
+    """Values per channel that the chips exchange for a normalization."""
+    groups = getattr(norm, "statistics_groups", 1)  # A layer of Flax has one group.
+    return _SUMS_WITHIN_CHIPS if groups > 1 and groups % chips == 0 else _SUMS_PER_NORMALIZATION

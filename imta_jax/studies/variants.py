@@ -24,6 +24,7 @@ _LATER_FIELDS = (
     *("label_smoothing", "randaugment_operations", "randaugment_magnitude", "random_erasing"),
     *("mixup_alpha", "cutmix_alpha", "source_options"),
     *("ema_decay", "early_stopping_epochs", "init_from", "init_from_map"),
+    *("batch_statistics", "statistics_group_size", "matmul_precision"),
 )
 
 

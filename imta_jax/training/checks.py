@@ -4,12 +4,17 @@ from pathlib import Path
 
 from flax import nnx
 
-from imta_jax.config import PHASES, PhaseConfig, PhaseOneConfig, RunConfig
+from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import Dataset
 from imta_jax.distributed import check_batch_size
 from imta_jax.models import check_model
 from imta_jax.runtime.registry import BACKBONES, EXIT_RULES, HEADS, OPTIMIZERS
 from imta_jax.techniques.exit_rules import check_exit_rule, get_exit_rule
+from imta_jax.training.batch_statistics import (
+    batch_parts,
+    check_group_size,
+    check_statistics_groups,
+)
 from imta_jax.training.callbacks import check_writers
 from imta_jax.training.combinations import check_combinations
 from imta_jax.training.feed import check_feed
@@ -45,6 +50,7 @@ def check_field_values(config: RunConfig) -> None:
     for name in PHASES:
         check_schedule(phase_settings(config, name))
         check_optimizer(phase_settings(config, name))
+        check_group_size(phase_settings(config, name))
 
 
 def check_training_config(config: RunConfig) -> None:
@@ -59,13 +65,8 @@ def check_training_config(config: RunConfig) -> None:
         settings = phase_settings(config, name)
         field = f"config.{name}.batch_size"
         check_batch_size(settings.batch_size, mesh, field, batch_parts(settings))
+        check_statistics_groups(settings, mesh.size)
     evaluation_batch_size(config, mesh)
-
-
-def batch_parts(settings: PhaseConfig) -> int:
-    """Equal parts into which a step divides a batch. Learned sample weights need two halves."""
-    learned = isinstance(settings, PhaseOneConfig) and settings.sample_weights == "learned"
-    return 2 if learned else settings.accumulate_parts
 
 
 def check_training_data(config: RunConfig, dataset: Dataset) -> None:

@@ -13,6 +13,7 @@ _FIELDS = (
     *("optimizer", "optimizer_options", "schedule", "schedule_options", "warmup_epochs"),
     *("gradient_clip_norm", "learning_rate_multipliers", "freeze"),
     *("ema_decay", "early_stopping_epochs", "init_from", "init_from_map"),
+    *("batch_statistics", "statistics_group_size", "matmul_precision"),
 )
 
 

@@ -26,8 +26,11 @@ from imta_jax.models import (
     optimize_classifier,
     with_collaborative_heads,
 )
+from imta_jax.nn.batch_norm import set_statistics_groups
+from imta_jax.nn.precision import with_matmul_precision
 from imta_jax.techniques import FeatureDetachment
 from imta_jax.training.averaging import new_average, with_average
+from imta_jax.training.batch_statistics import statistics_groups
 from imta_jax.training.frozen import freeze_statistics, trained_variables
 from imta_jax.training.gate_objective import GateSupervisedObjective
 from imta_jax.training.learned_weights import LearnedWeightsObjective, LearnedWeightsStep
@@ -104,8 +107,8 @@ def assemble_phase(
       objective: the loss.
       trainable: NNX filter of the trained variables.
       optimizer: of the trained variables.
-      settings: its `compute_dtype`, `accumulate_parts`, `freeze`, `ema_decay` and augmentation are
-        used.
+      settings: its `compute_dtype`, `matmul_precision`, `accumulate_parts`, `batch_statistics`,
+        `freeze`, `ema_decay` and augmentation are used.
       mean: mean of the pixels per channel, in 0..1.
       std: standard deviation of the pixels per channel, in 0..1.
       mesh: the devices.
@@ -114,12 +117,14 @@ def assemble_phase(
     classifier.compute_dtype = jnp.dtype(settings.compute_dtype)
     objective.set_mode(classifier)
     freeze_statistics(classifier, settings)
+    set_statistics_groups(classifier, statistics_groups(settings, mesh.size))
     nnx.pop(classifier, nnx.Intermediate)  # of earlier calls; a step does not return any
     check_variables(classifier)
     _warn_of_other_dtypes(classifier)
     graphdef = nnx.graphdef(classifier)
     parts = (graphdef, objective, trainable, optimizer)
     step = _bare_step(parts, settings, {"mean": mean, "std": std, "mesh": mesh})
+    step = with_matmul_precision(step, settings.matmul_precision)
     augmentation = BatchAugmentation(settings, classifier.num_classes, seed)
     step, decay = augmented_step(step, augmentation), settings.ema_decay
     step = with_average(step, decay) if decay else step

@@ -17,6 +17,8 @@ from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit, on_
 from imta_jax.distributed import batch_sharding, replicated, stacked_batch_sharding
 from imta_jax.models import inference_logits, optimize_for_training
 from imta_jax.nn.pixels import normalize
+from imta_jax.nn.precision import with_matmul_precision
+from imta_jax.options import MatmulPrecision
 from imta_jax.training.objectives import ExitMetrics, Objective, masked_sums
 from imta_jax.training.packing import Packed
 from imta_jax.training.state import TrainState, check_updated_in_place
@@ -214,7 +216,12 @@ def advance_if_finite(before: TrainState, after: TrainState, checked: Any) -> Tr
 
 
 def jit_eval_step(
-    graphdef: nnx.GraphDef, *, mean: Sequence[float], std: Sequence[float], mesh: Mesh
+    graphdef: nnx.GraphDef,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mesh: Mesh,
+    matmul_precision: MatmulPrecision = "default",
 ) -> Callable[[Packed, nnx.State, Batch], dict[str, Num[Array, "..."]]]:
     """Jits the validation of one batch.
 
@@ -223,6 +230,7 @@ def jit_eval_step(
       mean: mean of the pixels per channel, in 0..1.
       std: standard deviation of the pixels per channel, in 0..1.
       mesh: the devices, over which batches are sharded.
+      matmul_precision: see `nn.precision`.
 
     Returns:
       (trainable, rest, batch) -> sums over the batch's examples; see `masked_sums`.
@@ -238,4 +246,4 @@ def jit_eval_step(
         "in_shardings": (None, None, batch_sharding(mesh)),
         "out_shardings": replicated(mesh),
     }
-    return jax.jit(step, **shardings)
+    return jax.jit(with_matmul_precision(step, matmul_precision), **shardings)

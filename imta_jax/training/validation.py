@@ -32,7 +32,9 @@ def make_validation(
     Returns:
       state -> loss (nats) and top-1 accuracy (percent) per exit, over all validation images.
     """
-    step = jit_eval_step(graphdef, mean=dataset.mean, std=dataset.std, mesh=mesh)
+    precision = config.evaluation.matmul_precision
+    pixels = {"mean": dataset.mean, "std": dataset.std}
+    step = jit_eval_step(graphdef, **pixels, mesh=mesh, matmul_precision=precision)
     batch_size = evaluation_batch_size(config, mesh)
     host = HostPipeline.from_config(config.data)
 

@@ -83,6 +83,29 @@ def test_bfloat16_maps_have_float32_statistics() -> None:
     assert gradient(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("channel_axis", [-1, 0])
+def test_groups_are_normalized_like_batches_of_their_own(channel_axis: int) -> None:
+    x, (scale, bias), weights = drawn((6, 4, 5, 3)), affine(3), drawn((6, 4, 5, 3), 3)
+
+    def grouped(*arguments: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        x, *rest = arguments
+        moved = x if channel_axis == -1 else jnp.swapaxes(x, 0, -1)
+        y, *moments = batch_normalize(moved, *rest, EPSILON, True, channel_axis, groups=2)
+        y = y if channel_axis == -1 else jnp.swapaxes(y, 0, -1)
+        return (y * weights).sum(), (y, *moments)
+
+    def separate(*arguments: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        x, *rest = arguments
+        halves = [batch_normalize(half, *rest, EPSILON, True) for half in jnp.split(x, 2)]
+        ys, *moments = zip(*halves, strict=True)
+        y = jnp.concatenate(ys)
+        return (y * weights).sum(), (y, *(sum(pair) / 2 for pair in moments))
+
+    differentiated = [jax.jit(jax.value_and_grad(f, (0, 1, 2), True)) for f in (grouped, separate)]
+    found, expected = (f(x, scale, bias) for f in differentiated)
+    chex.assert_trees_all_close(found, expected, rtol=2e-4, atol=2e-4)
+
+
 @pytest.fixture
 def norms() -> list[BatchNorm]:
     made = [BatchNorm(width, rngs=nnx.Rngs(0)) for width in (2, 5, 3)]

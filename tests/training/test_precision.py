@@ -1,0 +1,55 @@
+"""The precision of matrix products and convolutions: in programs, and on a CPU."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+from flax import nnx
+
+from imta_jax.distributed import place_batch
+from imta_jax.evaluation.collect import jit_logits
+from imta_jax.nn.convolution import convolve
+from imta_jax.nn.precision import with_matmul_precision
+from imta_jax.training.step import jit_eval_step
+
+_PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution)\b.*")
+
+
+def precisions(lowered):
+    """The precisions of all products of a program."""
+    products = _PRODUCT.findall(lowered.as_text())
+    assert products
+    found = [re.search(r"(HIGHEST|HIGH)\b", product) for product in products]
+    return {match[1] if match else "DEFAULT" for match in found}
+
+
+@pytest.mark.parametrize("precision", ["default", "high", "highest"])
+def test_a_training_step_has_the_precision_of_its_phase(precision, mesh):
+    phase = tiny_run.make_phase("phase_one", mesh, phase_one__matmul_precision=precision)
+    batch = place_batch(tiny_run.draw_batch(16, seed=0), mesh)
+    assert precisions(phase.step.lower(phase.new_state(), batch)) == {precision.upper()}
+
+
+def test_validation_and_evaluation_have_the_precision_of_the_evaluation(phase_one, mesh):
+    batch, state = place_batch(tiny_run.draw_batch(16, seed=0), mesh), phase_one.new_state()
+    options = {**tiny_run.PIXELS, "mesh": mesh, "matmul_precision": "highest"}
+    step = jit_eval_step(phase_one.graphdef, **options)
+    assert precisions(step.lower(state.trainable, state.rest, batch)) == {"HIGHEST"}
+    graphdef, variables = nnx.split(phase_one.classifier)
+    logits = jit_logits(graphdef, variables, **options)
+    assert precisions(logits.lower(variables, batch)) == {"HIGHEST"}
+
+
+def test_a_cpu_computes_the_same_numbers_with_every_precision():
+    draw = np.random.default_rng(0).normal
+    x, kernel = (jnp.asarray(draw(size=s), jnp.float32) for s in ((2, 16, 16, 3), (3, 3, 3, 4)))
+
+    def gradient(x, kernel):
+        return jax.grad(lambda kernel: (convolve(x, kernel) ** 2).sum())(kernel)
+
+    highest = jax.jit(with_matmul_precision(gradient, "highest"))(x, kernel)
+    chex.assert_trees_all_equal(highest, jax.jit(gradient)(x, kernel))
