@@ -72,6 +72,24 @@ def test_later_stages_do_not_run_when_all_images_exit(classifier, images, monkey
     assert set(segments) == {(0, 0)}
 
 
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_one_program_skips_the_stages_after_the_exit_of_a_single_image(classifier, images, last):
+    executed = []
+
+    def counted(logits):
+        jax.debug.callback(lambda: executed.append(1))
+        return jax.nn.softmax(logits).max(axis=-1)
+
+    thresholds = np.where(np.arange(3) < last, 0.9999, 0.0)
+    adaptive = AdaptiveClassifier(
+        classifier, thresholds, mean=MEAN, std=STD, num_workers=1, exit_rule=counted
+    )
+    assert adaptive.plan_for(1).segments == ((0, 2),)
+    assert adaptive.predict(images[:1]).exit.tolist() == [last]
+    jax.effects_barrier()
+    assert len(executed) == last + 1
+
+
 def test_predict_compiles_nothing_after_warm_up(classifier, images, thresholds, tmp_path):
     adaptive = AdaptiveClassifier(
         classifier, thresholds, mean=MEAN, std=STD, max_batch_size=9, profile_dir=tmp_path

@@ -8,6 +8,7 @@ import pytest
 
 from imta_jax.inference.engine.planning import (
     BatchSizes,
+    PlanTable,
     all_segments,
     best_plan,
     reach_fractions,
@@ -71,6 +72,15 @@ def test_plan_does_not_stop_at_an_exit_that_no_image_takes():
     np.testing.assert_allclose(reach, [1, 1, 0.2])
     plan = best_plan(profile, 8, reach, batch_sizes_of(profile))
     assert plan.segments == (Segment(0, 1), Segment(2, 2))
+
+
+def test_a_single_image_pays_for_the_stages_that_it_reaches():
+    profile = profile_of(np.array([[1.0], [2.0], [4.0]]) * SIZES, np.full((2, 3), 0.2))
+    table = PlanTable(profile, np.array([1.0, 0.5, 0.25]), 8)
+    plan = table.plan_for(1)
+    assert plan.segments == (Segment(0, 2),)
+    assert plan.expected_ms == pytest.approx(0.8 + 0.5 * 1.8 + 0.25 * 4)
+    assert table.batch_sizes[Segment(0, 1)].milliseconds(1) == pytest.approx(2.8)
 
 
 def test_profile_is_saved_with_the_keys_of_earlier_versions(tmp_path):

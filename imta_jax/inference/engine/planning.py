@@ -132,7 +132,10 @@ class PlanTable:
         self._profile, self._reach = profile, reach
         self.batch_sizes = {
             segment: BatchSizes(
-                profile.sizes, profile.segment_ms(segment), capacity, _split_ms(profile, segment)
+                profile.sizes,
+                _expected_ms(profile, segment, reach),
+                capacity,
+                _split_ms(profile, segment),
             )
             for segment in all_segments(len(profile.stage_ms))
         }
@@ -153,6 +156,23 @@ class PlanTable:
 
     def _plan(self, count: int) -> Plan:
         return best_plan(self._profile, count, self._reach, self.batch_sizes)
+
+
+def _expected_ms(
+    profile: StageProfile, segment: Segment, reach: Float[np.ndarray, " E"]
+) -> Float[np.ndarray, " S"]:
+    """Milliseconds of a segment at each batch size.
+
+    The program of a single image skips the stages after its exit (`programs`) if it ends the
+    network, so each stage counts with the fraction of the images that reach it.
+    """
+    milliseconds = profile.segment_ms(segment)
+    if profile.sizes[0] != 1 or segment.last < len(reach) - 1 or not reach[segment.first]:
+        return milliseconds
+    stages = profile.stage_ms[segment.first :, 0].copy()
+    stages[:-1] -= profile.compaction_ms[segment.first :, 0]
+    expected = (np.maximum(stages, 0) * reach[segment.first :]).sum() / reach[segment.first]
+    return np.concatenate([[max(expected, 0.05 * milliseconds[0])], milliseconds[1:]])
 
 
 def _split_ms(profile: StageProfile, segment: Segment) -> Float[np.ndarray, " S"]:

@@ -10,12 +10,12 @@ import functools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int32, Shaped
+from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
 from imta_jax.inference.engine.buffers import StateShapes, buffer_shapes
 from imta_jax.inference.engine.compaction import (
@@ -197,6 +197,9 @@ def _run_segment(
 ) -> tuple[Int32[Array, "3 N"], tuple[Shaped[Array, "..."], ...]]:
     """The program of a segment, to be traced.
 
+    For a single image the last segment skips the stages after the exit of the image: the device
+    decides, without a host sync.
+
     Args:
       stages: of the network, with its exit rule.
       segment: the stages to run.
@@ -208,25 +211,55 @@ def _run_segment(
     Returns:
       Labels, exits and the bits of the confidences; the state for the next segment.
     """
-    found: tuple[jax.Array, ...] | None = None  # labels, exits, confidences, whether exited
-    for i, active in enumerate((*active_exits, True), start=segment.first):
+    active = (*active_exits, True)
+    ends_network = segment.last == len(stages) - 1
+
+    def run_from(i: int, state: Any, found: _Found | None) -> tuple[_Found, Any]:
         state, logits, score = stages[i](weights[i - segment.first], state)
         # XLA removes the head of an inactive exit unless a later exit reads its logits.
-        if not active:
-            continue
-        probability = jax.nn.softmax(logits).max(axis=-1)
-        # Not `>=`: an image with a NaN score exits at once.
-        leaves = ~((probability if score is None else score) < thresholds[i])
-        at_exit = jnp.full(leaves.shape, i, jnp.int32)
-        new = (logits.argmax(axis=-1).astype(jnp.int32), at_exit, probability, leaves)
-        if found is None:
-            found = new
-        else:
-            *earlier, exited = found
-            kept = [jnp.where(exited, x, y) for x, y in zip(earlier, new[:3], strict=True)]
-            found = (*kept, exited | leaves)
-    assert found is not None  # the last exit is active
-    labels, exits, confidence, exited = found
-    exits |= jnp.where(exited, 0, CONTINUES)
-    bits = jax.lax.bitcast_convert_type(confidence, jnp.int32)
-    return jnp.stack([labels, exits, bits]), state
+        if active[i - segment.first]:
+            found = _decide(found, i, logits, score, thresholds[i])
+        if i == segment.last:
+            assert found is not None  # the last exit is active
+            return found, () if ends_network else state
+        if found is not None and active[i - segment.first] and ends_network and len(logits) == 1:
+            now = found
+            return jax.lax.cond(
+                found.exited[0], lambda: (now, ()), lambda: run_from(i + 1, state, now)
+            )
+        return run_from(i + 1, state, found)
+
+    found, state = run_from(segment.first, state, None)
+    exits = found.exits | jnp.where(found.exited, 0, CONTINUES)
+    bits = jax.lax.bitcast_convert_type(found.confidence, jnp.int32)
+    return jnp.stack([found.labels, exits, bits]), state
+
+
+class _Found(NamedTuple):
+    """Predictions so far, and whether each image has exited."""
+
+    labels: Int32[Array, " N"]
+    exits: Int32[Array, " N"]
+    confidence: Float32[Array, " N"]
+    exited: Bool[Array, " N"]
+
+
+def _decide(
+    found: _Found | None,
+    i: int,
+    logits: Float[Array, "N K"],
+    score: Float[Array, " N"] | None,
+    threshold: Float32[Array, ""],
+) -> _Found:
+    """Predictions after exit i: those of the images that have not exited are new."""
+    probability = jax.nn.softmax(logits).max(axis=-1)
+    # Not `>=`: an image with a NaN score exits at once.
+    leaves = ~((probability if score is None else score) < threshold)
+    at_exit = jnp.full(leaves.shape, i, jnp.int32)
+    new = (logits.argmax(axis=-1).astype(jnp.int32), at_exit, probability)
+    if found is None:
+        return _Found(*new, leaves)
+    labels, exits, confidence = (
+        jnp.where(found.exited, x, y) for x, y in zip(found[:3], new, strict=True)
+    )
+    return _Found(labels, exits, confidence, found.exited | leaves)
