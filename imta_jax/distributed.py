@@ -17,10 +17,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from imta_jax.errors import InputError
 from imta_jax.runtime.joining import (
+    check_kubernetes,
     check_port_is_free,
     is_single_slurm_task,
+    join_advice,
     slurm_local_devices,
-    unused_gpus_warning,
+    slurm_warning,
     waiting_for,
 )
 from imta_jax.runtime.prng_keys import from_numbers, is_key
@@ -46,15 +48,16 @@ def join_processes(
     Args:
       coordinator: HOST:PORT of process 0. None detects all three values as Cloud TPU, Slurm,
         Kubernetes and Open MPI provide them; without them, the process is alone. One task of Slurm
-        is alone too. One task per node uses all GPUs of its node.
+        is alone too. One task per node uses all GPUs of its node; with `--gpus-per-task`, a task
+        uses its own.
       count: number of processes.
       index: index of this process, from 0.
       timeout: seconds of waiting for the other processes, after which this process ends with
         status 1 and a message.
 
     Raises:
-      InputError: only some of the three values are given, they do not fit, or the coordinator's
-        port is in use.
+      InputError: only some of the three values are given, they do not fit, the coordinator's port
+        is in use, or a pod of a Kubernetes Job cannot find the others.
       ServiceError: joining failed for another reason.
     """
     given = [value is not None for value in (coordinator, count, index)]
@@ -68,8 +71,11 @@ def join_processes(
     if coordinator is not None and count is not None and index is not None:
         _check_place(coordinator, count, index)
     others = "the other processes" if index in (0, None) else f"process 0 at {coordinator}"
+    address = None if index in (0, None) else coordinator
+    if coordinator is None:
+        check_kubernetes()
     try:
-        with waiting_for(others, timeout):
+        with waiting_for(others, timeout, join_advice(coordinator is not None), address):
             jax.distributed.initialize(
                 coordinator,
                 count,
@@ -80,7 +86,7 @@ def join_processes(
     except ValueError:
         if any(given):
             raise
-    if message := unused_gpus_warning():
+    if message := slurm_warning():
         _log.warning(message)
 
 

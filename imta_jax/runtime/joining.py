@@ -2,23 +2,52 @@
 
 import contextlib
 import errno
+import importlib.util
 import os
 import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from imta_jax.errors import InputError, ServiceError
 
-_LINE_SECONDS = 5.0
-_ADVICE = (
+_LINE_SECONDS, _PROBE_SECONDS = 5.0, 3.0
+_FLAGS_ADVICE = (
     "Check --coordinator_address, --num_processes and --process_id, and that all processes run"
 )
 
 
+def join_advice(has_flags: bool, environment: Mapping[str, str] = os.environ) -> str:
+    """What to check if processes do not find each other.
+
+    Args:
+      has_flags: Whether the three flags are given, so that nothing is detected.
+      environment: Variables of the cluster.
+    """
+    if has_flags:
+        return _FLAGS_ADVICE
+    if "SLURM_JOB_ID" in environment:
+        count = environment.get("SLURM_NTASKS", "?")
+        return (
+            f"Slurm started {count} tasks (--ntasks): start this command with srun, and no other"
+            " command in the same step; or set --coordinator_address, --num_processes and"
+            " --process_id"
+        )
+    if "TPU_WORKER_HOSTNAMES" in environment or "TPU_WORKER_ID" in environment:
+        return "Start the same command on all workers of the slice (gcloud: --worker=all)"
+    if "KUBERNETES_SERVICE_HOST" in environment:
+        return (
+            "The Job needs completionMode: Indexed, completions equal to parallelism, and a"
+            " headless service as subdomain; or set --coordinator_address, --num_processes and --process_id"
+        )
+    return _FLAGS_ADVICE
+
+
 @contextlib.contextmanager
-def waiting_for(what: str, timeout: int) -> Iterator[None]:
+def waiting_for(
+    what: str, timeout: int, advice: str = _FLAGS_ADVICE, address: str | None = None
+) -> Iterator[None]:
     """Prints every few seconds what the block waits for, and ends the process after the timeout.
 
     JAX would end it with a stack trace of C++ after its own timeout, and raises no exception.
@@ -26,29 +55,47 @@ def waiting_for(what: str, timeout: int) -> Iterator[None]:
     Args:
       what: for the messages.
       timeout: seconds.
+      advice: see `join_advice`.
+      address: HOST:PORT that the block connects to, which is examined after the timeout.
 
     Raises:
-      ServiceError: the block raised a RuntimeError, as JAX does for errors of the network.
+      ServiceError: the block raised an error of the network, or did not find what it needs.
     """
     done = threading.Event()
-    threading.Thread(target=_report, args=(what, timeout, done), daemon=True).start()
+    error_text = f"error: waited {timeout} s (--join_timeout) for {what}"
+    arguments = (what, timeout, done, lambda: f"{error_text}{problem_of(address)}. {advice}")
+    threading.Thread(target=_report, args=arguments, daemon=True).start()
     try:
         yield
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise ServiceError(f"joining {what} failed: {reason}. {_ADVICE}") from error
+    except (RuntimeError, OSError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ServiceError(f"joining {what} failed: {reason}. {advice}") from error
     finally:
         done.set()
 
 
-def _report(what: str, timeout: int, done: threading.Event) -> None:
+def _report(what: str, timeout: int, done: threading.Event, error_text: Callable[[], str]) -> None:
     start = time.monotonic()
     while not done.wait(min(_LINE_SECONDS, max(start + timeout - time.monotonic(), 0))):
         waited = time.monotonic() - start
         if waited >= timeout:
-            _write(f"error: waited {timeout} s (--join_timeout) for {what}. {_ADVICE}")
+            _write(error_text())
             os._exit(1)
         _write(f"waiting for {what} ({waited:.0f} s of {timeout} s)")
+
+
+def problem_of(address: str | None) -> str:
+    """Why an address HOST:PORT cannot be reached, to append to a message; "" if it can."""
+    if address is None:
+        return ""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS):
+            return "; it is reachable, so another process is missing"
+    except socket.gaierror:
+        return f", whose host name {host!r} is unknown here"
+    except OSError as error:
+        return f", which does not accept connections ({error.strerror or error})"
 
 
 def _write(line: str) -> None:
@@ -81,31 +128,76 @@ def is_single_slurm_task(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def slurm_local_devices(environment: Mapping[str, str] = os.environ) -> list[int] | None:
-    """All GPUs of the node, for a task of Slurm that is the only one of the run on its node.
+    """The GPUs of a task of Slurm, where JAX would choose others.
 
-    JAX would take one GPU per task.
+    JAX gives task i of a node the visible GPU i. A task that is the only one on its node may use
+    all of them. With `--gpus-per-task`, a task sees its own GPUs only, counted from 0.
 
     Returns:
       Indices of the GPUs; None if JAX or JAX_LOCAL_DEVICE_IDS chooses them.
     """
-    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
-    tasks_per_node = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
-    one_task_per_node = re.fullmatch(r"1(\(x\d+\))?", tasks_per_node)
-    if not one_task_per_node or not gpus.isdigit() or "JAX_LOCAL_DEVICE_IDS" in environment:
+    tasks, gpus = _tasks_per_node(environment), environment.get("SLURM_GPUS_ON_NODE", "")
+    if tasks is None or "JAX_LOCAL_DEVICE_IDS" in environment:
         return None
-    return list(range(int(gpus)))
+    visible = [gpu for gpu in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    if visible and (_has_own_gpus(environment) or tasks > len(visible)):
+        return list(range(len(visible)))
+    if tasks != 1 or not gpus.isdigit():
+        return None
+    return list(range(len(visible) or int(gpus)))
 
 
-def unused_gpus_warning(environment: Mapping[str, str] = os.environ) -> str | None:
-    """A message if Slurm starts several tasks on a node, but fewer than it has GPUs."""
-    tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+def _step_tasks(environment: Mapping[str, str]) -> str:
+    """Tasks of this step per node, such as "8(x4),2"; "" outside of `srun`."""
+    return environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+
+
+def _tasks_per_node(environment: Mapping[str, str]) -> int | None:
+    """Tasks of this step on each node; None if that differs between nodes or is unknown."""
+    found = re.fullmatch(r"(\d+)(\(x\d+\))?", _step_tasks(environment))
+    return int(found[1]) if found else None
+
+
+def _has_own_gpus(environment: Mapping[str, str]) -> bool:
+    """Whether `--gpus-per-task` is set. Slurm 24 has another variable for it."""
+    return "SLURM_GPUS_PER_TASK" in environment or "gpu" in environment.get(
+        "SLURM_TRES_PER_TASK", ""
+    )
+
+
+def slurm_warning(environment: Mapping[str, str] = os.environ) -> str | None:
+    """A message if Slurm's tasks do not use all GPUs that they could."""
+    allocated = environment.get("SLURM_NTASKS", "1")
+    outside_of_step = "SLURM_JOB_ID" in environment and not _step_tasks(environment)
+    if outside_of_step and allocated != "1":
+        return (
+            f"this process runs alone in an allocation of {allocated} tasks (--ntasks): start it"
+            " with srun"
+        )
     gpus = environment.get("SLURM_GPUS_ON_NODE", "")
-    if not tasks or not gpus.isdigit() or "JAX_LOCAL_DEVICE_IDS" in environment:
+    found = re.match(r"\d+", _step_tasks(environment))
+    if not found or not gpus.isdigit() or "JAX_LOCAL_DEVICE_IDS" in environment:
         return None
-    count = int(tasks[0])
+    count = int(found[0])
     if slurm_local_devices(environment) or count >= int(gpus):
         return None
     return (
         f"{count} of the {gpus} GPUs of this node are used, one per task: start {gpus} tasks per"
         f" node (--ntasks-per-node={gpus}), or one (--ntasks-per-node=1), which uses all GPUs"
     )
+
+
+def check_kubernetes(environment: Mapping[str, str] = os.environ) -> None:
+    """Checks that the pods of an indexed Job can find each other, where no TPU lists them.
+
+    Raises:
+      InputError: a pod after the first would train alone.
+    """
+    index = environment.get("JOB_COMPLETION_INDEX", "0")
+    is_pod = "KUBERNETES_SERVICE_HOST" in environment and "TPU_WORKER_HOSTNAMES" not in environment
+    if is_pod and index != "0" and importlib.util.find_spec("kubernetes") is None:
+        raise InputError(
+            f"this is pod {index} of a Kubernetes Job, and cannot find the others without the"
+            ' package kubernetes: pip install "jax[k8s]", or set --coordinator_address,'
+            " --num_processes and --process_id"
+        )

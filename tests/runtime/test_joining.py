@@ -1,5 +1,6 @@
 """Processes that cannot join a run raise within the timeout, and tasks of Slurm."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -8,9 +9,12 @@ import pytest
 
 from imta_jax.distributed import join_processes
 from imta_jax.runtime.joining import (
+    check_kubernetes,
     is_single_slurm_task,
+    join_advice,
+    problem_of,
     slurm_local_devices,
-    unused_gpus_warning,
+    slurm_warning,
 )
 
 PROGRAM = """
@@ -44,6 +48,7 @@ def test_a_process_that_waits_alone_fails_after_the_timeout(index, what):
     assert f"waiting for {what}" in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and what in last and "--join_timeout" in last
+    assert "--coordinator_address" in last and ("does not accept" in last) == (index == 1)
     assert "Traceback" not in done.stderr
 
 
@@ -71,6 +76,134 @@ def test_invalid_arguments_raise(arguments, message):
 
 
 SLURM = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x4)", "CUDA_VISIBLE_DEVICES": "0"}, [0]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x4)", "CUDA_VISIBLE_DEVICES": "5"}, [0]),
+        ({"SLURM_GPUS_PER_TASK": "1", "CUDA_VISIBLE_DEVICES": "0"}, [0]),
+        (
+            {
+                "SLURM_STEP_TASKS_PER_NODE": "2(x4)",
+                "SLURM_TRES_PER_TASK": "cpu:8,gres/gpu:4",
+                "CUDA_VISIBLE_DEVICES": "0,1,2,3",
+            },
+            [0, 1, 2, 3],
+        ),
+        # Eight tasks that see all eight GPUs: JAX gives one to each.
+        (
+            {
+                "SLURM_STEP_TASKS_PER_NODE": "8(x4)",
+                "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
+            },
+            None,
+        ),
+    ],
+)
+def test_a_slurm_task_with_its_own_gpus_uses_those_that_it_sees(changes, expected):
+    assert slurm_local_devices(SLURM | changes) == expected
+    assert slurm_warning(SLURM | changes) is None
+
+
+def test_a_process_outside_of_srun_is_reported():
+    batch = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_GPUS_ON_NODE": "8"}
+    message = slurm_warning(batch)
+    assert "8 tasks (--ntasks)" in message and "srun" in message
+    assert slurm_warning(batch | {"SLURM_NTASKS": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "names"),
+    [
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8"}, ("8 tasks", "--ntasks", "srun")),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, ("--worker=all",)),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, ("completionMode", "subdomain")),
+        ({}, ("--coordinator_address", "--num_processes", "--process_id")),
+    ],
+)
+def test_advice_is_for_the_cluster_that_was_detected(environment, names):
+    assert all(name in join_advice(False, environment) for name in names)
+    assert "--process_id" in join_advice(True, environment)
+
+
+def test_addresses_that_cannot_be_reached_are_explained():
+    assert "'no-such-host.invalid' is unknown" in problem_of("no-such-host.invalid:1")
+    assert "does not accept connections" in problem_of(f"localhost:{free_port()}")
+    assert problem_of(None) == ""
+
+
+def test_a_pod_that_cannot_find_the_others_is_rejected(monkeypatch):
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pod 1 .*jax\[k8s\].*--coordinator_address"):
+        check_kubernetes(pod)
+    for alone in ({"JOB_COMPLETION_INDEX": "0"}, {"TPU_WORKER_HOSTNAMES": "a,b"}):
+        check_kubernetes(pod | alone)
+    check_kubernetes({})
+
+
+CLUSTER_PROGRAM = """
+import os, sys
+from jax._src.clusters import cloud_tpu_cluster, cluster
+on_tpu = "TPU_WORKER_ID" in os.environ
+cloud_tpu_cluster.running_in_cloud_tpu_vm = cluster.running_in_cloud_tpu_vm = on_tpu
+import jax
+from imta_jax.distributed import join_processes
+join_processes(timeout=int(sys.argv[1]))
+print(jax.process_index(), jax.process_count())
+jax.distributed.shutdown()
+"""
+
+
+def cluster_environment(kind, index):
+    """The variables of task `index` of two on this host."""
+    if kind == "slurm":
+        return {
+            "SLURM_JOB_ID": str(free_port() % 4096),
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_STEP_TASKS_PER_NODE": "2",
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": str(index),
+            "SLURM_LOCALID": str(index),
+        }
+    return {
+        "TPU_WORKER_HOSTNAMES": "localhost,localhost",
+        "TPU_WORKER_ID": str(index),
+        # Otherwise JAX asks the metadata server of Google Cloud.
+        "MEGASCALE_COORDINATOR_ADDRESS": "localhost",
+        "MEGASCALE_NUM_SLICES": "1",
+        "MEGASCALE_SLICE_ID": "0",
+    }
+
+
+def start_tasks(kind, indices, timeout):
+    port = {"JAX_COORDINATOR_PORT": str(free_port()), "JAX_PLATFORMS": "cpu"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", CLUSTER_PROGRAM, str(timeout)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **port, **cluster_environment(kind, index)},
+        )
+        for index in indices
+    ]
+
+
+@pytest.mark.parametrize("kind", ["slurm", "tpu"])
+def test_two_tasks_of_a_cluster_join(kind):
+    tasks = start_tasks(kind, (0, 1), timeout=120)
+    found = [task.communicate(timeout=240) for task in tasks]
+    assert [out.split() for out, _ in found] == [["0", "2"], ["1", "2"]], found
+
+
+def test_a_task_whose_twin_is_missing_names_the_flag():
+    tasks = [start_tasks(kind, (0,), timeout=4)[0] for kind in ("slurm", "tpu")]
+    errors = [task.communicate(timeout=240)[1].splitlines()[-1] for task in tasks]
+    assert [task.returncode for task in tasks] == [1, 1]
+    assert "--ntasks" in errors[0] and "--worker=all" in errors[1]
 
 
 def test_a_single_slurm_task_does_not_initialize_jax_distributed(monkeypatch):
@@ -102,7 +235,7 @@ def test_one_slurm_task_per_node_uses_all_gpus_of_the_node(monkeypatch):
 
 def test_unused_gpus_are_reported_with_the_flag():
     two = SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2(x4)"}
-    message = unused_gpus_warning(two)
+    message = slurm_warning(two)
     assert "2 of the 8 GPUs" in message
     assert "--ntasks-per-node=8" in message and "--ntasks-per-node=1" in message
     for environment in (
@@ -111,4 +244,4 @@ def test_unused_gpus_are_reported_with_the_flag():
         SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8(x4)"},
         two | {"JAX_LOCAL_DEVICE_IDS": "0,1,2,3,4,5,6,7"},
     ):
-        assert unused_gpus_warning(environment) is None
+        assert slurm_warning(environment) is None
