@@ -39,7 +39,8 @@ def join_advice(has_flags: bool, environment: Mapping[str, str] = os.environ) ->
     if "KUBERNETES_SERVICE_HOST" in environment:
         return (
             "The Job needs completionMode: Indexed, completions equal to parallelism, and a"
-            " headless service as subdomain; or set --coordinator_address, --num_processes and --process_id"
+            " headless service as subdomain; or set --coordinator_address, --num_processes and"
+            " --process_id"
         )
     return _FLAGS_ADVICE
 
