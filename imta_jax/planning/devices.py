@@ -25,12 +25,12 @@ COMPILER_ENVIRONMENT = {
     "TPU_LOG_DIR": "disabled",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# Module of the compiler, and the command that installs it. The CUDA plugin compiles without the
-# libraries of NVIDIA, which take several gigabytes.
+# Modules, one of which is the compiler, and the command that installs it. The CUDA plugin compiles
+# without the libraries of NVIDIA, which take several gigabytes.
 _COMPILERS = {
-    "tpu": ("libtpu", 'pip install "jax[tpu]=={version}"'),
+    "tpu": (("libtpu",), 'pip install "jax[tpu]=={version}"'),
     "cuda": (
-        "jax_plugins.xla_cuda12",
+        ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"),
         "pip install --no-deps jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version}",
     ),
 }
@@ -44,13 +44,17 @@ def check_compiler(topology: Topology) -> None:
     Raises:
       MissingPackageError: it is not; the message has the command that installs it.
     """
-    name, command = _COMPILERS[topology.chip.platform]
-    found = importlib.util.find_spec(name.partition(".")[0]) and importlib.util.find_spec(name)
-    if not found:
+    names, command = _COMPILERS[topology.chip.platform]
+    if not any(_is_installed(name) for name in names):
         raise MissingPackageError(
-            f"--topology={topology.name} needs {name}, the compiler for these chips, which is not"
-            f" installed; install it: {command.format(version=jax.__version__)}"
+            f"--topology={topology.name} needs {names[0]}, the compiler for these chips, which is"
+            f" not installed; install it: {command.format(version=jax.__version__)}"
         )
+
+
+def _is_installed(name: str) -> bool:
+    package = importlib.util.find_spec(name.partition(".")[0])
+    return package is not None and importlib.util.find_spec(name) is not None
 
 
 def load_devices(topology: Topology) -> list[Any]:
