@@ -1,4 +1,4 @@
-"""The jobs of `gpu_session.py`: each yields rows as soon as they are measured."""
+"""The jobs of `gpu_session.py`: each yields a row after each measurement."""
 
 import dataclasses
 import time

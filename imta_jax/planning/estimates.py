@@ -18,6 +18,7 @@ from imta_jax.planning.chips import Chip
 from imta_jax.planning.profile import Profile, Work
 from imta_jax.planning.programs import ProgramInfo
 from imta_jax.planning.topologies import Topology
+from imta_jax.runtime.lane_padding import lanes_padded
 
 # Factors for the lower and the upper estimate of the kernels' time. They are judgment: cycles
 # exclude waiting, the fit adds its own error, and times of GPU kernels are assumed.
@@ -28,7 +29,6 @@ _HOP_SECONDS, _LINK_SHARE = (0.5e-6, 1.0e-6), (0.8, 0.5)
 # NCCL's model (github.com/NVIDIA/nccl, src/graph/tuning.cc at b647562): base, per GPU, per node.
 _NCCL_SECONDS = (6.8e-6, 0.6e-6, 5.0e-6)
 _GPUS_PER_NODE = 8
-LANES = 128  # Images in one vector register of a TPU, where the batch is the fastest axis.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ def message_latency(topology: Topology) -> tuple[float, float]:
 
 def padded_images(images: int, chip: Chip) -> int:
     """Images that a batch on one chip takes the time and memory of."""
-    return -(-images // LANES) * LANES if chip.platform == "tpu" else images
+    return lanes_padded(images) if chip.platform == "tpu" else images
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ from imta_jax.planning.compilation import Compiled, Request, compile_program
 from imta_jax.planning.data_description import DataDescription, describe_data
 from imta_jax.planning.devices import check_compiler
 from imta_jax.planning.estimates import (
-    LANES,
     BatchChoice,
     Seconds,
     StepEstimate,
@@ -25,6 +24,7 @@ from imta_jax.planning.profile import Profile, profile
 from imta_jax.planning.programs import program_names
 from imta_jax.planning.topologies import Topology
 from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.lane_padding import LANES
 from imta_jax.training.batch_statistics import batch_parts
 from imta_jax.training.checks import check_field_values
 from imta_jax.training.setup import phase_settings

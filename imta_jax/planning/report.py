@@ -6,9 +6,13 @@ from typing import Any
 
 from tabulate import tabulate
 
-from imta_jax.planning.estimates import LANES, Seconds, seconds_by_part
+from imta_jax.config import RunConfig
+from imta_jax.planning.estimates import Seconds, seconds_by_part
 from imta_jax.planning.plan import Plan, PlannedProgram, advice
 from imta_jax.runtime.environment import package_versions
+from imta_jax.runtime.lane_padding import padding_hint
+from imta_jax.training.batch_statistics import batch_parts
+from imta_jax.training.setup import phase_settings
 
 _GB, _MB = 1e9, 1e6
 _NOTES = {
@@ -135,14 +139,16 @@ def _warnings(plan: Plan) -> list[str]:
             fields = " or ".join(advice(program, plan.config, chip.memory_bytes))
             memory = _memory(program, chip.memory_bytes)
             lines.append(f"{program.name} does NOT fit ({memory} GB): set {fields}")
-        images = program.compiled.info.images_per_chip
-        if chip.platform == "tpu" and images % LANES and program.fits:
-            lines.append(
-                f"{program.name}: {images} images per chip; a TPU computes multiples of {LANES}"
-                f" images, so that {1 - images / (-(-images // LANES) * LANES):.0%} of the batch"
-                " is padding"
-            )
+        if chip.platform == "tpu" and program.fits and (hint := _padding(program, plan.config)):
+            lines.append(hint)
     return lines
+
+
+def _padding(program: PlannedProgram, config: RunConfig) -> str | None:
+    """What to change if the batch of a program is padded."""
+    info, name = program.compiled.info, program.name
+    parts = 1 if name == "evaluation" else batch_parts(phase_settings(config, name))
+    return padding_hint(f"config.{name}.batch_size", info.batch_size, info.chips, parts)
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:

@@ -5,10 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from imta_jax.config import PHASES, PhaseConfig, RunConfig
 from imta_jax.data import Dataset, steps_per_epoch
 from imta_jax.errors import MissingFileError
 from imta_jax.models import MultiExitClassifier, resolve_model_config
+from imta_jax.runtime.lane_padding import padding_hint
+from imta_jax.training.batch_statistics import batch_parts
 from imta_jax.training.callbacks import LoggedRun, default_callbacks
 from imta_jax.training.checkpoint_reading import (
     has_readable_checkpoint,
@@ -152,7 +156,7 @@ def train_phase(
     state = phase.new_state()
     feed = training_feed(config, name, dataset, phase, state, _saved_executable(folder, name))
     shown = (name, epochs.stop, steps, feed.name, describe_parameters(classifier, trainable))
-    _log.info("%s: %d epochs of %d steps, input: %s, %s", *shown)
+    _log_start(shown, settings, mesh)
     callbacks = default_callbacks(
         folder,
         meta={**network_meta(config, dataset, name, classifier), **(meta or {})},
@@ -173,6 +177,15 @@ def train_phase(
         callbacks=callbacks,
         patience_epochs=_patience(settings, epochs),
     ).run(state)
+
+
+def _log_start(shown: tuple[Any, ...], settings: PhaseConfig, mesh: Mesh) -> None:
+    """Logs what is trained, and a batch size that wastes memory and time on TPUs."""
+    _log.info("%s: %d epochs of %d steps, input: %s, %s", *shown)
+    sizes = (settings.batch_size, mesh.size, batch_parts(settings))
+    hint = padding_hint(f"{settings.section}.batch_size", *sizes)
+    if hint and mesh.devices.flat[0].platform == "tpu":
+        _log.warning("%s", hint)
 
 
 def _saved_executable(folder: Path, name: str) -> Path:

@@ -90,7 +90,7 @@ def test_a_program_that_does_not_fit_names_the_fields_to_change(needed, compiler
 def test_evaluation_that_does_not_fit_names_its_batch(compiler, config):
     compiler.memory["evaluation"] = 99e9
     text = plan_text(make_plan(config, parse_topology("v5e:2x2")))
-    assert "--config.evaluation.batch_size=8" in text and "phase_one.batch_size" not in text
+    assert "--config.evaluation.batch_size=8" in text and "--config.phase_one.batch" not in text
 
 
 def test_batches_that_the_chips_do_not_divide_are_named_together(compiler, config):
