@@ -41,7 +41,7 @@ def write_sweep_figure(rows: Sequence[SweepRow], path: Path) -> Path:
         if logarithmic:
             _set_log_scale(axes)
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     handles, labels = figure.get_axes()[0].get_legend_handles_labels()
     style = {"fontsize": 9, "frameon": False, "labelcolor": MUTED}
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), **style)

@@ -15,6 +15,8 @@ from imta_jax.training.batch_statistics import batch_parts
 from imta_jax.training.setup import phase_settings
 
 _GB, _MB = 1e9, 1e6
+# From this share of a step, and this many in a row, messages are reported.
+_WAITING_SHARE, _LONG_CHAIN = 0.15, 10
 _NOTES = {
     (True, "tpu"): "kernel times are the compiler's static cycles, without waiting for memory",
     (
@@ -132,7 +134,7 @@ def _duration(hours: Seconds) -> str:
 
 
 def _warnings(plan: Plan) -> list[str]:
-    """What to change: programs that do not fit, and batches that waste lanes."""
+    """What to change: programs that do not fit, padded batches, and steps that wait."""
     lines, chip = [], plan.topology.chip
     for program in plan.programs:
         if not program.fits:
@@ -140,6 +142,8 @@ def _warnings(plan: Plan) -> list[str]:
             memory = _memory(program, chip.memory_bytes)
             lines.append(f"{program.name} does NOT fit ({memory} GB): set {fields}")
         if chip.platform == "tpu" and program.fits and (hint := _padding(program, plan.config)):
+            lines.append(hint)
+        if program.fits and (hint := _messages(program, plan.config)):
             lines.append(hint)
     return lines
 
@@ -149,6 +153,21 @@ def _padding(program: PlannedProgram, config: RunConfig) -> str | None:
     info, name = program.compiled.info, program.name
     parts = 1 if name == "evaluation" else batch_parts(phase_settings(config, name))
     return padding_hint(f"config.{name}.batch_size", info.batch_size, info.chips, parts)
+
+
+def _messages(program: PlannedProgram, config: RunConfig) -> str | None:
+    """What to change if a step waits for messages of batch statistics."""
+    if program.name == "evaluation" or program.estimate is None or program.profile is None:
+        return None
+    share = program.estimate.messages.expected / program.estimate.step.expected
+    settings, chain = phase_settings(config, program.name), program.profile.chain
+    if settings.batch_statistics != "global" or share < _WAITING_SHARE or chain < _LONG_CHAIN:
+        return None
+    return (
+        f"{program.name}: {share:.0%} of a step waits for messages, {chain} of them in a row; with"
+        f" --config.{program.name}.batch_statistics=per_device, or group, no statistics are sent in"
+        " the forward and backward pass"
+    )
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Plans, sweeps and their command line, with stored programs in place of the compilers."""
 
+import dataclasses
 import json
 
 import pytest
@@ -74,6 +75,20 @@ def test_a_plan_is_text_and_json(compiler, config):
     assert record["programs"][0]["messages_in_a_row"] == 2
     assert record["programs"][0]["cycles"] == 4500
     assert record["fits"] and record["hours"]["total"]["expected"] > 0
+
+
+def test_a_step_that_waits_for_statistics_names_the_field(compiler, config):
+    found = make_plan(config, parse_topology("v5e:2x2"))
+    assert "batch_statistics" not in plan_text(found)
+    first = found.programs[0]
+    waiting = dataclasses.replace(
+        first,
+        profile=dataclasses.replace(first.profile, chain=75),
+        estimate=dataclasses.replace(first.estimate, messages=first.estimate.step.times(0.4)),
+    )
+    text = plan_text(dataclasses.replace(found, programs=[waiting, *found.programs[1:]]))
+    assert "40% of a step" in text and "75 of them in a row" in text
+    assert "--config.phase_one.batch_statistics=per_device" in text
 
 
 @pytest.mark.parametrize("needed", [99e9, None])
