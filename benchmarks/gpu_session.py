@@ -187,7 +187,23 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             and 0.3 <= row["budget"] <= 0.7
         ]
         found[f"min_efficiency_batch{size}"] = min(efficiencies)
-    return found | _planned(rows, steps)
+    return found | _planned(rows, steps) | _differences(steps)
+
+
+def _differences(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Largest difference of first logits and losses between contenders, by precision."""
+    found: dict[str, float] = {}
+    for row in steps:
+        first = next(
+            one["first"]
+            for one in steps
+            if all(one[name] == row[name] for name in ("kind", "precision", "batch_size"))
+        )
+        pairs = zip(row["first"], first, strict=True)
+        difference = max(abs(a - b) for a, b in pairs) / max(map(abs, first))
+        name = f"largest_difference ({row['precision']})"
+        found[name] = max(found.get(name, 0.0), float(f"{difference:.2g}"))
+    return found
 
 
 def _planned(rows: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]) -> dict:

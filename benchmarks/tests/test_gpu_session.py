@@ -79,11 +79,12 @@ def test_an_unfinished_line_is_skipped(tmp_path):
 
 def test_rows_are_summarized():
     about = {"part": "steps", "kind": "phase_one", "precision": "bfloat16", "batch_size": 256}
+    about["first"] = [2.0, 4.0]
     ours = {"framework": "ours", "program_bytes": 100, "ms": 2.0}
     rows = [
         about | ours | {"mode": "batches"},
         about | ours | {"mode": "resident", "ms": 1.0},
-        about | {"framework": "pytorch", "mode": "eager", "ms": 3.0},
+        about | {"framework": "pytorch", "mode": "eager", "ms": 3.0} | {"first": [2.0, 3.9]},
         {"part": "plan", "batch_size": 256, "precision": "bfloat16", "step_ms": 1.0}
         | {"memory_bytes": 95},
         {"part": "throughput", "batch_size": 256, "budget": 0.5, "efficiency": {"median": 0.8}},
@@ -94,6 +95,7 @@ def test_rows_are_summarized():
         "min_efficiency_batch256": 0.8,
         "planned_vs_measured_step": 0.5,
         "planned_vs_measured_memory": 0.95,
+        "largest_difference (bfloat16)": 0.025,
     }
     assert summarize([]) == {}
 

@@ -71,8 +71,9 @@ def _rows(plan: Plan) -> list[tuple[str, Callable[[PlannedProgram], str]]]:
 
 def _memory(program: PlannedProgram, limit: float) -> str:
     needed = program.compiled.memory_bytes
-    found = "more" if needed is None else f"{needed / _GB:.2f}"
-    return f"{found} of {limit / _GB:.1f}"
+    if needed is None:
+        return f"more than {limit / _GB:.1f}"
+    return f"{needed / _GB:.2f} of {limit / _GB:.1f}"
 
 
 def _batch(program: PlannedProgram) -> str:

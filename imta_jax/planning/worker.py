@@ -28,7 +28,8 @@ from imta_jax.runtime.files import write_atomically, write_json
 from imta_jax.runtime.parallel_compilation import without_jax_cache
 from imta_jax.runtime.saved_executable import save_executable
 
-_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+# "Used 27.46G of 15.75G hbm", or the memory "required for HLO temporaries (27.46G)".
+_OUT_OF_MEMORY = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])")
 _FLOAT64 = re.compile(r"\bf64\b|xf64>")
 _CPU_FORM = re.compile(r"platform_index|@\w*cpu\w*")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -90,9 +91,15 @@ def memory_record(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 def _write_out_of_memory(message: str, folder: Path) -> None:
     """Records how much memory the program needs, if the compiler says so."""
+    write_json(
+        folder / "error.json", {"out_of_memory": True, "needed_bytes": needed_bytes(message)}
+    )
+
+
+def needed_bytes(message: str) -> float | None:
+    """Bytes that a program needs on one chip, from the compiler's error; None if unknown."""
     found = _OUT_OF_MEMORY.search(message)
-    needed = float(found[1]) * _UNITS[found[2]] if found else None
-    write_json(folder / "error.json", {"out_of_memory": True, "needed_bytes": needed})
+    return float(found[1]) * _UNITS[found[2]] if found else None
 
 
 def _exit_with_parent() -> None:

@@ -18,6 +18,7 @@ from imta_jax.planning.programs import ProgramInfo
 from imta_jax.planning.report import plan_record, plan_text
 from imta_jax.planning.sweep import sweep, sweep_text
 from imta_jax.planning.topologies import parse_topology
+from imta_jax.planning.worker import needed_bytes
 
 MEMORY = {"phase_one": 3e9, "phase_two": 1e9, "evaluation": 1e9}
 
@@ -89,6 +90,18 @@ def test_a_step_that_waits_for_statistics_names_the_field(compiler, config):
     text = plan_text(dataclasses.replace(found, programs=[waiting, *found.programs[1:]]))
     assert "40% of a step" in text and "75 of them in a row" in text
     assert "--config.phase_one.batch_statistics=per_device" in text
+
+
+@pytest.mark.parametrize(
+    ("message", "gigabytes"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory. Used 20.50G of 15.75G hbm.", 20.5),
+        ("the total memory required for HLO temporaries (27.46G) exceeds available HBM", 27.46),
+        ("RESOURCE_EXHAUSTED: out of memory", None),
+    ],
+)
+def test_needed_memory_is_read_from_the_error_of_the_compiler(message, gigabytes):
+    assert needed_bytes(message) == (gigabytes and gigabytes * 2**30)
 
 
 @pytest.mark.parametrize("needed", [99e9, None])
