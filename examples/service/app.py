@@ -34,6 +34,7 @@ from examples.service.image_requests import (
 )
 from examples.service.metrics import Metrics
 from imta_jax.inference import (
+    AdaptiveClassifier,
     AdaptiveStream,
     Audit,
     DriftMonitor,
@@ -91,8 +92,7 @@ class Service:
         """Loads the network and opens the stream, then audits until `stop` is called."""
         try:
             self.exported = self._load()
-            options = {"max_batch_size": self.settings.max_batch_size}
-            adaptive = self.exported.adaptive(self.settings.budget, **options)
+            adaptive = self._adaptive()
             if self.settings.measure:
                 adaptive.measure()
             point = self.exported.point_for(self.settings.budget)
@@ -108,6 +108,14 @@ class Service:
                 self.audit.run()
         except Exception:
             _log.exception("the service cannot classify")
+
+    def _adaptive(self) -> AdaptiveClassifier:
+        """One worker, with few batch sizes, so that few programs are compiled."""
+        limit = self.settings.max_batch_size
+        sizes = sorted({min(4**power, limit) for power in range(limit.bit_length())})
+        return self.exported.adaptive(
+            self.settings.budget, max_batch_size=limit, batch_sizes=sizes, num_workers=1
+        )
 
     def stop(self) -> None:
         """Completes the accepted images and closes the stream."""

@@ -1,10 +1,11 @@
-"""Readers of named arrays from `.npz` and `.safetensors` files. Nothing is unpickled."""
+"""Named arrays in `.npz` and `.safetensors` files. Nothing is unpickled."""
 
 import json
 import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,33 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         return {name: _array(name, entry, data) for name, entry in header.items()}
     except (ValueError, TypeError, AttributeError, KeyError, struct.error) as error:
         raise InputError(f"{path} is not a complete .safetensors file ({error})") from error
+
+
+def write_safetensors(
+    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Writes a `.safetensors` file, which `read_safetensors` describes.
+
+    Args:
+      path: the file.
+      arrays: by name, of a type of the format.
+      metadata: texts for other programs.
+    """
+    names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    contents, offset = [], 0
+    for name, array in arrays.items():
+        content = np.ascontiguousarray(array).tobytes()
+        header[name] = {
+            "dtype": names[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + len(content)],
+        }
+        contents.append(content)
+        offset += len(content)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the arrays begin at a multiple of 8 bytes
+    Path(path).write_bytes(struct.pack("<Q", len(text)) + text + b"".join(contents))
 
 
 def _array(name: str, entry: dict[str, Any], data: bytes) -> np.ndarray:

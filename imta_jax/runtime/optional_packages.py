@@ -10,6 +10,7 @@ _MODULES = {
     "train": ("cv2", "orbax", "pyarrow", "tensorboardX"),
     "report": ("jinja2", "matplotlib", "pandas"),
     "serve": ("PIL",),
+    "onnx": ("onnx",),
     "tfds": ("tensorflow", "tensorflow_datasets"),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),

@@ -19,7 +19,7 @@ from imta_jax.inference import (
     load_exported,
     staged_classifier,
 )
-from imta_jax.inference.export import run_export, writer
+from imta_jax.inference.export import run_export, stablehlo_folder
 from imta_jax.inference.export.folder import CHECKSUMS, MANIFEST
 
 PIXELS = {"mean": (0.4,), "std": (0.3,)}
@@ -114,7 +114,7 @@ def test_failed_export_keeps_the_earlier_one(classifier, export, folder, monkeyp
 
     names = sorted(path.name for path in folder.parent.iterdir())
     points = load_exported(folder).points
-    monkeypatch.setattr(writer, "write_json", full_disk)
+    monkeypatch.setattr(stablehlo_folder, "write_json", full_disk)
     with pytest.raises(OSError, match="no space left"):
         export(classifier, folder, overwrite=True)
     assert sorted(path.name for path in folder.parent.iterdir()) == names

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from imta_jax.inference import AdaptiveClassifier, load_exported
-from imta_jax.inference.export import writer
+from imta_jax.inference.export import stablehlo_folder
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -50,7 +50,7 @@ def test_export_of_version_1_gives_the_recorded_exits():
 def test_export_without_stages_for_larger_batches_gives_the_same_exits(
     classifier, images, exported_folder, export, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(writer, "computes_faster_images_last", lambda _: False)
+    monkeypatch.setattr(stablehlo_folder, "computes_faster_images_last", lambda _: False)
     earlier = load_exported(export(classifier, tmp_path / "earlier"))
     today = load_exported(exported_folder)
     assert earlier.network.images_last is None and today.network.images_last is not None

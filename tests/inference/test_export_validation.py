@@ -38,7 +38,7 @@ def change_manifest(folder, **changes):
 
 def test_truncated_changed_or_missing_file_is_rejected(exported_folder, tmp_path):
     names = sorted(path.name for path in exported_folder.iterdir())
-    assert len(names) == 10
+    assert len(names) == 11
     for number, name in enumerate(names):
         content = (exported_folder / name).read_bytes()
         flipped = bytearray(content)

@@ -4,8 +4,10 @@
     stage_0.stablehlo ... one serialized program per stage (`jax.export`)
     images_last_0.stablehlo the same for larger batches on a CPU, with the images on the last axis
     exit_rule_0.stablehlo one per exit, for exit rules other than the confidence (version 3)
-    weights.npz           the arguments of the programs; bfloat16 arrays as uint16 bits
+    weights.npz           the arguments of the programs; bfloat16 arrays as uint16 bits, int8
+                          arrays with their scales
     golden.npz            synthetic images and their logits, checked at loading (from version 2)
+    README.md             the model card
     SHA256SUMS            checksums of the other files; `sha256sum -c SHA256SUMS` checks them
 
 Loading runs no code from the folder: it reads JSON, arrays without pickle, and StableHLO programs.
@@ -24,9 +26,12 @@ from imta_jax.errors import ExistingFileError, InputError, MissingFileError
 
 # Version 2 describes the preprocessing of images completely; version 1 had `resize`, `mean`, `std`.
 FORMAT, VERSION = "imta_jax export", 2
+ONNX_FORMAT = "imta_jax ONNX export"
+SAFETENSORS_FORMAT = "imta_jax safetensors export"
+_FORMATS = (FORMAT, ONNX_FORMAT, SAFETENSORS_FORMAT)
 RULE_VERSION = 3  # of folders with an exit rule other than the confidence
 MANIFEST, WEIGHTS, CHECKSUMS = "manifest.json", "weights.npz", "SHA256SUMS"
-GOLDEN = "golden.npz"
+GOLDEN, CARD = "golden.npz", "README.md"
 _EXPORT_AGAIN = "export the network again, or copy the folder again"
 
 
@@ -38,6 +43,11 @@ def program_name(stage: int) -> str:
 def images_last_name(stage: int) -> str:
     """File name of the program of a stage, from 0, for larger batches on a CPU."""
     return f"images_last_{stage}.stablehlo"
+
+
+def scale_name(weight: str) -> str:
+    """Name of the scale of an int8 array of `weights.npz`."""
+    return f"{weight}.scale"
 
 
 def rule_name(exit_index: int) -> str:
@@ -108,6 +118,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise MissingFileError(f"{folder} does not exist; expected the folder of an export")
     manifest = _parse_manifest(folder)
+    if manifest["format"] != FORMAT:
+        raise InputError(
+            f"{folder}: format is {manifest['format']!r}; expected {FORMAT!r}, the format "
+            '"stablehlo" of the export command'
+        )
     version = manifest["format_version"]
     if type(version) is not int or not 1 <= version <= RULE_VERSION:
         raise InputError(
@@ -128,7 +143,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 def write_checksums(folder: Path) -> None:
     """Writes the checksums of all files in the folder."""
-    lines = [f"{_digest(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    paths = sorted(folder.iterdir(), key=lambda path: path.name.lower())
+    lines = [f"{_digest(path)}  {path.name}\n" for path in paths]
     (folder / CHECKSUMS).write_text("".join(lines))
 
 
@@ -140,8 +156,10 @@ def _parse_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: not JSON ({error}); {_EXPORT_AGAIN}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in _FORMATS:
         raise InputError(f"{path} is not the manifest of an export: expected format {FORMAT!r}")
+    if manifest["format"] != FORMAT:
+        return manifest
     stages = manifest.get("stages")
     if "format_version" not in manifest or not isinstance(stages, list) or not stages:
         raise InputError(f"{path} is damaged: no format_version or no stages; {_EXPORT_AGAIN}")
@@ -159,7 +177,8 @@ def _is_export(folder: Path) -> bool:
 def _verify_checksums(folder: Path, required: list[str]) -> None:
     """Checks that each required file exists and has the checksum of `SHA256SUMS`."""
     checksums = _read_checksums(folder)
-    for name in required:
+    card = [CARD] if CARD in checksums else []  # earlier exports have none
+    for name in [*required, *card]:
         path = folder / name
         if not path.is_file():
             raise InputError(f"{path} is missing; {_EXPORT_AGAIN}")

@@ -209,6 +209,8 @@ def _read_weights(
             if name in on_device:
                 continue
             array = arrays[name]
+            if (scale := export_folder.scale_name(name)) in arrays:
+                array = array.astype(np.float32) * arrays[scale]
             # NumPy's files have no bfloat16: its bits are stored as uint16.
             array = array.view(jnp.bfloat16) if aval.dtype == jnp.bfloat16 else array
             if (array.shape, array.dtype) != (aval.shape, aval.dtype):

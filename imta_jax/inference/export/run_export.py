@@ -1,7 +1,8 @@
 """Exports a finished run as a folder that runs without the training code.
 
 `python -m imta_jax.inference.export RUN FOLDER` exports a finished run, and
-`python -m imta_jax.inference FOLDER images/*.jpg --budget=0.5` uses it.
+`python -m imta_jax.inference FOLDER images/*.jpg --budget=0.5` uses it. `--format=onnx` writes a
+folder for ONNX Runtime.
 """
 
 import argparse
@@ -12,8 +13,11 @@ from typing import Any
 
 from imta_jax.errors import UserError, message_of
 from imta_jax.inference.export import folder as export_folder
+from imta_jax.inference.export.quantized_run import evaluate_quantized
 from imta_jax.inference.export.writer import (
     DEFAULT_PLATFORMS,
+    FORMATS,
+    WEIGHTS,
     check_choices,
     export_classifier,
 )
@@ -32,6 +36,8 @@ def export_run(
     platforms: Sequence[str] = DEFAULT_PLATFORMS,
     dtype: str = "float32",
     overwrite: bool = False,
+    format: str = "stablehlo",
+    weights: str = "float32",
 ) -> None:
     """Exports the network that a finished run evaluated, with thresholds for all its budgets.
 
@@ -42,6 +48,9 @@ def export_run(
       dtype: in which the backbone computes, "float32" or "bfloat16". Thresholds and accuracies are
         those of the evaluation in float32.
       overwrite: whether an earlier export may be replaced.
+      format: see `export_classifier`.
+      weights: "float32", or "int8" to round the kernels per output channel. The thresholds and
+        accuracies are then those of the rounded network, computed on the run's dataset.
 
     Raises:
       FileNotFoundError: the run is not finished.
@@ -50,22 +59,28 @@ def export_run(
     """
     folder = local_path("folder", folder)
     export_folder.check_replaceable(folder, overwrite)
-    check_choices(platforms, dtype)
+    check_choices(platforms, dtype, format, weights)
     run = load_finished_run(workdir)
+    points, rows = run.points, run.results["exits"]
+    if weights == "int8":
+        points, rows = evaluate_quantized(run)
     export_classifier(
         run.classifier,
         folder,
-        points=run.points,
+        points=points,
         class_names=run.meta["class_names"],
         mean=run.meta["mean"],
         std=run.meta["std"],
         preprocessing=run.transform,
         platforms=platforms,
         dtype=dtype,
-        accuracy=[{name: row[name] for name in _ACCURACIES} for row in run.results["exits"]],
+        accuracy=[{name: row[name] for name in _ACCURACIES} for row in rows],
         origin=_origin(run),
         exit_rule=run.exit_rule,
         overwrite=overwrite,
+        format=format,
+        weights=weights,
+        results=run.results,
     )
 
 
@@ -96,6 +111,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="separated by commas (default: %(default)s)",
     )
     parser.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
+    parser.add_argument(
+        "--format",
+        default=FORMATS[0],
+        help=f"{', '.join(FORMATS)}: programs for imta_jax.inference (default); ONNX models with a "
+        "runner; or the variables by name",
+    )
+    parser.add_argument(
+        "--weights",
+        default=WEIGHTS[0],
+        help="float32 (default), or int8: kernels rounded per output channel, with thresholds "
+        "chosen again on the run's validation images",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     arguments = parser.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs many lines per checkpoint
@@ -107,8 +134,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             platforms=platforms,
             dtype=arguments.dtype,
             overwrite=arguments.overwrite,
+            format=arguments.format,
+            weights=arguments.weights,
         )
     except (UserError, OSError) as error:
         parser.error(message_of(error))
     size = sum(path.stat().st_size for path in arguments.folder.iterdir())
-    print(f"{arguments.folder}: {size / 1e6:.1f} MB, for {', '.join(platforms)}")
+    what = f"for {', '.join(platforms)}" if arguments.format == FORMATS[0] else arguments.format
+    print(f"{arguments.folder}: {size / 1e6:.1f} MB, {what}")

@@ -1,38 +1,36 @@
-"""Writes a classifier as an export: a program per stage, weights and a manifest.
+"""Writes a classifier as an export: StableHLO programs, ONNX models or safetensors.
 
-The layout of the folder is in `folder`, the export of a run in `run_export`.
+The layout of the folders is in `folder`, `onnx_folder` and `safetensors_folder`, the export of a
+run in `run_export`.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import jax
-import jax.export
-import jax.numpy as jnp
-import numpy as np
 
 from imta_jax.data import EvaluationTransform, Preprocessing
 from imta_jax.data.pipeline.evaluation_transform import transform_from_dict
 from imta_jax.errors import InputError, unknown_name
 from imta_jax.evaluation import ExitCosts, OperatingPoint, exit_costs, pareto_front
 from imta_jax.inference.engine.classifier_stages import DTYPES, staged_classifier
-from imta_jax.inference.engine.staged import StagedNetwork, StagesAndWeights, with_exit_rule
+from imta_jax.inference.engine.staged import with_exit_rule
 from imta_jax.inference.export import folder as export_folder
-from imta_jax.inference.export.exit_rule import describe_rule, export_rule, for_any_batch_size
-from imta_jax.inference.export.golden import write_golden
-from imta_jax.inference.export.manifest import check_finite, point_to_manifest
+from imta_jax.inference.export.manifest import point_to_manifest
+from imta_jax.inference.export.model_card import write_model_card
+from imta_jax.inference.export.onnx_folder import write_onnx
+from imta_jax.inference.export.safetensors_folder import write_safetensors
+from imta_jax.inference.export.stablehlo_folder import write_stablehlo
+from imta_jax.interop.quantization import quantize_classifier
 from imta_jax.models import MultiExitClassifier
-from imta_jax.models.optimize import computes_faster_images_last
-from imta_jax.runtime.environment import package_versions
-from imta_jax.runtime.files import write_json
 from imta_jax.techniques.exit_rules import DEFAULT_EXIT_RULE, ExitRule
 from imta_jax.types import PerChannel
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
-_FILE_NAMES = (export_folder.program_name, export_folder.images_last_name, export_folder.rule_name)
+FORMATS = ("stablehlo", "onnx", "safetensors")
+WEIGHTS = ("float32", "int8")
 
 
 def export_classifier(
@@ -50,8 +48,11 @@ def export_classifier(
     origin: Mapping[str, Any] | None = None,
     exit_rule: str | Callable[..., Any] | ExitRule = DEFAULT_EXIT_RULE,
     overwrite: bool = False,
+    format: str = "stablehlo",
+    weights: str = "float32",
+    results: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a classifier as a folder that `load_exported` reads, atomically.
+    """Writes a classifier as a folder, atomically. `load_exported` reads it.
 
     Args:
       classifier: phase I or II; it is not modified.
@@ -67,142 +68,79 @@ def export_classifier(
       origin: of the weights.
       exit_rule: see `AdaptiveClassifier`. Its programs are exported.
       overwrite: whether an earlier export may be replaced.
+      format: "stablehlo", which `load_exported` reads, "onnx" or "safetensors".
+      weights: "float32", or "int8" for the kernels of `interop.quantization.quantize_classifier`,
+        on whose logits `points` are to be chosen.
+      results: sections `dataset` and `phases` of a `results.json`, for the model card.
 
     Raises:
       FileExistsError: the folder exists.
       ValueError: an unknown name; values of another network; weights or logits that are not finite.
     """
     export_folder.check_replaceable(folder, overwrite)
-    check_choices(platforms, dtype)
+    check_choices(platforms, dtype, format, weights)
     _check_arguments(classifier, points, class_names, mean, std)
     transform = _transform(preprocessing, classifier.image_shape, mean, std)
-    network = _staged(classifier, platforms, dtype, exit_rule)
-    arrays, names = _named_weights(network)
-    programs = _export_programs(network, network, platforms)
-    for_cpu = _export_programs(network, network.images_last, ("cpu",))
-    rules = export_rule(network.rule, network.num_classes, platforms)
-    manifest = {
-        **_describe_network(network, programs, names, dtype),
+    described = {
         "class_names": [*map(str, class_names)],
         "preprocessing": transform.to_dict(),
         "exits": _describe_exits(exit_costs(classifier), accuracy),
         "operating_points": [*map(point_to_manifest, pareto_front(points))],
         "origin": dict(origin or {}),
     }
+    options = {"platforms": platforms, "dtype": dtype, "exit_rule": exit_rule}
+    write = _prepare(classifier, described, transform, format, weights, options)
     with export_folder.replacing_folder(folder, overwrite=overwrite) as partial:
-        for name, files in zip(_FILE_NAMES, (programs, for_cpu, rules), strict=True):
-            _write_programs(partial, files, name)
-        _write_golden(partial, classifier, dtype, transform)
-        np.savez(partial / export_folder.WEIGHTS, **arrays)  # pyright: ignore[reportArgumentType]
-        write_json(partial / export_folder.MANIFEST, manifest, allow_nan=False)
+        write(partial)
+        write_model_card(partial, described, results or {}, format=format, weights=weights)
 
 
-def _staged(
-    classifier: MultiExitClassifier, platforms: Sequence[str], dtype: str, exit_rule: Any
-) -> StagedNetwork:
-    """The network of normalized floats, with stages for larger batches if it may run on a CPU."""
-    on_cpu = "cpu" in platforms and dtype == "float32" and computes_faster_images_last(classifier)
-    network = staged_classifier(classifier, dtype=dtype, images_last=on_cpu)
-    return with_exit_rule(network, exit_rule)
+def _prepare(
+    classifier: MultiExitClassifier,
+    described: Mapping[str, Any],
+    transform: EvaluationTransform,
+    format: str,
+    weights: str,
+    options: Mapping[str, Any],
+) -> Callable[[Path], None]:
+    """The function that writes a format to a folder. `options` are those of `write_stablehlo`."""
+    int8 = weights == "int8"
+    classifier = quantize_classifier(classifier) if int8 else classifier
+    if format == "stablehlo":
+        return write_stablehlo(classifier, described, transform, int8=int8, **options)
+    if format == "onnx":
+        network = staged_classifier(classifier, transform=transform, images_last=False)
+        network = with_exit_rule(network, options["exit_rule"])
+        return functools.partial(write_onnx, network, described, int8=int8)
+    return functools.partial(write_safetensors, classifier, described)
 
 
-def _write_golden(
-    folder: Path, classifier: MultiExitClassifier, dtype: str, transform: EvaluationTransform
+def check_choices(
+    platforms: Sequence[str], dtype: str, format: str = "stablehlo", weights: str = "float32"
 ) -> None:
-    """Writes golden images and the logits of the network of uint8 images."""
-    network = staged_classifier(classifier, dtype=dtype, transform=transform, images_last=False)
-    write_golden(folder / export_folder.GOLDEN, network, transform)
-
-
-def _write_programs(
-    folder: Path, programs: Sequence[jax.export.Exported], file_name: Callable[[int], str]
-) -> None:
-    for i, program in enumerate(programs):
-        (folder / file_name(i)).write_bytes(program.serialize())
-
-
-def check_choices(platforms: Sequence[str], dtype: str) -> None:
-    """Checks the names of platforms and dtype.
+    """Checks the names of platforms, dtype, format and weights.
 
     Raises:
-      ValueError: an unknown name, or no platform.
+      ValueError: an unknown name, no platform, or options that exclude each other.
     """
     for platform in platforms:
         if platform not in PLATFORMS:
             raise unknown_name("platform", platform, PLATFORMS)
     if not platforms:
         raise InputError(f"platforms is empty; expected some of {', '.join(PLATFORMS)}")
-    if dtype not in DTYPES:
-        raise unknown_name("dtype", dtype, DTYPES)
-
-
-def _export_programs(
-    network: StagedNetwork,
-    form: StagedNetwork | StagesAndWeights | None,
-    platforms: Sequence[str],
-) -> list[jax.export.Exported]:
-    """Exports each stage for any batch size. The first takes normalized floats [b, H, W, C].
-
-    Args:
-      network: whose images the first stage takes.
-      form: stages and weights, of the network or of its `images_last`.
-      platforms: to compile for.
-    """
-    if form is None:
-        return []
-    (batch_size,) = jax.export.symbolic_shape("b")
-    state = (jax.ShapeDtypeStruct((batch_size, *network.image_shape), network.image_dtype),)
-    programs = []
-    for i, (stage, weights) in enumerate(zip(form.stages, form.weights, strict=True)):
-        shapes = [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights]
-        export = jax.export.export(jax.jit(stage), platforms=tuple(platforms))
-        program = for_any_batch_size(f"stage {i + 1}", lambda e=export, w=shapes, s=state: e(w, s))
-        programs.append(program)
-        next_state, _ = jax.tree.unflatten(program.out_tree, program.out_avals)
-        state = tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in next_state)
-    return programs
-
-
-def _named_weights(
-    network: StagedNetwork,
-) -> tuple[dict[str, np.ndarray], list[list[list[str]]]]:
-    """The distinct weights by name, and per form and stage the names of its weights."""
-    forms = [network, *filter(None, [network.images_last])]
-    names: dict[int, str] = {}
-    arrays: dict[str, np.ndarray] = {}
-    for weight in (w for form in forms for weights in form.weights for w in weights):
-        if id(weight) not in names:
-            name = names[id(weight)] = f"weight_{len(names):04d}"
-            array = np.asarray(weight)
-            check_finite(name, array, "the classifier")
-            # NumPy's files have no bfloat16: store its bits.
-            arrays[name] = array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
-    return arrays, [
-        [[names[id(weight)] for weight in weights] for weights in form.weights] for form in forms
-    ]
-
-
-def _describe_network(
-    network: StagedNetwork,
-    programs: Sequence[jax.export.Exported],
-    names: Sequence[Sequence[Sequence[str]]],
-    dtype: str,
-) -> dict[str, Any]:
-    """The manifest's fields about programs, weights, versions and the exit rule."""
-    return {
-        "format": export_folder.FORMAT,
-        "format_version": export_folder.VERSION,
-        "name": network.name,
-        "dtype": dtype,
-        "evaluated_dtype": "float32",
-        "image_shape": list(network.image_shape),
-        "platforms": list(programs[0].platforms),
-        "calling_convention_version": programs[0].calling_convention_version,
-        "versions": package_versions(),
-        "stages": [{"weights": list(stage_names)} for stage_names in names[0]],
-        **({"images_last": [{"weights": list(of)} for of in names[1]]} if names[1:] else {}),
-        **describe_rule(network.rule),
-    }
+    for name, value, valid in [
+        ("dtype", dtype, DTYPES),
+        ("format", format, FORMATS),
+        ("weights", weights, WEIGHTS),
+    ]:
+        if value not in valid:
+            raise unknown_name(name, value, valid)
+    if dtype != "float32" and (format != "stablehlo" or weights != "float32"):
+        raise InputError(
+            f"dtype is {dtype} with format={format} and weights={weights}; expected float32"
+        )
+    if format == "safetensors" and weights != "float32":
+        raise InputError(f"weights is {weights} with format=safetensors; expected float32")
 
 
 def _transform(

@@ -1,0 +1,180 @@
+"""Size, accuracy and speed of exports: StableHLO and ONNX, with float32 and int8 weights.
+
+The network is a pretrained one. Thresholds are chosen on its validation images, for int8 weights on
+the logits of the rounded network. Speeds are measured in turn, on test images, at a budget of half.
+
+    python benchmarks/export_formats.py --out=benchmarks/results/export_formats.json
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import onnxruntime
+
+from benchmarks import measurement, result_file
+from imta_jax.data import Split, load_dataset
+from imta_jax.data.pipeline.evaluation_transform import transform_from_dict
+from imta_jax.evaluation import (
+    Predictions,
+    anytime_accuracy,
+    best_within_budget,
+    budget_curve,
+    collect_predictions,
+    exit_costs,
+    operating_points,
+)
+from imta_jax.inference import export_classifier, load_exported
+from imta_jax.inference.export.onnx_runner import Network
+from imta_jax.interop.quantization import quantize_classifier
+from imta_jax.pretrained import Pretrained, load_pretrained
+
+BUDGETS = (0.3, 0.5, 1.0)
+TARGETS = {"int8_size_ratio": "at most 0.3", "int8_accuracy_change": "at least -0.5 points"}
+
+
+def logits_of(network: Pretrained, classifier: Any, splits: dict[str, Split]) -> list[Predictions]:
+    """Logits and labels of validation and test."""
+    fields = {name: network.meta[name] for name in ("mean", "std")}
+    return [
+        collect_predictions(classifier, splits[name], batch_size=250, **fields)
+        for name in ("validation", "test")
+    ]
+
+
+def evaluate(network: Pretrained, classifier: Any, splits: dict[str, Split]) -> dict[str, Any]:
+    """Accuracies of the exits and at budgets, and the operating points."""
+    validation, test = logits_of(network, classifier, splits)
+    costs = exit_costs(classifier)
+    curve = budget_curve(validation, test, costs)
+    points = operating_points(curve.rows("mean_macs"), costs.macs[-1])
+    return {
+        "points": points,
+        "exits": [float(a) for a in anytime_accuracy(test)],
+        "validation": [float(a) for a in anytime_accuracy(validation)],
+        "budgets": {str(b): best_within_budget(points, b).top1 for b in BUDGETS},
+    }
+
+
+def export(network: Pretrained, points: Any, folder: Path, **options: Any) -> float:
+    """Exports the network; returns the megabytes of its files, without the readme and checksums."""
+    meta = network.meta
+    transform = transform_from_dict(
+        meta["evaluation_transform"], tuple(meta["image_shape"]), version=2
+    )
+    export_classifier(
+        network.classifier,
+        folder,
+        points=points,
+        class_names=meta["class_names"],
+        mean=meta["mean"],
+        std=meta["std"],
+        preprocessing=transform,
+        platforms=("cpu",),
+        origin={name: meta[name] for name in ("dataset", "phase", "epoch")},
+        results=network.results,
+        **options,
+    )
+    return sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+
+
+def measure(name: str, source: str, options: Any, folder: Path) -> list[dict[str, Any]]:
+    """Exports a network in all formats; returns one row per format and type of weights."""
+    network = load_pretrained(name)
+    dataset = load_dataset({"source": source, "validation_examples": options.validation})
+    splits = dict(dataset.splits)
+    if options.test:
+        splits["test"] = splits["test"].select(np.arange(options.test))
+    rows, runners = [], {}
+    images = np.stack([splits["test"].images[i] for i in range(256)])
+    for weights in ("float32", "int8"):
+        classifier = network.classifier
+        found = evaluate(
+            network, quantize_classifier(classifier) if weights == "int8" else classifier, splits
+        )
+        for kind in ("stablehlo", "onnx"):
+            path = folder / f"{name}_{kind}_{weights}"
+            megabytes = export(network, found["points"], path, format=kind, weights=weights)
+            row = {"part": name, "format": kind, "weights": weights, "MB": megabytes}
+            row |= {"exit": dict(enumerate(found["exits"], 1)), "budget": found["budgets"]}
+            rows.append(row | {"validation": dict(enumerate(found["validation"], 1))})
+            runners[kind, weights] = runner_of(kind, path, images)
+    for batch in (1, 32):
+        add_speeds(rows, runners, batch, options.rounds)
+    return rows
+
+
+def runner_of(kind: str, path: Path, images: np.ndarray) -> Any:
+    """A function of the batch size that classifies the images in batches of that size."""
+    if kind == "onnx":
+        predict = Network(path, 0.5).predict
+    else:
+        adaptive = load_exported(path, check_golden=False).adaptive(
+            0.5, max_batch_size=32, batch_sizes=(1, 4, 8, 16), num_workers=None
+        )
+        predict = adaptive.predict
+
+    def classify(batch: int) -> None:
+        for start in range(0, 64 if batch == 1 else len(images), batch):
+            predict(images[start : start + batch])
+
+    return classify
+
+
+def add_speeds(rows: list[dict[str, Any]], runners: Any, batch: int, rounds: int) -> None:
+    """Measures images per second of all runners in turn."""
+    count = 64 if batch == 1 else 256
+
+    def timed(runner: Any) -> Any:
+        def run(_: int) -> float:
+            before = measurement.clocks()[0]
+            runner(batch)
+            return count / (measurement.clocks()[0] - before)
+
+        return run
+
+    speeds = measurement.take_turns({k: timed(r) for k, r in runners.items()}, rounds)
+    for row in rows:
+        values = speeds[row["format"], row["weights"]]
+        row[f"images/s, batch {batch}"] = measurement.spread(values)
+
+
+def main() -> None:
+    """Measures both networks and writes the result."""
+    parser = result_file.argument_parser(__doc__)
+    parser.add_argument("--network", default="quickstart", help="of imta_jax.pretrained")
+    parser.add_argument("--data", default="fashion_mnist_small", help="config.data.source")
+    parser.add_argument("--validation", type=int, default=1000, help="images held out")
+    parser.add_argument("--test", type=int, default=0, help="test images; 0 for all")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(options.network, options.data, options, Path(folder))
+    by_kind = {(row["format"], row["weights"]): row for row in rows}
+    full, small = by_kind["onnx", "float32"], by_kind["onnx", "int8"]
+    changes = [small["budget"][b] - full["budget"][b] for b in full["budget"]]
+    speeds = {f"onnx_vs_engine_batch{n}": _ratio(by_kind, n) for n in (1, 32)}
+    summary = {
+        "int8_size_ratio": small["MB"] / full["MB"],
+        "int8_accuracy_change": min(changes),
+        **speeds,
+    }
+    result = {"seeds": [0], "rows": rows, "summary": summary, "targets": TARGETS}
+    result_file.write_result(options.out, (np, onnxruntime), result)
+
+
+def _ratio(by_kind: Any, batch: int) -> float:
+    """Median speed of ONNX Runtime over that of the engine, float32."""
+    onnx, engine = (by_kind[k, "float32"] for k in ("onnx", "stablehlo"))
+    name = f"images/s, batch {batch}"
+    return onnx[name]["median"] / engine[name]["median"]
+
+
+if __name__ == "__main__":
+    main()

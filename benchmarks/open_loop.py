@@ -1,0 +1,157 @@
+"""A load generator for HTTP services: requests arrive at given times, whatever the answers.
+
+In a closed loop a slow service gets fewer requests, which hides waiting times. Here the arrivals
+are a Poisson process, and latencies count from the planned arrival.
+"""
+
+import asyncio
+import dataclasses
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+_TIMEOUT_S = 60.0
+
+
+@dataclasses.dataclass
+class Exchange:
+    """One request and its answer.
+
+    Attributes:
+      identifier: sent as X-Request-Id.
+      image: index of the image that was sent.
+      sent_at: on the clock of `time.perf_counter`.
+      status: HTTP status; 0 if there was no answer.
+      milliseconds: from the planned arrival to the answer.
+      answer: JSON of the answer.
+      error: why there was no answer.
+    """
+
+    identifier: str
+    image: int
+    sent_at: float = 0.0
+    status: int = 0
+    milliseconds: float = float("nan")
+    answer: dict[str, Any] = dataclasses.field(default_factory=dict)
+    error: str = ""
+
+
+class Client:
+    """Sends requests over connections that are kept open; opens one more if all are in use.
+
+    Args:
+      port: of the service, on the loopback address.
+    """
+
+    def __init__(self, port: int):
+        self.port = port
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def request(
+        self, method: str, path: str, body: bytes = b"", headers: str = ""
+    ) -> tuple[int, bytes]:
+        """Returns the status and the body of the answer."""
+        if self._idle:
+            connection = self._idle.pop()
+        else:
+            connection = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = connection
+        head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+        writer.write(f"{head}{headers}\r\n".encode() + body)
+        await writer.drain()
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+        fields = dict(line.split(": ", 1) for line in lines[1:] if line)
+        content = await reader.readexactly(int(fields["content-length"]))
+        if fields.get("connection") != "close":
+            self._idle.append(connection)
+        else:
+            writer.close()
+        return int(lines[0].split()[1]), content
+
+    async def exchange(
+        self, exchange: Exchange, body: bytes, arrival: float, deadline_ms: float | None
+    ) -> None:
+        """Sends an image and fills in the answer."""
+        exchange.sent_at = time.perf_counter()
+        headers = f"x-request-id: {exchange.identifier}\r\n"
+        if deadline_ms is not None:
+            headers += f"x-deadline-ms: {deadline_ms}\r\n"
+        try:
+            sending = self.request("POST", "/classify", body, headers)
+            exchange.status, content = await asyncio.wait_for(sending, _TIMEOUT_S)
+            exchange.answer = json.loads(content)
+        except (OSError, EOFError, ValueError, TimeoutError) as error:
+            exchange.error = repr(error)
+        exchange.milliseconds = float(1e3 * (time.perf_counter() - arrival))
+
+
+async def open_loop(
+    client: Client,
+    bodies: Sequence[bytes],
+    *,
+    rate: float,
+    seconds: float,
+    deadline_ms: float | None,
+    seed: int,
+) -> list[Exchange]:
+    """Sends images at random times; every second one has a deadline.
+
+    Args:
+      client: of the service.
+      bodies: contents of image files, sent in turn.
+      rate: mean requests per second.
+      seconds: of arrivals.
+      deadline_ms: of every second request; None for none.
+      seed: of the times, and part of the identifiers.
+    """
+    generator = np.random.default_rng(seed)
+    gaps = generator.exponential(1 / rate, int(rate * seconds))
+    arrivals = time.perf_counter() + np.cumsum(gaps)
+    exchanges, tasks = [], []
+    for i, arrival in enumerate(arrivals):
+        await asyncio.sleep(max(0.0, arrival - time.perf_counter()))
+        exchange = Exchange(f"{seed}-{i}", i % len(bodies))
+        body, deadline = bodies[exchange.image], deadline_ms if i % 2 else None
+        sending = client.exchange(exchange, body, arrival, deadline)
+        exchanges.append(exchange)
+        tasks.append(asyncio.create_task(sending))
+    await asyncio.gather(*tasks)
+    return exchanges
+
+
+def summarize(exchanges: Sequence[Exchange], labels: np.ndarray) -> dict[str, Any]:
+    """Counts and latency quantiles.
+
+    Args:
+      exchanges: of one run.
+      labels: [E, N], label of each image at each exit.
+
+    Returns:
+      `lost` are requests without an answer, `doubled` answers that carry the identifier of another
+      request, and `wrong` answers with another label than the network gives at their exit.
+    """
+    answered = [e for e in exchanges if e.status == 200]
+    shed = Counter(e.answer.get("error") for e in exchanges if e.status == 503)
+    milliseconds = [e.milliseconds for e in answered] or [float("nan")]
+    p50, p90, p99 = np.percentile(milliseconds, (50, 90, 99))
+    own = [e for e in exchanges if e.answer.get("id") == e.identifier]
+    exits = Counter(e.answer["exit"] for e in answered)
+    late = sum(not e.answer["in_time"] for e in answered)
+    wrong = [e for e in answered if labels[e.answer["exit"] - 1, e.image] != e.answer["label"]]
+    return {
+        "sent": len(exchanges),
+        "answered": len(answered),
+        "shed": sum(shed.values()) / len(exchanges),
+        "lost": sum(e.status == 0 for e in exchanges),
+        "other": sum(e.status not in (0, 200, 503) for e in exchanges),
+        "doubled": sum(e.status != 0 for e in exchanges) - len(own),
+        "wrong": len(wrong),
+        "late": late / max(len(answered), 1),
+        "ms": {"p50": float(p50), "p90": float(p90), "p99": float(p99)},
+        "exit": {str(i + 1): exits[i + 1] for i in range(len(labels))},
+        "shed for": dict(shed),
+    }

@@ -1,0 +1,1 @@
+"""Conversion of traced JAX functions to ONNX."""

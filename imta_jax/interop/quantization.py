@@ -1,0 +1,86 @@
+"""Weights as 8-bit integers with one scale per output channel.
+
+Symmetric, kernel = scale * integer, with integers from -127 to 127 (Krishnamoorthi, "Quantizing
+deep convolutional networks for efficient inference", 2018, section 3.1.1). Only storage is
+quantized: the network computes in float32 with the rounded kernels.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float32, Int8, Shaped
+
+from imta_jax.models import MultiExitClassifier
+
+_MOST = 127
+# Rounding of float32 in the folded scales; a kernel that was not quantized differs by up to 0.5.
+_TOLERANCE = 2e-3
+
+
+class Int8Array(NamedTuple):
+    """An array of float32 as `integers * scale`.
+
+    Attributes:
+      integers: of the array's shape.
+      scale: of the same rank, of size 1 on all axes but one.
+    """
+
+    integers: Int8[np.ndarray, "..."]
+    scale: Float32[np.ndarray, "..."]
+
+    def dequantized(self) -> Float32[np.ndarray, "..."]:
+        """The array as float32."""
+        return self.integers.astype(np.float32) * self.scale
+
+
+def quantize_classifier(classifier: MultiExitClassifier) -> MultiExitClassifier:
+    """Returns a classifier whose kernels are rounded to int8 per output channel.
+
+    Args:
+      classifier: left unchanged. Every parameter named `kernel` is rounded; its last axis is that
+        of the output channels.
+    """
+    rounded = nnx.clone(classifier)
+    state = nnx.state(rounded, nnx.Param)
+    for path, variable in nnx.to_flat_state(state):
+        if path[-1] == "kernel" and variable[...].ndim >= 2:
+            kernel = np.asarray(variable[...], np.float32)
+            variable[...] = jnp.asarray(quantize(kernel, kernel.ndim - 1).dequantized())
+    nnx.update(rounded, state)
+    return rounded
+
+
+def quantize(array: Float32[np.ndarray, "..."], axis: int) -> Int8Array:
+    """Rounds an array to int8 with one scale per index of an axis."""
+    others = tuple(i for i in range(array.ndim) if i != axis)
+    most = np.abs(array).max(axis=others, keepdims=True)
+    scale = np.where(most > 0, most / _MOST, 1).astype(np.float32)
+    return Int8Array(np.rint(array / scale).astype(np.int8), scale)
+
+
+def exact_int8(array: Shaped[np.ndarray, "..."]) -> Int8Array | None:
+    """A prepared kernel of a quantized classifier as int8; None for other arrays.
+
+    Folding batch normalization scales each output channel, and preparing a kernel moves the axis of
+    the output channels. That axis is found by trying each.
+    """
+    if array.dtype != np.float32 or array.ndim < 2:
+        return None
+    for axis in reversed(range(array.ndim)):
+        if (found := _exact(array, axis)) is not None:
+            return found
+    taps = 3  # a 3x3 kernel prepared as a matrix has 3 rows per output channel
+    if array.ndim == 2 and len(array) % taps == 0:
+        grouped = _exact(array.reshape(taps, -1, array.shape[1]), 1)
+        if grouped is not None:
+            scale = np.broadcast_to(grouped.scale, (taps, *grouped.scale.shape[1:]))
+            return Int8Array(grouped.integers.reshape(array.shape), scale.reshape(-1, 1))
+    return None
+
+
+def _exact(array: Float32[np.ndarray, "..."], axis: int) -> Int8Array | None:
+    found = quantize(array, axis)
+    error = np.abs(array / found.scale - found.integers).max()
+    return found if error < _TOLERANCE else None
