@@ -178,18 +178,24 @@ def cluster_environment(kind, index):
     }
 
 
-def start_tasks(kind, indices, timeout):
-    port = {"JAX_COORDINATOR_PORT": str(free_port()), "JAX_PLATFORMS": "cpu"}
+def start_programs(program, environments, *arguments):
+    """A process per environment, on a common port."""
+    common = {"JAX_COORDINATOR_PORT": str(free_port()), "JAX_PLATFORMS": "cpu"}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", CLUSTER_PROGRAM, str(timeout)],
+            [sys.executable, "-c", program, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **port, **cluster_environment(kind, index)},
+            env={**os.environ, **common, **environment},
         )
-        for index in indices
+        for environment in environments
     ]
+
+
+def start_tasks(kind, indices, timeout):
+    environments = [cluster_environment(kind, index) for index in indices]
+    return start_programs(CLUSTER_PROGRAM, environments, timeout)
 
 
 @pytest.mark.parametrize("kind", ["slurm", "tpu"])
@@ -197,6 +203,65 @@ def test_two_tasks_of_a_cluster_join(kind):
     tasks = start_tasks(kind, (0, 1), timeout=120)
     found = [task.communicate(timeout=240) for task in tasks]
     assert [out.split() for out, _ in found] == [["0", "2"], ["1", "2"]], found
+
+
+KUBERNETES_PROGRAM = """
+import os, sys
+from types import ModuleType, SimpleNamespace as Record
+from jax._src.clusters import k8s_cluster
+
+def record(**fields):
+    return Record(**fields)
+
+subdomain = os.environ.get("SUBDOMAIN")
+owner = record(controller=True, kind="Job")
+metadata = record(labels={"job-name": "job"}, owner_references=[owner], name="job")
+pod = record(metadata=metadata, spec=record(subdomain=subdomain))
+job = record(metadata=metadata, spec=record(parallelism=2))
+core = record(
+    list_namespaced_pod=lambda **_: record(items=[pod]),
+    list_namespaced_service=lambda *_: record(items=[]),
+)
+module = ModuleType("kubernetes")
+module.config = record(load_incluster_config=lambda: None)
+module.client = record(
+    CoreV1Api=lambda: core,
+    BatchV1Api=lambda: record(read_namespaced_job=lambda **_: job),
+    exceptions=record(ApiException=OSError),
+)
+module.__spec__ = record()
+sys.modules["kubernetes"] = module
+cluster = k8s_cluster.K8sCluster
+cluster._namespace = classmethod(lambda cls: "default")
+if subdomain:  # the host name of the first pod
+    port = os.environ["JAX_COORDINATOR_PORT"]
+    cluster.get_coordinator_address = classmethod(lambda cls, **_: f"localhost:{port}")
+
+import jax
+from imta_jax.distributed import join_processes
+from imta_jax.runtime.command_line import exit_with_error
+try:
+    join_processes(timeout=120)
+except Exception as error:
+    exit_with_error(error, show_traceback=False)
+print(jax.process_index(), jax.process_count())
+jax.distributed.shutdown()
+"""
+
+
+def test_pods_of_an_indexed_job_join_and_a_missing_service_is_reported():
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "HOSTNAME": "localhost"}
+    environments = [
+        {**pod, "SUBDOMAIN": "pods", "JOB_COMPLETION_INDEX": "0"},
+        {**pod, "SUBDOMAIN": "pods", "JOB_COMPLETION_INDEX": "1"},
+        {**pod, "JOB_COMPLETION_INDEX": "0"},
+    ]
+    *pair, lost = (
+        task.communicate(timeout=240) for task in start_programs(KUBERNETES_PROGRAM, environments)
+    )
+    assert [out.split() for out, _ in pair] == [["0", "2"], ["1", "2"]], pair
+    assert "headless service" in lost[1] and "--coordinator_address" in lost[1], lost
+    assert "Traceback" not in lost[1]
 
 
 def test_a_task_whose_twin_is_missing_names_the_flag():
