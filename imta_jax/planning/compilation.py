@@ -9,6 +9,7 @@ the buffer assignment are complete.
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from imta_jax.planning.programs import ProgramInfo
 from imta_jax.planning.topologies import Topology
 
 _POLL_SECONDS = 0.2
+_ERROR = re.compile(r"[\w.]+(Error|Exception): ")  # the line of a traceback that names the error
 # Code of the v5e programs that were compiled completely: 35 MB for 344 kernels (quickstart), 94 MB
 # for 964 and 192 MB for 1680 (5 and 7 exits).
 _CODE_BYTES_PER_KERNEL = 110e3
@@ -139,7 +141,8 @@ def _run_worker(request: Request, folder: Path, dump: Dump) -> None:
 
 def _worker_failure(request: Request, folder: Path, status: int) -> str:
     lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
-    reason = lines[-1][:500] if lines else "no output"
+    errors = [line for line in lines if _ERROR.match(line)]
+    reason = (errors or lines or ["no output"])[-1][:500]
     if status == -9:
         reason = "it was killed, probably because the machine has too little memory"
     return f"compiling {request.program} for {request.topology.name} failed: {reason}"

@@ -9,7 +9,8 @@ import tiny_run
 from imta_jax.cli.plan import PlanOptions, plan
 from imta_jax.errors import InputError, MissingPackageError
 from imta_jax.planning import plan as planning
-from imta_jax.planning.compilation import Compiled
+from imta_jax.planning.compilation import Compiled, Request, _worker_failure
+from imta_jax.planning.data_description import describe_data
 from imta_jax.planning.dump import assigned_bytes
 from imta_jax.planning.estimates import best_batch
 from imta_jax.planning.figure import write_sweep_figure
@@ -90,6 +91,15 @@ def test_a_step_that_waits_for_statistics_names_the_field(compiler, config):
     text = plan_text(dataclasses.replace(found, programs=[waiting, *found.programs[1:]]))
     assert "40% of a step" in text and "75 of them in a row" in text
     assert "--config.phase_one.batch_statistics=per_device" in text
+
+
+def test_a_failed_compilation_reports_the_error_and_not_the_end_of_the_log(config, tmp_path):
+    log = 'File "x.py", line 1\nValueError: shapes differ\n---\nFor simplicity, JAX has removed'
+    (tmp_path / "log.txt").write_text(log)
+    chips = parse_topology("v5e:2x2")
+    request = Request(config, describe_data(config.data), chips, "phase_one", False)
+    message = _worker_failure(request, tmp_path, 1)
+    assert "phase_one for v5e:2x2" in message and message.endswith("ValueError: shapes differ")
 
 
 @pytest.mark.parametrize(
