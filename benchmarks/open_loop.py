@@ -5,6 +5,7 @@ are a Poisson process, and latencies count from the planned arrival.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import time
@@ -59,18 +60,21 @@ class Client:
             connection = self._idle.pop()
         else:
             connection = await asyncio.open_connection("127.0.0.1", self.port)
-        reader, writer = connection
-        head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
-        writer.write(f"{head}{headers}\r\n".encode() + body)
-        await writer.drain()
-        lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
-        fields = dict(line.split(": ", 1) for line in lines[1:] if line)
-        content = await reader.readexactly(int(fields["content-length"]))
-        if fields.get("connection") != "close":
+        try:
+            status, content, keep = await _send(*connection, method, path, body, headers)
+        except BaseException:
+            await _close(connection[1])
+            raise
+        if keep:
             self._idle.append(connection)
         else:
-            writer.close()
-        return int(lines[0].split()[1]), content
+            await _close(connection[1])
+        return status, content
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        for _, writer in self._idle:
+            await _close(writer)
 
     async def exchange(
         self, exchange: Exchange, body: bytes, arrival: float, deadline_ms: float | None
@@ -87,6 +91,30 @@ class Client:
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             exchange.error = repr(error)
         exchange.milliseconds = float(1e3 * (time.perf_counter() - arrival))
+
+
+async def _send(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    method: str,
+    path: str,
+    body: bytes,
+    headers: str,
+) -> tuple[int, bytes, bool]:
+    """Status and body of the answer, and whether the connection may be used again."""
+    head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+    writer.write(f"{head}{headers}\r\n".encode() + body)
+    await writer.drain()
+    lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+    fields = dict(line.split(": ", 1) for line in lines[1:] if line)
+    content = await reader.readexactly(int(fields["content-length"]))
+    return int(lines[0].split()[1]), content, fields.get("connection") != "close"
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 async def open_loop(

@@ -235,6 +235,22 @@ def test_export_command_prints_folder_and_platforms(workdir, tmp_path, capsys):
     assert load_exported(tmp_path / "export").network.num_exits == 2
 
 
+def test_export_command_chooses_thresholds_again_for_int8_weights(workdir, tmp_path, capsys):
+    folder = tmp_path / "export"
+    run_export.main([str(workdir), str(folder), "--format=onnx", "--weights=int8"])
+    assert f"{folder}: " in capsys.readouterr().out
+    manifest = json.loads((folder / "manifest.json").read_text())
+    results = json.loads((workdir / "results.json").read_text())
+    assert manifest["weights"] == "int8"
+    exported = {tuple(point["thresholds"]) for point in manifest["operating_points"]}
+    assert not exported & {tuple(row["thresholds"]) for row in results["budget_curve"][:-1]}
+    for row, expected in zip(manifest["exits"], results["exits"], strict=True):
+        assert row["macs"] == expected["macs"]
+        assert abs(row["validation_top1"] - expected["validation_top1"]) < 10
+    card = (folder / "README.md").read_text()
+    assert "phase_one: epochs 1" in card and "Weights: int8" in card
+
+
 def test_export_command_exits_with_2_on_an_unfinished_run(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         run_export.main([str(tmp_path), str(tmp_path / "export")])
