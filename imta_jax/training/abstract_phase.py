@@ -16,7 +16,7 @@ from imta_jax.data import DatasetInfo
 from imta_jax.distributed import parameter_sharding, replicated
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.prng_keys import is_key
-from imta_jax.training.learned_weights import LearnedWeightsObjective
+from imta_jax.training.objectives import StatefulObjective
 from imta_jax.training.packing import Packed, Packing
 from imta_jax.training.setup import (
     Phase,
@@ -73,7 +73,7 @@ def abstract_state(phase: Phase) -> TrainState:
     packed = jax.eval_shape(packing.pack, params)
     opt_state = jax.eval_shape(phase.optimizer.init, packed)
     objective, extra = phase.objective, None
-    if isinstance(objective, LearnedWeightsObjective):
+    if isinstance(objective, StatefulObjective):
         extra = jax.eval_shape(lambda: objective.new_state(phase.classifier))
     scalar: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     return TrainState(

@@ -39,7 +39,7 @@ from imta_jax.techniques.sample_weights import (
 )
 from imta_jax.training.objectives import ExitMetrics, PhaseOneObjective, exit_metrics
 from imta_jax.training.state import TrainState
-from imta_jax.training.step import advance_if_finite
+from imta_jax.training.step import TrainStep, advance_if_finite
 from imta_jax.types import Batch
 
 _OPTIMIZER = optax.adam(LEARNING_RATE)
@@ -63,6 +63,28 @@ class LearnedWeightsObjective(PhaseOneObjective):
         """State in addition to the classifier: the weight network and its optimizer."""
         network = new_weight_network(classifier.num_exits, self.seed)
         return {"network": network, "optimizer": _OPTIMIZER.init(network)}
+
+    def make_step(
+        self,
+        graphdef: nnx.GraphDef,
+        trainable: Any,
+        tx: optax.GradientTransformation,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        mesh: Mesh,
+    ) -> TrainStep:
+        """See `StatefulObjective`."""
+        step = LearnedWeightsStep(
+            graphdef=graphdef,
+            objective=self,
+            trainable=trainable,
+            tx=tx,
+            mean=mean,
+            std=std,
+            mesh=mesh,
+        )
+        return step.advance
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

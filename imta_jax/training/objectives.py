@@ -4,7 +4,8 @@
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import chex
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from imta_jax import options
@@ -19,7 +21,7 @@ from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.config_fields import Section, number
 from imta_jax.techniques import FeatureDetachment, cross_entropy, one_for_all_loss
 from imta_jax.techniques.cross_entropy import smoothed
-from imta_jax.types import Labels
+from imta_jax.types import Batch, Labels
 
 
 class ExitMetrics(NamedTuple):
@@ -53,6 +55,30 @@ class Objective(Protocol):
           classifier: in the modes of `set_mode`.
           images: normalized.
           labels: classes, from 0; with mixup or cutmix, the probability of each class.
+        """
+        ...
+
+
+@runtime_checkable
+class StatefulObjective(Objective, Protocol):
+    """A loss with state of its own, which `TrainState.extra` holds, and its own training step."""
+
+    def new_state(self, classifier: MultiExitClassifier) -> Any:
+        """A pytree of arrays."""
+
+    def make_step(
+        self,
+        graphdef: nnx.GraphDef,
+        trainable: Any,
+        tx: optax.GradientTransformation,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        mesh: Mesh,
+    ) -> Callable[[Any, Batch], tuple[Any, ExitMetrics]]:
+        """The function from a state and a batch to the next state and the metrics.
+
+        Args are those of `step.train_step`.
         """
         ...
 

@@ -33,7 +33,7 @@ from imta_jax.training.averaging import new_average, with_average
 from imta_jax.training.batch_statistics import statistics_groups
 from imta_jax.training.frozen import freeze_statistics, trained_variables
 from imta_jax.training.gate_objective import GateSupervisedObjective
-from imta_jax.training.learned_weights import LearnedWeightsObjective, LearnedWeightsStep
+from imta_jax.training.learned_weights import LearnedWeightsObjective
 from imta_jax.training.loss_objective import LossObjective, loss_objective
 from imta_jax.training.objectives import (
     ALL_PARAMETERS,
@@ -41,6 +41,7 @@ from imta_jax.training.objectives import (
     Objective,
     PhaseOneObjective,
     PhaseTwoObjective,
+    StatefulObjective,
 )
 from imta_jax.training.state import TrainState, check_variables, create_state
 from imta_jax.training.step import TrainStep, augmented_step, train_step
@@ -79,7 +80,7 @@ class Phase:
     def new_state(self) -> TrainState:
         """A new initial state on the mesh. A compiled step donates the state that it gets."""
         extra = None
-        if isinstance(self.objective, LearnedWeightsObjective):
+        if isinstance(self.objective, StatefulObjective):
             extra = self.objective.new_state(self.classifier)
         parts = (self.classifier, self.trainable, self.optimizer, self.mesh)
         state = create_state(*parts, extra)[1]
@@ -145,10 +146,8 @@ def describe_parameters(classifier: MultiExitClassifier, trainable: Any) -> str:
 def _bare_step(parts: tuple[Any, ...], settings: PhaseConfig, given: Any) -> TrainStep:
     """A training step without augmentation and average."""
     graphdef, objective, trainable, tx = parts
-    if isinstance(objective, LearnedWeightsObjective):
-        return LearnedWeightsStep(
-            graphdef=graphdef, objective=objective, trainable=trainable, tx=tx, **given
-        ).advance
+    if isinstance(objective, StatefulObjective):
+        return objective.make_step(graphdef, trainable, tx, **given)
     return train_step(*parts, **given, accumulate_parts=settings.accumulate_parts)
 
 
