@@ -7,7 +7,23 @@ name the value, what was expected, and the fix.
 
 import difflib
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable
+
+# What NumPy raises for an .npz that is damaged, encrypted, compressed by a method that Python does
+# not know, or that claims arrays larger than the memory.
+UNREADABLE_ARCHIVE = (
+    EOFError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,  # also NotImplementedError
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class UserError(Exception):

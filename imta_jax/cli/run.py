@@ -221,7 +221,8 @@ def _begin(
 ) -> None:
     """Deletes temporary files of a killed process; writes `dataset.json` and `config.json`."""
     for temporary in workdir.rglob(".*.partial"):
-        temporary.unlink()
+        if not temporary.is_dir():  # an export may be writing that folder
+            temporary.unlink()
     # config.json is written last: if it exists, the run has begun with this data.
     component = source_component(config.data.source)
     source = {"source": component} if component else {}

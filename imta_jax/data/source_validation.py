@@ -79,7 +79,7 @@ def validate_source(source: SourceData) -> SourceData:
     }
     train = splits["train"]
     validate_split("train", train.images, train.labels)
-    class_names = source.class_names or _numbered_classes(train.labels)
+    class_names = source.class_names or numbered_classes(train.labels)
     for name, split in splits.items():
         validate_split(name, split.images, split.labels, num_classes=len(class_names))
         _check_same_shape(name, split.images, train.images)
@@ -123,7 +123,7 @@ def _with_channel_axis(images: Images) -> Images:
     return images[..., np.newaxis]
 
 
-def _numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
+def numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
     """Names "0", "1", ... for classes without names, up to the largest label."""
     largest = int(labels.argmax())
     if labels[largest] >= len(labels):
@@ -165,7 +165,7 @@ def _check_images(name: str, images: Images) -> None:
 
 
 def _check_labels(name: str, labels: np.ndarray) -> None:
-    if not np.issubdtype(labels.dtype, np.integer):
+    if labels.dtype.kind not in "iu":  # durations are also subtypes of np.integer
         raise InputError(
             f"{name} labels have dtype {labels.dtype}, expected integers (classes from 0); convert"
             " them, for example by numpy.unique(labels, return_inverse=True)"

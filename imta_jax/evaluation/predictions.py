@@ -5,8 +5,6 @@ from any framework: this module needs NumPy only. The confidence is the highest 
 (paper section 4, "Adaptive inference").
 """
 
-import zipfile
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int32, Num
 
-from imta_jax.errors import InputError
+from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
 from imta_jax.evaluation.array_like import ArrayLike
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.files import replacing
@@ -95,7 +93,9 @@ def load_predictions(path: str | Path) -> Predictions:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             pair = arrays["logits"], arrays["labels"]
     # An .npy file loads as an array, which is not a context manager: TypeError.
-    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (KeyError, *UNREADABLE_ARCHIVE) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         raise InputError(
             f"{path}: expected an .npz with the arrays logits and labels ({error}); "
             "write it with save_predictions or numpy.savez"

@@ -6,12 +6,11 @@ prediction is correct.
 """
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from imta_jax.errors import InputError
+from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
 from imta_jax.evaluation.budget import Outcomes, checked_outcomes
 from imta_jax.evaluation.predictions import Predictions, load_predictions
 
@@ -37,7 +36,7 @@ def load_split(path: str | Path) -> Predictions | Outcomes:
     with np.load(path, allow_pickle=False) as arrays:
         try:
             scores, correct = (arrays[name] for name in _SCORES)
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE_ARCHIVE as error:
             raise InputError(f"{path}: scores or correct cannot be read: {error}") from error
     return _checked(path, scores, correct)
 

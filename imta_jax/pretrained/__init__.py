@@ -5,15 +5,13 @@ the network's description and results as JSON. Reading it runs no code.
 """
 
 import json
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
 
-from imta_jax.errors import InputError, unknown_name
+from imta_jax.errors import UNREADABLE_ARCHIVE, InputError, unknown_name
 from imta_jax.models import MultiExitClassifier
 from imta_jax.training import load_classifier
 from imta_jax.training.checkpoint_reading import fill_named
@@ -83,7 +81,9 @@ def read_pretrained(path: str | Path) -> Pretrained:
             arrays = {key: stored[key] for key in stored.files}
         about = json.loads(bytes(arrays.pop(_ABOUT)).decode())
     # An .npy file loads as an array, which is not a context manager: TypeError.
-    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (KeyError, *UNREADABLE_ARCHIVE) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         raise InputError(
             f"{path}: expected an .npz written by write_pretrained ({error})"
         ) from error

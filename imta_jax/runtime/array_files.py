@@ -4,7 +4,6 @@ import json
 import math
 import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from imta_jax.errors import InputError
+from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
 
 # Types of the safetensors format.
 _DTYPES = {
@@ -57,7 +56,9 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
-    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except UNREADABLE_ARCHIVE as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         raise InputError(f"{path} is not an .npz of plain arrays ({error}). {_CONVERT}") from error
 
 

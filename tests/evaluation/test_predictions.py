@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sample_logits import split
+from unreadable_archives import unreadable
 
 from imta_jax.evaluation import predictions
 
@@ -91,7 +92,11 @@ def test_unreadable_files_raise_with_their_name(tmp_path):
         np.save(file, np.zeros(3))
     predictions.save_predictions(cut, split(0))
     cut.write_bytes(cut.read_bytes()[:2000])
-    for path in (incomplete, pickled, plain, cut):
+    others = []
+    for kind in ("encrypted", "method", "shape"):
+        predictions.save_predictions(tmp_path / f"{kind}.npz", split(0))
+        others.append(unreadable(tmp_path / f"{kind}.npz", "labels", kind))
+    for path in (incomplete, pickled, plain, cut, *others):
         with pytest.raises(ValueError, match=path.name.replace(".", r"\.")):
             predictions.load_predictions(path)
     with pytest.raises(FileNotFoundError):

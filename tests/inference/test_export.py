@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 
@@ -106,6 +107,18 @@ def test_only_an_earlier_export_is_overwritten_and_only_on_request(
     with pytest.raises(FileExistsError, match="other"):
         export(classifier, other, overwrite=True)
     assert [path.name for path in other.iterdir()] == ["thesis.tex"]
+
+
+def test_an_export_deletes_what_a_killed_one_left(classifier, export, tmp_path):
+    (tmp_path / f".out.{os.getpid()}0000000.partial").mkdir()
+    (tmp_path / ".out.1.partial").mkdir()
+    (tmp_path / ".another.99999999.partial").mkdir()
+    export(classifier, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".another.99999999.partial",
+        ".out.1.partial",
+        "out",
+    ]
 
 
 def test_failed_export_keeps_the_earlier_one(classifier, export, folder, monkeypatch):

@@ -218,6 +218,22 @@ def test_version_2_requires_golden_images_and_version_1_has_none(folder):
     assert load_exported(folder).transform.padding is None
 
 
+def test_wrong_weights_of_the_programs_for_larger_batches_are_rejected(folder):
+    """Their names differ from those of the other programs."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    by_form = [
+        {name for stage in manifest[form] for name in stage["weights"]}
+        for form in ("stages", "images_last")
+    ]
+    own = by_form[1] - by_form[0]
+    with np.load(folder / WEIGHTS) as file:
+        arrays = {name: file[name] * np.float32(name not in own) for name in file.files}
+    np.savez(folder / WEIGHTS, **arrays)
+    change_manifest(folder)
+    with pytest.raises(ValueError, match=r"golden\.npz.*larger batches.*exit 1"):
+        load_exported(folder)
+
+
 def test_golden_images_are_checked_whatever_the_version_says(folder):
     with np.load(folder / WEIGHTS) as file:
         arrays = {name: file[name] * np.float32(1.5) for name in file.files}

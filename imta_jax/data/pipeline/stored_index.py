@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +10,13 @@ import numpy as np
 
 from imta_jax.data.decoding.header import POLICY_VERSION
 from imta_jax.data.pipeline.encoded import EncodedImages
-from imta_jax.errors import InputError
+from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
 from imta_jax.runtime.files import replacing
 
 _log = logging.getLogger(__name__)
 _FORMAT = 2  # of stored indexes; after a change they are computed again
-# What NumPy raises for a damaged .npz file or one with other arrays.
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, IndexError, TypeError, zipfile.BadZipFile)
+# What a damaged .npz file or one with other arrays raises.
+_DAMAGED = (KeyError, IndexError, *UNREADABLE_ARCHIVE)
 
 
 class Indexed(NamedTuple):

@@ -3,7 +3,6 @@
 import errno
 import os
 import zipfile
-import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from imta_jax.data.source_validation import SourceData, SourceSplit
 from imta_jax.data.sources.request import SourceRequest, choose_splits
-from imta_jax.errors import FilePermissionError, InputError, MissingFileError
+from imta_jax.errors import UNREADABLE_ARCHIVE, FilePermissionError, InputError, MissingFileError
 
 _EXPECTED = "train_images, train_labels, test_images, test_labels"
 
@@ -40,7 +39,11 @@ def read_npz(path: Path, request: SourceRequest) -> SourceData:
         pickled array. Nothing is unpickled, since that would run code from the file.
     """
     _check_readable(path)
-    with np.load(path, allow_pickle=False) as archive:
+    try:
+        opened = np.load(path, allow_pickle=False)
+    except UNREADABLE_ARCHIVE as error:
+        raise _damaged(path, "the archive", error) from error
+    with opened as archive:
         chosen = choose_splits(request, _split_names(archive, path), str(path))
         splits = {
             role: SourceSplit(
@@ -92,7 +95,7 @@ def _member(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
             f"{path}: {key} is pickled, which is not supported because unpickling can run code;"
             " save a plain array (images of one shape as uint8, names as strings)"
         ) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except UNREADABLE_ARCHIVE as error:
         raise _damaged(path, key, error) from error
     if isinstance(found, np.ndarray):
         return found

@@ -18,7 +18,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from imta_jax.data.source_validation import SourceData, SourceSplit, validate_split
+from imta_jax.data.source_validation import (
+    SourceData,
+    SourceSplit,
+    numbered_classes,
+    validate_split,
+)
 from imta_jax.data.sources.encoded_split import index_image_files, source_split
 from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.data.sources.storage import absolute, is_remote, translate_errors
@@ -60,8 +65,9 @@ def read(request: SourceRequest) -> SourceData:
     source = _checked(found, what)
     chosen = choose_splits(request, source.splits, what)
     names = None if source.class_names is None else tuple(source.class_names)
+    train_labels = np.asarray(source.splits[chosen["train"]][1])
     splits = {
-        role: _split(source.splits[name], names, request, f"{what} split {name!r}")
+        role: _split(source.splits[name], names, train_labels, request, f"{what} split {name!r}")
         for role, name in chosen.items()
     }
     # Only files have digests.
@@ -115,7 +121,11 @@ def _check_class_names(names: Any, what: str) -> None:
 
 
 def _split(
-    examples: Examples, class_names: tuple[str, ...] | None, request: SourceRequest, where: str
+    examples: Examples,
+    class_names: tuple[str, ...] | None,
+    train_labels: np.ndarray,
+    request: SourceRequest,
+    where: str,
 ) -> SourceSplit:
     images, labels = examples[0], np.asarray(examples[1])
     if isinstance(images, np.ndarray):
@@ -124,11 +134,15 @@ def _split(
         else:
             return SourceSplit(images, labels)
     files = _files(images, where)
-    count = None if class_names is None else len(class_names)
     # Labels are checked here, because refused files are left out before the usual checks.
-    validate_split(where, np.zeros((len(files), 1, 1, 1), np.uint8), labels, count)
+    pixels = np.zeros((len(files), 1, 1, 1), np.uint8)
+    validate_split(where, pixels, labels, None if class_names is None else len(class_names))
+    try:
+        names = class_names or numbered_classes(train_labels)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    validate_split(where, pixels, labels, len(names))
     with translate_errors(where):
-        names = class_names or [str(label) for label in range(int(labels.max()) + 1)]
         indexed = index_image_files(files, labels.tolist(), names, request, where)
         return source_split(indexed, request, where)
 
@@ -141,8 +155,9 @@ def _files(images: Any, where: str) -> list[str]:
         )
     files = []
     for i, path in enumerate(images):
-        if not isinstance(path, str | os.PathLike):
-            raise InputError(f"{where}: image {i} must be a path; found {_kind(path)}")
+        if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
+            found = repr(path) if isinstance(path, str) else _kind(path)
+            raise InputError(f"{where}: image {i} must be a path; found {found}")
         files.append(absolute(os.fspath(path)))
     if files and not is_remote(files[0]) and not os.path.exists(files[0]):
         raise MissingFileError(

@@ -14,6 +14,7 @@ Loading runs no code from the folder: it reads JSON, arrays without pickle, and 
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -71,6 +72,7 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
     folder = Path(os.path.abspath(folder))
     check_replaceable(folder, overwrite)
     # In the same parent, because a rename is atomic only within a file system.
+    _delete_leftovers(folder)
     partial, former = (
         folder.with_name(f".{folder.name}.{os.getpid()}.{part}") for part in ("partial", "former")
     )
@@ -86,6 +88,27 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
             former.rename(folder)
         for leftover in (partial, former):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _delete_leftovers(folder: Path) -> None:
+    """Deletes temporary folders of processes that were killed."""
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
+        process = leftover.name.split(".")[-2]
+        if process.isdecimal() and not _is_running(int(process)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    """Whether this machine has a process of this number; True if that is not known."""
+    if os.name != "posix":  # elsewhere signal 0 ends the process
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def check_replaceable(folder: str | Path, overwrite: bool) -> None:

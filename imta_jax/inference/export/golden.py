@@ -1,10 +1,13 @@
 """Golden inputs: synthetic images and their logits, by which loading checks an export.
 
 The writer computes the logits. The loader computes them again from the images, through the
-preprocessing and the programs of the folder. No image of a dataset is stored.
+preprocessing and all programs of the folder, those for larger batches included. No image of a
+dataset is stored.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -12,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform, resize_window
-from imta_jax.errors import InputError
+from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
 from imta_jax.inference.engine.programs import COMPILER_OPTIONS
 from imta_jax.inference.engine.staged import StagedNetwork
 from imta_jax.runtime.parallel_compilation import cache_every_program
@@ -73,23 +76,58 @@ def check_golden(
     Raises:
       ValueError: logits differ by more than the tolerance. The message names the exits.
     """
-    with np.load(path, allow_pickle=False) as file:
-        expected = file["logits"]
-        images = [file[f"image_{i}"] for i in range(expected.shape[1])]
-    found = _logits(network, transform, images)
-    if found.shape != expected.shape:
-        raise InputError(f"{path}: logits have shape {expected.shape}; expected {found.shape}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            expected = file["logits"]
+            images = [file[f"image_{i}"] for i in range(expected.shape[1])]
+    except (IndexError, KeyError, *UNREADABLE_ARCHIVE) as error:
+        raise InputError(
+            f"{path}: golden images cannot be read ({type(error).__name__}: {error}); export the "
+            "network again"
+        ) from error
+    try:
+        found_by_form = _logits_of_forms(network, transform, images)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    for form, found in found_by_form:
+        if found.shape != expected.shape:
+            raise InputError(f"{path}: logits have shape {expected.shape}; expected {found.shape}")
+        _check_equal(path, form, expected, found, TOLERANCES[dtype])
+
+
+def _check_equal(
+    path: Path,
+    form: str,
+    expected: Float32[np.ndarray, "E N K"],
+    found: Float32[np.ndarray, "E N K"],
+    tolerance: float,
+) -> None:
     range_ = expected.max(axis=(1, 2)) - expected.min(axis=(1, 2))
     difference = np.abs(found - expected).max(axis=(1, 2)) / np.maximum(range_, 1e-6)
-    wrong = np.flatnonzero(~(difference <= TOLERANCES[dtype]))  # also NaN
+    wrong = np.flatnonzero(~(difference <= tolerance))  # also NaN
     if len(wrong):
         named = ", ".join(f"exit {e + 1} by {difference[e]:.1%}" for e in wrong)
         raise InputError(
-            f"{path}: the logits of the golden images differ from the writer's: {named} of their "
-            f"range; expected at most {TOLERANCES[dtype]:.0%}. The preprocessing, the weights or "
+            f"{path}: the logits of the golden images{form} differ from the writer's: {named} of "
+            f"their range; expected at most {tolerance:.0%}. The preprocessing, the weights or "
             "the compiler of this machine is wrong; export the network again, or skip the check "
             "with check_golden=False (--skip-golden-check)"
         )
+
+
+def _logits_of_forms(
+    network: StagedNetwork, transform: EvaluationTransform, images: Sequence[np.ndarray]
+) -> list[tuple[str, Float32[np.ndarray, "E N K"]]]:
+    """Logits of every form of the network, with a description of the form."""
+    forms = [("", network)]
+    if last := network.images_last:
+        other = dataclasses.replace(
+            network, stages=last.stages, weights=last.weights, images_last=None
+        )
+        forms.append((", with the programs for larger batches,", other))
+    with ThreadPoolExecutor() as pool:  # compiles the forms at the same time
+        found = pool.map(lambda form: _logits(form[1], transform, images), forms)
+        return [(form, logits) for (form, _), logits in zip(forms, found, strict=True)]
 
 
 def _logits(

@@ -1,7 +1,6 @@
 """Loads and checks an exported network. Needs JAX, but neither Flax nor the training code."""
 
 import functools
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
-from imta_jax.errors import InputError
+from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
 from imta_jax.evaluation.operating_points import OperatingPoint, best_within_budget
 from imta_jax.inference.adaptive import AdaptiveClassifier
 from imta_jax.inference.engine.staged import (
@@ -103,7 +102,7 @@ def load_exported(folder: str | Path, *, check_golden: bool = True) -> ExportedC
         if check_golden and path.exists():  # folders of version 1 have none
             golden.check_golden(path, exported.network, exported.transform, manifest["dtype"])
         return exported
-    except (AttributeError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (AttributeError, IndexError, KeyError, *UNREADABLE_ARCHIVE) as error:
         if isinstance(error, InputError):
             raise
         # The checksums are right, so the folder was written like this.

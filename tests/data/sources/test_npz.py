@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 from array_datasets import ARRAYS, config
+from unreadable_archives import unreadable
 
 from imta_jax.data import load_dataset
 
@@ -64,6 +65,7 @@ def test_npz_named_cifar10_does_not_use_published_statistics(npz):
         ({"test_labels": None}, "test_labels.*train_images"),
         ({"test_labels": np.array([0, 1, 2, 3, 4, 1, 2, 3])}, "test label.*index 4.*4.*0 to 3"),
         ({"train_labels": np.arange(40) % 4 - 1}, "train label at index 0.*-1"),
+        ({"train_labels": np.arange(40).astype("m8[s]")}, "train labels.*timedelta64"),
         ({"train_labels": np.arange(39) % 4}, "train.*40 images.*39 labels"),
         ({"train_images": ARRAYS["train_images"] / 255}, "train images.*float64"),
         (
@@ -117,6 +119,13 @@ def test_npz_member_that_is_empty_or_cut_raises_with_its_name(npz, key, cut):
             new.writestr(name, content)
     path.write_bytes(changed.getvalue())
     with pytest.raises(ValueError, match=key):
+        load_dataset(config(path))
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "method", "shape"])
+def test_npz_that_numpy_cannot_read_raises_with_the_member(npz, kind):
+    path = unreadable(npz(), "test_labels", kind)
+    with pytest.raises(ValueError, match="test_labels is damaged"):
         load_dataset(config(path))
 
 

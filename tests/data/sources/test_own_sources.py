@@ -85,6 +85,11 @@ def test_options_and_splits_of_the_config_are_used(source):
             r"'train': image 1.*found int",
         ),
         (ImageSource({"train": (["a"], [0]), "test": (["a"], [0])}), r"'train': no file .*/a"),
+        (ImageSource({"train": (["a\0b"], [0]), "test": (["a"], [0])}), r"image 0.*'a\\x00b'"),
+        (
+            ImageSource({n: ([__file__], [10**9]) for n in ("train", "test")}),
+            r"index 0 is 1000000000.*less than 1",
+        ),
         (ImageSource(SPLITS, class_names="abc"), r"class_names.*'abc'"),
         (ImageSource(SPLITS, class_names=("a", "b", "a")), r"class_names.*2 named 'a'"),
         (ImageSource(SPLITS, class_names=("a", "b")), r"label at index 2 is 2, expected 0 to 1"),

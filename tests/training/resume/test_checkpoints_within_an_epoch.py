@@ -86,6 +86,7 @@ def test_a_run_stopped_after_the_last_step_of_an_epoch_resumes(
     left = tmp_path / "evaluation" / ".logits_test.npz.1.partial"
     left.parent.mkdir()
     left.write_bytes(b"left by a killed run")
+    (tmp_path / ".exported.1.partial").mkdir()  # left by a killed export
     run(config, tmp_path)
     assert_same_phase(tmp_path / "phase_one", finished / "phase_one", 3)
     assert (tmp_path / "results.json").exists() and not left.exists()
