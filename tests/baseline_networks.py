@@ -1,11 +1,11 @@
 """The baseline presets, and tiny networks of every baseline backbone, for tests."""
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from abstract_networks import abstract
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -30,14 +30,6 @@ TINY = {
     },
     "hydranet": {"channels": 2, "depths": (1, 1, 1), "branches": 4, "active_branches": 2},
 }
-
-
-def abstract(
-    fields: Mapping[str, Any], num_classes: int, shape: tuple[int, int, int]
-) -> MultiExitClassifier:
-    """A network of shapes without arrays, which suffices to count costs."""
-    arguments = {"num_classes": num_classes, "image_shape": shape}
-    return nnx.eval_shape(lambda: build_classifier(fields, **arguments, rngs=nnx.Rngs(0)))
 
 
 @functools.cache

@@ -8,18 +8,17 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from abstract_networks import abstract
 from flax import nnx
 
 from imta_jax.interop import load_published_weights, published_slots
 from imta_jax.models import MultiExitClassifier, build_classifier, with_collaborative_heads
 from imta_jax.models.costs import ExitCosts, exit_costs
-from imta_jax.nn.initialization import get_initialization
-from imta_jax.techniques import IndependentHeads
 
 DATA = Path(__file__).parent / "data"
 INPUTS = ("w/", "x", "labels")
@@ -137,28 +136,17 @@ def published_gradients(
     return {name: value for name, value in filled.items() if not np.isnan(value).all()}
 
 
-class Measured(NamedTuple):
-    """What a network costs, and how many parameters its arrays hold."""
-
-    costs: ExitCosts
-    parameters: int
+def counted(fields: Mapping[str, Any], num_classes: int) -> MultiExitClassifier:
+    """A phase-I network of shapes, on images of the published size."""
+    return abstract(fields, num_classes, image_shape(fields["stem"]))
 
 
 @functools.cache
-def _measured(fields: tuple[tuple[str, Any], ...]) -> dict[int, Measured]:
-    stem = dict(fields)["stem"]
-    shape, init = image_shape(stem), get_initialization("pytorch")
-    # The backbone knows no classes, so that one serves several data sets.
-    backbone, found = untrained(dict(fields)).backbone, {}
-    for classes in (1000,) if stem == "imagenet" else (10, 100):
-        heads = IndependentHeads(backbone.feature_widths, classes, init=init, rngs=nnx.Rngs(0))
-        counted = MultiExitClassifier(backbone, heads, num_classes=classes, image_shape=shape)
-        leaves = jax.tree.leaves(nnx.state(counted, nnx.Param))
-        found[classes] = Measured(exit_costs(counted), sum(leaf.size for leaf in leaves))
-    return found
+def _costs(fields: tuple[tuple[str, Any], ...], num_classes: int) -> ExitCosts:
+    return exit_costs(counted(dict(fields), num_classes))
 
 
-def measured(fields: Mapping[str, Any], num_classes: int) -> Measured:
-    """Costs and parameters of a phase-I network, built at most once in a test run."""
+def costs(fields: Mapping[str, Any], num_classes: int) -> ExitCosts:
+    """Costs of such a network, counted at most once in a test run."""
     plain = {name: value for name, value in fields.items() if name != "backbone"}
-    return _measured(tuple(sorted(plain.items())))[num_classes]
+    return _costs(tuple(sorted(plain.items())), num_classes)
