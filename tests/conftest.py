@@ -50,6 +50,12 @@ def source(build_once):
     return folder / "thirds.npz"
 
 
+@pytest.fixture
+def no_report(monkeypatch):
+    """Runs write no report, which takes as long as all their other steps after training."""
+    monkeypatch.setattr("imta_jax.report.write_report", lambda workdir: None)
+
+
 @pytest.fixture(scope="module")
 def compilation_cache(shared_folder):
     """Programs that a test file compiles are read by later files with the same programs."""

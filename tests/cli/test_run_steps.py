@@ -128,6 +128,7 @@ def test_after_the_evaluation_no_phase_is_needed(config, finished, tmp_path, cap
     assert "phase_one: not in" in caplog.text and "phase_two: not in" in caplog.text
 
 
+@pytest.mark.usefixtures("no_report")
 def test_after_phase_two_began_phase_one_is_not_needed(config, results, trained, caplog):
     expected = named_arrays(nnx.state(load_classifier(trained / "phase_two")[0]))
     shutil.rmtree(trained / "phase_one")

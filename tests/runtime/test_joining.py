@@ -24,7 +24,7 @@ from imta_jax.runtime import joining
 from imta_jax.runtime.command_line import exit_with_error
 joining._LINE_SECONDS = 0.5
 try:
-    join_processes(sys.argv[1], 2, int(sys.argv[2]), timeout=4)
+    join_processes(sys.argv[1], 2, int(sys.argv[2]), timeout=2)
 except Exception as error:
     exit_with_error(error, show_traceback=False)
 """

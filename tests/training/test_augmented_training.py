@@ -36,11 +36,10 @@ def of_phase(name, fields):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_device(tmp_path_factory):
+def _one_device(compilation_cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phases, "mesh_of", lambda config: data_mesh(jax.devices()[:1]))
-        with tiny_run.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-            yield
+        yield
 
 
 def test_a_killed_run_with_augmentation_ends_like_an_uninterrupted_one(source, tmp_path):

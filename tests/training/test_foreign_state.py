@@ -50,7 +50,8 @@ def config(source):
 def finished(config, tmp_path_factory):
     """A whole run, from training to results."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    run(config, folder)
+    for mode in ("phase_one", "phase_two", "evaluate"):
+        run(config, folder, mode)
     return folder
 
 

@@ -37,11 +37,6 @@ def test_only_matching_statistics_are_frozen(mesh):
     assert names - found == {n for n in names if n.endswith(("scale", "norm.bias"))}
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "images.npz")
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

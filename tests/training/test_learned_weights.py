@@ -31,12 +31,7 @@ from imta_jax.training.step import jit_batch_step
 
 LEARNED = {"phase_one__sample_weights": "learned"}
 BATCH = tiny_run.draw_batch(16, 0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    with tiny_run.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 @pytest.fixture(scope="module")

@@ -25,16 +25,14 @@ BATCH = tiny_run.draw_batch(16, 0)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_device(tmp_path_factory):
+def _one_device(compilation_cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phases, "mesh_of", lambda config: data_mesh(jax.devices()[:1]))
-        with tiny_run.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-            yield
+        yield
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    source = tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "thirds.npz")
+def config(source):
     return tiny_run.run_config(source, phase_one__last_exit_epochs=1)
 
 
