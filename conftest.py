@@ -4,8 +4,10 @@ import os
 import signal
 import threading
 
+import compile_flags
+
 # Before JAX starts: several devices, so that sharding is tested on every machine.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("XLA_FLAGS", compile_flags.with_devices(8))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax

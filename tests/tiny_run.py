@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import compile_flags
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
@@ -65,7 +66,7 @@ def write_dataset(path: Path) -> Path:
 
 
 def launch_command(
-    source: Path, workdir: Path, cache: Path, *more: str, devices: int | None = None
+    source: Path, workdir: Path, cache: Path, *more: str, devices: int = 1
 ) -> dict[str, Any]:
     """Arguments for `subprocess`: launch.py runs the tiny network, 2 + 1 epochs unless `more` says.
 
@@ -74,7 +75,7 @@ def launch_command(
       workdir: the run's.
       cache: where compiled programs are kept.
       more: flags, of which the last of a name counts.
-      devices: number of virtual CPU devices; one by default.
+      devices: number of virtual CPU devices.
     """
     network = [f"--config.model.{name}={value}" for name, value in NETWORK.items()]
     arguments = [
@@ -93,11 +94,11 @@ def launch_command(
         "--config.evaluation.batch_size=16",
         *more,
     ]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    if devices is not None:
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-    return {"args": arguments, "cwd": ROOT, "env": environment, "text": True}
+    flags = {
+        "XLA_FLAGS": compile_flags.with_devices(devices),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    return {"args": arguments, "cwd": ROOT, "env": os.environ | flags, "text": True}
 
 
 def tiny_config(source: Path | str, preset: str = "paper", **changes: Any) -> ConfigDict:

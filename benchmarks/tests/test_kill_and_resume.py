@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pandas as pd
 import pytest
+from compile_flags import COMPILE_FAST
 
 from benchmarks import kill_and_resume
 from benchmarks.kill_and_resume import (
@@ -23,6 +24,8 @@ from benchmarks.kill_and_resume import (
     stage_of,
 )
 from benchmarks.run_comparison import differences
+
+COMMAND = kill_and_resume.command
 
 
 def save_arrays(folder, **arrays):
@@ -229,6 +232,12 @@ if (run / 'begun').exists(): sys.exit()
     assert "phase_one/partial/7.orbax-checkpoint-tmp" in kill["writing"]
 
 
+def compiled_fast(*arguments):
+    started = COMMAND(*arguments)
+    started["env"] |= {"XLA_FLAGS": COMPILE_FAST, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return started
+
+
 def test_a_short_check_passes(tmp_path, monkeypatch):
     moments = [
         Moment(1, 0.1, path=f"phase_one/partial/{UNFINISHED}", sent=signal.SIGKILL),
@@ -237,7 +246,7 @@ def test_a_short_check_passes(tmp_path, monkeypatch):
     shorter = kill_and_resume.OPTIONS.replace("two.total_epochs=2", "two.total_epochs=1")
     monkeypatch.setattr(kill_and_resume, "OPTIONS", shorter)
     monkeypatch.setattr(kill_and_resume, "draw_moments", lambda *_: moments)
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    monkeypatch.setattr(kill_and_resume, "command", compiled_fast)
     result = kill_and_resume.check(tmp_path, len(moments), control=False)
     kills = [row for row in result["rows"] if row["part"] == "kills"]
     assert [kill["exit_code"] for kill in kills] == [-signal.SIGKILL, 75], result

@@ -4,6 +4,7 @@ import ast
 import os
 from pathlib import Path
 
+import compile_flags
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -35,7 +36,7 @@ def environment(tmp_path, programs, monkeypatch):
         "WORKDIR": str(write_run(tmp_path / "written")),
         "QUICK": "1",
         "TMPDIR": str(tmp_path),
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": compile_flags.COMPILE_FAST,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(programs),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
