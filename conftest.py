@@ -1,5 +1,6 @@
 """Strict settings for every test: typed array shapes, no implicit rank promotion, 8 devices."""
 
+import gc
 import os
 import signal
 import threading
@@ -28,6 +29,13 @@ install_import_hook(CHECKED, "annotation_checks.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests spend more time compiling than computing.
 jax.config.update("jax_disable_most_optimizations", True)
+# As in imta_jax/cli/main.py: tracing creates many objects, which Python's defaults search often.
+gc.set_threshold(100_000, 50, 50)
+
+
+def pytest_collection_finish() -> None:
+    """Excludes the modules and test items, which live to the end, from garbage collection."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
