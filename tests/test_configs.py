@@ -2,18 +2,24 @@
 
 import functools
 import importlib
-import os
 import re
 import subprocess
 import sys
 
+import forked
 import jax
 import pytest
 import tiny_run
+from abstract_networks import OneKey
 from flax import nnx
 
 from imta_jax.config import HeadsConfig, ModelConfig, RunConfig
-from imta_jax.models import NETWORK_PRESETS, build_classifier, with_collaborative_heads
+from imta_jax.models import (
+    NETWORK_PRESETS,
+    MultiExitClassifier,
+    build_classifier,
+    with_collaborative_heads,
+)
 from imta_jax.training import check_training_config
 
 NAMES = ("cifar10", "cifar100", "fashion_mnist", "imagenet", "quickstart")
@@ -35,9 +41,13 @@ def test_every_config_file_is_listed_here():
 @functools.cache
 def exits_built(model: ModelConfig, heads: HeadsConfig) -> int:
     """Number of exits of a config's phase-II network."""
-    classes = {"num_classes": tiny_run.INFO.num_classes, "rngs": nnx.Rngs(0)}
-    classifier = build_classifier(model, image_shape=tiny_run.INFO.image_shape, **classes)
-    return with_collaborative_heads(classifier, heads, **classes).num_exits
+    classes = {"num_classes": tiny_run.INFO.num_classes, "rngs": OneKey(0)}
+
+    def phase_two() -> MultiExitClassifier:
+        classifier = build_classifier(model, image_shape=tiny_run.INFO.image_shape, **classes)
+        return with_collaborative_heads(classifier, heads, **classes)
+
+    return nnx.eval_shape(phase_two).num_exits
 
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
@@ -149,30 +159,18 @@ def test_a_config_is_locked():
 
 
 def python(*arguments):
-    """Starts Python in the repository root; `outcome` waits for it."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=tiny_run.ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def outcome(process):
-    out, err = process.communicate()
-    return process.returncode, out, err
+    """The output of Python in the repository root, which must exit with status 0."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=tiny_run.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 def test_configs_do_not_import_jax_or_tensorflow():
     loaded = "; ".join(f"import configs.{name}; configs.{name}.get_config()" for name in NAMES)
     forbidden = "{'imta_jax', 'jax', 'flax', 'tensorflow', 'orbax'}"
-    code, out, err = outcome(
-        python("-c", f"import sys; {loaded}; print(sorted({forbidden} & sys.modules.keys()))")
-    )
-    assert (code, out.strip()) == (0, "[]"), err
+    found = f"import sys; {loaded}; print(sorted({forbidden} & sys.modules.keys()))"
+    assert python("-c", found) == "[]"
 
 
 QUICKSTART = "--config=configs/quickstart.py"
@@ -200,18 +198,13 @@ INVALID = {
 
 
 def test_the_command_line_names_the_invalid_and_the_valid_values(tmp_path):
-    cases = list(INVALID.items())
-    while cases:
-        some = [cases.pop() for _ in range(min(3, len(cases)))]  # Three processes at a time.
-        running = [
-            python("launch.py", *arguments, f"--workdir={tmp_path}/run") for arguments, _ in some
-        ]
-        for (arguments, message), process in zip(some, running, strict=True):
-            code, _, err = outcome(process)
-            last = "\n".join(err.strip().splitlines()[-4:])
-            assert code != 0 and re.search(message, last), (arguments, err)
-            # ml_collections reports errors of a config file with a traceback.
-            assert "Traceback" not in err or "Flags parsing error" in err, (arguments, err)
+    workdir = f"--workdir={tmp_path}/run"
+    outcomes = forked.run(*((forked.LAUNCH, *arguments, workdir) for arguments in INVALID))
+    for (arguments, message), done in zip(INVALID.items(), outcomes, strict=True):
+        last = "\n".join(done.stderr.strip().splitlines()[-4:])
+        assert done.returncode != 0 and re.search(message, last), (arguments, done.stderr)
+        # ml_collections reports errors of a config file with a traceback.
+        assert "Traceback" not in done.stderr or "Flags parsing error" in done.stderr, arguments
     assert not (tmp_path / "run").exists()
 
 
@@ -221,5 +214,4 @@ def test_a_model_field_can_be_set_in_addition_to_a_preset():
         "print(main._CONFIG.value.model.num_exits)"
     )
     arguments = [QUICKSTART, "--config.model.num_exits=4", "--workdir=unused"]
-    code, out, err = outcome(python("-c", code, *arguments))
-    assert (code, out.strip()) == (0, "4"), err
+    assert python("-c", code, *arguments) == "4"

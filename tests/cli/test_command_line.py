@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import tiny_run
@@ -108,21 +109,16 @@ def test_a_loss_that_is_not_finite_is_a_user_error():
     assert issubclass(NonFiniteLossError, UserError)
 
 
-@pytest.mark.parametrize("traceback", [False, True])
-def test_the_launcher_exits_with_status_1_and_a_traceback_on_request(traceback, tmp_path):
+def test_the_launcher_exits_with_status_1_and_a_traceback_on_request(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     arguments = ["--config=configs/quickstart.py", f"--workdir={tmp_path}/run", "--mode=evalute"]
-    done = subprocess.run(
-        [sys.executable, "launch.py", *arguments, f"--traceback={traceback}"],
-        cwd=tiny_run.ROOT,
-        env={name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "Unable to initialize backend" not in done.stderr  # JAX logs it for each missing device
-    assert ("Traceback" in done.stderr) == traceback and "unknown mode 'evalute'" in done.stderr
-    if not traceback:
-        assert done.stderr.startswith("launch.py: error: unknown mode 'evalute'; valid, ")
+    launches = [(forked.LAUNCH, *arguments, f"--traceback={shown}") for shown in (False, True)]
+    for done, traceback in zip(forked.run(*launches), (False, True), strict=True):
+        assert done.returncode == 1
+        # JAX logs it for each missing device.
+        assert "Unable to initialize backend" not in done.stderr
+        assert ("Traceback" in done.stderr) == traceback and "unknown mode 'evalute'" in done.stderr
+        assert traceback or done.stderr.startswith("launch.py: error: unknown mode 'evalute'; ")
 
 
 @pytest.mark.parametrize(
