@@ -18,6 +18,7 @@ from imta_jax.runtime.background_errors import hold_background_errors
 from imta_jax.runtime.command_line import exit_with_error, parse_flags
 from imta_jax.runtime.free_options import ConfigParser
 from imta_jax.runtime.huge_pages import restart_with_huge_pages
+from imta_jax.runtime.paths import local_path
 from imta_jax.runtime.preemption import (
     EXIT_CODE,
     Interrupted,
@@ -153,7 +154,8 @@ def _set_up_process() -> None:
     # Orbax logs every step of a save, and errors that are raised as exceptions too.
     absl_logging.set_verbosity(absl_logging.FATAL)
     if _CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
+        cache = local_path("--compilation_cache", _CACHE.value)
+        jax.config.update("jax_compilation_cache_dir", str(cache))
         # By default programs that compile within a second are not cached.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     else:

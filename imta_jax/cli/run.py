@@ -18,7 +18,7 @@ from imta_jax.data.fingerprint import EARLIER_DECODER, fingerprint, fingerprint_
 from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.data.sources import source_component
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
-from imta_jax.errors import InputError, MissingPackageError, unknown_name
+from imta_jax.errors import InputError, MissingPackageError, StorageError, unknown_name
 from imta_jax.evaluation import evaluate, evaluation_is_finished
 from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences
 from imta_jax.runtime.files import write_json
@@ -124,6 +124,14 @@ def _preview_data(config: RunConfig, workdir: Path) -> None:
     from imta_jax.report import write_data_page
 
     dataset, mesh, folder = load_dataset(config.data), mesh_of(config), workdir / "data"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            error.errno,
+            f"--workdir={workdir} cannot be created or written ({error.strerror}); use another"
+            " folder",
+        ) from error
     augmentation = BatchAugmentation(config.phase_one, dataset.num_classes, config.seed)
     write_preview(
         config.data,

@@ -1,12 +1,16 @@
 """Paths of users: expanded once, and rejected if they are not local folders."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import sample_logits
 import tiny_run
 
+from configs import quickstart
 from imta_jax.cli.run import run
+from imta_jax.config import RunConfig
+from imta_jax.data import load_dataset
 from imta_jax.evaluation import command as evaluation_command
 from imta_jax.evaluation import save_predictions
 from imta_jax.inference import command as inference_command
@@ -57,6 +61,14 @@ def test_a_run_in_the_home_folder_creates_no_folder_named_tilde(source, tmp_path
     run(config, "~/runs/t")
     assert (tmp_path / "home/runs/t/report/index.html").exists()
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("field", ["source", "data_dir"])
+def test_config_fields_reject_the_home_of_an_unknown_user(field):
+    values = {"source": "mnist", "download": False, field: "~no-such-user/a.npz"}
+    data = RunConfig.from_mapping(quickstart.get_config()).data
+    with pytest.raises(ValueError, match=rf"config\.data\.{field}=~no-such-user"):
+        load_dataset(dataclasses.replace(data, **values))
 
 
 # Each command with its arguments; PATH is the path in question.

@@ -11,6 +11,7 @@ import numpy as np
 from imta_jax.data.source_validation import SourceData, SourceSplit
 from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.errors import UNREADABLE_ARCHIVE, FilePermissionError, InputError, MissingFileError
+from imta_jax.runtime.paths import local_path
 
 _EXPECTED = "train_images, train_labels, test_images, test_labels"
 
@@ -22,7 +23,7 @@ def accepts(source: str) -> bool:
 
 def read(request: SourceRequest) -> SourceData:
     """Reads the file; see `sources.load_source`."""
-    return read_npz(Path(request.source).expanduser(), request)
+    return read_npz(local_path("config.data.source", request.source), request)
 
 
 def read_npz(path: Path, request: SourceRequest) -> SourceData:

@@ -15,7 +15,7 @@ from typing import Any
 from imta_jax.data.source_validation import SourceData
 from imta_jax.data.sources import embedded
 from imta_jax.data.sources.request import SourceRequest
-from imta_jax.data.sources.storage import absolute, translate_errors
+from imta_jax.data.sources.storage import absolute, is_remote, translate_errors
 from imta_jax.data.sources.tfds_builder import check_one_shape, feature_keys, read_builder
 from imta_jax.data.tensorflow_import import has_tensorflow, import_tensorflow
 from imta_jax.errors import (
@@ -26,6 +26,7 @@ from imta_jax.errors import (
     unknown_name,
 )
 from imta_jax.runtime.optional_packages import install_command, is_installed
+from imta_jax.runtime.paths import local_path
 
 _log = logging.getLogger(__name__)
 _PACKAGE = "tensorflow_datasets"
@@ -46,7 +47,7 @@ def read(request: SourceRequest) -> SourceData:
     """Reads a TFDS dataset, "name", "name/config" or "name/config:1.0.0"; see `load_source`."""
     tfds = import_tfds(request.source)
     _check_name(tfds, request.source)
-    data_dir = absolute(request.data_dir) if request.data_dir else None
+    data_dir = _folder("data_dir", request.data_dir)
     with translate_errors(data_dir or request.source):
         try:
             builder = tfds.builder(request.source, data_dir=data_dir)
@@ -148,7 +149,7 @@ def _prepare(tfds: Any, builder: Any, request: SourceRequest) -> None:
         builder.data_dir,
     )
     download_config = tfds.download.DownloadConfig(
-        manual_dir=absolute(request.manual_dir) if request.manual_dir else None,
+        manual_dir=_folder("manual_dir", request.manual_dir),
         # Google's bucket has no manually downloaded datasets; trying would delay offline hosts.
         try_download_gcs=not builder.MANUAL_DOWNLOAD_INSTRUCTIONS,
     )
@@ -178,8 +179,15 @@ def _is_disk_full(error: Exception) -> bool:
 
 
 def _manual_dir(builder: Any, request: SourceRequest) -> str:
-    given = request.manual_dir
-    return absolute(given) if given else f"{builder.data_dir_root}/downloads/manual"
+    given = _folder("manual_dir", request.manual_dir)
+    return given or f"{builder.data_dir_root}/downloads/manual"
+
+
+def _folder(field: str, given: str) -> str | None:
+    """The absolute path of a local folder, or the address of a bucket; None for ""."""
+    if not given or is_remote(given):
+        return given.rstrip("/") or None
+    return str(local_path(f"config.data.{field}", given))
 
 
 def _check_archives(builder: Any, request: SourceRequest) -> None:
