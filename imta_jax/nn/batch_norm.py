@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from imta_jax.errors import InputError
@@ -41,10 +42,12 @@ class BatchNorm(nnx.Module):
       use_running_average: Whether the running statistics normalize. Set by `train()` and `eval()`.
       statistics_groups: Groups of consecutive images with statistics of their own in training mode.
         The running statistics move towards the mean over the groups. See `set_statistics_groups`.
+      mesh: The devices, if each has one group; None otherwise.
     """
 
     momentum, epsilon = 0.9, 1e-5
     statistics_groups = 1
+    mesh: Mesh | None = None
 
     def __init__(self, num_features: int, *, rngs: nnx.Rngs):
         self.num_features, self.use_running_average = num_features, False
@@ -60,8 +63,8 @@ class BatchNorm(nnx.Module):
         if self.use_running_average:
             y = normalize_with(x, (self.mean[...], self.var[...]), *affine)
             return jax.nn.relu(y) if relu else y
-        groups = self.statistics_groups
-        y, mean, variance = batch_normalize(x, *affine, relu, groups=groups)
+        groups, mesh = self.statistics_groups, self.mesh
+        y, mean, variance = batch_normalize(x, *affine, relu, groups=groups, mesh=mesh)
         count = x.size // self.num_features // groups
         self.update_statistics(mean, unbiased_variance(variance, count))
         return y
@@ -75,8 +78,13 @@ class BatchNorm(nnx.Module):
             running.set_value(_moving_average(running[...], batch, self.momentum))
 
 
-def set_statistics_groups(module: nnx.Module, groups: int) -> None:
-    """Sets `statistics_groups` of every `BatchNorm` in a module.
+def set_statistics_groups(module: nnx.Module, groups: int, mesh: Mesh | None = None) -> None:
+    """Sets the groups of every `BatchNorm` in a module.
+
+    Args:
+      module: Changed in place.
+      groups: Number of groups of a batch.
+      mesh: The devices over which batches are sharded.
 
     Raises:
       InputError: `groups` is above 1 and a layer in training mode is Flax's `BatchNorm`, which has
@@ -85,6 +93,7 @@ def set_statistics_groups(module: nnx.Module, groups: int) -> None:
     for path, layer in nnx.iter_modules(module):
         if isinstance(layer, BatchNorm) and layer.statistics_groups != groups:
             layer.statistics_groups = groups
+            layer.mesh = mesh if mesh is not None and 1 < groups == mesh.size else None
         elif isinstance(layer, nnx.BatchNorm) and groups > 1 and not layer.use_running_average:
             raise InputError(
                 f"{'.'.join(map(str, path))} is a flax.nnx.BatchNorm, which computes statistics of"
@@ -103,7 +112,7 @@ def _moving_average(running: jax.Array, batch: jax.Array, momentum: float) -> ja
     return momentum * running + (1 - momentum) * batch
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5), static_argnames="groups")  # traced once
+@functools.partial(jax.jit, static_argnums=(3, 4, 5), static_argnames=("groups", "mesh"))
 def batch_normalize(
     x: jax.Array,
     scale: Float[Array, " C"],
@@ -113,6 +122,7 @@ def batch_normalize(
     channel_axis: int = -1,
     *,
     groups: int = 1,
+    mesh: Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes x with its own mean and variance over all axes but the channels.
 
@@ -127,16 +137,41 @@ def batch_normalize(
       relu: Whether ReLU follows.
       channel_axis: Axis of the channels, the first or the last. The images are on the other one.
       groups: Groups of consecutive images with statistics of their own.
+      mesh: The devices, if each has one group and the images are on the first axis.
 
     Returns:
       (y, mean, variance): y has the shape and dtype of x; mean and biased variance are [C], means
       over the groups.
     """
+    if mesh is not None:
+        return _normalize_per_device(x, scale, bias, epsilon, relu, mesh)
     if groups == 1:
         return _normalize(x, scale, bias, epsilon, relu, channel_axis)
     split = Groups(groups, channels_first=channel_axis % x.ndim == 0 and x.ndim > 1)
     found: Any = normalize_groups(x, scale, bias, epsilon, relu, split)
     y, mean, variance = found
+    return y, mean.mean(axis=0), variance.mean(axis=0)
+
+
+def _normalize_per_device(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool, mesh: Mesh
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `batch_normalize`; each device normalizes its images without the others."""
+
+    def local(
+        x: jax.Array, scale: jax.Array, bias: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        y, mean, variance = batch_normalize(x, scale, bias, epsilon, relu)
+        return y, mean[None], variance[None]
+
+    sharded, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
+    y, mean, variance = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(sharded, everywhere, everywhere),
+        out_specs=(sharded, sharded, sharded),
+        check_vma=False,
+    )(x, scale, bias)
     return y, mean.mean(axis=0), variance.mean(axis=0)
 
 

@@ -104,8 +104,8 @@ def normalize_jointly(
     if norms[0].use_running_average:
         y = normalize_with(x, (joined("mean"), joined("var")), *affine, channel_axis)
         return jnp.split(jax.nn.relu(y) if relu else y, boundaries, axis=channel_axis)
-    groups = norms[0].statistics_groups
-    y, mean, variance = batch_normalize(x, *affine, relu, channel_axis, groups=groups)
+    groups, mesh = norms[0].statistics_groups, norms[0].mesh
+    y, mean, variance = batch_normalize(x, *affine, relu, channel_axis, groups=groups, mesh=mesh)
     variance = unbiased_variance(variance, x.size // x.shape[channel_axis] // groups)
     means, variances = jnp.split(mean, boundaries), jnp.split(variance, boundaries)
     for norm, own_mean, own_variance in zip(norms, means, variances, strict=True):

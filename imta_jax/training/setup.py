@@ -118,7 +118,7 @@ def assemble_phase(
     classifier.compute_dtype = jnp.dtype(settings.compute_dtype)
     objective.set_mode(classifier)
     freeze_statistics(classifier, settings)
-    set_statistics_groups(classifier, statistics_groups(settings, mesh.size))
+    set_statistics_groups(classifier, statistics_groups(settings, mesh.size), mesh)
     nnx.pop(classifier, nnx.Intermediate)  # of earlier calls; a step does not return any
     check_variables(classifier)
     _warn_of_other_dtypes(classifier)
