@@ -1,4 +1,4 @@
-"""A load generator for HTTP services: requests arrive at given times, whatever the answers.
+"""A load generator for HTTP services: requests arrive at given times, whatever the responses.
 
 In a closed loop a slow service gets fewer requests, which hides waiting times. Here the arrivals
 are a Poisson process, and latencies count from the planned arrival.
@@ -20,16 +20,16 @@ _TIMEOUT_S = 60.0
 
 @dataclasses.dataclass
 class Exchange:
-    """One request and its answer.
+    """One request and its response.
 
     Attributes:
       identifier: sent as X-Request-Id.
       image: index of the image that was sent.
       sent_at: on the clock of `time.perf_counter`.
-      status: HTTP status; 0 if there was no answer.
-      milliseconds: from the planned arrival to the answer.
-      answer: JSON of the answer.
-      error: why there was no answer.
+      status: HTTP status; 0 if there was no response.
+      milliseconds: from the planned arrival to the response.
+      response: JSON of the response.
+      error: why there was no response.
     """
 
     identifier: str
@@ -37,7 +37,7 @@ class Exchange:
     sent_at: float = 0.0
     status: int = 0
     milliseconds: float = float("nan")
-    answer: dict[str, Any] = dataclasses.field(default_factory=dict)
+    response: dict[str, Any] = dataclasses.field(default_factory=dict)
     error: str = ""
 
 
@@ -55,7 +55,7 @@ class Client:
     async def request(
         self, method: str, path: str, body: bytes = b"", headers: str = ""
     ) -> tuple[int, bytes]:
-        """Returns the status and the body of the answer."""
+        """Returns the status and the body of the response."""
         if self._idle:
             connection = self._idle.pop()
         else:
@@ -79,7 +79,7 @@ class Client:
     async def exchange(
         self, exchange: Exchange, body: bytes, arrival: float, deadline_ms: float | None
     ) -> None:
-        """Sends an image and fills in the answer."""
+        """Sends an image and fills in the response."""
         exchange.sent_at = time.perf_counter()
         headers = f"x-request-id: {exchange.identifier}\r\n"
         if deadline_ms is not None:
@@ -87,7 +87,7 @@ class Client:
         try:
             sending = self.request("POST", "/classify", body, headers)
             exchange.status, content = await asyncio.wait_for(sending, _TIMEOUT_S)
-            exchange.answer = json.loads(content)
+            exchange.response = json.loads(content)
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             exchange.error = repr(error)
         exchange.milliseconds = float(1e3 * (time.perf_counter() - arrival))
@@ -101,7 +101,7 @@ async def _send(
     body: bytes,
     headers: str,
 ) -> tuple[int, bytes, bool]:
-    """Status and body of the answer, and whether the connection may be used again."""
+    """Status and body of the response, and whether the connection may be used again."""
     head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
     writer.write(f"{head}{headers}\r\n".encode() + body)
     await writer.drain()
@@ -159,26 +159,26 @@ def summarize(exchanges: Sequence[Exchange], labels: np.ndarray) -> dict[str, An
       labels: [E, N], label of each image at each exit.
 
     Returns:
-      `lost` are requests without an answer, `doubled` answers that carry the identifier of another
-      request, and `wrong` answers with another label than the network gives at their exit.
+      `lost` are requests without a response, `doubled` responses with the identifier of another
+      request, and `wrong` responses with another label than the network gives at their exit.
     """
-    answered = [e for e in exchanges if e.status == 200]
-    shed = Counter(e.answer.get("error") for e in exchanges if e.status == 503)
-    milliseconds = [e.milliseconds for e in answered] or [float("nan")]
+    completed = [e for e in exchanges if e.status == 200]
+    shed = Counter(e.response.get("error") for e in exchanges if e.status == 503)
+    milliseconds = [e.milliseconds for e in completed] or [float("nan")]
     p50, p90, p99 = np.percentile(milliseconds, (50, 90, 99))
-    own = [e for e in exchanges if e.answer.get("id") == e.identifier]
-    exits = Counter(e.answer["exit"] for e in answered)
-    late = sum(not e.answer["in_time"] for e in answered)
-    wrong = [e for e in answered if labels[e.answer["exit"] - 1, e.image] != e.answer["label"]]
+    own = [e for e in exchanges if e.response.get("id") == e.identifier]
+    exits = Counter(e.response["exit"] for e in completed)
+    late = sum(not e.response["in_time"] for e in completed)
+    wrong = [e for e in completed if labels[e.response["exit"] - 1, e.image] != e.response["label"]]
     return {
         "sent": len(exchanges),
-        "answered": len(answered),
+        "completed": len(completed),
         "shed": sum(shed.values()) / len(exchanges),
         "lost": sum(e.status == 0 for e in exchanges),
         "other": sum(e.status not in (0, 200, 503) for e in exchanges),
         "doubled": sum(e.status != 0 for e in exchanges) - len(own),
         "wrong": len(wrong),
-        "late": late / max(len(answered), 1),
+        "late": late / max(len(completed), 1),
         "ms": {"p50": float(p50), "p90": float(p90), "p99": float(p99)},
         "exit": {str(i + 1): exits[i + 1] for i in range(len(labels))},
         "shed for": dict(shed),

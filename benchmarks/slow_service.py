@@ -1,6 +1,6 @@
 """The web service of `examples/service` with a stage that becomes slow at SIGUSR1.
 
-python benchmarks/slow_service.py FOLDER PORT STAGE MILLISECONDS
+python benchmarks/slow_service.py FOLDER PORT STAGE MILLISECONDS MEASURE
 """
 
 import signal
@@ -44,10 +44,11 @@ class SlowStage:
 
 def main() -> None:
     """Serves until SIGTERM."""
-    folder, port, stage, milliseconds = sys.argv[1:]
+    folder, port, stage, milliseconds, measures = sys.argv[1:]
     slow = SlowStage(int(stage), float(milliseconds) / 1e3)
     signal.signal(signal.SIGUSR1, slow.toggle)
-    app = create_app(lambda: load_exported(folder), Settings(num_validation=1000))
+    settings = Settings(num_validation=1000, measure=bool(measures))
+    app = create_app(lambda: load_exported(folder), settings)
     uvicorn.run(
         app, port=int(port), access_log=False, log_level="warning", timeout_graceful_shutdown=30
     )

@@ -54,9 +54,9 @@ def right(identifier):
     return {"id": identifier, "label": int(LABELS[1, image]), "exit": 2, "in_time": True}
 
 
-def test_right_answers_are_counted():
+def test_right_responses_are_counted():
     found = asyncio.run(run_against(lambda identifier: (200, right(identifier))))
-    assert (found["sent"], found["answered"], found["exit"]) == (100, 100, {"1": 0, "2": 100})
+    assert (found["sent"], found["completed"], found["exit"]) == (100, 100, {"1": 0, "2": 100})
     assert not (found["lost"] or found["doubled"] or found["wrong"] or found["shed"])
     assert 0 < found["ms"]["p50"] <= found["ms"]["p99"]
 

@@ -17,7 +17,7 @@ class Admission:
     it, from the stage profile, multiplied by a moving average of measured over expected latency.
 
     Args:
-      max_in_flight: requests between admission and answer.
+      max_in_flight: requests between admission and response.
     """
 
     def __init__(self, max_in_flight: int):
@@ -31,7 +31,7 @@ class Admission:
         self._image_ms = float(profile.exit_ms() @ exit_fractions)
 
     def expected_ms(self) -> float:
-        """Expected milliseconds from now to the answer of a new request."""
+        """Expected milliseconds from now to the response to a new request."""
         return self._slowdown * (self._single_ms + self.in_flight * self._image_ms)
 
     def reason_to_shed(self, deadline_ms: float | None) -> str | None:
@@ -56,6 +56,6 @@ class Admission:
             self.in_flight -= 1
 
     def record(self, expected_ms: float, found_ms: float) -> None:
-        """Adds an answered request to the average."""
+        """Adds a completed request to the average."""
         ratio = found_ms / max(expected_ms, 1e-3)
         self._slowdown += _WEIGHT * (ratio - self._slowdown)

@@ -1,6 +1,6 @@
 """Web service for an exported network: `python -m examples.service.app FOLDER --port=8000`.
 
-POST /classify takes the bytes of a JPEG or PNG and answers with JSON. GET /live, /ready and
+POST /classify takes the bytes of a JPEG or PNG and responds with JSON. GET /live, /ready and
 /metrics are for a supervisor. docs/guides/service.md describes the service.
 """
 
@@ -54,7 +54,7 @@ class Settings:
 
     Attributes:
       budget: see `ExportedClassifier.adaptive`.
-      max_in_flight: requests between admission and answer; more are shed.
+      max_in_flight: requests between admission and response; more are shed.
       max_batch_size: of the network.
       max_bytes: of a request's body.
       max_pixels: of an image before it is decoded.
@@ -128,17 +128,17 @@ class Service:
         start = time.perf_counter()
         identifier = request.headers.get("x-request-id") or uuid.uuid4().hex
         try:
-            answer, status, headers = await self._answer(request, start), 200, {}
+            content, status, headers = await self._classification(request, start), 200, {}
         except RefusedRequestError as error:
             shed = error.retry_seconds is not None
             (self.metrics.shed if shed else self.metrics.refused)[error.reason] += 1
-            answer, status = {"error": error.reason, "message": str(error)}, error.status
+            content, status = {"error": error.reason, "message": str(error)}, error.status
             headers = {"retry-after": str(error.retry_seconds)} if shed else {}
         self.metrics.requests[str(status)] += 1
         headers["x-request-id"] = identifier
-        return JSONResponse({"id": identifier, **answer}, status, headers)
+        return JSONResponse({"id": identifier, **content}, status, headers)
 
-    async def _answer(self, request: Request, start: float) -> dict[str, object]:
+    async def _classification(self, request: Request, start: float) -> dict[str, object]:
         deadline_ms = requested_deadline_ms(request)
         if self.stream is None or self._stopping.is_set():
             raise RefusedRequestError(503, "not_ready", "the network is not loaded", 5)
@@ -163,7 +163,7 @@ class Service:
         self.admission.record(expected_ms, 1e3 * seconds)
         in_time = deadline_ms is None or 1e3 * seconds <= deadline_ms
         exit_index, label = int(predictions.exit[0]), int(predictions.labels[0])
-        self.metrics.answered(exit_index, seconds, in_time)
+        self.metrics.classified(exit_index, seconds, in_time)
         return {
             "label": label,
             "class": self.exported.class_names[label],
@@ -179,7 +179,7 @@ class Service:
         return RefusedRequestError(503, reason, message, seconds)
 
     async def live(self, request: Request) -> Response:
-        """GET /live: whether the process answers."""
+        """GET /live: whether the process runs."""
         return PlainTextResponse("live\n")
 
     async def ready(self, request: Request) -> Response:
@@ -228,7 +228,7 @@ def create_app(load: Callable[[], ExportedClassifier], settings: Settings) -> St
 
 
 def main() -> None:
-    """Serves an exported folder until SIGTERM or Ctrl-C; accepted requests are answered."""
+    """Serves an exported folder until SIGTERM or Ctrl-C; accepted requests are completed."""
     parser = argparse.ArgumentParser(description="Serves an exported network over HTTP.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--host", default="127.0.0.1")

@@ -17,11 +17,11 @@ class Metrics:
 
     Attributes:
       requests: by HTTP status.
-      exits: answered images by exit, from 1.
+      exits: classified images by exit, from 1.
       shed: refused because of load, by reason.
       refused: refused because of the request, by reason.
-      late: answered after their deadline.
-      latencies: seconds from request to answer, of the latest answers.
+      late: classified after their deadline.
+      latencies: seconds from request to response, of the latest images.
     """
 
     requests: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -29,15 +29,15 @@ class Metrics:
     shed: Counter[str] = dataclasses.field(default_factory=Counter)
     refused: Counter[str] = dataclasses.field(default_factory=Counter)
     late: int = 0
-    num_answers: int = 0
+    num_classified: int = 0
     total_seconds: float = 0.0
     latencies: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=10_000))
 
-    def answered(self, exit_index: int, seconds: float, in_time: bool) -> None:
+    def classified(self, exit_index: int, seconds: float, in_time: bool) -> None:
         """Counts a classified image."""
         self.exits[str(exit_index + 1)] += 1
         self.late += not in_time
-        self.num_answers += 1
+        self.num_classified += 1
         self.total_seconds += seconds
         self.latencies.append(seconds)
 
@@ -61,7 +61,7 @@ class Metrics:
         for quantile, value in zip(_QUANTILES, values, strict=True):
             yield f'imta_latency_seconds{{quantile="{quantile}"}} {_number(value)}'
         yield f"imta_latency_seconds_sum {_number(self.total_seconds)}"
-        yield f"imta_latency_seconds_count {self.num_answers}"
+        yield f"imta_latency_seconds_count {self.num_classified}"
         for name, value in gauges.items():
             yield f"# TYPE imta_{name} gauge"
             yield f"imta_{name} {_number(value)}"
