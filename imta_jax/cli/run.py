@@ -26,6 +26,7 @@ from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.runtime.lock import only_run_in
 from imta_jax.runtime.optional_packages import require
 from imta_jax.runtime.paths import local_path
+from imta_jax.runtime.preemption import training_has_ended
 from imta_jax.runtime.run_header import log_run_header
 from imta_jax.training import (
     PHASES,
@@ -92,6 +93,7 @@ def run(
         time_run(workdir)
     elif mode != "report":
         _run_steps(parsed, workdir, mode)
+    training_has_ended()
     if is_first_process():
         _report(workdir, mode)
 
@@ -177,6 +179,8 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
         if is_first_process():
             _begin(config, data_fingerprint, workdir, mode)
         for name in due:
+            if name not in PHASES:
+                training_has_ended()
             steps[name](config, dataset, workdir)
         if is_first_process() and _evaluation_differences(config, workdir):
             _write_config(config, workdir)  # after results.json, which is of these settings now

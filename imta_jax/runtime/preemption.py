@@ -138,6 +138,17 @@ def processes_have_joined(count: int) -> None:
         _signals.install()
 
 
+def training_has_ended() -> None:
+    """Makes signals end this process at once from now on, also with several processes.
+
+    JAX's runtime would keep SIGTERM, which only training asks for.
+    """
+    if _signals is not None and _signals.several_processes:
+        _signals.several_processes = False
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: None)
+
+
 def _write_line(message: str) -> None:
     """Writes to stderr without its buffer, which the main thread may hold."""
     with contextlib.suppress(OSError):

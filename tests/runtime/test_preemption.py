@@ -67,7 +67,7 @@ def test_one_process_uses_no_sync_points(monkeypatch):
 
 
 BEGIN = """
-import hashlib, os, time
+import hashlib, os, signal, time
 from imta_jax.runtime import preemption
 
 def compute():
@@ -109,6 +109,16 @@ raise AssertionError("the signal is lost")
 """
 
 
+# JAX's runtime takes SIGTERM.
+AFTER_TRAINING_IN_ONE_OF_TWO = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+preemption.processes_have_joined(2)
+preemption.training_has_ended()
+print("ready", flush=True)
+compute()
+"""
+
+
 @contextlib.contextmanager
 def started(program, before=""):
     """Starts a program and waits until it is ready; ends it afterwards."""
@@ -123,7 +133,10 @@ def started(program, before=""):
 
 
 @pytest.mark.parametrize("number", preemption.SIGNALS)
-@pytest.mark.parametrize("program", [WAIT, BEFORE_THE_FIRST_STEP, AFTER_THE_LAST_STEP])
+@pytest.mark.parametrize(
+    "program",
+    [WAIT, BEFORE_THE_FIRST_STEP, AFTER_THE_LAST_STEP, AFTER_TRAINING_IN_ONE_OF_TWO],
+)
 def test_with_nothing_to_save_a_signal_ends_the_process_at_once(program, number):
     with started(program) as process:
         process.send_signal(number)
