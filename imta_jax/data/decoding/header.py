@@ -10,7 +10,7 @@ from imta_jax.data.decoding import jpeg_header, png_header
 from imta_jax.data.decoding.refusal import Refusal, RefusedImageError
 
 # Increase it when other files are accepted or refused. Stored indexes are then computed again.
-POLICY_VERSION = 2
+POLICY_VERSION = 3
 # Suffixes of image files in folders, in lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -22,14 +22,14 @@ class ImageHeader(NamedTuple):
       height, width: size of the stored pixels.
       is_jpeg: whether it is a JPEG; otherwise it is a PNG.
       orientation: EXIF orientation, 1 to 8; 1 if there is none.
-      single_scan: see `JpegHeader`; False for a PNG.
+      extended_height: see `JpegHeader`; 0 for a PNG.
     """
 
     height: int
     width: int
     is_jpeg: bool
     orientation: int
-    single_scan: bool
+    extended_height: int
 
 
 def read_header(contents: bytes) -> ImageHeader:
@@ -45,8 +45,25 @@ def read_header(contents: bytes) -> ImageHeader:
         raise RefusedImageError(Refusal.EMPTY)
     if contents.startswith(jpeg_header.SIGNATURE):
         jpeg = jpeg_header.read_jpeg_header(contents)
-        return ImageHeader(jpeg.height, jpeg.width, True, jpeg.orientation, jpeg.single_scan)
+        return ImageHeader(jpeg.height, jpeg.width, True, jpeg.orientation, jpeg.extended_height)
     if contents.startswith(png_header.SIGNATURE):
         png = png_header.read_png_header(contents)
-        return ImageHeader(png.height, png.width, False, png.orientation, False)
+        return ImageHeader(png.height, png.width, False, png.orientation, 0)
     raise RefusedImageError(Refusal.OTHER_FORMAT)
+
+
+def read_checked_header(contents: bytes) -> ImageHeader:
+    """As `read_header`, and checks the pixels of a PNG without decoding them.
+
+    No decoder refuses a PNG after this check.
+
+    Args:
+      contents: the whole file.
+
+    Raises:
+      RefusedImageError: the file is refused.
+    """
+    header = read_header(contents)
+    if not header.is_jpeg:
+        png_header.check_png_pixels(contents)
+    return header

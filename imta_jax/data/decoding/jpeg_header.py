@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from imta_jax.data.decoding.exif import orientation_of
-from imta_jax.data.decoding.refusal import MAX_PIXELS, Refusal, RefusedImageError
+from imta_jax.data.decoding.refusal import MAX_PIXELS, MAX_SCANS, Refusal, RefusedImageError
 
 SIGNATURE = b"\xff\xd8\xff"
 _MAX_SIDE = 65_500  # the limit of libjpeg
@@ -29,6 +29,7 @@ _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 # Bytes that do not end the data of a scan after 0xFF: stuffed zeros, fill bytes and restarts.
 _WITHIN_SCAN = np.isin(np.arange(256), [0x00, 0xFF, *range(0xD0, 0xD8)])
 _COEFFICIENTS = 64
+_HEIGHT_OFFSET = 5  # in the segment of a frame: after marker, length and bits per value
 
 
 class JpegHeader(NamedTuple):
@@ -37,14 +38,14 @@ class JpegHeader(NamedTuple):
     Attributes:
       height, width: size in pixels.
       orientation: EXIF orientation, 1 to 8; 1 if there is none.
-      single_scan: whether one sequential scan holds all components. Missing data at the end of such
-        a file become gray pixels.
+      extended_height: a height with one more row of units (MCUs), for `jpeg_without_metadata`; 0
+        unless one sequential scan holds all of 1 or 3 components.
     """
 
     height: int
     width: int
     orientation: int
-    single_scan: bool
+    extended_height: int
 
 
 class Segment(NamedTuple):
@@ -72,6 +73,14 @@ class _Frame:
 
     def is_complete(self) -> bool:
         return not any(map(any, self.missing_bits.values()))
+
+    @property
+    def extended_height(self) -> int:
+        """Height with one more row of units of a scan of all components; 0 if it is too large."""
+        rows = max(vertical for _, vertical in self.sampling.values())
+        unit_height = 8 * rows if len(self.sampling) > 1 else 8
+        extended = (math.ceil(self.height / unit_height) + 1) * unit_height
+        return extended if extended <= _MAX_SIDE else 0
 
     def num_units(self, components: list[int]) -> int:
         """Number of units (MCUs) in a scan of some components."""
@@ -111,29 +120,38 @@ def read_jpeg_header(contents: bytes) -> JpegHeader:
             compressed = contents[segment.data_end : segment.end]
             _check_scan(frame, data, compressed, restart_interval)
             scans += 1
+            if scans > MAX_SCANS:
+                raise RefusedImageError(Refusal.JPEG_SCANS)
     if frame is None or not frame.is_complete():
         raise RefusedImageError(Refusal.TRUNCATED)
     if len(frame.sampling) == 4 and not has_adobe:
         raise RefusedImageError(Refusal.JPEG_COMPONENTS)
-    single_scan = scans == 1 and len(frame.sampling) in (1, 3)
-    return JpegHeader(frame.height, frame.width, orientation, single_scan)
+    has_one_scan = scans == 1 and not frame.progressive and len(frame.sampling) in (1, 3)
+    extended_height = frame.extended_height if has_one_scan else 0
+    return JpegHeader(frame.height, frame.width, orientation, extended_height)
 
 
-def jpeg_without_metadata(contents: bytes, appended_to_scans: bytes = b"") -> bytes:
+def jpeg_without_metadata(
+    contents: bytes, *, appended_to_scans: bytes = b"", height: int = 0
+) -> bytes:
     """The same JPEG with only the segments that its pixels depend on.
 
     Args:
       contents: a file that `read_jpeg_header` accepts.
       appended_to_scans: bytes to insert after the compressed data of every scan.
+      height: the height in the header, if it is to be another one.
     """
     parts = [_SOI]
     for segment in jpeg_segments(contents):
         if _is_metadata(segment):
             continue
         start = segment.start
-        parts.append(b"\xff" + bytes([segment.marker]) + contents[start + 2 : segment.end])
+        part = b"\xff" + bytes([segment.marker]) + contents[start + 2 : segment.end]
         if segment.marker == _SOS and appended_to_scans:
-            parts[-1] = parts[-1].rstrip(b"\xff") + appended_to_scans
+            part = part.rstrip(b"\xff") + appended_to_scans
+        elif segment.marker in _FRAMES and height:
+            part = part[:_HEIGHT_OFFSET] + struct.pack(">H", height) + part[_HEIGHT_OFFSET + 2 :]
+        parts.append(part)
     return b"".join([*parts, b"\xff\xd9"])
 
 
@@ -143,7 +161,7 @@ def jpeg_segments(contents: bytes) -> Iterator[Segment]:
     Raises:
       RefusedImageError: there is no end marker, or a marker that decoders do not know.
     """
-    position, scan_ends = 2, _scan_ends(contents)
+    position, scan_ends = 2, None
     while found := _MARKER.search(contents, position):
         start, marker = found.end() - 2, found[1][0]
         if marker == _EOI:
@@ -158,6 +176,7 @@ def jpeg_segments(contents: bytes) -> Iterator[Segment]:
         if length < 2 or end > len(contents):
             break
         if marker == _SOS:
+            scan_ends = _scan_ends(contents) if scan_ends is None else scan_ends
             after = np.searchsorted(scan_ends, data_end)
             if after == len(scan_ends):
                 break

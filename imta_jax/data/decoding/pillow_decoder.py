@@ -12,9 +12,9 @@ from jaxtyping import UInt8
 
 from imta_jax.data.decoding import jpeg_header
 from imta_jax.data.decoding.exif import apply_orientation
-from imta_jax.data.decoding.header import ImageHeader, read_header
+from imta_jax.data.decoding.header import ImageHeader, read_checked_header
 from imta_jax.data.decoding.jpeg_header import jpeg_without_metadata
-from imta_jax.data.decoding.png_header import png_data_is_complete, png_without_metadata
+from imta_jax.data.decoding.png_header import png_without_metadata
 from imta_jax.data.decoding.refusal import Refusal, RefusedImageError
 from imta_jax.errors import MissingPackageError
 from imta_jax.runtime.optional_packages import install_command
@@ -22,7 +22,7 @@ from imta_jax.runtime.optional_packages import install_command
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
-GRAY = 128  # of blocks that a JPEG lacks
+_GRAY = 128  # of blocks that a JPEG lacks
 # Bytes that would change the pixels if a scan lacked data. None is 0xFF, which starts a marker.
 _PROBE = bytes(random.Random(0).choices(range(255), k=1024))
 
@@ -40,24 +40,47 @@ def decode_image(
     Raises:
       RefusedImageError: the file is refused, for the reason for which training leaves it out.
     """
-    header = read_header(contents)
+    header = read_checked_header(contents)
     essential = (jpeg_without_metadata if header.is_jpeg else png_without_metadata)(contents)
     pixels = _decode(essential, channels)
-    if not _is_complete(contents, header, pixels):
+    if header.is_jpeg and not _is_complete(essential, header, pixels):
         raise RefusedImageError(Refusal.TRUNCATED)
     return apply_orientation(pixels, header.orientation) if apply_exif else pixels
 
 
-def _is_complete(contents: bytes, header: ImageHeader, pixels: UInt8[np.ndarray, "H W C"]) -> bool:
-    """Whether no data of a decoded image are missing. Decoders of JPEGs replace missing data."""
-    if not header.is_jpeg:
-        return png_data_is_complete(contents)
-    # If the only scan ends early, the last block is gray.
-    if header.single_scan and (pixels[-1, -1] != GRAY).any():
+def jpeg_is_quickly_complete(contents: bytes, header: ImageHeader) -> bool:
+    """Whether decoding at an eighth of the resolution proves that no data of a JPEG are missing.
+
+    Decoders skip all units (MCUs) after the one in which the data end, which makes them gray. If
+    that one follows the last unit of the image, its first coefficients are read as zero bits.
+
+    Args:
+      contents: the whole file.
+      header: of this file.
+
+    Returns:
+      False if data are missing, and for files of which it is unknown.
+
+    Raises:
+      RefusedImageError: the file is damaged.
+    """
+    if not header.extended_height:
+        return False
+    extended = jpeg_without_metadata(contents, height=header.extended_height)
+    with _damage_refused(), _opened(extended) as image:
+        image.draft(None, (1, 1))  # an eighth, unless the image has fewer than 8 pixels per side
+        return bool((_pixels(image, 3)[-1, 0] != _GRAY).any())
+
+
+def _is_complete(essential: bytes, header: ImageHeader, pixels: UInt8[np.ndarray, "H W C"]) -> bool:
+    """Whether no data of a decoded JPEG are missing."""
+    if jpeg_is_quickly_complete(essential, header):
         return True
     # Bytes after the end of complete data are not used, so that they change no pixel.
-    changed = jpeg_without_metadata(contents, appended_to_scans=_PROBE)
-    return np.array_equal(_decode(changed, pixels.shape[2]), pixels)
+    changed = jpeg_without_metadata(essential, appended_to_scans=_PROBE)
+    # The result must not depend on the number of channels.
+    expected = pixels if pixels.shape[2] == 3 else _decode(essential, 3)
+    return np.array_equal(_decode(changed, 3), expected)
 
 
 def import_pillow() -> ModuleType:

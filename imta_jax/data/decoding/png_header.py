@@ -1,4 +1,4 @@
-"""Inspection of PNG files: header, checksums of the chunks, and completeness."""
+"""Inspection of PNG files: header, checksums of the chunks, and the compressed pixels."""
 
 import struct
 import zlib
@@ -16,7 +16,7 @@ _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 
 _PALETTE = 3  # color type
 _MAX_PALETTE_BYTES = 3 * 256
 # First row and column of the passes of an interlaced image (Adam7), and their distances.
-_PASSES = (
+_INTERLACED = (
     (0, 0, 8, 8),
     (0, 4, 8, 8),
     (4, 0, 8, 4),
@@ -25,9 +25,9 @@ _PASSES = (
     (0, 1, 2, 2),
     (1, 0, 2, 1),
 )
-_ONE_PASS = ((0, 0, 1, 1),)
-_DECOMPRESSED_AT_ONCE = 1 << 20
-_ZLIB_HEADER_BYTES, _CHECKSUM_BYTES = 2, 4
+_NOT_INTERLACED = ((0, 0, 1, 1),)
+_BYTES_AT_ONCE = 1 << 14  # they decompress to at most 16 MiB
+_LAST_FILTER = 4
 
 
 class PngHeader(NamedTuple):
@@ -48,6 +48,23 @@ class _Chunk(NamedTuple):
         return _is_critical(self.kind)
 
 
+class _Pass(NamedTuple):
+    """Position of the rows of a pass in the decompressed data, and bytes per row."""
+
+    start: int
+    end: int
+    row_bytes: int
+
+    def has_known_filters(self, data: bytes, position: int) -> bool:
+        """Whether the rows that start in `data`, which is at `position`, have known filter types.
+
+        The first byte of a row is its filter type.
+        """
+        first = self.start + max(0, -(-(position - self.start) // self.row_bytes)) * self.row_bytes
+        types = data[first - position : max(0, self.end - position) : self.row_bytes]
+        return max(types, default=0) <= _LAST_FILTER
+
+
 def read_png_header(contents: bytes) -> PngHeader:
     """Reads the header of a PNG and checks all chunks that its pixels depend on.
 
@@ -62,9 +79,6 @@ def read_png_header(contents: bytes) -> PngHeader:
         raise RefusedImageError(Refusal.DAMAGED)
     height, width, color = _checked_header(chunks[0].data)
     _check_critical_chunks([chunk.kind for chunk in chunks], color)
-    compressed = next(chunk.data for chunk in chunks if chunk.kind == b"IDAT")
-    if not _window_covers_data(compressed, _decompressed_bytes(contents)):
-        raise RefusedImageError(Refusal.DAMAGED)
     orientation = 1
     for chunk in chunks:
         if chunk.kind == b"PLTE" and not _is_palette(chunk.data):
@@ -104,41 +118,50 @@ def png_without_metadata(contents: bytes) -> bytes:
     )
 
 
-def png_data_is_complete(contents: bytes) -> bool:
-    """Whether the compressed pixels are complete and end where they should.
+def check_png_pixels(contents: bytes) -> None:
+    """Checks that the compressed pixels are one valid zlib stream with exactly the rows of a PNG.
 
-    Decoders differ in what they do if a few rows or only the checksum is missing.
+    Decoders ignore different errors, such as surplus rows or a wrong checksum.
+
+    Args:
+      contents: a file whose header is valid.
+
+    Raises:
+      RefusedImageError: the pixels are truncated or damaged.
     """
-    data = b"".join(chunk.data for chunk in _chunks(contents) if chunk.kind == b"IDAT")
-    # Without the zlib header, so that the checksum is verified here: decoders ignore what follows
-    # the pixels, also a wrong checksum.
-    data, stream = data[_ZLIB_HEADER_BYTES:], zlib.decompressobj(-zlib.MAX_WBITS)
-    missing, checksum = _decompressed_bytes(contents), zlib.adler32(b"")
-    try:
-        while not stream.eof and missing >= 0:
-            found = stream.decompress(data, min(missing + 1, _DECOMPRESSED_AT_ONCE))
-            missing, checksum = missing - len(found), zlib.adler32(found, checksum)
-            data = stream.unconsumed_tail
-            if not found and not data:
-                break
-    except zlib.error:
-        return False
-    follows = stream.unused_data[:_CHECKSUM_BYTES]
-    return missing < 0 or (missing == 0 and follows == checksum.to_bytes(_CHECKSUM_BYTES, "big"))
+    chunks = list(_chunks(contents))
+    compressed = b"".join(chunk.data for chunk in chunks if chunk.kind == b"IDAT")
+    passes = _passes(chunks[0].data)
+    size = passes[-1].end
+    if not _window_covers_data(compressed, size):
+        raise RefusedImageError(Refusal.DAMAGED)
+    stream, position = zlib.decompressobj(), 0
+    for start in range(0, len(compressed), _BYTES_AT_ONCE):
+        try:
+            rows = stream.decompress(compressed[start : start + _BYTES_AT_ONCE])
+        except zlib.error as error:  # also a wrong checksum of the pixels
+            raise RefusedImageError(Refusal.DAMAGED) from error
+        known = all(one.has_known_filters(rows, position) for one in passes)
+        position += len(rows)
+        if position > size or not known:
+            raise RefusedImageError(Refusal.DAMAGED)
+        if stream.eof:
+            break
+    if position < size or not stream.eof:
+        raise RefusedImageError(Refusal.TRUNCATED)
 
 
-def _decompressed_bytes(contents: bytes) -> int:
-    """The size of the filtered pixels, also if they are interlaced."""
-    width, height, depth, color, _, _, interlaced = struct.unpack_from(
-        ">IIBBBBB", contents, len(SIGNATURE) + 8
-    )
-    bits = _CHANNELS[color] * depth
-    total = 0
-    for top, left, rows, columns in _PASSES if interlaced else _ONE_PASS:
+def _passes(header: bytes) -> list[_Pass]:
+    """The passes of the pixels, one unless they are interlaced."""
+    width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    bits, passes, start = _CHANNELS[color] * depth, [], 0
+    for top, left, rows, columns in _INTERLACED if interlaced else _NOT_INTERLACED:
         pass_width, pass_height = -(-(width - left) // columns), -(-(height - top) // rows)
         if pass_width > 0 and pass_height > 0:
-            total += ((pass_width * bits + 7) // 8 + 1) * pass_height
-    return total
+            row_bytes = (pass_width * bits + 7) // 8 + 1
+            passes.append(_Pass(start, start + row_bytes * pass_height, row_bytes))
+            start = passes[-1].end
+    return passes
 
 
 def _chunks(contents: bytes) -> Iterator[_Chunk]:

@@ -5,6 +5,8 @@ import enum
 from imta_jax.errors import InputError
 
 MAX_PIXELS = 2**29 // 3  # the limit of TensorFlow's decoder for RGB, and of Pillow
+# Encoders write about 10. Each takes time for all pixels, however few bytes it has.
+MAX_SCANS = 100
 
 
 class Refusal(enum.IntEnum):
@@ -20,6 +22,7 @@ class Refusal(enum.IntEnum):
     TOO_LARGE = 7
     TRUNCATED = 8
     DAMAGED = 9
+    JPEG_SCANS = 10
 
     @property
     def reason(self) -> str:
@@ -38,6 +41,7 @@ _REASONS = {
     Refusal.TOO_LARGE: f"more than {MAX_PIXELS:,} pixels",
     Refusal.TRUNCATED: "truncated",
     Refusal.DAMAGED: "damaged",
+    Refusal.JPEG_SCANS: f"JPEG with more than {MAX_SCANS} scans",
 }
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
+from imta_jax.data.decoding.pillow_decoder import import_pillow
 from imta_jax.data.decoding.refusal import Refusal
 from imta_jax.data.pipeline.decoder import PILLOW, TF_DATA
 from imta_jax.data.pipeline.encoded import EncodedImages
@@ -54,7 +55,7 @@ class IndexOptions:
       index_dir: folder of stored indexes; "" stores nothing.
       where: the split, for progress and log.
       memory_limit_gb: memory for decoded images, in 10^9 bytes.
-      decoder: one of `DECODERS`.
+      decoder: one of `DECODERS`; "pillow" reads the files without TensorFlow.
     """
 
     index_dir: str
@@ -64,8 +65,13 @@ class IndexOptions:
 
     @property
     def inspector(self) -> Inspector:
-        """The inspector of these images."""
-        return Inspector(self.memory_limit_gb, self.decoder)
+        """The inspector of these images.
+
+        Raises:
+          MissingPackageError: Pillow is not installed.
+        """
+        import_pillow()
+        return Inspector(self.memory_limit_gb)
 
 
 def index_files(
@@ -105,7 +111,7 @@ def _columns_by_tensorflow(
     tf, inspector = import_tensorflow(), options.inspector
     paths = tf.constant(images.files[images.file_id])
     rows = tf.data.Dataset.from_tensor_slices(chosen).map(
-        lambda i: tf.stack([i, *inspector.columns(tf.io.read_file(tf.gather(paths, i)))]),
+        lambda i: tf.stack([i, *inspector.columns_in_graph(tf.io.read_file(tf.gather(paths, i)))]),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=False,
     )
@@ -123,7 +129,7 @@ def _columns_by_pillow(
             contents = read_file(images, i)
         except OSError:
             return None
-        return [i, *options.inspector.columns_by_pillow(contents).tolist()]
+        return [i, *options.inspector.columns(contents).tolist()]
 
     rows = with_progress(
         on_threads(columns, chosen.tolist(), usable_cores()),
@@ -168,7 +174,7 @@ def index_records(
             contents, label = parse(record)
             length = tf.cast(tf.strings.length(record), tf.int64)
             label = tf.cast(label, tf.int64)
-            return tf.stack([shard, i, length, label, *inspector.columns(contents)])
+            return tf.stack([shard, i, length, label, *inspector.columns_in_graph(contents)])
 
         rows = tf.data.Dataset.range(len(shards)).interleave(
             records_of,
@@ -209,7 +215,7 @@ def _inspect_again(
     read = reader_of_bytes(indexed.images)
     for i in np.flatnonzero((indexed.refusal != Refusal.NONE) & regular).tolist():
         with contextlib.suppress(OSError):  # still cannot be read
-            found[i] = inspect_bytes(read(i), options.decoder)
+            found[i] = inspect_bytes(read(i))
     changed = found[:, REFUSAL] != indexed.refusal
     if not changed.any():
         return indexed

@@ -1,9 +1,7 @@
-"""Inspection of encoded images: header, decoding and digest, as columns of a table.
+"""Inspection of encoded images: header, refusal and digest, as columns of a table.
 
-The header is read by `decoding.header`. Whether the pixels decode is tried with TensorFlow and
-Pillow, or with Pillow alone where it decodes for training and evaluation, too. Images that would
-need much memory, and those that TensorFlow does not decode, are postponed and then decoded a few at
-a time.
+Whether a file is accepted does not depend on the decoder of training: `decoding` decides it with
+Pillow. Images that would need much memory are postponed and then decoded a few at a time.
 """
 
 import hashlib
@@ -14,12 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int, Int64
+from jaxtyping import Int64
 
-from imta_jax.data.decoding.header import ImageHeader, read_header
-from imta_jax.data.decoding.pillow_decoder import GRAY, decode_image
-from imta_jax.data.decoding.refusal import Refusal, RefusedImageError
-from imta_jax.data.pipeline.decoder import TF_DATA
+from imta_jax.data.decoding.header import ImageHeader, read_checked_header
+from imta_jax.data.decoding.pillow_decoder import decode_image, jpeg_is_quickly_complete
+from imta_jax.data.decoding.refusal import MAX_PIXELS, Refusal, RefusedImageError
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.progress_bar import with_progress
@@ -30,13 +27,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _IMAGES_PER_CHUNK = 64
 # Columns of an inspected image.
-HEIGHT, WIDTH, IS_JPEG, ORIENTATION, REFUSAL, DIGEST, _SINGLE_SCAN = range(7)
-COLUMNS = 7
+HEIGHT, WIDTH, IS_JPEG, ORIENTATION, REFUSAL, DIGEST = range(6)
+COLUMNS = 6
 POSTPONED = 255  # in the column REFUSAL
-# Bytes per pixel while an image is inspected, including the copies that decoders make.
-_PNG_BYTES = 4
-_COMPLETE_JPEG_BYTES = 12  # its coefficients, and two decoded images
-_EIGHTH_JPEG_BYTES = 1
+# Bytes per pixel while a JPEG is decoded twice: its coefficients, and two decoded images.
+_BYTES_PER_PIXEL = 12
 
 
 @dataclass(frozen=True)
@@ -45,39 +40,20 @@ class Inspector:
 
     Attributes:
       memory_limit_gb: memory for decoded images, in 10^9 bytes.
-      decoder: one of `DECODERS`.
     """
 
     memory_limit_gb: float = 4.0
-    decoder: str = TF_DATA
 
-    @property
-    def _bytes_per_image(self) -> int:
-        return int(self.memory_limit_gb * 1e9 / 4 / usable_cores())
-
-    def columns_by_pillow(self, contents: bytes) -> Int64[np.ndarray, " columns"]:
+    def columns(self, contents: bytes) -> Int64[np.ndarray, " columns"]:
         """The columns of an image, from its bytes."""
-        found = _header_columns(contents)
-        if found[REFUSAL] == Refusal.NONE:
-            per_pixel = _COMPLETE_JPEG_BYTES if found[IS_JPEG] else _PNG_BYTES
-            if found[HEIGHT] * found[WIDTH] * per_pixel > self._bytes_per_image:
-                found[REFUSAL] = POSTPONED
-            else:
-                found[REFUSAL] = _refusal_by_pillow(contents)
-        return found
+        max_bytes = self.memory_limit_gb * 1e9 / 4 / usable_cores()
+        return _columns(contents, int(max_bytes / _BYTES_PER_PIXEL))
 
-    def columns(self, contents: "tf.Tensor") -> list["tf.Tensor"]:
-        """The columns of an image, from its bytes, as TensorFlow operations; int64 scalars."""
+    def columns_in_graph(self, contents: "tf.Tensor") -> list["tf.Tensor"]:
+        """As `columns`, as a TensorFlow operation; int64 scalars."""
         tf = import_tensorflow()
-        found = tf.ensure_shape(_in_python(_header_columns, contents), [COLUMNS])
-        refusal = tf.cond(
-            found[REFUSAL] == Refusal.NONE,
-            lambda: _attempt(contents, found, self._bytes_per_image),
-            lambda: found[REFUSAL],
-        )
-        columns = tf.unstack(found)
-        columns[REFUSAL] = refusal
-        return columns
+        found = tf.numpy_function(self.columns, [contents], tf.int64, stateful=False)
+        return tf.unstack(tf.ensure_shape(found, [COLUMNS]))
 
     def decode_postponed(
         self, table: Int64[np.ndarray, "N columns"], read: Callable[[int], bytes]
@@ -92,36 +68,19 @@ class Inspector:
         if not len(postponed):
             return
         pixels = table[postponed, HEIGHT] * table[postponed, WIDTH]
-        most = int(pixels.max()) * _COMPLETE_JPEG_BYTES
+        most = int(pixels.max()) * _BYTES_PER_PIXEL
         workers = int(np.clip(self.memory_limit_gb * 1e9 / 4 // most, 1, usable_cores()))
 
         def refusal(i: int) -> int:
-            return int(inspect_bytes(read(i), self.decoder)[REFUSAL])
+            return int(inspect_bytes(read(i))[REFUSAL])
 
         with ThreadPoolExecutor(workers, "imta_jax index") as threads:
             table[postponed, REFUSAL] = list(threads.map(refusal, postponed.tolist()))
 
 
-def inspect_bytes(contents: bytes, decoder: str = TF_DATA) -> Int64[np.ndarray, " columns"]:
-    """The columns of an image, from its bytes.
-
-    Pillow decodes before TensorFlow, whose decoder prints messages about damaged images.
-
-    Args:
-      contents: the file.
-      decoder: one of `DECODERS`; TensorFlow is tried only if it decodes.
-    """
-    found = _header_columns(contents)
-    if found[REFUSAL] != Refusal.NONE:
-        return found
-    found[REFUSAL] = _refusal_by_pillow(contents)
-    if found[REFUSAL] == Refusal.NONE and decoder == TF_DATA:
-        tf = import_tensorflow()
-        try:
-            _decode(tf.constant(contents), bool(found[IS_JPEG]))
-        except tf.errors.OpError:
-            found[REFUSAL] = Refusal.DAMAGED
-    return found
+def inspect_bytes(contents: bytes) -> Int64[np.ndarray, " columns"]:
+    """The columns of an image, from its bytes, without a limit on memory."""
+    return _columns(contents, MAX_PIXELS)
 
 
 def collect(rows: "tf.data.Dataset", examples: int, where: str) -> Int64[np.ndarray, "N columns"]:
@@ -146,75 +105,15 @@ def digest_of(contents: bytes) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-def _in_python(function: Callable[[bytes], Any], contents: "tf.Tensor") -> "tf.Tensor":
-    tf = import_tensorflow()
-    return tf.numpy_function(function, [contents], tf.int64, stateful=False)
-
-
-def _header_columns(contents: bytes) -> Int[np.ndarray, " columns"]:
-    digest = digest_of(contents)
-    refusal, header = Refusal.NONE, ImageHeader(0, 0, False, 1, False)
+def _columns(contents: bytes, max_pixels: int) -> Int64[np.ndarray, " columns"]:
+    header, refusal = ImageHeader(0, 0, False, 1, 0), Refusal.NONE
     try:
-        header = read_header(contents)
+        header = read_checked_header(contents)
+        if header.is_jpeg and not jpeg_is_quickly_complete(contents, header):
+            if header.height * header.width > max_pixels:
+                refusal = POSTPONED
+            else:
+                decode_image(contents)
     except RefusedImageError as error:
         refusal = error.refusal
-    *properties, single_scan = header
-    return np.array([*properties, refusal, digest, single_scan], np.int64)
-
-
-def _refusal_by_pillow(contents: bytes) -> Int64[np.ndarray, ""]:
-    try:
-        decode_image(contents)
-    except RefusedImageError as error:
-        return np.array(error.refusal, np.int64)
-    return np.array(Refusal.NONE, np.int64)
-
-
-def _attempt(contents: "tf.Tensor", found: "tf.Tensor", limit: int) -> "tf.Tensor":
-    """The refusal of an image with a good header, or `POSTPONED`."""
-    tf = import_tensorflow()
-    # A dataset of one element with `ignore_errors` is a try statement within the graph.
-    attempt = tf.data.Dataset.from_tensors((contents, found)).map(
-        lambda contents, found: _decoded_refusal(contents, found, limit)
-    )
-    # Inspected again later, to find the reason that Pillow would find.
-    failed = tf.data.Dataset.from_tensors(tf.constant(POSTPONED, tf.int64))
-    return attempt.ignore_errors().concatenate(failed).take(1).get_single_element()
-
-
-def _decoded_refusal(contents: "tf.Tensor", found: "tf.Tensor", limit: int) -> "tf.Tensor":
-    tf = import_tensorflow()
-    pixels = found[HEIGHT] * found[WIDTH]
-    postponed = tf.constant(POSTPONED, tf.int64)
-    accepted = tf.constant(int(Refusal.NONE), tf.int64)
-
-    def of_jpeg() -> "tf.Tensor":
-        eighth = _decode(contents, is_jpeg=True)
-        may_lack_data = (found[_SINGLE_SCAN] == 0) | tf.reduce_all(eighth[-1, -1] == GRAY)
-        return tf.cond(may_lack_data, complete_jpeg, lambda: accepted)
-
-    def complete_jpeg() -> "tf.Tensor":
-        return tf.cond(
-            pixels * _COMPLETE_JPEG_BYTES > limit,
-            lambda: postponed,
-            lambda: tf.ensure_shape(_in_python(_refusal_by_pillow, contents), []),
-        )
-
-    def of_png() -> "tf.Tensor":
-        # The result must depend on the pixels, or TensorFlow would not decode them.
-        return tf.where(tf.size(_decode(contents, is_jpeg=False)) > 0, accepted, postponed)
-
-    per_pixel = tf.where(found[IS_JPEG] == 1, _EIGHTH_JPEG_BYTES, _PNG_BYTES)
-    return tf.cond(
-        pixels * tf.cast(per_pixel, tf.int64) > limit,
-        lambda: postponed,
-        lambda: tf.cond(found[IS_JPEG] == 1, of_jpeg, of_png),
-    )
-
-
-def _decode(contents: "tf.Tensor", is_jpeg: bool) -> "tf.Tensor":
-    tf = import_tensorflow()
-    if is_jpeg:
-        # Decoding at an eighth of the resolution decompresses all data and detects truncation.
-        return tf.io.decode_jpeg(contents, channels=3, ratio=8)
-    return tf.io.decode_png(contents, channels=3)
+    return np.array([*header[:4], refusal, digest_of(contents)], np.int64)

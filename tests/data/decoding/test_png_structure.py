@@ -3,7 +3,14 @@
 import zlib
 
 import pytest
-from encoded_samples import SIGNATURE, encoded, insert_png_chunk, png_chunk, raw_png
+from encoded_samples import (
+    SIGNATURE,
+    encoded,
+    insert_png_chunk,
+    interlaced_png,
+    png_chunk,
+    raw_png,
+)
 from sample_images import make_image
 
 from imta_jax.data.decoding.pillow_decoder import decode_image
@@ -60,13 +67,65 @@ ACCEPTED = {
     "an empty chunk of pixels": with_pixels_in(png_chunk(b"IDAT", b""), *HALVES),
     "palette of an RGB image": insert_png_chunk(PNG, b"PLTE", bytes(12)),
     "bytes after the end": PNG + PNG,
-    "an additional byte with a wrong checksum": with_pixels_in(
-        png_chunk(b"IDAT", with_wrong_checksum(zlib.compress(zlib.decompress(PIXELS) + b"a")))
-    ),
-    "additional rows with a wrong checksum": with_pixels_in(
-        png_chunk(b"IDAT", with_wrong_checksum(zlib.compress(zlib.decompress(PIXELS) + bytes(91))))
-    ),
+    "bytes after the pixels": with_pixels_in(png_chunk(b"IDAT", PIXELS + b"more")),
 }
+
+
+ROWS = zlib.decompress(PIXELS)
+SURPLUS = zlib.compress(ROWS + bytes(91))
+SMALL_WINDOW = bytes([0x18, 0x19]) + PIXELS[2:]
+# Decoders accept some of these, and differ in which.
+REFUSED_WITHOUT_DECODING = {
+    "surplus row": (Refusal.DAMAGED, SURPLUS),
+    "surplus byte": (Refusal.DAMAGED, zlib.compress(ROWS + b"a")),
+    "surplus row without the last byte of the checksum": (Refusal.DAMAGED, SURPLUS[:-1]),
+    "surplus row with a wrong checksum": (Refusal.DAMAGED, with_wrong_checksum(SURPLUS)),
+    "wrong checksum in a chunk of its own": (Refusal.DAMAGED, PIXELS[:-4], bytes(4)),
+    "wrong last byte in a chunk of its own": (
+        Refusal.DAMAGED,
+        PIXELS[:-1],
+        with_wrong_checksum(PIXELS)[-1:],
+    ),
+    "no checksum": (Refusal.TRUNCATED, PIXELS[:-4], b""),
+    "half a checksum": (Refusal.TRUNCATED, PIXELS[:-4], PIXELS[-4:-2]),
+    "small window": (Refusal.DAMAGED, SMALL_WINDOW),
+    "small window after an empty chunk": (Refusal.DAMAGED, b"", SMALL_WINDOW),
+    "small window in two chunks": (Refusal.DAMAGED, SMALL_WINDOW[:1], SMALL_WINDOW[1:]),
+    "unknown filter in the last row": (
+        Refusal.DAMAGED,
+        zlib.compress(ROWS[:-91] + b"\5" + ROWS[-90:]),
+    ),
+    "one row too few": (Refusal.TRUNCATED, zlib.compress(ROWS[:-91])),
+    "no data": (Refusal.TRUNCATED, b""),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_WITHOUT_DECODING)
+def test_pixels_that_decoders_treat_differently_are_refused_by_all(name):
+    expected, *parts = REFUSED_WITHOUT_DECODING[name]
+    contents = with_pixels_in(*[png_chunk(b"IDAT", part) for part in parts])
+    with pytest.raises(RefusedImageError) as error:
+        decode_image(contents)
+    assert error.value.refusal == inspect_bytes(contents)[REFUSAL] == expected
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_every_filter_type_is_checked_and_no_other_byte(interlaced):
+    contents = interlaced_png(17, 5) if interlaced else raw_png(8, 0, size=(17, 5))
+    length = int.from_bytes(contents[33:37], "big")
+    rows = zlib.decompress(contents[41 : 41 + length])
+    refused = []
+    for position in range(len(rows)):
+        changed = zlib.compress(rows[:position] + b"\5" + rows[position + 1 :])
+        changed = contents[:33] + png_chunk(b"IDAT", changed) + contents[-12:]
+        if inspect_bytes(changed)[REFUSAL] != Refusal.NONE:
+            refused.append(position)
+    row_bytes = (
+        [6] * 17
+        if not interlaced
+        else [2] * 3 + [2] * 3 + [3] * 2 + [2] * 5 + [4] * 4 + [3] * 9 + [6] * 8
+    )
+    assert refused == [sum(row_bytes[:i]) for i in range(len(row_bytes))]
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -134,11 +134,11 @@ def test_both_decoders_refuse_the_same_files(tmp_path):
 
 
 def test_large_images_are_inspected_a_few_at_a_time(monkeypatch):
-    contents = jpeg(make_image(64, 64))
+    contents = encoded(make_image(64, 64), "JPEG", progressive=True)
     monkeypatch.setattr(inspection, "usable_cores", lambda: 1)
-    small = Inspector(4 * 64 * 64 * 12 / 1e9, "pillow").columns_by_pillow(contents)
+    small = Inspector(4 * 64 * 64 * 12 / 1e9).columns(contents)
     assert small[IS_JPEG] and small[inspection.REFUSAL] == 0
-    large = Inspector(4 * (64 * 64 * 12 - 1) / 1e9, "pillow").columns_by_pillow(contents)
+    large = Inspector(4 * (64 * 64 * 12 - 1) / 1e9).columns(contents)
     assert large[inspection.REFUSAL] == inspection.POSTPONED
 
 
