@@ -1,8 +1,8 @@
 """Load test of the web service of `examples/service` on the loopback address.
 
 Requests arrive at given rates, whatever the responses (`open_loop`), while the service is fast,
-while a stage is slow, and while it gets SIGTERM. Every response is checked: it has the identifier of
-its request, and the label that the network has at the exit that it names. With `--quick`, the
+while a stage is slow, and while it gets SIGTERM. Every response is checked: it has the identifier
+of its request, and the label that the network has at the exit that it names. With `--quick`, the
 service does not measure the stages at its start, which takes minutes on a busy machine.
 
     python benchmarks/serve.py --out=benchmarks/results/serve.json
