@@ -57,8 +57,11 @@ def checked_predictions(predictions: tuple[ArrayLike, ArrayLike], source: str) -
             f"{source}: expected logits [exits, images, classes] and labels [images], found "
             f"shapes {logits.shape} and {labels.shape}; stack the exits along the first axis"
         )
-    if logits.size == 0:
-        raise InputError(f"{source}: logits of shape {logits.shape} are empty")
+    if logits.size == 0 or logits.shape[2] < 2:
+        raise InputError(
+            f"{source}: logits have shape {logits.shape}; expected at least one exit, one image and"
+            " two classes"
+        )
     _check_labels(labels, logits.shape[2], source)
     tolerance = _SUM_TOLERANCE if logits.dtype.itemsize > 2 else _LOW_PRECISION_TOLERANCE
     logits = _as_float32(logits, source)

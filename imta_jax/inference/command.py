@@ -33,6 +33,7 @@ from imta_jax.inference.formatting import (
 from imta_jax.inference.image_files import DecodedImage, find_image_files, read_image
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.paths import path_argument
+from imta_jax.runtime.preemption import FORCED_EXIT_CODE
 from imta_jax.runtime.progress_bar import with_progress
 
 _PROGRAM = "python -m imta_jax.inference"
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the prediction for each image file.
 
     Returns:
-      0; 1 if an image was skipped; 2 if an argument is invalid.
+      0; 1 if an image was skipped; 2 if an argument is invalid; 130 after Ctrl-C.
     """
     arguments = _parser().parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         _print_message(f"error: {message_of(error)}")
         return 2
+    except KeyboardInterrupt:
+        _print_message("interrupted")
+        return FORCED_EXIT_CODE
 
 
 def _parser() -> argparse.ArgumentParser:

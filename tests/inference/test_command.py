@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from imta_jax.errors import InputError
-from imta_jax.inference import AdaptiveClassifier, AdaptivePredictions, load_exported
+from imta_jax.inference import AdaptiveClassifier, AdaptivePredictions, command, load_exported
 from imta_jax.inference.command import main
 
 CLASSES = ("ant", "bee", "cow", "dog", "eel")
@@ -58,6 +58,15 @@ def test_golden_check_can_be_skipped(exported_folder, png_folder, monkeypatch, c
     command = [str(exported_folder), str(png_folder), "--thresholds=0,0,0"]
     assert main(command) == 2 and "golden images differ" in capsys.readouterr().err
     assert main([*command, "--skip-golden-check"]) == 0
+
+
+def test_ctrl_c_ends_in_one_line(exported_folder, png_folder, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "find_image_files", interrupt)
+    assert main([str(exported_folder), str(png_folder), "--skip-golden-check"]) == 130
+    assert capsys.readouterr().err.splitlines() == ["python -m imta_jax.inference: interrupted"]
 
 
 def test_without_images_the_folder_is_described(exported_folder, capsys):
