@@ -18,23 +18,27 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _log = logging.getLogger(__name__)
+_PATH_STARTS = ("/", "./", "../", "~")
+_LOCAL_SCHEME = "file://"
 _MAX_REMOTE_STATES = 20_000
 _PARALLEL_REQUESTS = 64
 
 
 def is_path(source: str) -> bool:
     """Whether a source is a path: it starts like one, or such a folder exists."""
-    return source.startswith(("/", "./", "../", "~")) or is_remote(source) or Path(source).is_dir()
+    return "://" in source or source.startswith(_PATH_STARTS) or Path(source).is_dir()
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path has a scheme, such as gs:// or s3://."""
-    return "://" in path
+    """Whether a path has a scheme, such as gs:// or s3://, other than file://."""
+    return "://" in path and not path.startswith(_LOCAL_SCHEME)
 
 
 def absolute(path: str) -> str:
-    """The absolute path, without a trailing slash."""
-    return path.rstrip("/") if is_remote(path) else os.path.abspath(os.path.expanduser(path))
+    """The absolute path, without a trailing slash; of a file:// address, the local path."""
+    if is_remote(path):
+        return path.rstrip("/")
+    return os.path.abspath(os.path.expanduser(path.removeprefix(_LOCAL_SCHEME)))
 
 
 class FileState(NamedTuple):

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from image_folders import folder, load, paths, read, write_broken_images
+from image_folders import contents, folder, load, paths, read, write_broken_images
 from sample_images import write
 
 
@@ -64,6 +64,16 @@ def test_pipes_are_skipped_without_opening_them(tmp_path, caplog):
     os.mkfifo(root / "train/cat/pipe.jpg")
     assert read(root, max_undecodable=0.5).splits["train"].skipped == 1
     assert "pipe.jpg (not a regular file)" in caplog.text
+
+
+def test_file_address_is_read_like_its_local_path(tmp_path, caplog):
+    root = folder(tmp_path)
+    os.mkfifo(root / "train/cat/pipe.jpg")
+    os.rename(root / "train/cat/0.jpg", os.fsencode(root / "train/cat") + b"/\xff.jpg")
+    local, address = (read(f"{start}{root}", max_undecodable=0.5) for start in ("", "file://"))
+    assert address.splits["train"].skipped == 1 and address.name == local.name == "pets"
+    assert contents(address) == contents(local)
+    assert caplog.text.count(f"{root}/train/cat/pipe.jpg (not a regular file)") == 2
 
 
 def test_unreadable_file_is_skipped_and_unreadable_folder_raises(tmp_path):
