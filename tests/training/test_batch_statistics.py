@@ -25,6 +25,15 @@ GROUPS = {"phase_one__batch_statistics": "group", "phase_one__statistics_group_s
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fast_compilation():
+    """Compiles in half of the time; messages between devices stay the same."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def make(devices, name="phase_one", preset="paper", **changes):
     """A phase on some CPU devices with batches of 32 images."""
     mesh = data_mesh(jax.devices()[:devices])
