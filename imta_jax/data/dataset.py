@@ -230,6 +230,7 @@ def _findings(source: SourceData, splits: Mapping[str, Split]) -> DataFindings:
         find_duplicates(digests, {name: split.labels for name, split in splits.items()}, name_of),
         similar_classes(source.class_names or ()),
         source.misplaced,
+        source.ignored,
     )
     warn_of_findings(source.name, findings)
     return findings

@@ -16,6 +16,8 @@ from jaxtyping import Int32, Int64, UInt8
 
 _log = logging.getLogger(__name__)
 _MAX_EXAMPLES = 5
+# Grapheme joiner, variation selectors, Hangul fillers and the empty Braille pattern.
+_INVISIBLE_LETTERS = frozenset(map(chr, [0x34F, *range(0xFE00, 0xFE10), 0x115F, 0x1160, 0x2800]))
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,19 @@ class MisplacedImages:
 
 
 @dataclass(frozen=True)
+class IgnoredNames:
+    """Files and folders in class folders that are ignored because of their suffix.
+
+    Attributes:
+      where: the folder of the class folders.
+      counts: number of names by suffix, such as ".webp", "folder" or "no extension".
+    """
+
+    where: str
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class DataFindings:
     """Findings in a dataset; `splits` by role, held-out images count as "train"."""
 
@@ -72,6 +87,7 @@ class DataFindings:
     duplicates: Duplicates = Duplicates()
     similar_classes: tuple[tuple[str, ...], ...] = ()
     misplaced: tuple[MisplacedImages, ...] = ()
+    ignored: tuple[IgnoredNames, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as values that JSON can store."""
@@ -93,16 +109,31 @@ class DataFindings:
             },
             "similar_classes": [list(names) for names in self.similar_classes],
             "misplaced": [[one.where, one.count, one.remedy] for one in self.misplaced],
+            "ignored": [[one.where, dict(one.counts)] for one in self.ignored],
         }
 
 
 def similar_classes(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Groups of class names that are equal after Unicode normalization and case folding."""
+    """Groups of class names that look alike.
+
+    They are equal after Unicode normalization, without letter case, invisible characters, and
+    spaces at their ends.
+    """
     groups: dict[str, list[str]] = {}
     for name in names:
-        key = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-        groups.setdefault(key, []).append(name)
+        groups.setdefault(_appearance(name), []).append(name)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _appearance(name: str) -> str:
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    visible = [
+        letter
+        for letter in folded
+        if letter.isspace()
+        or (unicodedata.category(letter) not in ("Cc", "Cf") and letter not in _INVISIBLE_LETTERS)
+    ]
+    return " ".join("".join(visible).split())
 
 
 def find_duplicates(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imta_jax.data.channel_statistics import ChannelStatistics
-from imta_jax.data.findings import MisplacedImages, SplitFindings
+from imta_jax.data.findings import IgnoredNames, MisplacedImages, SplitFindings
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.errors import InputError
 
@@ -48,6 +48,7 @@ class SourceData(NamedTuple):
       class_names: one name per class; None if the source has none.
       statistics: published channel statistics; None to compute them.
       misplaced: images that are not read because of where they are.
+      ignored: names in class folders that are not read because of their suffix.
       decoder: library that decodes image files, see `decoder.py`; "" if there are none.
     """
 
@@ -56,6 +57,7 @@ class SourceData(NamedTuple):
     class_names: tuple[str, ...] | None = None
     statistics: ChannelStatistics | None = None
     misplaced: tuple[MisplacedImages, ...] = ()
+    ignored: tuple[IgnoredNames, ...] = ()
     decoder: str = ""
 
 

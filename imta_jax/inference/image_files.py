@@ -36,9 +36,10 @@ class DecodedImage(NamedTuple):
 
 
 def find_image_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Lists the given files, and the files with an image suffix in the given folders, in order.
+    """Lists the given files, and the names with an image suffix in the given folders, in order.
 
-    Hidden files and folders in the given folders are ignored, as in training.
+    Hidden files and folders in the given folders are ignored, as in training. Pipes, folders and
+    broken links with such names are listed, and `read_image` refuses them.
 
     Raises:
       FileNotFoundError: a path does not exist.
@@ -54,7 +55,6 @@ def find_image_files(paths: Iterable[str | Path]) -> list[Path]:
                 for p in path.rglob("*")
                 if p.name.lower().endswith(SUFFIXES)
                 and not any(part.startswith(".") for part in p.relative_to(path).parts)
-                and p.is_file()
             )
             if not inside:
                 raise InputError(
@@ -106,9 +106,9 @@ def decode_contents(contents: bytes, transform: EvaluationTransform) -> DecodedI
 
 
 def _contents(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # reading a pipe could block
-        raise RefusedImageError(Refusal.NOT_A_FILE)
     try:
+        if not path.is_file():  # reading a pipe could block
+            raise RefusedImageError(Refusal.NOT_A_FILE)
         return path.read_bytes()
     except OSError as error:
         raise RefusedImageError(Refusal.UNREADABLE) from error

@@ -18,7 +18,11 @@ def folder(root, splits=("train", "test"), names=("cat", "dog")):
 
 @pytest.mark.parametrize(
     "names",
-    [("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"), ("Cat", "cat")],
+    [
+        ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"),
+        ("Cat", "cat"),
+        ("cat", "cat "),
+    ],
 )
 def test_class_names_that_look_alike_are_grouped_and_logged(tmp_path, names, caplog):
     assert similar_classes([names[0], "dog", names[1]]) == (names,)
@@ -28,8 +32,20 @@ def test_class_names_that_look_alike_are_grouped_and_logged(tmp_path, names, cap
     assert repr(names[0]) in caplog.text and repr(names[1]) in caplog.text
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("hot dog ", " hot dog", "hot  dog", "hot\u00a0dog", "hot\tdog", "Hot Dog"),
+        *("h\u200bot dog", "hot dog\u200d", "hot dog \ufeff", "hot\u00ad dog", "hot dog\ufe0f"),
+        "hot \u200b dog",
+    ],
+)
+def test_spaces_and_invisible_characters_do_not_distinguish_names(name):
+    assert similar_classes(["hot dog", "cat", name]) == (("hot dog", name),)
+
+
 def test_different_class_names_are_not_similar():
-    assert similar_classes(["cat", "cats", "c at", "dog"]) == ()
+    assert similar_classes(["cat", "cats", "c at", "ca t", "dog"]) == ()
 
 
 def test_duplicates_are_counted_across_splits_and_classes():

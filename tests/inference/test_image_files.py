@@ -113,8 +113,21 @@ def test_file_that_training_skips_raises_with_the_same_reason(tmp_path, name, co
 def test_broken_link_is_refused_and_ends_no_batch(tmp_path):
     (tmp_path / "a.jpg").symlink_to(tmp_path / "nothing.jpg")
     (path,) = find_image_files([tmp_path / "a.jpg"])
-    with pytest.raises(ValueError, match=r"a\.jpg.*not decoded"):
+    with pytest.raises(ValueError, match=r"a\.jpg.*not a regular file"):
         read_image(path, small(16, 16, 3))
+
+
+def test_names_in_a_folder_that_are_not_files_are_listed_and_refused(tmp_path):
+    make_image(16, 16).save(tmp_path / "a.png")
+    (tmp_path / "broken.png").symlink_to(tmp_path / "nothing.png")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    first, *others = find_image_files([tmp_path])
+    assert read_image(first, small(16, 16, 3)).size == (16, 16)
+    assert [path.name for path in others] == ["broken.png", "folder.png", "pipe.png"]
+    for path in others:
+        with pytest.raises(ValueError, match=rf"{path.name}.*not a regular file"):
+            read_image(path, small(16, 16, 3))
 
 
 def test_pipe_raises_without_being_opened(tmp_path):

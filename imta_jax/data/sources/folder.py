@@ -12,11 +12,11 @@ from imta_jax.data.sources.encoded_split import index_image_files, source_split
 from imta_jax.data.sources.folder_layout import (
     Listing,
     class_listings,
+    ignored_names,
     layout_hint,
     list_folder,
     misplaced_images,
     nested_root,
-    warn_of_other_files,
 )
 from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.data.sources.storage import absolute, is_path, is_remote, translate_errors
@@ -46,8 +46,8 @@ def read(request: SourceRequest) -> SourceData:
         chosen = _choose_splits(request, top, splits)
         # Only the splits that are used define classes.
         listed = {split: class_listings(splits[split]) for split in chosen.values()}
-        for split, classes in listed.items():
-            warn_of_other_files(classes.values(), f"{root}/{split}")
+        others = [ignored_names(one.values(), f"{root}/{split}") for split, one in listed.items()]
+        ignored = tuple(one for one in others if one.counts)
         _check_classes(listed)
         misplaced = misplaced_images(top, splits, listed)
         _warn_of_misplaced(misplaced)
@@ -57,7 +57,14 @@ def read(request: SourceRequest) -> SourceData:
             indexed = _indexed(listed[split], names, request, f"{root}/{split}")
             found[role] = source_split(indexed, request, f"{root}/{split}")
     name = os.path.basename(root)
-    return SourceData(name, found, tuple(names), misplaced=misplaced, decoder=request.decoder)
+    return SourceData(
+        name,
+        found,
+        tuple(names),
+        misplaced=misplaced,
+        ignored=ignored,
+        decoder=request.decoder,
+    )
 
 
 def _check_exists(root: str) -> None:

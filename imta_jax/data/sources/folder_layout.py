@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from imta_jax.data.decoding.header import SUFFIXES
-from imta_jax.data.findings import MisplacedImages
+from imta_jax.data.findings import IgnoredNames, MisplacedImages
 from imta_jax.data.sources.storage import is_remote
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.errors import FilePermissionError, InputError, StorageError
@@ -96,24 +96,24 @@ def class_listings(split: Listing) -> dict[str, Listing]:
     return {name: list_folder(path, many_images=True) for name, path in paths.items()}
 
 
-def warn_of_other_files(classes: Iterable[Listing], where: str) -> None:
-    """Warns of names in class folders that are not images."""
+def ignored_names(classes: Iterable[Listing], where: str) -> IgnoredNames:
+    """Finds and logs the names in class folders that do not have the suffix of an image."""
     others = [
         f"{name}{'/' if name in listing.folders else ''}"
         for listing in classes
         for name in [*listing.folders, *listing.files]
         if not is_image(name)
     ]
-    if not others:
-        return
-    counts = collections.Counter(map(_kind, others)).most_common()
-    _log.warning(
-        "ignoring %d files or folders in the class folders of %s (%s); only %s are read",
-        len(others),
-        where,
-        ", ".join(f"{count} {kind}" for kind, count in counts),
-        ", ".join(SUFFIXES),
-    )
+    counts = dict(collections.Counter(map(_kind, others)).most_common())
+    if counts:
+        _log.warning(
+            "ignoring %d files or folders in the class folders of %s (%s); only %s are read",
+            len(others),
+            where,
+            ", ".join(f"{count} {kind}" for kind, count in counts.items()),
+            ", ".join(SUFFIXES),
+        )
+    return IgnoredNames(where, counts)
 
 
 def misplaced_images(

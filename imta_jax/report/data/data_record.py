@@ -74,6 +74,7 @@ class Findings:
       duplicates: Pairs of equal images, as text.
       similar_classes: Groups of class names that look alike.
       misplaced: (folder, number of images that are not read, remedy).
+      ignored: (folder, number of files in its class folders that are not read, by suffix).
     """
 
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -85,6 +86,7 @@ class Findings:
     duplicates: tuple[str, ...] = ()
     similar_classes: tuple[tuple[str, ...], ...] = ()
     misplaced: tuple[tuple[str, int, str], ...] = ()
+    ignored: tuple[tuple[str, dict[str, int]], ...] = ()
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,6 +14,7 @@ def finding_warnings(record: DataRecord) -> list[tuple[str, str]]:
         *_duplicates(record),
         *_similar_classes(record),
         *_misplaced(record),
+        *_ignored(record),
     ]
 
 
@@ -67,7 +68,8 @@ def _similar_classes(record: DataRecord) -> list[tuple[str, str]]:
     return [
         (
             f"Class names that look alike: {', '.join(map(repr, names))}.",
-            "They are equal after Unicode normalization and without letter case.",
+            "They are equal after Unicode normalization, without letter case, invisible characters"
+            " and spaces at their ends.",
         )
         for names in record.findings.similar_classes
     ]
@@ -78,3 +80,18 @@ def _misplaced(record: DataRecord) -> list[tuple[str, str]]:
         (f"{pluralize(count, 'image')} in {where} not read.", f"To read them, {remedy}.")
         for where, count, remedy in record.findings.misplaced
     ]
+
+
+def _ignored(record: DataRecord) -> list[tuple[str, str]]:
+    warnings = []
+    for where, counts in record.findings.ignored:
+        found = pluralize(sum(counts.values()), "file or folder", "files or folders")
+        kinds = ", ".join(f"{kind} ({count:,})" for kind, count in counts.items())
+        warnings.append(
+            (
+                f"{found} in the class folders of {where} not read: {kinds}.",
+                "Only names that end in .jpg, .jpeg or .png are read. Rename JPEGs and PNGs, and"
+                " convert other images.",
+            )
+        )
+    return warnings

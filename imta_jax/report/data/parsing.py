@@ -119,6 +119,10 @@ def _findings(summary: dict[str, Any]) -> Findings:
         duplicates=tuple(map(str, duplicates["examples"])),
         similar_classes=tuple(tuple(map(str, names)) for names in entry["similar_classes"]),
         misplaced=tuple((str(a), int(n), str(b)) for a, n, b in entry["misplaced"]),
+        ignored=tuple(
+            (str(where), {str(kind): int(count) for kind, count in counts.items()})
+            for where, counts in entry.get("ignored", ())  # earlier versions lack it
+        ),
     )
 
 

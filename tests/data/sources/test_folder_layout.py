@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from image_folders import NAMES, contents, folder, read
+from image_folders import NAMES, contents, folder, load, read
 from sample_images import make_image, write
 
 
@@ -95,6 +95,23 @@ def test_images_at_other_levels_are_counted_and_logged(tmp_path, caplog):
         (f"{root}/train/CLASS/FOLDER", 1),
     ]
     assert f"2 images in {root}/train" in caplog.text and f"{root}/val/CLASS" in caplog.text
+
+
+def test_names_without_the_suffix_of_an_image_are_counted_by_suffix(tmp_path):
+    root = folder(tmp_path)
+    names = [
+        "train/cat/a.webp",
+        "train/dog/b.WEBP",
+        "train/dog/c.jfif",
+        "train/owl/d",
+        "test/cat/e",
+    ]
+    write(root, dict.fromkeys(names, b"image"))
+    findings = load(root).findings.to_dict()
+    assert findings["ignored"] == [
+        [f"{root}/train", {".webp": 2, ".jfif": 1, "no extension": 1}],
+        [f"{root}/test", {"no extension": 1}],
+    ]
 
 
 def test_folder_of_class_folders_raises_with_the_flags_that_read_it(tmp_path):
