@@ -103,6 +103,13 @@ def test_names_that_cannot_be_printed_are_replaced(
         assert expected[encoding] in out
 
 
+def test_class_names_with_control_characters_stay_on_one_line(classifier, export, tmp_path, capsys):
+    names = ("a\nb", "\x1b[31m", "c", "d", "e")
+    folder = export(classifier, tmp_path / "export", class_names=names, platforms=("cpu",))
+    assert main([str(folder), "--skip-golden-check"]) == 0
+    assert "5 classes (a\ufffdb, \ufffd[31m, c, d, e)" in capsys.readouterr().out
+
+
 def test_image_whose_logits_are_not_finite_is_skipped(
     exported_folder, png_folder, monkeypatch, capsys
 ):
