@@ -49,6 +49,11 @@ def lowered_by_a_run(config, dataset, name, mesh):
         ("phase_one", "numpy", {"mesh__parameter_shards": 2}),
         ("phase_one", "device", {"log__check_every_steps": 2}),
         ("phase_two", "numpy", {"phase_two__compute_dtype": "bfloat16"}),
+        (
+            "phase_one",
+            "numpy",
+            {"phase_one__batch_statistics": "per_device", "phase_one__matmul_precision": "high"},
+        ),
     ],
 )
 def test_a_planned_step_is_the_step_of_a_run(name, pipeline, changes, source):
