@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pandas as pd
 
 # Fields of JSON files that differ between any two runs.
-TIMINGS = ("images_per_second", "input_wait_share", "seconds", "finished")
+PER_RUN = ("images_per_second", "input_wait_share", "seconds", "finished", "command")
 
 
 def modification_times(folder: Path, pattern: str) -> dict[str, int]:
@@ -31,7 +31,7 @@ def _bits(value: Any) -> tuple[str, tuple[int, ...], bytes]:
 
 def _read_json(text: str) -> dict[str, Any]:
     """Parses JSON without the fields that differ between any two runs."""
-    return json.loads(text, object_pairs_hook=lambda p: {k: v for k, v in p if k not in TIMINGS})
+    return json.loads(text, object_pairs_hook=lambda p: {k: v for k, v in p if k not in PER_RUN})
 
 
 def contents(workdir: Path) -> Iterator[tuple[str, Any]]:
