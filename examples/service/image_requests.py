@@ -17,6 +17,7 @@ _STATUS = {
     Refusal.OTHER_FORMAT: 415,
     Refusal.JPEG_CODING: 415,
     Refusal.JPEG_COMPONENTS: 415,
+    Refusal.JPEG_SCANS: 415,
 }  # others: 422
 
 
