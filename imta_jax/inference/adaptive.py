@@ -333,7 +333,13 @@ class AdaptiveClassifier:
     def _predict_on_worker(
         self, table: PlanTable, buffers: Buffers, images: np.ndarray
     ) -> Sequence[np.ndarray]:
-        segments, batch_sizes = table.plan_for(len(images)).segments, table.batch_sizes
         if self._background is not None and self._background.is_alive():
             segments, batch_sizes = self._background.full_network()
-        return BatchRun(self.engine, buffers, images).predict(segments, batch_sizes)
+            return BatchRun(self.engine, buffers, images).predict(segments, batch_sizes)
+        # Larger batches have longer vectors, but maps that do not stay in a cache.
+        runs, size = [], table.fastest_size
+        for start in range(0, len(images), size):
+            chunk = images[start : start + size]
+            run = BatchRun(self.engine, buffers, chunk)
+            runs.append(run.predict(table.plan_for(len(chunk)).segments, table.batch_sizes))
+        return [np.concatenate(column) for column in zip(*runs, strict=True)]

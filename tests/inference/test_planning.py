@@ -83,6 +83,12 @@ def test_a_single_image_pays_for_the_stages_that_it_reaches():
     assert table.batch_sizes[Segment(0, 1)].milliseconds(1) == pytest.approx(2.8)
 
 
+def test_large_batches_run_in_the_size_that_is_fastest_per_image():
+    per_image = np.array([3.0, 1.0, 1.5])
+    profile = profile_of(np.outer(np.ones(2), per_image * SIZES), np.full((1, 3), 0.01))
+    assert PlanTable(profile, np.array([1.0, 1.0]), 8).fastest_size == 4
+
+
 def test_profile_is_saved_with_the_keys_of_earlier_versions(tmp_path):
     profile = profile_of(np.ones((3, 1)) * SIZES, np.full((2, 3), 0.2))
     profile.save(tmp_path / "profile.json")

@@ -126,6 +126,7 @@ class PlanTable:
     Attributes:
       batch_sizes: `BatchSizes` per segment.
       plans: per batch size of the profile.
+      fastest_size: batch size of the profile with the least expected time per image.
     """
 
     def __init__(self, profile: StageProfile, reach: Float[np.ndarray, " E"], capacity: int):
@@ -140,6 +141,7 @@ class PlanTable:
             for segment in all_segments(len(profile.stage_ms))
         }
         self.plans = {size: self._plan(size) for size in profile.sizes}
+        self.fastest_size = min(self.plans, key=lambda size: self.plans[size].expected_ms / size)
 
     def plan_for(self, count: int) -> Plan:
         """The plan of the largest batch size that is at most `count`."""
