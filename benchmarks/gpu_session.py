@@ -33,6 +33,7 @@ ml_collections_stand_in.install_if_missing()
 
 from benchmarks import result_file  # noqa: E402
 from benchmarks.gpu_jobs import JOBS, Settings  # noqa: E402
+from imta_jax.runtime.json_files import append_json_line, read_json_lines  # noqa: E402
 
 SESSION_MINUTES = 13.0  # of 15: the rest starts the machine and copies the result
 _SHORTEST_JOB = 20.0  # seconds
@@ -95,29 +96,10 @@ def _step_jobs(cuda: bool, quick: bool) -> Iterator[Job]:
             yield Job(f"steps, {precision}, {framework}, {mode}", "steps", settings, 150.0)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The complete rows of a file; a line that a killed process left unfinished is skipped."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Appends a row; it is on the disk when the function returns."""
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def run_session(jobs: Sequence[Job], path: Path, arguments: argparse.Namespace) -> None:
     """Runs the jobs that are not done, until the time of the session is over."""
     end = time.monotonic() + 60 * arguments.minutes
-    done = {row["job"] for row in read_rows(path) if row["part"] == "jobs" and row["done"]}
+    done = {row["job"] for row in read_json_lines(path) if row["part"] == "jobs" and row["done"]}
     for job in jobs:
         left = end - time.monotonic()
         if job.name in done:
@@ -130,7 +112,7 @@ def run_session(jobs: Sequence[Job], path: Path, arguments: argparse.Namespace) 
         seconds = round(time.monotonic() - start, 1)
         print(f"{job.name}: {problem or 'done'}, {seconds:.0f} s", flush=True)
         row = {"part": "jobs", "job": job.name, "done": not problem, "problem": problem}
-        append_row(path, row | {"seconds": seconds})
+        append_json_line(path, row | {"seconds": seconds})
 
 
 def run_job(job: Job, path: Path, arguments: argparse.Namespace, limit: float) -> str:
@@ -160,7 +142,7 @@ def work(job: Mapping[str, Any], path: Path, device: str) -> None:
     """The process of a job: appends each row when it is found."""
     settings = Settings(device=device, folder=path.parent, stem=path.stem, **job["settings"])
     for row in JOBS[job["kind"]](settings):
-        append_row(path, {"job": job["name"], **row})
+        append_json_line(path, {"job": job["name"], **row})
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -239,7 +221,7 @@ def main() -> None:
     if importlib.util.find_spec("torch") is None:
         jobs = [job for job in jobs if job.settings.get("framework") != "pytorch"]
     run_session(jobs, path, arguments)
-    rows = sorted(read_rows(path), key=lambda row: row["part"])
+    rows = sorted(read_json_lines(path), key=lambda row: row["part"])
     summary = summarize(rows)
     targets = {name: TARGETS.get(name.partition(" ")[0], "") for name in summary}
     import jax

@@ -16,7 +16,6 @@ from collections.abc import Iterable
 UNREADABLE_ARCHIVE = (
     EOFError,
     MemoryError,
-    OSError,
     OverflowError,
     RuntimeError,  # also NotImplementedError
     TypeError,

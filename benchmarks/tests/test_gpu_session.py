@@ -9,7 +9,7 @@ import time
 import pytest
 
 from benchmarks import gpu_session
-from benchmarks.gpu_session import Job, append_row, jobs_of, read_rows, run_session, summarize
+from benchmarks.gpu_session import Job, jobs_of, run_session, summarize
 from configs import cifar10, imagenet
 
 WITHOUT_PACKAGES = """
@@ -67,14 +67,6 @@ def test_a_job_that_takes_too_long_is_stopped(tmp_path, monkeypatch):
     job = Job("a", "steps", {}, 1.0)
     problem = gpu_session.run_job(job, tmp_path / "rows.jsonl", arguments(tmp_path), 0.5)
     assert problem == "stopped after 0 s" and time.monotonic() - start < 30
-
-
-def test_an_unfinished_line_is_skipped(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    append_row(path, {"part": "steps", "ms": 1.0})
-    with path.open("a") as file:
-        file.write('{"part": "st')
-    assert read_rows(path) == [{"part": "steps", "ms": 1.0}]
 
 
 def test_rows_are_summarized():

@@ -18,12 +18,12 @@ from imta_jax.data.fingerprint import EARLIER_DECODER, fingerprint, fingerprint_
 from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.data.sources import source_component
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
-from imta_jax.errors import InputError, MissingPackageError, StorageError, unknown_name
+from imta_jax.errors import InputError, MissingPackageError, unknown_name
 from imta_jax.evaluation import evaluate, evaluation_is_finished
 from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_or_none
-from imta_jax.runtime.lock import only_run_in
+from imta_jax.runtime.lock import create_workdir, only_run_in
 from imta_jax.runtime.optional_packages import require
 from imta_jax.runtime.paths import local_path
 from imta_jax.runtime.preemption import training_has_ended
@@ -126,14 +126,7 @@ def _preview_data(config: RunConfig, workdir: Path) -> None:
     from imta_jax.report import write_data_page
 
     dataset, mesh, folder = load_dataset(config.data), mesh_of(config), workdir / "data"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            error.errno,
-            f"--workdir={workdir} cannot be created or written ({error.strerror}); use another"
-            " folder",
-        ) from error
+    create_workdir(folder)
     augmentation = BatchAugmentation(config.phase_one, dataset.num_classes, config.seed)
     write_preview(
         config.data,
@@ -151,9 +144,11 @@ def _preview_data(config: RunConfig, workdir: Path) -> None:
 def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     """Does the unfinished steps among phase I, phase II and evaluation that the mode names."""
     check_field_values(config)
-    has_begun = _check_same_config(config, workdir, mode)
-    due = _due_steps(config, workdir, mode)
-    if has_begun and not due:
+    begun = _recorded_config(workdir)
+    _check_same_config(config, begun, workdir, mode)
+    evaluates_again = begun is not None and bool(_evaluation_differences(config, begun))
+    due = _due_steps(config, workdir, mode, evaluates_again=evaluates_again)
+    if begun and not due:
         return
     _check_inputs(config, workdir, due)
     log_run_header(workdir)
@@ -182,12 +177,12 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
             if name not in PHASES:
                 training_has_ended()
             steps[name](config, dataset, workdir)
-        if is_first_process() and _evaluation_differences(config, workdir):
-            _write_config(config, workdir)  # after results.json, which is of these settings now
+        if is_first_process() and evaluates_again:  # results.json is of these settings now
+            write_json(workdir / "config.json", config.to_dict())
         wait_for_all("a run's steps are done")
 
 
-def _due_steps(config: RunConfig, workdir: Path, mode: str) -> list[str]:
+def _due_steps(config: RunConfig, workdir: Path, mode: str, *, evaluates_again: bool) -> list[str]:
     """The unfinished steps that the mode names, in order; logs why each is due or skipped.
 
     In mode "all", a step whose result no unfinished step needs is not due: after the evaluation the
@@ -195,8 +190,7 @@ def _due_steps(config: RunConfig, workdir: Path, mode: str) -> list[str]:
     """
     has_phase_two = config.phase_two.total_epochs > 0
     finished = {phase: phase_is_finished(config, workdir, phase) for phase in PHASES}
-    differences = _evaluation_differences(config, workdir)
-    finished["evaluate"] = evaluation_is_finished(workdir) and not differences
+    finished["evaluate"] = evaluation_is_finished(workdir) and not evaluates_again
     has_phase_two_network = has_phase_two and has_readable_epoch(workdir / "phase_two", 1)
     needed = {
         "phase_one": not finished["evaluate"] and not has_phase_two_network,
@@ -239,12 +233,10 @@ def _begin(
     component = source_component(config.data.source)
     source = {"source": component} if component else {}
     write_json(workdir / "dataset.json", {**data_fingerprint, **source})
-    if not _check_same_config(config, workdir, mode):
-        _write_config(config, workdir)
-
-
-def _write_config(config: RunConfig, workdir: Path) -> None:
-    write_json(workdir / "config.json", config.to_dict())
+    begun = _recorded_config(workdir)  # again, because another process may have begun meanwhile
+    _check_same_config(config, begun, workdir, mode)
+    if begun is None:
+        write_json(workdir / "config.json", config.to_dict())
 
 
 def _load_checked_data(config: RunConfig, decoder: str = "") -> Dataset:
@@ -282,39 +274,34 @@ def _check_same_data(
         )
 
 
-def _check_same_config(config: RunConfig, workdir: Path, mode: str) -> bool:
-    """Whether the folder has a `config.json`; raises an `InputError` if that is another config.
+def _check_same_config(
+    config: RunConfig, begun: RunConfig | None, workdir: Path, mode: str
+) -> None:
+    """Raises an `InputError` if the folder's run began with another config.
 
-    A damaged file is not compared. A field that an older run did not record has its default.
-    Sections that change results only by rounding may differ, and with mode "evaluate" the section
-    of the evaluation.
+    A field that an older run did not record has its default. Sections that change results only by
+    rounding may differ, and with mode "evaluate" the section of the evaluation.
     """
-    recorded = _recorded_config(workdir)
-    if recorded is None:
-        return False
-    evaluation = _evaluation_differences(config, workdir)
+    if begun is None:
+        return
     ignored = IGNORED_SECTIONS if mode != "evaluate" else (*IGNORED_SECTIONS, "evaluation")
     theirs, ours = (
         {name: part for name, part in run.to_dict().items() if name not in ignored}
-        for run in (recorded, config)
+        for run in (begun, config)
     )
     differences = config_differences(theirs, ours)
     if not differences:
-        return True
+        return
     remedy = "use another --workdir, or the same values"
-    if differences == evaluation:
+    if differences == _evaluation_differences(config, begun):
         remedy += ", or evaluate the run again with --mode=evaluate"
     raise InputError(
         f"{workdir} belongs to a run with another config; {remedy}:\n  " + "\n  ".join(differences)
     )
 
 
-def _evaluation_differences(config: RunConfig, workdir: Path) -> list[str]:
-    """Differences of `config.evaluation` from the run in the folder, if there is one."""
-    recorded = _recorded_config(workdir)
-    if recorded is None:
-        return []
-    theirs, ours = (run.to_dict()["evaluation"] for run in (recorded, config))
+def _evaluation_differences(config: RunConfig, begun: RunConfig) -> list[str]:
+    theirs, ours = (run.to_dict()["evaluation"] for run in (begun, config))
     return config_differences(theirs, ours, "config.evaluation")
 
 

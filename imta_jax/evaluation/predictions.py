@@ -97,8 +97,6 @@ def load_predictions(path: str | Path) -> Predictions:
             pair = arrays["logits"], arrays["labels"]
     # An .npy file loads as an array, which is not a context manager: TypeError.
     except (KeyError, *UNREADABLE_ARCHIVE) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise InputError(
             f"{path}: expected an .npz with the arrays logits and labels ({error}); "
             "write it with save_predictions or numpy.savez"

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Float64
 
 from imta_jax.evaluation.array_like import ArrayLike
 from imta_jax.evaluation.budget import DEFAULT_QUOTAS, checked_costs, correct_at
 from imta_jax.evaluation.exit_scores import outcomes_of_rule
-from imta_jax.evaluation.methods.comparison import correct_at_cost
+from imta_jax.evaluation.methods.comparison import checked_budgets, correct_at_cost
 from imta_jax.evaluation.methods.intervals import bootstrap_interval
 from imta_jax.evaluation.methods.selection import sweep_thresholds
 from imta_jax.evaluation.predictions import Predictions
@@ -50,10 +50,10 @@ def compare_exit_rules(
       exit's cost, on test images), and `gain`, `gain_low`, `gain_high` in percentage points.
 
     Raises:
-      ValueError: invalid predictions, costs or rules.
+      ValueError: invalid predictions, costs or rules, or a budget below the first exit's cost.
     """
     costs = checked_costs(costs, len(validation.logits)).astype(np.float64)
-    fractions = np.asarray(budgets, np.float64)
+    fractions = checked_budgets(budgets, costs)
     found = [
         _at_costs(get_exit_rule(rule).fitted(*validation, costs), validation, test, costs, quotas)
         for rule in rules
@@ -83,7 +83,7 @@ class _Sweep(NamedTuple):
 
     validation_cost: Float64[np.ndarray, " S"]
     test_cost: Float64[np.ndarray, " S"]
-    test_correct: np.ndarray
+    test_correct: Bool[np.ndarray, "S N"]
 
     def at(
         self, cost: Float64[np.ndarray, " B"]

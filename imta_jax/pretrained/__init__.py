@@ -82,8 +82,6 @@ def read_pretrained(path: str | Path) -> Pretrained:
         about = json.loads(bytes(arrays.pop(_ABOUT)).decode())
     # An .npy file loads as an array, which is not a context manager: TypeError.
     except (KeyError, *UNREADABLE_ARCHIVE) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise InputError(
             f"{path}: expected an .npz written by write_pretrained ({error})"
         ) from error

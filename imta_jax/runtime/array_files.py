@@ -57,8 +57,6 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
             with np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
     except UNREADABLE_ARCHIVE as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise InputError(f"{path} is not an .npz of plain arrays ({error}). {_CONVERT}") from error
 
 

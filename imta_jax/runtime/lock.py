@@ -28,15 +28,9 @@ def only_run_in(folder: Path) -> Iterator[None]:
       StorageError: the folder cannot be created or written.
     """
     path = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    create_workdir(folder)
+    with _storage_errors(folder):
         path.open("a").close()
-    except OSError as error:
-        raise StorageError(
-            error.errno,
-            f"--workdir={folder} cannot be created or written ({error.strerror}); use another"
-            " folder",
-        ) from error
     owner = _owner(path)  # Before `acquire`, which empties the file in some versions of filelock.
     lock = filelock.FileLock(path, blocking=False)
     try:
@@ -53,6 +47,28 @@ def only_run_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def create_workdir(folder: Path) -> None:
+    """Creates a run's folder, or one in it, if it does not exist.
+
+    Raises:
+      StorageError: it cannot be created.
+    """
+    with _storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            error.errno,
+            f"--workdir={folder} cannot be created or written ({error.strerror}); use another"
+            " folder",
+        ) from error
 
 
 def _owner(path: Path) -> str:

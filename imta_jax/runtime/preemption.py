@@ -145,8 +145,7 @@ def training_has_ended() -> None:
     """
     if _signals is not None and _signals.several_processes:
         _signals.several_processes = False
-        for number in SIGNALS:
-            signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: None)  # Python then writes it to the pipe.
 
 
 def _write_line(message: str) -> None:

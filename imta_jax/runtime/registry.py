@@ -43,7 +43,7 @@ class Registry:
 
     def __contains__(self, name: object) -> bool:
         """Whether a name is registered or an entry point. Dotted paths are not contained."""
-        return name in self._components or name in self._entry_points()
+        return name in self._components or name in self._paths()
 
     def accepts(self, name: str) -> bool:
         """Whether `get` looks for a component of this name: it is contained or a dotted path."""
@@ -51,7 +51,7 @@ class Registry:
 
     def __iter__(self) -> Iterator[str]:
         """The registered names, then those of entry points."""
-        return iter([*self._components, *(self._entry_points().keys() - self._components.keys())])
+        return iter([*self._components, *(self._paths().keys() - self._components.keys())])
 
     def register(self, name: str) -> Callable[[Component], Component]:
         """Returns a decorator that registers a component and returns it unchanged.
@@ -96,7 +96,7 @@ class Registry:
             return self._components[name]
         if _DOTTED_PATH.fullmatch(name):
             return _import_dotted_path(name, field)
-        if name in (points := self._entry_points()):
+        if name in (points := self._paths()):
             return _import_dotted_path(points[name], f"{field} {name!r}, an entry point:")
         error = unknown_name(field, name, self)
         raise InputError(
@@ -144,7 +144,8 @@ class Registry:
         # Another module than the one that defines it may have registered it.
         self._components.setdefault(name, component)
 
-    def _entry_points(self) -> dict[str, str]:
+    def _paths(self) -> dict[str, str]:
+        """Dotted paths by name, of entry points and of components that are imported late."""
         return {**_entry_points(self.group), **self._included}
 
 

@@ -96,7 +96,7 @@ def _member(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
             f"{path}: {key} is pickled, which is not supported because unpickling can run code;"
             " save a plain array (images of one shape as uint8, names as strings)"
         ) from error
-    except UNREADABLE_ARCHIVE as error:
+    except (OSError, *UNREADABLE_ARCHIVE) as error:
         raise _damaged(path, key, error) from error
     if isinstance(found, np.ndarray):
         return found

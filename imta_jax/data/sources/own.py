@@ -136,7 +136,7 @@ def _split(
     files = _files(images, where)
     # Labels are checked here, because refused files are left out before the usual checks.
     pixels = np.zeros((len(files), 1, 1, 1), np.uint8)
-    validate_split(where, pixels, labels, None if class_names is None else len(class_names))
+    validate_split(where, pixels, labels)
     try:
         names = class_names or numbered_classes(train_labels)
     except InputError as error:

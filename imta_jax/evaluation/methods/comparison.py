@@ -121,13 +121,11 @@ def compare_methods(
     _check_same_network(validation, test)
     cost_of_multiply_add = 1.0 if hasattr(costs, "macs") else 0.0
     costs = checked_costs(costs, len(validation.logits)).astype(np.float64)
-    fractions = _checked_budgets(budgets, costs)
+    fractions = checked_budgets(budgets, costs)
     temperature = temperatures(*validation)
     splits = Splits(split_outcomes(validation, temperature), split_outcomes(test, temperature))
     selections = select_by_budget(splits, costs, fractions, quotas)
-    optimized = selections.pop("optimised")
     selections["temperature"] = select_by_temperature(splits, costs, fractions, quotas, temperature)
-    selections["optimised"] = optimized
     selections |= select_by_fitted(validation, test, costs, fractions, quotas, cost_of_multiply_add)
     selections["patience"] = select_by_patience(splits)
     selections |= select_by_guarantee(splits, tolerances, confidence_level)
@@ -179,7 +177,7 @@ def compare_outcomes(
         )
     costs = checked_costs(costs, len(validation.confidence)).astype(np.float64)
     splits = Splits(SplitOutcomes(*validation), SplitOutcomes(*test))
-    selections = select_by_budget(splits, costs, _checked_budgets(budgets, costs), quotas)
+    selections = select_by_budget(splits, costs, checked_budgets(budgets, costs), quotas)
     if validation.confidence.min() >= 0 and validation.confidence.max() <= 1:
         selections |= select_by_guarantee(splits, tolerances, confidence_level)
     intervals = _Intervals(confidence_level, resamples, seed)
@@ -219,9 +217,18 @@ def _check_same_network(validation: Predictions, test: Predictions) -> None:
         )
 
 
-def _checked_budgets(
+def checked_budgets(
     budgets: ArrayLike, costs: Float64[np.ndarray, " E"]
 ) -> Float64[np.ndarray, " B"]:
+    """Checks budgets and converts them to float64.
+
+    Args:
+      budgets: mean costs, as fractions of the last exit's cost.
+      costs: cumulative cost per exit.
+
+    Raises:
+      ValueError: no budgets, or one that is below the first exit's cost or above 1.
+    """
     fractions, least = np.asarray(budgets, np.float64), costs[0] / costs[-1]
     valid = (fractions >= least * (1 - 1e-12)) & (fractions <= 1)
     if fractions.ndim != 1 or fractions.size == 0 or not valid.all():

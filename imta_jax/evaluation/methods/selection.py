@@ -4,8 +4,8 @@
 |---|---|---|
 | `sweep` | MSDNet's geometric sweep, the costliest point within the budget | per budget |
 | `envelope` | the same sweep, the most accurate point within the budget | per budget |
-| `temperature` | like `sweep`, on confidences scaled by a temperature per exit | per budget |
 | `optimised` | one threshold per exit, for accuracy under the budget | per budget |
+| `temperature` | like `sweep`, on confidences scaled by a temperature per exit | per budget |
 | `ensemble`, `gate` | see `fitted` | per budget |
 | `patience` | nothing: leave when several exits in a row agree | per patience |
 | `expectation`, `clipped`, `net` | one common threshold under a guarantee | per tolerance |

@@ -71,8 +71,8 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
     """
     folder = Path(os.path.abspath(folder))
     check_replaceable(folder, overwrite)
-    # In the same parent, because a rename is atomic only within a file system.
     _delete_leftovers(folder)
+    # In the same parent, because a rename is atomic only within a file system.
     partial, former = (
         folder.with_name(f".{folder.name}.{os.getpid()}.{part}") for part in ("partial", "former")
     )

@@ -102,7 +102,7 @@ def load_exported(folder: str | Path, *, check_golden: bool = True) -> ExportedC
         if check_golden and path.exists():  # folders of version 1 have none
             golden.check_golden(path, exported.network, exported.transform, manifest["dtype"])
         return exported
-    except (AttributeError, IndexError, KeyError, *UNREADABLE_ARCHIVE) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         # The checksums are right, so the folder was written like this.
@@ -199,8 +199,11 @@ def _read_weights(
 ) -> tuple[list[jax.Array], ...]:
     """The weights of each stage on the device. Stages share arrays of the same name."""
     path = folder / export_folder.WEIGHTS
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except UNREADABLE_ARCHIVE as error:
+        raise InputError(f"{path} cannot be read ({error}); export the network again") from error
     on_device: dict[str, jax.Array] = {}
     for stage, program in zip(described, programs, strict=True):
         (expected, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)

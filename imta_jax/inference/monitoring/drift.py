@@ -188,7 +188,7 @@ def _left_and_continued(
 
 
 def _fractions_of(counts: Float64[np.ndarray, "M 2"]) -> Float64[np.ndarray, " E"]:
-    """Exit fractions by the product-limit estimate; NaN after an exit that no image reached."""
+    """Exit fractions by the product-limit estimate; 0 after an exit that no image reached."""
     with np.errstate(invalid="ignore"):
         left = np.append(counts[:, 0] / counts.sum(axis=1), 1.0)
     reached = np.concatenate([[1.0], np.cumprod(1 - left[:-1])])

@@ -13,7 +13,7 @@ from imta_jax.evaluation.predictions import predicted
 
 BUDGETS = (0.2, 0.4, 0.6, 1.0)
 FITTED = ["ensemble", "gate"]
-METHODS = ["sweep", "envelope", "temperature", "optimised", *FITTED, "patience", *GUARANTEES]
+METHODS = ["sweep", "envelope", "optimised", "temperature", *FITTED, "patience", *GUARANTEES]
 
 
 @pytest.fixture(scope="module")
