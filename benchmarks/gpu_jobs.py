@@ -21,7 +21,7 @@ class Settings:
     Attributes:
       device: "cuda" or "cpu".
       folder: where the initial weights are kept, for PyTorch.
-      stem: of the names of files in the folder.
+      stem: stem of the names of files in the folder.
       batch_size: images per step or call.
       precision: one of `cases.PRECISIONS`.
       framework: "ours" or "pytorch".

@@ -35,7 +35,7 @@ from benchmarks import result_file  # noqa: E402
 from benchmarks.gpu_jobs import JOBS, Settings  # noqa: E402
 from imta_jax.runtime.json_files import append_json_line, read_json_lines  # noqa: E402
 
-SESSION_MINUTES = 13.0  # of 15: the rest starts the machine and copies the result
+SESSION_MINUTES = 13.0  # 2 of the 15 minutes start the machine and copy the result.
 _SHORTEST_JOB = 20.0  # seconds
 TARGETS = {
     "phase_one_vs_torch": "at least 1",

@@ -193,7 +193,7 @@ class Start:
             self.workdir / f"phase_{'one' if stage == 1 else 'two'}", "partial/[0-9]*"
         )
         step = max([0, *(int(re.search(r"\d+", name)[0]) for name in names)])
-        return row | {"epoch": max(step - 1, 0) // STEPS + 1, "step": step}  # of the newest save
+        return row | {"epoch": max(step - 1, 0) // STEPS + 1, "step": step}  # The newest save.
 
     def kill(self, sent: signal.Signals) -> Row | None:
         """Sends a signal and returns a row about it; None if the run had ended."""
@@ -261,7 +261,7 @@ def check(root: Path, wanted: int, seed: int = SEED, control: bool = True) -> Ro
     Args:
       root: a new folder.
       wanted: number of kills.
-      seed: of the random moments.
+      seed: seed of the random moments.
       control: do the uninterrupted run twice, to check that it is deterministic.
     """
     write_images(root / "images.npz")

@@ -25,9 +25,9 @@ class Exchange:
     Attributes:
       identifier: sent as X-Request-Id.
       image: index of the image that was sent.
-      sent_at: on the clock of `time.perf_counter`.
+      sent_at: time on the clock of `time.perf_counter`.
       status: HTTP status; 0 if there was no response.
-      milliseconds: from the planned arrival to the response.
+      milliseconds: latency from the planned arrival to the response.
       response: JSON of the response.
       error: why there was no response.
     """
@@ -45,7 +45,7 @@ class Client:
     """Sends requests over connections that are kept open; opens one more if all are in use.
 
     Args:
-      port: of the service, on the loopback address.
+      port: port of the service, on the loopback address.
     """
 
     def __init__(self, port: int):
@@ -129,12 +129,12 @@ async def open_loop(
     """Sends images at random times; every second one has a deadline.
 
     Args:
-      client: of the service.
+      client: client of the service.
       bodies: contents of image files, sent in turn.
       rate: mean requests per second.
-      seconds: of arrivals.
-      deadline_ms: of every second request; None for none.
-      seed: of the times, and part of the identifiers.
+      seconds: duration of the arrivals.
+      deadline_ms: deadline of every second request; None for none.
+      seed: seed of the arrival times, and part of the identifiers.
     """
     generator = np.random.default_rng(seed)
     gaps = generator.exponential(1 / rate, int(rate * seconds))
@@ -155,7 +155,7 @@ def summarize(exchanges: Sequence[Exchange], labels: np.ndarray) -> dict[str, An
     """Counts and latency quantiles.
 
     Args:
-      exchanges: of one run.
+      exchanges: requests and responses of one run.
       labels: [E, N], label of each image at each exit.
 
     Returns:

@@ -22,8 +22,8 @@ class SlowStage:
     """Makes every program that contains a stage sleep first, once it is switched on.
 
     Args:
-      stage: from 0.
-      seconds: of sleep.
+      stage: index of the stage, from 0.
+      seconds: duration of the sleep.
     """
 
     def __init__(self, stage: int, seconds: float):

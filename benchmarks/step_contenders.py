@@ -59,7 +59,7 @@ def torch_steps(case: Case, mode: str, weights: Arrays) -> dict[str, Callable[[i
     return {"phase_one": steps.phase_one, "forward": steps.forward}
 
 
-_steps: dict[str, Callable[[int], Any]] = {}  # of this process, by kind
+_steps: dict[str, Callable[[int], Any]] = {}  # Steps of this process, by kind.
 
 
 def begin(case: Case, framework: str, mode: str, weights: Arrays | None) -> Arrays | None:

@@ -5,7 +5,7 @@ distillation (Li et al., "Improved Techniques for Training Adaptive Deep Network
 run them so that easy images leave early.
 
 Folders, lowest layer first: `runtime`, `nn`, `techniques`, `data`, `models`, `training`, `interop`,
-`pretrained`, `evaluation`, `inference`, `report`, `studies`, `cli`.
+`pretrained`, `evaluation`, `inference`, `report`, `studies`, `planning`, `cli`.
 """
 
 from imta_jax.runtime.lazy_imports import lazy_imports

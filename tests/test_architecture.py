@@ -169,7 +169,7 @@ BUILT_IN_ERRORS = {
     "FloatingPointError",
 }
 BUILT_IN_ERRORS |= {"FileExistsError", "PermissionError", "BlockingIOError", "ModuleNotFoundError"}
-CONVERSIONS = {"imta_jax/runtime/write_errors.py": {"OSError"}}  # of errors that Orbax raises
+CONVERSIONS = {"imta_jax/runtime/write_errors.py": {"OSError"}}  # Converts errors of Orbax.
 
 
 @parametrize_modules(MODULES)

@@ -6,10 +6,10 @@ def prepare(folder, class_name, examples, *, shape, version="1.0.0", shards=1, *
 
     Args:
       folder: the `data_dir`.
-      class_name: of the builder.
+      class_name: name of the builder's class.
       examples: dictionaries with "image" and "label", by split. File objects are stored unchanged.
-      shape: of the images, as declared.
-      version: of the dataset.
+      shape: shape of the images, as declared.
+      version: version of the dataset.
       shards: files per split.
       **options: `names` or `num_classes`; `encoding_format` and `file_format` if not the default.
 

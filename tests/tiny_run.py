@@ -71,7 +71,7 @@ def launch_command(
     """Arguments for `subprocess`: launch.py runs the tiny network, 2 + 1 epochs unless `more` says.
 
     Args:
-      source: from `write_dataset`.
+      source: path that `write_dataset` returned.
       workdir: the run's.
       cache: where compiled programs are kept.
       more: flags, of which the last of a name counts.

@@ -35,7 +35,7 @@ class Field(NamedTuple):
     """A config field.
 
     Attributes:
-      path: for example `phase_one.batch_size`.
+      path: dotted path, for example `phase_one.batch_size`.
       default: its value in `configs/cifar10.py`; None where it is not set.
       description: the comment above it.
       valid: its type, range or choices.

@@ -7,7 +7,7 @@ import numpy as np
 
 from imta_jax.inference import StageProfile
 
-_WEIGHT = 0.1  # of the latest request in the moving average
+_WEIGHT = 0.1  # Weight of the latest request in the moving average.
 
 
 class Admission:

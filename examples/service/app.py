@@ -55,9 +55,9 @@ class Settings:
     Attributes:
       budget: see `ExportedClassifier.adaptive`.
       max_in_flight: requests between admission and response; more are shed.
-      max_batch_size: of the network.
-      max_bytes: of a request's body.
-      max_pixels: of an image before it is decoded.
+      max_batch_size: largest batch size of the network.
+      max_bytes: largest number of bytes of a request's body.
+      max_pixels: largest number of pixels of an image, checked before it is decoded.
       measure: whether to measure the stages at the start; without it, their times are estimated.
       num_validation: images on which the exit fractions of the export were measured.
       audit_share: fraction of the images that also run to the last exit.
@@ -78,7 +78,7 @@ class Service:
 
     Args:
       load: returns the exported network; called in a thread, after the server has started.
-      settings: of the service.
+      settings: settings of the service.
     """
 
     def __init__(self, load: Callable[[], ExportedClassifier], settings: Settings):

@@ -1,4 +1,4 @@
-"""What a request asks for: its image and its deadline, or the reason why it is refused."""
+"""Parsing of requests: the image and the deadline, or the reason for refusal."""
 
 import contextlib
 import math

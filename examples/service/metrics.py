@@ -16,7 +16,7 @@ class Metrics:
     """Counters since the start. Used from the event loop only.
 
     Attributes:
-      requests: by HTTP status.
+      requests: number of requests by HTTP status.
       exits: classified images by exit, from 1.
       shed: refused because of load, by reason.
       refused: refused because of the request, by reason.

@@ -68,7 +68,7 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process, from
 _JOIN_TIMEOUT = flags.DEFINE_integer(
     "join_timeout", 60, "Seconds to wait for the other processes.", lower_bound=1
 )
-_REQUIRED = {"config": "quickstart", "workdir": "runs/quickstart"}  # with examples
+_REQUIRED = {"config": "quickstart", "workdir": "runs/quickstart"}  # Flag -> example.
 _PLAN = "plan"
 
 

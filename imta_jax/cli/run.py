@@ -144,11 +144,11 @@ def _preview_data(config: RunConfig, workdir: Path) -> None:
 def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     """Does the unfinished steps among phase I, phase II and evaluation that the mode names."""
     check_field_values(config)
-    begun = _recorded_config(workdir)
-    _check_same_config(config, begun, workdir, mode)
-    evaluates_again = begun is not None and bool(_evaluation_differences(config, begun))
+    recorded = _recorded_config(workdir)
+    _check_same_config(config, recorded, workdir, mode)
+    evaluates_again = recorded is not None and bool(_evaluation_differences(config, recorded))
     due = _due_steps(config, workdir, mode, evaluates_again=evaluates_again)
-    if begun and not due:
+    if recorded and not due:
         return
     _check_inputs(config, workdir, due)
     log_run_header(workdir)
@@ -161,14 +161,9 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     }
     for phase in [name for name in due if name in PHASES][:1]:
         prefetch_executable(executable_label(config, phase))
-    recorded = _recorded_data(workdir)
-    decoder = recorded.get("decoder", EARLIER_DECODER) if recorded else ""
-    dataset = _load_checked_data(config, decoder)
+    dataset, data_fingerprint = _load_run_data(config, workdir)
     if "phase_one" in due:
         check_initial_parameters(config, dataset, workdir)
-    data_fingerprint = fingerprint(dataset)
-    if recorded:
-        _check_same_data(recorded, data_fingerprint, workdir)
     # The folder is created after all checks: a rejected run leaves none.
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
         if is_first_process():
@@ -233,9 +228,9 @@ def _begin(
     component = source_component(config.data.source)
     source = {"source": component} if component else {}
     write_json(workdir / "dataset.json", {**data_fingerprint, **source})
-    begun = _recorded_config(workdir)  # again, because another process may have begun meanwhile
-    _check_same_config(config, begun, workdir, mode)
-    if begun is None:
+    recorded = _recorded_config(workdir)  # Again: another process may have begun meanwhile.
+    _check_same_config(config, recorded, workdir, mode)
+    if recorded is None:
         write_json(workdir / "config.json", config.to_dict())
 
 
@@ -244,12 +239,23 @@ def _load_checked_data(config: RunConfig, decoder: str = "") -> Dataset:
 
     Args:
       config: the settings.
-      decoder: of image files, in the earlier part of a run that resumes.
+      decoder: decoder of the image files, where the run resumes.
     """
     check_training_config(config)
     dataset = first_process_first(lambda: load_dataset(config.data, decoder=decoder))
     check_training_data(config, dataset)
     return dataset
+
+
+def _load_run_data(config: RunConfig, workdir: Path) -> tuple[Dataset, dict[str, Any]]:
+    """Loads the data and its fingerprint, which must equal the recorded one of a resumed run."""
+    recorded = _recorded_data(workdir)
+    decoder = recorded.get("decoder", EARLIER_DECODER) if recorded else ""
+    dataset = _load_checked_data(config, decoder)
+    found = fingerprint(dataset)
+    if recorded:
+        _check_same_data(recorded, found, workdir)
+    return dataset, found
 
 
 def _recorded_data(workdir: Path) -> dict[str, Any]:
@@ -275,33 +281,33 @@ def _check_same_data(
 
 
 def _check_same_config(
-    config: RunConfig, begun: RunConfig | None, workdir: Path, mode: str
+    config: RunConfig, recorded: RunConfig | None, workdir: Path, mode: str
 ) -> None:
     """Raises an `InputError` if the folder's run began with another config.
 
     A field that an older run did not record has its default. Sections that change results only by
     rounding may differ, and with mode "evaluate" the section of the evaluation.
     """
-    if begun is None:
+    if recorded is None:
         return
     ignored = IGNORED_SECTIONS if mode != "evaluate" else (*IGNORED_SECTIONS, "evaluation")
     theirs, ours = (
         {name: part for name, part in run.to_dict().items() if name not in ignored}
-        for run in (begun, config)
+        for run in (recorded, config)
     )
     differences = config_differences(theirs, ours)
     if not differences:
         return
     remedy = "use another --workdir, or the same values"
-    if differences == _evaluation_differences(config, begun):
+    if differences == _evaluation_differences(config, recorded):
         remedy += ", or evaluate the run again with --mode=evaluate"
     raise InputError(
         f"{workdir} belongs to a run with another config; {remedy}:\n  " + "\n  ".join(differences)
     )
 
 
-def _evaluation_differences(config: RunConfig, begun: RunConfig) -> list[str]:
-    theirs, ours = (run.to_dict()["evaluation"] for run in (begun, config))
+def _evaluation_differences(config: RunConfig, recorded: RunConfig) -> list[str]:
+    theirs, ours = (run.to_dict()["evaluation"] for run in (recorded, config))
     return config_differences(theirs, ours, "config.evaluation")
 
 

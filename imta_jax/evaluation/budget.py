@@ -184,7 +184,7 @@ def rows_with_costs(
     Thresholds and accuracies do not depend on costs, so only the mean costs change.
 
     Args:
-      rows: from `BudgetCurve.rows` or `read_budget_curve`.
+      rows: rows of `BudgetCurve.rows` or `read_budget_curve`.
       costs: [E] cumulative cost per exit, or an object with these as `.macs`.
       cost_name: key of the mean cost per test image in the new rows.
 

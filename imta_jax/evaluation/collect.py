@@ -55,7 +55,7 @@ def collect_predictions(
     Args:
       classifier: any multi-exit classifier.
       split: images and labels.
-      mean: of the pixels per channel, 0..1.
+      mean: mean of the pixels per channel, 0..1.
       std: standard deviation of the pixels per channel, 0..1.
       batch_size: number of images per step over all devices, divisible by their number.
       mesh: devices. Parameters are sharded over its second axis. The default is all devices, with
@@ -108,7 +108,7 @@ def jit_logits(
     Args:
       graphdef: the classifier's structure; it runs in inference mode.
       state: its variables, whose shardings are kept.
-      mean: of the pixels per channel, 0..1.
+      mean: mean of the pixels per channel, 0..1.
       std: standard deviation of the pixels per channel, 0..1.
       mesh: the devices, over which batches are sharded.
       matmul_precision: see `nn.precision`.
@@ -134,8 +134,8 @@ def split_predictions(
     """Logits and labels of a split, with the mesh, batch size and pipeline of a run's config.
 
     Args:
-      config: of the run.
-      dataset: of the run.
+      config: config of the run.
+      dataset: dataset of the run.
       classifier: any multi-exit classifier.
       split: "train", "validation" or "test".
 

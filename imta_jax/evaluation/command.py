@@ -195,7 +195,7 @@ def cost_warning(record: Mapping[str, Any], costs: Sequence[float]) -> str | Non
     standard errors, and 5% of the validation cost, is reported for the point where it is largest.
 
     Args:
-      record: of `comparison_record`.
+      record: return value of `comparison_record`.
       costs: [E] cumulative costs.
     """
     images = record["images"]
@@ -238,7 +238,7 @@ def _check_number_of_images(
 
     Args:
       by_exit: logits or scores of the validation images, [E, N, ...].
-      arguments: of the command line.
+      arguments: arguments of the command line.
       tolerance: the largest one, in percentage points.
     """
     level, largest, path = arguments.confidence, tolerance / 100, arguments.validation

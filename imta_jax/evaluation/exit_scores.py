@@ -27,7 +27,7 @@ def exit_scores(logits: Float32[np.ndarray, "E N K"], rule: ExitRule) -> Float32
     """The score of each image at each exit.
 
     Args:
-      logits: of all exits.
+      logits: logits of all exits.
       rule: the confidence is computed with NumPy, as for logits of other frameworks.
 
     Raises:

@@ -29,7 +29,7 @@ class ExitSelection(NamedTuple):
       kept: indices of the exits, from 0; the last exit is always kept.
       thresholds: per exit; infinite at exits that are not kept.
       mean_ms: mean milliseconds per validation image.
-      accuracy: on the validation images, percent.
+      accuracy: top-1 accuracy on the validation images, percent.
     """
 
     budget_ms: float

@@ -43,9 +43,9 @@ def learned_gate(
     """The log odds a_e . u_e + b_e of the gate of exit e; 0 at the last exit, which has no gate.
 
     Args:
-      logits: of one exit.
+      logits: logits of one exit.
       carry: number of the exit, from 0; None at the first exit.
-      price: of the full network's cost in nats, with which the gates are fitted.
+      price: price of the full network's cost in nats, with which the gates are fitted.
       gates: per exit but the last, the four weights and the bias.
 
     Raises:

@@ -48,7 +48,7 @@ def operating_points(
     """One operating point per row of a budget curve, in the order of the rows.
 
     Args:
-      rows: from `BudgetCurve.rows`, or `budget_curve` of a `results.json`. Files written before
+      rows: rows of `BudgetCurve.rows`, or `budget_curve` of a `results.json`. Files written before
         rows had `validation_*` costs and exit fractions are accepted.
       full_cost: cost of the last exit, in the unit of the rows.
       cost_name: key of the mean cost in the rows.
@@ -65,7 +65,7 @@ def best_within_budget(points: Sequence[OperatingPoint], budget: float) -> Opera
     Among equally accurate points the cheapest is returned.
 
     Args:
-      points: with a `budget` each, in any order.
+      points: operating points with a `budget`, in any order.
       budget: mean cost per validation image as a fraction of the last exit's cost, above 0.
 
     Returns:
@@ -94,7 +94,7 @@ def best_within_ms(
     """As `best_within_budget`, for a budget in milliseconds.
 
     Args:
-      points: with `validation_exit_fractions` each, in any order.
+      points: operating points with `validation_exit_fractions`, in any order.
       exit_ms: [E] milliseconds per image up to each exit, such as `StageProfile.exit_ms`.
       budget_ms: mean milliseconds per image.
 
@@ -123,7 +123,7 @@ def cheapest_within_tolerance(
     """The first point whose validation accuracy is close to a reference accuracy.
 
     Args:
-      points: by rising cost.
+      points: operating points by rising cost.
       reference_top1: usually the last exit's validation top-1, percent.
       tolerance_points: allowed loss of validation top-1, in percentage points.
 
@@ -140,7 +140,7 @@ def pareto_front(points: Sequence[OperatingPoint]) -> tuple[OperatingPoint, ...]
     """The points that no point of equal or lower budget matches in validation accuracy.
 
     Args:
-      points: with a `budget` each, in any order.
+      points: operating points with a `budget`, in any order.
 
     Returns:
       The remaining points, by rising budget and rising validation accuracy.

@@ -133,7 +133,7 @@ def correct_in_top(
     k >= K every image counts as correct: top-5 accuracy over three classes is 100%.
 
     Args:
-      logits: of all exits.
+      logits: logits of all exits.
       labels: 0..K-1.
       k: number of classes, at least 1.
 

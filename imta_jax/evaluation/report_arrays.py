@@ -17,9 +17,9 @@ def write_gallery(
 
     Args:
       path: the `.npz` file.
-      dataset: with the test images.
+      dataset: dataset with the test images.
       test: logits and labels of all test images.
-      decisions: of all test images, with the exits of the gallery.
+      decisions: decisions for all test images, with the exits of the gallery.
       images_per_side: largest number of images of each kind.
     """
     last = len(test.logits) - 1

@@ -50,8 +50,8 @@ def exit_rows(
     Args:
       validation: logits and labels of the validation images.
       test: logits and labels of the test images.
-      costs: of the network.
-      bins: of the expected calibration error.
+      costs: costs of the network's exits.
+      bins: number of bins of the expected calibration error.
 
     Returns:
       One row per exit. `auroc` is None where all predictions are correct or all are wrong.

@@ -40,10 +40,10 @@ def compare_exit_rules(
       costs: [E] cumulative costs, or an object with these as `.macs`.
       budgets: [B] mean costs as fractions of the last exit's cost.
       rules: names, or rules with options. Gains are differences from the first one.
-      quotas: of the sweeps.
-      confidence_level: of the intervals.
-      resamples: of the bootstrap over test images.
-      seed: of the bootstrap.
+      quotas: quotas of the sweeps (see `geometric_quota`).
+      confidence_level: confidence level of the intervals.
+      resamples: number of bootstrap resamples of the test images.
+      seed: seed of the bootstrap.
 
     Returns:
       Per rule and budget: `rule`, `budget`, `top1` in percent, `mean_cost` (fraction of the last

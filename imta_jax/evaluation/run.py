@@ -66,8 +66,8 @@ def evaluate(config: RunConfig, dataset: Dataset, workdir: Path) -> dict[str, An
     `calibration.npz` and, last, `results.json`. With several processes the first one writes.
 
     Args:
-      config: of the run.
-      dataset: of the run.
+      config: config of the run.
+      dataset: dataset of the run.
       workdir: folder of the run.
 
     Returns:

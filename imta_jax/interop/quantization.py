@@ -23,8 +23,8 @@ class Int8Array(NamedTuple):
     """An array of float32 as `integers * scale`.
 
     Attributes:
-      integers: of the array's shape.
-      scale: of the same rank, of size 1 on all axes but one.
+      integers: int8 values, in the shape of the array.
+      scale: scales, an array of the same rank with size 1 on all axes but one.
     """
 
     integers: Int8[np.ndarray, "..."]

@@ -68,7 +68,7 @@ def check_heads(heads: Any, feature_widths: tuple[int, ...], num_classes: int, f
 
     Args:
       heads: what a factory returned.
-      feature_widths: of the backbone.
+      feature_widths: feature widths of the backbone.
       num_classes: K.
       field: config field and value, for messages.
 

@@ -17,7 +17,7 @@ def follow_compute_dtype(backbone: Backbone, dtype: np.dtype) -> None:
     """Sets the dtype of Flax's layers that have none, in place. Parameters keep their dtype.
 
     Args:
-      backbone: from outside the package; the package's own backbones need no such change.
+      backbone: backbone from outside the package; the package's own backbones need no such change.
       dtype: `compute_dtype` of the classifier.
     """
     if dtype == jnp.float32 or not isinstance(backbone, nnx.Module) or _is_own(backbone):
@@ -31,7 +31,7 @@ def dtype_deviations(classifier: MultiExitClassifier) -> list[str]:
     """Parts of the backbone whose feature maps are not in `compute_dtype`, with their dtype.
 
     Args:
-      classifier: after `optimize_classifier`. It is traced on one image; nothing is computed.
+      classifier: result of `optimize_classifier`. It is traced on one image; nothing is computed.
 
     Returns:
       For example ["stem: float32", "stage 2: float32"]. Stages are counted from 1.

@@ -30,9 +30,9 @@ def make_heads(
 
     Args:
       config: its `options`, `stop_gradient` and `initialization` are passed to the factory.
-      feature_widths: of the backbone.
+      feature_widths: feature widths of the backbone.
       num_classes: K.
-      rngs: for the factory.
+      rngs: random keys for the factory.
       field: config field of the name, for error messages.
 
     Raises:

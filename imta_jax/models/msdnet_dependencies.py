@@ -52,7 +52,7 @@ def pending_of(kept: Sequence[Set[int]], states: Sequence[Maps]) -> Pending:
     """The maps before, between and after the layers; None for those that no later exit reads.
 
     Args:
-      kept: of `maps_to_keep`, per layer.
+      kept: return value of `maps_to_keep`, per layer.
       states: the input of the first layer, then the output of each layer.
     """
     pending = [

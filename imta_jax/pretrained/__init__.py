@@ -28,7 +28,7 @@ class Pretrained(NamedTuple):
     """A trained network with its metadata and results.
 
     Attributes:
-      classifier: in inference mode.
+      classifier: classifier in inference mode.
       meta: metadata as from `imta_jax.training.load_classifier`: `class_names`, `mean`, `std`, ...
       results: sections of the run's `results.json`: `dataset`, `phases`, `environment`, `exits`,
         `budget_curve` (with thresholds) and `reported_budgets`.

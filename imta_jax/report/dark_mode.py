@@ -20,7 +20,7 @@ from matplotlib.text import Annotation, Text
 from imta_jax.report.style import INK, LUMA, ON_DARK, ON_LIGHT
 
 BACKGROUND, FOREGROUND = "#1d2125", "#e8eaed"
-_GRAY_SATURATION = 0.12  # at most, as a difference of channels
+_GRAY_SATURATION = 0.12  # Largest difference of two channels of a gray.
 _LEAST_LUMA = 0.48
 
 

@@ -29,7 +29,7 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-_MAX_HEADER_BYTES = 100_000_000  # that of the reference implementation
+_MAX_HEADER_BYTES = 100_000_000  # The limit of the reference implementation.
 _CONVERT = (
     "Convert a PyTorch checkpoint that you trust: "
     "numpy.savez(out, **{k: v.numpy() for k, v in state_dict.items()})"
@@ -92,7 +92,7 @@ def write_safetensors(
 
     Args:
       path: the file.
-      arrays: by name, of a type of the format.
+      arrays: arrays by name, each of a type of the format.
       metadata: texts for other programs.
     """
     names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}

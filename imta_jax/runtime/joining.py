@@ -54,7 +54,7 @@ def waiting_for(
     JAX would end it with a stack trace of C++ after its own timeout, and raises no exception.
 
     Args:
-      what: for the messages.
+      what: what the block waits for, in messages.
       timeout: seconds.
       advice: see `join_advice`.
       address: HOST:PORT that the block connects to, which is examined after the timeout.

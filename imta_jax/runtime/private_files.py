@@ -1,4 +1,4 @@
-"""Files that nobody but this user can have written, for content that is code."""
+"""Files that only this user can have written, for content that is executed."""
 
 import contextlib
 import os

@@ -32,7 +32,7 @@ class Registry:
     """Components of one kind by name.
 
     Args:
-      kind: for error messages, for example "backbone".
+      kind: kind of component in error messages, for example "backbone".
       group: the group of entry points that is searched, for example "imta_jax.backbones".
       included: dotted paths of components of this package that are imported when they are used.
     """
@@ -125,8 +125,8 @@ class Registry:
 
         Args:
           name: as recorded with `source`.
-          source: from `source`.
-          field: for error messages.
+          source: return value of `source`.
+          field: config field in error messages.
 
         Raises:
           InputError: the module no longer has the component.
@@ -181,7 +181,7 @@ def call_factory(factory: Callable[..., Any], options: Any, field: str, **argume
     """Calls `factory(options, **arguments)`.
 
     Args:
-      factory: of a backbone, heads, a data source or a metrics writer.
+      factory: factory of a backbone, heads, a data source or a metrics writer.
       options: a `ConfigDict`.
       field: config field and value, for error messages.
       **arguments: what every factory of this kind gets.

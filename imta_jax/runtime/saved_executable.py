@@ -34,7 +34,7 @@ def executable_identity(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> 
 
     Args:
       lowered: the program.
-      devices: that it is compiled for; they need not be there.
+      devices: devices to compile for; they need not exist on this host.
     """
     compilers = _COMPILERS.get(devices[0].platform, ())
     return {
@@ -66,7 +66,7 @@ def save_executable(
       path: without a suffix; others lose their access to its folder.
       lowered: the program.
       compiled: its executable, compiled in the context `without_jax_cache`.
-      devices: that it was compiled for.
+      devices: devices that it was compiled for.
     """
     content = zlib.compress(pickle.dumps(serialize_executable.serialize(compiled)), 1)
     write_private(path.parent, f"{path.name}.executable", content)
@@ -87,7 +87,7 @@ def load_executable(
     Args:
       path: as for `save_executable`.
       lowered: the program that is to run.
-      devices: that it is to run on, of all processes.
+      devices: devices of all processes that it is to run on.
     """
     try:
         recorded = json.loads(read_private(path.parent, f"{path.name}.json"))

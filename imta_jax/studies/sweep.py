@@ -20,9 +20,9 @@ from imta_jax.errors import InputError
 from imta_jax.runtime.config_fields import Section, flat_fields, number
 
 RANGES = ("uniform", "log", "integer")
-_SIGNIFICANT_DIGITS = 4  # of random values
+_SIGNIFICANT_DIGITS = 4  # Random values are rounded to them.
 _MAX_SETTINGS = 10_000
-_MAX_NAME_LENGTH = 100  # of a variant, which is a file name
+_MAX_NAME_LENGTH = 100  # A variant's name is a file name.
 # A sampled combination may repeat if all fields list few values.
 _ATTEMPTS_PER_SAMPLE = 50
 
@@ -86,9 +86,7 @@ class SweepConfig(Section):
 
 def setting_name(setting: Mapping[str, Any]) -> str:
     """The name of a variant, from its values; a digest if that is too long for a file name."""
-    text = "__".join(
-        f"{short}_{_text(setting[name])}" for name, short in short_names(setting).items()
-    )
+    text = "__".join(f"{short}_{value}" for short, value in _texts(setting))
     name = re.sub(r"[^\w.+-]+", "-", text)
     if len(name) <= _MAX_NAME_LENGTH:
         return name
@@ -97,9 +95,7 @@ def setting_name(setting: Mapping[str, Any]) -> str:
 
 def setting_label(setting: Mapping[str, Any]) -> str:
     """The label of a variant in tables."""
-    return ", ".join(
-        f"{short} {_text(setting[name])}" for name, short in short_names(setting).items()
-    )
+    return ", ".join(f"{short} {value}" for short, value in _texts(setting))
 
 
 def short_names(fields: Iterable[str]) -> dict[str, str]:

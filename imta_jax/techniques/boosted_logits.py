@@ -31,7 +31,7 @@ class BoostedHeads(IndependentHeads):
     `ResidualHeads` are the case of weight 1.
 
     Attributes:
-      weight: of the previous exit's logits.
+      weight: factor of the previous exit's logits.
       stop_gradient: whether the gradient along that path is stopped, as in the source.
     """
 

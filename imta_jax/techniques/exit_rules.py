@@ -85,7 +85,7 @@ class ExitRule:
         """The rule with options fitted on validation images; itself if it has nothing to fit.
 
         Args:
-          logits: of all exits.
+          logits: logits of all exits.
           labels: 0..K-1.
           costs: cumulative cost of each exit.
         """

@@ -31,7 +31,7 @@ def teacher_divergence(
     """KL(teacher || student) of every exit in nats (Eq. 8), both softmaxes at `temperature`.
 
     Args:
-      logits: Of the students.
+      logits: Logits of the students.
       teacher_logits: No gradient flows into them.
       temperature: Above 0.
       reduction: One of `REDUCTIONS`.
@@ -75,15 +75,14 @@ def one_for_all_loss(
 
     The defaults follow the paper's text. The published code is `alpha=1-gamma`,
     `reduction="elements"`, `temperature_squared=True`, `last_exit="cross_entropy"`. A run passes
-    every argument. `config.phase_two.temperature_squared` is True, unlike the default here, because
-    the config's alpha and temperature were tuned with it (configs/studies/distillation.py).
+    every argument from `config.phase_two`.
 
     Args:
       logits: [E, N, K].
       labels: Integers [N], from 0, or the probability of each class, [N, K].
       teacher_logits: [N, K]. No gradient flows into them.
       alpha: Weight of the cross-entropy, 0 to 1; 1 trains without distillation.
-      temperature: Of both softmaxes of the divergence, above 0.
+      temperature: Temperature of both softmaxes of the divergence, above 0.
       reduction: One of `REDUCTIONS`.
       temperature_squared: Whether the divergence is multiplied by temperature ** 2.
       last_exit: One of `LAST_EXIT_LOSSES`.

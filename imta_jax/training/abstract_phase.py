@@ -45,7 +45,7 @@ def abstract_phase(
       name: "phase_one" or "phase_two".
       config: the run's config.
       info: classes and image shape.
-      optimizer: of the trained variables.
+      optimizer: optimizer of the trained variables.
       mean: mean of the pixels per channel, in 0..1.
       std: standard deviation of the pixels per channel, in 0..1.
       mesh: the devices; they need not be there.

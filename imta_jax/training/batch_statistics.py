@@ -33,8 +33,8 @@ def check_statistics_groups(settings: PhaseConfig, devices: int) -> None:
     """Checks that groups fit the batches of a phase and the devices.
 
     Args:
-      settings: of a phase, after `check_group_size`. The devices divide its batches; see
-        `check_batch_size`.
+      settings: config section of a phase that passed `check_group_size`, with batches that the
+        devices divide (`check_batch_size`).
       devices: number of devices.
 
     Raises:

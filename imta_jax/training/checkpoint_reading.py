@@ -70,7 +70,7 @@ def restore_model(classifier: nnx.Module, folder: Path, which: str = "last") -> 
     """Restores a classifier in place, with the shardings of its arrays.
 
     Args:
-      classifier: of the network that was trained.
+      classifier: classifier of the network that was trained.
       folder: a phase's folder.
       which: see `read_meta`.
 

@@ -173,8 +173,8 @@ class CheckpointStore:
         A damaged checkpoint is renamed, with a warning, and the next older one is tried.
 
         Args:
-          state: of the same network and optimizer.
-          recipe: from `recipe_record`, which is compared; None compares nothing.
+          state: state of the same network and optimizer.
+          recipe: return value of `recipe_record`, which is compared; None compares nothing.
 
         Returns:
           The restored state and the checkpoint's name; `state` and 0 if there is none.

@@ -17,7 +17,7 @@ class EarlyStopping:
 
     Attributes:
       patience_epochs: epochs without a better accuracy after which the phase ends; 0 for never.
-      best_epoch: from 1; 0 before the first.
+      best_epoch: epoch with the best accuracy, from 1; 0 before the first.
       best_top1: validation accuracy of that epoch, percent.
       stopped: whether the phase ended before its last epoch.
     """

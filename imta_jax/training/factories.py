@@ -18,9 +18,9 @@ def call_with_options(
     """Calls `function(**given, **options)`.
 
     Args:
-      function: of a component.
+      function: factory or function of a component.
       given: arguments that every component of this kind gets.
-      options: from the config.
+      options: options that the config sets.
       what: config field and value, for error messages.
 
     Raises:

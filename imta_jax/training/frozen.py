@@ -24,7 +24,7 @@ def trained_variables(trainable: Any, settings: PhaseConfig) -> Any:
 
     Args:
       trainable: filter of those that it trains if none is frozen.
-      settings: of the phase.
+      settings: config section of the phase.
     """
     if not settings.freeze:
         return trainable
@@ -52,8 +52,8 @@ def check_expressions(settings: PhaseConfig, classifier: nnx.Module, trainable: 
     """Checks that each expression of a phase is found in the name of a parameter.
 
     Args:
-      settings: of the phase.
-      classifier: of the phase, which may be abstract.
+      settings: config section of the phase.
+      classifier: classifier of the phase, which may be abstract.
       trainable: NNX filter of the variables that the phase trains if none is frozen.
 
     Raises:

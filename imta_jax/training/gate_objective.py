@@ -21,7 +21,7 @@ class GateSupervisedObjective(PhaseOneObjective):
     Attributes:
       equilibrium, exit_losses, detachment, rematerialize: see `PhaseOneObjective`; without effect,
         because the network has one exit.
-      label_smoothing: of the exit's cross-entropy; the gate's loss has none.
+      label_smoothing: epsilon of the exit's cross-entropy; the gate's loss has none.
       gate_weight: weight of the gate's loss, above 0.
     """
 

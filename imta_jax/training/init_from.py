@@ -56,7 +56,8 @@ def load_initial_parameters(classifier: nnx.Module, settings: PhaseOneConfig, fo
     Args:
       classifier: the network of phase I.
       settings: `config.phase_one`; without `init_from` nothing happens.
-      folder: of phase I. If it has a checkpoint, training resumes there and nothing is loaded.
+      folder: folder of phase I. If it has a checkpoint, training resumes from it and nothing is
+        loaded.
 
     Raises:
       InputError: see `check_init_from`.
@@ -92,7 +93,7 @@ def assign(
 
     Args:
       network: arrays, which may be abstract, by name.
-      arrays: of the source, by name.
+      arrays: arrays of the source, by name.
       settings: its `init_from_map` is applied to the names of the source.
 
     Raises:

@@ -52,7 +52,7 @@ class LearnedWeightsObjective(PhaseOneObjective):
     Called as an objective it has the weights 1; `LearnedWeightsStep` adds the weights.
 
     Attributes:
-      seed: of the network that predicts weights.
+      seed: seed of the network that predicts weights.
     """
 
     section: ClassVar[str] = "LearnedWeightsObjective"

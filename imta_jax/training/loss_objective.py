@@ -101,7 +101,7 @@ def loss_objective(
     """The objective that `config.PHASE.objective` names.
 
     Args:
-      settings: of the phase.
+      settings: config section of the phase.
       phase: its default objective.
 
     Raises:

@@ -32,7 +32,7 @@ def network_record(
     """The record of a classifier.
 
     Args:
-      classifier: of either phase.
+      classifier: classifier of either phase.
       model: `config.model`.
       heads: the phase-II heads.
     """
@@ -76,7 +76,7 @@ def check_network(classifier: MultiExitClassifier, meta: Mapping[str, Any], wher
 
     Args:
       classifier: rebuilt from the `meta`.
-      meta: of a checkpoint; those of earlier versions have no record and are not checked.
+      meta: `meta` of a checkpoint; those of earlier versions have no record and are not checked.
       where: the checkpoint's folder, for the message.
 
     Raises:

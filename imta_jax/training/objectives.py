@@ -52,7 +52,7 @@ class Objective(Protocol):
         """Maps normalized images and labels to the loss and metrics.
 
         Args:
-          classifier: in the modes of `set_mode`.
+          classifier: classifier in the modes of `set_mode`.
           images: normalized.
           labels: classes, from 0; with mixup or cutmix, the probability of each class.
         """
@@ -212,7 +212,7 @@ class PhaseTwoObjective(Section):
         """The loss (Eq. 7) with this objective's conventions.
 
         Args:
-          logits: of all exits.
+          logits: logits of all exits.
           labels: classes, from 0, or the probability of each class.
           teacher: the teacher's logits.
           alpha: like the attribute, or a traced scalar.
@@ -246,7 +246,7 @@ def masked_sums(
     """Sums over the examples of a padded batch, from which means over a split are computed.
 
     Args:
-      logits: of all exits.
+      logits: logits of all exits.
       labels: classes, from 0.
       mask: False for padding.
 

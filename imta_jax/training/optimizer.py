@@ -38,7 +38,7 @@ def sgd(
     """PyTorch's SGD: weight decay is added to the gradient of every parameter, then momentum.
 
     Args:
-      learning_rate: by step.
+      learning_rate: learning rate by step.
       momentum: 0.9 in the paper.
       nesterov: True in the paper's text, False in the published code.
       weight_decay: 1e-4 in the paper, on all parameters.
@@ -88,7 +88,7 @@ def phase_optimizer(
     """The optimizer of a phase, for packed parameters.
 
     Args:
-      settings: of the phase.
+      settings: config section of the phase.
       schedule: the learning rate by step.
 
     Raises:
@@ -158,7 +158,7 @@ def check_optimizer(settings: PhaseConfig, params: Any = None) -> None:
     """Checks the optimizer of a phase, and its update of abstract parameters if they are given.
 
     Args:
-      settings: of the phase.
+      settings: config section of the phase.
       params: the trained parameters, a pytree of `jax.ShapeDtypeStruct`.
 
     Raises:

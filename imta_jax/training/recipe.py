@@ -32,8 +32,8 @@ def check_same_recipe(meta: Mapping[str, Any], recipe: Mapping[str, Any], where:
     """Compares the recorded fields with those of this launch.
 
     Args:
-      meta: of the checkpoint. One of an earlier version has no record: its fields have defaults.
-      recipe: from `recipe_record`.
+      meta: `meta` of the checkpoint. Without a record (earlier versions), all fields have defaults.
+      recipe: return value of `recipe_record`.
       where: the checkpoint, for the message.
 
     Raises:

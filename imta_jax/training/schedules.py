@@ -88,9 +88,9 @@ def phase_schedule(
     """The learning rate of a phase by step.
 
     Args:
-      settings: of the phase.
-      total_steps: at which the schedule ends.
-      first_step: at which it starts, with the warm-up.
+      settings: config section of the phase.
+      total_steps: step at which the schedule ends.
+      first_step: step at which it starts, with the warm-up.
       warmup_steps: steps in which the learning rate rises linearly from 0 before the schedule
         starts, which spans the others.
 

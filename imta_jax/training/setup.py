@@ -61,7 +61,7 @@ class Phase:
       classifier: the initial network, in the modes that the objective sets.
       objective: the loss.
       trainable: NNX filter of the trained variables; all others are frozen.
-      optimizer: of the trained variables.
+      optimizer: optimizer of the trained variables.
       graphdef: the classifier's structure.
       step: one training step, a pure function that is not compiled yet.
       mesh: the devices.
@@ -107,19 +107,19 @@ def assemble_phase(
       classifier: the initial network; its modes and `compute_dtype` are set in place.
       objective: the loss.
       trainable: NNX filter of the trained variables.
-      optimizer: of the trained variables.
+      optimizer: optimizer of the trained variables.
       settings: its `compute_dtype`, `matmul_precision`, `accumulate_parts`, `batch_statistics`,
         `freeze`, `ema_decay` and augmentation are used.
       mean: mean of the pixels per channel, in 0..1.
       std: standard deviation of the pixels per channel, in 0..1.
       mesh: the devices.
-      seed: of the augmentation of batches; see `phase_seed`.
+      seed: seed of the augmentation of batches; see `phase_seed`.
     """
     classifier.compute_dtype = jnp.dtype(settings.compute_dtype)
     objective.set_mode(classifier)
     freeze_statistics(classifier, settings)
     set_statistics_groups(classifier, statistics_groups(settings, mesh.size), mesh)
-    nnx.pop(classifier, nnx.Intermediate)  # of earlier calls; a step does not return any
+    nnx.pop(classifier, nnx.Intermediate)  # Left by earlier calls; a step does not return any.
     check_variables(classifier)
     _warn_of_other_dtypes(classifier)
     graphdef = nnx.graphdef(classifier)
@@ -181,7 +181,7 @@ def build_phase(
       name: "phase_one" or "phase_two".
       config: the run's config.
       classifier: a phase-I classifier; phase II gets new heads on its backbone.
-      optimizer: of the trained variables.
+      optimizer: optimizer of the trained variables.
       mean: mean of the pixels per channel, in 0..1.
       std: standard deviation of the pixels per channel, in 0..1.
       mesh: the devices.

@@ -27,8 +27,8 @@ class Average:
     """Moving averages; see `averaging`.
 
     Attributes:
-      trainable: of the trained parameters.
-      statistics: of the batch statistics, also of frozen layers.
+      trainable: average of the trained parameters.
+      statistics: average of the batch statistics, also of frozen layers.
     """
 
     trainable: Packed
@@ -47,8 +47,8 @@ class TrainState:
       opt_state: Optax's state for the packed `trainable`.
       halted_at: the step whose loss or gradient was not finite, int32; -1 if there was none. A
         halted state does not change, so that the host finds the last good one at the next check.
-      extra: state of an objective that learns something itself (learned sample weights), or None.
-      average: of parameters and batch statistics, or None; see `averaging`.
+      extra: state of a `StatefulObjective` (learned sample weights), or None.
+      average: average of parameters and batch statistics, or None; see `averaging`.
     """
 
     step: Int32[Array, ""]

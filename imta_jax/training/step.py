@@ -48,8 +48,8 @@ def train_step(
       objective: the loss.
       trainable: NNX filter of the trained variables, the same as for `create_state`.
       tx: the optimizer.
-      mean: of the pixels per channel, in 0..1.
-      std: of the pixels per channel, in 0..1.
+      mean: mean of the pixels per channel, in 0..1.
+      std: standard deviation of the pixels per channel, in 0..1.
       mesh: the devices that run it.
       accumulate_parts: parts of the batch that are computed one after the other to save memory.
         Gradients are the mean over parts; BatchNorm sees one part at a time.

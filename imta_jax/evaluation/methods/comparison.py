@@ -54,9 +54,9 @@ class MethodCurve:
         `tolerance_points` with `confidence_level`.
       thresholds: None if the method has none. Those of `temperature` apply to scaled confidences.
       temperatures: divisors of the logits per exit, or None.
-      validation_accuracy: on validation images.
+      validation_accuracy: top-1 accuracy on validation images.
       validation_cost: mean per validation image.
-      accuracy: on test images.
+      accuracy: top-1 accuracy on test images.
       accuracy_interval: lower and upper end.
       mean_cost: mean per test image.
       exit_fractions: fraction of the test images per exit; rows sum to 1.
@@ -100,11 +100,11 @@ def compare_methods(
         multiply-adds of the methods themselves are counted for such an object only, because other
         costs may have any unit.
       budgets: mean costs, as fractions of the last exit's cost.
-      tolerances: of the guarantees, in percentage points of accuracy.
-      confidence_level: of the guarantees and of the intervals.
-      quotas: of the sweep (see `geometric_quota`).
-      resamples: of the bootstrap.
-      seed: of the bootstrap.
+      tolerances: tolerances of the guarantees, in percentage points of accuracy.
+      confidence_level: confidence level of the guarantees and of the intervals.
+      quotas: quotas of the sweep (see `geometric_quota`).
+      resamples: number of bootstrap resamples.
+      seed: seed of the bootstrap.
 
     Returns:
       The methods' curves by name.
@@ -276,9 +276,9 @@ def correct_at_cost(
     """Probability that a sweep is correct on each image at costs between those of its points.
 
     Args:
-      sweep_cost: of S points, in any order.
+      sweep_cost: costs of S points, in any order.
       sweep_correct: whether the sweep is correct, per point and image.
-      cost: to mix two neighboring points for; costs beyond the sweep's have its last point.
+      cost: costs to interpolate at; costs beyond the sweep's have its last point.
     """
     order = np.argsort(sweep_cost, kind="stable")
     rising, correct = sweep_cost[order], sweep_correct[order].astype(np.float32)

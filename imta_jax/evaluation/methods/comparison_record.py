@@ -36,9 +36,9 @@ def comparison_record(
       test: the same of test images.
       costs: [E] cumulative cost per exit, or an object with these as `.macs`.
       budgets: mean costs, as fractions of the last exit's cost.
-      quotas: of the sweep (see `geometric_quota`).
-      tolerances: of the guarantees, in percentage points of accuracy.
-      confidence_level: of the guarantees and of the intervals.
+      quotas: quotas of the sweep (see `geometric_quota`).
+      tolerances: tolerances of the guarantees, in percentage points of accuracy.
+      confidence_level: confidence level of the guarantees and of the intervals.
 
     Returns:
       `confidence_level`, `resamples` and `seed` of the intervals, `images` per split, `full_cost`

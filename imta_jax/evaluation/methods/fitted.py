@@ -48,8 +48,8 @@ def select_by_fitted(
       test: logits and labels of test images.
       costs: cumulative cost per exit.
       budgets: mean costs, as fractions of the last exit's cost.
-      quotas: of the sweep.
-      cost_of_multiply_add: in the unit of the costs; 0 if that is unknown.
+      quotas: quotas of the sweep (see `geometric_quota`).
+      cost_of_multiply_add: cost of one multiply-add in the unit of the costs; 0 if that is unknown.
     """
     fitting, selecting = (
         Predictions(validation.logits[:, start::2], validation.labels[start::2]) for start in (0, 1)

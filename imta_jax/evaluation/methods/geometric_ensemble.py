@@ -58,7 +58,7 @@ def fit_geometric_ensemble(
     """The ensemble that maximizes the posterior probability of the labels.
 
     Args:
-      logits: of all exits.
+      logits: logits of all exits.
       labels: classes, from 0.
     """
     num_exits, num_images, num_classes = logits.shape

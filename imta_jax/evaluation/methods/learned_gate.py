@@ -5,10 +5,10 @@ Exit e has a gate that decides from four numbers u_e whether an image leaves:
     g_e = sigmoid(a_e . u_e + b_e),    u_e = (highest probability, entropy, margin, powered entropy)
 
 The margin is the difference between the two highest probabilities, and the powered entropy that of
-the normalized squared probabilities. With the cost c_e of each exit, the target of an image is
-e* = argmin_e (cross-entropy_e + price * c_e / c_E), and gate e learns 1[e >= e*]. Both targets have
-the same total weight over all gates. An image leaves at the first gate with g_e >= 1/2, or at the
-last exit. A higher price gives cheaper gates.
+the normalized squared probabilities. With the cost c_e of each exit, the best exit of an image is
+e* = argmin_e (cross-entropy_e + price * c_e / c_E). Gate e is fitted to the target 1[e >= e*]; both
+values have the same total weight over all gates. An image leaves at the first gate with g_e >= 1/2,
+or at the last exit. A higher price gives cheaper gates.
 
 The paper trains gates and classifiers in turn; here the trained network does not change.
 """
@@ -27,7 +27,7 @@ PRICES = tuple(np.geomspace(1e-3, 1e2, 31).tolist())
 
 
 class GateInputs(NamedTuple):
-    """What gates read and learn from, of one split.
+    """Inputs of the gates on one split, and the losses that define their targets.
 
     Attributes:
       uncertainty: the four numbers of each exit but the last.
@@ -44,8 +44,8 @@ class Gates(NamedTuple):
     Attributes:
       weights: a of each gate, for standardized inputs.
       biases: b of each gate.
-      mean: of the inputs.
-      deviation: of the inputs.
+      mean: mean of each input.
+      deviation: standard deviation of each input.
     """
 
     weights: Float64[np.ndarray, "G 4"]
@@ -78,7 +78,7 @@ def best_exits(
     Args:
       losses: cross-entropy of each exit in nats.
       costs: cumulative cost of each exit.
-      price: of the full network's cost, in nats.
+      price: price of the full network's cost, in nats.
     """
     return (losses + price * (costs / costs[-1])[:, None]).argmin(axis=0)
 
@@ -87,9 +87,9 @@ def fit_gates(inputs: GateInputs, costs: Num[np.ndarray, " E"], price: float) ->
     """Gates for one price.
 
     Args:
-      inputs: of the images to learn from.
+      inputs: inputs on the images that the gates are fitted on.
       costs: cumulative cost of each exit.
-      price: of the full network's cost, in nats.
+      price: price of the full network's cost, in nats.
     """
     best = best_exits(inputs.losses, costs, price)
     target = np.arange(len(costs) - 1)[:, None] >= best[None]

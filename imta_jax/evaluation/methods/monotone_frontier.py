@@ -17,7 +17,7 @@ def monotone_frontier(curve: BudgetCurve) -> BudgetCurve:
     """Replaces each point by the most accurate point on validation images at no higher cost.
 
     Args:
-      curve: from `budget_curve`, B points in any order.
+      curve: curve of `budget_curve`, B points in any order.
 
     Returns:
       B points in the order of rising validation cost of the points they replace. A point that

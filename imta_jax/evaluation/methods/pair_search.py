@@ -41,7 +41,7 @@ def search(problem: GridProblem, open_levels: Int[np.ndarray, "B E"]) -> Int[np.
     """Improves pairs of exits until none changes.
 
     Args:
-      problem: with rising budgets.
+      problem: images, costs and rising budgets.
       open_levels: within each budget.
 
     Returns:

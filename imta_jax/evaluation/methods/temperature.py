@@ -62,7 +62,7 @@ def scaled_confidence(
     """Highest probability of softmax(z / T), in (0, 1].
 
     Args:
-      logits: of all exits.
+      logits: logits of all exits.
       temperature: [E], positive.
 
     Returns:

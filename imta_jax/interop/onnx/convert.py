@@ -36,7 +36,7 @@ def convert(
       weights: arrays, which become constants.
       state: shapes, with a symbolic batch size; of images [N, H, W, C] at the first stage, whose
         name is "images".
-      names: of the state's arrays.
+      names: names of the state's arrays.
       int8: whether weights are stored as int8 where that is exact.
 
     Returns:

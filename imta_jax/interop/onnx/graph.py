@@ -23,9 +23,9 @@ class Value(NamedTuple):
     """A value that is computed from the graph's inputs.
 
     Attributes:
-      name: in the graph.
-      shape: in JAX's layout; the batch size is symbolic.
-      dtype: of the array.
+      name: name of the value in the graph.
+      shape: shape in JAX's layout; the batch size is symbolic.
+      dtype: dtype of the array.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Graph:
     """Collects nodes and constants.
 
     Args:
-      inputs: of the graph.
+      inputs: inputs of the graph.
       int8: whether weights are stored as int8 where that is exact.
     """
 

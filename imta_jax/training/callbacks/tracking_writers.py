@@ -17,7 +17,7 @@ from imta_jax.training.callbacks.metrics_writers import LoggedRun
 
 _PROJECT = "imta_jax"
 _MLFLOW_OPTIONS = ("tracking_uri", "experiment", "run_name")
-_MAX_PARAMETER_LENGTH = 500  # of MLflow
+_MAX_PARAMETER_LENGTH = 500  # The limit of MLflow.
 
 
 @register_metrics_writer("wandb")
@@ -47,7 +47,7 @@ class WandbWriter:
     """Logs to a run of Weights & Biases.
 
     Args:
-      run: from `wandb.init`.
+      run: return value of `wandb.init`.
     """
 
     def __init__(self, run: Any):

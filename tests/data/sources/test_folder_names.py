@@ -1,4 +1,4 @@
-"""Names and links in image folders: what is no image never keeps a dataset from being read."""
+"""Unusual names and links in image folders: datasets are read, and non-images are left out."""
 
 import os
 
