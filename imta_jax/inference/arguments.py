@@ -18,7 +18,7 @@ class ThresholdsAndFractions(NamedTuple):
     """When images exit, and how many are expected to.
 
     Attributes:
-      thresholds: on the score of the exit rule, per exit.
+      thresholds: thresholds on the score of the exit rule, per exit.
       exit_fractions: expected fraction of the images that leave at each exit; None if unknown.
     """
 

@@ -37,14 +37,14 @@ class FinishedRun:
     """A run that was trained and evaluated.
 
     Attributes:
-      config: from `config.json`.
-      results: from `results.json`.
+      config: content of `config.json`.
+      results: content of `results.json`.
       classifier: the network that was evaluated, in inference mode.
       meta: the metadata of its checkpoint.
-      costs: of its exits.
+      costs: costs of its exits.
       points: thresholds for several budgets, cheapest first.
       transform: how its evaluation made the network's input from an image.
-      exit_rule: whose scores the thresholds apply to.
+      exit_rule: exit rule whose scores the thresholds apply to.
     """
 
     config: RunConfig

@@ -1,4 +1,4 @@
-"""Text output of the command: predictions as a table or JSON lines, a summary, a description."""
+"""Text output of the command: predictions as a table or JSON lines, and summaries."""
 
 import json
 import os
@@ -17,10 +17,10 @@ class FilePrediction(NamedTuple):
     """The prediction for one image file.
 
     Attributes:
-      path: of the file.
+      path: path of the file.
       size: (height, width) of the image in the file, in pixels.
       label: predicted class, from 0.
-      exit: that predicted it, from 0.
+      exit: exit that predicted it, from 0.
       confidence: highest softmax probability at that exit.
       macs: multiply-adds up to that exit.
       milliseconds: time of the image's batch divided by its images, without decoding.
@@ -132,8 +132,8 @@ def summary(
 
     Args:
       exported: the network.
-      predictions: of all images.
-      seconds: from the first file to the last prediction, with decoding and compilation.
+      predictions: predictions of all images.
+      seconds: time from the first file to the last prediction, with decoding and compilation.
       thresholds: a description of the thresholds.
       batch_size: images per batch.
     """

@@ -73,7 +73,7 @@ def read_image(path: str | Path, transform: EvaluationTransform) -> DecodedImage
 
     Args:
       path: a JPEG or PNG that `imta_jax.data.decoding` accepts.
-      transform: of an export. Its network takes 1 channel (luminance) or 3 (RGB).
+      transform: transform of an export, whose network takes 1 channel (luminance) or 3 (RGB).
 
     Raises:
       ValueError: training would leave the file out, or the image has a size that evaluation did not
@@ -91,7 +91,7 @@ def decode_contents(contents: bytes, transform: EvaluationTransform) -> DecodedI
     """Decodes and preprocesses the contents of an image file.
 
     Args:
-      contents: of a JPEG or PNG.
+      contents: contents of a JPEG or PNG.
       transform: see `read_image`.
 
     Raises:

@@ -17,10 +17,10 @@ class Chip:
       platform: "tpu" or "cuda".
       matrix_flops: peak of the matrix units in bfloat16, operations per second.
       memory_bytes: device memory that programs may use.
-      memory_bandwidth: of the device memory, bytes per second.
-      link_bandwidth: out of one chip over all its links, bytes per second, in each direction.
+      memory_bandwidth: bandwidth of the device memory, bytes per second.
+      link_bandwidth: bandwidth of all links of one chip in each direction, bytes per second.
       torus_axes: axes of the interconnect; 0 for a switch.
-      clock_hz: of the core, which converts the compiler's cycles to seconds.
+      clock_hz: clock of the core, which converts the compiler's cycles to seconds.
       kernel_seconds: fitted time of a kernel without its arrays; see `estimates.kernel_seconds`.
       array_bandwidth: fitted rate of reading and writing arrays in any memory, with their padding,
         bytes per second.
@@ -63,7 +63,7 @@ def gpu_chip(name: str, target_config: str) -> Chip:
     """A chip from the text of XLA's `GpuTargetConfigProto`.
 
     Args:
-      name: of the chip.
+      name: name of the chip.
       target_config: text format of the message.
 
     Raises:

@@ -63,12 +63,12 @@ class Compiled:
     Attributes:
       info: the program's description; None if it was not lowered.
       text: optimized HLO; "" if the program needs more memory than a chip has.
-      memory_bytes: on one chip; None if it does not fit and the compiler does not say.
+      memory_bytes: memory on one chip; None if it does not fit and the compiler gives no number.
       parts: its parts by name, where they are known.
       fits: whether the compiler could place all arrays.
       full: whether code was generated.
-      trace_seconds: of tracing and lowering.
-      compile_seconds: of XLA.
+      trace_seconds: time of tracing and lowering.
+      compile_seconds: time that XLA compiled.
       float64: whether the traced program has arrays of this type.
       cpu_forms: names in the traced program of forms that are for CPUs.
     """

@@ -15,7 +15,7 @@ class DataDescription:
     """Sizes of a dataset.
 
     Attributes:
-      name: of the dataset.
+      name: name of the dataset.
       num_classes: number of classes K.
       image_shape: (H, W, C) of the network's input.
       mean: per channel, of pixels scaled to 0..1; a constant of the programs.

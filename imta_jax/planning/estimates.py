@@ -53,10 +53,10 @@ class StepEstimate:
     """Times of one step on one chip, in seconds.
 
     Attributes:
-      matrix_floor: of the matrix products at the peak of the matrix units.
-      memory_floor: of the traffic with the main memory at its bandwidth.
+      matrix_floor: lower bound by the matrix products, at the peak of the matrix units.
+      memory_floor: lower bound by the traffic with the main memory, at its bandwidth.
       kernels: time in kernels.
-      messages: of the messages between chips, which is not overlapped.
+      messages: time of the messages between chips, which is not overlapped.
       step: the step, without the host.
     """
 
@@ -71,8 +71,8 @@ def estimate_step(profile: Profile, info: ProgramInfo, topology: Topology) -> St
     """Estimates a step.
 
     Args:
-      profile: of the program.
-      info: its description.
+      profile: profile of the program.
+      info: description of the program.
       topology: the chips.
     """
     chip = topology.chip
@@ -155,9 +155,9 @@ class BatchChoice:
     """A batch per chip, scaled from a program with another batch.
 
     Attributes:
-      images: per chip.
-      images_per_second: of all chips.
-      memory_bytes: of one chip.
+      images: images per chip.
+      images_per_second: throughput of all chips.
+      memory_bytes: memory on one chip.
     """
 
     images: int
@@ -174,10 +174,10 @@ def batch_choices(
     rest does not change.
 
     Args:
-      profile: of the compiled program.
-      info: its description.
+      profile: profile of the compiled program.
+      info: description of the program.
       topology: the chips.
-      memory_bytes: that the compiled program takes.
+      memory_bytes: memory that the compiled program takes.
     """
     chip, compiled = topology.chip, estimate_step(profile, info, topology)
     share = profile.step.batch_bytes / max(profile.step.touched_bytes, 1)

@@ -17,7 +17,7 @@ def write_sweep_figure(rows: Sequence[SweepRow], path: Path) -> Path:
     """Draws a sweep, in the format of the suffix of its path.
 
     Args:
-      rows: of `sweep`.
+      rows: return value of `sweep`.
       path: the file.
 
     Returns:

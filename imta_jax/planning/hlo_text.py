@@ -44,9 +44,9 @@ class Instruction:
     """One instruction.
 
     Attributes:
-      name: with its percent sign.
+      name: name with its percent sign.
       shapes: the arrays of the result.
-      opcode: for example "fusion".
+      opcode: operation, for example "fusion".
       operands: names of the operands.
       attributes: the rest of the line.
     """

@@ -72,13 +72,13 @@ class Plan:
     """The plan of a run.
 
     Attributes:
-      config: of the run.
+      config: config of the run.
       data: sizes of its data.
       topology: the chips.
       full: whether code was generated.
       on_device_data: whether training images are stored on the chips.
-      programs: in the order of the run.
-      hours: by step of the run and "total"; empty if a program does not fit.
+      programs: programs in the order of the run.
+      hours: hours by step of the run and "total"; empty if a program does not fit.
     """
 
     config: RunConfig

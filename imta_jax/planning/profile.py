@@ -33,10 +33,10 @@ class Work:
     """Sums over the kernels of a program.
 
     Attributes:
-      kernels: kernels that run.
-      bytes: of their results without padding.
-      padded_bytes: of their results.
-      touched_bytes: of operands and results of all kernels, with padding, in any memory.
+      kernels: number of kernels that run.
+      bytes: bytes of their results without padding.
+      padded_bytes: bytes of their results with padding.
+      touched_bytes: bytes of operands and results of all kernels, with padding, in any memory.
       batch_bytes: the part of `touched_bytes` in arrays with one entry per image of the chip.
       memory_bytes: read from or written to the device's main memory.
       cycles: the compiler's estimate by part of the step; empty without one.

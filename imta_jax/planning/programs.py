@@ -65,9 +65,9 @@ class ProgramInfo:
       chips: number of chips.
       steps: training steps in one call of the program.
       matrix_operations: operations of convolutions and products per step and chip.
-      gradient_bytes: of the trained parameters.
-      statistics_bytes: of the sums that batch normalization exchanges between chips.
-      image_bytes: of the images that stay on each chip.
+      gradient_bytes: bytes of the gradients of the trained parameters.
+      statistics_bytes: bytes of the sums that batch normalization exchanges between chips.
+      image_bytes: bytes of the images that stay on each chip.
     """
 
     name: str

@@ -18,17 +18,17 @@ class SweepRow:
     """One topology with one batch per chip.
 
     Attributes:
-      topology: its name.
-      kind: of its chips.
-      chips: their number.
-      images_per_chip: in each program.
+      topology: name of the topology.
+      kind: kind of its chips.
+      chips: number of chips.
+      images_per_chip: images per chip in each program.
       fits: whether all programs fit.
-      memory_bytes: of one chip, the largest of the programs; None if unknown.
-      step: of phase I, in seconds; None if it does not fit.
-      images_per_second: of phase I, all chips; None if it does not fit.
+      memory_bytes: memory on one chip, the largest of the programs; None if unknown.
+      step: time of a phase-I step, in seconds; None if it does not fit.
+      images_per_second: throughput of phase I on all chips; None if it does not fit.
       message_share: fraction of the step in messages between chips.
-      hours: of the whole schedule on the chips; None if it does not fit.
-      price: of these hours; None without a price of the chip.
+      hours: time of the whole schedule on the chips; None if it does not fit.
+      price: price of these hours; None without a price of the chip.
     """
 
     topology: str
@@ -60,7 +60,7 @@ def sweep(
     Args:
       config: the run's config; its batch sizes are replaced.
       topologies: the chips.
-      images_per_chip: of every program.
+      images_per_chip: images per chip of every program.
       prices: price of a chip-hour by kind of chip.
       full: see `make_plan`.
       report: called with a line when a program is compiled.

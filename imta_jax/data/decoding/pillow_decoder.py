@@ -22,7 +22,7 @@ from imta_jax.runtime.optional_packages import install_command
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
-_GRAY = 128  # of blocks that a JPEG lacks
+_GRAY = 128  # Level of blocks that a JPEG lacks.
 # Bytes that would change the pixels if a scan lacked data. None is 0xFF, which starts a marker.
 _PROBE = bytes(random.Random(0).choices(range(255), k=1024))
 
@@ -56,7 +56,7 @@ def jpeg_is_quickly_complete(contents: bytes, header: ImageHeader) -> bool:
 
     Args:
       contents: the whole file.
-      header: of this file.
+      header: header of this file.
 
     Returns:
       False if data are missing, and for files of which it is unknown.

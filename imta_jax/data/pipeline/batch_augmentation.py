@@ -24,9 +24,9 @@ class BatchAugmentation:
     """The augmentation of a phase.
 
     Attributes:
-      settings: of the phase.
-      num_classes: K.
-      seed: of the random numbers, which differs between phases.
+      settings: config section of the phase.
+      num_classes: number of classes K.
+      seed: seed of the random numbers, which differs between phases.
     """
 
     settings: PhaseConfig

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _log = logging.getLogger(__name__)
-_RECORD_FRAME_BYTES = 16  # of a TFRecord: its length and two checksums
+_RECORD_FRAME_BYTES = 16  # Length and two checksums of a record in a TFRecord file.
 _PARALLEL_SHARDS = 16
 
 

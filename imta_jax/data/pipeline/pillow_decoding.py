@@ -24,7 +24,7 @@ from imta_jax.errors import InputError, StorageError, message_of
 from imta_jax.runtime.environment import usable_cores
 
 _GROUP_SIZE = 8  # images per task of a thread
-_COPIES = 3  # of a decoded image at a time: as decoded, as RGB, and cropped
+_COPIES = 3  # Copies of a decoded image at a time: as decoded, as RGB, and cropped.
 
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -43,7 +43,7 @@ def decoded_groups(
 
     Args:
       images: files, or an array.
-      plan: from `plan_decoding`.
+      plan: return value of `plan_decoding`.
       indices: examples; padding is skipped.
       size: required pixels per side.
       exact: see `host_pipeline.resized_batches`.

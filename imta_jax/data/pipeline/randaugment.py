@@ -43,9 +43,9 @@ def randaugment(
 
     Args:
       key: a PRNG key.
-      images: with 1 or 3 channels.
+      images: images with 1 or 3 channels.
       operations: number of operations per image.
-      magnitude: their strength, 0 to `LARGEST_MAGNITUDE`.
+      magnitude: strength of the operations, 0 to `LARGEST_MAGNITUDE`.
     """
     for one in jax.random.split(key, operations):
         which, sign = jax.random.split(one)
@@ -64,7 +64,7 @@ def apply_operations(
     """Applies one operation to each image.
 
     Args:
-      images: with 1 or 3 channels.
+      images: images with 1 or 3 channels.
       operation: indices into `OPERATIONS`.
       magnitude: see `randaugment`.
       sign: 1 or -1; the direction of shears, translations and rotations, and whether a blend

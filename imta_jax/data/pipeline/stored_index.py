@@ -14,7 +14,7 @@ from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
 from imta_jax.runtime.files import replacing
 
 _log = logging.getLogger(__name__)
-_FORMAT = 2  # of stored indexes; after a change they are computed again
+_FORMAT = 2  # Format of stored indexes; after a change they are computed again.
 # What a damaged .npz file or one with other arrays raises.
 _DAMAGED = (OSError, KeyError, IndexError, *UNREADABLE_ARCHIVE)
 

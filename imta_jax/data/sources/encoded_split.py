@@ -74,7 +74,7 @@ def source_split(
       indexed: all images of the split.
       request: `encoded`, `max_undecodable` and `exif_orientation` are used.
       where: the split, for messages.
-      channels: of arrays, 3 (RGB) or 1 (luminance).
+      channels: channels of arrays, 3 (RGB) or 1 (luminance).
 
     Raises:
       ValueError: No image, too many images that are refused, or images of different sizes that are

@@ -21,7 +21,7 @@ class BatchRun:
 
     Args:
       engine: compiled programs and thresholds.
-      buffers: of this run alone. They hold the images of segments that ran as several programs.
+      buffers: buffers of this run alone, for the images of segments that ran as several programs.
       images: [N, H, W, C], validated; at most as many as the buffers hold.
     """
 

@@ -20,7 +20,7 @@ def gather_state(state: State, indices: Int32[Array, " m"], source: str, target:
 
     Args:
       state: arrays of n images.
-      indices: of the images; those beyond n select the last one, which serves as padding.
+      indices: indices of the images; those beyond n select the last one, as padding.
       source: axes of the 4-D arrays. All other arrays have the images first.
       target: axes of the 4-D arrays that are returned.
     """
@@ -45,7 +45,7 @@ def store_state(
     Args:
       buffer: arrays [capacity, ...].
       state: arrays of n images.
-      slots: of the images; those beyond the capacity are not written.
+      slots: slots of the images; those beyond the capacity are not written.
       source: axes of the 4-D arrays of the state.
       target: axes of the 4-D arrays of the buffer.
     """

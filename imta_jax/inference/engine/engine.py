@@ -49,8 +49,8 @@ class SegmentOutput(NamedTuple):
 
     Attributes:
       predictions: int32 [3, B]; `Engine.fetch` reads them.
-      state: for the next segment.
-      batch_size: B, of the program.
+      state: state for the next segment.
+      batch_size: B, the batch size of the program.
     """
 
     predictions: Int32[Array, "3 B"]
@@ -91,7 +91,7 @@ class Engine:
         """Compiles the programs that bring images to a stage.
 
         Args:
-          stage: that reads the images, from 1.
+          stage: index of the stage that reads the images, from 1.
           sources: batch sizes of the segment before.
           sizes: batch sizes of the segment that starts with the stage.
           only_buffers: whether the images always wait in a buffer.
@@ -107,7 +107,7 @@ class Engine:
 
         Args:
           segment: the stages to run, from the first.
-          batch_size: of the program.
+          batch_size: batch size of the program.
           images: [n, H, W, C] of the network's dtype, or normalized floats; n <= batch_size.
         """
         (program,) = self.programs.get([self.key(segment, batch_size, images.dtype)])
@@ -125,10 +125,10 @@ class Engine:
         """The state of some images, in the layout and size of the next program.
 
         Args:
-          stage: that will read it, from 1.
+          stage: index of the stage that will read it, from 1.
           source: output of the segment before, or buffers.
           indices: [n] of the images in the source, n <= batch_size.
-          batch_size: of the next program. Missing images are padding.
+          batch_size: batch size of the next program. Missing images are padding.
         """
         from_buffer = isinstance(source, Buffers)
         arrays = source.get(stage) if from_buffer else source.state
@@ -145,9 +145,9 @@ class Engine:
         """Writes images to a buffer.
 
         Args:
-          stage: that will read them, from 1.
-          output: of the segment before.
-          buffers: to write to.
+          stage: index of the stage that will read them, from 1.
+          output: output of the segment before.
+          buffers: buffers to write to.
           slots: [n], slot of each image; the capacity for images that are not written.
         """
         (program,) = self.programs.get([StoreKey(stage, output.batch_size)])

@@ -95,7 +95,7 @@ def best_plan(
       profile: times of the stages.
       count: images in the batch.
       reach_fractions: fraction of the images that reach each stage; 1 at the first.
-      batch_sizes: for every segment.
+      batch_sizes: batch sizes for every segment.
     """
     num_exits = len(profile.stage_ms)
     least = [0.0] * (num_exits + 1)

@@ -31,7 +31,7 @@ class StageProfile:
     Attributes:
       network: name of the `StagedNetwork`.
       device: the device that was measured; "assumed" for a profile that was not measured.
-      versions: of jax and jaxlib.
+      versions: versions of jax and jaxlib.
       num_workers: programs that ran at the same time.
       sizes: batch sizes [S], ascending.
       stage_ms: a stage with its exit, compaction included.

@@ -41,7 +41,7 @@ def load_or_measure_profile(
       programs: the network's programs.
       sizes: batch sizes, ascending.
       num_workers: programs that run at the same time.
-      folder: of the cache; default ~/.cache/imta_jax/profiles.
+      folder: folder of the cache; default ~/.cache/imta_jax/profiles.
     """
     cached = cached_profile(programs, sizes, num_workers, folder)
     if cached is not None:
@@ -125,8 +125,8 @@ def _measure_sizes(
     )
     with ThreadPoolExecutor(num_workers) as threads:
         times = [_block_ms([make() for _ in range(num_workers)], threads) for make in work]
-    # The rounds lie apart, so that a short load on the machine affects one of them. The median and
-    # not the minimum: in use, too, a program finds other data in the caches.
+    # The rounds are separated in time, so that a short load on the machine affects one of them. The
+    # median, not the minimum: in use, too, the caches hold other data when a program starts.
     median = np.median(np.reshape(times, (_ROUNDS, -1)), axis=0)
     table, count = median.reshape(-1, len(sizes)), network.num_exits
     stage_ms, compaction_ms = table[:count], table[count:]

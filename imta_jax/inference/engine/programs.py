@@ -47,10 +47,10 @@ class ProgramKey(NamedTuple):
     """What a program of a segment is compiled for.
 
     Attributes:
-      segment: its stages.
+      segment: stages of the segment.
       active_exits: per stage but the last, whether an image can exit there.
       batch_size: number of images.
-      dtype: of the images. Only the first segment's programs depend on it.
+      dtype: dtype of the images. Only the first segment's programs depend on it.
     """
 
     segment: Segment
@@ -63,7 +63,7 @@ class GatherKey(NamedTuple):
     """What a program that gathers images is compiled for.
 
     Attributes:
-      stage: that reads the images, from 1.
+      stage: index of the stage that reads the images, from 1.
       source_size: number of images in the state that they are gathered from; None for a buffer.
       batch_size: number of images gathered.
     """
@@ -77,7 +77,7 @@ class StoreKey(NamedTuple):
     """What a program that writes images to a buffer is compiled for.
 
     Attributes:
-      stage: that will read the images, from 1.
+      stage: index of the stage that will read the images, from 1.
       batch_size: number of images.
     """
 
@@ -201,11 +201,11 @@ def _run_segment(
     decides, without a host sync.
 
     Args:
-      stages: of the network, with its exit rule.
+      stages: stages of the network, with its exit rule.
       segment: the stages to run.
       active_exits: per stage of the segment but the last, whether its exit is evaluated.
       weights: per stage of the segment.
-      thresholds: on the score of the exit rule, per exit.
+      thresholds: thresholds on the score of the exit rule, per exit.
       state: the images [N, H, W, C] at the first segment, else the state of N images.
 
     Returns:

@@ -24,7 +24,7 @@ class StagedRule:
 
     Attributes:
       name: registered name or dotted path, for descriptions.
-      options: of the rule.
+      options: options of the rule.
       scores: per exit, (logits, carry) -> (score, next carry). The first exit gets an empty carry,
         the last one returns one.
       carry_sizes: per exit, number of arrays in the carry that it gets.

@@ -24,9 +24,9 @@ def export_rule(
     """Exports a rule for any batch size.
 
     Args:
-      rule: of the network; None for the confidence.
+      rule: exit rule of the network; None for the confidence.
       num_classes: K of its logits.
-      platforms: to compile for.
+      platforms: platforms to compile for.
 
     Returns:
       Per exit, a program (logits [b, K], carry) -> (score [b], next carry); none for the
@@ -74,7 +74,7 @@ def read_rule(folder: Path, manifest: Mapping[str, Any]) -> StagedRule | None:
     """The rule of an exported folder; None for the confidence.
 
     Args:
-      folder: whose checksums were verified.
+      folder: exported folder whose checksums were verified.
       manifest: content of `manifest.json`.
 
     Raises:

@@ -41,7 +41,7 @@ class ExportedClassifier:
     """An exported network, ready to run on this machine.
 
     Attributes:
-      network: for `AdaptiveClassifier`. Takes uint8 pixels or normalized floats.
+      network: network for `AdaptiveClassifier`. It takes uint8 pixels or normalized floats.
       class_names: [K].
       points: thresholds for several budgets, cheapest first.
       transform: how evaluation makes the network's input from an image.

@@ -16,7 +16,7 @@ from imta_jax.evaluation.operating_points import OperatingPoint
 _TEXTS = ("name", "dtype", "evaluated_dtype")
 _DTYPES = ("float32", "bfloat16")
 _PERCENTAGES = {"top1", "top5", "validation_top1", "ece"}
-_ROUNDING = 1e-3  # of fractions that sum to 1
+_ROUNDING = 1e-3  # Rounding error of fractions that sum to 1.
 
 
 def check_manifest(manifest: Mapping[str, Any], programs: Sequence[jax.export.Exported]) -> None:
@@ -24,7 +24,7 @@ def check_manifest(manifest: Mapping[str, Any], programs: Sequence[jax.export.Ex
 
     Args:
       manifest: content of `manifest.json`.
-      programs: of the stages.
+      programs: programs of the stages.
 
     Raises:
       ValueError: names the first field that does not match, its value and the expected one.

@@ -29,10 +29,10 @@ def write_model_card(
     """Writes the card.
 
     Args:
-      folder: an existing one.
+      folder: existing folder.
       described: entries of the manifest about classes, exits, operating points and preprocessing.
       results: sections `dataset` and `phases` of a `results.json`; may be empty.
-      format: of the export.
+      format: format of the export.
       weights: "float32" or "int8".
     """
     lines = [*_front_matter(), *_body(described, results, format, weights), ""]

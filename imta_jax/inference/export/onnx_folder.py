@@ -35,7 +35,7 @@ def write_onnx(
     Args:
       network: takes uint8 images.
       described: entries of the manifest about classes, exits, operating points and preprocessing.
-      folder: an existing one.
+      folder: existing folder.
       int8: whether weights are stored as int8 where that is exact (see `quantization`).
 
     Raises:

@@ -43,8 +43,8 @@ def export_run(
 
     Args:
       workdir: folder of a run that was trained and evaluated.
-      folder: to write.
-      platforms: to compile for, of `writer.PLATFORMS`.
+      folder: folder to write.
+      platforms: platforms to compile for, some of `writer.PLATFORMS`.
       dtype: in which the backbone computes, "float32" or "bfloat16". Thresholds and accuracies are
         those of the evaluation in float32.
       overwrite: whether an earlier export may be replaced.

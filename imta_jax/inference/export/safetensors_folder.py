@@ -33,7 +33,7 @@ def write_safetensors(
     Args:
       classifier: phase I or II.
       described: entries of the manifest about classes, exits, operating points and preprocessing.
-      folder: an existing one.
+      folder: existing folder.
 
     Raises:
       ValueError: weights that are not finite.

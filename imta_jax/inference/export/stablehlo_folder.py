@@ -44,7 +44,7 @@ def write_stablehlo(
       classifier: in inference mode; with `int8`, of `quantize_classifier`.
       described: entries of the manifest about classes, exits, operating points and preprocessing.
       transform: preprocessing of its images.
-      platforms: to compile for.
+      platforms: platforms to compile for.
       dtype: in which the backbone computes.
       exit_rule: see `export_classifier`.
       int8: whether kernels are stored as int8.
@@ -115,9 +115,9 @@ def _export_programs(
     """Exports each stage for any batch size. The first takes normalized floats [b, H, W, C].
 
     Args:
-      network: whose images the first stage takes.
+      network: network whose images the first stage takes.
       form: stages and weights, of the network or of its `images_last`.
-      platforms: to compile for.
+      platforms: platforms to compile for.
     """
     if form is None:
         return []

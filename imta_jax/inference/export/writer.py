@@ -56,16 +56,16 @@ def export_classifier(
 
     Args:
       classifier: phase I or II; it is not modified.
-      folder: to write.
+      folder: folder to write.
       points: thresholds for several budgets.
       class_names: [K].
       mean: per channel, of pixels scaled to 0..1, as in training.
       std: standard deviation per channel, above 0.
       preprocessing: `Dataset.preprocessing` or `Dataset.evaluation_transform`.
-      platforms: to compile for, of `PLATFORMS`.
+      platforms: platforms to compile for, some of `PLATFORMS`.
       dtype: in which the backbone computes, "float32" or "bfloat16".
       accuracy: per exit, values in percent by name, for the manifest, as `origin` is.
-      origin: of the weights.
+      origin: origin of the weights, for the manifest.
       exit_rule: see `AdaptiveClassifier`. Its programs are exported.
       overwrite: whether an earlier export may be replaced.
       format: "stablehlo", which `load_exported` reads, "onnx" or "safetensors".

@@ -48,7 +48,7 @@ class NewThresholds(NamedTuple):
 
     Attributes:
       thresholds: [E], for `AdaptiveClassifier.with_thresholds`.
-      exit_fractions: [E], of the audited images under these thresholds.
+      exit_fractions: [E], fraction of the audited images per exit under these thresholds.
       mean_macs: multiply-adds per audited image under these thresholds.
       num_images: audited images that were used.
     """
@@ -63,9 +63,9 @@ class Audit:
     """Runs a seeded share of images to the last exit. Thread-safe.
 
     Args:
-      classifier: whose predictions are audited.
+      classifier: classifier whose predictions are audited.
       share: probability that an image is audited, 0 to 1.
-      seed: of the draw. The same images in the same order are drawn again.
+      seed: seed of the draw. An equal seed draws the same images in the same order.
       batch_size: images per program; one program is compiled.
       max_waiting: images that may wait for `run`.
       max_kept: latest audited images that `new_thresholds` uses.

@@ -35,10 +35,10 @@ class DriftStatus(NamedTuple):
       num_windows: complete windows.
       num_alarms: windows with an alarm.
       alarm: whether the latest window had an alarm.
-      p_value: of the latest window; NaN before the first.
-      exit_fractions: of the latest window, corrected for images that left because of a deadline;
+      p_value: p-value of the latest window; NaN before the first.
+      exit_fractions: fractions in the latest window, corrected for images with a deadline;
         NaN before the first.
-      validation_exit_fractions: to which they are compared.
+      validation_exit_fractions: fractions that they are compared with.
     """
 
     num_images: int

@@ -12,8 +12,8 @@ class StreamMonitor:
     """Passes the images of an `AdaptiveStream` to monitors: `AdaptiveStream(..., observer=self)`.
 
     Args:
-      drift: of the exit fractions.
-      audit: by the last exit; None for none.
+      drift: monitor of the exit fractions.
+      audit: audit by the last exit; None for none.
     """
 
     def __init__(self, drift: DriftMonitor, audit: Audit | None = None):

@@ -33,7 +33,7 @@ class Request:
 
     Args:
       images: validated images.
-      deadline: on the clock of `time.perf_counter`; infinite for none.
+      deadline: time on the clock of `time.perf_counter`; infinite for none.
     """
 
     def __init__(self, images: Shaped[np.ndarray, "n H W C"], deadline: float):

@@ -1,4 +1,4 @@
-"""Continuous batching: images arrive one by one or in odd batches, stages run on full batches.
+"""Continuous batching: images arrive in batches of any size, and stages run on full batches.
 
 Each worker keeps a queue before each segment and runs a segment when enough images wait there, from
 any submission. An image completes when it is confident enough. An image with a deadline completes

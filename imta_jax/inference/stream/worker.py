@@ -29,7 +29,7 @@ class Worker:
 
     Args:
       settings: shared by all workers.
-      queue: of images that no worker has started.
+      queue: queue of images that no worker has started.
       on_complete: called with a request and the positions of its images that were completed.
 
     Attributes:
