@@ -1,7 +1,7 @@
 """Compilation of a program in a process of its own, up to buffer assignment or completely.
 
-XLA's code generation takes 95% of the time to compile for a TPU. Memory, layouts and messages
-between chips are known before it, after buffer assignment, which takes seconds. XLA cannot be asked
+XLA's code generation takes 95% of the time to compile for a TPU. Memory, layouts and
+collectives are known before it, after buffer assignment, which takes seconds. XLA cannot be asked
 to stop there. So the worker process dumps each stage to a folder, and is ended when the files of
 the buffer assignment are complete.
 """

@@ -7,7 +7,7 @@ Without it, and on GPUs, it is
     kernels * kernel_seconds + touched / array_bandwidth + traffic / memory bandwidth
 
 with the bytes that kernels touch in any memory and the traffic with the main memory. The constants
-of v5e reproduce the cycles of four phase-I steps within 2%: quickstart, 5 and 7 exits, ImageNet
+of v5e reproduce the cycles of four phase-I steps within 3%: quickstart, 5 and 7 exits, ImageNet
 step 4. Three constants and four programs leave little to check; see `docs/guides/plan.md`.
 """
 
@@ -24,7 +24,7 @@ from imta_jax.runtime.lane_padding import lanes_padded
 # exclude waiting, the fit adds its own error, and times of GPU kernels are assumed.
 CYCLES_RANGE, FITTED_RANGE, GPU_RANGE = (0.85, 1.5), (0.7, 1.8), (0.5, 2.5)
 # Seconds of one hop between neighbors on a torus (jax-ml.github.io/scaling-book: about 1 us), and
-# the fraction of the links' bandwidth that a message uses.
+# the fraction of the links' bandwidth that a collective uses.
 _HOP_SECONDS, _LINK_SHARE = (0.5e-6, 1.0e-6), (0.8, 0.5)
 # NCCL's model (github.com/NVIDIA/nccl, src/graph/tuning.cc at b647562): base, per GPU, per node.
 _NCCL_SECONDS = (6.8e-6, 0.6e-6, 5.0e-6)
@@ -56,7 +56,7 @@ class StepEstimate:
       matrix_floor: lower bound by the matrix products, at the peak of the matrix units.
       memory_floor: lower bound by the traffic with the main memory, at its bandwidth.
       kernels: time in kernels.
-      messages: time of the messages between chips, which is not overlapped.
+      messages: time of the collectives between chips, which is not overlapped.
       step: the step, without the host.
     """
 
@@ -82,7 +82,7 @@ def estimate_step(profile: Profile, info: ProgramInfo, topology: Topology) -> St
     )
     traffic = profile.step.memory_bytes + profile.dispatch.memory_bytes * per_call
     memory = traffic / chip.memory_bandwidth
-    messages = message_seconds(profile, topology)
+    messages = collective_seconds(profile, topology)
     step = Seconds(
         max(kernels.low, memory), max(kernels.expected, memory), max(kernels.high, memory)
     ).plus(messages)
@@ -117,20 +117,20 @@ def seconds_by_part(work: Work, chip: Chip) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def message_seconds(profile: Profile, topology: Topology) -> Seconds:
-    """Time of the messages of a step: bytes over the links, and a latency for each in the chain."""
+def collective_seconds(profile: Profile, topology: Topology) -> Seconds:
+    """Time of a step's collectives: bytes over the links, and a latency for each in the chain."""
     chips = topology.chips
     if chips == 1:
         return Seconds(0, 0, 0)
     sent = 2 * (chips - 1) / chips * sum(profile.step.collective_bytes.values())
     low, high = (
         sent / (share * topology.chip.link_bandwidth) + profile.chain * latency
-        for share, latency in zip(_LINK_SHARE, message_latency(topology), strict=True)
+        for share, latency in zip(_LINK_SHARE, collective_latency(topology), strict=True)
     )
     return Seconds(low, (low + high) / 2, high)
 
 
-def message_latency(topology: Topology) -> tuple[float, float]:
+def collective_latency(topology: Topology) -> tuple[float, float]:
     """Lower and upper latency of a small all-reduce, in seconds.
 
     On a torus: two rounds along each axis. Rings of 16 and more chips are closed, which halves the

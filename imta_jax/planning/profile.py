@@ -1,4 +1,4 @@
-"""A summary of a compiled program: work, layouts, and messages between chips, per training step."""
+"""A summary of a compiled program: work, layouts and collectives, per training step."""
 
 import dataclasses
 import re
@@ -43,7 +43,7 @@ class Work:
       touched_by_part: `touched_bytes` by part of the step.
       memory_by_part: `memory_bytes` by part of the step.
       kernels_by_part: `kernels` by part of the step.
-      collectives: number of messages by kind.
+      collectives: number of collectives by kind.
       collective_bytes: their bytes by kind.
     """
 
@@ -78,7 +78,7 @@ class Profile:
     Attributes:
       step: the work of one step.
       dispatch: the work outside the loop over steps, once per call of the program.
-      chain: messages in the longest chain in which each waits for the one before.
+      chain: length of the longest chain of collectives, in which each waits for the one before.
     """
 
     step: Work
@@ -123,7 +123,7 @@ def _trips(loop: Instruction) -> int:
 
 
 def _work(module: Module, computation: str, images: int) -> tuple[Work, int]:
-    """The work of a computation, and its longest chain of messages."""
+    """The work of a computation, and the length of its longest chain of collectives."""
     total, defined, depth = Work(), {}, {}
     for one in module.instructions(computation):
         before = max((depth.get(operand, 0) for operand in one.operands), default=0)
@@ -135,7 +135,7 @@ def _work(module: Module, computation: str, images: int) -> tuple[Work, int]:
             own = chain * _trips(one)
         elif kind := collective_kind(one):
             total.collectives[kind] += 1
-            total.collective_bytes[kind] += message_bytes(one, kind)
+            total.collective_bytes[kind] += collective_result_bytes(one, kind)
             own = 1
         else:
             _count_kernel(total, one, operands, images)
@@ -144,12 +144,12 @@ def _work(module: Module, computation: str, images: int) -> tuple[Work, int]:
 
 
 def collective_kind(one: Instruction) -> str:
-    """The kind of message that an instruction starts, or ""."""
+    """The kind of collective that an instruction starts, or ""."""
     return next((kind for kind in COLLECTIVES if one.opcode in (kind, f"{kind}-start")), "")
 
 
-def message_bytes(one: Instruction, kind: str) -> int:
-    """Bytes of a message's result; the start of an asynchronous one lists operands too."""
+def collective_result_bytes(one: Instruction, kind: str) -> int:
+    """Bytes of a collective's result; the start of an asynchronous one lists operands too."""
     lists_operands = one.opcode.endswith("-start") and kind != "all-reduce"
     return one.bytes // 2 if lists_operands else one.bytes
 
@@ -208,6 +208,6 @@ def gathered(text: str, minimum_bytes: int) -> Iterator[tuple[str, int]]:
     """(name, bytes) of all-gathers and all-to-alls of at least `minimum_bytes`."""
     for one in Module(text).all_instructions():
         if collective_kind(one) in ("all-gather", "all-to-all"):
-            size = message_bytes(one, "all-gather")
+            size = collective_result_bytes(one, "all-gather")
             if size >= minimum_bytes:
                 yield one.name, size

@@ -15,7 +15,7 @@ from imta_jax.training.batch_statistics import batch_parts
 from imta_jax.training.setup import phase_settings
 
 _GB, _MB = 1e9, 1e6
-# From this share of a step, and this many in a row, messages are reported.
+# A plan reports steps that wait for collectives: the share of the step, and the chain's length.
 _WAITING_SHARE, _LONG_CHAIN = 0.15, 10
 _NOTES = {
     (True, "tpu"): "kernel times are the compiler's static cycles, without waiting for memory",
@@ -55,13 +55,13 @@ def _rows(plan: Plan) -> list[tuple[str, Callable[[PlannedProgram], str]]]:
         ("images per step (per chip)", lambda p: _batch(p)),
         ("padding of layouts", lambda p: f"{p.profile.padding:.2f}x" if p.profile else "-"),
         ("kernels", lambda p: f"{p.profile.step.kernels:,.0f}" if p.profile else "-"),
-        ("messages, kinds", lambda p: _kinds(p)),
-        ("messages, MB", lambda p: _message_megabytes(p)),
-        ("messages in a row", lambda p: str(p.profile.chain) if p.profile else "-"),
-        ("matrix units' floor, ms", lambda p: _floor(p, "matrix_floor")),
-        ("memory's floor, ms", lambda p: _floor(p, "memory_floor")),
+        ("collectives", lambda p: _kinds(p)),
+        ("collectives, MB", lambda p: _collective_megabytes(p)),
+        ("longest chain", lambda p: str(p.profile.chain) if p.profile else "-"),
+        ("matrix units' bound, ms", lambda p: _floor(p, "matrix_floor")),
+        ("memory's bound, ms", lambda p: _floor(p, "memory_floor")),
         ("kernels, ms", lambda p: _time(p, lambda e: e.kernels)),
-        ("messages, ms", lambda p: _time(p, lambda e: e.messages)),
+        ("collectives, ms", lambda p: _time(p, lambda e: e.messages)),
         ("step, ms", lambda p: _time(p, lambda e: e.step)),
         (f"images/s, {chips} chips", lambda p: _range(p.images_per_second, ",.0f")),
         ("best images per chip", lambda p: _best(p)),
@@ -88,7 +88,7 @@ def _kinds(program: PlannedProgram) -> str:
     return ", ".join(f"{count:.0f} {kind}" for kind, count in counts.items()) or "none"
 
 
-def _message_megabytes(program: PlannedProgram) -> str:
+def _collective_megabytes(program: PlannedProgram) -> str:
     if program.profile is None:
         return "-"
     return f"{sum(program.profile.step.collective_bytes.values()) / _MB:.2f}"
@@ -144,7 +144,7 @@ def _warnings(plan: Plan) -> list[str]:
             lines.append(f"{program.name} does NOT fit ({memory} GB): set {fields}")
         if chip.platform == "tpu" and program.fits and (hint := _padding(program, plan.config)):
             lines.append(hint)
-        if program.fits and (hint := _messages(program, plan.config)):
+        if program.fits and (hint := _waiting(program, plan.config)):
             lines.append(hint)
     return lines
 
@@ -156,8 +156,8 @@ def _padding(program: PlannedProgram, config: RunConfig) -> str | None:
     return padding_hint(f"config.{name}.batch_size", info.batch_size, info.chips, parts)
 
 
-def _messages(program: PlannedProgram, config: RunConfig) -> str | None:
-    """What to change if a step waits for messages of batch statistics."""
+def _waiting(program: PlannedProgram, config: RunConfig) -> str | None:
+    """What to change if a step waits for the collectives of batch statistics."""
     if program.name == "evaluation" or program.estimate is None or program.profile is None:
         return None
     share = program.estimate.messages.expected / program.estimate.step.expected
@@ -165,9 +165,9 @@ def _messages(program: PlannedProgram, config: RunConfig) -> str | None:
     if settings.batch_statistics != "global" or share < _WAITING_SHARE or chain < _LONG_CHAIN:
         return None
     return (
-        f"{program.name}: {share:.0%} of a step waits for messages, {chain} of them in a row; with"
-        f" --config.{program.name}.batch_statistics=per_device, or group, no statistics are sent in"
-        " the forward and backward pass"
+        f"{program.name}: a step waits {share:.0%} of its time for collectives, {chain} of them one"
+        f" after the other; with --config.{program.name}.batch_statistics=per_device, or group, no"
+        " statistics are sent in the forward and backward pass"
     )
 
 

@@ -26,7 +26,7 @@ class SweepRow:
       memory_bytes: memory on one chip, the largest of the programs; None if unknown.
       step: time of a phase-I step, in seconds; None if it does not fit.
       images_per_second: throughput of phase I on all chips; None if it does not fit.
-      message_share: fraction of the step in messages between chips.
+      message_share: fraction of the step in collectives between chips.
       hours: time of the whole schedule on the chips; None if it does not fit.
       price: price of these hours; None without a price of the chip.
     """
@@ -112,7 +112,7 @@ def sweep_text(rows: Sequence[SweepRow]) -> str:
     """The rows as a table."""
     has_prices = any(row.price for row in rows)
     headers = ["topology", "chips", "images/chip", "fits", "GB/chip", "phase-I step, ms"]
-    headers += ["images/s", "messages", "hours", *(["price"] if has_prices else [])]
+    headers += ["images/s", "collectives", "hours", *(["price"] if has_prices else [])]
     cells = [_cells(row)[: len(headers)] for row in rows]
     table = tabulate(cells, headers=headers, tablefmt="simple", disable_numparse=True)
     return (

@@ -90,7 +90,7 @@ class StageProfile:
                 "stage": i + 1,
                 "batch size": size,
                 "ms": self.stage_ms[i, s],
-                "of it compaction (ms)": compaction_ms[i, s],
+                "compaction included (ms)": compaction_ms[i, s],
                 "us per image": 1e3 * self.stage_ms[i, s] / size,
             }
             for i in range(len(self.stage_ms))
