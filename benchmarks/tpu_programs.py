@@ -121,10 +121,19 @@ def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Prints and writes the result."""
+    """Prints and writes the rows and their summary."""
     found = summary(rows)
-    targets = {name: TARGETS[name.partition(" ")[0]] for name in found}
-    content = {"seeds": [], "notes": NOTE, "rows": rows, "summary": found, "targets": targets}
+    write_rows(path, rows, found, {name: TARGETS[name.partition(" ")[0]] for name in found})
+
+
+def write_rows(
+    path: Path,
+    rows: list[dict[str, Any]],
+    summary: Mapping[str, Any],
+    targets: Mapping[str, str],
+) -> None:
+    """Prints and writes a result of compiled programs."""
+    content = {"seeds": [], "notes": NOTE, "rows": rows, "summary": summary, "targets": targets}
     result_file.write_result(path, (jax, flax, np), content)
 
 

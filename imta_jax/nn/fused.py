@@ -24,7 +24,7 @@ from imta_jax.nn.batch_norm import (
     normalize_with,
     unbiased_variance,
 )
-from imta_jax.nn.convolution import convolve
+from imta_jax.nn.convolution import add_bias, convolve
 from imta_jax.nn.cpu.channels_first import convolve_channels_first
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.layers import ConvNorm
@@ -62,7 +62,7 @@ def fused_conv_norm(
         if first.conv.bias is not None:
             biases = [unit.conv.bias for unit in units]
             bias = jnp.concatenate([bias[...] for bias in biases if bias is not None])
-            y = y + layout.per_channel(bias.astype(y.dtype))
+            y = add_bias(y, layout.per_channel(bias))
         norms = [unit.norm for unit in units]
         return normalize_jointly(norms, y, relu=first.relu, channel_axis=layout.channel_axis)
     folded = [fold(unit.norm, kernel) for unit, kernel in zip(units, kernels, strict=True)]

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from imta_jax.nn.batch_norm import BatchNorm
-from imta_jax.nn.convolution import convolve
+from imta_jax.nn.convolution import add_bias, convolve
 from imta_jax.nn.initialization import Initialization
 
 
@@ -19,7 +19,7 @@ class Conv(nnx.Conv):
         y = convolve(x, self.kernel[...], self.strides)
         if self.bias is None:
             return y
-        return y + self.bias[...].astype(y.dtype).reshape(1, 1, 1, -1)
+        return add_bias(y, self.bias[...].reshape(1, 1, 1, -1))
 
 
 def conv(

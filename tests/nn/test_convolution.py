@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imta_jax.distributed import batch_sharding, data_mesh, replicated
 from imta_jax.nn.convolution import convolve
 from imta_jax.nn.cpu.channels_first import convolve_channels_first
 from imta_jax.nn.cpu.layout import Layout
@@ -80,3 +81,40 @@ def test_convolutions_compute_in_the_dtype_of_the_maps(layout, size, stride):
     y, transposed = jax.vjp(lambda *a: CONVOLUTIONS[layout](*a, stride), x, kernel)
     assert y.dtype == jnp.bfloat16
     assert [gradient.dtype for gradient in transposed(y)] == [jnp.bfloat16, jnp.float32]
+
+
+@pytest.mark.parametrize("height, width, inputs, outputs, size, stride", SHAPES)
+def test_kernel_gradients_of_bfloat16_maps_are_float32(
+    height, width, inputs, outputs, size, stride
+):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, height, width, inputs)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(size, size, inputs, outputs)), jnp.float32)
+    y, transposed = jax.vjp(lambda kernel: convolve(x, kernel, stride), kernel)
+    gradient = jnp.asarray(rng.normal(size=y.shape), jnp.bfloat16)
+    wide = jax.vjp(lambda kernel: direct(x.astype(jnp.float32), kernel, stride), kernel)[1]
+    (expected,) = wide(gradient.astype(jnp.float32))
+    chex.assert_trees_all_close(transposed(gradient)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_devices_add_up_kernel_gradients_of_bfloat16_maps_in_float32():
+    mesh, rng = data_mesh(), np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(16, 8, 8, 8)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 8, 8)), jnp.float32)
+
+    def gradient(x, kernel):
+        return jax.grad(lambda k: (convolve(x, k, 1).astype(jnp.float32) ** 2).sum())(kernel)
+
+    shardings = {"in_shardings": (batch_sharding(mesh), replicated(mesh))}
+    compiled = (
+        jax.jit(gradient, out_shardings=replicated(mesh), **shardings).lower(x, kernel).compile()
+    )
+    sums = [line for line in compiled.as_text().splitlines() if " all-reduce(" in line]
+    assert sums and all("bf16[" not in line for line in sums)
+    on_one_device = jax.jit(gradient)(x, kernel)
+    chex.assert_trees_all_close(
+        np.asarray(compiled(*jax.device_put((x, kernel), shardings["in_shardings"]))),
+        np.asarray(on_one_device),
+        rtol=1e-5,
+        atol=1e-2,
+    )

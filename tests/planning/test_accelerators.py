@@ -91,6 +91,16 @@ def test_a_dispatch_does_not_copy_the_dataset(programs):
     assert profile_of(program).dispatch.memory_bytes < program.info.image_bytes
 
 
+def test_gradients_of_bfloat16_maps_are_reduced_in_float32(source):
+    topology = parse_topology("v5e:2x2")
+    skip_without_compiler(topology)
+    program = compile_program(
+        requested(topology, source, "phase_one", phase_one__compute_dtype="bfloat16")
+    )
+    sums = [line for line in program.text.splitlines() if " all-reduce(" in line]
+    assert sums and all("bf16[" not in line for line in sums)
+
+
 @pytest.fixture(scope="module")
 def faulty(source):
     """A function from the name of a faulty loss to the compiled program, all for v5e:2x2."""

@@ -1,0 +1,83 @@
+"""The paper's full schedules on GPUs and TPUs: hours and memory, from compiled programs.
+
+    python benchmarks/paper_schedules.py --out=benchmarks/results/paper_schedules.json
+
+Plans both phases and the evaluation with the batches and epochs of the paper (CIFAR: 64, 300 + 180;
+ImageNet: 256, 90 + 90), up to buffer assignment. Nothing is executed.
+Pairs of network and topology that are already in the file are kept, so that the script resumes.
+"""
+
+import sys
+from typing import Any
+
+from benchmarks import result_file, tpu_programs
+from benchmarks.tpu_programs import kept_rows
+from imta_jax.config import RunConfig
+from imta_jax.planning.plan import Plan, make_plan
+from imta_jax.planning.topologies import parse_topology
+
+NETWORKS = (
+    *("cifar_5_exits", "cifar_7_exits", "cifar_8_exits", "cifar_even_10_exits"),
+    *("imagenet_step_4", "imagenet_step_6", "imagenet_step_7"),
+)
+TOPOLOGIES = ("h100:1", "h100:8", "v5e:2x4")
+CONFIGS = {"cifar": "cifar100", "imagenet": "imagenet"}
+QUICK = ("cifar_4_exits", TOPOLOGIES[0])
+
+
+def main() -> None:
+    """Compiles, prints the table and writes the result after each plan."""
+    parser = result_file.argument_parser(__doc__ or "")
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
+    arguments = parser.parse_args()
+    pairs = [(n, t) for n in arguments.networks for t in arguments.topologies]
+    rows = kept_rows(arguments.out)
+    for network, topology in [QUICK] if arguments.quick else pairs:
+        if not any((row["network"], row["topology"]) == (network, topology) for row in rows):
+            rows.append(row_of(network, topology))
+            tpu_programs.write_rows(arguments.out, rows, {}, {})
+
+
+def command(network: str) -> str:
+    """The command that trains a network with both phases, on whatever devices there are."""
+    family = CONFIGS[network.partition("_")[0]]
+    return (
+        f"python launch.py --config=configs/{family}.py --config.model.preset={network}"
+        f" --workdir=runs/{network}"
+    )
+
+
+def row_of(network: str, topology: str) -> dict[str, Any]:
+    """Memory and hours of the paper's schedule of a network on a topology."""
+    mapping = tpu_programs.FAMILIES[network.partition("_")[0]].get_config()
+    mapping.model.preset = network
+    config, chips = RunConfig.from_mapping(mapping), parse_topology(topology)
+    found = make_plan(config, chips, report=lambda line: print(line, file=sys.stderr))
+    return {"part": topology, "network": network, "topology": topology} | plan_row(found)
+
+
+def plan_row(plan: Plan) -> dict[str, Any]:
+    """The numbers of a plan that the table shows."""
+    row: dict[str, Any] = {"fits": plan.fits}
+    for program in plan.programs:
+        needed, estimate = program.compiled.memory_bytes, program.estimate
+        row[program.name] = {
+            "images_per_chip": program.compiled.info.images_per_chip,
+            "memory_gb": None if needed is None else round(needed / 1e9, 3),
+            "step_ms": estimate and round(1e3 * estimate.step.expected, 3),
+            "messages": program.profile and dict(program.profile.step.collectives),
+            "messages_in_a_row": program.profile and program.profile.chain,
+            "messages_ms": estimate and round(1e3 * estimate.messages.expected, 3),
+        }
+    for name, hours in plan.hours.items():
+        row[f"hours_{name}"] = {
+            "low": round(hours.low, 4),
+            "expected": round(hours.expected, 4),
+            "high": round(hours.high, 4),
+        }
+    return row
+
+
+if __name__ == "__main__":
+    main()
