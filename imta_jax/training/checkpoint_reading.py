@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -129,7 +129,8 @@ def fill_named(classifier: nnx.Module, arrays: Mapping[str, Any]) -> None:
             f"these arrays are of another network ({len(lines)} differences):\n  "
             + "\n  ".join(lines[:20])
         )
-    nnx.update(classifier, fill_tree(variables, {n: jnp.asarray(a) for n, a in arrays.items()}))
+    # One transfer: `jnp.asarray` would compile a program per shape.
+    nnx.update(classifier, fill_tree(variables, jax.device_put(dict(arrays))))
 
 
 def check_which(field: str, which: str) -> None:

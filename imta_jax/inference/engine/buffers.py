@@ -21,13 +21,13 @@ class Buffers:
     """
 
     def __init__(self, network: StagedNetwork, capacity: int):
-        self._shapes = buffer_shapes(network, capacity)
+        self._network, self._capacity = network, capacity
         self._arrays: dict[int, BufferArrays] = {}
 
     def get(self, stage: int) -> BufferArrays:
         """Returns the arrays [capacity, ...] that the stage reads."""
         if stage not in self._arrays:
-            shapes = self._shapes[stage]
+            shapes = buffer_shapes(self._network, self._capacity)[stage]
             self._arrays[stage] = tuple(jnp.zeros(shape.shape, shape.dtype) for shape in shapes)
         return self._arrays[stage]
 

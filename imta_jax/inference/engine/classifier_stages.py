@@ -106,11 +106,10 @@ def _stages_of(
     state_structure, stages, stage_weights = None, [], []
     for i in range(classifier.num_exits):
         run = functools.partial(_run_stage, graphdef, structure, state_structure, pixels, i)
-        indices = _indices_of_read(run, weights, state)
+        indices, next_state = _trace(run, weights, state)
         _check_no_keys(variables, weights, indices, i)
         stages.append(functools.partial(_run_on_subset, run, tuple(indices), len(weights)))
         stage_weights.append([weights[w] for w in indices])
-        next_state, _ = jax.eval_shape(run, weights, state)
         leaves, state_structure = jax.tree.flatten(next_state)
         state = tuple(leaves)
     return StagesAndWeights(tuple(stages), tuple(stage_weights))
@@ -150,7 +149,9 @@ def _weight(x: Any, dtype: np.dtype) -> jax.Array:
     """A copy of a variable's array. Kernels are cast here once instead of in every call."""
     x = jnp.asarray(x)  # a variable may hold a Python number
     kernel = x.ndim == 4 and jnp.issubdtype(x.dtype, jnp.floating)
-    return x.astype(dtype) if kernel else jnp.copy(x)
+    if kernel and x.dtype != dtype:
+        return x.astype(dtype)
+    return jax.device_put(x, may_alias=False)  # `jnp.copy` compiles a program per shape
 
 
 def _check_no_keys(
@@ -192,11 +193,13 @@ def _run_stage(
     return ((maps, carry) if i < network.num_exits - 1 else ()), logits
 
 
-def _indices_of_read(run: Callable[..., Any], weights: Weights, state: Any) -> list[int]:
-    """Indices of the weights that a stage reads."""
-    jaxpr = jax.make_jaxpr(run)(weights, state).jaxpr
+def _trace(run: Callable[..., Any], weights: Weights, state: Any) -> tuple[list[int], Any]:
+    """Indices of the weights that a stage reads, and the shapes of the next state."""
+    closed, (next_state, _) = jax.make_jaxpr(run, return_shape=True)(weights, state)
+    jaxpr = closed.jaxpr
     read = {id(atom) for eqn in jaxpr.eqns for atom in eqn.invars}
-    return [w for w, variable in enumerate(jaxpr.invars[: len(weights)]) if id(variable) in read]
+    indices = [w for w, variable in enumerate(jaxpr.invars[: len(weights)]) if id(variable) in read]
+    return indices, next_state
 
 
 def _run_on_subset(

@@ -103,8 +103,6 @@ class Programs:
         self.network, self.capacity = network, capacity
         self.num_compiled = 0
         self._lock = threading.Lock()
-        self._buffer_shapes = buffer_shapes(network, capacity)
-        self._state_shapes: dict[int, list[StateShapes]] = {}
         # Several workers may request a program: the first one compiles it.
         self._compiled: dict[Key, Future[jax.stages.Compiled]] = {}
 
@@ -138,13 +136,15 @@ class Programs:
 
     def state_shapes(self, stage: int, batch_size: int) -> StateShapes:
         """Shapes of the arrays that a stage (from 1) reads."""
-        if batch_size not in self._state_shapes:
-            self._state_shapes[batch_size] = self.network.state_shapes(batch_size)
-        return shapes_of(self._state_shapes[batch_size][stage - 1])
+        return shapes_of(self.network.state_shapes(batch_size)[stage - 1])
 
     def layout(self, batch_size: int) -> str:
         """Axes of the maps of a batch of this size."""
         return IMAGES_LAST if self.network.has_images_last(batch_size) else IMAGES_FIRST
+
+    @functools.cached_property
+    def _buffer_shapes(self) -> dict[int, StateShapes]:
+        return buffer_shapes(self.network, self.capacity)
 
     def _lower(self, key: Key) -> jax.stages.Lowered:
         if isinstance(key, ProgramKey):

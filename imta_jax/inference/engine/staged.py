@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,6 +115,15 @@ class StagedNetwork:
         Returns:
           Per exit but the last, the arrays that its stage and the exit rule return.
         """
+        if batch_size not in self._state_shapes:
+            self._state_shapes[batch_size] = self._trace_state_shapes(batch_size)
+        return self._state_shapes[batch_size]
+
+    @functools.cached_property
+    def _state_shapes(self) -> dict[int, list[tuple[jax.ShapeDtypeStruct, ...]]]:
+        return {}  # by batch size
+
+    def _trace_state_shapes(self, batch_size: int) -> list[tuple[jax.ShapeDtypeStruct, ...]]:
         images = jax.ShapeDtypeStruct((batch_size, *self.image_shape), self.image_dtype)
         state: Any = (images,)
         shapes = []
@@ -192,7 +200,6 @@ class StagedNetwork:
         for stage, stage_weights in zip(self.stages, weights, strict=True):
             state, logits = stage(stage_weights, state)
             collected.append(logits)
-        chex.assert_equal_shape(collected)
         return jnp.stack(collected)
 
 
