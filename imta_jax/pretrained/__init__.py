@@ -13,9 +13,7 @@ from flax import nnx
 
 from imta_jax.errors import UNREADABLE_ARCHIVE, InputError, unknown_name
 from imta_jax.models import MultiExitClassifier
-from imta_jax.training import load_classifier
-from imta_jax.training.checkpoint_reading import fill_named
-from imta_jax.training.loading import empty_classifier
+from imta_jax.training.network_arrays import empty_classifier, fill_named
 from imta_jax.training.state import named_arrays
 
 _FOLDER = Path(__file__).parent
@@ -109,6 +107,9 @@ def write_pretrained(
     Raises:
       FileNotFoundError: the run has no results or no checkpoint.
     """
+    # Imported here because Orbax is not needed to read a network.
+    from imta_jax.training.loading import load_classifier
+
     workdir = Path(workdir)
     results = json.loads((workdir / "results.json").read_text())
     phase = results["environment"]["evaluated_phase"]

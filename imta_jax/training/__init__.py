@@ -1,50 +1,40 @@
-"""Training: objectives, optimizer, state, steps, the loop with its callbacks, and checkpoints."""
+"""Training: objectives, optimizer, state, steps, the loop with its callbacks, and checkpoints.
 
-from imta_jax.config import PHASES
-from imta_jax.runtime.executable_cache import prefetch_executable
-from imta_jax.runtime.preemption import EXIT_CODE, Interrupted
-from imta_jax.training.callbacks import Callback, NonFiniteLossError, Progress
-from imta_jax.training.checkpoint_reading import check_which, read_meta, restore_model
-from imta_jax.training.checkpoints import AnotherNetworkError
-from imta_jax.training.checks import check_training_config, check_training_data
-from imta_jax.training.feed import executable_label, training_pipeline
-from imta_jax.training.loading import last_phase, load_classifier
-from imta_jax.training.loop import TrainingLoop
-from imta_jax.training.objectives import PhaseOneObjective, PhaseTwoObjective
-from imta_jax.training.phases import (
-    phase_is_finished,
-    train_phase_one,
-    train_phase_two,
-)
-from imta_jax.training.setup import mesh_of, new_phase_one, new_phase_two
-from imta_jax.training.validation import evaluation_batch_size
+Names are imported at first use: `imta_jax.pretrained` needs neither Orbax nor the training loop.
+"""
 
-__all__ = [
-    "EXIT_CODE",
-    "PHASES",
-    "AnotherNetworkError",
-    "Callback",
-    "Interrupted",
-    "NonFiniteLossError",
-    "PhaseOneObjective",
-    "PhaseTwoObjective",
-    "Progress",
-    "TrainingLoop",
-    "check_training_config",
-    "check_training_data",
-    "check_which",
-    "evaluation_batch_size",
-    "executable_label",
-    "last_phase",
-    "load_classifier",
-    "mesh_of",
-    "new_phase_one",
-    "new_phase_two",
-    "phase_is_finished",
-    "prefetch_executable",
-    "read_meta",
-    "restore_model",
-    "train_phase_one",
-    "train_phase_two",
-    "training_pipeline",
-]
+from imta_jax.runtime.lazy_imports import lazy_imports
+
+_BY_MODULE = {
+    "AnotherNetworkError": "imta_jax.training.network_arrays",
+    "Callback": "imta_jax.training.callbacks",
+    "EXIT_CODE": "imta_jax.runtime.preemption",
+    "Interrupted": "imta_jax.runtime.preemption",
+    "NonFiniteLossError": "imta_jax.training.callbacks",
+    "PHASES": "imta_jax.config",
+    "PhaseOneObjective": "imta_jax.training.objectives",
+    "PhaseTwoObjective": "imta_jax.training.objectives",
+    "Progress": "imta_jax.training.callbacks",
+    "TrainingLoop": "imta_jax.training.loop",
+    "check_training_config": "imta_jax.training.checks",
+    "check_training_data": "imta_jax.training.checks",
+    "check_which": "imta_jax.training.checkpoint_reading",
+    "evaluation_batch_size": "imta_jax.training.validation",
+    "executable_label": "imta_jax.training.feed",
+    "last_phase": "imta_jax.training.loading",
+    "load_classifier": "imta_jax.training.loading",
+    "mesh_of": "imta_jax.training.setup",
+    "new_phase_one": "imta_jax.training.setup",
+    "new_phase_two": "imta_jax.training.setup",
+    "phase_is_finished": "imta_jax.training.phases",
+    "prefetch_executable": "imta_jax.runtime.executable_cache",
+    "read_meta": "imta_jax.training.checkpoint_reading",
+    "restore_model": "imta_jax.training.checkpoint_reading",
+    "train_phase_one": "imta_jax.training.phases",
+    "train_phase_two": "imta_jax.training.phases",
+    "training_pipeline": "imta_jax.training.feed",
+}
+
+__all__ = [*_BY_MODULE]
+
+__getattr__, __dir__ = lazy_imports(__name__, _BY_MODULE)

@@ -4,11 +4,9 @@ Whether a checkpoint is complete is verified by reading it into host memory, wit
 once per process as long as its files do not change.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -17,10 +15,8 @@ from imta_jax.config import Checkpoint
 from imta_jax.errors import MissingFileError, unknown_name
 from imta_jax.training.checkpoints import (
     ARRAY_ITEMS,
-    AnotherNetworkError,
     NewerFormatError,
     check_same_network,
-    name_differences,
     open_manager,
     read_json_meta,
     restore_target,
@@ -114,23 +110,6 @@ def _host_arrays(manager: ocp.CheckpointManager, epoch: int, item: str) -> dict[
     """NumPy arrays for an item of a checkpoint to be restored to."""
     stored = getattr(manager.item_metadata(epoch), item)
     return {name: np.empty(x.shape, x.dtype) for name, x in stored.items()}
-
-
-def fill_named(classifier: nnx.Module, arrays: Mapping[str, Any]) -> None:
-    """Fills a classifier in place from arrays that are named as in `state.named_arrays`.
-
-    Raises:
-      AnotherNetworkError: names or shapes differ; the message lists them.
-    """
-    variables = nnx.state(classifier, nnx.Any(nnx.Param, nnx.BatchStat))
-    lines = list(name_differences(named_arrays(variables), arrays))
-    if lines:
-        raise AnotherNetworkError(
-            f"these arrays are of another network ({len(lines)} differences):\n  "
-            + "\n  ".join(lines[:20])
-        )
-    # One transfer: `jnp.asarray` would compile a program per shape.
-    nnx.update(classifier, fill_tree(variables, jax.device_put(dict(arrays))))
 
 
 def check_which(field: str, which: str) -> None:

@@ -13,7 +13,7 @@ cannot read increases `FORMAT_VERSION`, and `read_json_meta` converts older vers
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +26,7 @@ from imta_jax.distributed import is_first_process, wait_for_all
 from imta_jax.errors import InputError
 from imta_jax.runtime.write_errors import storage_errors_as_os_errors
 from imta_jax.training.averaging import evaluated_parts, statistics_of, with_statistics
+from imta_jax.training.network_arrays import AnotherNetworkError, name_differences
 from imta_jax.training.recipe import AnotherRecipeError, check_same_recipe
 from imta_jax.training.state import Average, TrainState, fill_tree, named_arrays
 
@@ -41,10 +42,6 @@ FORMAT_VERSION = 1
 
 class NewerFormatError(InputError):
     """A checkpoint was written by a newer version of this package."""
-
-
-class AnotherNetworkError(InputError):
-    """The arrays of a checkpoint are not those of the network that it should fill."""
 
 
 class _Manager(ocp.CheckpointManager):
@@ -269,18 +266,6 @@ def read_json_meta(manager: ocp.CheckpointManager, name: int) -> dict[str, Any]:
             f" most {FORMAT_VERSION}: use the newer version of imta_jax that wrote it"
         )
     return {**found.meta, "format_version": version}
-
-
-def name_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
-    """One line per array that is missing, superfluous or of another shape."""
-    for name in sorted(expected.keys() - found.keys()):
-        yield f"not in the checkpoint: {name}"
-    for name in sorted(found.keys() - expected.keys()):
-        yield f"not in this network: {name}"
-    for name in sorted(expected.keys() & found.keys()):
-        ours, theirs = tuple(expected[name].shape), tuple(found[name].shape)
-        if ours != theirs:
-            yield f"{name}: this network {ours}, the checkpoint {theirs}"
 
 
 def check_same_network(

@@ -1,16 +1,14 @@
 """A trained classifier from its checkpoint alone, without config and dataset."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-
 from imta_jax.config import RunConfig
-from imta_jax.models import MultiExitClassifier, build_classifier, with_collaborative_heads
+from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.paths import local_path
 from imta_jax.training.checkpoint_reading import read_meta, restore_model
-from imta_jax.training.network_record import check_network, import_registered
+from imta_jax.training.network_arrays import empty_classifier
+from imta_jax.training.network_record import check_network
 
 
 def last_phase(config: RunConfig) -> str:
@@ -44,20 +42,3 @@ def load_classifier(
     restore_model(classifier, folder, which)
     classifier.eval()
     return classifier, meta
-
-
-def empty_classifier(meta: Mapping[str, Any]) -> MultiExitClassifier:
-    """The untrained network that a checkpoint's `meta` describes."""
-    import_registered(meta)
-    num_classes = len(meta["class_names"])
-    classifier = build_classifier(
-        meta["model"],
-        num_classes=num_classes,
-        image_shape=tuple(meta["image_shape"]),
-        rngs=nnx.Rngs(0),
-    )
-    if meta["phase"] == "phase_two":
-        classifier = with_collaborative_heads(
-            classifier, meta["heads"], num_classes=num_classes, rngs=nnx.Rngs(0)
-        )
-    return classifier

@@ -12,8 +12,7 @@ import imta_jax.pretrained as pretrained
 from imta_jax.data import load_dataset
 from imta_jax.evaluation import anytime_accuracy, collect_predictions
 from imta_jax.models import build_classifier
-from imta_jax.training.checkpoint_reading import fill_named
-from imta_jax.training.checkpoints import AnotherNetworkError
+from imta_jax.training.network_arrays import AnotherNetworkError, fill_named
 from imta_jax.training.state import named_arrays
 
 MAX_BYTES = 10_000_000
