@@ -32,7 +32,7 @@ from imta_jax.evaluation import (
     operating_points,
 )
 from imta_jax.inference import export_classifier, load_exported
-from imta_jax.inference.export.onnx_runner import Network
+from imta_jax.inference.export.runner import Network
 from imta_jax.pretrained import Pretrained, load_pretrained
 
 _BATCH = 250
@@ -46,8 +46,7 @@ def logits_of(network: Network, split: Split) -> Predictions:
     for start in range(0, len(split), _BATCH):
         state, logits = [split.array[start : start + _BATCH]], []
         for stage in network.stages:
-            names = [given.name for given in stage.get_inputs()]
-            *state, of_exit = stage.run(None, dict(zip(names, state, strict=True)))
+            *state, of_exit = stage(state)
             logits.append(of_exit)
         batches.append(np.stack(logits))
     return Predictions(np.concatenate(batches, axis=1), split.labels)

@@ -29,10 +29,15 @@ __all__ = [
     "register_optimizer",
     "register_schedule",
     "register_source",
+    "shipped_config",
     "wrap",
 ]
 
-# Needs JAX and Flax, which many uses of the package do not.
-__getattr__, __dir__ = lazy_imports(__name__, {"wrap": "imta_jax.models.wrapped"})
+# Need packages that many uses of this package do not: ML Collections, and JAX with Flax.
+_BY_MODULE = {
+    "shipped_config": "imta_jax.runtime.shipped_configs",
+    "wrap": "imta_jax.models.wrapped",
+}
+__getattr__, __dir__ = lazy_imports(__name__, _BY_MODULE)
 
 __version__ = "0.1.0"

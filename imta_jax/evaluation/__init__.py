@@ -75,6 +75,7 @@ _BY_MODULE = {
     "exit_costs": "imta_jax.models.costs",
     "ExitCosts": "imta_jax.models.costs",
     "read_samples": "imta_jax.evaluation.samples",
+    "samples_columns": "imta_jax.evaluation.samples",
     "split_predictions": "imta_jax.evaluation.collect",
     "write_samples": "imta_jax.evaluation.samples",
 }

@@ -26,9 +26,16 @@ if TYPE_CHECKING:
     from imta_jax.report.run.methods import figure_threshold_methods, methods_table
     from imta_jax.report.run.page import write_report
     from imta_jax.report.run.progress import figure_training
-    from imta_jax.report.run.run_record import RunRecord, load_progress, load_run, read_metrics
+    from imta_jax.report.run.run_record import (
+        RunRecord,
+        load_progress,
+        load_run,
+        read_metrics,
+        run_record,
+    )
     from imta_jax.report.run.summary import operating_point
     from imta_jax.report.run.tables import budgets_table, exits_table, run_table, tables_markdown
+    from imta_jax.report.run.time_budget import figure_time
 
 __all__ = [
     "DataRecord",
@@ -44,6 +51,7 @@ __all__ = [
     "figure_gallery",
     "figure_reliability",
     "figure_threshold_methods",
+    "figure_time",
     "figure_training",
     "load_data_record",
     "load_progress",
@@ -51,6 +59,7 @@ __all__ = [
     "methods_table",
     "operating_point",
     "read_metrics",
+    "run_record",
     "run_table",
     "tables_markdown",
     "write_data_page",
@@ -71,6 +80,7 @@ _BY_MODULE = {
     "figure_gallery": "imta_jax.report.run.gallery",
     "figure_reliability": "imta_jax.report.run.exits",
     "figure_threshold_methods": "imta_jax.report.run.methods",
+    "figure_time": "imta_jax.report.run.time_budget",
     "figure_training": "imta_jax.report.run.progress",
     "load_data_record": "imta_jax.report.data.parsing",
     "load_progress": "imta_jax.report.run.run_record",
@@ -78,6 +88,7 @@ _BY_MODULE = {
     "methods_table": "imta_jax.report.run.methods",
     "operating_point": "imta_jax.report.run.summary",
     "read_metrics": "imta_jax.report.run.run_record",
+    "run_record": "imta_jax.report.run.run_record",
     "run_table": "imta_jax.report.run.tables",
     "tables_markdown": "imta_jax.report.run.tables",
     "write_data_page": "imta_jax.report.data.page",

@@ -3,9 +3,13 @@
 In a clone they are the files of `configs/`. A wheel holds copies of them (`setup.py`).
 """
 
+import runpy
+import sys
 from pathlib import Path
 
-from imta_jax.errors import unknown_name
+from ml_collections import ConfigDict
+
+from imta_jax.errors import InputError, unknown_name
 
 _PACKAGE = Path(__file__).parents[1]
 # Of a wheel, then of a clone. `configs` has a folder of its own, which can be put on `sys.path`
@@ -40,3 +44,30 @@ def config_file(value: str) -> str:
     if value not in shipped:
         raise unknown_name("config", value, [*shipped, "PATH.py"])
     return str(shipped[value])
+
+
+def shipped_config(name: str) -> ConfigDict:
+    """The config that `--config=NAME` or `--config=NAME:PRESET` gives, for use from Python.
+
+    Args:
+      name: of a config file that ships with the package, for example "quickstart" or
+        "cifar100:published".
+
+    Returns:
+      A new config. Its fields can be changed.
+
+    Raises:
+      InputError: no shipped config has this name, or it does not have this preset.
+    """
+    name, colon, preset = name.partition(":")
+    shipped = shipped_configs()
+    if name not in shipped:
+        raise unknown_name("config", name, list(shipped))
+    folder = str(shipped[name].parents[name.count("/") + 1])
+    if folder not in sys.path:  # config files import `configs.common`
+        sys.path.insert(0, folder)
+    get_config = runpy.run_path(str(shipped[name]))["get_config"]
+    try:
+        return get_config(preset) if colon else get_config()
+    except ValueError as error:
+        raise InputError(f"config {name}:{preset}: {error}") from error

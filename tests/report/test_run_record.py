@@ -1,5 +1,7 @@
 """Records of runs: complete, damaged, resumed and in training."""
 
+import json
+
 import pytest
 from run_samples import write_run
 
@@ -41,3 +43,13 @@ def test_a_run_before_its_first_epoch_has_no_metrics(tmp_path):
     assert report.read_metrics(tmp_path) is None
     with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
         report.load_progress(tmp_path)
+
+
+def test_a_record_of_results_in_memory_has_the_tables_of_the_run(tmp_path):
+    workdir = write_run(tmp_path / "run")
+    results = json.loads((workdir / "results.json").read_text())
+    record = report.run_record(results, gallery={"label": [1]})
+    assert report.exits_table(record).equals(report.exits_table(report.load_run(workdir)))
+    assert record.gallery == {"label": [1]} and record.metrics is None and record.config == {}
+    with pytest.raises(ValueError, match="results is incomplete: missing exits"):
+        report.run_record(results | {"exits": []})

@@ -8,6 +8,7 @@
                           arrays with their scales
     golden.npz            synthetic images and their logits, checked at loading (from version 2)
     README.md             the model card
+    run.py                classifies images without this package; `runner`
     SHA256SUMS            checksums of the other files; `sha256sum -c SHA256SUMS` checks them
 
 Loading runs no code from the folder: it reads JSON, arrays without pickle, and StableHLO programs.
@@ -32,7 +33,7 @@ SAFETENSORS_FORMAT = "imta_jax safetensors export"
 _FORMATS = (FORMAT, ONNX_FORMAT, SAFETENSORS_FORMAT)
 RULE_VERSION = 3  # Version of folders with an exit rule other than the confidence.
 MANIFEST, WEIGHTS, CHECKSUMS = "manifest.json", "weights.npz", "SHA256SUMS"
-GOLDEN, CARD = "golden.npz", "README.md"
+GOLDEN, CARD, RUNNER = "golden.npz", "README.md", "run.py"
 _EXPORT_AGAIN = "export the network again, or copy the folder again"
 
 
@@ -164,6 +165,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def write_runner(folder: Path) -> None:
+    """Copies the runner, which needs no package of imta_jax, into the folder of an export."""
+    shutil.copyfile(Path(__file__).with_name("runner.py"), folder / RUNNER)
+
+
 def write_checksums(folder: Path) -> None:
     """Writes the checksums of all files in the folder."""
     paths = sorted(folder.iterdir(), key=lambda path: path.name.lower())
@@ -200,8 +206,8 @@ def _is_export(folder: Path) -> bool:
 def _verify_checksums(folder: Path, required: list[str]) -> None:
     """Checks that each required file exists and has the checksum of `SHA256SUMS`."""
     checksums = _read_checksums(folder)
-    card = [CARD] if CARD in checksums else []  # earlier exports have none
-    for name in [*required, *card]:
+    added = [name for name in (CARD, RUNNER) if name in checksums]  # earlier exports have none
+    for name in [*required, *added]:
         path = folder / name
         if not path.is_file():
             raise InputError(f"{path} is missing; {_EXPORT_AGAIN}")

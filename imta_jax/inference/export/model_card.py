@@ -12,7 +12,8 @@ from imta_jax.inference.export.folder import CARD
 _UNKNOWN = "not recorded"
 _USE = {
     "stablehlo": "`python -m imta_jax.inference FOLDER image.jpg --budget=0.5`, or"
-    " `imta_jax.inference.load_exported`.",
+    " `imta_jax.inference.load_exported`. Without imta_jax: `python run.py image.jpg`, with jax,"
+    " NumPy, flatbuffers and Pillow.",
     "onnx": "`python run.py image.jpg --budget=0.5`, with onnxruntime, NumPy and Pillow.",
     "safetensors": "The variables by name: `--config.phase_one.init_from=model.safetensors`.",
 }

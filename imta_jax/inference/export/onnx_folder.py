@@ -2,13 +2,12 @@
 
     manifest.json    exits, operating points, preprocessing, versions
     stage_0.onnx ... one model per stage: (images or state) -> (next state, logits)
-    run.py           classifies image files; `onnx_runner`
+    run.py           classifies image files; `runner`
     SHA256SUMS       checksums of the other files
 
 The first stage takes uint8 pixels. The state between stages is opaque.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ from imta_jax.interop.onnx.convert import convert
 from imta_jax.interop.onnx.graph import OPSET, import_onnx
 from imta_jax.runtime.environment import package_versions
 from imta_jax.runtime.files import write_json
-
-RUNNER = "run.py"
 
 
 def write_onnx(
@@ -66,4 +63,4 @@ def write_onnx(
         **described,
     }
     write_json(folder / export_folder.MANIFEST, manifest, allow_nan=False)
-    shutil.copyfile(Path(__file__).with_name("onnx_runner.py"), folder / RUNNER)
+    export_folder.write_runner(folder)

@@ -6,7 +6,7 @@ multiply-adds per image. Exits count from 1 in `results.json` and from 0 in arra
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,11 +61,11 @@ class RunRecord:
     exits: pd.DataFrame
     budget_curve: pd.DataFrame
     reported_budgets: pd.DataFrame
-    threshold_methods: dict[str, Any] | None
-    metrics: pd.DataFrame | None
-    samples: pd.DataFrame | None
-    gallery: dict[str, np.ndarray] | None
-    calibration: dict[str, np.ndarray] | None
+    threshold_methods: dict[str, Any] | None = None
+    metrics: pd.DataFrame | None = None
+    samples: pd.DataFrame | None = None
+    gallery: dict[str, np.ndarray] | None = None
+    calibration: dict[str, np.ndarray] | None = None
     time: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
@@ -121,11 +121,46 @@ def load_run(workdir: str | Path) -> RunRecord:
       ValueError: `results.json` is damaged or incomplete.
     """
     workdir = local_path("workdir", workdir)
-    results = _read_results(workdir)
     evaluation = workdir / "evaluation"
-    return RunRecord(
+    return run_record(
+        _read_results(workdir),
         workdir=workdir,
-        config=read_json_or_none(workdir / "config.json", "the report shows no config") or {},
+        config=read_json_or_none(workdir / "config.json", "the report shows no config"),
+        metrics=read_metrics(workdir),
+        samples=_read_samples(evaluation / "samples.parquet"),
+        gallery=_read_arrays(evaluation / "gallery.npz"),
+        calibration=_read_arrays(evaluation / "calibration.npz"),
+        time=read_json_or_none(evaluation / "time.json", "write it again with --mode=time"),
+    )
+
+
+def run_record(
+    results: Mapping[str, Any],
+    *,
+    workdir: str | Path = ".",
+    config: Mapping[str, Any] | None = None,
+    **optional: Any,
+) -> RunRecord:
+    """Makes a record from results in memory, for figures and tables in a notebook.
+
+    Args:
+      results: content of a `results.json`, for example of `imta_jax.pretrained.load_pretrained`.
+        Sections can be replaced: `results | {"threshold_methods": comparison_record(...)}`.
+      workdir: named in messages.
+      config: content of `config.json`.
+      **optional: the attributes of `RunRecord` that may be None, for example `gallery`.
+
+    Returns:
+      The record.
+
+    Raises:
+      ValueError: a section of `results` is missing.
+    """
+    if missing := _missing_sections(results):
+        raise InputError(f"results is incomplete: missing {', '.join(missing)}")
+    return RunRecord(
+        workdir=Path(workdir),
+        config=dict(config or {}),
         dataset=results["dataset"],
         phases={name: phase for name, phase in results["phases"].items() if phase},
         environment=results["environment"],
@@ -133,12 +168,13 @@ def load_run(workdir: str | Path) -> RunRecord:
         budget_curve=_frame(results["budget_curve"], by="mean_macs"),
         reported_budgets=_frame(results.get("reported_budgets") or [], by="budget"),
         threshold_methods=results.get("threshold_methods") or None,
-        metrics=read_metrics(workdir),
-        samples=_read_samples(evaluation / "samples.parquet"),
-        gallery=_read_arrays(evaluation / "gallery.npz"),
-        calibration=_read_arrays(evaluation / "calibration.npz"),
-        time=read_json_or_none(evaluation / "time.json", "write it again with --mode=time"),
+        **optional,
     )
+
+
+def _missing_sections(results: Mapping[str, Any]) -> list[str]:
+    """Required sections; empty lists of exits or budgets count as missing."""
+    return [name for name in REQUIRED if not results.get(name)]
 
 
 def _read_results(workdir: Path) -> dict[str, Any]:
@@ -150,9 +186,7 @@ def _read_results(workdir: Path) -> dict[str, Any]:
     if not path.exists():
         raise MissingFileError(f"{path} does not exist; {remedy}")
     results = read_json(path, remedy)
-    # Empty lists of exits or budgets count as missing: there is nothing to draw.
-    missing = [name for name in REQUIRED if not results.get(name)]
-    if missing:
+    if missing := _missing_sections(results):
         raise InputError(f"{path} is incomplete: missing {', '.join(missing)}; {remedy}")
     return results
 
@@ -184,9 +218,7 @@ def load_progress(workdir: str | Path) -> RunRecord:
     exits = pd.DataFrame({"exit": range(1, 1 + len(metrics["top1_per_exit"].iloc[0]))})
     empty = pd.DataFrame()
     dataset = {"name": "still training"}
-    return RunRecord(
-        workdir, {}, dataset, {}, {}, exits, empty, empty, None, metrics, None, None, None
-    )
+    return RunRecord(workdir, {}, dataset, {}, {}, exits, empty, empty, metrics=metrics)
 
 
 def read_metrics(workdir: str | Path) -> pd.DataFrame | None:

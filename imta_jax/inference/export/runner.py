@@ -1,0 +1,162 @@
+"""Runs an export without imta_jax: `python run.py images/*.jpg --budget=0.5`.
+
+A StableHLO export needs JAX, NumPy and flatbuffers, an ONNX export onnxruntime and NumPy. Image
+files need Pillow. Each image leaves at the first exit whose score, by default the highest softmax
+probability, reaches the threshold.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = list[np.ndarray]
+
+
+def onnx_stages(folder: Path, manifest: dict[str, Any]) -> Iterator[Callable[[Arrays], Arrays]]:
+    """The stages of an ONNX export: the state of the last stage -> the next state and logits."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # dequantize at loading
+    for file in manifest["files"]:
+        session = onnxruntime.InferenceSession(folder / file, options)
+        names = [given.name for given in session.get_inputs()]
+        yield lambda state, session=session, names=names: [
+            np.asarray(array) for array in session.run(None, dict(zip(names, state, strict=True)))
+        ]
+
+
+def jax_stages(folder: Path, manifest: dict[str, Any]) -> list[Callable[[Arrays], Arrays]]:
+    """The stages of a StableHLO export. The first one also normalizes uint8 pixels."""
+    with np.load(folder / "weights.npz", allow_pickle=False) as file:
+        arrays, stages = dict(file), []
+    for i, described in enumerate(manifest["stages"]):
+        program = read_program(folder / f"stage_{i}.stablehlo")
+        names, dtypes = described["weights"], [aval.dtype for aval in program.in_avals]
+        weights = [_weight(arrays, *pair) for pair in zip(names, dtypes, strict=False)]
+        stages.append(for_any_batch_size(program, weights))
+    first, recipe = stages[0], manifest["preprocessing"]
+    return [lambda state: first([_normalize(state[0], recipe)]), *stages[1:]]
+
+
+def read_program(path: Path) -> Any:
+    """A program that JAX exported."""
+    import jax.export
+
+    return jax.export.deserialize(bytearray(path.read_bytes()))
+
+
+def for_any_batch_size(program: Any, weights: Arrays) -> Callable[[Arrays], Arrays]:
+    """A function of arrays [N, ...]. N is padded to a power of two, to compile a few sizes only."""
+    import jax
+
+    on_device, compiled = jax.device_put(weights), jax.jit(program.call)
+
+    def run(arrays: Arrays) -> Arrays:
+        count = len(arrays[0])
+        rows = np.minimum(np.arange(1 << (count - 1).bit_length()), count - 1)
+        results = jax.tree.leaves(compiled(on_device, tuple(array[rows] for array in arrays)))
+        return [np.asarray(array)[:count] for array in results]
+
+    return run
+
+
+def _weight(arrays: dict[str, np.ndarray], name: str, dtype: np.dtype) -> np.ndarray:
+    array = arrays[name]
+    if f"{name}.scale" in arrays:  # int8
+        return array.astype(np.float32) * arrays[f"{name}.scale"]
+    return array.view(dtype) if array.dtype == np.uint16 else array  # bits of bfloat16
+
+
+def _normalize(pixels: np.ndarray, recipe: dict[str, Any]) -> np.ndarray:
+    mean, std = (np.array(recipe[name]) for name in ("mean", "std"))
+    return pixels * (1 / (255 * std)).astype(np.float32) + (-mean / std).astype(np.float32)
+
+
+def exit_rule(folder: Path, i: int) -> Callable[[np.ndarray, Arrays], tuple[np.ndarray, Arrays]]:
+    """The rule of an exit: logits [N, K] and its memory -> scores [N] and the next memory."""
+    path = folder / f"exit_rule_{i}.stablehlo"
+    if not path.exists():
+        return lambda logits, memory: (highest_probability(logits), memory)
+    program = read_program(path)
+
+    def score(logits: np.ndarray, memory: Arrays) -> tuple[np.ndarray, Arrays]:
+        scores, following = program.call(logits, tuple(memory))
+        return np.asarray(scores), [np.asarray(array) for array in following]
+
+    return score
+
+
+def highest_probability(logits: np.ndarray) -> np.ndarray:
+    """The highest softmax probability [N] of logits [N, K]."""
+    return 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+
+
+class Network:
+    """The stages of the folder `folder`, with the thresholds of a budget."""
+
+    def __init__(self, folder: str | Path, budget: float = 0.5):
+        folder = Path(folder)
+        self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        stages = onnx_stages if "files" in self.manifest else jax_stages
+        self.stages = list(stages(folder, self.manifest))
+        self.rules = [exit_rule(folder, i) for i in range(len(self.stages))]
+        points = [p for p in self.manifest["operating_points"] if p["budget"] <= budget]
+        if not points:
+            raise SystemExit(f"budget={budget}: every operating point costs more")
+        self.thresholds = max(points, key=lambda p: p["validation_top1"])["thresholds"]
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """Decodes and preprocesses an image file to uint8 [H, W, C]."""
+        try:
+            from PIL import Image, ImageOps
+        except ModuleNotFoundError as error:
+            raise SystemExit("image files need Pillow: pip install pillow") from error
+        recipe, image = self.manifest["preprocessing"], Image.open(path)
+        if recipe["exif_orientation"] == "apply":
+            image = ImageOps.exif_transpose(image)
+        image = image.convert("L" if recipe["color"] == "gray" else "RGB")
+        (height, width, channels), resize = self.manifest["image_shape"], recipe["resize"]
+        if resize:
+            scale = resize / min(image.size)
+            size = [max(resize, int(side * scale)) for side in image.size]
+            image = image.resize(size, Image.Resampling.BILINEAR)
+            left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+            image = image.crop((left, top, left + width, top + height))
+        pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
+        if list(pixels.shape[:2]) == recipe["source_size"]:
+            pixels = np.pad(pixels, [*recipe["padding"], (0, 0)])
+        if pixels.shape != (height, width, channels):
+            raise SystemExit(f"{path}: expected {recipe['source_size']} pixels (height, width)")
+        return pixels
+
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels, exits from 0 and confidences of uint8 images [N, H, W, C]."""
+        labels, exits = np.zeros(len(images), int), np.zeros(len(images), int)
+        confidence, rest = np.zeros(len(images)), np.arange(len(images))
+        state, memory = [images], []
+        for i, (stage, rule) in enumerate(zip(self.stages, self.rules, strict=True)):
+            *state, logits = stage(state)
+            scores, memory = rule(logits, memory)
+            labels[rest], exits[rest] = logits.argmax(axis=1), i
+            confidence[rest] = highest_probability(logits)
+            kept = scores < np.float32(self.thresholds[i])
+            rest, state, memory = rest[kept], [a[kept] for a in state], [a[kept] for a in memory]
+            if not len(rest):
+                break
+        return labels, exits, confidence
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", nargs="+")
+    parser.add_argument("--budget", type=float, default=0.5)
+    arguments = parser.parse_args()
+    network = Network(Path(__file__).parent, arguments.budget)
+    predictions = network.predict(np.stack([network.read(path) for path in arguments.images]))
+    for path, label, exit_, confidence in zip(arguments.images, *predictions, strict=True):
+        print(f"{path}\t{network.manifest['class_names'][label]}\t{confidence:.4f}\t{exit_ + 1}")
