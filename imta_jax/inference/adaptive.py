@@ -6,9 +6,8 @@ Both use the same engine.
 
 import copy
 import itertools
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +24,6 @@ from imta_jax.inference.arguments import (
 )
 from imta_jax.inference.engine.background import BackgroundWarmUp
 from imta_jax.inference.engine.batch import BatchRun
-from imta_jax.inference.engine.buffers import Buffers
 from imta_jax.inference.engine.engine import Engine
 from imta_jax.inference.engine.planning import Plan, PlanTable, reach_fractions
 from imta_jax.inference.engine.profile import StageProfile, estimated_profile
@@ -126,9 +124,7 @@ class AdaptiveClassifier:
         self.programs = Programs(network, capacity)
         self._profile_dir = profile_dir
         self._programs_by_capacity = {capacity: self.programs}
-        self._buffers = [Buffers(network, capacity) for _ in range(self.num_workers)]
         self._executor = ThreadPoolExecutor(self.num_workers, "imta_jax worker")
-        self._lock = threading.Lock()
         self._all_logits = jax.jit(network.logits, compiler_options=COMPILER_OPTIONS)
         estimated = estimated_profile(network, self._sizes)
         self.profile = self._cached_profile(self.num_workers) or estimated
@@ -311,18 +307,13 @@ class AdaptiveClassifier:
     def _predict_batch(self, images: np.ndarray) -> Sequence[np.ndarray]:
         """Labels, exits and confidences of at most `max_batch_size` images."""
         num_workers = self._num_workers_for(len(images))
-        with self._lock:
-            if num_workers == 1:
-                return self._predict_on_worker(self._table_alone, self._buffers[0], images)
-            shards = np.array_split(images, num_workers)
-            futures = [
-                self._executor.submit(self._predict_on_worker, self._table, buffers, shard)
-                for buffers, shard in zip(self._buffers, shards, strict=False)
-            ]
-            try:
-                predictions = [future.result() for future in futures]
-            finally:
-                wait(futures)  # also after an interrupt, so that the lock protects the buffers
+        if num_workers == 1:
+            return self._predict_on_worker(self._table_alone, images)
+        shards = np.array_split(images, num_workers)
+        futures = [
+            self._executor.submit(self._predict_on_worker, self._table, shard) for shard in shards
+        ]
+        predictions = [future.result() for future in futures]
         return [np.concatenate(column) for column in zip(*predictions, strict=True)]
 
     def _num_workers_for(self, count: int) -> int:
@@ -330,16 +321,14 @@ class AdaptiveClassifier:
         needed = -(-count // self.engine.capacity)
         return max(1, needed, min(self.num_workers, count // MIN_IMAGES_PER_WORKER))
 
-    def _predict_on_worker(
-        self, table: PlanTable, buffers: Buffers, images: np.ndarray
-    ) -> Sequence[np.ndarray]:
+    def _predict_on_worker(self, table: PlanTable, images: np.ndarray) -> Sequence[np.ndarray]:
         if self._background is not None and self._background.is_alive():
             segments, batch_sizes = self._background.full_network()
-            return BatchRun(self.engine, buffers, images).predict(segments, batch_sizes)
+            return BatchRun(self.engine, images).predict(segments, batch_sizes)
         # Larger batches have longer vectors, but maps that do not stay in a cache.
         runs, size = [], table.fastest_size
         for start in range(0, len(images), size):
             chunk = images[start : start + size]
-            run = BatchRun(self.engine, buffers, chunk)
+            run = BatchRun(self.engine, chunk)
             runs.append(run.predict(table.plan_for(len(chunk)).segments, table.batch_sizes))
         return [np.concatenate(column) for column in zip(*runs, strict=True)]

@@ -30,9 +30,13 @@ def thresholds(logits):
     return thresholds_for_quota(confidence(logits), np.asarray([0.4, 0.3, 0.3], np.float32))
 
 
-@pytest.mark.parametrize("max_batch_size", [1, 7, 16, 64])
+# With one batch size, images of several programs are merged: images first below 12, then last.
+@pytest.mark.parametrize(
+    "max_batch_size, batch_sizes",
+    [(1, None), (7, None), (16, None), (64, None), (32, [5]), (64, [13])],
+)
 def test_early_exit_equals_exits_of_saved_logits(
-    classifier, images, logits, thresholds, max_batch_size
+    classifier, images, logits, thresholds, max_batch_size, batch_sizes
 ):
     thresholds = thresholds.copy()
     # Halfway between two confidences, where rounding does not change the exit.
@@ -41,7 +45,12 @@ def test_early_exit_equals_exits_of_saved_logits(
         below = confidences[i][confidences[i] < t]
         thresholds[i] = (t + below.max()) / 2 if len(below) else t
     adaptive = AdaptiveClassifier(
-        classifier, thresholds, mean=MEAN, std=STD, max_batch_size=max_batch_size
+        classifier,
+        thresholds,
+        mean=MEAN,
+        std=STD,
+        max_batch_size=max_batch_size,
+        batch_sizes=batch_sizes,
     )
     predictions = adaptive.predict(images)
     exits = exit_of(confidences, thresholds)
@@ -251,11 +260,11 @@ def test_batch_after_an_interrupted_batch_is_correct(classifier, images, thresho
     expected = adaptive.predict(images)
     predict, calls = adaptive._predict_on_worker, []
 
-    def interrupted(table, buffers, shard):
-        calls.append(buffers)
+    def interrupted(table, shard):
+        calls.append(shard)
         if len(calls) == 1:
             raise KeyboardInterrupt
-        return predict(table, buffers, shard)
+        return predict(table, shard)
 
     monkeypatch.setattr(adaptive, "_predict_on_worker", interrupted)
     with pytest.raises(KeyboardInterrupt):

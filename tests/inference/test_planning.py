@@ -1,5 +1,6 @@
 """Plans of early exit: the smallest expected time, and the profile that they are made from."""
 
+import dataclasses
 import itertools
 import json
 
@@ -11,6 +12,7 @@ from imta_jax.inference.engine.planning import (
     PlanTable,
     all_segments,
     best_plan,
+    choose_sizes,
     reach_fractions,
 )
 from imta_jax.inference.engine.profile import StageProfile
@@ -89,13 +91,38 @@ def test_large_batches_run_in_the_size_that_is_fastest_per_image():
     assert PlanTable(profile, np.array([1.0, 1.0]), 8).fastest_size == 4
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_left_out_batch_sizes_cost_little_time(seed):
+    rng = np.random.default_rng(seed)
+    sizes = (1, 2, 4, 8, 16, 32, 64)
+    milliseconds = np.asarray(sizes) ** rng.uniform(0.7, 1.1) + rng.uniform(0, 0.3, len(sizes))
+    chosen = choose_sizes(sizes, milliseconds, 64)
+    assert 0 in chosen and len(chosen) < len(sizes)
+    all_ms = BatchSizes(sizes, milliseconds, 64, 0.1).least[1:]
+    ms = BatchSizes([sizes[i] for i in chosen], milliseconds[chosen], 64, 0.1).least[1:]
+    assert (ms >= all_ms - 1e-9).all() and (ms / all_ms).mean() <= 1.02
+
+
+def test_full_network_takes_its_measured_time():
+    profile = profile_of(np.ones((3, 1)) * SIZES, np.full((2, 3), 0.2))
+    measured = dataclasses.replace(profile, network_ms=np.array([2.0, 3.0, 4.0]))
+    full = Segment(0, 2)
+    np.testing.assert_array_equal(measured.segment_ms(full), [2.0, 3.0, 4.0])
+    assert (profile.segment_ms(full) != measured.segment_ms(full)).any()
+    np.testing.assert_array_equal(
+        profile.segment_ms(Segment(0, 1)), measured.segment_ms(Segment(0, 1))
+    )
+
+
 def test_profile_is_saved_with_the_keys_of_earlier_versions(tmp_path):
     profile = profile_of(np.ones((3, 1)) * SIZES, np.full((2, 3), 0.2))
     profile.save(tmp_path / "profile.json")
     stored = json.loads((tmp_path / "profile.json").read_text())
     assert stored.keys() == {
-        "network", "device", "versions", "lanes", "sizes", "stage_ms", "hand_over_ms"
+        "network", "device", "versions", "lanes", "sizes", "stage_ms", "hand_over_ms", "network_ms"
     }  # fmt: skip
+    del stored["network_ms"]  # as earlier versions
+    (tmp_path / "profile.json").write_text(json.dumps(stored))
     loaded = StageProfile.load(tmp_path / "profile.json")
     np.testing.assert_array_equal(loaded.stage_ms, profile.stage_ms)
     np.testing.assert_array_equal(loaded.compaction_ms, profile.compaction_ms)
@@ -107,6 +134,8 @@ def test_profile_is_saved_with_the_keys_of_earlier_versions(tmp_path):
     [
         ({"stage_ms": [[1.0]]}, r"stage_ms.*\[E, 3\].*\(1, 1\)"),
         ({"stage_ms": [[0.0] * 3] * 3}, "stage_ms"),
+        ({"network_ms": [1.0]}, r"network_ms.*\[3\].*\(1,\)"),
+        ({"network_ms": [1.0, 0.0, 1.0]}, "network_ms"),
         ({"hand_over_ms": [[1.0] * 3]}, r"compaction_ms.*\(2, 3\).*\(1, 3\)"),
     ],
 )

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Shaped
 
-from imta_jax.inference.engine.buffers import Buffers
 from imta_jax.inference.engine.engine import Engine, SegmentOutput
 from imta_jax.inference.engine.planning import BatchSizes
 from imta_jax.inference.engine.programs import Segment
@@ -13,7 +12,9 @@ from imta_jax.inference.engine.programs import Segment
 # Labels, exits and confidences.
 Predictions = tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " N"], Float32[np.ndarray, " N"]]
 # Output of a program and the positions in the batch of its images.
-_Part = tuple[SegmentOutput, Int[np.ndarray, " n"]]
+_Running = tuple[SegmentOutput, Int[np.ndarray, " _"]]
+# Output of a program and the indices of some of its images.
+_Part = tuple[SegmentOutput, Int[np.ndarray, " _"]]
 
 
 class BatchRun:
@@ -21,71 +22,64 @@ class BatchRun:
 
     Args:
       engine: compiled programs and thresholds.
-      buffers: buffers of this run alone, for the images of segments that ran as several programs.
-      images: [N, H, W, C], validated; at most as many as the buffers hold.
+      images: [N, H, W, C], validated; at most as many as the engine's capacity.
     """
 
-    def __init__(self, engine: Engine, buffers: Buffers, images: Shaped[np.ndarray, "N H W C"]):
-        self._engine, self._buffers, self._images = engine, buffers, images
+    def __init__(self, engine: Engine, images: Shaped[np.ndarray, "N H W C"]):
+        self._engine, self._images = engine, images
         count = len(images)
         self._labels, self._exits = np.zeros(count, np.int32), np.zeros(count, np.int32)
         self._confidence = np.zeros(count, np.float32)
         self._active = np.arange(count)  # positions of the images that have not exited
-        # Where the state of the active images is: an output or the buffers, and indices in it.
-        self._source: SegmentOutput | Buffers = buffers
-        self._indices = np.arange(count)
+        self._parts: list[_Part] = []  # the states of the active images, in the same order
 
     def predict(
         self, segments: Sequence[Segment], batch_sizes: Mapping[Segment, BatchSizes]
     ) -> Predictions:
         """Runs the segments until all images have exited."""
         for segment in segments:
-            parts = self._start(segment, batch_sizes[segment])
-            kept = [self._finish(output, positions) for output, positions in parts]
+            running = self._start(segment, batch_sizes[segment])
+            self._parts = [self._finish(output, positions) for output, positions in running]
             self._active = np.concatenate(
-                [positions[keep] for (_, positions), keep in zip(parts, kept, strict=True)]
+                [
+                    positions[kept]
+                    for (_, positions), (_, kept) in zip(running, self._parts, strict=True)
+                ]
             )
             if not len(self._active):
                 break
-            self._compact(segment.last + 1, [output for output, _ in parts], kept)
         return self._labels, self._exits, self._confidence
 
-    def _start(self, segment: Segment, batch_sizes: BatchSizes) -> list[_Part]:
+    def _start(self, segment: Segment, batch_sizes: BatchSizes) -> list[_Running]:
         """Starts the programs that compute a segment for all active images."""
-        parts, begin = [], 0
+        running, begin = [], 0
         for size in batch_sizes.split(len(self._active)):
             own = slice(begin, begin + size)
             if segment.first == 0:
                 output = self._engine.run_images(segment, size, self._images[own])
             else:
-                state = self._engine.gather(segment.first, self._source, self._indices[own], size)
+                parts = _slice_parts(self._parts, begin, begin + size)
+                state = self._engine.collect(segment.first, parts, size)
                 output = self._engine.run(segment, size, state)
-            parts.append((output, self._active[own]))
+            running.append((output, self._active[own]))
             begin += size
-        return parts
+        return running
 
-    def _finish(
-        self, output: SegmentOutput, positions: Int[np.ndarray, " n"]
-    ) -> Int[np.ndarray, " k"]:
-        """Waits for a program; returns the indices of its images that continue."""
+    def _finish(self, output: SegmentOutput, positions: Int[np.ndarray, " n"]) -> _Part:
+        """Waits for a program; returns it with the indices of its images that continue."""
         predictions = self._engine.fetch(output, len(positions))
         # Images that continue are overwritten after the next segment.
         self._labels[positions], self._exits[positions] = predictions.labels, predictions.exit
         self._confidence[positions] = predictions.confidence
-        return np.flatnonzero(~predictions.exited)
+        return output, np.flatnonzero(~predictions.exited)
 
-    def _compact(
-        self, stage: int, outputs: Sequence[SegmentOutput], kept: Sequence[np.ndarray]
-    ) -> None:
-        """Prepares the state of the active images for a stage."""
-        if len(outputs) == 1:
-            (self._source,), (self._indices,) = outputs, kept
-            return
-        begin = 0
-        for output, keep in zip(outputs, kept, strict=True):
-            slots = np.full(output.batch_size, self._engine.capacity)
-            slots[keep] = np.arange(begin, begin + len(keep))
-            begin += len(keep)
-            if len(keep):
-                self._engine.store(stage, output, self._buffers, slots)
-        self._source, self._indices = self._buffers, np.arange(begin)
+
+def _slice_parts(parts: Sequence[_Part], begin: int, end: int) -> list[_Part]:
+    """The images from `begin` to `end`, counted over all parts."""
+    found = []
+    for output, indices in parts:
+        own = indices[max(begin, 0) : max(end, 0)]
+        if len(own):
+            found.append((output, own))
+        begin, end = begin - len(indices), end - len(indices)
+    return found

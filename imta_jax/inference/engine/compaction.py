@@ -8,6 +8,7 @@ size. `store_state` writes them to rows of a buffer, where they wait for images 
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int32, Shaped
 
 State = tuple[Shaped[Array, "..."], ...]
@@ -35,6 +36,33 @@ def gather_state(state: State, indices: Int32[Array, " m"], source: str, target:
         return _transpose(x, source, target)
 
     return tuple(map(gather, state))
+
+
+def merge_state(
+    state: State,
+    other: State,
+    indices: Int32[Array, " m"],
+    begin: Int32[Array, ""],
+    source: str,
+    target: str,
+) -> State:
+    """Replaces the images of a state from position `begin` on by images of another state.
+
+    Args:
+      state: arrays of m images.
+      other: arrays of n images.
+      indices: of the images in `other`, per position of the result.
+      begin: position of the first image that is replaced.
+      source: axes of the 4-D arrays of `other`.
+      target: axes of the 4-D arrays of `state`.
+    """
+
+    def merge(x: jax.Array, y: jax.Array) -> jax.Array:
+        axis = target.index("N") if x.ndim == 4 else 0
+        position = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+        return jnp.where(position < begin, x, y)
+
+    return tuple(map(merge, state, gather_state(other, indices, source, target)))
 
 
 def store_state(

@@ -1,6 +1,6 @@
 """The early-exit engine: runs compiled segments on buffers, with thresholds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from imta_jax.inference.engine.programs import (
     CONTINUES,
     GatherKey,
     Key,
+    MergeKey,
     ProgramKey,
     Programs,
     Segment,
@@ -85,22 +86,28 @@ class Engine:
         dtype = self.network.image_dtype
         self.programs.get([self.key(segment, size, dtype) for segment, size in programs])
 
-    def compile_compaction(
-        self, stage: int, sources: BatchSizes, sizes: BatchSizes, *, only_buffers: bool = False
-    ) -> None:
-        """Compiles the programs that bring images to a stage.
+    def compile_compaction(self, stage: int, sources: BatchSizes, sizes: BatchSizes) -> None:
+        """Compiles the programs that bring images from outputs to a stage.
 
         Args:
           stage: index of the stage that reads the images, from 1.
           sources: batch sizes of the segment before.
           sizes: batch sizes of the segment that starts with the stage.
-          only_buffers: whether the images always wait in a buffer.
+        """
+        keys: list[Key] = [GatherKey(stage, n, m) for n in sources.used for m in sizes.used_for(n)]
+        # Several sources are only needed where a segment runs as several programs.
+        if sources.is_split:
+            keys += [MergeKey(stage, n, m) for n in sources.used for m in sizes.used]
+            keys += [GatherKey(stage, n, m) for n in sources.used for m in sizes.used]
+        self.programs.get(keys)
+
+    def compile_buffers(self, stage: int, sources: BatchSizes, sizes: BatchSizes) -> None:
+        """Compiles the programs that bring images to a stage through a buffer.
+
+        The arguments are those of `compile_compaction`.
         """
         keys: list[Key] = [StoreKey(stage, n) for n in sources.used]
-        keys += [GatherKey(stage, None, m) for m in sizes.used]
-        if not only_buffers:
-            keys += [GatherKey(stage, n, m) for n in sources.used for m in sizes.used_for(n)]
-        self.programs.get(keys)
+        self.programs.get(keys + [GatherKey(stage, None, m) for m in sizes.used])
 
     def run_images(self, segment: Segment, batch_size: int, images: np.ndarray) -> SegmentOutput:
         """Starts the first segment on the device. `fetch` waits for the result.
@@ -140,6 +147,26 @@ class Engine:
         padded = np.full(batch_size, indices[0], np.int32)
         padded[: len(indices)] = indices
         return program(arrays, padded)
+
+    def collect(
+        self, stage: int, parts: Sequence[tuple[SegmentOutput, np.ndarray]], batch_size: int
+    ) -> State:
+        """As `gather`, of images of several outputs.
+
+        Args:
+          stage: that will read the state, from 1.
+          parts: outputs, each with the indices of its images, at most `batch_size` in all.
+          batch_size: of the next program.
+        """
+        (output, indices), *others = parts
+        state, begin = self.gather(stage, output, indices, batch_size), len(indices)
+        for output, indices in others:
+            (program,) = self.programs.get([MergeKey(stage, output.batch_size, batch_size)])
+            positions = np.full(batch_size, indices[0], np.int32)
+            positions[begin : begin + len(indices)] = indices
+            state = program(state, output.state, positions, np.int32(begin))
+            begin += len(indices)
+        return state
 
     def store(self, stage: int, output: SegmentOutput, buffers: Buffers, slots: np.ndarray) -> None:
         """Writes images to a buffer.

@@ -15,8 +15,10 @@ from jaxtyping import Bool, Float
 from imta_jax.inference.engine.profile import StageProfile
 from imta_jax.inference.engine.programs import Segment
 
-# Time of the host for one more program, and for the store of its images.
-_PROGRAM_MS, _STORE_MS = 0.1, 0.6
+# Time of the host for one more program.
+_PROGRAM_MS = 0.1
+# Relative time that may be lost by fewer batch sizes, which saves programs.
+_TOLERANCE = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,9 @@ class BatchSizes:
       milliseconds: time of one batch of each size.
       limit: largest number of images.
       split_ms: additional time if a batch of each size is not the only one.
+
+    Attributes:
+      least: least time for 0 to `limit` images, in milliseconds.
     """
 
     def __init__(
@@ -50,21 +55,21 @@ class BatchSizes:
         split_ms: Float[np.ndarray, " S"] | float = 0.0,
     ):
         self.sizes = tuple(sizes)
-        self._least = np.zeros(limit + 1)
+        self.least = np.zeros(limit + 1)
         self._size = np.zeros(limit + 1, np.int64)
         for count in range(1, limit + 1):
             rest = np.maximum(count - np.asarray(sizes), 0)
-            total = milliseconds + self._least[rest] + np.where(rest > 0, split_ms, 0.0)
+            total = milliseconds + self.least[rest] + np.where(rest > 0, split_ms, 0.0)
             # In a tie, take the larger size: fewer programs.
             best = len(total) - 1 - int(np.argmin(total[::-1]))
-            self._least[count], self._size[count] = total[best], sizes[best]
+            self.least[count], self._size[count] = total[best], sizes[best]
 
     def milliseconds(self, count: float) -> float:
         """Time for `count` images. An expected count may be fractional."""
         below = int(count)
-        above = min(below + 1, len(self._least) - 1)
+        above = min(below + 1, len(self.least) - 1)
         fraction = count - below
-        return float((1 - fraction) * self._least[below] + fraction * self._least[above])
+        return float((1 - fraction) * self.least[below] + fraction * self.least[above])
 
     @property
     def used(self) -> list[int]:
@@ -75,12 +80,45 @@ class BatchSizes:
         """The sizes that `split` can return for at most `count` images."""
         return sorted({int(size) for size in self._size[1 : count + 1]})
 
+    @property
+    def is_split(self) -> bool:
+        """Whether some number of images is computed by several programs."""
+        return bool((self._size < np.arange(len(self._size))).any())
+
     def split(self, count: int) -> Iterator[int]:
         """Yields the batch sizes of the programs that compute `count` images."""
         while count > 0:
             size = int(self._size[count])
             yield size
             count -= size
+
+
+def choose_sizes(
+    sizes: Sequence[int], milliseconds: Float[np.ndarray, " S"], limit: int
+) -> list[int]:
+    """Indices of the batch sizes that are worth a program.
+
+    Sizes are left out, the least useful first, as long as batches of 1 to `limit` images take at
+    most `_TOLERANCE` longer on average. The smallest size stays.
+
+    Args:
+      sizes: batch sizes [S], ascending.
+      milliseconds: time of one batch of each size.
+      limit: largest number of images.
+    """
+
+    def relative_time(chosen: Sequence[int]) -> float:
+        some = BatchSizes([sizes[i] for i in chosen], milliseconds[chosen], limit, _PROGRAM_MS)
+        return float((some.least[1:] / least).mean())
+
+    least = BatchSizes(sizes, milliseconds, limit, _PROGRAM_MS).least[1:]
+    chosen = list(range(len(sizes)))
+    while len(chosen) > 1:
+        times = [relative_time([j for j in chosen if j != i]) for i in chosen[1:]]
+        if min(times) > 1 + _TOLERANCE:
+            break
+        del chosen[1 + int(np.argmin(times))]
+    return chosen
 
 
 def best_plan(
@@ -131,12 +169,16 @@ class PlanTable:
 
     def __init__(self, profile: StageProfile, reach: Float[np.ndarray, " E"], capacity: int):
         self._profile, self._reach = profile, reach
+        chosen = list(range(len(profile.sizes)))
+        if profile.is_measured:
+            chosen = choose_sizes(profile.sizes, profile.stage_ms.sum(axis=0), capacity)
+        sizes = [profile.sizes[i] for i in chosen]
         self.batch_sizes = {
             segment: BatchSizes(
-                profile.sizes,
-                _expected_ms(profile, segment, reach),
+                sizes,
+                _expected_ms(profile, segment, reach)[chosen],
                 capacity,
-                _split_ms(profile, segment),
+                _split_ms(profile, segment)[chosen],
             )
             for segment in all_segments(len(profile.stage_ms))
         }
@@ -178,10 +220,10 @@ def _expected_ms(
 
 
 def _split_ms(profile: StageProfile, segment: Segment) -> Float[np.ndarray, " S"]:
-    """Time that a program adds if it is one of several: a store in buffers, a slower gather."""
+    """Time that a program adds if it is one of several: its images join those of another."""
     total = np.full(len(profile.sizes), _PROGRAM_MS)
     if segment.last < len(profile.stage_ms) - 1:
-        total += _STORE_MS + 4 * profile.compaction_ms[segment.last]
+        total += profile.compaction_ms[segment.last]
     return total
 
 

@@ -19,6 +19,8 @@ from imta_jax.runtime.files import write_json
 
 # Names in the JSON file, where they differ from the attribute's.
 _JSON_NAMES = {"num_workers": "lanes", "compaction_ms": "hand_over_ms"}
+_ASSUMED = "assumed"  # the device of a profile that was not measured
+_TABLES = ("stage_ms", "compaction_ms", "network_ms")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,8 @@ class StageProfile:
       num_workers: programs that ran at the same time.
       sizes: batch sizes [S], ascending.
       stage_ms: a stage with its exit, compaction included.
-      compaction_ms: the gather and scatter after each stage but the last, alone.
+      compaction_ms: the gather after each stage but the last, alone.
+      network_ms: the full network as one program; None if it was not measured.
     """
 
     network: str
@@ -45,10 +48,18 @@ class StageProfile:
     sizes: tuple[int, ...]
     stage_ms: Float64[np.ndarray, "E S"]
     compaction_ms: Float64[np.ndarray, "E-1 S"]
+    network_ms: Float64[np.ndarray, " S"] | None = None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the times were measured and not assumed."""
+        return self.device != _ASSUMED
 
     def segment_ms(self, segment: Segment) -> Float64[np.ndarray, " S"]:
         """Milliseconds of stages compiled together, which saves the compaction between them."""
         first, last = segment
+        if self.network_ms is not None and last - first == len(self.stage_ms) - 1:
+            return self.network_ms
         total = self.stage_ms[first : last + 1].sum(axis=0)
         return np.maximum(total - self.compaction_ms[first:last].sum(axis=0), 0.05 * total)
 
@@ -104,7 +115,7 @@ class StageProfile:
     def save(self, path: str | Path) -> None:
         """Writes the profile as JSON, atomically."""
         fields = dataclasses.asdict(self)
-        fields |= {name: fields[name].tolist() for name in ("stage_ms", "compaction_ms")}
+        fields |= {n: fields[n].tolist() for n in _TABLES if fields[n] is not None}
         fields = {_JSON_NAMES.get(name, name): value for name, value in fields.items()}
         write_json(path, fields)
 
@@ -118,12 +129,13 @@ class StageProfile:
         """
         try:
             stored = json.loads(Path(path).read_text())
+            stored.setdefault("network_ms", None)  # not in files of earlier versions
             names = (field.name for field in dataclasses.fields(cls))
             fields = {name: stored[_JSON_NAMES.get(name, name)] for name in names}
             fields["sizes"] = tuple(fields["sizes"])
-            for name in ("stage_ms", "compaction_ms"):
+            for name in (n for n in _TABLES if fields[n] is not None):
                 fields[name] = np.asarray(fields[name], np.float64)
-            _check_times(fields["stage_ms"], fields["compaction_ms"], len(fields["sizes"]))
+            _check_times(*(fields[name] for name in _TABLES), num_sizes=len(fields["sizes"]))
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -140,11 +152,17 @@ def estimated_profile(network: StagedNetwork, sizes: Sequence[int]) -> StageProf
     share = np.diff(network.macs, prepend=0) / network.macs[-1]
     stage_ms = 0.1 + share[:, None] * np.asarray(sizes, float)
     compaction_ms = np.full((network.num_exits - 1, len(sizes)), 0.1)
-    return StageProfile(network.name, "assumed", {}, 1, tuple(sizes), stage_ms, compaction_ms)
+    network_ms = 0.1 + np.asarray(sizes, float)
+    return StageProfile(
+        network.name, _ASSUMED, {}, 1, tuple(sizes), stage_ms, compaction_ms, network_ms
+    )
 
 
 def _check_times(
-    stage_ms: Float[np.ndarray, "..."], compaction_ms: Float[np.ndarray, "..."], num_sizes: int
+    stage_ms: Float[np.ndarray, "..."],
+    compaction_ms: Float[np.ndarray, "..."],
+    network_ms: Float[np.ndarray, "..."] | None,
+    num_sizes: int,
 ) -> None:
     if stage_ms.ndim != 2 or stage_ms.shape[1] != num_sizes:
         raise InputError(f"stage_ms: expected [E, {num_sizes}]; found {stage_ms.shape}")
@@ -153,3 +171,9 @@ def _check_times(
         raise InputError(f"compaction_ms: expected {expected}; found {compaction_ms.shape}")
     if not (stage_ms > 0).all():
         raise InputError("stage_ms: expected times above 0")
+    if network_ms is None:
+        return
+    if network_ms.shape != (num_sizes,):
+        raise InputError(f"network_ms: expected [{num_sizes}]; found {network_ms.shape}")
+    if not (network_ms > 0).all():
+        raise InputError("network_ms: expected times above 0")

@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 # Above every confidence, but low enough that the exits stay active: all images continue, which is
 # the slowest case. For other exit rules it is `max_score`.
 _UNREACHED_THRESHOLD = 1.0 + 5e-6
+_FORMAT = 2  # of the cached file
 _ROUNDS, _BLOCK_SECONDS = 5, 0.01
 
 
@@ -73,7 +74,14 @@ def _cache_path(
 ) -> Path:
     """The cache file. Its name depends on programs, device, CPU cores and jax version."""
     environment = (_device(), _versions(), usable_cores())
-    key = (programs.network.name, environment, tuple(sizes), programs.capacity, num_workers)
+    key = (
+        _FORMAT,
+        programs.network.name,
+        environment,
+        tuple(sizes),
+        programs.capacity,
+        num_workers,
+    )
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:24]
     folder = Path(folder or parallel_compilation.DEFAULT_CACHE_DIR / "profiles").expanduser()
     return folder / f"{digest}.json"
@@ -90,28 +98,36 @@ def _versions() -> dict[str, str]:
 def _measure(programs: Programs, sizes: tuple[int, ...], num_workers: int) -> StageProfile:
     """Measures powers of two and the largest size. Other sizes are interpolated."""
     measured = tuple(n for n in sizes if n & (n - 1) == 0 or n in (sizes[0], sizes[-1]))
-    stage_ms, compaction_ms = (
-        np.stack([np.interp(sizes, measured, row) for row in table])
+    stage_ms, compaction_ms, network_ms = (
+        np.apply_along_axis(lambda row: np.interp(sizes, measured, row), -1, table)
         for table in _measure_sizes(programs, measured, num_workers)
     )
     return StageProfile(
-        programs.network.name, _device(), _versions(), num_workers, sizes, stage_ms, compaction_ms
+        programs.network.name,
+        _device(),
+        _versions(),
+        num_workers,
+        sizes,
+        stage_ms,
+        compaction_ms,
+        network_ms,
     )
 
 
 def _measure_sizes(
     programs: Programs, sizes: tuple[int, ...], num_workers: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Milliseconds of the stages [E, S] and of the compactions before all but the first."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Milliseconds of stages [E, S], compactions before all but the first, and the network [S]."""
     network = programs.network
     unreached = _UNREACHED_THRESHOLD if network.rule is None else max_score(network)
     thresholds = np.full(network.num_exits, unreached, np.float32)
     engine = Engine(programs, thresholds)
     stages = [Segment(i, i) for i in range(network.num_exits)]
+    stages.append(Segment(0, network.num_exits - 1))
     engine.compile((stage, size) for stage in stages for size in sizes)
     for stage in range(1, network.num_exits):
         programs.get([GatherKey(stage, size, size) for size in sizes])
-    # Each entry makes a function to time, one per worker. Stages first, then compactions.
+    # Each entry makes a function to time, one per worker: stages and network, then compactions.
     makers = [
         *(functools.partial(_stage_run, engine, stage, size) for stage in stages for size in sizes),
         *(
@@ -129,9 +145,9 @@ def _measure_sizes(
     # median, not the minimum: in use, too, the caches hold other data when a program starts.
     median = np.median(np.reshape(times, (_ROUNDS, -1)), axis=0)
     table, count = median.reshape(-1, len(sizes)), network.num_exits
-    stage_ms, compaction_ms = table[:count], table[count:]
+    stage_ms, network_ms, compaction_ms = table[:count], table[count], table[count + 1 :]
     stage_ms[1:] += compaction_ms  # a stage begins with a gather
-    return stage_ms, compaction_ms
+    return stage_ms, compaction_ms, network_ms
 
 
 def _stage_run(engine: Engine, stage: Segment, size: int) -> Callable[[], object]:

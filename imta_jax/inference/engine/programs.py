@@ -6,6 +6,7 @@ continue (`compaction`): there is no recompilation, one host sync per program, a
 that exit.
 """
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from imta_jax.inference.engine.compaction import (
     IMAGES_LAST,
     ROWS,
     gather_state,
+    merge_state,
     shapes_of,
     store_state,
 )
@@ -43,7 +45,8 @@ class Segment(NamedTuple):
     last: int
 
 
-class ProgramKey(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ProgramKey:
     """What a program of a segment is compiled for.
 
     Attributes:
@@ -59,7 +62,8 @@ class ProgramKey(NamedTuple):
     dtype: np.dtype
 
 
-class GatherKey(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class GatherKey:
     """What a program that gathers images is compiled for.
 
     Attributes:
@@ -73,7 +77,23 @@ class GatherKey(NamedTuple):
     batch_size: int
 
 
-class StoreKey(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class MergeKey:
+    """What a program that adds images of a second state to a batch is compiled for.
+
+    Attributes:
+      stage: that reads the images, from 1.
+      source_size: number of images in the second state.
+      batch_size: number of images in the batch.
+    """
+
+    stage: int
+    source_size: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreKey:
     """What a program that writes images to a buffer is compiled for.
 
     Attributes:
@@ -85,7 +105,7 @@ class StoreKey(NamedTuple):
     batch_size: int
 
 
-Key = ProgramKey | GatherKey | StoreKey
+Key = ProgramKey | GatherKey | MergeKey | StoreKey
 
 
 class Programs:
@@ -151,6 +171,8 @@ class Programs:
             return self._lower_segment(key)
         if isinstance(key, GatherKey):
             return self._lower_gather(key)
+        if isinstance(key, MergeKey):
+            return self._lower_merge(key)
         return self._lower_store(key)
 
     def _lower_segment(self, key: ProgramKey) -> jax.stages.Lowered:
@@ -173,6 +195,15 @@ class Programs:
             source = self.layout(key.source_size)
         run = functools.partial(gather_state, source=source, target=self.layout(key.batch_size))
         return jax.jit(run).lower(shapes, jax.ShapeDtypeStruct((key.batch_size,), np.int32))
+
+    def _lower_merge(self, key: MergeKey) -> jax.stages.Lowered:
+        layouts = {"source": self.layout(key.source_size), "target": self.layout(key.batch_size)}
+        return jax.jit(functools.partial(merge_state, **layouts), donate_argnums=0).lower(
+            self.state_shapes(key.stage, key.batch_size),
+            self.state_shapes(key.stage, key.source_size),
+            jax.ShapeDtypeStruct((key.batch_size,), np.int32),
+            jax.ShapeDtypeStruct((), np.int32),
+        )
 
     def _lower_store(self, key: StoreKey) -> jax.stages.Lowered:
         layouts = {"source": self.layout(key.batch_size), "target": self._buffer_layout}

@@ -50,5 +50,5 @@ class WorkerSettings:
             for size in of_segment.used
         )
         for before, after, segment in zip(batch_sizes, batch_sizes[1:], segments[1:], strict=False):
-            engine.compile_compaction(segment.first, before, after, only_buffers=True)
+            engine.compile_buffers(segment.first, before, after)
         return cls(engine, segments, tuple(batch_sizes), limit, classifier.num_workers)
