@@ -22,9 +22,8 @@ from imta_jax.models import MultiExitClassifier, optimize_classifier, resolve_mo
 from imta_jax.models.network_table import network_rows
 from imta_jax.runtime.config_fields import flat_fields
 from imta_jax.runtime.environment import usable_cores
-from imta_jax.runtime.lane_padding import padding_hint
 from imta_jax.training import mesh_of, new_phase_one, training_pipeline
-from imta_jax.training.batch_statistics import batch_parts
+from imta_jax.training.batch_statistics import batch_padding_hint
 from imta_jax.training.callbacks.progress import device_memory_limit
 from imta_jax.training.setup import phase_one_objective, phase_seed, phase_settings
 
@@ -141,9 +140,7 @@ def _memory(
     yield "note", "without compiler optimizations and without temporary buffers of operations"
     if mesh.devices.flat[0].platform == "tpu":
         for name in PHASES:
-            settings = phase_settings(config, name)
-            sizes = (settings.batch_size, mesh.size, batch_parts(settings))
-            if hint := padding_hint(f"config.{name}.batch_size", *sizes):
+            if hint := batch_padding_hint(phase_settings(config, name), mesh.size):
                 yield "note", hint
     if not accelerated and (phase.rematerialize or phase.compute_dtype != "float32"):
         yield "note", "rematerialize and bfloat16 save memory on accelerators, not on a CPU"

@@ -145,8 +145,9 @@ def _set_up_process() -> None:
 
     from imta_jax.distributed import is_first_process, join_processes
 
-    place = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    join_processes(*place, timeout=_JOIN_TIMEOUT.value)
+    join_processes(
+        _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, timeout=_JOIN_TIMEOUT.value
+    )
     processes_have_joined(jax.process_count())
 
     if not is_first_process():

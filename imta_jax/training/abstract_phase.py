@@ -61,8 +61,9 @@ def abstract_phase(
     objective, trainable = others
     pixels: Any = {"mean": mean, "std": std}
     settings = phase_settings(config, name)
-    parts = (classifier, objective, trainable, optimizer, settings)
-    return assemble_phase(*parts, **pixels, mesh=mesh)
+    return assemble_phase(
+        classifier, objective, trainable, optimizer, settings, **pixels, mesh=mesh
+    )
 
 
 def abstract_state(phase: Phase) -> TrainState:

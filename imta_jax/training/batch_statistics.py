@@ -6,12 +6,19 @@ devices, a step sends gradients and running statistics only, which nothing in th
 
 from imta_jax.config import PhaseConfig, PhaseOneConfig
 from imta_jax.errors import InputError
+from imta_jax.runtime.lane_padding import padding_hint
 
 
 def batch_parts(settings: PhaseConfig) -> int:
     """Equal parts into which a step divides a batch. Learned sample weights need two halves."""
     learned = isinstance(settings, PhaseOneConfig) and settings.sample_weights == "learned"
     return 2 if learned else settings.accumulate_parts
+
+
+def batch_padding_hint(settings: PhaseConfig, devices: int) -> str | None:
+    """A message if a TPU pads the batches of a phase by more than a fifth; None otherwise."""
+    field, parts = f"{settings.section}.batch_size", batch_parts(settings)
+    return padding_hint(field, settings.batch_size, devices, parts)
 
 
 def statistics_groups(settings: PhaseConfig, devices: int) -> int:

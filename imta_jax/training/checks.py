@@ -116,10 +116,13 @@ def _check_own_components(config: RunConfig, dataset: Dataset) -> None:
     classifier = nnx.eval_shape(lambda: new_phase_one(config, dataset))
     if config.phase_two.total_epochs > 0:
         nnx.eval_shape(lambda: new_phase_two(config, new_phase_one(config, dataset)))
-    sizes = (classifier.num_exits, dataset.num_classes)
     for name, objective in losses.items():
-        mixed_labels = phase_settings(config, name).mixes_labels
-        check_loss(objective, *sizes, mixed_labels=mixed_labels)
+        check_loss(
+            objective,
+            classifier.num_exits,
+            dataset.num_classes,
+            mixed_labels=phase_settings(config, name).mixes_labels,
+        )
     rule = get_exit_rule(
         evaluation.exit_rule, evaluation.exit_rule_options, "config.evaluation.exit_rule"
     )

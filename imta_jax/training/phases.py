@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
+import optax
 
 from imta_jax.config import PHASES, PhaseConfig, RunConfig
 from imta_jax.data import Dataset, steps_per_epoch
 from imta_jax.errors import MissingFileError
 from imta_jax.models import MultiExitClassifier, resolve_model_config
-from imta_jax.runtime.lane_padding import padding_hint
-from imta_jax.training.batch_statistics import batch_parts
-from imta_jax.training.callbacks import LoggedRun, default_callbacks
+from imta_jax.training.batch_statistics import batch_padding_hint
+from imta_jax.training.callbacks import Callback, LoggedRun, default_callbacks
 from imta_jax.training.checkpoint_reading import (
     has_readable_checkpoint,
     has_readable_epoch,
@@ -31,6 +30,7 @@ from imta_jax.training.optimizer import phase_optimizer
 from imta_jax.training.recipe import RECIPE, recipe_record
 from imta_jax.training.schedules import epochs_schedule
 from imta_jax.training.setup import (
+    Phase,
     assemble_phase,
     describe_parameters,
     mesh_of,
@@ -66,9 +66,16 @@ def train_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> None:
         classifier = _initial_phase_one(config, dataset, folder)
         _, _, trainable = phase_parts("phase_one", config, classifier)
         settings = config.phase_one
-        objective = LastExitObjective(settings.rematerialize, settings.label_smoothing)
-        parts = (classifier, objective, trainable)
-        train_phase("phase_one", config, dataset, folder, *parts, epochs=range(first_epochs))
+        train_phase(
+            "phase_one",
+            config,
+            dataset,
+            folder,
+            classifier,
+            LastExitObjective(settings.rematerialize, settings.label_smoothing),
+            trainable,
+            epochs=range(first_epochs),
+        )
     classifier = _initial_phase_one(config, dataset, folder)
     parts = phase_parts("phase_one", config, classifier)
     joint = range(first_epochs, config.phase_one.total_epochs)
@@ -146,45 +153,72 @@ def train_phase(
       NonFiniteLossError: training diverged.
       Interrupted: training was preempted and is saved.
     """
-    settings, mesh = phase_settings(config, name), mesh_of(config)
-    steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
+    settings = phase_settings(config, name)
     epochs = epochs or range(settings.total_epochs)
+    steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
     learning_rate: Any = epochs_schedule(settings, epochs, steps)
-    parts = (classifier, objective, trainable, phase_optimizer(settings, learning_rate), settings)
-    pixels = {"mean": dataset.mean, "std": dataset.std}
-    phase = assemble_phase(*parts, **pixels, mesh=mesh, seed=phase_seed(config, name))
+    optimizer = phase_optimizer(settings, learning_rate)
+    phase = _assemble(name, config, dataset, classifier, objective, trainable, optimizer)
     state = phase.new_state()
     feed = training_feed(config, name, dataset, phase, state, _saved_executable(folder, name))
-    shown = (name, epochs.stop, steps, feed.name, describe_parameters(classifier, trainable))
-    _log_start(shown, settings, mesh)
-    callbacks = default_callbacks(
-        folder,
-        meta={**network_meta(config, dataset, name, classifier), **(meta or {})},
-        log=config.log,
-        checkpoint=config.checkpoint,
-        learning_rate=learning_rate,
-        run=LoggedRun(name, folder, config.to_dict()),
-    )
+    schedule = f"{name}: {epochs.stop} epochs of {steps} steps, input: {feed.name}"
+    _log_start(schedule, phase, settings)
+    meta = {**network_meta(config, dataset, name, classifier), **(meta or {})}
     TrainingLoop(
         phase=name,
         total_epochs=epochs.stop,
         steps_per_epoch=steps,
         batch_size=settings.batch_size,
         feed=feed,
-        validate=make_validation(config, dataset, phase.graphdef, mesh),
+        validate=make_validation(config, dataset, phase.graphdef, phase.mesh),
         learning_rate=learning_rate,
         check_every_steps=config.log.check_every_steps,
-        callbacks=callbacks,
+        callbacks=_callbacks(name, config, folder, meta, learning_rate),
         patience_epochs=_patience(settings, epochs),
     ).run(state)
 
 
-def _log_start(shown: tuple[Any, ...], settings: PhaseConfig, mesh: Mesh) -> None:
+def _assemble(
+    name: str,
+    config: RunConfig,
+    dataset: Dataset,
+    classifier: MultiExitClassifier,
+    objective: Objective,
+    trainable: Any,
+    optimizer: optax.GradientTransformation,
+) -> Phase:
+    """`assemble_phase` with the settings, the devices and the seed of a run."""
+    return assemble_phase(
+        classifier,
+        objective,
+        trainable,
+        optimizer,
+        phase_settings(config, name),
+        mean=dataset.mean,
+        std=dataset.std,
+        mesh=mesh_of(config),
+        seed=phase_seed(config, name),
+    )
+
+
+def _callbacks(
+    name: str, config: RunConfig, folder: Path, meta: Mapping[str, Any], learning_rate: Any
+) -> list[Callback]:
+    return default_callbacks(
+        folder,
+        meta=meta,
+        log=config.log,
+        checkpoint=config.checkpoint,
+        learning_rate=learning_rate,
+        run=LoggedRun(name, folder, config.to_dict()),
+    )
+
+
+def _log_start(schedule: str, phase: Phase, settings: PhaseConfig) -> None:
     """Logs what is trained, and a batch size that wastes memory and time on TPUs."""
-    _log.info("%s: %d epochs of %d steps, input: %s, %s", *shown)
-    sizes = (settings.batch_size, mesh.size, batch_parts(settings))
-    hint = padding_hint(f"{settings.section}.batch_size", *sizes)
-    if hint and mesh.devices.flat[0].platform == "tpu":
+    _log.info("%s, %s", schedule, describe_parameters(phase.classifier, phase.trainable))
+    hint = batch_padding_hint(settings, phase.mesh.size)
+    if hint and phase.mesh.devices.flat[0].platform == "tpu":
         _log.warning("%s", hint)
 
 

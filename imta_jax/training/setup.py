@@ -82,8 +82,7 @@ class Phase:
         extra = None
         if isinstance(self.objective, StatefulObjective):
             extra = self.objective.new_state(self.classifier)
-        parts = (self.classifier, self.trainable, self.optimizer, self.mesh)
-        state = create_state(*parts, extra)[1]
+        _, state = create_state(self.classifier, self.trainable, self.optimizer, self.mesh, extra)
         if not self.has_average:
             return state
         return dataclasses.replace(state, average=new_average(state))
@@ -123,15 +122,18 @@ def assemble_phase(
     check_variables(classifier)
     _warn_of_other_dtypes(classifier)
     graphdef = nnx.graphdef(classifier)
-    parts = (graphdef, objective, trainable, optimizer)
-    step = _bare_step(parts, settings, {"mean": mean, "std": std, "mesh": mesh})
-    step = with_matmul_precision(step, settings.matmul_precision)
+    given: Any = {"mean": mean, "std": std, "mesh": mesh}
+    if isinstance(objective, StatefulObjective):
+        step = objective.make_step(graphdef, trainable, optimizer, **given)
+    else:
+        given["accumulate_parts"] = settings.accumulate_parts
+        step = train_step(graphdef, objective, trainable, optimizer, **given)
     augmentation = BatchAugmentation(settings, classifier.num_classes, seed)
-    step, decay = augmented_step(step, augmentation), settings.ema_decay
-    step = with_average(step, decay) if decay else step
-    return Phase(
-        classifier, objective, trainable, optimizer, graphdef, step, mesh, has_average=decay > 0
-    )
+    step = augmented_step(with_matmul_precision(step, settings.matmul_precision), augmentation)
+    has_average = settings.ema_decay > 0
+    if has_average:
+        step = with_average(step, settings.ema_decay)
+    return Phase(classifier, objective, trainable, optimizer, graphdef, step, mesh, has_average)
 
 
 def describe_parameters(classifier: MultiExitClassifier, trainable: Any) -> str:
@@ -141,14 +143,6 @@ def describe_parameters(classifier: MultiExitClassifier, trainable: Any) -> str:
         for chosen in (nnx.Param, trainable)
     )
     return f"{total:,} parameters" + (f", {trained:,} trained" if trained < total else "")
-
-
-def _bare_step(parts: tuple[Any, ...], settings: PhaseConfig, given: Any) -> TrainStep:
-    """A training step without augmentation and average."""
-    graphdef, objective, trainable, tx = parts
-    if isinstance(objective, StatefulObjective):
-        return objective.make_step(graphdef, trainable, tx, **given)
-    return train_step(*parts, **given, accumulate_parts=settings.accumulate_parts)
 
 
 def _warn_of_other_dtypes(classifier: MultiExitClassifier) -> None:
