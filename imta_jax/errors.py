@@ -7,6 +7,7 @@ name the value, what was expected, and the fix.
 
 import difflib
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -18,8 +19,10 @@ UNREADABLE_ARCHIVE = (
     MemoryError,
     OverflowError,
     RuntimeError,  # also NotImplementedError
+    SyntaxError,  # in the header of an array, which NumPy parses as Python
     TypeError,
     ValueError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -13,7 +13,8 @@ def unreadable(path: Path, key: str, kind: str) -> Path:
     Args:
       path: the `.npz`.
       key: name of the array.
-      kind: "encrypted", "method" (an unknown compression) or "shape" (larger than any memory).
+      kind: "encrypted", "method" (an unknown compression), "shape" (larger than any memory) or
+        "header" (of an array, not Python).
     """
     changed = io.BytesIO()
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(changed, "w") as new:
@@ -21,9 +22,11 @@ def unreadable(path: Path, key: str, kind: str) -> Path:
             content = old.read(name)
             if kind == "shape" and name == f"{key}.npy":
                 content = _with_shape(content)
+            if kind == "header" and name == f"{key}.npy":
+                content = content.replace(b"}", b"(")
             new.writestr(name, content)
     content = bytearray(changed.getvalue())
-    if kind != "shape":
+    if kind in ("encrypted", "method"):
         # Entries of the central directory: flags at byte 8, compression method at byte 10.
         entry = content.index(b"PK\x01\x02")
         while content[entry + 46 :][: len(key)] != key.encode():

@@ -72,8 +72,9 @@ def validate_source(source: SourceData) -> SourceData:
       without names are called "0", "1", ... up to the largest training label.
 
     Raises:
-      ValueError: A split is invalid (see `validate_split`), image shapes differ between splits, or
-        labels without class names are as large as the number of images.
+      ValueError: A split is invalid (see `validate_split`), image shapes differ between splits,
+        labels without class names are as large as the number of images, or a class name is not
+        valid Unicode.
     """
     splits = {
         name: split._replace(images=_with_channel_axis(split.images))
@@ -82,6 +83,7 @@ def validate_source(source: SourceData) -> SourceData:
     train = splits["train"]
     validate_split("train", train.images, train.labels)
     class_names = source.class_names or numbered_classes(train.labels)
+    _check_class_names(class_names)
     for name, split in splits.items():
         validate_split(name, split.images, split.labels, num_classes=len(class_names))
         _check_same_shape(name, split.images, train.images)
@@ -135,6 +137,16 @@ def numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
             " gaps, or give class_names with one name per class"
         )
     return tuple(str(k) for k in range(int(labels[largest]) + 1))
+
+
+def _check_class_names(names: tuple[str, ...]) -> None:
+    """Rejects names with surrogates, which no file and no terminal can hold."""
+    for k, name in enumerate(names):
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise InputError(
+                f"the name of class {k} is {name!r}, expected valid Unicode, without surrogates"
+                " such as os.fsdecode makes of bytes that are not UTF-8; rename this class"
+            )
 
 
 def _check_same_shape(name: str, images: Images, train: Images) -> None:

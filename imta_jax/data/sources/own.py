@@ -65,7 +65,7 @@ def read(request: SourceRequest) -> SourceData:
     source = _checked(found, what)
     chosen = choose_splits(request, source.splits, what)
     names = None if source.class_names is None else tuple(source.class_names)
-    train_labels = np.asarray(source.splits[chosen["train"]][1])
+    train_labels = _labels(source.splits[chosen["train"]][1], f"{what} split {chosen['train']!r}")
     splits = {
         role: _split(source.splits[name], names, train_labels, request, f"{what} split {name!r}")
         for role, name in chosen.items()
@@ -108,7 +108,8 @@ def _checked(found: Any, what: str) -> ImageSource:
 def _check_class_names(names: Any, what: str) -> None:
     if names is None:
         return
-    if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray) or len(names) == 0:
+    one_per_class = isinstance(names, Sequence | np.ndarray) and not isinstance(names, str)
+    if not one_per_class or getattr(names, "ndim", 1) == 0 or len(names) == 0:
         raise InputError(f"{what}: class_names must be one name per class; found {names!r:.80}")
     for name in names:
         if not isinstance(name, str) or not name:
@@ -127,7 +128,7 @@ def _split(
     request: SourceRequest,
     where: str,
 ) -> SourceSplit:
-    images, labels = examples[0], np.asarray(examples[1])
+    images, labels = examples[0], _labels(examples[1], where)
     if isinstance(images, np.ndarray):
         if images.dtype == np.object_ or images.dtype.kind in "US":
             images = images.tolist()
@@ -147,23 +148,42 @@ def _split(
         return source_split(indexed, request, where)
 
 
+def _labels(labels: Any, where: str) -> np.ndarray:
+    """The labels as an array; `validate_split` checks its type and shape."""
+    try:
+        return np.asarray(labels)
+    except ValueError as error:  # from lists of different lengths
+        raise InputError(
+            f"{where}: labels must be integers [N], one class per image ({error})"
+        ) from error
+
+
 def _files(images: Any, where: str) -> list[str]:
     """Absolute paths; the first one must exist, which detects another working directory."""
-    if isinstance(images, str) or not isinstance(images, Sequence):
+    if isinstance(images, str | bytes | memoryview) or not isinstance(images, Sequence):
         raise InputError(
             f"{where}: images must be a uint8 array or a list of paths; found {_kind(images)}"
         )
     files = []
     for i, path in enumerate(images):
-        if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
-            found = repr(path) if isinstance(path, str) else _kind(path)
+        given = os.fspath(path) if isinstance(path, os.PathLike) else path
+        if not isinstance(given, str) or not _is_file_name(given):
+            found = ascii(given) if isinstance(given, str) else _kind(path)
             raise InputError(f"{where}: image {i} must be a path; found {found}")
-        files.append(absolute(os.fspath(path)))
+        files.append(absolute(given))
     if files and not is_remote(files[0]) and not os.path.exists(files[0]):
         raise MissingFileError(
             f"{where}: no file {files[0]}; paths must be absolute or start in {os.getcwd()}"
         )
     return files
+
+
+def _is_file_name(path: str) -> bool:
+    """Whether a file system can hold it: no zero byte, no surrogate that stands for no byte."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def _kind(value: Any) -> str:

@@ -77,6 +77,7 @@ def test_npz_named_cifar10_does_not_use_published_statistics(npz):
         ({"class_names": np.arange(4)}, "class_names.*int64"),
         ({"class_names": np.array(["a", "b", "a", "c"])}, "class_names.*2 classes.*'a'"),
         ({"class_names": np.array(["a", "", "b", "c"])}, "class_names"),
+        ({"class_names": np.array(["a", "b\udcff", "c", "d"])}, r"class 1 is 'b\\udcff'.*Unicode"),
     ],
 )
 def test_invalid_npz_raises(npz, change, message):
@@ -122,7 +123,7 @@ def test_npz_member_that_is_empty_or_cut_raises_with_its_name(npz, key, cut):
         load_dataset(config(path))
 
 
-@pytest.mark.parametrize("kind", ["encrypted", "method", "shape"])
+@pytest.mark.parametrize("kind", ["encrypted", "method", "shape", "header"])
 def test_npz_that_numpy_cannot_read_raises_with_the_member(npz, kind):
     path = unreadable(npz(), "test_labels", kind)
     with pytest.raises(ValueError, match="test_labels is damaged"):

@@ -18,6 +18,13 @@ HOLD_OUT = {"validation_examples": 3, "crop_padding": 1}
 pytestmark = pytest.mark.usefixtures("restored_registries")
 
 
+class BytesPath:
+    """A path of bytes; paths must be text."""
+
+    def __fspath__(self):
+        return b"a"
+
+
 @pytest.fixture
 def source(monkeypatch):
     """A function that registers a source with a return value and loads it."""
@@ -87,10 +94,21 @@ def test_options_and_splits_of_the_config_are_used(source):
         (ImageSource({"train": (["a"], [0]), "test": (["a"], [0])}), r"'train': no file .*/a"),
         (ImageSource({"train": (["a\0b"], [0]), "test": (["a"], [0])}), r"image 0.*'a\\x00b'"),
         (
+            ImageSource({"train": (["a\ud800"], [0]), "test": (["a"], [0])}),
+            r"image 0.*'a\\ud800'",
+        ),
+        (ImageSource({"train": ([BytesPath()], [0]), "test": (["a"], [0])}), "image 0.*BytesPath"),
+        (
+            ImageSource({"train": (memoryview(IMAGES), LABELS)} | {"test": (["a"], [0])}),
+            "memoryview",
+        ),
+        (ImageSource(SPLITS | {"train": (IMAGES, [[0], [0, 1]] * 6)}), r"'train': labels.*\[N\]"),
+        (
             ImageSource({n: ([__file__], [10**9]) for n in ("train", "test")}),
             r"index 0 is 1000000000.*less than 1",
         ),
         (ImageSource(SPLITS, class_names="abc"), r"class_names.*'abc'"),
+        (ImageSource(SPLITS, class_names=np.array("a")), r"class_names.*array\('a'"),
         (ImageSource(SPLITS, class_names=("a", "b", "a")), r"class_names.*2 named 'a'"),
         (ImageSource(SPLITS, class_names=("a", "b")), r"label at index 2 is 2, expected 0 to 1"),
         (ImageSource(SPLITS | {"test": (IMAGES / 2, LABELS)}), r"test images.*float64.*uint8"),
