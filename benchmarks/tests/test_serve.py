@@ -1,4 +1,4 @@
-"""The load generator: every request is counted once, and wrong answers are found."""
+"""The load generator: every request is counted once, and wrong responses are found."""
 
 import asyncio
 import json
@@ -11,8 +11,8 @@ from benchmarks import open_loop
 LABELS = np.array([[0, 1], [1, 1]])  # [exit, image]
 
 
-async def run_against(answer_to, rate=400.0, seconds=0.25):
-    """Sends images to a server that answers with `answer_to(identifier)`, or closes for None."""
+async def run_against(response_to, rate=400.0, seconds=0.25):
+    """Sends images to a server that responds with `response_to(identifier)`, or closes for None."""
 
     handlers = []
 
@@ -25,11 +25,11 @@ async def run_against(answer_to, rate=400.0, seconds=0.25):
                 break
             fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
             await reader.readexactly(int(fields["content-length"]))
-            found = answer_to(fields["x-request-id"])
+            found = response_to(fields["x-request-id"])
             if found is None:
                 break
-            status, answer = found
-            body = json.dumps(answer).encode()
+            status, response = found
+            body = json.dumps(response).encode()
             writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n\r\n".encode())
             writer.write(body)
         writer.close()
@@ -64,18 +64,18 @@ def test_right_responses_are_counted():
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        (lambda answer: None, "lost"),
-        (lambda answer: (200, answer | {"id": "3-0"}), "doubled"),
-        (lambda answer: (200, answer | {"label": 7}), "wrong"),
-        (lambda answer: (503, {"id": answer["id"], "error": "queue_full"}), "shed"),
+        (lambda response: None, "lost"),
+        (lambda response: (200, response | {"id": "3-0"}), "doubled"),
+        (lambda response: (200, response | {"label": 7}), "wrong"),
+        (lambda response: (503, {"id": response["id"], "error": "queue_full"}), "shed"),
     ],
 )
 def test_each_fault_is_counted(change, name):
-    def answer_to(identifier):
+    def response_to(identifier):
         every_fifth = int(identifier.split("-")[1]) % 5 == 1
         return change(right(identifier)) if every_fifth else (200, right(identifier))
 
-    found = asyncio.run(run_against(answer_to))
+    found = asyncio.run(run_against(response_to))
     counts = {key: found[key] for key in ("lost", "doubled", "wrong")}
     counts["shed"] = round(100 * found["shed"])
     assert counts == dict.fromkeys(counts, 0) | {name: 20}

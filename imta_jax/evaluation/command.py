@@ -189,7 +189,7 @@ def _with_null(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cost_warning(record: Mapping[str, Any], costs: Sequence[float]) -> str | None:
-    """A message if test images cost more or less than validation images, beyond chance.
+    """A message if the costs of test and validation images differ significantly.
 
     The standard deviation of a cost is at most half of its range. A difference of more than three
     standard errors, and 5% of the validation cost, is reported for the point where it is largest.

@@ -5,7 +5,7 @@ Three optimizations that change the computation and not the function:
   filters. The map is read once, and the product is wide enough for a CPU's vector units.
 - Folded: a batch normalization with running statistics is multiplied into the convolution before
   it. That saves one pass over the map and, in bfloat16, one rounding. The fold is computed in each
-  call; a batch does not notice that, a single image does.
+  call, which takes a measurable share of the time for a single image only (see `nn.packed`).
 - CHWN maps on one CPU; see `nn.cpu.layout`.
 """
 

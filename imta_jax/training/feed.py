@@ -1,4 +1,4 @@
-"""How the images of an epoch reach the compiled step: batches from the host, or on-device data."""
+"""The input of the compiled step: batches from the host, or on-device data."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a checkpoint records of its network, so that another process can rebuild and check it.
+"""The record of the network in a checkpoint, by which another process rebuilds and checks it.
 
 Names and options are in `model` and `heads` of the `meta`. The record adds what they do not
 determine: the classes of backbone and heads, the modules that registered their names, and a

@@ -1,4 +1,4 @@
-"""What a checkpoint records of the optimization, so that a phase resumes with the same one."""
+"""The record of the optimizer and schedule in a checkpoint, which a resumed phase must equal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ _FIELDS = (
 
 
 class AnotherRecipeError(InputError):
-    """A checkpoint was trained with another optimization than the one that should go on."""
+    """A checkpoint was trained with another optimizer or schedule than this launch sets."""
 
 
 def recipe_record(settings: PhaseConfig) -> dict[str, Any]:

@@ -58,18 +58,18 @@ def metric(client, name):
     return float(re.search(rf"^imta_{re.escape(name)} (\S+)$", text, re.MULTILINE)[1])
 
 
-def test_answers_are_the_predictions_of_the_network(client, exported, images):
+def test_responses_are_the_predictions_of_the_network(client, exported, images):
     contents = [jpeg(image[..., 0]) for image in images[:6]]
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(c)))[..., None] for c in contents])
     expected = exported.adaptive(0.9, max_batch_size=8).predict(pixels)
     for i, content in enumerate(contents):
         response = client.post("/classify", content=content, headers={"x-request-id": f"r{i}"})
-        answer = response.json()
-        assert response.status_code == 200 and answer["id"] == f"r{i}" and answer["in_time"]
+        found = response.json()
+        assert response.status_code == 200 and found["id"] == f"r{i}" and found["in_time"]
         assert response.headers["x-request-id"] == f"r{i}"
-        assert answer["label"] == expected.labels[i] and answer["exit"] == expected.exit[i] + 1
-        assert answer["class"] == exported.class_names[answer["label"]]
-        assert answer["confidence"] == pytest.approx(expected.confidence[i], abs=1e-5)
+        assert found["label"] == expected.labels[i] and found["exit"] == expected.exit[i] + 1
+        assert found["class"] == exported.class_names[found["label"]]
+        assert found["confidence"] == pytest.approx(expected.confidence[i], abs=1e-5)
     assert metric(client, "latency_seconds_count") == 6
     assert metric(client, 'latency_seconds{quantile="0.5"}') > 0
     assert client.get("/live").status_code == 200
@@ -99,9 +99,9 @@ def test_invalid_deadline_is_refused(client, deadline):
     assert (response.status_code, response.json()["error"]) == (400, "deadline")
 
 
-def post_in_thread(client, content, answers, **headers):
+def post_in_thread(client, content, responses, **headers):
     def post():
-        answers.append(client.post("/classify", content=content, headers=headers))
+        responses.append(client.post("/classify", content=content, headers=headers))
 
     thread = threading.Thread(target=post)
     thread.start()
@@ -116,8 +116,8 @@ def wait_for(condition):
 
 
 def test_full_service_sheds_load(client, images, stopped_workers):
-    content, answers = jpeg(images[0, ..., 0]), []
-    threads = [post_in_thread(client, content, answers) for _ in range(4)]
+    content, responses = jpeg(images[0, ..., 0]), []
+    threads = [post_in_thread(client, content, responses) for _ in range(4)]
     wait_for(lambda: metric(client, "in_flight") == 4)
     response = client.post("/classify", content=content)
     assert (response.status_code, response.json()["error"]) == (503, "queue_full")
@@ -125,19 +125,19 @@ def test_full_service_sheds_load(client, images, stopped_workers):
     stopped_workers.set()
     for thread in threads:
         thread.join()
-    assert [answer.status_code for answer in answers] == [200] * 4
+    assert [response.status_code for response in responses] == [200] * 4
 
 
 def test_deadline_that_cannot_be_met_is_shed(client, images, stopped_workers):
-    content, answers = jpeg(images[0, ..., 0]), []
-    thread = post_in_thread(client, content, answers)
+    content, responses = jpeg(images[0, ..., 0]), []
+    thread = post_in_thread(client, content, responses)
     wait_for(lambda: metric(client, "in_flight") == 1)
     response = client.post("/classify", content=content, headers={"x-deadline-ms": "0.001"})
     assert (response.status_code, response.json()["error"]) == (503, "deadline")
     assert "retry-after" in response.headers
     stopped_workers.set()
     thread.join()
-    assert answers[0].status_code == 200
+    assert responses[0].status_code == 200
 
 
 def test_images_are_audited(client):
@@ -145,7 +145,7 @@ def test_images_are_audited(client):
     assert 0 <= metric(client, "audit_agreement") <= 1
 
 
-def test_slow_answers_raise_the_expected_latency():
+def test_slow_responses_raise_the_expected_latency():
     admission = Admission(8)
     admission._single_ms, admission._image_ms = 2.0, 1.0
     with admission.request() as expected_ms:
@@ -157,7 +157,7 @@ def test_slow_answers_raise_the_expected_latency():
     assert admission.reason_to_shed(5.0) is None  # none in flight
 
 
-def test_stopped_server_answers_what_it_accepted(exported, images, stopped_workers):
+def test_stopped_server_responds_to_accepted_requests(exported, images, stopped_workers):
     app = create_app(lambda: exported, SETTINGS)
     config = uvicorn.Config(app, port=0, log_level="warning", lifespan="on")
     server = uvicorn.Server(config)
@@ -165,22 +165,22 @@ def test_stopped_server_answers_what_it_accepted(exported, images, stopped_worke
     serving.start()
     wait_for(lambda: server.started and app.state.service.stream is not None)
     port = server.servers[0].sockets[0].getsockname()[1]
-    answers = []
+    responses = []
     with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client:
         content = jpeg(images[0, ..., 0])
-        threads = [post_in_thread(client, content, answers) for _ in range(3)]
+        threads = [post_in_thread(client, content, responses) for _ in range(3)]
         wait_for(lambda: app.state.service.admission.in_flight == 3)
         server.should_exit = True  # what its handler of SIGTERM does
         time.sleep(0.2)
-        assert not answers
+        assert not responses
         stopped_workers.set()
         for thread in threads:
             thread.join()
     serving.join(timeout=60)
-    assert [answer.status_code for answer in answers] == [200] * 3
+    assert [response.status_code for response in responses] == [200] * 3
     with pytest.raises(RuntimeError, match="closed"):
         app.state.service.stream.submit(images[0])
-    assert json.loads(answers[0].text)["class"] in exported.class_names
+    assert json.loads(responses[0].text)["class"] in exported.class_names
 
 
 def test_service_is_not_ready_without_its_network(caplog):

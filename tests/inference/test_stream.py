@@ -47,7 +47,7 @@ def assert_predicted_as_a_batch(adaptive, predictions, indices):
 
 
 def test_every_image_is_classified_once_in_a_long_run(adaptive):
-    """Four threads submit batches of odd sizes to a small stream, some with deadlines."""
+    """Four threads submit batches of different sizes to a small stream, some with deadlines."""
     count, lock, submitted = 1200, threading.Lock(), []
 
     def submit(seed):

@@ -1,4 +1,4 @@
-"""Compilation in the background, while the full network answers the first requests."""
+"""Compilation in the background, while the full network computes the first predictions."""
 
 import logging
 import threading

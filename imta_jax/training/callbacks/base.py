@@ -13,7 +13,7 @@ from imta_jax.training.state import TrainState
 
 @dataclasses.dataclass
 class Progress:
-    """Where the training of a phase stands. The loop updates it, and callbacks read it.
+    """Progress of the training of a phase. The loop updates it, and callbacks read it.
 
     Attributes:
       phase: "phase_one" or "phase_two".
