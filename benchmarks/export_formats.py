@@ -32,7 +32,7 @@ from imta_jax.evaluation import (
     operating_points,
 )
 from imta_jax.inference import export_classifier, load_exported
-from imta_jax.inference.export.runner import Network
+from imta_jax.inference.export.onnx_runner import Network
 from imta_jax.pretrained import Pretrained, load_pretrained
 
 _BATCH = 250
@@ -46,7 +46,8 @@ def logits_of(network: Network, split: Split) -> Predictions:
     for start in range(0, len(split), _BATCH):
         state, logits = [split.array[start : start + _BATCH]], []
         for stage in network.stages:
-            *state, of_exit = stage(state)
+            names = [given.name for given in stage.get_inputs()]
+            *state, of_exit = stage.run(None, dict(zip(names, state, strict=True)))
             logits.append(of_exit)
         batches.append(np.stack(logits))
     return Predictions(np.concatenate(batches, axis=1), split.labels)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from imta_jax.inference import load_exported
-from imta_jax.inference.export.runner import Network
+from imta_jax.inference.export.stablehlo_runner import Network
 
 # What `pip install jax numpy flatbuffers` installs; the standard library is also allowed.
 ALLOWED = {"jax", "jaxlib", "numpy", "flatbuffers", "ml_dtypes", "opt_einsum", "scipy"}

@@ -11,12 +11,13 @@ from flax import nnx
 from PIL import Image
 
 from imta_jax.inference import AdaptiveClassifier, load_exported
-from imta_jax.inference.export.runner import Network
 from imta_jax.interop.quantization import exact_int8, quantize, quantize_classifier
 from imta_jax.runtime.array_files import read_safetensors
 from imta_jax.training.state import named_arrays
 
 onnxruntime = pytest.importorskip("onnxruntime")
+
+from imta_jax.inference.export.onnx_runner import Network  # noqa: E402
 
 CLASSES = ("ant", "bee", "cow", "dog", "eel")
 MODES = ("float32", "int8")
@@ -47,7 +48,8 @@ def test_onnx_stages_give_the_logits_of_the_engine(onnx_folder, expected, images
     network, (_, logits) = Network(onnx_folder), expected
     state = [images]
     for stage, of_exit in zip(network.stages, logits, strict=True):
-        *state, found = stage(state)
+        names = [given.name for given in stage.get_inputs()]
+        *state, found = stage.run(None, dict(zip(names, state, strict=True)))
         np.testing.assert_allclose(found, of_exit, atol=1e-4)
 
 

@@ -8,7 +8,7 @@
                           arrays with their scales
     golden.npz            synthetic images and their logits, checked at loading (from version 2)
     README.md             the model card
-    run.py                classifies images without this package; `runner`
+    run.py                classifies images without this package; `stablehlo_runner`
     SHA256SUMS            checksums of the other files; `sha256sum -c SHA256SUMS` checks them
 
 Loading runs no code from the folder: it reads JSON, arrays without pickle, and StableHLO programs.
@@ -165,9 +165,14 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def write_runner(folder: Path) -> None:
-    """Copies the runner, which needs no package of imta_jax, into the folder of an export."""
-    shutil.copyfile(Path(__file__).with_name("runner.py"), folder / RUNNER)
+def write_runner(source: str, folder: Path) -> None:
+    """Copies a runner, which does not import imta_jax, into the folder of an export.
+
+    Args:
+      source: file name, in the folder of this module.
+      folder: the export.
+    """
+    shutil.copyfile(Path(__file__).with_name(source), folder / RUNNER)
 
 
 def write_checksums(folder: Path) -> None:

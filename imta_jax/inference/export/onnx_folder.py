@@ -2,7 +2,7 @@
 
     manifest.json    exits, operating points, preprocessing, versions
     stage_0.onnx ... one model per stage: (images or state) -> (next state, logits)
-    run.py           classifies image files; `runner`
+    run.py           classifies image files; `onnx_runner`
     SHA256SUMS       checksums of the other files
 
 The first stage takes uint8 pixels. The state between stages is opaque.
@@ -63,4 +63,4 @@ def write_onnx(
         **described,
     }
     write_json(folder / export_folder.MANIFEST, manifest, allow_nan=False)
-    export_folder.write_runner(folder)
+    export_folder.write_runner("onnx_runner.py", folder)

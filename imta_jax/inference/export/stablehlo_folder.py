@@ -67,7 +67,7 @@ def write_stablehlo(
             _write_programs(folder, files, name)
         _write_golden(folder, classifier, dtype, transform)
         np.savez(folder / export_folder.WEIGHTS, **arrays)  # pyright: ignore[reportArgumentType]
-        export_folder.write_runner(folder)
+        export_folder.write_runner("stablehlo_runner.py", folder)
         write_json(folder / export_folder.MANIFEST, manifest, allow_nan=False)
 
     return write

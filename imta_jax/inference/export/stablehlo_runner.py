@@ -1,13 +1,13 @@
-"""Runs an export without imta_jax: `python run.py images/*.jpg --budget=0.5`.
+"""Runs a StableHLO export without imta_jax: `python run.py images/*.jpg --budget=0.5`.
 
-A StableHLO export needs JAX, NumPy and flatbuffers, an ONNX export onnxruntime and NumPy. Image
-files need Pillow. Each image leaves at the first exit whose score, by default the highest softmax
-probability, reaches the threshold.
+Needs JAX, NumPy and flatbuffers, and Pillow for image files. Each image leaves at the first exit
+whose score, by default the highest softmax probability, reaches the threshold. As `onnx_runner`,
+this file is copied into an export alone and imports nothing from this package.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,11 @@ import numpy as np
 Arrays = list[np.ndarray]
 
 
-def onnx_stages(folder: Path, manifest: dict[str, Any]) -> Iterator[Callable[[Arrays], Arrays]]:
-    """The stages of an ONNX export: the state of the last stage -> the next state and logits."""
-    import onnxruntime
+def load_stages(folder: Path, manifest: dict[str, Any]) -> list[Callable[[Arrays], Arrays]]:
+    """Functions of the state: state of the last stage -> next state and logits.
 
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.disable_quant_qdq", "1")  # dequantize at loading
-    for file in manifest["files"]:
-        session = onnxruntime.InferenceSession(folder / file, options)
-        names = [given.name for given in session.get_inputs()]
-        yield lambda state, session=session, names=names: [
-            np.asarray(array) for array in session.run(None, dict(zip(names, state, strict=True)))
-        ]
-
-
-def jax_stages(folder: Path, manifest: dict[str, Any]) -> list[Callable[[Arrays], Arrays]]:
-    """The stages of a StableHLO export. The first one also normalizes uint8 pixels."""
+    The first one also normalizes uint8 pixels.
+    """
     with np.load(folder / "weights.npz", allow_pickle=False) as file:
         arrays, stages = dict(file), []
     for i, described in enumerate(manifest["stages"]):
@@ -102,8 +91,7 @@ class Network:
     def __init__(self, folder: str | Path, budget: float = 0.5):
         folder = Path(folder)
         self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        stages = onnx_stages if "files" in self.manifest else jax_stages
-        self.stages = list(stages(folder, self.manifest))
+        self.stages = load_stages(folder, self.manifest)
         self.rules = [exit_rule(folder, i) for i in range(len(self.stages))]
         points = [p for p in self.manifest["operating_points"] if p["budget"] <= budget]
         if not points:
