@@ -34,6 +34,9 @@ Result = TypeVar("Result")
 
 DATA_AXIS, PARAMETER_AXIS = "data", "parameters"
 _BOTH_AXES = (DATA_AXIS, PARAMETER_AXIS)
+# Networks with fewer bytes of parameters take more memory with shards than without, by the TPU
+# compiler's report for the CIFAR networks: it gathers the parameters.
+_FEW_PARAMETER_BYTES = 2**30
 
 
 def join_processes(
@@ -163,6 +166,23 @@ def data_mesh(
         )
     shape = (len(devices) // parameter_shards, parameter_shards)
     return jax.make_mesh(shape, _BOTH_AXES, (AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def parameter_shards_hint(shards: int, trained_bytes: int) -> str | None:
+    """A message if `parameter_shards` does not pay off for a network; None otherwise.
+
+    Args:
+      shards: Devices that share one copy of the parameters.
+      trained_bytes: Of the trained parameters.
+    """
+    if shards == 1 or trained_bytes >= _FEW_PARAMETER_BYTES:
+        return None
+    saved = 2 * trained_bytes * (1 - 1 / shards) / 1e6
+    return (
+        f"config.mesh.parameter_shards={shards} saves at most {saved:.0f} MB of parameters and"
+        " momentum per device, and gathering the parameters can take more than that: compare"
+        " --mode=plan with config.mesh.parameter_shards=1"
+    )
 
 
 def is_single_cpu(mesh: Mesh) -> bool:

@@ -8,7 +8,13 @@ import tiny_run
 from flax import nnx
 
 from imta_jax.data import Split
-from imta_jax.distributed import check_batch_size, data_mesh, place_batch, place_replicated
+from imta_jax.distributed import (
+    check_batch_size,
+    data_mesh,
+    parameter_shards_hint,
+    place_batch,
+    place_replicated,
+)
 from imta_jax.evaluation import collect_predictions
 from imta_jax.nn.pixels import normalize
 from imta_jax.training.state import named_arrays
@@ -35,6 +41,12 @@ def classifier(one):
 
 def test_the_default_mesh_has_every_device(eight):
     assert eight.size == 8 and eight.shape == {"data": 8, "parameters": 1}
+
+
+def test_shards_of_few_parameters_are_reported_with_what_they_save():
+    message = parameter_shards_hint(4, 8_000_000)
+    assert "parameter_shards=4" in message and "12 MB" in message
+    assert parameter_shards_hint(1, 8_000_000) is parameter_shards_hint(4, 2**30) is None
 
 
 @pytest.mark.parametrize("name", ["phase_one", "phase_two"])

@@ -18,6 +18,7 @@ from tabulate import tabulate
 from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import Dataset
 from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
+from imta_jax.distributed import parameter_shards_hint
 from imta_jax.models import MultiExitClassifier, optimize_classifier, resolve_model_config
 from imta_jax.models.network_table import network_rows
 from imta_jax.runtime.config_fields import flat_fields
@@ -124,7 +125,8 @@ def _memory(
 ) -> Iterator[tuple[str, Any]]:
     phase, mesh = config.phase_one, mesh_of(config)
     images = phase.batch_size // mesh.size // phase.accumulate_parts
-    parameters = _bytes(nnx.state(classifier, nnx.Param)) // mesh.shape["parameters"]
+    shards, trained = mesh.shape["parameters"], _bytes(nnx.state(classifier, nnx.Param))
+    parameters = trained // shards
     accelerated = mesh.devices.flat[0].platform != "cpu"
     settings = dataclasses.replace(phase, rematerialize=accelerated and phase.rematerialize)
     objective = phase_one_objective(dataclasses.replace(config, phase_one=settings))
@@ -138,6 +140,8 @@ def _memory(
     yield f"stored activations of {images} images", _size(activations)
     yield "total", _size(3 * parameters + images_bytes + activations)
     yield "note", "without compiler optimizations and without temporary buffers of operations"
+    if hint := parameter_shards_hint(shards, trained):
+        yield "note", hint
     if mesh.devices.flat[0].platform == "tpu":
         for name in PHASES:
             if hint := batch_padding_hint(phase_settings(config, name), mesh.size):

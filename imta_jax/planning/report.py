@@ -7,6 +7,7 @@ from typing import Any
 from tabulate import tabulate
 
 from imta_jax.config import RunConfig
+from imta_jax.distributed import parameter_shards_hint
 from imta_jax.planning.estimates import Seconds, seconds_by_part
 from imta_jax.planning.plan import Plan, PlannedProgram, advice
 from imta_jax.runtime.environment import package_versions
@@ -135,7 +136,7 @@ def _duration(hours: Seconds) -> str:
 
 
 def _warnings(plan: Plan) -> list[str]:
-    """What to change: programs that do not fit, padded batches, and steps that wait."""
+    """What to change: programs that do not fit, padded batches, steps that wait, few parameters."""
     lines, chip = [], plan.topology.chip
     for program in plan.programs:
         if not program.fits:
@@ -146,6 +147,9 @@ def _warnings(plan: Plan) -> list[str]:
             lines.append(hint)
         if program.fits and (hint := _waiting(program, plan.config)):
             lines.append(hint)
+    shards, trained = plan.config.mesh.parameter_shards, plan.programs[0].compiled.info
+    if hint := parameter_shards_hint(shards, trained.gradient_bytes):
+        lines.append(hint)
     return lines
 
 

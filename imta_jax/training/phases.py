@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
+from flax import nnx
 
 from imta_jax.config import PHASES, PhaseConfig, RunConfig
 from imta_jax.data import Dataset, steps_per_epoch
+from imta_jax.distributed import PARAMETER_AXIS, parameter_shards_hint
 from imta_jax.errors import MissingFileError
 from imta_jax.models import MultiExitClassifier, resolve_model_config
 from imta_jax.training.batch_statistics import batch_padding_hint
@@ -215,8 +218,12 @@ def _callbacks(
 
 
 def _log_start(schedule: str, phase: Phase, settings: PhaseConfig) -> None:
-    """Logs what is trained, and a batch size that wastes memory and time on TPUs."""
+    """Logs what is trained, and parameter shards or a batch size that waste memory or time."""
     _log.info("%s, %s", schedule, describe_parameters(phase.classifier, phase.trainable))
+    trained = jax.tree.leaves(nnx.state(phase.classifier, phase.trainable))
+    shards = phase.mesh.shape[PARAMETER_AXIS]
+    if hint := parameter_shards_hint(shards, sum(x.nbytes for x in trained)):
+        _log.warning("%s", hint)
     hint = batch_padding_hint(settings, phase.mesh.size)
     if hint and phase.mesh.devices.flat[0].platform == "tpu":
         _log.warning("%s", hint)

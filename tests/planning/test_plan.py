@@ -93,6 +93,12 @@ def test_a_step_that_waits_for_statistics_names_the_field(compiler, config):
     assert "--config.phase_one.batch_statistics=per_device" in text
 
 
+def test_shards_of_a_small_network_are_reported(compiler, config):
+    mesh = dataclasses.replace(config.mesh, parameter_shards=2)
+    found = make_plan(dataclasses.replace(config, mesh=mesh), parse_topology("v5e:2x2"))
+    assert "config.mesh.parameter_shards=2 saves at most" in plan_text(found)
+
+
 def test_a_failed_compilation_reports_the_error_and_not_the_end_of_the_log(config, tmp_path):
     log = 'File "x.py", line 1\nValueError: shapes differ\n---\nFor simplicity, JAX has removed'
     (tmp_path / "log.txt").write_text(log)
