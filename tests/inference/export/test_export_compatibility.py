@@ -12,7 +12,7 @@ import pytest
 from imta_jax.inference import AdaptiveClassifier, load_exported
 from imta_jax.inference.export import stablehlo_folder
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 
 def test_export_of_version_1_gives_the_recorded_logits():

@@ -12,7 +12,7 @@ from imta_jax.planning.devices import COMPILER_ENVIRONMENT, check_compiler
 from imta_jax.planning.topologies import parse_topology
 
 pytestmark = pytest.mark.accelerator
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "h100:1"])
