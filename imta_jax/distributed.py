@@ -172,8 +172,8 @@ def parameter_shards_hint(shards: int, trained_bytes: int) -> str | None:
     """A message if `parameter_shards` does not pay off for a network; None otherwise.
 
     Args:
-      shards: Devices that share one copy of the parameters.
-      trained_bytes: Of the trained parameters.
+      shards: devices that share one copy of the parameters.
+      trained_bytes: bytes of the trained parameters.
     """
     if shards == 1 or trained_bytes >= _FEW_PARAMETER_BYTES:
         return None

@@ -41,7 +41,7 @@ def channel_statistics(images: UInt8[np.ndarray, "N H W C"]) -> ChannelStatistic
       images: training images.
 
     Raises:
-      ValueError: A channel is constant, so that it cannot be normalized.
+      ValueError: a channel is constant, so that it cannot be normalized.
     """
     pixels = images.size // images.shape[-1]
     total, squares = _channel_sums(images)

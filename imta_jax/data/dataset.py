@@ -105,11 +105,11 @@ def load_dataset(
       decoder: `Dataset.decoder` of an earlier part of a run, which pipeline="auto" uses again.
 
     Raises:
-      ValueError: An invalid field, an unknown source, data that are not images with class labels,
+      ValueError: an invalid field, an unknown source, data that are not images with class labels,
         or a number of held-out images that does not fit.
-      FileNotFoundError: The source does not exist. The message says how to fetch it.
-      PermissionError: The source may not be read.
-      OSError: The source cannot be read, or the disk is full.
+      FileNotFoundError: the source does not exist. The message says how to fetch it.
+      PermissionError: the source may not be read.
+      OSError: the source cannot be read, or the disk is full.
       ModuleNotFoundError: TensorFlow is required and not installed.
     """
     config = DataConfig.from_mapping(config)
@@ -137,7 +137,7 @@ def dataset_info(config: DataConfig | ConfigDict | Mapping[str, Any]) -> Dataset
       config: `config.data`; a mapping is parsed by `DataConfig.from_mapping`.
 
     Raises:
-      UserError: See `load_dataset`.
+      UserError: see `load_dataset`.
     """
     config = DataConfig.from_mapping(config)
     preprocessing = preprocessing_from(config)

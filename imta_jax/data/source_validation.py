@@ -72,7 +72,7 @@ def validate_source(source: SourceData) -> SourceData:
       without names are called "0", "1", ... up to the largest training label.
 
     Raises:
-      ValueError: A split is invalid (see `validate_split`), image shapes differ between splits,
+      ValueError: a split is invalid (see `validate_split`), image shapes differ between splits,
         labels without class names are as large as the number of images, or a class name is not
         valid Unicode.
     """
@@ -108,7 +108,7 @@ def validate_split(
       num_classes: if given, labels must be less.
 
     Raises:
-      ValueError: The message names what was found, what was expected and the first invalid index.
+      ValueError: the message names what was found, what was expected and the first invalid index.
     """
     _check_images(name, images)
     _check_labels(name, labels)

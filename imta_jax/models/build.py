@@ -81,7 +81,7 @@ def resolve_model_config(model_config: ModelConfig | Mapping[str, Any]) -> dict[
       All fields that are set, without `preset`, as checkpoints record them.
 
     Raises:
-      InputError: An unknown field or preset, or a value of another type.
+      InputError: an unknown field or preset, or a value of another type.
     """
     config = ModelConfig.from_mapping(model_config)
     if not config.preset or not _is_included(config.backbone):
@@ -107,12 +107,12 @@ def build_classifier(
 
     Args:
       model_config: `config.model`, parsed or as a mapping.
-      num_classes: Number of classes K.
+      num_classes: number of classes K.
       image_shape: (H, W, C) of the images.
-      rngs: The `params` stream is used.
+      rngs: the `params` stream is used.
 
     Raises:
-      InputError: Unknown names, missing fields, or values out of range.
+      InputError: unknown names, missing fields, or values out of range.
     """
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise InputError(f"image_shape must be (H, W, C), all above 0; found {image_shape}")
@@ -190,13 +190,13 @@ def with_collaborative_heads(
     """Builds the phase-II classifier on the same backbone, which is shared and not copied.
 
     Args:
-      classifier: A phase-I classifier. The result also holds its heads.
-      heads_config: See `config.HeadsConfig`; parsed, or a mapping.
-      num_classes: Number of classes of the phase-I classifier.
-      rngs: The `params` stream is used.
+      classifier: a phase-I classifier. The result also holds its heads.
+      heads_config: see `config.HeadsConfig`; parsed, or a mapping.
+      num_classes: number of classes of the phase-I classifier.
+      rngs: the `params` stream is used.
 
     Raises:
-      InputError: Unknown names, another number of classes, or a phase-II classifier.
+      InputError: unknown names, another number of classes, or a phase-II classifier.
     """
     config = HeadsConfig.from_mapping(heads_config)
     if classifier.phase_one_heads is not None:

@@ -31,8 +31,8 @@ class Backbone(Protocol):
     """The contract of a network that becomes a multi-exit classifier.
 
     Attributes:
-      num_exits: Number of exits E.
-      feature_widths: Channels of the pooled features, per exit.
+      num_exits: number of exits E.
+      feature_widths: channels of the pooled features, per exit.
 
     A backbone whose maps do not have the channels on the last axis has an attribute `channel_axis`.
     """
@@ -77,14 +77,14 @@ class MultiExitClassifier(nnx.Module):
     """A backbone with heads; in phase II also the phase-I heads.
 
     Attributes:
-      backbone: See `Backbone`.
-      heads: See `Heads`.
-      phase_one_heads: The frozen phase-I heads, a possible teacher in phase II; None in phase I.
-      num_exits: Number of exits E.
-      num_classes: Number of classes K.
+      backbone: see `Backbone`.
+      heads: see `Heads`.
+      phase_one_heads: the frozen phase-I heads, a possible teacher in phase II; None in phase I.
+      num_exits: number of exits E.
+      num_classes: number of classes K.
       image_shape: (H, W, C) of the images.
-      compute_dtype: Of the feature maps, float32 by default. Parameters, batch statistics, heads
-        and logits are always float32.
+      compute_dtype: dtype of the feature maps, float32 by default. Parameters, batch statistics,
+        heads and logits are always float32.
     """
 
     def __init__(
@@ -111,12 +111,12 @@ class MultiExitClassifier(nnx.Module):
         """Logits of all exits, float32.
 
         Args:
-          images: Normalized floats [N, H, W, C].
-          equilibrium: Feature maps to which gradient equilibrium applies: "off", "coarsest" or
+          images: normalized floats [N, H, W, C].
+          equilibrium: feature maps to which gradient equilibrium applies: "off", "coarsest" or
             "all". It changes gradients only.
 
         Raises:
-          ValueError: Images of another shape or dtype, or an unknown `equilibrium`.
+          ValueError: images of another shape or dtype, or an unknown `equilibrium`.
         """
         return self.logits(self.features(images, equilibrium))
 
@@ -132,13 +132,13 @@ class MultiExitClassifier(nnx.Module):
         """Pooled features of all exits.
 
         Args:
-          images: Normalized floats [N, H, W, C].
-          equilibrium: As in `__call__`.
-          detachment: Gradients that stop at a stage's output. It changes gradients only, after
+          images: normalized floats [N, H, W, C].
+          equilibrium: as in `__call__`.
+          detachment: gradients that stop at a stage's output. It changes gradients only, after
             gradient equilibrium scaled them.
-          tap: Called as `tap(i, state) -> state` on the output of stage i, before gradient
+          tap: called as `tap(i, state) -> state` on the output of stage i, before gradient
             equilibrium, detachment and exit i. Use it to record, replace or perturb feature maps.
-          rematerialize: Recompute the maps within each stage in the backward pass instead of
+          rematerialize: recompute the maps within each stage in the backward pass instead of
             storing them: less memory, more time, equal values.
         """
         state, collected = self.stem(images), []
@@ -173,7 +173,7 @@ class MultiExitClassifier(nnx.Module):
         """Logits of the last exit with the phase-I heads, the published code's teacher.
 
         Raises:
-          ValueError: This is a phase-I classifier.
+          ValueError: this is a phase-I classifier.
         """
         if self.phase_one_heads is None:
             raise InputError(
@@ -191,9 +191,9 @@ class MultiExitClassifier(nnx.Module):
         """Runs stage i and exit i (from 0): one step of adaptive inference.
 
         Args:
-          i: Stage and exit.
-          state: From `stem` or the previous `advance`.
-          carry: From the previous `advance`; None at the first.
+          i: stage and exit.
+          state: return value of `stem` or of the previous `advance`.
+          carry: carry of the previous `advance`; None at the first.
 
         Returns:
           (state, float32 logits, carry).

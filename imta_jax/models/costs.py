@@ -49,13 +49,13 @@ def exit_costs(
     """Counts what each exit costs for one image. Traces the network and computes nothing.
 
     Args:
-      classifier: Phase I or II, left unchanged. The heads in use are counted. Phase-I heads that a
+      classifier: phase I or II, left unchanged. The heads in use are counted. Phase-I heads that a
         phase-II classifier also holds are not. May be abstract (`nnx.eval_shape`).
       image_shape: (H, W, C); by default the classifier's. Other heights and widths give the costs
         at that resolution.
 
     Raises:
-      ValueError: Another number of channels, or an operation whose cost is unknown.
+      ValueError: another number of channels, or an operation whose cost is unknown.
     """
 
     def drive(network: MultiExitClassifier, images: jax.Array, mark: Mark) -> None:
@@ -75,12 +75,12 @@ def cumulative_costs(
     """Counts (macs, published_ops, params) from the images to each mark.
 
     Args:
-      classifier: As for `exit_costs`.
-      drive: Runs the network in inference mode; called once, under a trace.
-      image_shape: As for `exit_costs`.
+      classifier: as for `exit_costs`.
+      drive: runs the network in inference mode; called once, under a trace.
+      image_shape: as for `exit_costs`.
 
     Raises:
-      ValueError: As `exit_costs`.
+      ValueError: see `exit_costs`.
     """
     shape = tuple(image_shape or classifier.image_shape)
     if shape[2:] != classifier.image_shape[2:]:

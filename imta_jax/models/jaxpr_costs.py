@@ -38,8 +38,8 @@ class Counts:
     """Operations counted so far.
 
     Attributes:
-      macs: Multiply-adds.
-      extra_ops: Biases, ReLUs and pooling by the published convention.
+      macs: multiply-adds.
+      extra_ops: biases, ReLUs and pooling by the published convention.
     """
 
     macs: int = 0
@@ -56,9 +56,10 @@ class Known:
     """What is known of the variables of a jaxpr.
 
     Attributes:
-      data: Depend on the image. All others are computed from parameters and cost nothing per image.
-      products: Are results of a matrix product, so adding parameters to them is a bias.
-      zeros: Are the constant 0, so a maximum with them is a ReLU.
+      data: variables that depend on the image. All others are computed from parameters and cost
+        nothing per image.
+      products: results of a matrix product, so adding parameters to them is a bias.
+      zeros: constants 0, so a maximum with them is a ReLU.
     """
 
     data: set[core.Var] = dataclasses.field(default_factory=set)
@@ -101,7 +102,7 @@ def count_equation(eqn: core.JaxprEqn, known: Known, counts: Counts) -> None:
     """Adds the operations of an equation to `counts`, and its results to `known`.
 
     Raises:
-      ValueError: A loop of unknown length, or a primitive that runs a jaxpr in an unknown way.
+      ValueError: a loop of unknown length, or a primitive that runs a jaxpr in an unknown way.
     """
     name = eqn.primitive.name
     if eqn.params.get("name") == getattr(convolve, "__name__", None):

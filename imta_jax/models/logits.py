@@ -28,12 +28,12 @@ def inference_logits(
     """Runs a classifier in inference mode; call it under `jax.jit`.
 
     Args:
-      graphdef: Structure of a classifier of any kind, in any mode.
-      states: Its variables, as returned by `nnx.split`.
+      graphdef: structure of a classifier of any kind, in any mode.
+      states: its variables, as returned by `nnx.split`.
       images: uint8 [N, H, W, C].
-      mean: Per channel, of pixels scaled to 0..1.
-      std: Per channel, of pixels scaled to 0..1.
-      mesh: The devices that run it.
+      mean: per channel, of pixels scaled to 0..1.
+      std: per channel, of pixels scaled to 0..1.
+      mesh: the devices that run it.
     """
 
     def logits_of(images: jax.Array) -> jax.Array:

@@ -69,11 +69,11 @@ class MultiScaleLayer(nnx.Module):
     finer input map, and a normal branch from the input map of that scale.
 
     Attributes:
-      strided: Branches from the next finer scale, for output scales `unstrided` and coarser.
-      normal: Branches from the same scale, one per output scale.
+      strided: branches from the next finer scale, for output scales `unstrided` and coarser.
+      normal: branches from the same scale, one per output scale.
       transition: 1x1 convolutions per output scale; empty where there is no transition.
-      dropped: Input scales, at the fine end, that the layer does not output.
-      unstrided: Output scales, at the fine end, without a strided branch: 1 at the network's finest
+      dropped: input scales, at the fine end, that the layer does not output.
+      unstrided: output scales, at the fine end, without a strided branch: 1 at the network's finest
         scale, else 0.
     """
 
@@ -126,9 +126,9 @@ class MSDNet(nnx.Module):
     """The backbone contract (`classifier.Backbone`) on a planned network.
 
     Attributes:
-      plan: The topology.
-      num_exits: Number of exits.
-      feature_widths: Channels of the pooled features, per exit.
+      plan: the topology.
+      num_exits: number of exits.
+      feature_widths: channels of the pooled features, per exit.
     """
 
     def __init__(self, plan: NetworkPlan, image_channels: int, *, rngs: nnx.Rngs):

@@ -27,9 +27,9 @@ class Reader(NamedTuple):
     """A branch that reads an input map of a layer.
 
     Attributes:
-      strided: Whether it is the strided branch.
-      scale: Its output scale.
-      branch: The branch.
+      strided: whether it is the strided branch.
+      scale: its output scale.
+      branch: the branch.
     """
 
     strided: bool
@@ -55,12 +55,12 @@ class FusedMSDNet(nnx.Module):
     """The backbone contract (`classifier.Backbone`) on the variables of an MSDNet.
 
     Attributes:
-      network: Holds the variables and the mode (training or inference).
-      layout: Order of the axes of all maps.
-      fold_batch_norm: Whether batch normalization with running statistics is folded.
-      num_exits: Number of exits.
-      feature_widths: Channels of the pooled features, per exit.
-      channel_axis: Axis of the maps' channels.
+      network: holds the variables and the mode (training or inference).
+      layout: order of the axes of all maps.
+      fold_batch_norm: whether batch normalization with running statistics is folded.
+      num_exits: number of exits.
+      feature_widths: channels of the pooled features, per exit.
+      channel_axis: axis of the maps' channels.
     """
 
     def __init__(self, network: MSDNet, layout: Layout, fold_batch_norm: bool):

@@ -31,10 +31,10 @@ class PackedLayer(nnx.Module):
     """A layer at some of its output scales.
 
     Args:
-      layer: Holds the weights.
-      scales: Output scales to compute, 0 being the finest.
-      layout: Order of the axes of all maps.
-      dtype: Of the maps.
+      layer: holds the weights.
+      scales: output scales to compute, 0 being the finest.
+      layout: order of the axes of all maps.
+      dtype: dtype of the maps.
     """
 
     def __init__(self, layer: MultiScaleLayer, scales: Set[int], layout: Layout, dtype: Any):
@@ -92,14 +92,14 @@ class PackedMSDNet(nnx.Module):
     """The backbone contract (`classifier.Backbone`) for inference with early exit.
 
     Args:
-      network: Its weights are copied; running statistics are used.
-      layout: Order of the axes of all maps.
-      dtype: Of the maps.
+      network: its weights are copied; running statistics are used.
+      layout: order of the axes of all maps.
+      dtype: dtype of the maps.
 
     Attributes:
-      num_exits: Number of exits.
-      feature_widths: Channels of the pooled features, per exit.
-      channel_axis: Axis of the maps' channels.
+      num_exits: number of exits.
+      feature_widths: channels of the pooled features, per exit.
+      channel_axis: axis of the maps' channels.
     """
 
     def __init__(self, network: MSDNet, layout: Layout, dtype: Any):

@@ -49,10 +49,10 @@ def optimize_classifier(
     before.
 
     Args:
-      classifier: Left unchanged.
-      layout: Axes of the backbone's maps, where the backbone supports it. CHWN is for one CPU: its
+      classifier: left unchanged.
+      layout: axes of the backbone's maps, where the backbone supports it. CHWN is for one CPU: its
         rows hold pixels of all images, so the batch cannot be split over devices.
-      fold_batch_norm: Fold batch normalization into the convolution before it wherever it uses
+      fold_batch_norm: fold batch normalization into the convolution before it wherever it uses
         running statistics.
     """
     optimized = nnx.merge(*nnx.split(classifier))  # new modules, same variables
@@ -69,8 +69,9 @@ def pack_classifier(
     Call it outside the function that is compiled. The state between stages is opaque.
 
     Args:
-      classifier: In inference mode; left unchanged. Its `compute_dtype` is that of the kernels.
-      layout: Axes of the backbone's maps. Only an MSDNet supports CHWN.
+      classifier: classifier in inference mode, left unchanged. The kernels get its
+        `compute_dtype`.
+      layout: axes of the backbone's maps. Only an MSDNet supports CHWN.
     """
     packed = nnx.merge(*nnx.split(classifier))
     backbone = packed.backbone
@@ -105,9 +106,9 @@ def optimize_for_evaluation(
     """Returns the form that computes the logits of all exits on these devices.
 
     Args:
-      classifier: In inference mode.
+      classifier: classifier in inference mode.
       images_shape: [N, H, W, C].
-      mesh: The devices.
+      mesh: the devices.
     """
     layout = _evaluation_layout(classifier, images_shape, mesh)
     chwn = layout is Layout.CHWN

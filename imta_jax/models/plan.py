@@ -23,20 +23,20 @@ class NetworkSpec:
 
     Attributes:
       stem: "cifar" (3x3) or "imagenet" (7x7 stride 2, max-pool).
-      num_exits: Number of exits, the last one included.
-      base: Layers before the first exit.
-      step: Layers between exits ("even"), or their growth per exit ("lin_grow").
+      num_exits: number of exits, the last one included.
+      base: layers before the first exit.
+      step: layers between exits ("even"), or their growth per exit ("lin_grow").
       step_mode: "even" or "lin_grow".
-      channels: Of the stem at the finest scale.
-      growth_rate: Channels that a layer adds at the finest scale.
-      growth_factors: Multiplier of channels and growth per scale, finest first.
-      bottleneck_factors: Bottleneck width over branch outputs, per scale that the branch reads.
+      channels: channels of the stem at the finest scale.
+      growth_rate: channels that a layer adds at the finest scale.
+      growth_factors: multiplier of channels and growth per scale, finest first.
+      bottleneck_factors: bottleneck width over branch outputs, per scale that the branch reads.
       prune: "max" drops a scale every ceil(L/S) layers, "min" as late as possible.
-      reduction: Fraction of channels that a transition keeps; 0 for no transitions.
-      initialization: A name in `imta_jax.nn.initialization.INITIALIZATIONS`.
+      reduction: fraction of channels that a transition keeps; 0 for no transitions.
+      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
 
     Raises:
-      InputError: A field out of range; the message names it.
+      InputError: a field out of range; the message names it.
     """
 
     stem: str
@@ -85,10 +85,10 @@ class Layer:
 
     Attributes:
       number: k, from 1 to L over the network.
-      first_scale: Index of the finest output scale, 0 being the network's finest.
-      inputs: Channels of the input maps, finest first.
-      strided: Per output scale the branch that reads the next finer map, or None.
-      normal: Per output scale the branch that reads the map of that scale.
+      first_scale: index of the finest output scale, 0 being the network's finest.
+      inputs: channels of the input maps, finest first.
+      strided: per output scale the branch that reads the next finer map, or None.
+      normal: per output scale the branch that reads the map of that scale.
       transition: (inputs, outputs) per scale of the 1x1 convolutions that follow, or None.
     """
 
@@ -121,10 +121,10 @@ class NetworkPlan:
     """A network.
 
     Attributes:
-      spec: The fields that it was planned from.
-      stem_channels: Channels of the stem, per scale.
-      stages: The layers of each stage.
-      head_widths: Channels of the pooled features, per exit.
+      spec: the fields that it was planned from.
+      stem_channels: channels of the stem, per scale.
+      stages: the layers of each stage.
+      head_widths: channels of the pooled features, per exit.
     """
 
     spec: NetworkSpec
@@ -204,7 +204,7 @@ def plan_network(spec: NetworkSpec) -> NetworkPlan:
     """Plans every layer of a network.
 
     Raises:
-      InputError: The transitions leave a scale without channels.
+      InputError: the transitions leave a scale without channels.
     """
     depths = layers_per_stage(spec)
     num_layers = sum(depths)

@@ -29,11 +29,11 @@ def read_spec(kind: type[Spec], config: ModelConfig) -> Spec:
     """Makes a backbone's dataclass from the fields that are given.
 
     Args:
-      kind: A dataclass. Fields without a default are required.
-      config: With its preset resolved.
+      kind: a dataclass. Fields without a default are required.
+      config: config with its preset resolved.
 
     Raises:
-      InputError: A field that the backbone does not have, or required fields that are missing.
+      InputError: a field that the backbone does not have, or required fields that are missing.
     """
     given = given_fields(config)
     backbone = given.pop("backbone", "msdnet")

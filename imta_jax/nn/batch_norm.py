@@ -34,15 +34,15 @@ class BatchNorm(nnx.Module):
     count.
 
     Attributes:
-      num_features: Number of channels C.
-      scale: Parameter [C].
-      bias: Parameter [C].
-      mean: Running mean [C].
-      var: Running variance [C].
-      use_running_average: Whether the running statistics normalize. Set by `train()` and `eval()`.
-      statistics_groups: Groups of consecutive images with statistics of their own in training mode.
+      num_features: number of channels C.
+      scale: parameter [C].
+      bias: parameter [C].
+      mean: running mean [C].
+      var: running variance [C].
+      use_running_average: whether the running statistics normalize. Set by `train()` and `eval()`.
+      statistics_groups: groups of consecutive images with statistics of their own in training mode.
         The running statistics move towards the mean over the groups. See `set_statistics_groups`.
-      mesh: The devices, if each has one group; None otherwise.
+      mesh: the devices, if each has one group; None otherwise.
     """
 
     momentum, epsilon = 0.9, 1e-5
@@ -82,9 +82,9 @@ def set_statistics_groups(module: nnx.Module, groups: int, mesh: Mesh | None = N
     """Sets the groups of every `BatchNorm` in a module.
 
     Args:
-      module: Changed in place.
-      groups: Number of groups of a batch.
-      mesh: The devices over which batches are sharded.
+      module: changed in place.
+      groups: number of groups of a batch.
+      mesh: the devices over which batches are sharded.
 
     Raises:
       InputError: `groups` is above 1 and a layer in training mode is Flax's `BatchNorm`, which has
@@ -130,14 +130,14 @@ def batch_normalize(
     mean and variance.
 
     Args:
-      x: Array of any shape with C channels.
-      scale: Factor per channel.
-      bias: Offset per channel.
-      epsilon: Added to the variance.
-      relu: Whether ReLU follows.
-      channel_axis: Axis of the channels, the first or the last. The images are on the other one.
-      groups: Groups of consecutive images with statistics of their own.
-      mesh: The devices, if each has one group and the images are on the first axis.
+      x: array of any shape with C channels.
+      scale: factor per channel.
+      bias: offset per channel.
+      epsilon: added to the variance.
+      relu: whether ReLU follows.
+      channel_axis: axis of the channels, the first or the last. The images are on the other one.
+      groups: groups of consecutive images with statistics of their own.
+      mesh: the devices, if each has one group and the images are on the first axis.
 
     Returns:
       (y, mean, variance): y has the shape and dtype of x; mean and biased variance are [C], means

@@ -26,7 +26,7 @@ def convolve(
     """Convolves x with padding k // 2 on every side; "SAME" padding differs at stride 2.
 
     Args:
-      x: Feature maps.
+      x: feature maps.
       kernel: k is odd; cast to the dtype of x. Its gradient has the kernel's own dtype.
       stride: 1 or 2.
 

@@ -40,11 +40,11 @@ def fused_conv_norm(
     """Applies several units to the same maps with one convolution.
 
     Args:
-      units: With equal kernel size, stride and ReLU. In training mode their running statistics
-        are updated. Units in different modes are computed one by one.
-      x: Maps in `layout`.
-      layout: Order of the axes of x and of the outputs.
-      fold_batch_norm: Fold batch normalization into the convolution where running statistics are
+      units: units with equal kernel size, stride and ReLU. In training mode their running
+        statistics are updated. Units in different modes are computed one by one.
+      x: maps in `layout`.
+      layout: order of the axes of x and of the outputs.
+      fold_batch_norm: fold batch normalization into the convolution where running statistics are
         used and the convolution has no bias.
 
     Returns:
@@ -87,10 +87,10 @@ def normalize_jointly(
     """Applies several batch normalizations to their slices of the channels, in one pass.
 
     Args:
-      norms: All in the same mode. In training mode their running statistics are updated.
-      x: Maps with the channels of all `norms`, concatenated.
-      relu: Whether ReLU follows.
-      channel_axis: Axis of the channels.
+      norms: all in the same mode. In training mode their running statistics are updated.
+      x: maps with the channels of all `norms`, concatenated.
+      relu: whether ReLU follows.
+      channel_axis: axis of the channels.
 
     Returns:
       The normalized slice of each.

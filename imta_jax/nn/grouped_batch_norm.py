@@ -17,8 +17,8 @@ class Groups(NamedTuple):
     """How images are grouped.
 
     Attributes:
-      count: Number of groups G.
-      channels_first: Whether maps are [C, ..., N] instead of [N, ..., C].
+      count: number of groups G.
+      channels_first: whether maps are [C, ..., N] instead of [N, ..., C].
     """
 
     count: int
@@ -56,12 +56,12 @@ def normalize_groups(
     """Normalizes each group of images with its own mean and biased variance.
 
     Args:
-      x: Maps with the images on the first and the channels on the last axis, or the reverse.
-      scale: Factor per channel.
-      bias: Offset per channel.
-      epsilon: Added to the variance.
-      relu: Whether ReLU follows.
-      groups: The groups.
+      x: maps with the images on the first and the channels on the last axis, or the reverse.
+      scale: factor per channel.
+      bias: offset per channel.
+      epsilon: added to the variance.
+      relu: whether ReLU follows.
+      groups: the groups.
 
     Returns:
       (y, mean, variance). No gradient flows through the last two.

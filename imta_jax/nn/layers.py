@@ -62,9 +62,9 @@ class ConvNorm(nnx.Module):
     """Convolution and batch normalization.
 
     Attributes:
-      conv: The convolution.
-      norm: The batch normalization.
-      relu: Whether ReLU follows.
+      conv: the convolution.
+      norm: the batch normalization.
+      relu: whether ReLU follows.
     """
 
     relu = False

@@ -24,9 +24,9 @@ class PackedConvNorm(nnx.Module):
     """One convolution that computes several `ConvNorm` units of the same maps.
 
     Args:
-      units: With equal kernel size, stride and ReLU. Running statistics are used.
-      layout: Order of the axes of the maps.
-      dtype: Of the kernel, the compute dtype of the maps. The bias is float32.
+      units: units with equal kernel size, stride and ReLU. Running statistics are used.
+      layout: order of the axes of the maps.
+      dtype: dtype of the kernel, the compute dtype of the maps. The bias is float32.
     """
 
     def __init__(self, units: Sequence[ConvNorm], layout: Layout, dtype: Any):

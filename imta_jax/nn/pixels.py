@@ -16,11 +16,11 @@ def normalize(
 
     Args:
       images: uint8 [N, H, W, C].
-      mean: One value per channel, of pixels scaled to 0..1.
-      std: One value per channel, above 0, of pixels scaled to 0..1.
+      mean: one value per channel, of pixels scaled to 0..1.
+      std: one value per channel, above 0, of pixels scaled to 0..1.
 
     Raises:
-      ValueError: The images are not uint8.
+      ValueError: the images are not uint8.
     """
     if images.dtype != jnp.uint8:
         raise InputError(f"expected uint8 pixels, 0 to 255; found {images.dtype}")

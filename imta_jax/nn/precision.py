@@ -27,8 +27,8 @@ def with_matmul_precision(
     """Returns a function whose products have a precision, wherever it is traced.
 
     Args:
-      function: A function that is to be compiled; the products of its derivatives are included.
-      precision: One of the names above.
+      function: a function that is to be compiled; the products of its derivatives are included.
+      precision: one of the names above.
     """
     if precision == "default":
         return function

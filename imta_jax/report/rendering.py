@@ -22,8 +22,8 @@ class FigureImages:
     """A figure as PNG files.
 
     Attributes:
-      light: In the colors of `style.py`.
-      dark: For pages in dark mode.
+      light: PNG in the colors of `style.py`.
+      dark: PNG for pages in dark mode.
     """
 
     light: bytes
@@ -39,11 +39,11 @@ class Section:
     """One figure of a page.
 
     Attributes:
-      name: File name without `.png`.
-      draw: Function from a record to the figure.
-      heading: The question that the figure answers.
-      caption: One or two sentences for readers who are new to such figures.
-      needs: Attribute of the record that must not be None; "" if the figure can always be drawn.
+      name: file name without `.png`.
+      draw: function from a record to the figure.
+      heading: the question that the figure answers.
+      caption: one or two sentences for readers who are new to such figures.
+      needs: attribute of the record that must not be None; "" if the figure can always be drawn.
     """
 
     name: str
@@ -81,10 +81,10 @@ def render(
     """Renders a self-contained HTML page with embedded figures.
 
     Args:
-      template: File name in the folder `templates`; all values are escaped.
-      sections: Sections of the page in order; those without a figure are omitted.
-      figures: Figures by section name.
-      **values: Further variables of the template.
+      template: file name in the folder `templates`; all values are escaped.
+      sections: sections of the page in order; those without a figure are omitted.
+      figures: figures by section name.
+      **values: further variables of the template.
     """
     environment = Environment(
         loader=PackageLoader("imta_jax.report", "templates"),

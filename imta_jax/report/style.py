@@ -69,10 +69,10 @@ def new_figure(width: float, height: float, title: str, *, manual_layout: bool =
     """An empty figure with a title at the top left.
 
     Args:
-      width: Width in inches.
-      height: Height in inches.
-      title: The main result that the figure shows.
-      manual_layout: Whether the caller places all axes. The title then takes the top 0.4 inches.
+      width: width in inches.
+      height: height in inches.
+      title: the main result that the figure shows.
+      manual_layout: whether the caller places all axes. The title then takes the top 0.4 inches.
     """
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     position = {"x": 0.012}
@@ -166,8 +166,8 @@ def separate_labels(positions: Sequence[float], gap: float) -> np.ndarray:
     """Moves positions apart until neighbors have a minimum distance; keeps their order.
 
     Args:
-      positions: Preferred positions of labels, [n].
-      gap: Minimum distance between two labels, in the same unit.
+      positions: preferred positions of labels, [n].
+      gap: minimum distance between two labels, in the same unit.
 
     Returns:
       Positions [n]; those without close neighbors are unchanged.

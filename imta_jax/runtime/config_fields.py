@@ -36,11 +36,11 @@ def number(
     """Declares a numeric field, or a tuple of numbers, with a range.
 
     Args:
-      default: Value of a field that is not given; without it the field is required.
-      at_least: Smallest valid value.
-      above: Exclusive lower bound.
-      at_most: Largest valid value.
-      below: Exclusive upper bound.
+      default: value of a field that is not given; without it the field is required.
+      at_least: smallest valid value.
+      above: exclusive lower bound.
+      at_most: largest valid value.
+      below: exclusive upper bound.
 
     Returns:
       A dataclass field; `Section` checks the range of every entry.
@@ -59,10 +59,10 @@ class Section:
     """Base class of config dataclasses.
 
     Attributes:
-      section: Dotted name that error messages prefix to a field, for example "config.data".
+      section: dotted name that error messages prefix to a field, for example "config.data".
 
     Raises:
-      ValueError: A field has another type or lies outside its range. The message names the field,
+      ValueError: a field has another type or lies outside its range. The message names the field,
         its value and what was expected.
     """
 
@@ -90,7 +90,7 @@ class Section:
         """Finds the component that each field of `component` names, in all nested sections.
 
         Raises:
-          ValueError: A name is unknown, or its module cannot be imported.
+          ValueError: a name is unknown, or its module cannot be imported.
         """
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value, registry = getattr(self, field.name), field.metadata.get("registry")
@@ -104,10 +104,10 @@ class Section:
         """Parses a `ConfigDict` or a mapping; an instance of the class is returned unchanged.
 
         Args:
-          values: Values by field name. Fields that are missing take their defaults.
+          values: values by field name. Fields that are missing take their defaults.
 
         Raises:
-          ValueError: An unknown field (the closest valid name comes first), a missing field
+          ValueError: an unknown field (the closest valid name comes first), a missing field
             without a default, or a value that does not fit.
         """
         if isinstance(values, cls):

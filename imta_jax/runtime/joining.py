@@ -22,8 +22,8 @@ def join_advice(has_flags: bool, environment: Mapping[str, str] = os.environ) ->
     """What to check if processes do not find each other.
 
     Args:
-      has_flags: Whether the three flags are given, so that nothing is detected.
-      environment: Variables of the cluster.
+      has_flags: whether the three flags are given, so that nothing is detected.
+      environment: variables of the cluster.
     """
     if has_flags:
         return _FLAGS_ADVICE

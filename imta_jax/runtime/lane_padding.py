@@ -13,10 +13,10 @@ def padding_hint(field: str, batch_size: int, chips: int, parts: int = 1) -> str
     """A message if a TPU pads the images of a chip by more than a fifth; None otherwise.
 
     Args:
-      field: Config field of the batch size.
-      batch_size: Images per step over all chips.
-      chips: Number of chips.
-      parts: Parts of the batch that are computed one after the other.
+      field: config field of the batch size.
+      batch_size: images per step over all chips.
+      chips: number of chips.
+      parts: parts of the batch that are computed one after the other.
     """
     images = batch_size // (chips * parts)
     padded = lanes_padded(images)

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Reads studies and writes their report.
 
     Args:
-      arguments: Command-line arguments without the program name; None takes `sys.argv`.
+      arguments: command-line arguments without the program name; None takes `sys.argv`.
 
     Returns:
       The exit status: 0, or 2 after printing an error to standard error where a file is missing or

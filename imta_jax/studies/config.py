@@ -40,11 +40,11 @@ class VariantConfig:
     """`config.arms.NAME`: one variant, described by the fields of the base config that it changes.
 
     Attributes:
-      label: Name in tables and figures.
-      techniques: Those of `TECHNIQUES` and `LATER_TECHNIQUES` that it uses; None for networks other
+      label: name in tables and figures.
+      techniques: those of `TECHNIQUES` and `LATER_TECHNIQUES` that it uses; None for networks other
         than MSDNet.
-      against: Name of the variant it is compared with; "" stands for the study's baseline.
-      overrides: New values by dotted field, for example `{"phase_one.equilibrium": "off"}`.
+      against: name of the variant it is compared with; "" stands for the study's baseline.
+      overrides: new values by dotted field, for example `{"phase_one.equilibrium": "off"}`.
     """
 
     label: str
@@ -57,11 +57,11 @@ class VariantConfig:
         """Parses `config.arms.NAME`.
 
         Args:
-          name: Name of the variant.
-          values: Its fields.
+          name: name of the variant.
+          values: its fields.
 
         Raises:
-          ValueError: An unknown or missing field, or an unknown technique.
+          ValueError: an unknown or missing field, or an unknown technique.
         """
         section = f"config.arms.{name}"
         _check_fields(section, values, _VARIANT_FIELDS)
@@ -83,12 +83,12 @@ class StudyConfig:
 
     Attributes:
       name: `config.study`: which study, for example "ablation"; also the name of its folder.
-      preset: Which preset of its config file.
-      seeds: Every variant is trained once per seed; () records costs only.
-      baseline: Name of the variant that the others are compared with.
-      gradient_variance_images: Validation images for the gradient variance; 0 skips it.
-      base: The config that variants change.
-      chosen: Names of the variants to run, in the order of the tables.
+      preset: which preset of its config file.
+      seeds: every variant is trained once per seed; () records costs only.
+      baseline: name of the variant that the others are compared with.
+      gradient_variance_images: validation images for the gradient variance; 0 skips it.
+      base: the config that variants change.
+      chosen: names of the variants to run, in the order of the tables.
       variants: `config.arms`: all variants by name.
     """
 
@@ -106,11 +106,11 @@ class StudyConfig:
         """Parses and checks a study's config; an instance of the class is returned unchanged.
 
         Args:
-          config: A `ConfigDict` or nested mappings, see `configs/studies/shared.py`. With
+          config: a `ConfigDict` or nested mappings, see `configs/studies/shared.py`. With
             `config.sweep`, its settings are variants too, which are all chosen by default.
 
         Raises:
-          ValueError: The config of a run, an unknown or missing field, seeds that are not distinct
+          ValueError: the config of a run, an unknown or missing field, seeds that are not distinct
             integers, or the name of an unknown variant.
         """
         if isinstance(config, cls):

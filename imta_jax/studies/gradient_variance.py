@@ -26,8 +26,8 @@ class GradientVariance(NamedTuple):
     """Total variances over images.
 
     Attributes:
-      stages: Entry i: variance of the gradient of the total loss at the output of stage i.
-      losses: Entry (i, j): variance of the gradient of exit j's loss there; 0 for j < i.
+      stages: entry i: variance of the gradient of the total loss at the output of stage i.
+      losses: entry (i, j): variance of the gradient of exit j's loss there; 0 for j < i.
     """
 
     stages: Float[np.ndarray, " E"]
@@ -38,10 +38,10 @@ class _Sums(NamedTuple):
     """Sums over images.
 
     Attributes:
-      count: Number of images.
-      first: Per stage, a pytree of summed gradients [E, H, W, C], one per loss.
-      each_second: Summed squares per stage and loss.
-      total_second: Summed squares of the total loss's gradient, per stage.
+      count: number of images.
+      first: per stage, a pytree of summed gradients [E, H, W, C], one per loss.
+      each_second: summed squares per stage and loss.
+      total_second: summed squares of the total loss's gradient, per stage.
     """
 
     count: Float[Array, ""]
@@ -60,9 +60,9 @@ def gradient_variance(
     Batch normalization uses batch statistics, as in training. The classifier is not changed.
 
     Args:
-      classifier: A phase-I classifier at any point of its training.
-      objective: Objective whose gradient equilibrium and combination of losses are measured.
-      batches: Normalized images and labels; at least two images in total.
+      classifier: a phase-I classifier at any point of its training.
+      objective: objective whose gradient equilibrium and combination of losses are measured.
+      batches: normalized images and labels; at least two images in total.
 
     Returns:
       The variances.

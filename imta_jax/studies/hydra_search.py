@@ -35,9 +35,9 @@ class Candidate:
     """A configuration of a Hydra-Res.
 
     Attributes:
-      stem_groups: Groups before the branches, of three.
-      branches: Number of stored branches.
-      active: Number of branches that run for an image.
+      stem_groups: groups before the branches, of three.
+      branches: number of stored branches.
+      active: number of branches that run for an image.
       gate: "linear" on the pooled stem, or "branch", which has the structure of a branch.
       shortcut: "A" (without parameters) or "B" (1x1 convolution).
       combiner: "sum" of weighted features, "concatenate" (zeros for inactive branches), or

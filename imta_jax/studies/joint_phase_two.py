@@ -69,15 +69,15 @@ def train_phase_two_jointly(
     """Trains phase II of several variants, with one pass through the backbone per step.
 
     Args:
-      configs: One config per variant, equal in `joint_training_key`.
-      dataset: Dataset to train on and to validate with.
-      workdir: Folder of the phase-I run.
-      folder: Folder of checkpoints and metrics. Exit e of variant v is exit v * E + e there.
+      configs: one config per variant, equal in `joint_training_key`.
+      dataset: dataset to train on and to validate with.
+      workdir: folder of the phase-I run.
+      folder: folder of checkpoints and metrics. Exit e of variant v is exit v * E + e there.
 
     Raises:
-      ValueError: Variants that cannot share a backbone.
-      NonFiniteLossError: The loss of one of them is not finite.
-      FileNotFoundError: Phase I has not been trained.
+      ValueError: variants that cannot share a backbone.
+      NonFiniteLossError: the loss of one of them is not finite.
+      FileNotFoundError: phase I has not been trained.
     """
     if len({joint_training_key(config) for config in configs}) != 1:
         raise InputError(
@@ -126,7 +126,7 @@ class JointObjective:
     """The sum of the variants' losses; no trainable parameter is shared by two variants.
 
     Attributes:
-      objectives: Phase-II objectives, in variant order.
+      objectives: phase-II objectives, in variant order.
     """
 
     objectives: tuple[PhaseTwoObjective, ...]

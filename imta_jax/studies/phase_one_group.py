@@ -36,10 +36,10 @@ class VariantPredictions(NamedTuple):
     """Predictions of a trained variant.
 
     Attributes:
-      validation: Logits [E, N, K] and labels of the validation images.
-      test: Logits [E, N, K] and labels of the test images.
-      phase_two: Folder of its phase II, None without one.
-      exits: Its exits among those in the metrics of that folder.
+      validation: logits [E, N, K] and labels of the validation images.
+      test: logits [E, N, K] and labels of the test images.
+      phase_two: folder of its phase II, None without one.
+      exits: its exits among those in the metrics of that folder.
     """
 
     validation: Predictions
@@ -57,10 +57,10 @@ class PhaseOneGroup:
     """Variants that start from one phase-I network.
 
     Attributes:
-      variants: One or more, equal in `Variant.phase_one_key`.
-      seed: Seed of all of them.
-      dataset: Dataset that they train on.
-      networks: Folder of the networks of all groups.
+      variants: one or more, equal in `Variant.phase_one_key`.
+      seed: seed of all of them.
+      dataset: dataset that they train on.
+      networks: folder of the networks of all groups.
     """
 
     variants: Sequence[Variant]
@@ -79,7 +79,7 @@ class PhaseOneGroup:
         """Trains the network unless it is trained.
 
         Raises:
-          NonFiniteLossError: The loss is not finite.
+          NonFiniteLossError: the loss is not finite.
         """
         config = self.variants[0].with_seed(self.seed)
         if not folder_is_finished(config, "phase_one", self.folder / "phase_one"):
@@ -92,7 +92,7 @@ class PhaseOneGroup:
           The outcomes of variants that were trained together.
 
         Raises:
-          FileNotFoundError: Phase I has not been trained.
+          FileNotFoundError: phase I has not been trained.
         """
         separate: list[Variant] = []
         joint: dict[str, list[Variant]] = {}

@@ -100,11 +100,11 @@ def check_settings_unchanged(settings: Mapping[str, Any], folder: Path) -> None:
     """Checks that variants that the folder has rows of have the settings of those rows.
 
     Args:
-      settings: From `row_settings`.
-      folder: Folder of the study.
+      settings: return value of `row_settings`.
+      folder: folder of the study.
 
     Raises:
-      ValueError: A variant of the same name was run with other settings.
+      ValueError: a variant of the same name was run with other settings.
     """
     earlier, lines = read_row_settings(folder), []
     for name in settings.keys() & earlier.keys():

@@ -43,11 +43,11 @@ def prediction_results(
     """Computes the part of a row that follows from a variant's predictions.
 
     Args:
-      config: Config of the variant.
-      costs: Costs of its exits.
-      validation: Its predictions on the validation images.
-      test: Its predictions on the test images.
-      keep_ranks: Whether to keep the confidence ranks in addition to their correlation.
+      config: config of the variant.
+      costs: costs of its exits.
+      validation: its predictions on the validation images.
+      test: its predictions on the test images.
+      keep_ranks: whether to keep the confidence ranks in addition to their correlation.
 
     Returns:
       `exits`, `budget_curve`, `rank_correlation` and `confidence_ranks` of `study.json`.
@@ -78,8 +78,8 @@ def validation_curve(folder: Path, exits: slice) -> list[dict[str, Any]]:
     """Validation top-1 (percent) per epoch of a phase.
 
     Args:
-      folder: Folder of the phase, with `metrics.jsonl`.
-      exits: The exits to return.
+      folder: folder of the phase, with `metrics.jsonl`.
+      exits: the exits to return.
     """
     return [
         {"epoch": line["epoch"], "top1": line["top1_per_exit"][exits]}
@@ -103,16 +103,16 @@ def gradient_variance_results(
     It is that of the cross-entropy, also for variants with a loss of their own.
 
     Args:
-      config: Config of the variant.
-      dataset: Dataset that it was trained on.
-      classifier: Network after phase I.
-      images: Number of images; rounded down to full batches of 64 that the split can fill.
+      config: config of the variant.
+      dataset: dataset that it was trained on.
+      classifier: network after phase I.
+      images: number of images; rounded down to full batches of 64 that the split can fill.
 
     Returns:
       `stages` [E] and `losses` [E, E], see `GradientVariance`.
 
     Raises:
-      ValueError: The split does not fill one batch.
+      ValueError: the split does not fill one batch.
     """
     batches = list(_normalized_batches(dataset, config.data, images))
     if not batches:

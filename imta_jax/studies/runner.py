@@ -59,9 +59,9 @@ def run_study(
     """Trains and evaluates what a study lacks, and draws its tables and figures.
 
     Args:
-      config: Config of a study, from `configs/studies/NAME.py`. Variants and seeds may be added
+      config: config of a study, from `configs/studies/NAME.py`. Variants and seeds may be added
         later. Existing results are kept.
-      workdir: Folder of one or more studies. They share their phase-I networks in `networks`
+      workdir: folder of one or more studies. They share their phase-I networks in `networks`
         (`NETWORK/seed_S/`, with the second phases that start from it). Each study has a folder of
         its name with `study.json` and `rows/`. `report/` covers all of them.
 
@@ -69,10 +69,10 @@ def run_study(
       The content of `study.json`.
 
     Raises:
-      ValueError: Not a study, an invalid variant, or a folder with results of other settings.
-      BlockingIOError: Another run uses the folder.
-      Interrupted: The process received SIGTERM or SIGINT; training state is saved.
-      FileNotFoundError: See `load_dataset`. A study without seeds does not need images.
+      ValueError: not a study, an invalid variant, or a folder with results of other settings.
+      BlockingIOError: another run uses the folder.
+      Interrupted: the process received SIGTERM or SIGINT; training state is saved.
+      FileNotFoundError: see `load_dataset`. A study without seeds does not need images.
     """
     workdir = local_path("--workdir", workdir)
     study = StudyConfig.from_mapping(config)

@@ -48,11 +48,11 @@ def write_record(
     Other variants and seeds that an earlier call recorded are kept.
 
     Args:
-      folder: Folder of the study.
-      study: Settings of the study.
-      variants: The chosen variants, in order.
-      costs: Costs per exit, by variant name.
-      dataset: Description of the dataset as in `results.json`.
+      folder: folder of the study.
+      study: settings of the study.
+      variants: the chosen variants, in order.
+      costs: costs per exit, by variant name.
+      dataset: description of the dataset as in `results.json`.
     """
     path = folder / "study.json"
     earlier = read_json_or_none(path, "it is written again from the rows") or {}
@@ -104,8 +104,8 @@ def summarize(
     """Computes means and standard deviations over seeds, and paired differences.
 
     Args:
-      rows: Rows of all variants; failed ones are ignored.
-      against: By variant name, the variant whose test accuracy at the same exit and seed is
+      rows: rows of all variants; failed ones are ignored.
+      against: by variant name, the variant whose test accuracy at the same exit and seed is
         subtracted.
 
     Returns:

@@ -33,12 +33,12 @@ class Variant:
     """A config that a study trains once per seed.
 
     Attributes:
-      name: Key in the study; also used in file names.
-      label: Name in tables and figures.
-      techniques: Those of GE, ISC and OFA that it uses; None for networks other than MSDNet.
-      against: Name of the variant it is compared with.
-      overrides: Values that differ from the base, by dotted field.
-      config: The config of its runs.
+      name: key in the study; also used in file names.
+      label: name in tables and figures.
+      techniques: those of GE, ISC and OFA that it uses; None for networks other than MSDNet.
+      against: name of the variant it is compared with.
+      overrides: values that differ from the base, by dotted field.
+      config: the config of its runs.
     """
 
     name: str
@@ -88,10 +88,10 @@ def study_variants(study: StudyConfig) -> list[Variant]:
     """The chosen variants of a study, in table order; each config is checked.
 
     Args:
-      study: Settings of the study.
+      study: settings of the study.
 
     Raises:
-      ValueError: A variant changes a field that the base does not have, or its config is invalid.
+      ValueError: a variant changes a field that the base does not have, or its config is invalid.
         The message has the variant's name.
     """
     variants = [_variant(study, name) for name in study.chosen]

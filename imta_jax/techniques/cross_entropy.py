@@ -32,9 +32,9 @@ def cross_entropy(
     """Mean cross-entropy over the batch, in nats, float32.
 
     Args:
-      logits: With any leading axes, usually one of exits.
-      labels: Classes, from 0, or the probability of each class.
-      label_smoothing: Epsilon, 0 to below 1.
+      logits: logits with any leading axes, usually one of exits.
+      labels: classes, from 0, or the probability of each class.
+      label_smoothing: epsilon, 0 to below 1.
 
     Raises:
       InputError: `label_smoothing` outside its range.
@@ -50,9 +50,9 @@ def smoothed(
     """Adds label smoothing to the mean cross-entropies of a batch.
 
     Args:
-      nats: Mean cross-entropy without label smoothing.
-      logits: From which it was computed.
-      label_smoothing: Epsilon, 0 to below 1; 0 returns `nats` unchanged.
+      nats: mean cross-entropy without label smoothing.
+      logits: logits from which `nats` was computed.
+      label_smoothing: epsilon, 0 to below 1; 0 returns `nats` unchanged.
 
     Raises:
       InputError: `label_smoothing` outside its range.

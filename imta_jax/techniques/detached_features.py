@@ -32,12 +32,12 @@ class FeatureDetachment(Section):
     """Which gradients of a stage's output are stopped.
 
     Attributes:
-      maps: Feature maps that are detached: one of `DETACHED_MAPS`.
-      fraction: Fraction of a map's channels that later exits do not train.
-      from_exit: Whether the exit trains only these channels (the paper) or all (authors' code).
+      maps: feature maps that are detached: one of `DETACHED_MAPS`.
+      fraction: fraction of a map's channels that later exits do not train.
+      from_exit: whether the exit trains only these channels (the paper) or all (authors' code).
 
     Raises:
-      InputError: An unknown name, or a fraction that is not between 0 and 1.
+      InputError: an unknown name, or a fraction that is not between 0 and 1.
     """
 
     section: ClassVar[str] = "FeatureDetachment"
@@ -56,9 +56,9 @@ class FeatureDetachment(Section):
         """Stops gradients between a stage and its two readers.
 
         Args:
-          for_exit: The exit's input: feature maps, finest scale first.
-          for_next_stage: The next stage's input: the same maps.
-          channel_axis: Axis of the maps' channels.
+          for_exit: the exit's input: feature maps, finest scale first.
+          for_next_stage: the next stage's input: the same maps.
+          channel_axis: axis of the maps' channels.
 
         Returns:
           (input of the exit, input of the next stage), with unchanged values.
@@ -90,10 +90,10 @@ def stop_channels(
     """The identity, with the gradient of some channels stopped.
 
     Args:
-      x: A feature map with C channels.
-      fraction: Fraction of the channels after the first m = round((1 - fraction) * C).
+      x: a feature map with C channels.
+      fraction: fraction of the channels after the first m = round((1 - fraction) * C).
       stopped: "last" for the channels from m on, "first" for the first m.
-      axis: Axis of the channels.
+      axis: axis of the channels.
     """
     m = round((1 - fraction) * x.shape[axis])
     first, last = jnp.split(x, [m], axis=axis)

@@ -45,8 +45,8 @@ def rescale_gradient(x: Tree, scale: float | jax.Array) -> Tree:
     """R(x; s) of Eq. 4: the identity, with a gradient multiplied by `scale`.
 
     Args:
-      x: Any pytree of arrays.
-      scale: Scalar. It receives no gradient.
+      x: any pytree of arrays.
+      scale: scalar. It receives no gradient.
 
     Returns:
       x, bit for bit.
@@ -62,17 +62,17 @@ def split_gradient(
     """Splits a stage's output into the exit's input and the next stage's input (Sec. 3.1).
 
     Args:
-      state: Output of the stage: feature maps, finest scale first.
-      exit_index: Index of the exit after the stage, from 0 (i - 1 in the paper).
-      num_exits: Number of exits k.
-      equilibrium: One of `EQUILIBRIUM_MODES`. With "coarsest", as in the published code, finer maps
+      state: output of the stage: feature maps, finest scale first.
+      exit_index: index of the exit after the stage, from 0 (i - 1 in the paper).
+      num_exits: number of exits k.
+      equilibrium: one of `EQUILIBRIUM_MODES`. With "coarsest", as in the published code, finer maps
         keep their gradients, so Eq. 5 holds only along the coarsest scale.
 
     Returns:
       (input of the exit, input of the next stage). Both have the values of `state`.
 
     Raises:
-      ValueError: An unknown `equilibrium`.
+      ValueError: an unknown `equilibrium`.
     """
     if equilibrium not in EQUILIBRIUM_MODES:
         raise unknown_name("equilibrium", equilibrium, EQUILIBRIUM_MODES)

@@ -31,16 +31,16 @@ def teacher_divergence(
     """KL(teacher || student) of every exit in nats (Eq. 8), both softmaxes at `temperature`.
 
     Args:
-      logits: Logits of the students.
-      teacher_logits: No gradient flows into them.
-      temperature: Above 0.
-      reduction: One of `REDUCTIONS`.
+      logits: logits of the students.
+      teacher_logits: no gradient flows into them.
+      temperature: above 0.
+      reduction: one of `REDUCTIONS`.
 
     Returns:
       float32, not multiplied by the squared temperature.
 
     Raises:
-      InputError: An unknown reduction or a temperature that is not above 0.
+      InputError: an unknown reduction or a temperature that is not above 0.
     """
     if reduction not in REDUCTIONS:
         raise unknown_name("reduction", reduction, REDUCTIONS)
@@ -79,17 +79,17 @@ def one_for_all_loss(
 
     Args:
       logits: [E, N, K].
-      labels: Integers [N], from 0, or the probability of each class, [N, K].
+      labels: integers [N], from 0, or the probability of each class, [N, K].
       teacher_logits: [N, K]. No gradient flows into them.
-      alpha: Weight of the cross-entropy, 0 to 1; 1 trains without distillation.
-      temperature: Temperature of both softmaxes of the divergence, above 0.
-      reduction: One of `REDUCTIONS`.
-      temperature_squared: Whether the divergence is multiplied by temperature ** 2.
-      last_exit: One of `LAST_EXIT_LOSSES`.
-      label_smoothing: Epsilon of `cross_entropy`. The divergence from the teacher has none.
+      alpha: weight of the cross-entropy, 0 to 1; 1 trains without distillation.
+      temperature: temperature of both softmaxes of the divergence, above 0.
+      reduction: one of `REDUCTIONS`.
+      temperature_squared: whether the divergence is multiplied by temperature ** 2.
+      last_exit: one of `LAST_EXIT_LOSSES`.
+      label_smoothing: epsilon of `cross_entropy`. The divergence from the teacher has none.
 
     Raises:
-      InputError: An unknown name, `alpha` outside 0 to 1, a temperature that is not above 0, or
+      InputError: an unknown name, `alpha` outside 0 to 1, a temperature that is not above 0, or
         shapes that do not fit.
     """
     _check_shapes(logits, labels, teacher_logits)

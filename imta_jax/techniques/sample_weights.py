@@ -58,9 +58,9 @@ def sample_weights(
     """Weight of each image at each exit; their mean over the exits of an image is 1.
 
     Args:
-      network: It receives gradients.
-      losses: Cross-entropies in nats, without a gradient.
-      scale: Largest deviation from the mean, before the mean is subtracted.
+      network: it receives gradients.
+      losses: cross-entropies in nats, without a gradient.
+      scale: largest deviation from the mean, before the mean is subtracted.
     """
     losses = jax.lax.stop_gradient(losses)
     hidden = jax.nn.relu(losses.T @ network.hidden_kernel + network.hidden_bias[None])
@@ -88,9 +88,9 @@ def meta_loss(
     leave. The loss is the sum over exits of the mean cross-entropy of the images that leave there.
 
     Args:
-      logits: Of all exits.
-      labels: Classes, from 0.
-      counts: Images that leave at each exit; see `leaving_counts`.
+      logits: logits of all exits.
+      labels: classes, from 0.
+      counts: images that leave at each exit; see `leaving_counts`.
     """
     chex.assert_equal(sum(counts), len(labels))
     remaining = jnp.ones(labels.shape, bool)

@@ -42,7 +42,7 @@ def epoch_plan(
       epoch: number of the epoch, from 0.
 
     Raises:
-      ValueError: A negative seed or epoch, or no examples.
+      ValueError: a negative seed or epoch, or no examples.
     """
     check_at_least(0, seed=seed, epoch=epoch)
     check_at_least(1, num_examples=len(sizes))

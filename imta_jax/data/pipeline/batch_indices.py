@@ -66,7 +66,7 @@ def shard_of(indices: BatchIndices, batch_size: int, shard: Shard) -> BatchIndic
       shard: the process.
 
     Raises:
-      ValueError: The number of processes does not divide the batch size.
+      ValueError: the number of processes does not divide the batch size.
     """
     if batch_size % shard.count:
         below = max(batch_size // shard.count, 1) * shard.count

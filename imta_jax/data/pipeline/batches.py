@@ -45,7 +45,7 @@ def steps_per_epoch(num_examples: int, batch_size: int, field: str = "batch_size
       field: config field of the batch size, for messages.
 
     Raises:
-      ValueError: There is no full batch.
+      ValueError: there is no full batch.
     """
     _check_batch_size(batch_size)
     if num_examples < batch_size:
@@ -82,7 +82,7 @@ def train_batches(
       host: options of pipelines that decode.
 
     Raises:
-      ValueError: No full batch, a negative number, a `start_step` beyond the epoch, or a pipeline
+      ValueError: no full batch, a negative number, a `start_step` beyond the epoch, or a pipeline
         that is unknown or does not support these images.
       ModuleNotFoundError: the library of the pipeline is not installed.
     """
@@ -117,7 +117,7 @@ def eval_batches(
       host: options of pipelines that decode.
 
     Raises:
-      ValueError: A batch size below 1, or a pipeline that is unknown or does not support these
+      ValueError: a batch size below 1, or a pipeline that is unknown or does not support these
         images.
       ModuleNotFoundError: the library of the pipeline is not installed.
     """
@@ -150,7 +150,7 @@ def resolve_host_pipeline(pipeline: str, split: Split, preprocessing: Preprocess
       preprocessing: their crop.
 
     Raises:
-      ValueError: An unknown name, or a pipeline that cannot make batches of these images.
+      ValueError: an unknown name, or a pipeline that cannot make batches of these images.
       ModuleNotFoundError: the library of the pipeline is not installed.
     """
     if pipeline not in ("auto", *HOST_PIPELINES):

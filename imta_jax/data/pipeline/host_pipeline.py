@@ -85,7 +85,7 @@ def resized_batches(
       batch_size: examples per batch.
       host: options of the pipeline.
       size: pixels per side of the result.
-      exact: If True (evaluation), an antialiased triangle filter at fractions of pixels, as
+      exact: if True (evaluation), an antialiased triangle filter at fractions of pixels, as
         Pillow's bilinear resize. Otherwise (training), bilinear interpolation of windows in whole
         pixels, which is several times as fast.
       decoder: one of `DECODERS`; None for that of the images.

@@ -21,7 +21,7 @@ def on_this_host(dataset: "tf.data.Dataset") -> Iterator[tuple[np.ndarray, ...]]
     """Runs a dataset of tuples on this host, in order.
 
     Raises:
-      OSError: An image cannot be read or decoded.
+      OSError: an image cannot be read or decoded.
     """
     tf = import_tensorflow()
     options = tf.data.Options()
@@ -43,8 +43,8 @@ def from_service(
       service: address of the dispatcher, "grpc://HOST:PORT".
 
     Raises:
-      ConnectionError: Nothing listens at the address.
-      OSError: An image cannot be read, or elements are missing.
+      ConnectionError: nothing listens at the address.
+      OSError: an image cannot be read, or elements are missing.
     """
     _check_reachable(service)
     tf_service = import_tensorflow().data.experimental.service

@@ -23,11 +23,11 @@ def load_source(request: SourceRequest) -> SourceData:
     """Reads the splits of a source into arrays, or indexes its encoded images.
 
     Raises:
-      ValueError: An unknown name, or no image classification dataset.
-      FileNotFoundError: The data do not exist; the message says how to get them.
-      PermissionError: The data may not be read.
+      ValueError: an unknown name, or no image classification dataset.
+      FileNotFoundError: the data do not exist; the message says how to get them.
+      PermissionError: the data may not be read.
       ModuleNotFoundError: TensorFlow or TFDS is required and not installed.
-      OSError: The disk is full.
+      OSError: the disk is full.
     """
     kind = next(kind for kind in _KINDS if kind.accepts(request.source))
     if request.source_options and kind is not own:
@@ -49,7 +49,7 @@ def tfds_description(source: str, *, one_shape: bool) -> tuple[str, int, tuple[i
       None for another kind of source. A side that varies between images is None in the shape.
 
     Raises:
-      ValueError: An unknown name, no images with one class label each, or different shapes.
+      ValueError: an unknown name, no images with one class label each, or different shapes.
       ModuleNotFoundError: TFDS or TensorFlow is not installed.
     """
     kind = next(kind for kind in _KINDS if kind.accepts(source))

@@ -77,7 +77,7 @@ def source_split(
       channels: channels of arrays, 3 (RGB) or 1 (luminance).
 
     Raises:
-      ValueError: No image, too many images that are refused, or images of different sizes that are
+      ValueError: no image, too many images that are refused, or images of different sizes that are
         to become an array.
     """
     bad, good = np.flatnonzero(indexed.refusal), np.flatnonzero(indexed.refusal == Refusal.NONE)

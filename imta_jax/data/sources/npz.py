@@ -34,9 +34,9 @@ def read_npz(path: Path, request: SourceRequest) -> SourceData:
       request: its split fields choose the splits.
 
     Raises:
-      FileNotFoundError: The file does not exist.
-      PermissionError: It may not be read.
-      ValueError: It is a folder, is not an .npz archive, is damaged, lacks an array, or holds a
+      FileNotFoundError: the file does not exist.
+      PermissionError: it may not be read.
+      ValueError: it is a folder, is not an .npz archive, is damaged, lacks an array, or holds a
         pickled array. Nothing is unpickled, since that would run code from the file.
     """
     _check_readable(path)

@@ -83,7 +83,7 @@ def choose_splits(request: SourceRequest, available: Iterable[str], where: str) 
       Split names by role: "train" and, unless they are to be held out, "validation" and "test".
 
     Raises:
-      ValueError: A split that does not exist or has two roles, or no images to test with.
+      ValueError: a split that does not exist or has two roles, or no images to test with.
     """
     found = list(available)
     chosen = {"train": _existing(request.train_split, found, "train", where)}

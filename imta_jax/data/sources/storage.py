@@ -101,10 +101,10 @@ def translate_errors(path: str) -> Iterator[None]:
       path: the path that is read, for messages.
 
     Raises:
-      PermissionError: No permission, or a bucket that this user cannot reach.
-      FileNotFoundError: A file is missing.
-      ValueError: A scheme that TensorFlow does not support.
-      OSError: Any other error. Python's own OSErrors pass unchanged.
+      PermissionError: no permission, or a bucket that this user cannot reach.
+      FileNotFoundError: a file is missing.
+      ValueError: a scheme that TensorFlow does not support.
+      OSError: any other error. Python's own OSErrors pass unchanged.
     """
     try:
         yield

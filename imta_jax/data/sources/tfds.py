@@ -69,7 +69,7 @@ def describe(source: str, *, one_shape: bool) -> tuple[str, int, tuple[int, ...]
       one_shape: whether all images must have one shape; otherwise, unknown sizes are None.
 
     Raises:
-      ValueError: An unknown name, no images with one class label each, or different shapes.
+      ValueError: an unknown name, no images with one class label each, or different shapes.
       ModuleNotFoundError: TFDS or TensorFlow is not installed.
     """
     tfds = import_tfds(source)

@@ -55,7 +55,7 @@ def read_builder(
       not_prepared: makes the error for data that are not prepared, from a reason.
 
     Raises:
-      ValueError: No images with class labels, an unknown split, images of different sizes that are
+      ValueError: no images with class labels, an unknown split, images of different sizes that are
         to become arrays, or a file format without random access.
     """
     reader = _Reader(builder, *feature_keys(builder), request, not_prepared)
@@ -81,7 +81,7 @@ def feature_keys(builder: Any) -> tuple[str, str]:
     """The names of a dataset's image and label features.
 
     Raises:
-      ValueError: No images with one class label each.
+      ValueError: no images with one class label each.
     """
     import tensorflow_datasets as tfds
 

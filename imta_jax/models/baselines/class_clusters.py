@@ -17,7 +17,7 @@ def clusters_by_index(num_classes: int, num_clusters: int) -> Int[np.ndarray, " 
     """The cluster of each class; a cluster has consecutive classes.
 
     Raises:
-      InputError: More clusters than classes, or none.
+      InputError: more clusters than classes, or none.
     """
     if not 1 <= num_clusters <= num_classes:
         raise InputError(
@@ -34,9 +34,9 @@ def gate_loss(
     """Mean cross-entropy of a gate's scores against the cluster of each image's class, in nats.
 
     Args:
-      scores: Of B clusters.
-      labels: Classes, from 0.
-      clusters: The cluster of each class.
+      scores: scores of the B clusters.
+      labels: classes, from 0.
+      clusters: the cluster of each class.
     """
     targets = jnp.asarray(clusters)[labels]
     return -jnp.take_along_axis(jax.nn.log_softmax(scores), targets[:, None], axis=-1).mean()

@@ -31,13 +31,13 @@ class DenseNetSpec:
 
     Attributes:
       stem: "cifar" (3x3) or "imagenet" (7x7 stride 2, max-pool).
-      channels: Of the stem.
-      growth_rate: Channels that a layer adds.
-      depths: Layers per dense block (per resolution).
-      bottleneck: Whether a layer has a 1x1 convolution before its 3x3 convolution.
-      reduction: Fraction of channels that a transition keeps, above 0 and at most 1.
-      exits: Layers, from 1, that an exit follows; the last layer always has one.
-      initialization: A name in `imta_jax.nn.initialization.INITIALIZATIONS`.
+      channels: channels of the stem.
+      growth_rate: channels that a layer adds.
+      depths: layers per dense block (per resolution).
+      bottleneck: whether a layer has a 1x1 convolution before its 3x3 convolution.
+      reduction: fraction of channels that a transition keeps, above 0 and at most 1.
+      exits: layers, from 1, that an exit follows; the last layer always has one.
+      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
     """
 
     stem: str

@@ -21,7 +21,7 @@ class GoogLeNetSpec:
     """The fields of `config.model` for a GoogLeNet.
 
     Attributes:
-      initialization: A name in `imta_jax.nn.initialization.INITIALIZATIONS`.
+      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
     """
 
     initialization: str = "he_normal"

@@ -53,13 +53,13 @@ class HydraNetSpec:
     """The fields of `config.model` for a Hydra-Res.
 
     Attributes:
-      channels: Of the first group; the second has twice, the branches four times as many.
-      depths: Blocks of the first group, of the second group, and of each branch.
-      branches: Number of branches B.
-      active_branches: Number k of branches that run for an image.
-      gate_weight: Weight of the gate's own loss in phase I; 0 for none.
-      class_clusters: Branch, from 0, of each class; () for clusters of consecutive classes.
-      initialization: A name in `imta_jax.nn.initialization.INITIALIZATIONS`.
+      channels: channels of the first group; the second has twice, the branches four times as many.
+      depths: blocks of the first group, of the second group, and of each branch.
+      branches: number of branches B.
+      active_branches: number k of branches that run for an image.
+      gate_weight: weight of the gate's own loss in phase I; 0 for none.
+      class_clusters: branch, from 0, of each class; () for clusters of consecutive classes.
+      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
     """
 
     channels: int
@@ -133,8 +133,8 @@ def select_branches(
     """Selects the k branches with the highest scores and weights them by their softmax.
 
     Args:
-      scores: Of the B branches.
-      active: Number of branches k, 1 to B.
+      scores: scores of the B branches.
+      active: number of branches k, 1 to B.
 
     Returns:
       (indices, weights that sum to 1); gradients flow through the weights.
@@ -154,9 +154,9 @@ class HydraNet(nnx.Module):
     """The backbone contract (`classifier.Backbone`) on stem, gate and branches.
 
     Attributes:
-      spec: The fields.
+      spec: the fields.
       num_exits: 1.
-      feature_widths: Channels of the combined features.
+      feature_widths: channels of the combined features.
     """
 
     def __init__(self, spec: HydraNetSpec, image_channels: int, *, rngs: nnx.Rngs):

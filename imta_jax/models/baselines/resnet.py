@@ -35,12 +35,12 @@ class ResNetSpec:
 
     Attributes:
       stem: "cifar" (3x3) or "imagenet" (7x7 stride 2, max-pool).
-      channels: Of the first group; each later group has twice as many.
-      depths: Blocks per group (per resolution).
-      bottleneck: Whether blocks are 1x1, 3x3, 1x1 convolutions with 4 times the channels at their
+      channels: channels of the first group; each later group has twice as many.
+      depths: blocks per group (per resolution).
+      bottleneck: whether blocks are 1x1, 3x3, 1x1 convolutions with 4 times the channels at their
         output, instead of two 3x3 convolutions.
-      exits: Blocks, from 1, that an exit follows; the last block always has one.
-      initialization: A name in `imta_jax.nn.initialization.INITIALIZATIONS`.
+      exits: blocks, from 1, that an exit follows; the last block always has one.
+      initialization: a name in `imta_jax.nn.initialization.INITIALIZATIONS`.
     """
 
     stem: str

@@ -55,8 +55,8 @@ class SingleScaleBackbone(nnx.Module):
     exit only pools, as in the plain networks.
 
     Attributes:
-      num_exits: Number of exits.
-      feature_widths: Channels of the pooled features, per exit.
+      num_exits: number of exits.
+      feature_widths: channels of the pooled features, per exit.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class SingleScaleBackbone(nnx.Module):
         """Combines blocks and exits.
 
         Args:
-          opening: Maps images to the first block's input.
-          blocks: Each maps a feature map to the next.
-          widths: Channels after each block.
-          exits: Numbers, from 1, of the blocks that an exit follows, without the last block.
-          small_images: Whether exits have 128 channels.
-          preactivated: Whether blocks start, rather than end, with normalization and ReLU.
-          init: Initialization of the exits.
-          rngs: The `params` stream is used.
+          opening: maps images to the first block's input.
+          blocks: each maps a feature map to the next.
+          widths: channels after each block.
+          exits: numbers, from 1, of the blocks that an exit follows, without the last block.
+          small_images: whether exits have 128 channels.
+          preactivated: whether blocks start, rather than end, with normalization and ReLU.
+          init: initialization of the exits.
+          rngs: the `params` stream is used.
         """
         self.opening = opening
         bounds = itertools.pairwise((0, *exits, len(blocks)))

@@ -14,7 +14,7 @@ def no_inline(x: jax.Array) -> jax.Array:
     is removed before fusion.) Nothing is copied. Measured in `docs/results/cpu.md`.
 
     Args:
-      x: Array of any shape and dtype; its gradient is passed through.
+      x: array of any shape and dtype; its gradient is passed through.
     """
     with set_xla_metadata(inlineable="false"):
         return _identity(x)

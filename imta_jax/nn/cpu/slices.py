@@ -15,8 +15,8 @@ class Slices(NamedTuple):
     """Sizes of the slices of a batch.
 
     Attributes:
-      images: Images per slice, about: a batch is divided into equal slices.
-      parallel: Slices that are computed at the same time. A core that idles in one slice has work
+      images: images per slice, about: a batch is divided into equal slices.
+      parallel: slices that are computed at the same time. A core that idles in one slice has work
         in the other.
     """
 

@@ -39,10 +39,10 @@ class SheetLayout:
     Attributes:
       scale: Figure pixels per image pixel, an integer.
       side: (height, width) of a drawn image.
-      columns: Images per row.
-      rows: Number of rows.
+      columns: images per row.
+      rows: number of rows.
       pitch: (vertical, horizontal) distance between the corners of neighboring images.
-      width: Width of the sheet with margins.
+      width: width of the sheet with margins.
     """
 
     scale: int
@@ -89,7 +89,7 @@ def compose_sheet(images: np.ndarray, layout: SheetLayout) -> np.ndarray:
 
     Args:
       images: uint8 [M, H, W, C], C = 1 or 3.
-      layout: Layout of M images of this size.
+      layout: layout of M images of this size.
 
     Returns:
       uint8 [layout.height, layout.width, 3], white outside of the images.
@@ -111,7 +111,7 @@ def figure_contact_sheet(record: DataRecord, split: str = "train") -> Figure:
     """Draws images of a split as the network gets them, with the names of their classes.
 
     Args:
-      record: Record of the dataset.
+      record: record of the dataset.
       split: "train" or "validation".
 
     Returns:

@@ -13,9 +13,9 @@ class SplitSummary:
     """Numbers of one split.
 
     Attributes:
-      examples: Number of images.
-      per_class: Images of each class, integers [K].
-      skipped: Files that were skipped because they do not decode.
+      examples: number of images.
+      per_class: images of each class, integers [K].
+      skipped: files that were skipped because they do not decode.
     """
 
     examples: int
@@ -65,14 +65,14 @@ class Findings:
     """Findings of loading the dataset; empty for summaries of earlier versions.
 
     Attributes:
-      left_out: Number of images left out by reason, by split.
-      left_out_files: The first of them with reasons, by split.
-      rotated: Number of images with an EXIF orientation, by split.
+      left_out: number of images left out by reason, by split.
+      left_out_files: the first of them with reasons, by split.
+      rotated: number of images with an EXIF orientation, by split.
       exif_orientation: "ignore" or "apply".
       across_splits: (split, other split, number of images of the first that are also in the other).
-      in_two_classes: Number of images that are also in another class.
-      duplicates: Pairs of equal images, as text.
-      similar_classes: Groups of class names that look alike.
+      in_two_classes: number of images that are also in another class.
+      duplicates: pairs of equal images, as text.
+      similar_classes: groups of class names that look alike.
       misplaced: (folder, number of images that are not read, remedy).
       ignored: (folder, number of files in its class folders that are not read, by suffix).
     """
@@ -94,18 +94,18 @@ class DataRecord:
     """The content of a run's folder `data/`.
 
     Attributes:
-      folder: The folder.
-      dataset: Name of the dataset.
-      source: Where it was read from.
-      class_names: Names of the K classes, in the order of the labels.
+      folder: the folder.
+      dataset: name of the dataset.
+      source: where it was read from.
+      class_names: names of the K classes, in the order of the labels.
       image_shape: (H, W, C) of the network's input.
-      preprocessing: One sentence.
-      splits: Summaries of "train", "validation" and "test".
-      statistics: Normalization statistics.
-      pipeline: Throughput of the input pipeline.
-      hardware: Hardware on which the throughput was measured.
-      previews: Images of "train" (augmented) and "validation".
-      findings: What was left out, and what is unusual.
+      preprocessing: one sentence.
+      splits: summaries of "train", "validation" and "test".
+      statistics: normalization statistics.
+      pipeline: throughput of the input pipeline.
+      hardware: hardware on which the throughput was measured.
+      previews: images of "train" (augmented) and "validation".
+      findings: what was left out, and what is unusual.
     """
 
     folder: Path

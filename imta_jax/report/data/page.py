@@ -77,7 +77,7 @@ def write_data_page(folder: str | Path) -> Path:
 
     Raises:
       FileNotFoundError: `summary.json` or `preview.npz` does not exist.
-      ValueError: One of them is damaged or incomplete. Both messages name the file and the command
+      ValueError: one of them is damaged or incomplete. Both messages name the file and the command
         that writes it.
     """
     record = load_data_record(folder)

@@ -53,7 +53,7 @@ def load_data_record(folder: str | Path) -> DataRecord:
 
     Raises:
       FileNotFoundError: `summary.json` or `preview.npz` does not exist.
-      ValueError: One of them is damaged or incomplete. Both messages name the file and the command
+      ValueError: one of them is damaged or incomplete. Both messages name the file and the command
         that writes it.
     """
     folder = Path(folder)

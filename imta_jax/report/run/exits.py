@@ -94,7 +94,7 @@ def figure_reliability(run: RunRecord) -> Figure:
     Reads `run.calibration` and `run.exits`.
 
     Raises:
-      ValueError: The run has no calibration.
+      ValueError: the run has no calibration.
     """
     calibration = run.require("calibration", "evaluation/calibration.npz")
     errors = run.exits["ece"].to_numpy(dtype=float)
@@ -140,7 +140,7 @@ def figure_classes(run: RunRecord) -> Figure:
     cheapest and the most expensive ones are drawn. Reads `run.samples`.
 
     Raises:
-      ValueError: The run has no samples.
+      ValueError: the run has no samples.
     """
     budget = nearest_reported_budget(run)
     table = class_costs(run, budget)
@@ -167,7 +167,7 @@ def nearest_reported_budget(run: RunRecord) -> int:
     """The budget (percent) in `samples.parquet` with mean cost nearest to the operating point.
 
     Raises:
-      ValueError: The samples have no budget.
+      ValueError: the samples have no budget.
     """
     names = [re.fullmatch(r"budget_(\d+)_macs", str(column)) for column in _samples(run).columns]
     budgets = [int(name[1]) for name in names if name]
@@ -182,8 +182,8 @@ def class_costs(run: RunRecord, budget: int) -> pd.DataFrame:
     """Mean cost, accuracy and exit fractions per class, cheapest class first.
 
     Args:
-      run: A run with samples.
-      budget: A reported budget in percent.
+      run: a run with samples.
+      budget: a reported budget in percent.
 
     Returns:
       A frame indexed by class number with the columns `macs` (mean), `top1` (percent) and, for

@@ -28,7 +28,7 @@ def figure_gallery(run: RunRecord) -> Figure:
     twelve images per side.
 
     Raises:
-      ValueError: The run has no gallery.
+      ValueError: the run has no gallery.
     """
     first = _gallery(run)["first"].astype(bool)
     sides = [np.flatnonzero(first)[:MAX_IMAGES], np.flatnonzero(~first)[:MAX_IMAGES]]

@@ -56,13 +56,13 @@ def figure_threshold_methods(run: RunRecord) -> Figure:
     """Draws test top-1 against cost by method, and the gain over the sweep at equal cost.
 
     Args:
-      run: A run whose `threshold_methods` is not None.
+      run: a run whose `threshold_methods` is not None.
 
     Returns:
       The figure.
 
     Raises:
-      ValueError: The run's results have no comparison of methods.
+      ValueError: the run's results have no comparison of methods.
     """
     points = _points(run)
     drawn = [method for method, *_ in DRAWN]

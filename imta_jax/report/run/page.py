@@ -103,7 +103,7 @@ def write_report(workdir: str | Path) -> Path:
     """Writes a run's report into `workdir/report/`: figures, `tables.md` and `index.html`.
 
     Args:
-      workdir: Folder of a run with `results.json`; see `load_run` for the other files it reads.
+      workdir: folder of a run with `results.json`; see `load_run` for the other files it reads.
 
     Returns:
       Path of `index.html`, which is written last.

@@ -53,7 +53,7 @@ def figure_training(run: RunRecord) -> Figure:
     Reads `run.metrics`.
 
     Raises:
-      ValueError: The run has no metrics.
+      ValueError: the run has no metrics.
     """
     phases = _split_phases(run.require("metrics", "metrics.jsonl of a phase"))
     figure = new_figure(8.4, 6.2, _title(phases))

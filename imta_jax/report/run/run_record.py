@@ -32,25 +32,25 @@ class RunRecord:
     """The content of a run's folder.
 
     Attributes:
-      workdir: The run's folder.
+      workdir: the run's folder.
       config: `config.json`, nested; empty without the file.
-      dataset: Name, class names, image shape, examples per split and statistics.
-      phases: Epochs, steps and time of each phase by name; phases that were not run are omitted.
-      environment: Device, versions, seed and time of completion.
-      exits: One row per exit, by rising cost: `exit` (from 1), `macs`, `published_ops`, `params`,
+      dataset: name, class names, image shape, examples per split and statistics.
+      phases: epochs, steps and time of each phase by name; phases that were not run are omitted.
+      environment: device, versions, seed and time of completion.
+      exits: one row per exit, by rising cost: `exit` (from 1), `macs`, `published_ops`, `params`,
         `top1`, `top5`, `ece` and, except in older results, `auroc`.
-      budget_curve: One row per budget, by rising `mean_macs`: also `quota`, `thresholds`,
+      budget_curve: one row per budget, by rising `mean_macs`: also `quota`, `thresholds`,
         `validation_top1`, `top1`, `exit_fractions`.
-      reported_budgets: Rows of the budget curve for tables, by rising `budget` (a fraction of the
+      reported_budgets: rows of the budget curve for tables, by rising `budget` (a fraction of the
         last exit's multiply-adds); may be empty.
-      threshold_methods: Comparison of methods of choosing thresholds: `points` (see
+      threshold_methods: comparison of methods of choosing thresholds: `points` (see
         `evaluation.comparison_rows`) and the settings of their intervals; None in older results.
-      metrics: One row per phase, split and epoch; None without any.
-      samples: One row per test image with its exit at each reported budget; None without the file
+      metrics: one row per phase, split and epoch; None without any.
+      samples: one row per test image with its exit at each reported budget; None without the file
         or without reported budgets.
-      gallery: Arrays of easy and hard images, or None.
+      gallery: arrays of easy and hard images, or None.
       calibration: `confidence`, `accuracy`, `count`, each [E, bins], or None.
-      time: Measured milliseconds per exit and budget (`inference.timing`), or None.
+      time: measured milliseconds per exit and budget (`inference.timing`), or None.
     """
 
     workdir: Path
@@ -90,11 +90,11 @@ class RunRecord:
         """The value of an optional attribute.
 
         Args:
-          attribute: Name of the attribute.
-          file: File or section that it is read from, for the error message.
+          attribute: name of the attribute.
+          file: file or section that it is read from, for the error message.
 
         Raises:
-          ValueError: It is None.
+          ValueError: it is None.
         """
         value = getattr(self, attribute)
         if value is None:
@@ -111,7 +111,7 @@ def load_run(workdir: str | Path) -> RunRecord:
     """Reads a run's folder.
 
     Args:
-      workdir: The folder given to `launch.py --workdir`.
+      workdir: the folder given to `launch.py --workdir`.
 
     Returns:
       The record. Attributes without a file are None or empty, see `RunRecord`.
@@ -200,13 +200,13 @@ def load_progress(workdir: str | Path) -> RunRecord:
     """Reads a run that is still training, for `figure_training`.
 
     Args:
-      workdir: The folder given to `launch.py --workdir`.
+      workdir: the folder given to `launch.py --workdir`.
 
     Returns:
       A record with the metrics logged so far. All other attributes are empty or None.
 
     Raises:
-      FileNotFoundError: No epoch has been logged yet.
+      FileNotFoundError: no epoch has been logged yet.
     """
     workdir = Path(workdir)
     metrics = read_metrics(workdir)
@@ -225,7 +225,7 @@ def read_metrics(workdir: str | Path) -> pd.DataFrame | None:
     """Reads the metrics of both phases; may be called while the run is training.
 
     Args:
-      workdir: The folder given to `launch.py --workdir`.
+      workdir: the folder given to `launch.py --workdir`.
 
     Returns:
       One row per phase, split and epoch, or None before the first. The column `phase` has the name

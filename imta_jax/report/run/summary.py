@@ -29,10 +29,10 @@ class Card:
     """A number at the top of the report.
 
     Attributes:
-      name: What the number is.
-      value: The number as text.
-      detail: Its interval, its cost, or what it means.
-      chosen: Whether it is highlighted.
+      name: what the number is.
+      value: the number as text.
+      detail: its interval, its cost, or what it means.
+      chosen: whether it is highlighted.
     """
 
     name: str
@@ -45,8 +45,8 @@ def operating_point(run: RunRecord, tolerance_points: float = TOLERANCE_POINTS) 
     """The cheapest point whose validation accuracy is close to the full network's.
 
     Args:
-      run: The run.
-      tolerance_points: Allowed loss of validation top-1 against the last exit, in percentage
+      run: the run.
+      tolerance_points: allowed loss of validation top-1 against the last exit, in percentage
         points.
 
     Returns:

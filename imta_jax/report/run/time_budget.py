@@ -21,7 +21,7 @@ def figure_time(run: RunRecord) -> Figure:
     """Draws test top-1 against milliseconds per image, for adaptive inference and single exits.
 
     Args:
-      run: A run whose `time` is not None. Reads `run.exits` too.
+      run: a run whose `time` is not None. Reads `run.exits` too.
 
     Returns:
       The figure.

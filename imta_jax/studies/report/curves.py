@@ -17,8 +17,8 @@ def curve_at(row: Mapping[str, Any], costs: np.ndarray, key: str = "top1") -> np
     and those of the other point to the rest, which gives the interpolated accuracy on average.
 
     Args:
-      row: Row of a finished run.
-      costs: Mean multiply-adds per test image, [n].
+      row: row of a finished run.
+      costs: mean multiply-adds per test image, [n].
       key: "top1" or "validation_top1".
 
     Returns:

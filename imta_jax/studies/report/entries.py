@@ -49,12 +49,12 @@ class ReportEntry:
     """A figure, a table, or a note that it has not been run.
 
     Attributes:
-      heading: Which table or figure, and of which study.
-      caption: How to read it.
-      name: File name of a figure without `.png`, else "".
-      image: The figure of a figure, else None.
-      table: The table of a table.
-      missing: Why there is neither, and the command to run; else "".
+      heading: which table or figure, and of which study.
+      caption: how to read it.
+      name: file name of a figure without `.png`, else "".
+      image: the figure of a figure, else None.
+      table: the table of a table.
+      missing: why there is neither, and the command to run; else "".
     """
 
     heading: str

@@ -29,14 +29,14 @@ def write_study_report(studies: Sequence[Mapping[str, Any]], folder: str | Path)
     """Writes `tables.md`, `figures/*.png` and a self-contained `index.html`.
 
     Args:
-      studies: Contents of `study.json` files in any order. Each gets its own tables and figures.
-      folder: Folder to write into; created if missing. Its earlier figures are removed.
+      studies: contents of `study.json` files in any order. Each gets its own tables and figures.
+      folder: folder to write into; created if missing. Its earlier figures are removed.
 
     Returns:
       Path of `index.html`, which is written last.
 
     Raises:
-      ValueError: One of them is not a study. Nothing is written then.
+      ValueError: one of them is not a study. Nothing is written then.
     """
     records = [parse_study(study, f"study {i}") for i, study in enumerate(studies, start=1)]
     entries = collect_entries(records)

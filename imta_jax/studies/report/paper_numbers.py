@@ -28,10 +28,10 @@ class TableOneRow:
 
     Attributes:
       model: "MSDNet", "Ours" or "Hydra-Res".
-      number: Exit, from 1; for Hydra-Res the number of branches.
-      params: Parameters in millions.
-      madds: Printed cost in millions.
-      top1: Top-1 in percent.
+      number: exit, from 1; for Hydra-Res the number of branches.
+      params: parameters in millions.
+      madds: printed cost in millions.
+      top1: top-1 in percent.
     """
 
     model: str
@@ -74,10 +74,10 @@ class AblationTable:
     """Table 2 or 3: top-1 at five exits with and without each technique.
 
     Attributes:
-      number: Number of the table.
+      number: number of the table.
       dataset: "cifar100" or "imagenet".
-      top1: Top-1 in percent at exits 1 to 5, by the techniques used.
-      remark: A caveat for comparisons, or "".
+      top1: top-1 in percent at exits 1 to 5, by the techniques used.
+      remark: a caveat for comparisons, or "".
     """
 
     number: int
@@ -121,11 +121,11 @@ class Reading:
 
     Attributes:
       dataset: "cifar10", "cifar100" or "imagenet".
-      series: Name of the method.
-      points: Pairs (mean cost per image in millions, top-1 in percent), by rising cost.
+      series: name of the method.
+      points: pairs (mean cost per image in millions, top-1 in percent), by rising cost.
       source: Figure and its authors.
-      uncertainty: Possible error of the accuracies, in points.
-      adaptive: Whether it is a budget curve; otherwise each point is a separate network.
+      uncertainty: possible error of the accuracies, in points.
+      adaptive: whether it is a budget curve; otherwise each point is a separate network.
     """
 
     dataset: str

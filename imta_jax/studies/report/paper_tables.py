@@ -20,7 +20,7 @@ def ablation_table(study: StudyRecord) -> StudyTable:
     """Table 2 or 3: techniques x exits, with the paper's row, ours and our differences.
 
     Args:
-      study: An ablation study. ImageNet is compared with Table 3, other datasets with Table 2.
+      study: an ablation study. ImageNet is compared with Table 3, other datasets with Table 2.
     """
     printed = paper.paper_ablation(study.known_dataset or "")
     source = f"paper, {paper.DATASET_NAMES[printed.dataset]}"
@@ -51,7 +51,7 @@ def unrun_ablation_table(dataset: str, remark: str) -> StudyTable:
 
     Args:
       dataset: "cifar100" or "imagenet".
-      remark: Why ours is empty, and the command to run.
+      remark: why ours is empty, and the command to run.
     """
     printed = paper.paper_ablation(dataset)
     name, exits = paper.DATASET_NAMES[dataset], len(printed.top1[frozenset()])

@@ -18,14 +18,14 @@ def parse_study(study: object, source: str = "the study") -> StudyRecord:
     """Checks the content of a `study.json` and converts it to a record.
 
     Args:
-      study: Content of a `study.json`.
-      source: Name of its origin for error messages.
+      study: content of a `study.json`.
+      source: name of its origin for error messages.
 
     Returns:
       The record.
 
     Raises:
-      ValueError: It is not a study, or a row is incomplete. The message has what was found.
+      ValueError: it is not a study, or a row is incomplete. The message has what was found.
     """
     expected = "expected a study.json written by `python launch.py --mode=study`"
     if not isinstance(study, Mapping):
@@ -55,8 +55,8 @@ def load_study(path: str | Path) -> StudyRecord:
     """Reads a `study.json`.
 
     Raises:
-      FileNotFoundError: The file does not exist.
-      ValueError: It is not JSON, or not a study. The message has what was found.
+      FileNotFoundError: the file does not exist.
+      ValueError: it is not JSON, or not a study. The message has what was found.
     """
     return parse_study(read_json(path), str(path))
 

@@ -24,13 +24,13 @@ class VariantRecord:
     """A variant as `study.json` describes it (there under `arms`).
 
     Attributes:
-      name: Key in the study.
-      label: Name in tables and figures.
-      network: Name of the network's preset or backbone.
-      techniques: Those of GE, ISC and OFA that it uses; None for networks other than MSDNet.
-      overrides: Config values that differ from the study's base, by dotted field.
+      name: key in the study.
+      label: name in tables and figures.
+      network: name of the network's preset or backbone.
+      techniques: those of GE, ISC and OFA that it uses; None for networks other than MSDNet.
+      overrides: config values that differ from the study's base, by dotted field.
       costs: `macs`, `published_ops` and `params` per exit, known before any run; may be empty.
-      against: Name of the variant it is compared with; "" stands for the study's baseline.
+      against: name of the variant it is compared with; "" stands for the study's baseline.
     """
 
     name: str
@@ -57,14 +57,14 @@ class StudyRecord:
     """The content of a `study.json`.
 
     Attributes:
-      name: Which study, for example "ablation".
-      preset: Which preset of its config.
-      dataset: Description as in `results.json`; None before the first run.
-      environment: Device, number of devices, versions.
-      baseline: Name of the variant that differences are taken against.
-      variants: All variants, in table order.
-      seeds: The requested seeds.
-      rows: One per variant and seed that finished or failed.
+      name: which study, for example "ablation".
+      preset: which preset of its config.
+      dataset: description as in `results.json`; None before the first run.
+      environment: device, number of devices, versions.
+      baseline: name of the variant that differences are taken against.
+      variants: all variants, in table order.
+      seeds: the requested seeds.
+      rows: one per variant and seed that finished or failed.
     """
 
     name: str
@@ -198,7 +198,7 @@ def accuracies(rows: Iterable[Mapping[str, Any]], split: str = "test") -> np.nda
     """Top-1 of the rows of finished runs in percent: [rows, exits], or [0, 0] without rows.
 
     Args:
-      rows: Rows of one variant.
+      rows: rows of one variant.
       split: "test" or "validation".
     """
     key = {"test": "top1", "validation": "validation_top1"}[split]

@@ -53,12 +53,12 @@ def draw_band(
     """Draws the mean over seeds as a line in a band of one standard deviation.
 
     Args:
-      axes: Axes to draw into.
-      x: Positions [n].
-      values: Values [seeds, n]; a single seed has no band.
-      color: Color of line and band.
-      label: Label of the line in the legend.
-      **line: Further properties of the line.
+      axes: axes to draw into.
+      x: positions [n].
+      values: values [seeds, n]; a single seed has no band.
+      color: color of line and band.
+      label: label of the line in the legend.
+      **line: further properties of the line.
 
     Returns:
       The line.

@@ -26,10 +26,10 @@ class StudyTable:
     """One table of the study report.
 
     Attributes:
-      heading: What it shows, and of which study.
-      provenance: Dataset, schedule, seeds and hardware of our numbers.
-      frame: The cells, as text.
-      notes: Remarks and failed runs.
+      heading: what it shows, and of which study.
+      provenance: dataset, schedule, seeds and hardware of our numbers.
+      frame: the cells, as text.
+      notes: remarks and failed runs.
     """
 
     heading: str
@@ -51,10 +51,10 @@ def accuracy_rows(
     """A variant's top-1 per exit and, if it has a baseline, the differences to it.
 
     Args:
-      study: The study.
-      variant: One of its variants.
-      exits: Number of exit columns.
-      source: Name of the row.
+      study: the study.
+      variant: one of its variants.
+      exits: number of exit columns.
+      source: name of the row.
 
     Returns:
       One or two rows: source, status of the variant, then `exits` cells.

@@ -38,8 +38,8 @@ def classifiers_table(study: StudyRecord | None, remark: str = "") -> StudyTable
     """Table 1: single classifiers, the paper's rows and those of variants that the paper lacks.
 
     Args:
-      study: A study of exits, or None for the paper's numbers only.
-      remark: Why ours is empty, without a study.
+      study: a study of exits, or None for the paper's numbers only.
+      remark: why ours is empty, without a study.
     """
     printed = {(row.model, row.number): _printed_row(row) for row in paper.TABLE_ONE}
     own = {} if study is None else _own_rows(study, printed)
