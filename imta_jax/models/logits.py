@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from imta_jax.models.classifier import MultiExitClassifier
-from imta_jax.models.optimize import evaluation_slices, optimize_for_evaluation
+from imta_jax.models.msdnet_cpu import evaluation_slices
+from imta_jax.models.optimize import optimize_for_evaluation
 from imta_jax.nn.cpu.slices import map_slices
 from imta_jax.nn.pixels import normalize
 from imta_jax.types import PerChannel
@@ -43,6 +44,7 @@ def inference_logits(
         optimized = optimize_for_evaluation(classifier, images.shape, mesh)
         return optimized(normalize(images, mean, std))
 
-    slices = evaluation_slices(nnx.merge(graphdef, *states), images.shape, mesh)
+    backbone = nnx.merge(graphdef, *states).backbone
+    slices = evaluation_slices(backbone, images.shape, mesh)
     images = jnp.asarray(images)
     return map_slices(logits_of, images, slices) if slices else logits_of(images)

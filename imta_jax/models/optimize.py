@@ -7,7 +7,7 @@ those from outside the package, are only folded, and their layers get the classi
 
 | use | function | form |
 |---|---|---|
-| training step | `optimize_for_training` | fused and folded; CHWN on one CPU |
+| training step | `optimize_for_training` | fused and folded; CHWN on one CPU (`msdnet_cpu`) |
 | evaluation | `optimize_for_evaluation` | fused; CHWN and folded on one CPU for small images |
 | early exit | `pack_classifier` | fused and folded; weights prepared once; maps as needed |
 """
@@ -19,21 +19,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from imta_jax.distributed import is_single_cpu
 from imta_jax.models.classifier import Backbone, MultiExitClassifier
 from imta_jax.models.compute_dtype import follow_compute_dtype
 from imta_jax.models.msdnet import MSDNet
+from imta_jax.models.msdnet_cpu import evaluation_layout, training_layout
 from imta_jax.models.msdnet_fused import FusedMSDNet
 from imta_jax.models.msdnet_packed import PackedMSDNet
 from imta_jax.nn.cpu.layout import Layout
-from imta_jax.nn.cpu.slices import Slices
 from imta_jax.nn.fused import fold_all
-
-# Measured in docs/results/cpu.md: in evaluation CHWN takes 0.8 of the time for small images, and as
-# long or longer for large ones.
-_SMALL_PIXELS = 64 * 64
-_CHWN_SLICES = Slices(images=64, parallel=1)
-_NHWC_SLICES = Slices(images=16, parallel=2)
 
 
 def optimize_classifier(
@@ -83,21 +76,9 @@ def pack_classifier(
     return packed
 
 
-def computes_faster_images_last(classifier: MultiExitClassifier) -> bool:
-    """Whether one CPU computes batches of a classifier faster in CHWN layout."""
-    height, width, _ = classifier.image_shape
-    small = height * width <= _SMALL_PIXELS
-    return (
-        small
-        and isinstance(classifier.backbone, MSDNet)
-        and classifier.compute_dtype == jnp.float32
-    )
-
-
 def optimize_for_training(classifier: MultiExitClassifier, mesh: Mesh) -> MultiExitClassifier:
     """Returns the form of a classifier that a training step on these devices differentiates."""
-    layout = Layout.CHWN if is_single_cpu(mesh) else Layout.NHWC
-    return optimize_classifier(classifier, layout=layout, fold_batch_norm=True)
+    return optimize_classifier(classifier, layout=training_layout(mesh), fold_batch_norm=True)
 
 
 def optimize_for_evaluation(
@@ -110,28 +91,8 @@ def optimize_for_evaluation(
       images_shape: [N, H, W, C].
       mesh: the devices.
     """
-    layout = _evaluation_layout(classifier, images_shape, mesh)
-    chwn = layout is Layout.CHWN
-    return optimize_classifier(classifier, layout=layout, fold_batch_norm=chwn)
-
-
-def evaluation_slices(
-    classifier: MultiExitClassifier, images_shape: Sequence[int], mesh: Mesh
-) -> Slices | None:
-    """The slices in which one CPU evaluates a batch; None for other devices."""
-    if not is_single_cpu(mesh):
-        return None
-    layout = _evaluation_layout(classifier, images_shape, mesh)
-    return _CHWN_SLICES if layout is Layout.CHWN else _NHWC_SLICES
-
-
-def _evaluation_layout(
-    classifier: MultiExitClassifier, images_shape: Sequence[int], mesh: Mesh
-) -> Layout:
-    _, height, width, _ = images_shape
-    small = height * width <= _SMALL_PIXELS
-    supports_chwn = isinstance(classifier.backbone, MSDNet)
-    return Layout.CHWN if is_single_cpu(mesh) and small and supports_chwn else Layout.NHWC
+    layout = evaluation_layout(classifier.backbone, images_shape, mesh)
+    return optimize_classifier(classifier, layout=layout, fold_batch_norm=layout is Layout.CHWN)
 
 
 def _optimize_backbone(backbone: Backbone, layout: Layout, fold_batch_norm: bool) -> Backbone:

@@ -22,7 +22,8 @@ from imta_jax.inference.engine.staged import (
     Weights,
 )
 from imta_jax.models import MultiExitClassifier
-from imta_jax.models.optimize import computes_faster_images_last, pack_classifier
+from imta_jax.models.msdnet_cpu import computes_faster_images_last
+from imta_jax.models.optimize import pack_classifier
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.pixels import normalize
 from imta_jax.runtime.prng_keys import is_key
