@@ -11,7 +11,13 @@ from imta_jax.report.style import format_signed
 from imta_jax.studies import StudyConfig, study_variants
 from imta_jax.studies.report.entries import collect_entries
 from imta_jax.studies.report.parsing import parse_study
-from imta_jax.studies.report.recipes import figure_recipes, recipes_table, schedules
+from imta_jax.studies.report.recipes import (
+    figure_recipes,
+    line_styles,
+    recipes_table,
+    schedules,
+)
+from imta_jax.studies.report.study_record import VariantRecord
 
 
 def variants_of(config):
@@ -139,3 +145,9 @@ def test_the_figure_has_every_finished_variant_and_published_points_of_its_datas
     other = dataclasses.replace(record, dataset={"name": "fashion_mnist_small"})
     labels = figure_recipes(other, schedules(other)[0]).axes[0].get_legend_handles_labels()[1]
     assert not any("published" in label for label in labels)
+
+
+def test_lines_of_all_variants_differ():
+    variants = [VariantRecord(f"variant_{i}", "", "", frozenset({"GE"}), {}) for i in range(32)]
+    styles = line_styles(variants, [i % 2 == 1 for i in range(32)])
+    assert len(set(styles)) == 32

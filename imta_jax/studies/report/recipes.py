@@ -137,8 +137,10 @@ def figure_recipes(study: StudyRecord, variants: Sequence[VariantRecord]) -> Fig
     below.set_ylabel("points")
     below.axhline(0, color=MUTED, linewidth=1)
     finished = [variant for variant in variants if study.finished(variant)]
-    for variant, color in zip(finished, _colors(finished), strict=True):
-        line = {"linestyle": "--" if _has_phase_two(study, variant) else "-", "linewidth": 1.4}
+    with_phase_two = [_has_phase_two(study, variant) for variant in finished]
+    styles = line_styles(finished, with_phase_two)
+    for variant, (color, linestyle) in zip(finished, styles, strict=True):
+        line = {"linestyle": linestyle, "linewidth": 1.4}
         costs, top1 = variant_curves(study, variant)
         draw_band(above, costs / MILLION, top1, color, variant.label, **line)
         _draw_exits(above, study, variant, color)
@@ -173,18 +175,26 @@ def _has_phase_two(study: StudyRecord, variant: VariantRecord) -> bool:
     return any(row["schedule"].get("phase_two") for row in rows)
 
 
-def _colors(variants: Sequence[VariantRecord]) -> list[str]:
-    """Red for the plain network, black for the paper's method, then a cycle."""
-    colors, used = [], 0
-    for variant in variants:
+def line_styles(
+    variants: Sequence[VariantRecord], with_phase_two: Sequence[bool]
+) -> list[tuple[str, str]]:
+    """Color and line style of each variant, all different for up to 16 of each kind.
+
+    Red for the plain network, black for the paper's method, then a cycle of colors per kind.
+    """
+    styles, used, has_plain = [], {False: 0, True: 0}, False
+    for variant, dashed in zip(variants, with_phase_two, strict=True):
+        first, second = ("--", "-.") if dashed else ("-", ":")
         if variant.name.split("_")[0] == "imta":
-            colors.append(FULL)
-        elif variant.is_plain and BASELINE not in colors:
-            colors.append(BASELINE)
+            styles.append((FULL, first))
+        elif variant.is_plain and not has_plain:
+            styles.append((BASELINE, first))
+            has_plain = True
         else:
-            colors.append(_COLORS[used % len(_COLORS)])
-            used += 1
-    return colors
+            cycle, place = divmod(used[dashed], len(_COLORS))
+            styles.append((_COLORS[place], second if cycle % 2 else first))
+            used[dashed] += 1
+    return styles
 
 
 def _title(study: StudyRecord, variants: Sequence[VariantRecord]) -> str:
