@@ -1,5 +1,7 @@
 """Adaptive inference: the exits and predictions of saved logits, stages and compiled programs."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import chex
 import jax
 import numpy as np
@@ -272,6 +274,17 @@ def test_batch_after_an_interrupted_batch_is_correct(classifier, images, thresho
     predictions = adaptive.predict(images)
     np.testing.assert_array_equal(predictions.exit, expected.exit)
     np.testing.assert_array_equal(predictions.labels, expected.labels)
+
+
+def test_threads_may_predict_at_the_same_time(classifier, images, thresholds):
+    adaptive = AdaptiveClassifier(
+        classifier, thresholds, mean=MEAN, std=STD, num_workers=2, batch_sizes=[5]
+    )
+    expected = adaptive.predict(images)
+    with ThreadPoolExecutor(4) as threads:
+        for predictions in threads.map(adaptive.predict, [images] * 8):
+            np.testing.assert_array_equal(predictions.exit, expected.exit)
+            np.testing.assert_array_equal(predictions.labels, expected.labels)
 
 
 def test_predictions_during_a_warm_up_in_the_background_are_those_after_it(
