@@ -95,6 +95,20 @@ def test_hidden_files_are_ignored_in_folders_and_read_when_named(png_folder):
     assert find_image_files([png_folder / "._0.png"]) == [png_folder / "._0.png"]
 
 
+def test_links_in_folders_are_followed_as_in_training(png_folder, tmp_path):
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/linked").symlink_to(png_folder)
+    (png_folder / "above").symlink_to(tmp_path / "given")  # a cycle
+    found = find_image_files([tmp_path / "given"])
+    assert [path.name for path in found] == [f"{i}.png" for i in range(5)]
+
+
+def test_image_in_a_folder_with_the_name_of_an_image_is_ignored_as_in_training(png_folder):
+    (png_folder / "6.png").mkdir()
+    make_image(16, 16).save(png_folder / "6.png/1.png")
+    assert [path.name for path in find_image_files([png_folder])][5:] == ["6.png"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
@@ -108,6 +122,13 @@ def test_file_that_training_skips_raises_with_the_same_reason(tmp_path, name, co
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name}.*{reason}"):
         read_image(tmp_path / name, small(16, 16, 3))
+
+
+def test_file_larger_than_the_memory_is_refused_without_reading_it(tmp_path):
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(10**12)  # takes no space
+    with pytest.raises(ValueError, match=r"a\.jpg.*1,073,741,824 bytes"):
+        read_image(tmp_path / "a.jpg", small(16, 16, 3))
 
 
 def test_broken_link_is_refused_and_ends_no_batch(tmp_path):

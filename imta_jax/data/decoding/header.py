@@ -7,10 +7,10 @@ Pillow (exported networks) decode to the same pixels. `Refusal` lists the reason
 from typing import NamedTuple
 
 from imta_jax.data.decoding import jpeg_header, png_header
-from imta_jax.data.decoding.refusal import Refusal, RefusedImageError
+from imta_jax.data.decoding.refusal import MAX_FILE_BYTES, Refusal, RefusedImageError
 
 # Increase it when other files are accepted or refused. Stored indexes are then computed again.
-POLICY_VERSION = 3
+POLICY_VERSION = 4
 # Suffixes of image files in folders, in lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -43,6 +43,8 @@ def read_header(contents: bytes) -> ImageHeader:
     """
     if not contents:
         raise RefusedImageError(Refusal.EMPTY)
+    if len(contents) > MAX_FILE_BYTES:
+        raise RefusedImageError(Refusal.LARGE_FILE)
     if contents.startswith(jpeg_header.SIGNATURE):
         jpeg = jpeg_header.read_jpeg_header(contents)
         return ImageHeader(jpeg.height, jpeg.width, True, jpeg.orientation, jpeg.extended_height)

@@ -7,6 +7,8 @@ from imta_jax.errors import InputError
 MAX_PIXELS = 2**29 // 3  # the limit of TensorFlow's decoder for RGB, and of Pillow
 # Encoders write about 10. Each takes time for all pixels, however few bytes it has.
 MAX_SCANS = 100
+# Pixels at 3 bytes without any compression are half of it. Larger files are not read into memory.
+MAX_FILE_BYTES = 2**30
 
 
 class Refusal(enum.IntEnum):
@@ -23,6 +25,7 @@ class Refusal(enum.IntEnum):
     TRUNCATED = 8
     DAMAGED = 9
     JPEG_SCANS = 10
+    LARGE_FILE = 11
 
     @property
     def reason(self) -> str:
@@ -42,6 +45,7 @@ _REASONS = {
     Refusal.TRUNCATED: "truncated",
     Refusal.DAMAGED: "damaged",
     Refusal.JPEG_SCANS: f"JPEG with more than {MAX_SCANS} scans",
+    Refusal.LARGE_FILE: f"more than {MAX_FILE_BYTES:,} bytes",
 }
 
 

@@ -7,6 +7,7 @@ many more pixels than required is decoded at a half, a quarter or an eighth of t
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from imta_jax.data.decoding.exif import displayed_sizes, stored_windows
 from imta_jax.data.pipeline.batch_indices import BatchIndices
@@ -76,6 +77,34 @@ def plan_decoding(
     resized = (kind == 0) | exact  # resized in TensorFlow's graph, which drops the extra columns
     margin, width = np.where(resized, 0, before), np.where(resized, size, width)
     return DecodePlan(index, window, cut, kind, margin, width, orientation)
+
+
+def evaluation_cut(
+    window: Float32[np.ndarray, "4"],
+    size: tuple[int, int],
+    target: tuple[int, int],
+    *,
+    is_jpeg: bool,
+) -> Int32[np.ndarray, "4"]:
+    """The part of one image that evaluation decodes and then resizes.
+
+    The offset of the part changes the rounding of the resize, so that inference must use it, too.
+
+    Args:
+      window: top, left, height and width, in fractions of stored pixels.
+      size: height and width of the stored pixels.
+      target: height and width after the resize.
+      is_jpeg: whether the image is a JPEG.
+
+    Returns:
+      Top, left, height and width of the part.
+    """
+    (part,) = read_pixels(window[None], np.array([size]), target)
+    top, left, height, width = part.tolist()
+    start, remaining = np.array([left]), np.array([size[1] - left - width])
+    before, after = _extra_columns(start, remaining, np.array([int(is_jpeg)]))
+    extra = int(before[0]), int(after[0])
+    return np.array([top, left - extra[0], height, width + sum(extra)], np.int32)
 
 
 def _whole_pixels(window: np.ndarray, sizes: np.ndarray, size: int, exact: bool) -> np.ndarray:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Int32, Int64, UInt8
 
 from imta_jax.data.decoding.pillow_decoder import import_pillow
 from imta_jax.data.decoding.refusal import Refusal
@@ -77,7 +77,7 @@ class IndexOptions:
 def index_files(
     images: EncodedImages,
     labels: Int32[np.ndarray, " N"],
-    regular: Bool[np.ndarray, " N"],
+    unopened: UInt8[np.ndarray, " N"],
     key: Any,
     options: IndexOptions,
 ) -> Indexed:
@@ -86,22 +86,23 @@ def index_files(
     Args:
       images: the files, without sizes.
       labels: class of each file.
-      regular: whether it is a regular file. Others are not opened, since a pipe could block.
+      unopened: `Refusal` of the files that are not opened, for example pipes, which could block;
+        `Refusal.NONE` for the others.
       key: a value that changes whenever the files change; its repr names the stored index.
       options: see `IndexOptions`.
     """
 
     def scan() -> Indexed:
         read_columns = _columns_by_pillow if options.decoder == PILLOW else _columns_by_tensorflow
-        table = read_columns(images, np.flatnonzero(regular), options)
+        table = read_columns(images, np.flatnonzero(unopened == Refusal.NONE), options)
         found = np.zeros((len(images), COLUMNS), np.int64)
         found[:, ORIENTATION] = 1
-        found[:, REFUSAL] = np.where(regular, Refusal.UNREADABLE, Refusal.NOT_A_FILE)
+        found[:, REFUSAL] = np.where(unopened == Refusal.NONE, Refusal.UNREADABLE, unopened)
         found[table[:, 0]] = table[:, 1:]
         options.inspector.decode_postponed(found, reader_of_bytes(images))
         return _completed(images, labels, found)
 
-    return _load_or_scan(scan, regular, key, options)
+    return _load_or_scan(scan, unopened == Refusal.NONE, key, options)
 
 
 def _columns_by_tensorflow(
@@ -193,10 +194,10 @@ def index_records(
 
 
 def _load_or_scan(
-    scan: Callable[[], Indexed], regular: np.ndarray | np.bool, key: Any, options: IndexOptions
+    scan: Callable[[], Indexed], opened: np.ndarray | np.bool, key: Any, options: IndexOptions
 ) -> Indexed:
     def inspect_again(indexed: Indexed) -> Indexed:
-        return _inspect_again(indexed, regular, options)
+        return _inspect_again(indexed, opened, options)
 
     return load_or_scan(
         scan, inspect_again, key=key, index_dir=options.index_dir, where=options.where
@@ -204,7 +205,7 @@ def _load_or_scan(
 
 
 def _inspect_again(
-    indexed: Indexed, regular: np.ndarray | np.bool, options: IndexOptions
+    indexed: Indexed, opened: np.ndarray | np.bool, options: IndexOptions
 ) -> Indexed:
     """Inspects the refused images again; returns the same object if nothing changed."""
     found = np.zeros((len(indexed.labels), COLUMNS), np.int64)
@@ -213,7 +214,7 @@ def _inspect_again(
     found[:, ORIENTATION] = indexed.images.orientation
     found[:, REFUSAL], found[:, DIGEST] = indexed.refusal, indexed.digest
     read = reader_of_bytes(indexed.images)
-    for i in np.flatnonzero((indexed.refusal != Refusal.NONE) & regular).tolist():
+    for i in np.flatnonzero((indexed.refusal != Refusal.NONE) & opened).tolist():
         with contextlib.suppress(OSError):  # still cannot be read
             found[i] = inspect_bytes(read(i))
     changed = found[:, REFUSAL] != indexed.refusal

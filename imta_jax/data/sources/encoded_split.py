@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from imta_jax.data.decoding.exif import displayed_sizes
 from imta_jax.data.decoding.pillow_decoder import decode_image
-from imta_jax.data.decoding.refusal import Refusal
+from imta_jax.data.decoding.refusal import MAX_FILE_BYTES, Refusal
 from imta_jax.data.findings import SplitFindings
 from imta_jax.data.pipeline.decoder import PILLOW
 from imta_jax.data.pipeline.encoded import WHOLE_FILE, EncodedImages
@@ -22,7 +22,7 @@ from imta_jax.data.pipeline.pillow_decoding import check_files
 from imta_jax.data.pipeline.stored_index import Indexed
 from imta_jax.data.source_validation import SourceSplit
 from imta_jax.data.sources.request import SourceRequest
-from imta_jax.data.sources.storage import file_states
+from imta_jax.data.sources.storage import FileState, file_states
 from imta_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -54,15 +54,22 @@ def index_image_files(
         is_jpeg=np.zeros(count, bool),
         orientation=np.ones(count, np.uint8),
     )
-    regular = np.array([state.regular for state in states], bool)
+    unopened = np.array([_refusal_unopened(state) for state in states], np.uint8)
     # Class names are part of the key: a class that only another split has shifts the labels.
     key = ("folder", list(class_names), list(files), [tuple(state) for state in states])
     decoder = request.decoder
     if decoder == PILLOW:
         check_files(without_sizes)
     options = IndexOptions(request.index_dir, where, request.memory_limit_gb, decoder)
-    indexed = index_files(without_sizes, np.array(labels, np.int32), regular, key, options)
+    indexed = index_files(without_sizes, np.array(labels, np.int32), unopened, key, options)
     return indexed._replace(images=dataclasses.replace(indexed.images, decoder=decoder))
+
+
+def _refusal_unopened(state: FileState) -> Refusal:
+    """Why a file is refused without opening it."""
+    if not state.regular:
+        return Refusal.NOT_A_FILE
+    return Refusal.LARGE_FILE if state.size > MAX_FILE_BYTES else Refusal.NONE
 
 
 def source_split(

@@ -30,9 +30,11 @@ class Network:
 
     def read(self, path: str | Path) -> np.ndarray:
         """Decodes and preprocesses an image file to uint8 [H, W, C]."""
-        recipe, image = self.manifest["preprocessing"], Image.open(path)
+        image, recipe = Image.open(path, formats=("JPEG", "PNG")), self.manifest["preprocessing"]
         if recipe["exif_orientation"] == "apply":
             image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         image = image.convert("L" if recipe["color"] == "gray" else "RGB")
         (height, width, channels), resize = self.manifest["image_shape"], recipe["resize"]
         if resize:

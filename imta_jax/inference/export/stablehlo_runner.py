@@ -104,9 +104,11 @@ class Network:
             from PIL import Image, ImageOps
         except ModuleNotFoundError as error:
             raise SystemExit("image files need Pillow: pip install pillow") from error
-        recipe, image = self.manifest["preprocessing"], Image.open(path)
+        image, recipe = Image.open(path, formats=("JPEG", "PNG")), self.manifest["preprocessing"]
         if recipe["exif_orientation"] == "apply":
             image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         image = image.convert("L" if recipe["color"] == "gray" else "RGB")
         (height, width, channels), resize = self.manifest["image_shape"], recipe["resize"]
         if resize:

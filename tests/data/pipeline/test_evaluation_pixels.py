@@ -1,5 +1,7 @@
 """Evaluation crops of image files against Pillow."""
 
+import os
+
 import numpy as np
 import pytest
 from random_area_crops import difference, load, noise, opened
@@ -9,6 +11,7 @@ from imta_jax.data import (
     RandomAreaCrop,
     evaluation_images,
 )
+from imta_jax.inference.image_files import read_image
 
 # Height and width; evaluation resizes the shorter side to 256 and takes 224 pixels.
 SIZES = [
@@ -56,6 +59,17 @@ def test_evaluation_equals_pillow_at_other_sizes(many_sizes, size, resize):
     for i, image in zip(some, images, strict=True):
         expected = pillow_evaluation_crop(opened(many_sizes, i), resize, size)
         assert difference(image, expected).max() <= 1, many_sizes.images.name(i)
+
+
+@pytest.mark.parametrize(("size", "resize"), [(24, 100), (64, 64)])
+def test_inference_has_the_pixels_of_evaluation(many_sizes, size, resize):
+    crop = RandomAreaCrop(size, resize, 0.08, True)
+    transform = crop.evaluation_transform((size, size, 3), (0.5,) * 3, (0.2,) * 3)
+    every = np.arange(len(many_sizes))
+    images = evaluation_images(many_sizes, crop, every)
+    for i, image in zip(every, images, strict=True):
+        path = os.fsdecode(many_sizes.images.path(i))
+        np.testing.assert_array_equal(read_image(path, transform).pixels, image, err_msg=path)
 
 
 def test_evaluation_windows_are_those_of_torchvision():

@@ -66,6 +66,14 @@ def test_pipes_are_skipped_without_opening_them(tmp_path, caplog):
     assert "pipe.jpg (not a regular file)" in caplog.text
 
 
+def test_file_larger_than_the_memory_is_skipped_without_reading_it(tmp_path, caplog):
+    root = folder(tmp_path)
+    with (root / "train/cat/huge.jpg").open("wb") as file:
+        file.truncate(10**12)  # takes no space
+    assert read(root, max_undecodable=0.5).splits["train"].skipped == 1
+    assert "huge.jpg (more than 1,073,741,824 bytes)" in caplog.text
+
+
 def test_file_address_is_read_like_its_local_path(tmp_path, caplog):
     root = folder(tmp_path)
     os.mkfifo(root / "train/cat/pipe.jpg")
