@@ -40,33 +40,33 @@ def cross_entropy(
       InputError: `label_smoothing` outside its range.
     """
     logits = jnp.asarray(logits, jnp.float32)
-    nats = label_nats(logits, labels).mean(axis=-1)
-    return smoothed(nats, logits, label_smoothing)
+    losses = cross_entropy_per_image(logits, labels).mean(axis=-1)
+    return add_label_smoothing(losses, logits, label_smoothing)
 
 
-def smoothed(
-    nats: Float[Array | np.ndarray, "*E"], logits: Float[Array, "*E N K"], label_smoothing: float
+def add_label_smoothing(
+    losses: Float[Array | np.ndarray, "*E"], logits: Float[Array, "*E N K"], label_smoothing: float
 ) -> Float[Array, "*E"]:
     """Adds label smoothing to the mean cross-entropies of a batch.
 
     Args:
-      nats: mean cross-entropy without label smoothing.
-      logits: logits from which `nats` was computed.
-      label_smoothing: epsilon, 0 to below 1; 0 returns `nats` unchanged.
+      losses: mean cross-entropies without label smoothing.
+      logits: logits from which `losses` were computed.
+      label_smoothing: epsilon, 0 to below 1; 0 returns `losses` unchanged.
 
     Raises:
       InputError: `label_smoothing` outside its range.
     """
     if not 0 <= label_smoothing < 1:
         raise InputError(f"label_smoothing must be at least 0 and below 1; found {label_smoothing}")
-    given: Any = nats
+    losses = jnp.asarray(losses)
     if label_smoothing == 0:
-        return given
+        return losses
     uniform = -jax.nn.log_softmax(logits).mean(axis=(-2, -1))
-    return (1 - label_smoothing) * given + label_smoothing * uniform
+    return (1 - label_smoothing) * losses + label_smoothing * uniform
 
 
-def label_nats(
+def cross_entropy_per_image(
     logits: Float[Array, "*E N K"],
     labels: Integer[Array | np.ndarray, " N"] | Float[Array | np.ndarray, "N K"],
 ) -> Float[Array, "*E N"]:

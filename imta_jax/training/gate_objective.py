@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.baselines.class_clusters import gate_loss
 from imta_jax.runtime.config_fields import number
-from imta_jax.techniques.cross_entropy import smoothed
+from imta_jax.techniques.cross_entropy import add_label_smoothing
 from imta_jax.training.objectives import ExitMetrics, PhaseOneObjective, exit_metrics
 
 
@@ -42,5 +42,5 @@ class GateSupervisedObjective(PhaseOneObjective):
         clusters = backbone.clusters(classifier.num_classes)
         metrics = exit_metrics(logits, labels)
         gate = gate_loss(scores, labels, clusters)
-        losses = smoothed(metrics.loss, logits, self.label_smoothing)
+        losses = add_label_smoothing(metrics.loss, logits, self.label_smoothing)
         return losses.sum() + self.gate_weight * gate, metrics

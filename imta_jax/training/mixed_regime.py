@@ -10,7 +10,7 @@ import dataclasses
 from jaxtyping import Array, Float
 
 from imta_jax.models import MultiExitClassifier
-from imta_jax.techniques.cross_entropy import smoothed
+from imta_jax.techniques.cross_entropy import add_label_smoothing
 from imta_jax.training.objectives import ExitMetrics, exit_metrics
 from imta_jax.types import Labels
 
@@ -44,4 +44,4 @@ class LastExitObjective:
         features = classifier.features(images, rematerialize=self.rematerialize)
         logits = classifier.logits(features)
         metrics = exit_metrics(logits, labels)
-        return smoothed(metrics.loss, logits, self.label_smoothing)[-1], metrics
+        return add_label_smoothing(metrics.loss, logits, self.label_smoothing)[-1], metrics

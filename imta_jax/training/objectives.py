@@ -20,7 +20,7 @@ from imta_jax import options
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.config_fields import Section, number
 from imta_jax.techniques import FeatureDetachment, cross_entropy, one_for_all_loss
-from imta_jax.techniques.cross_entropy import smoothed
+from imta_jax.techniques.cross_entropy import add_label_smoothing
 from imta_jax.types import Batch, Labels
 
 
@@ -126,7 +126,7 @@ class PhaseOneObjective(Section):
         """See `Objective`."""
         logits, _ = self.outputs(classifier, images)
         metrics = exit_metrics(logits, labels)
-        losses = smoothed(metrics.loss, logits, self.label_smoothing)
+        losses = add_label_smoothing(metrics.loss, logits, self.label_smoothing)
         return losses.sum() if self.exit_losses == "sum" else losses.mean(), metrics
 
     def outputs(
