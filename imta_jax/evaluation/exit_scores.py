@@ -55,7 +55,7 @@ def exit_scores(logits: Float32[np.ndarray, "E N K"], rule: ExitRule) -> Float32
 
 
 def outcomes_of_rule(predictions: Predictions, rule: ExitRule) -> Outcomes:
-    """As `budget.outcomes`, with the scores of a rule instead of confidences."""
+    """Like `budget.outcomes`, with the scores of a rule instead of confidences."""
     logits, labels = checked_predictions(predictions, "predictions")
     return Outcomes(exit_scores(logits, rule), predicted(logits) == labels[None, :])
 

@@ -91,7 +91,7 @@ def best_within_budget(points: Sequence[OperatingPoint], budget: float) -> Opera
 def best_within_ms(
     points: Sequence[OperatingPoint], exit_ms: Sequence[float] | np.ndarray, budget_ms: float
 ) -> OperatingPoint:
-    """As `best_within_budget`, for a budget in milliseconds.
+    """Like `best_within_budget`, for a budget in milliseconds.
 
     Args:
       points: operating points with `validation_exit_fractions`, in any order.

@@ -164,7 +164,7 @@ def _adaptive(
 def _adaptive_in_time(
     exported: ExportedClassifier, budget_ms: float, options: dict[str, Any]
 ) -> tuple[AdaptiveClassifier, str]:
-    """As `_adaptive`, for a budget in milliseconds, which needs a measured profile."""
+    """Like `_adaptive`, for a budget in milliseconds, which needs a measured profile."""
     adaptive = exported.adaptive(1.0, **options)
     exit_ms = adaptive.measure().exit_ms()
     point = best_within_ms(exported.points, exit_ms, budget_ms)

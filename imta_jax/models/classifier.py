@@ -133,7 +133,7 @@ class MultiExitClassifier(nnx.Module):
 
         Args:
           images: normalized floats [N, H, W, C].
-          equilibrium: as in `__call__`.
+          equilibrium: see `__call__`.
           detachment: gradients that stop at a stage's output. It changes gradients only, after
             gradient equilibrium scaled them.
           tap: called as `tap(i, state) -> state` on the output of stage i, before gradient

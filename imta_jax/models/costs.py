@@ -75,9 +75,9 @@ def cumulative_costs(
     """Counts (macs, published_ops, params) from the images to each mark.
 
     Args:
-      classifier: as for `exit_costs`.
+      classifier: see `exit_costs`.
       drive: runs the network in inference mode; called once, under a trace.
-      image_shape: as for `exit_costs`.
+      image_shape: see `exit_costs`.
 
     Raises:
       ValueError: see `exit_costs`.

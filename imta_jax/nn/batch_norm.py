@@ -156,7 +156,7 @@ def batch_normalize(
 def _normalize_per_device(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool, mesh: Mesh
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As `batch_normalize`; each device normalizes its images without the others."""
+    """Like `batch_normalize`; each device normalizes its images without the others."""
 
     def local(
         x: jax.Array, scale: jax.Array, bias: jax.Array

@@ -120,7 +120,7 @@ class FoldedConvNorm(ConvNorm):
         self.conv, self.norm, self.relu = unit.conv, unit.norm, unit.relu
 
     def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N h w O"]:
-        """As `ConvNorm`."""
+        """Applies the unit, like `ConvNorm`."""
         return fused_conv_norm([self], x, fold_batch_norm=True)[0]
 
 

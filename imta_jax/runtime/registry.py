@@ -124,7 +124,7 @@ class Registry:
         """Imports the component that was registered by a name, unless the name is known.
 
         Args:
-          name: as recorded with `source`.
+          name: recorded name of the component.
           source: return value of `source`.
           field: config field in error messages.
 

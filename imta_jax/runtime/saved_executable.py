@@ -85,7 +85,7 @@ def load_executable(
     """The saved executable of a program; None, with a log line that says why, if it does not fit.
 
     Args:
-      path: as for `save_executable`.
+      path: see `save_executable`.
       lowered: the program that is to run.
       devices: devices of all processes that it is to run on.
     """

@@ -60,7 +60,7 @@ class LossObjective:
     name: str
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
-        """As the phase's default objective."""
+        """Like the phase's default objective."""
         self.phase.set_mode(classifier)
 
     def __call__(

@@ -55,7 +55,7 @@ def read_header(contents: bytes) -> ImageHeader:
 
 
 def read_checked_header(contents: bytes) -> ImageHeader:
-    """As `read_header`, and checks the pixels of a PNG without decoding them.
+    """Like `read_header`; also checks the pixels of a PNG without decoding them.
 
     No decoder refuses a PNG after this check.
 

@@ -123,7 +123,7 @@ def _columns_by_tensorflow(
 def _columns_by_pillow(
     images: EncodedImages, chosen: Int64[np.ndarray, " M"], options: IndexOptions
 ) -> Int64[np.ndarray, "N columns"]:
-    """As `_columns_by_tensorflow`, without TensorFlow."""
+    """Like `_columns_by_tensorflow`, without TensorFlow."""
 
     def columns(i: int) -> list[int] | None:
         try:

@@ -50,7 +50,7 @@ class Inspector:
         return _columns(contents, int(max_bytes / _BYTES_PER_PIXEL))
 
     def columns_in_graph(self, contents: "tf.Tensor") -> list["tf.Tensor"]:
-        """As `columns`, as a TensorFlow operation; int64 scalars."""
+        """Like `columns`, as a TensorFlow operation; int64 scalars."""
         tf = import_tensorflow()
         found = tf.numpy_function(self.columns, [contents], tf.int64, stateful=False)
         return tf.unstack(tf.ensure_shape(found, [COLUMNS]))

@@ -145,7 +145,7 @@ def compare_outcomes(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, MethodCurve]:
-    """As `compare_methods`, for scores of any exit rule instead of logits.
+    """Like `compare_methods`, for scores of any exit rule instead of logits.
 
     Methods that need logits are left out. Risk control needs thresholds that do not depend on the
     validation images; it is left out unless all validation scores are in 0..1.

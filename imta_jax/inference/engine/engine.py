@@ -151,7 +151,7 @@ class Engine:
     def collect(
         self, stage: int, parts: Sequence[tuple[SegmentOutput, np.ndarray]], batch_size: int
     ) -> State:
-        """As `gather`, of images of several outputs.
+        """Like `gather`, of images of several outputs.
 
         Args:
           stage: that will read the state, from 1.

@@ -190,7 +190,7 @@ class HydraNet(nnx.Module):
         return self.stage_with_scores(state)[0]
 
     def stage_with_scores(self, state: State) -> tuple[State, Float[Array, "N B"]]:
-        """As `stage`, and the gate's scores for its own loss."""
+        """Like `stage`; also returns the gate's scores for its own loss."""
         (x,) = state
         scores = self.gate(x)
         indices, weights = select_branches(scores, self.spec.active_branches)

@@ -27,7 +27,7 @@ Form = Literal["one_by_one", "three_by_three", "strided", "patches", "xla"]
 def convolve_channels_first(
     x: Float[Array, "I H W N"], kernel: Float[Array, "k k I O"], stride: int = 1
 ) -> Float[Array, "O h w N"]:
-    """As `nn.convolution.convolve`, for CHWN maps; sums are in float32 or wider."""
+    """Like `nn.convolution.convolve`, for CHWN maps; sums are in float32 or wider."""
     kernel = kernel.astype(x.dtype)
     size = kernel.shape[0]
     form = form_of(kernel, stride)
@@ -75,7 +75,7 @@ def pack_kernel(kernel: AnyArray, form: Form) -> Any:
 def convolve_packed(
     x: Float[Array, "I H W N"], packed: jax.Array, form: Form, stride: int
 ) -> Float[Array, "O h w N"]:
-    """As `convolve_channels_first`, with the result of `pack_kernel`; without a gradient rule."""
+    """Like `convolve_channels_first`, with the result of `pack_kernel`; without a gradient rule."""
     if form == "one_by_one":
         return _product(packed, x).astype(x.dtype)
     if form == "patches":
