@@ -63,7 +63,7 @@ def learned_gate(
 
 
 def _uncertainty(logits: Float[Array, "N K"]) -> Float[Array, "N 4"]:
-    """The inputs of a gate, in JAX (see `gate_inputs`): highest probability, entropy, margin, powered entropy."""
+    """Highest probability, entropy, margin and powered entropy, as in `gate_inputs`."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     p = jnp.exp(log_p)
     first, second = jnp.moveaxis(jax.lax.top_k(p, 2)[0], -1, 0)
