@@ -47,7 +47,7 @@ def write_preview(
       config: `config.data`.
       dataset: the dataset it names.
       folder: where to write.
-      pipeline: pipeline of the training batches: "device", "tf_data" or "numpy".
+      pipeline: pipeline of the training batches: "device", "numpy", "tf_data" or "pillow".
       batch_size: global training batch size.
       seed: seed of order and augmentation.
       mesh: the devices.

@@ -45,7 +45,7 @@ class Feed(NamedTuple):
     """The input of a training loop.
 
     Attributes:
-      name: producer of the batches: "device", "tf_data" or "numpy".
+      name: producer of the batches: "device", "numpy", "tf_data" or "pillow".
       items: (epoch, first step, both from 0) -> the items of the epoch from that step, on the host.
       steps_of: number of training steps in an item.
       advance: (state, item) -> (state, metrics of its steps, [E] or [S, E]).
@@ -195,7 +195,7 @@ def check_feed(config: RunConfig, name: str, dataset: Dataset, mesh: Mesh) -> No
 
 
 def training_pipeline(config: DataConfig, dataset: Dataset, mesh: Mesh) -> str:
-    """The producer of the training batches: "device", "tf_data" or "numpy".
+    """The producer of the training batches: "device", "numpy", "tf_data" or "pillow".
 
     Args:
       config: its `pipeline` "auto" selects "device" for arrays that take at most

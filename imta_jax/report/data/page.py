@@ -38,6 +38,7 @@ PIPELINES = {
     "device": "images are stored and augmented on the device",
     "tf_data": "tf.data on the host",
     "numpy": "NumPy on the host",
+    "pillow": "Pillow on the host",
 }
 SECTIONS = (
     Section(
