@@ -1,4 +1,4 @@
-"""Programs of all networks, compiled for GPUs that are not there: memory, messages, estimates.
+"""Programs of all networks, compiled for GPUs that are not attached: memory, collectives, times.
 
     python benchmarks/gpu_programs.py --out=benchmarks/results/gpu_programs.json
 

@@ -1,4 +1,4 @@
-"""Programs of all networks, compiled for chips that are not there: memory, messages, estimates.
+"""Programs of all networks, compiled for chips that are not attached: memory, collectives, times.
 
     python benchmarks/tpu_programs.py --out=benchmarks/results/tpu_programs.json
 

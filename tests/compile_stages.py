@@ -1,6 +1,6 @@
-"""Compiles an export for chips that are not there: `compile_stages.py FOLDER TOPOLOGY`.
+"""Compiles an export for chips that are not attached: `compile_stages.py FOLDER TOPOLOGY`.
 
-Prints a JSON object per program: its name, and instructions that must not be there.
+Prints a JSON object per program: its name, and forbidden instructions in it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""`--mode=plan`: prints and writes the plan of a run for chips that need not be there."""
+"""`--mode=plan`: prints and writes the plan of a run for chips that need not be attached."""
 
 import dataclasses
 import logging

@@ -1,4 +1,4 @@
-"""Devices of a topology that is not there, as JAX describes them to its compilers."""
+"""Devices of a topology that is not attached, as JAX describes them to its compilers."""
 
 import importlib.util
 import os

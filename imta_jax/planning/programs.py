@@ -1,4 +1,4 @@
-"""The programs of a run, lowered for devices that need not be there.
+"""The programs of a run, lowered for devices that need not be attached.
 
 They are put together by the same functions as in a run: `training.setup`, `training.step` and
 `evaluation.collect`. Arrays are replaced by shapes with shardings.
@@ -113,7 +113,7 @@ def build_program(
       name: one of `program_names`.
       config: the run's config.
       data: sizes of its data.
-      mesh: the devices; they need not be there.
+      mesh: the devices; they need not be attached.
       on_device_data: whether training images are stored on the devices.
 
     Raises:

@@ -1,6 +1,6 @@
 """A training phase without arrays: shapes, types and shardings of the state that it would have.
 
-Programs are compiled from it for devices that are not there (`imta_jax.planning`).
+Programs are compiled from it for devices that are not attached (`imta_jax.planning`).
 """
 
 from typing import Any
@@ -48,7 +48,7 @@ def abstract_phase(
       optimizer: optimizer of the trained variables.
       mean: mean of the pixels per channel, in 0..1.
       std: standard deviation of the pixels per channel, in 0..1.
-      mesh: the devices; they need not be there.
+      mesh: the devices; they need not be attached.
     """
     others: list[Any] = []
 

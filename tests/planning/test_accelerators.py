@@ -1,4 +1,4 @@
-"""Every program of a run, compiled for chips that are not there.
+"""Every program of a run, compiled for chips that are not attached.
 
 Needs the compilers: `pip install "jax[tpu]"`, and for GPUs jax-cuda12-plugin and jax-cuda12-pjrt.
 They stop after buffer assignment; nothing is executed.

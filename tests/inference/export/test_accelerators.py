@@ -1,4 +1,4 @@
-"""The stages of an export compile for chips that are not there."""
+"""The stages of an export compile for chips that are not attached."""
 
 import json
 import subprocess
