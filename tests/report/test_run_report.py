@@ -16,6 +16,7 @@ from run_samples import references, write_run
 from imta_jax import report
 from imta_jax.evaluation.methods.comparison_record import comparison_record
 from imta_jax.evaluation.predictions import checked_predictions
+from imta_jax.report.run.page import render_page
 from imta_jax.report.run.run_record import load_run
 from imta_jax.report.run.summary import cards
 from imta_jax.report.run.tables import run_table
@@ -139,6 +140,30 @@ def test_components_other_than_the_defaults_are_listed(folder):
     assert "Phase-I loss" not in values
     assert values["Command"] == "python launch.py --workdir='a b'"
     assert values["Commit"] == "0123abcd (modified)"
+
+
+@pytest.mark.parametrize(
+    ("model", "title"),
+    [
+        ({"backbone": "msdnet"}, "MSDNet"),
+        ({"backbone": None, "preset": "cifar_5_exits"}, "Network cifar_5_exits"),
+        ({"backbone": "my_package.net:make"}, "Network my_package.net:make"),
+        ({}, "Network"),
+    ],
+)
+def test_the_page_begins_with_the_network(folder, model, title):
+    run = dataclasses.replace(load_run(folder), config={"model": model})
+    assert f"{title} with 4 exits, trained on" in render_page(run, {})
+
+
+def test_hardware_names_the_cpu_if_it_is_recorded(folder):
+    def hardware(**environment):
+        table = run_table(dataclasses.replace(run, environment=environment))
+        return dict(zip(table["property"], table["value"], strict=True))["Hardware"]
+
+    run, devices = load_run(folder), {"device": "cpu", "devices": 1}
+    assert hardware(**devices, cpu="AMD EPYC", cores=2) == "1 x cpu (2 cores of AMD EPYC)"
+    assert hardware(**devices) == "1 x cpu"
 
 
 def test_names_are_escaped(tmp_path):

@@ -1,7 +1,9 @@
 """The report of a run: all figures and tables in one self-contained HTML file."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from imta_jax.report.rendering import (
     FigureImages,
@@ -143,10 +145,19 @@ def render_page(run: RunRecord, figures: dict[str, FigureImages]) -> str:
 
 def _lead(run: RunRecord) -> str:
     """One sentence with the network, the training images and the epochs."""
-    backbone = (run.config.get("model") or {}).get("backbone") or "network"
     examples = (run.dataset.get("examples") or {}).get("train")
     images = f"{examples:,} images of " if examples else ""
     epochs = [f"{phase['epochs']}" for phase in run.phases.values() if "epochs" in phase]
     duration = f", {' + '.join(epochs)} epochs" if epochs else ""
     trained = f"trained on {images}{dataset_title(run.dataset['name'])}{duration}"
-    return f"{backbone[:1].upper()}{backbone[1:]} with {run.num_exits} exits, {trained}."
+    return f"{_network_title(run.config.get('model') or {})} with {run.num_exits} exits, {trained}."
+
+
+_NETWORKS = {"msdnet": "MSDNet", "resnet": "ResNet", "densenet": "DenseNet"}
+
+
+def _network_title(model: Mapping[str, Any]) -> str:
+    """The network for the start of a sentence: "MSDNet", or "Network cifar_5_exits"."""
+    if backbone := model.get("backbone"):
+        return _NETWORKS.get(backbone, f"Network {backbone}")
+    return f"Network {model['preset']}" if model.get("preset") else "Network"

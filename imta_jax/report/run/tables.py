@@ -140,13 +140,20 @@ def _phase(phase: dict[str, Any]) -> str:
 def _hardware_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
     versions = environment.get("versions") or {}
     return [
-        ("Hardware", f"{environment.get('devices', 1)} x {environment.get('device', 'unknown')}"),
+        ("Hardware", _hardware(environment)),
         ("Seed", str(environment.get("seed", ""))),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("Command", str(environment.get("command") or "")),
         ("Commit", str(environment.get("commit") or "")),
         ("Finished", str(environment.get("finished") or "")),
     ]
+
+
+def _hardware(environment: dict[str, Any]) -> str:
+    """The devices and, in results that record it, the CPU: "1 x cpu (2 cores of AMD EPYC)"."""
+    devices = f"{environment.get('devices', 1)} x {environment.get('device', 'unknown')}"
+    cpu, cores = environment.get("cpu"), environment.get("cores")
+    return f"{devices} ({pluralize(cores, 'core')} of {cpu})" if cpu and cores else devices
 
 
 def _counts(values: Iterable[Any]) -> list[str]:
