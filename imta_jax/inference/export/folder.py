@@ -185,7 +185,9 @@ def write_checksums(folder: Path) -> None:
 def _parse_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise InputError(f"{path} does not exist; expected the folder of an export")
+        is_run = (folder / "results.json").is_file()
+        remedy = f"; {folder} is a run: imta-jax export {folder} FOLDER" if is_run else ""
+        raise InputError(f"{path} does not exist; expected the folder of an export{remedy}")
     try:
         manifest = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

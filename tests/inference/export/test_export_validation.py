@@ -38,7 +38,7 @@ def change_manifest(folder, **changes):
 
 def test_truncated_changed_or_missing_file_is_rejected(exported_folder, tmp_path):
     names = sorted(path.name for path in exported_folder.iterdir())
-    assert len(names) == 11
+    assert len(names) == 12
     for number, name in enumerate(names):
         content = (exported_folder / name).read_bytes()
         flipped = bytearray(content)
@@ -262,3 +262,9 @@ def test_folder_that_is_not_an_export_is_rejected(tmp_path):
         load_exported(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_exported(tmp_path / "nowhere")
+
+
+def test_folder_of_a_run_is_rejected_with_the_export_command(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"imta-jax export {tmp_path} FOLDER"):
+        load_exported(tmp_path)
