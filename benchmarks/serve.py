@@ -2,10 +2,12 @@
 
 Requests arrive at given rates, whatever the responses (`open_loop`), while the service is fast,
 while a stage is slow, and while it gets SIGTERM. Every response is checked: it has the identifier
-of its request, and the label that the network has at the exit that it names. With `--quick`, the
-service does not measure the stages at its start, which takes minutes on a busy machine.
+of its request, and the label that the network has at the exit that it names. The loads start when
+the service has measured its stages; with `--quick`, it does not measure them.
 
     python benchmarks/serve.py --out=benchmarks/results/serve.json
+
+Each finished load is kept in the file OUT.partial. The same command continues after it.
 
 The network is the pretrained `quickstart`, the images are the embedded test images of
 Fashion-MNIST as JPEG files.
@@ -13,6 +15,7 @@ Fashion-MNIST as JPEG files.
 
 import asyncio
 import io
+import json
 import os
 import signal
 import socket
@@ -37,6 +40,7 @@ from imta_jax.evaluation import exit_costs, operating_points
 from imta_jax.inference import AdaptiveClassifier, export_classifier
 from imta_jax.inference.image_files import decode_contents
 from imta_jax.pretrained import load_pretrained
+from imta_jax.runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_IMAGES, SEED = 500, 0
@@ -94,19 +98,61 @@ async def wait_until_ready(client: open_loop.Client, process: subprocess.Popen[b
     raise SystemExit(f"the service was not ready after {_START_S} s, or ended")
 
 
+async def wait_until_warm(client: open_loop.Client, process: subprocess.Popen[bytes]) -> float:
+    """Waits until the stages are measured and compiled; returns the seconds."""
+    start = time.perf_counter()
+    while time.perf_counter() < start + _START_S and process.poll() is None:
+        if b"imta_warm 1" in (await client.request("GET", "/metrics"))[1]:
+            return time.perf_counter() - start
+        await asyncio.sleep(0.5)
+    raise SystemExit(f"the service had not measured its stages after {_START_S} s, or ended")
+
+
+class FinishedLoads:
+    """The rows of finished loads, in a file, so that an interrupted run continues.
+
+    Args:
+      out: result file of the benchmark.
+      options: that all rows depend on.
+    """
+
+    def __init__(self, out: Path, options: dict[str, Any]):
+        self._path, self._options = out.with_name(f"{out.name}.partial"), options
+        self.rows: list[dict[str, Any]] = []
+        if self._path.exists():
+            stored = json.loads(self._path.read_text())
+            self.rows = stored["rows"] if stored["options"] == options else []
+
+    def find(self, part: str, rate: float) -> dict[str, Any] | None:
+        """The row of a load, if it is finished."""
+        found = (row for row in self.rows if (row["part"], row["rate"]) == (part, rate))
+        return next(found, None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Adds a row and writes the file."""
+        self.rows.append(row)
+        write_json(self._path, {"options": self._options, "rows": self.rows})
+
+    def delete(self) -> None:
+        """Deletes the file."""
+        self._path.unlink(missing_ok=True)
+
+
 async def run_load(
     client: open_loop.Client,
     process: subprocess.Popen[bytes],
     bodies: list[bytes],
     labels: np.ndarray,
     options: Any,
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Runs all loads; returns the rows and the counts of the shutdown."""
-    rows = []
+    finished: FinishedLoads,
+) -> dict[str, float]:
+    """Runs the loads that are not finished; returns the counts of the shutdown."""
     phases = [("fast", rate) for rate in options.rates] + [("slow stage", max(options.rates))]
     for seed, (part, rate) in enumerate(phases):
         if part == "slow stage":
             process.send_signal(signal.SIGUSR1)
+        if finished.find(part, rate):
+            continue
         exchanges = await open_loop.open_loop(
             client,
             bodies,
@@ -115,11 +161,10 @@ async def run_load(
             deadline_ms=options.deadline_ms,
             seed=seed,
         )
-        row = {"part": part, "rate": rate, **open_loop.summarize(exchanges, labels)}
-        rows.append(row)
+        finished.add({"part": part, "rate": rate, **open_loop.summarize(exchanges, labels)})
         await asyncio.sleep(1)
     process.send_signal(signal.SIGUSR1)
-    return rows, await terminate_under_load(client, process, bodies, min(options.rates))
+    return await terminate_under_load(client, process, bodies, min(options.rates))
 
 
 async def terminate_under_load(
@@ -161,27 +206,32 @@ def main() -> None:
         slow = str(options.slow_stage_ms)
         command = [sys.executable, script, folder, str(port), "1", slow, measures]
         client = open_loop.Client(port)
+        settings = {k: v for k, v in vars(options).items() if k != "out"}
+        finished = FinishedLoads(options.out, settings)
         with subprocess.Popen(command, cwd=ROOT) as process:
             try:
-                rows, summary = asyncio.run(_measure(client, process, bodies, labels, options))
+                work = _measure(client, process, bodies, labels, options, finished)
+                summary = asyncio.run(work)
             finally:
                 process.kill()
+    rows = finished.rows
     totals = {name: sum(row[name] for row in rows) for name in ("lost", "doubled", "wrong")}
     result = {
         "seeds": [SEED],
         "rows": rows,
         "summary": totals | summary,
         "targets": TARGETS,
-        "options": {k: v for k, v in vars(options).items() if k != "out"},
+        "options": settings,
     }
     result_file.write_result(options.out, (np,), result)
+    finished.delete()
 
 
-async def _measure(client: open_loop.Client, process: Any, *arguments: Any) -> Any:
-    seconds = await wait_until_ready(client, process)
-    rows, summary = await run_load(client, process, *arguments)
-    rss = {"generator_gb": measurement.memory_gb("VmRSS")}
-    return rows, summary | rss | {"ready_after_s": seconds}
+async def _measure(client: open_loop.Client, process: Any, *arguments: Any) -> dict[str, float]:
+    seconds = {"ready_after_s": await wait_until_ready(client, process)}
+    seconds["warm_after_s"] = await wait_until_warm(client, process)
+    summary = await run_load(client, process, *arguments)
+    return summary | seconds | {"generator_gb": measurement.memory_gb("VmRSS")}
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ from examples.service.image_requests import (
 )
 from examples.service.metrics import Metrics
 from imta_jax.inference import (
-    AdaptiveClassifier,
     AdaptiveStream,
     Audit,
     DriftMonitor,
@@ -43,6 +42,7 @@ from imta_jax.inference import (
     StreamPredictions,
     load_exported,
 )
+from imta_jax.inference.arguments import few_batch_sizes
 
 _log = logging.getLogger("imta_jax.service")
 _AUDIT_SECONDS = 1.0
@@ -58,7 +58,8 @@ class Settings:
       max_batch_size: largest batch size of the network.
       max_bytes: largest number of bytes of a request's body.
       max_pixels: largest number of pixels of an image, checked before it is decoded.
-      measure: whether to measure the stages at the start; without it, their times are estimated.
+      measure: whether to measure the stages, in the background, while the full network responds to
+        the first requests. Without it, times are estimated and all programs compiled first.
       num_validation: images on which the exit fractions of the export were measured.
       audit_share: fraction of the images that also run to the last exit.
     """
@@ -92,30 +93,32 @@ class Service:
         """Loads the network and opens the stream, then audits until `stop` is called."""
         try:
             self.exported = self._load()
-            adaptive = self._adaptive()
-            if self.settings.measure:
-                adaptive.measure()
+            limit = self.settings.max_batch_size
+            arguments = few_batch_sizes(limit, num_workers=1)
+            adaptive = self.exported.adaptive(self.settings.budget, **arguments)
             point = self.exported.point_for(self.settings.budget)
             fractions = np.asarray(point.validation_exit_fractions)
             self.admission.set_profile(adaptive.profile, fractions)
             self.drift = DriftMonitor(fractions, num_validation=self.settings.num_validation)
             self.audit = Audit(adaptive, share=self.settings.audit_share)
             observer = StreamMonitor(self.drift, self.audit)
-            limit = self.settings.max_in_flight
-            self.stream = AdaptiveStream(adaptive, max_waiting=limit, observer=observer)
+            self.stream = AdaptiveStream(
+                adaptive,
+                max_waiting=self.settings.max_in_flight,
+                observer=observer,
+                wait=not self.settings.measure,
+            )
             _log.info("ready: %d exits, budget %g", len(fractions), self.settings.budget)
+            is_warm = False
             while not self._stopping.wait(_AUDIT_SECONDS):
-                self.audit.run()
+                if self.stream.is_warm and not is_warm:
+                    is_warm = True
+                    self.admission.set_profile(adaptive.profile, fractions)
+                    _log.info("the stages are measured and compiled")
+                if is_warm:
+                    self.audit.run()
         except Exception:
             _log.exception("the service cannot classify")
-
-    def _adaptive(self) -> AdaptiveClassifier:
-        """One worker, with few batch sizes, so that few programs are compiled."""
-        limit = self.settings.max_batch_size
-        sizes = sorted({min(4**power, limit) for power in range(limit.bit_length())})
-        return self.exported.adaptive(
-            self.settings.budget, max_batch_size=limit, batch_sizes=sizes, num_workers=1
-        )
 
     def stop(self) -> None:
         """Completes the accepted images and closes the stream."""
@@ -193,6 +196,7 @@ class Service:
         if self.stream is not None:
             drift, audit = self.drift.status(), self.audit.report()
             gauges |= {
+                "warm": self.stream.is_warm,
                 "queue_length": self.stream.statistics().waiting,
                 "drift_alarm": drift.alarm,
                 "drift_alarms": drift.num_alarms,
@@ -238,10 +242,16 @@ def main() -> None:
             kind = int if field.name == "num_validation" else type(field.default)
             flag = f"--{field.name.replace('_', '-')}"
             parser.add_argument(flag, type=kind, default=field.default)
+    parser.add_argument(
+        "--trust-compiled",
+        action="store_true",
+        help="use compiled programs of the folder, which are machine code",
+    )
     arguments = vars(parser.parse_args())
-    folder, host, port = (arguments.pop(name) for name in ("folder", "host", "port"))
+    names = ("folder", "host", "port", "trust_compiled")
+    folder, host, port, trust = (arguments.pop(name) for name in names)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    app = create_app(lambda: load_exported(folder), Settings(**arguments))
+    app = create_app(lambda: load_exported(folder, trust_compiled=trust), Settings(**arguments))
     uvicorn.run(app, host=host, port=port, access_log=False, timeout_graceful_shutdown=30)
 
 

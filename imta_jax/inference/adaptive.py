@@ -17,10 +17,10 @@ from jaxtyping import Float32, Int32, Int64
 
 from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
 from imta_jax.inference.arguments import (
-    MIN_IMAGES_PER_WORKER,
     check_operating_point,
     resolve_batch_sizes,
     resolve_num_workers,
+    workers_for,
 )
 from imta_jax.inference.engine.background import BackgroundWarmUp
 from imta_jax.inference.engine.batch import BatchRun
@@ -127,8 +127,10 @@ class AdaptiveClassifier:
         self._executor = ThreadPoolExecutor(self.num_workers, "imta_jax worker")
         self._all_logits = jax.jit(network.logits, compiler_options=COMPILER_OPTIONS)
         estimated = estimated_profile(network, self._sizes)
-        self.profile = self._cached_profile(self.num_workers) or estimated
-        self._profile_alone = self._cached_profile(1) or estimated
+        self.profile, self._profile_alone = (
+            cached_profile(self.programs, self._sizes, count, profile_dir) or estimated
+            for count in (self.num_workers, 1)
+        )
         self._background: BackgroundWarmUp | None = None
         self._make_plans()
 
@@ -166,6 +168,7 @@ class AdaptiveClassifier:
         budget: float = 0.5,
         *,
         check_golden: bool = True,
+        trust_compiled: bool = False,
         **options: Any,
     ) -> "AdaptiveClassifier":
         """Loads an exported network, with thresholds for a budget.
@@ -175,6 +178,7 @@ class AdaptiveClassifier:
           budget: mean multiply-adds per image, as a fraction of the full network's. The most
             accurate thresholds that do not exceed it on validation images are used.
           check_golden: see `load_exported`.
+          trust_compiled: see `load_exported`.
           **options: further arguments of `AdaptiveClassifier`.
 
         Raises:
@@ -183,7 +187,8 @@ class AdaptiveClassifier:
         """
         from imta_jax.inference.export.loader import load_exported
 
-        return load_exported(folder, check_golden=check_golden).adaptive(budget, **options)
+        exported = load_exported(folder, check_golden=check_golden, trust_compiled=trust_compiled)
+        return exported.adaptive(budget, **options)
 
     def with_thresholds(
         self,
@@ -204,14 +209,19 @@ class AdaptiveClassifier:
         other._make_plans()
         return other
 
-    def measure(self) -> StageProfile:
+    def measure(self, *, is_stopped: Callable[[], bool] = lambda: False) -> StageProfile:
         """Measures the time of each stage on this device, or loads an earlier measurement.
+
+        Args:
+          is_stopped: called often; `MeasurementStoppedError` is raised when it returns True.
 
         Returns:
           The profile, which is used from now on.
         """
         self.profile, self._profile_alone = (
-            load_or_measure_profile(self.programs, self._sizes, num_workers, self._profile_dir)
+            load_or_measure_profile(
+                self.programs, self._sizes, num_workers, self._profile_dir, is_stopped=is_stopped
+            )
             for num_workers in (self.num_workers, 1)
         )
         self._make_plans()
@@ -291,8 +301,10 @@ class AdaptiveClassifier:
         """Returns the plan by which one of `num_workers` workers computes `count` images."""
         return self._table.plan_for(count)
 
-    def _cached_profile(self, num_workers: int) -> StageProfile | None:
-        return cached_profile(self.programs, self._sizes, num_workers, self._profile_dir)
+    @property
+    def profiles(self) -> tuple[StageProfile, StageProfile]:
+        """The profiles in use: of `num_workers` workers, and of one."""
+        return self.profile, self._profile_alone
 
     def _make_plans(self) -> None:
         """Makes a plan for each batch size from the profiles and the exit fractions."""
@@ -306,7 +318,7 @@ class AdaptiveClassifier:
 
     def _predict_batch(self, images: np.ndarray) -> Sequence[np.ndarray]:
         """Labels, exits and confidences of at most `max_batch_size` images."""
-        num_workers = self._num_workers_for(len(images))
+        num_workers = workers_for(len(images), self.num_workers, self.engine.capacity)
         if num_workers == 1:
             return self._predict_on_worker(self._table_alone, images)
         shards = np.array_split(images, num_workers)
@@ -315,11 +327,6 @@ class AdaptiveClassifier:
         ]
         predictions = [future.result() for future in futures]
         return [np.concatenate(column) for column in zip(*predictions, strict=True)]
-
-    def _num_workers_for(self, count: int) -> int:
-        """The number of workers for a batch. A single worker uses all cores."""
-        needed = -(-count // self.engine.capacity)
-        return max(1, needed, min(self.num_workers, count // MIN_IMAGES_PER_WORKER))
 
     def _predict_on_worker(self, table: PlanTable, images: np.ndarray) -> Sequence[np.ndarray]:
         if self._background is not None and self._background.is_alive():

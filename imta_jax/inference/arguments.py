@@ -84,6 +84,31 @@ def resolve_batch_sizes(limit: int, sizes: Sequence[int] | None) -> tuple[int, .
     return tuple(sorted({int(size) for size in sizes}))
 
 
+def workers_for(count: int, num_workers: int, capacity: int) -> int:
+    """The number of workers for `count` images. A single worker uses all cores."""
+    needed = -(-count // capacity)
+    return max(1, needed, min(num_workers, count // MIN_IMAGES_PER_WORKER))
+
+
+def few_batch_sizes(batch_size: int, *, num_workers: int | None = None) -> dict[str, Any]:
+    """Arguments of `AdaptiveClassifier` with few batch sizes, so that few programs are compiled.
+
+    Args:
+      batch_size: largest batch.
+      num_workers: by default 2 on a CPU for batches that two workers divide, else 1.
+    """
+    if num_workers is None:
+        on_cpu = jax.default_backend() == "cpu"
+        num_workers = 2 if on_cpu and batch_size >= 2 * MIN_IMAGES_PER_WORKER else 1
+    capacity = -(-batch_size // num_workers)
+    sizes = {min(4**power, capacity) for power in range(capacity.bit_length())}
+    return {
+        "max_batch_size": batch_size,
+        "num_workers": num_workers,
+        "batch_sizes": sorted(sizes),
+    }
+
+
 def _per_exit(name: str, values: Any, num_exits: int) -> Float32[np.ndarray, " E"]:
     values = np.asarray(values, np.float32)
     if values.shape != (num_exits,):

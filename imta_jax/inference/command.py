@@ -20,7 +20,8 @@ from tqdm import tqdm
 from imta_jax.errors import InputError, UserError, message_of
 from imta_jax.evaluation.operating_points import best_within_ms
 from imta_jax.inference.adaptive import AdaptiveClassifier, AdaptivePredictions
-from imta_jax.inference.export.loader import ExportedClassifier, load_exported, platform_here
+from imta_jax.inference.arguments import few_batch_sizes
+from imta_jax.inference.export.loader import ExportedClassifier, load_exported
 from imta_jax.inference.formatting import (
     FilePrediction,
     JsonLinesPrinter,
@@ -38,8 +39,6 @@ from imta_jax.runtime.progress_bar import with_progress
 
 _PROGRAM = "python -m imta_jax.inference"
 _BATCH_SIZE = 32
-# Smallest batch that two workers divide on a CPU.
-_MIN_SHARED_BATCH = 16
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,13 +105,23 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="do not compare the logits of the folder's synthetic images with the writer's",
     )
+    parser.add_argument(
+        "--trust-compiled",
+        action="store_true",
+        help="use compiled programs of the folder, which are machine code; only for folders from "
+        "someone you trust",
+    )
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if not all(image.strip() for image in arguments.images):
         raise InputError("an image path is empty; expected an image file or a folder")
-    exported = load_exported(arguments.folder, check_golden=not arguments.skip_golden_check)
+    exported = load_exported(
+        arguments.folder,
+        check_golden=not arguments.skip_golden_check,
+        trust_compiled=arguments.trust_compiled,
+    )
     paths = find_image_files(arguments.images)
     # Memory is allocated for full batches: a batch is at most as large as the number of files.
     arguments.batch_size = min(arguments.batch_size, max(len(paths), _BATCH_SIZE))
@@ -141,7 +150,7 @@ def _adaptive(
     exclusive = (arguments.budget, arguments.budget_ms, arguments.thresholds)
     if sum(value is not None for value in exclusive) > 1:
         raise InputError("--budget, --budget-ms and --thresholds exclude each other; give one")
-    options = _options(arguments.batch_size)
+    options = few_batch_sizes(arguments.batch_size)
     if arguments.budget_ms is not None:
         return _adaptive_in_time(exported, arguments.budget_ms, options)
     if arguments.thresholds is None:
@@ -171,18 +180,6 @@ def _adaptive_in_time(
     text = f"budget {budget_ms:g} ms, thresholds exported for {point.budget:.3f}"
     fractions = point.validation_exit_fractions
     return adaptive.with_thresholds(point.thresholds, exit_fractions=fractions), text
-
-
-def _options(batch_size: int) -> dict[str, Any]:
-    """Options with few batch sizes, so that few programs are compiled."""
-    num_workers = 2 if platform_here() == "cpu" and batch_size >= _MIN_SHARED_BATCH else 1
-    capacity = -(-batch_size // num_workers)
-    sizes = {min(4**power, capacity) for power in range(capacity.bit_length())}
-    return {
-        "max_batch_size": batch_size,
-        "num_workers": num_workers,
-        "batch_sizes": sorted(sizes),
-    }
 
 
 def _classify(

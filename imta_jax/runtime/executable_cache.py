@@ -17,7 +17,6 @@ import hashlib
 import logging
 import os
 import pickle
-import platform
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +29,7 @@ import jaxlib
 from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
+from imta_jax.runtime.machine import cpu_features
 from imta_jax.runtime.parallel_compilation import without_jax_cache
 from imta_jax.runtime.private_files import NotPrivateError, read_private, write_private
 from imta_jax.runtime.saved_executable import is_saved, load_executable
@@ -143,21 +143,9 @@ def _program_key(lowered: jax.stages.Lowered, devices: Sequence[int]) -> str:
     )
     kinds = [device.device_kind for device in jax.devices()]
     settings = sorted(item for item in jax.config.values.items() if "_cache_" not in item[0])
-    for part in (versions, kinds, devices, flags, settings, _cpu_features()):
+    for part in (versions, kinds, devices, flags, settings, cpu_features()):
         digest.update(repr(part).encode())
     return digest.hexdigest()
-
-
-@functools.cache
-def _cpu_features() -> tuple[str, ...]:
-    """The host's CPU and its instruction sets, which compiled code may use."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = ("model name", "flags", "Features", "CPU ")
-    features = {line for line in lines if line.startswith(names)}
-    return platform.machine(), platform.processor(), *sorted(features)
 
 
 def _read_last(label: str) -> _Entry | None:

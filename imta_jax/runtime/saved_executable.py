@@ -6,7 +6,6 @@ machine code, so only files of this user that nobody else can write are read (`p
 """
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import pickle
@@ -17,16 +16,13 @@ from typing import Any
 
 import flax
 import jax
-import jaxlib
 from jax.experimental import serialize_executable
 
 from imta_jax.errors import InputError
+from imta_jax.runtime.machine import compiler_identity, differences
 from imta_jax.runtime.private_files import NotPrivateError, read_private, write_private
 
 _log = logging.getLogger(__name__)
-
-# Compilers whose executables another version cannot load.
-_COMPILERS = {"tpu": ("libtpu",), "cuda": ("jax-cuda12-pjrt", "jax-cuda13-pjrt")}
 
 
 def executable_identity(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> dict[str, Any]:
@@ -36,25 +32,14 @@ def executable_identity(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> 
       lowered: the program.
       devices: devices to compile for; they need not exist on this host.
     """
-    compilers = _COMPILERS.get(devices[0].platform, ())
     return {
         "program": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
-        "device_kind": devices[0].device_kind,
+        **compiler_identity(devices[0]),
         "device_count": len(devices),
         "device_ids": [device.id for device in devices],
         "processes": 1 + max(device.process_index for device in devices),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.version.__version__,
         "flax": flax.__version__,
-        **{name: version for name in compilers if (version := _installed_version(name))},
     }
-
-
-def _installed_version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def save_executable(
@@ -96,19 +81,10 @@ def load_executable(
     except (NotPrivateError, OSError, ValueError) as error:
         _log.warning("%s.json cannot be used: %s; compiling", path, error)
         return None
-    if differences := _differences(recorded, executable_identity(lowered, devices)):
-        _log.warning("%s.executable is of another program: %s; compiling", path, differences)
+    if different := differences(recorded, executable_identity(lowered, devices)):
+        _log.warning("%s.executable is of another program: %s; compiling", path, different)
         return None
     return _read(path, lowered, devices)
-
-
-def _differences(recorded: Any, expected: dict[str, Any]) -> str:
-    """Names and values that differ, as text."""
-    found = recorded if isinstance(recorded, dict) else {}
-    names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
-    return ", ".join(
-        f"{name} is {found.get(name)!r:.40}, expected {expected.get(name)!r:.40}" for name in names
-    )
 
 
 def _read(

@@ -8,6 +8,7 @@ from PIL import Image
 
 from imta_jax.data import NO_AUGMENTATION
 from imta_jax.inference import OperatingPoint, export_classifier
+from imta_jax.inference.export import golden
 from imta_jax.models import build_classifier, with_collaborative_heads
 
 SHAPE, CLASSES = (16, 16, 1), ("ant", "bee", "cow", "dog", "eel")
@@ -15,6 +16,12 @@ PIXELS = {"mean": (0.4,), "std": (0.3,)}
 CHEAP = OperatingPoint(0.4, (0.3, 0.3, -1e8), (0.9, 0.1, 0.0), 70.0, 69.0)
 ACCURATE = OperatingPoint(0.8, (0.99, 0.99, -1e8), (0.1, 0.1, 0.8), 80.0, 79.0)
 PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+@pytest.fixture(autouse=True)
+def no_passed_checks(monkeypatch, tmp_path_factory):
+    """Golden images are checked again in every test."""
+    monkeypatch.setattr(golden, "PASSED_DIR", tmp_path_factory.mktemp("passed"))
 
 
 @pytest.fixture(scope="session")

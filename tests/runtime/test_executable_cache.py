@@ -57,7 +57,7 @@ def test_another_program_of_the_same_label_is_not_run(cache):
     "change",
     [
         lambda patch: patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " --xla_dump_to="),
-        lambda patch: patch.setattr(executable_cache, "_cpu_features", lambda: ("another",)),
+        lambda patch: patch.setattr(executable_cache, "cpu_features", lambda: ("another",)),
         lambda patch: patch.setattr(jax, "__version__", "0.0.1"),
         lambda patch: jax.config.update("jax_default_matmul_precision", "highest"),
     ],

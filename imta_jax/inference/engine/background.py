@@ -15,6 +15,16 @@ _log = logging.getLogger(__name__)
 _FULL_NETWORK_SIZES = (1, 32)
 
 
+def full_network_sizes(sizes: Sequence[int]) -> list[int]:
+    """The batch sizes of the full network until the stages are measured.
+
+    Args:
+      sizes: batch sizes of the classifier, ascending.
+    """
+    largest = max(size for size in sizes if size <= max(_FULL_NETWORK_SIZES[-1], sizes[0]))
+    return sorted({sizes[0], largest})
+
+
 class BackgroundWarmUp(threading.Thread):
     """A thread that compiles the full network first, then all other programs.
 
@@ -30,8 +40,7 @@ class BackgroundWarmUp(threading.Thread):
         super().__init__(name="imta_jax warm-up")
         self._engine, self._warm_up = engine, warm_up
         self._segment = Segment(0, engine.network.num_exits - 1)
-        largest = max(size for size in sizes if size <= max(_FULL_NETWORK_SIZES[-1], sizes[0]))
-        chosen = sorted({sizes[0], largest})
+        chosen = full_network_sizes(sizes)
         ms = np.asarray(chosen, float)
         self._batch_sizes = BatchSizes(chosen, ms, engine.capacity, split_ms=0.5)
 

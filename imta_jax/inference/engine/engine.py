@@ -96,18 +96,18 @@ class Engine:
         """
         keys: list[Key] = [GatherKey(stage, n, m) for n in sources.used for m in sizes.used_for(n)]
         # Several sources are only needed where a segment runs as several programs.
-        if sources.is_split:
-            keys += [MergeKey(stage, n, m) for n in sources.used for m in sizes.used]
-            keys += [GatherKey(stage, n, m) for n in sources.used for m in sizes.used]
         self.programs.get(keys)
+        if sources.is_split:
+            self.compile_merges(stage, sources, sizes)
 
-    def compile_buffers(self, stage: int, sources: BatchSizes, sizes: BatchSizes) -> None:
-        """Compiles the programs that bring images to a stage through a buffer.
+    def compile_merges(self, stage: int, sources: BatchSizes, sizes: BatchSizes) -> None:
+        """Compiles the programs that bring images of several outputs to a stage.
 
         The arguments are those of `compile_compaction`.
         """
-        keys: list[Key] = [StoreKey(stage, n) for n in sources.used]
-        self.programs.get(keys + [GatherKey(stage, None, m) for m in sizes.used])
+        pairs = [(n, m) for n in sources.used for m in sizes.used]
+        keys: list[Key] = [MergeKey(stage, n, m) for n, m in pairs]
+        self.programs.get(keys + [GatherKey(stage, n, m) for n, m in pairs])
 
     def run_images(self, segment: Segment, batch_size: int, images: np.ndarray) -> SegmentOutput:
         """Starts the first segment on the device. `fetch` waits for the result.

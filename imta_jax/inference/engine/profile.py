@@ -5,8 +5,9 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -112,12 +113,50 @@ class StageProfile:
         table = tabulate(rows, headers="keys", floatfmt=".3f", tablefmt="plain")
         return f"{title}\n{table}"
 
-    def save(self, path: str | Path) -> None:
-        """Writes the profile as JSON, atomically."""
+    def at_sizes(self, sizes: Sequence[int]) -> "StageProfile | None":
+        """The profile at other batch sizes, interpolated; None if they exceed the measured ones.
+
+        Args:
+          sizes: ascending.
+        """
+        if not self.sizes[0] <= sizes[0] <= sizes[-1] <= self.sizes[-1]:
+            return None
+        tables = {name: getattr(self, name) for name in _TABLES}
+        interpolated: dict[str, Any] = {
+            name: np.apply_along_axis(lambda row: np.interp(sizes, self.sizes, row), -1, table)
+            for name, table in tables.items()
+            if table is not None
+        }
+        return dataclasses.replace(self, sizes=tuple(sizes), **interpolated)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as JSON values."""
         fields = dataclasses.asdict(self)
         fields |= {n: fields[n].tolist() for n in _TABLES if fields[n] is not None}
-        fields = {_JSON_NAMES.get(name, name): value for name, value in fields.items()}
-        write_json(path, fields)
+        return {_JSON_NAMES.get(name, name): value for name, value in fields.items()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "StageProfile":
+        """The profile of `to_dict`.
+
+        Raises:
+          KeyError: a field is missing.
+          TypeError: a field has another type.
+          ValueError: times or sizes are not valid.
+        """
+        stored = {"network_ms": None, **stored}  # not in files of earlier versions
+        names = (field.name for field in dataclasses.fields(cls))
+        fields = {name: stored[_JSON_NAMES.get(name, name)] for name in names}
+        fields["sizes"] = tuple(fields["sizes"])
+        for name in (n for n in _TABLES if fields[n] is not None):
+            fields[name] = np.asarray(fields[name], np.float64)
+        _check_sizes(fields["sizes"])
+        _check_times(*(fields[name] for name in _TABLES), num_sizes=len(fields["sizes"]))
+        return cls(**fields)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the profile as JSON, atomically."""
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "StageProfile":
@@ -128,15 +167,7 @@ class StageProfile:
           ValueError: the file is not a profile.
         """
         try:
-            stored = json.loads(Path(path).read_text())
-            stored.setdefault("network_ms", None)  # not in files of earlier versions
-            names = (field.name for field in dataclasses.fields(cls))
-            fields = {name: stored[_JSON_NAMES.get(name, name)] for name in names}
-            fields["sizes"] = tuple(fields["sizes"])
-            for name in (n for n in _TABLES if fields[n] is not None):
-                fields[name] = np.asarray(fields[name], np.float64)
-            _check_times(*(fields[name] for name in _TABLES), num_sizes=len(fields["sizes"]))
-            return cls(**fields)
+            return cls.from_dict(json.loads(Path(path).read_text()))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path} is not a profile ({type(error).__name__}: {error}); delete it to measure "
@@ -169,11 +200,19 @@ def _check_times(
     expected = (len(stage_ms) - 1, num_sizes)
     if compaction_ms.shape != expected:
         raise InputError(f"compaction_ms: expected {expected}; found {compaction_ms.shape}")
-    if not (stage_ms > 0).all():
-        raise InputError("stage_ms: expected times above 0")
+    if not ((stage_ms > 0) & np.isfinite(stage_ms)).all():
+        raise InputError("stage_ms: expected finite times above 0")
+    if not np.isfinite(compaction_ms).all():
+        raise InputError("compaction_ms: expected finite times")
     if network_ms is None:
         return
     if network_ms.shape != (num_sizes,):
         raise InputError(f"network_ms: expected [{num_sizes}]; found {network_ms.shape}")
-    if not (network_ms > 0).all():
-        raise InputError("network_ms: expected times above 0")
+    if not ((network_ms > 0) & np.isfinite(network_ms)).all():
+        raise InputError("network_ms: expected finite times above 0")
+
+
+def _check_sizes(sizes: tuple[Any, ...]) -> None:
+    integers = all(type(size) is int and size > 0 for size in sizes)
+    if not sizes or not integers or sorted(set(sizes)) != list(sizes):
+        raise InputError(f"sizes: expected ascending integers above 0; found {sizes}")

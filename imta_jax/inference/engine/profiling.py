@@ -30,11 +30,17 @@ _FORMAT = 2  # of the cached file
 _ROUNDS, _BLOCK_SECONDS = 5, 0.01
 
 
+class MeasurementStoppedError(Exception):
+    """A measurement was stopped."""
+
+
 def load_or_measure_profile(
     programs: Programs,
     sizes: Sequence[int],
     num_workers: int = 1,
     folder: str | Path | None = None,
+    *,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> StageProfile:
     """Returns the profile of this device, from the cache if it was measured before.
 
@@ -43,11 +49,15 @@ def load_or_measure_profile(
       sizes: batch sizes, ascending.
       num_workers: programs that run at the same time.
       folder: folder of the cache; default ~/.cache/imta_jax/profiles.
+      is_stopped: whether to stop; called often.
+
+    Raises:
+      MeasurementStoppedError: `is_stopped` returned True.
     """
     cached = cached_profile(programs, sizes, num_workers, folder)
     if cached is not None:
         return cached
-    profile = _measure(programs, tuple(sizes), num_workers)
+    profile = _measure(programs, tuple(sizes), num_workers, is_stopped)
     path = _cache_path(programs, sizes, num_workers, folder)
     try:
         profile.save(path)
@@ -59,7 +69,14 @@ def load_or_measure_profile(
 def cached_profile(
     programs: Programs, sizes: Sequence[int], num_workers: int, folder: str | Path | None = None
 ) -> StageProfile | None:
-    """Returns the cached profile of this device, or None. See `load_or_measure_profile`."""
+    """Returns the profile of the export or the cached profile of this device, or None.
+
+    See `load_or_measure_profile`.
+    """
+    # That of an export first: its compiled programs are those of the plans made from it.
+    for profile in programs.network.profiles:
+        if profile.num_workers == num_workers and (found := profile.at_sizes(sizes)) is not None:
+            return found
     try:
         return StageProfile.load(_cache_path(programs, sizes, num_workers, folder))
     except FileNotFoundError:
@@ -95,12 +112,17 @@ def _versions() -> dict[str, str]:
     return {"jax": jax.__version__, "jaxlib": metadata.version("jaxlib")}
 
 
-def _measure(programs: Programs, sizes: tuple[int, ...], num_workers: int) -> StageProfile:
+def _measure(
+    programs: Programs,
+    sizes: tuple[int, ...],
+    num_workers: int,
+    is_stopped: Callable[[], bool],
+) -> StageProfile:
     """Measures powers of two and the largest size. Other sizes are interpolated."""
     measured = tuple(n for n in sizes if n & (n - 1) == 0 or n in (sizes[0], sizes[-1]))
     stage_ms, compaction_ms, network_ms = (
         np.apply_along_axis(lambda row: np.interp(sizes, measured, row), -1, table)
-        for table in _measure_sizes(programs, measured, num_workers)
+        for table in _measure_sizes(programs, measured, num_workers, is_stopped)
     )
     return StageProfile(
         programs.network.name,
@@ -115,7 +137,10 @@ def _measure(programs: Programs, sizes: tuple[int, ...], num_workers: int) -> St
 
 
 def _measure_sizes(
-    programs: Programs, sizes: tuple[int, ...], num_workers: int
+    programs: Programs,
+    sizes: tuple[int, ...],
+    num_workers: int,
+    is_stopped: Callable[[], bool],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Milliseconds of stages [E, S], compactions before all but the first, and the network [S]."""
     network = programs.network
@@ -124,9 +149,7 @@ def _measure_sizes(
     engine = Engine(programs, thresholds)
     stages = [Segment(i, i) for i in range(network.num_exits)]
     stages.append(Segment(0, network.num_exits - 1))
-    engine.compile((stage, size) for stage in stages for size in sizes)
-    for stage in range(1, network.num_exits):
-        programs.get([GatherKey(stage, size, size) for size in sizes])
+    _compile(engine, stages, sizes, is_stopped)
     # Each entry makes a function to time, one per worker: stages and network, then compactions.
     makers = [
         *(functools.partial(_stage_run, engine, stage, size) for stage in stages for size in sizes),
@@ -140,7 +163,10 @@ def _measure_sizes(
         makers * _ROUNDS, total=len(makers) * _ROUNDS, description="profile", log=_log
     )
     with ThreadPoolExecutor(num_workers) as threads:
-        times = [_block_ms([make() for _ in range(num_workers)], threads) for make in work]
+        times = []
+        for make in work:
+            _check_not_stopped(is_stopped)
+            times.append(_block_ms([make() for _ in range(num_workers)], threads))
     # The rounds are separated in time, so that a short load on the machine affects one of them. The
     # median, not the minimum: in use, too, the caches hold other data when a program starts.
     median = np.median(np.reshape(times, (_ROUNDS, -1)), axis=0)
@@ -148,6 +174,28 @@ def _measure_sizes(
     stage_ms, network_ms, compaction_ms = table[:count], table[count], table[count + 1 :]
     stage_ms[1:] += compaction_ms  # a stage begins with a gather
     return stage_ms, compaction_ms, network_ms
+
+
+def _compile(
+    engine: Engine,
+    stages: Sequence[Segment],
+    sizes: Sequence[int],
+    is_stopped: Callable[[], bool],
+) -> None:
+    """Compiles the programs to measure, as many at a time as there are cores."""
+    pairs = [(stage, size) for stage in stages for size in sizes]
+    count = usable_cores()
+    for start in range(0, len(pairs), count):
+        _check_not_stopped(is_stopped)
+        engine.compile(pairs[start : start + count])
+    for stage in range(1, engine.network.num_exits):
+        _check_not_stopped(is_stopped)
+        engine.programs.get([GatherKey(stage, size, size) for size in sizes])
+
+
+def _check_not_stopped(is_stopped: Callable[[], bool]) -> None:
+    if is_stopped():
+        raise MeasurementStoppedError
 
 
 def _stage_run(engine: Engine, stage: Segment, size: int) -> Callable[[], object]:

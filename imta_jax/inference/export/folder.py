@@ -9,9 +9,12 @@
     golden.npz            synthetic images and their logits, checked at loading (from version 2)
     README.md             the model card
     run.py                classifies images without this package; `stablehlo_runner`
+    profiles.json         stage times of one kind of machine, optional; `machine_files`
+    compiled.json, compiled.zip   compiled programs for one kind of machine, optional
     SHA256SUMS            checksums of the other files; `sha256sum -c SHA256SUMS` checks them
 
 Loading runs no code from the folder: it reads JSON, arrays without pickle, and StableHLO programs.
+Compiled programs are an exception, which the caller must ask for (`trust_compiled`).
 """
 
 import contextlib
@@ -175,9 +178,19 @@ def write_runner(source: str, folder: Path) -> None:
     shutil.copyfile(Path(__file__).with_name(source), folder / RUNNER)
 
 
+def has_checksum(folder: Path, name: str, content: bytes) -> bool:
+    """Whether a file has the checksum of `SHA256SUMS`.
+
+    Raises:
+      ValueError: there are no checksums, or they are damaged.
+    """
+    return _read_checksums(folder).get(name) == hashlib.sha256(content).hexdigest()
+
+
 def write_checksums(folder: Path) -> None:
-    """Writes the checksums of all files in the folder."""
+    """Writes the checksums of all other files in the folder."""
     paths = sorted(folder.iterdir(), key=lambda path: path.name.lower())
+    paths = [path for path in paths if path.name != CHECKSUMS]
     lines = [f"{_digest(path)}  {path.name}\n" for path in paths]
     (folder / CHECKSUMS).write_text("".join(lines))
 

@@ -6,6 +6,9 @@ dataset is stored.
 """
 
 import dataclasses
+import hashlib
+import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +21,19 @@ from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform, res
 from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
 from imta_jax.inference.engine.programs import COMPILER_OPTIONS
 from imta_jax.inference.engine.staged import StagedNetwork
-from imta_jax.runtime.parallel_compilation import cache_every_program
+from imta_jax.inference.export import folder as export_folder
+from imta_jax.runtime.environment import package_versions
+from imta_jax.runtime.files import write_atomically
+from imta_jax.runtime.machine import machine_identity
+from imta_jax.runtime.parallel_compilation import DEFAULT_CACHE_DIR, cache_every_program
+
+_log = logging.getLogger(__name__)
 
 NUM_IMAGES = 4
 # Largest difference of a logit, as a fraction of the range of the exit's logits. Platforms round
 # differently: CPUs by 1e-6, GPUs that compute float32 convolutions in TF32 by 1e-3.
 TOLERANCES = {"float32": 0.01, "bfloat16": 0.05}
+PASSED_DIR = DEFAULT_CACHE_DIR / "golden"
 _GRID = 6  # random colors per side of an image
 
 
@@ -60,6 +70,31 @@ def write_golden(path: Path, network: StagedNetwork, transform: EvaluationTransf
         )
     arrays = {"logits": logits, **{f"image_{i}": image for i, image in enumerate(images)}}
     np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def check_golden_once(
+    path: Path, network: StagedNetwork, transform: EvaluationTransform, dtype: str
+) -> None:
+    """Calls `check_golden` unless the same folder passed it on this machine before.
+
+    A file named by a hash records a passed check. The hash covers the checksums of the folder, the
+    versions of this package and of JAX, the device, the CPU, and JAX's and XLA's settings.
+    """
+    passed = PASSED_DIR.expanduser() / _digest(path.parent)
+    if passed.exists():
+        return
+    check_golden(path, network, transform, dtype)
+    try:
+        write_atomically(passed, "")
+    except OSError as error:
+        _log.info("the check is repeated at the next loading: %s: %s", passed, error)
+
+
+def _digest(folder: Path) -> str:
+    settings = sorted(item for item in jax.config.values.items() if "_cache_" not in item[0])
+    parts = (machine_identity(), package_versions(), os.environ.get("XLA_FLAGS"), settings)
+    checksums = (folder / export_folder.CHECKSUMS).read_bytes()
+    return hashlib.sha256(checksums + repr(parts).encode()).hexdigest()
 
 
 def check_golden(

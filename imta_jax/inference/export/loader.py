@@ -1,6 +1,7 @@
 """Loads and checks an exported network. Needs JAX, but neither Flax nor the training code."""
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,11 @@ from imta_jax.inference.engine.staged import (
 from imta_jax.inference.export import folder as export_folder
 from imta_jax.inference.export import golden
 from imta_jax.inference.export.exit_rule import read_rule
+from imta_jax.inference.export.machine_files import (
+    has_compiled,
+    install_compiled,
+    read_profiles,
+)
 from imta_jax.inference.export.manifest import (
     check_finite,
     check_manifest,
@@ -34,6 +40,8 @@ from imta_jax.inference.export.manifest import (
 from imta_jax.inference.export.programs import read_program
 from imta_jax.nn.pixels import normalize
 from imta_jax.runtime.paths import local_path
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,13 +88,21 @@ class ExportedClassifier:
         return AdaptiveClassifier(self.network, point.thresholds, **options)
 
 
-def load_exported(folder: str | Path, *, check_golden: bool = True) -> ExportedClassifier:
-    """Loads an exported folder after checking all its files. Runs no code from it.
+def load_exported(
+    folder: str | Path, *, check_golden: bool = True, trust_compiled: bool = False
+) -> ExportedClassifier:
+    """Loads an exported folder after checking all its files.
+
+    Runs no code from it unless `trust_compiled` is True.
 
     Args:
       folder: written by `export_run` or `export_classifier`.
       check_golden: whether to compute the logits of the folder's synthetic images and compare them
-        with the writer's (see `golden`). It compiles the network once, for a batch of 4.
+        with the writer's (see `golden`). It compiles the network once, for a batch of 4. A folder
+        that passed on this machine before is not checked again.
+      trust_compiled: whether to use compiled programs of the folder, if it has some for this
+        machine (see `machine_files`). They are machine code: set it only for folders from someone
+        you trust.
 
     Raises:
       FileNotFoundError: the folder does not exist.
@@ -97,10 +113,15 @@ def load_exported(folder: str | Path, *, check_golden: bool = True) -> ExportedC
     manifest = export_folder.read_manifest(folder)
     try:
         _check_versions(folder, manifest)
+        if trust_compiled:
+            count = install_compiled(folder)
+            _log.info("%s: %d compiled programs are used", folder, count)
+        elif has_compiled(folder):
+            _log.info("%s: compiled programs are not used without trust_compiled", folder)
         exported = _load(folder, manifest)
         path = folder / export_folder.GOLDEN
         if check_golden and path.exists():  # folders of version 1 have none
-            golden.check_golden(path, exported.network, exported.transform, manifest["dtype"])
+            golden.check_golden_once(path, exported.network, exported.transform, manifest["dtype"])
         return exported
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
@@ -142,6 +163,7 @@ def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
         transform=transform,
         rule=read_rule(folder, manifest),
         images_last=_images_last(folder, manifest, transform),
+        profiles=read_profiles(folder, manifest),
     )
     return ExportedClassifier(
         network,
@@ -204,11 +226,11 @@ def _read_weights(
             arrays = {name: file[name] for name in file.files}
     except UNREADABLE_ARCHIVE as error:
         raise InputError(f"{path} cannot be read ({error}); export the network again") from error
-    on_device: dict[str, jax.Array] = {}
+    checked: dict[str, np.ndarray] = {}
     for stage, program in zip(described, programs, strict=True):
         (expected, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
         for name, aval in zip(stage["weights"], expected, strict=True):
-            if name in on_device:
+            if name in checked:
                 continue
             array = arrays[name]
             if (scale := export_folder.scale_name(name)) in arrays:
@@ -221,7 +243,8 @@ def _read_weights(
                     f"{aval.dtype} {aval.shape}; export the network again"
                 )
             check_finite(name, array, str(path))
-            on_device[name] = jnp.asarray(array)
+            checked[name] = array
+    on_device = jax.device_put(checked)  # `jnp.asarray` would compile a program per shape
     return tuple([on_device[name] for name in stage["weights"]] for stage in described)
 
 

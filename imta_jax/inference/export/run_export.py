@@ -13,6 +13,7 @@ from typing import Any
 
 from imta_jax.errors import UserError, message_of
 from imta_jax.inference.export import folder as export_folder
+from imta_jax.inference.export.prepare import check_machine_files
 from imta_jax.inference.export.quantized_run import evaluate_quantized
 from imta_jax.inference.export.writer import (
     DEFAULT_PLATFORMS,
@@ -38,6 +39,8 @@ def export_run(
     overwrite: bool = False,
     format: str = "stablehlo",
     weights: str = "float32",
+    profile: bool = False,
+    compiled: Sequence[float] = (),
 ) -> None:
     """Exports the network that a finished run evaluated, with thresholds for all its budgets.
 
@@ -51,6 +54,8 @@ def export_run(
       format: see `export_classifier`.
       weights: "float32", or "int8" to round the kernels per output channel. The thresholds and
         accuracies are then those of the rounded network, computed on the run's dataset.
+      profile: see `export_classifier`.
+      compiled: see `export_classifier`.
 
     Raises:
       FileNotFoundError: the run is not finished.
@@ -60,6 +65,7 @@ def export_run(
     folder = local_path("folder", folder)
     export_folder.check_replaceable(folder, overwrite)
     check_choices(platforms, dtype, format, weights)
+    check_machine_files(platforms, format, profile=profile, compiled=compiled)
     run = load_finished_run(workdir)
     points, rows = run.points, run.results["exits"]
     if weights == "int8":
@@ -81,6 +87,8 @@ def export_run(
         format=format,
         weights=weights,
         results=run.results,
+        profile=profile,
+        compiled=compiled,
     )
 
 
@@ -91,6 +99,10 @@ def _origin(run: FinishedRun) -> dict[str, Any]:
     if {record.get("backbone_class"), record.get("heads_class")} <= {PACKAGE, None}:
         return origin
     return origin | {name: run.meta[name] for name in ("model", "heads", "network")}
+
+
+def _budgets(text: str) -> tuple[float, ...]:
+    return tuple(float(budget) for budget in text.split(","))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,6 +135,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="float32 (default), or int8: kernels rounded per output channel, with thresholds "
         "chosen again on the run's validation images",
     )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="measure the stages on this machine and store their times, for machines like this one",
+    )
+    parser.add_argument(
+        "--compiled",
+        type=_budgets,
+        default=(),
+        metavar="BUDGETS",
+        help="budgets, e.g. 0.3,0.5, whose programs are compiled on this machine and stored, for "
+        "machines like this one; implies --profile",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     arguments = parser.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs many lines per checkpoint
@@ -136,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             overwrite=arguments.overwrite,
             format=arguments.format,
             weights=arguments.weights,
+            profile=arguments.profile,
+            compiled=arguments.compiled,
         )
     except (UserError, OSError) as error:
         parser.error(message_of(error))

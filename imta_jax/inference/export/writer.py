@@ -20,6 +20,7 @@ from imta_jax.inference.export import folder as export_folder
 from imta_jax.inference.export.manifest import point_to_manifest
 from imta_jax.inference.export.model_card import write_model_card
 from imta_jax.inference.export.onnx_folder import write_onnx
+from imta_jax.inference.export.prepare import add_machine_files, check_machine_files
 from imta_jax.inference.export.safetensors_folder import write_safetensors
 from imta_jax.inference.export.stablehlo_folder import write_stablehlo
 from imta_jax.interop.quantization import quantize_classifier
@@ -51,6 +52,8 @@ def export_classifier(
     format: str = "stablehlo",
     weights: str = "float32",
     results: Mapping[str, Any] | None = None,
+    profile: bool = False,
+    compiled: Sequence[float] = (),
 ) -> None:
     """Writes a classifier as a folder, atomically. `load_exported` reads it.
 
@@ -72,6 +75,9 @@ def export_classifier(
       weights: "float32", or "int8" for the kernels of `interop.quantization.quantize_classifier`,
         on whose logits `points` are to be chosen.
       results: sections `dataset` and `phases` of a `results.json`, for the model card.
+      profile: whether to measure the stages on this machine and store their times.
+      compiled: budgets whose programs are compiled on this machine and stored, for machines like
+        this one (see `machine_files`). Implies `profile`.
 
     Raises:
       FileExistsError: the folder exists.
@@ -79,6 +85,7 @@ def export_classifier(
     """
     export_folder.check_replaceable(folder, overwrite)
     check_choices(platforms, dtype, format, weights)
+    check_machine_files(platforms, format, profile=profile, compiled=compiled)
     _check_arguments(classifier, points, class_names, mean, std)
     transform = _transform(preprocessing, classifier.image_shape, mean, std)
     described = {
@@ -93,6 +100,8 @@ def export_classifier(
     with export_folder.replacing_folder(folder, overwrite=overwrite) as partial:
         write(partial)
         write_model_card(partial, described, results or {}, format=format, weights=weights)
+        if profile or compiled:
+            add_machine_files(partial, compiled)
 
 
 def _prepare(

@@ -5,6 +5,7 @@ any submission. An image completes when it is confident enough. An image with a 
 earlier with its latest prediction if the next segment would end too late (anytime prediction).
 """
 
+import logging
 import queue
 import threading
 import time
@@ -16,12 +17,15 @@ import numpy as np
 
 from imta_jax.errors import InputError
 from imta_jax.inference.adaptive import AdaptiveClassifier
+from imta_jax.inference.engine.profiling import MeasurementStoppedError
 from imta_jax.inference.stream.observation import Observer, OrderedObserver
 from imta_jax.inference.stream.request import Request, StreamPredictions
 from imta_jax.inference.stream.request_queue import RequestQueue
 from imta_jax.inference.stream.settings import WorkerSettings
 from imta_jax.inference.stream.statistics import LatencyRecorder, StreamStatistics
 from imta_jax.inference.stream.worker import Worker
+
+_log = logging.getLogger(__name__)
 
 
 class AdaptiveStream:
@@ -34,6 +38,9 @@ class AdaptiveStream:
       observer: called once per request, in the order of submission, with its images [n, H, W, C],
         its `StreamPredictions`, and whether each image left because of its deadline [n]. It runs in
         a worker's thread and must be fast (see `StreamMonitor`).
+      wait: if False, images are accepted as soon as the full network is compiled. The stages are
+        then measured and the other programs compiled in the background, and `warm_up` of the
+        classifier need not be called before.
 
     Raises:
       ValueError: `max_waiting` below 1.
@@ -45,6 +52,7 @@ class AdaptiveStream:
         *,
         max_waiting: int = 4096,
         observer: Observer | None = None,
+        wait: bool = True,
     ):
         if max_waiting < 1:
             raise InputError(f"max_waiting must be at least 1; found {max_waiting}")
@@ -58,7 +66,10 @@ class AdaptiveStream:
         self._requests: set[Request] = set()
         self._latencies = LatencyRecorder()
         self._observed = None if observer is None else OrderedObserver(observer, self._macs)
-        settings = WorkerSettings.from_classifier(classifier)
+        if wait:
+            settings = WorkerSettings.from_classifier(classifier)
+        else:
+            settings = WorkerSettings.full_network(classifier, only_smallest=True)
         self._workers = [
             Worker(settings, self._queue, self._on_complete) for _ in range(classifier.num_workers)
         ]
@@ -68,6 +79,16 @@ class AdaptiveStream:
         ]
         for thread in self._threads:
             thread.start()
+        self._is_warm = wait
+        if not wait:
+            # Not a daemon: a process must not exit while XLA compiles.
+            thread = threading.Thread(target=self._warm_up, args=(classifier,), name="warm-up")
+            thread.start()
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether early exits save time: stages are measured and their programs compiled."""
+        return self._is_warm
 
     def __enter__(self) -> "AdaptiveStream":
         return self
@@ -176,6 +197,22 @@ class AdaptiveStream:
             request.finish(self._macs)
             if self._observed is not None:
                 self._observed.report()
+
+    def _warm_up(self, classifier: AdaptiveClassifier) -> None:
+        """Compiles larger batches of the full network, then measures and compiles the stages."""
+        try:
+            self._use(WorkerSettings.full_network(classifier))
+            classifier.measure(is_stopped=lambda: self._closing)
+            self._use(WorkerSettings.from_classifier(classifier))
+            self._is_warm = True
+        except MeasurementStoppedError:
+            pass
+        except Exception:
+            _log.exception("the warm-up of the stream failed; every image runs the full network")
+
+    def _use(self, settings: WorkerSettings) -> None:
+        for worker in self._workers:
+            worker.use(settings)
 
     def _run(self, worker: Worker) -> None:
         """A worker's thread: steps until the stream is closed and no image is left."""

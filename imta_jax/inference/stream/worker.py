@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 
 from imta_jax.inference.engine.engine import SegmentOutput
 from imta_jax.inference.stream.request import Request
 from imta_jax.inference.stream.request_queue import RequestQueue
+from imta_jax.inference.stream.segment_queue import Part, SegmentQueue, Slots
 from imta_jax.inference.stream.settings import WorkerSettings
-
-Slots = Int[np.ndarray, " n"]
 
 
 class _Dispatched(NamedTuple):
@@ -43,42 +42,61 @@ class Worker:
         queue: RequestQueue,
         on_complete: Callable[[Request, np.ndarray], None],
     ):
-        self._settings, self._queue, self._on_complete = settings, queue, on_complete
-        engine = settings.engine
-        self._buffers = engine.new_buffers()
-        for segment in settings.segments[1:]:
-            self._buffers.get(segment.first)  # allocate now, not while an image waits
-        self._free_slots = np.arange(engine.capacity)
-        # Slots of the images that wait for each segment. The first segment's is always empty.
-        self._segment_queues = [np.zeros(0, np.int64) for _ in settings.segments]
-        # Per slot, about the image in it:
-        self._request = np.empty(engine.capacity, object)
-        self._position = np.zeros(engine.capacity, np.int64)
-        self._arrival = np.zeros(engine.capacity)
-        self._deadline = np.zeros(engine.capacity)
-        self._label = np.zeros(engine.capacity, np.int32)
-        self._exit = np.zeros(engine.capacity, np.int32)
-        self._confidence = np.zeros(engine.capacity, np.float32)
+        self._queue, self._on_complete = queue, on_complete
         self._dispatched: deque[_Dispatched] = deque()
         self.num_programs = self.num_computed = 0
+        self._next_settings: WorkerSettings | None = None
+        self._start(settings)
+
+    def use(self, settings: WorkerSettings) -> None:
+        """Uses other settings from the next step on at which no image is between two segments."""
+        self._next_settings = settings
+
+    def _start(self, settings: WorkerSettings) -> None:
+        """Prepares queues and slots for settings. No image is in progress."""
+        self._settings = settings
+        self._free_slots = np.arange(settings.capacity)
+        # Images that wait for each segment. The first segment's is always empty.
+        self._segment_queues = [SegmentQueue() for _ in settings.segments]
+        # Per slot, about the image in it:
+        self._request = np.empty(settings.capacity, object)
+        self._position = np.zeros(settings.capacity, np.int64)
+        self._arrival = np.zeros(settings.capacity)
+        self._deadline = np.zeros(settings.capacity)
+        self._label = np.zeros(settings.capacity, np.int32)
+        self._exit = np.zeros(settings.capacity, np.int32)
+        self._confidence = np.zeros(settings.capacity, np.float32)
 
     def step(self) -> bool:
         """Dispatches the next program, then fetches the previous one; False if idle.
 
         The device computes one program while the host handles the predictions of another.
         """
+        if self._next_settings is not None:
+            self._switch()
         expired = self._complete_before_deadline()
         dispatched, self._dispatched = self._dispatched, deque()
         with self._queue.condition:
             segment = self._choose_segment()
             taken = self._queue.take(self._num_admissible()) if segment == 0 else []
         if taken:
-            self._dispatch(0, *self._admit(taken))
+            self._dispatch_images(*self._admit(taken))
         elif segment:
-            self._dispatch(segment, self._pop_batch(segment), None)
+            self._dispatch_waiting(segment)
         for program in dispatched:
             self._fetch(program)
         return bool(expired or dispatched or self._dispatched)
+
+    def _switch(self) -> None:
+        """Completes the dispatched programs, and uses the next settings if no image is left."""
+        dispatched, self._dispatched = self._dispatched, deque()
+        for program in dispatched:
+            self._fetch(program)
+        settings, self._next_settings = self._next_settings, None
+        if settings is not None and any(map(len, self._segment_queues)):
+            self._next_settings = self._next_settings or settings
+        elif settings is not None:
+            self._start(settings)
 
     def _num_admissible(self) -> int:
         return min(len(self._free_slots), self._settings.full_batch)
@@ -95,9 +113,9 @@ class Worker:
         if can_admit and queue.num_images >= full and self._num_admissible() == full:
             return 0
         arrivals = {
-            segment: float(self._arrival[slots[0]])
-            for segment, slots in enumerate(self._segment_queues)
-            if len(slots)
+            segment: float(self._arrival[waiting.oldest()])
+            for segment, waiting in enumerate(self._segment_queues)
+            if len(waiting)
         }
         oldest = queue.oldest()
         if can_admit and oldest is not None:
@@ -126,56 +144,53 @@ class Worker:
             begin += len(positions)
         return slots, np.concatenate([request.images[positions] for request, positions in taken])
 
-    def _pop_batch(self, segment: int) -> Slots:
-        """Removes the slots of one program from a segment's queue."""
-        waiting = self._segment_queues[segment]
-        count = min(len(waiting), self._settings.full_batch)
-        size = next(self._settings.batch_sizes[segment].split(count))
-        self._segment_queues[segment] = waiting[size:]
-        return waiting[:size]
-
-    def _dispatch(
-        self, segment: int, slots: Slots, images: Shaped[np.ndarray, "n H W C"] | None
-    ) -> None:
-        """Dispatches a segment, as several programs if no batch size fits the images."""
-        engine, begin = self._settings.engine, 0
-        for size in self._settings.batch_sizes[segment].split(len(slots)):
-            own, stages = slots[begin : begin + size], self._settings.segments[segment]
-            if images is not None:
-                output = engine.run_images(stages, size, images[begin : begin + size])
-            else:
-                state = engine.gather(stages.first, self._buffers, own, size)
-                output = engine.run(stages, size, state)
-            self._dispatched.append(_Dispatched(segment, own, output))
+    def _dispatch_images(self, slots: Slots, images: Shaped[np.ndarray, "n H W C"]) -> None:
+        """Dispatches the first segment, as several programs if no batch size fits the images."""
+        segment, begin = self._settings.segments[0], 0
+        for size in self._settings.batch_sizes[0].split(len(slots)):
+            own = slice(begin, begin + size)
+            output = self._settings.engine.run_images(segment, size, images[own])
+            self._dispatched.append(_Dispatched(0, slots[own], output))
             begin += size
+
+    def _dispatch_waiting(self, i: int) -> None:
+        """Dispatches one program of a later segment."""
+        engine, segment, queue = (
+            self._settings.engine,
+            self._settings.segments[i],
+            self._segment_queues[i],
+        )
+        count = min(len(queue), self._settings.full_batch)
+        size = next(self._settings.batch_sizes[i].split(count))
+        parts = queue.take(min(count, size))
+        sources = [(part.output, part.indices) for part in parts]
+        output = engine.run(segment, size, engine.collect(segment.first, sources, size))
+        slots = np.concatenate([part.slots for part in parts])
+        self._dispatched.append(_Dispatched(i, slots, output))
 
     def _fetch(self, program: _Dispatched) -> None:
         """Waits for a program; completes the confident images and queues the others."""
         segment, slots, output = program
-        engine = self._settings.engine
-        predictions = engine.fetch(output, len(slots))
+        predictions = self._settings.engine.fetch(output, len(slots))
         self.num_programs += 1
         self.num_computed += len(slots)
         self._label[slots], self._exit[slots], self._confidence[slots] = predictions[:3]
         self._complete(slots[predictions.exited])
-        if not predictions.exited.all():
-            waiting = self._segment_queues[segment + 1]
-            continuing = slots[~predictions.exited]
-            stage = self._settings.segments[segment + 1].first
-            written = np.where(predictions.exited, engine.capacity, slots)
-            engine.store(stage, output, self._buffers, written)
-            self._segment_queues[segment + 1] = np.concatenate([waiting, continuing])
+        continuing = np.flatnonzero(~predictions.exited)
+        if len(continuing):
+            self._segment_queues[segment + 1].add(Part(output, continuing, slots[continuing]))
 
     def _complete_before_deadline(self) -> bool:
         """Completes images for which the next segment would end after their deadline."""
         now, any_completed = time.perf_counter(), False
-        for segment, slots in enumerate(self._segment_queues):
-            if not len(slots):
+        for segment, waiting in enumerate(self._segment_queues):
+            if not len(waiting):
                 continue
-            late = self._deadline[slots] < now + self._seconds(segment)
-            if late.any():
-                self._segment_queues[segment], any_completed = slots[~late], True
-                self._complete(slots[late], truncated=True)
+            limit = now + self._seconds(segment)
+            late = waiting.remove(lambda slots, limit=limit: self._deadline[slots] < limit)
+            if len(late):
+                any_completed = True
+                self._complete(late, truncated=True)
         return any_completed
 
     def _complete(self, slots: Slots, *, truncated: bool = False) -> None:

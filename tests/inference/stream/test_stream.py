@@ -10,6 +10,7 @@ from flax import nnx
 
 from imta_jax.evaluation import confidence
 from imta_jax.inference import AdaptiveClassifier, AdaptiveStream
+from imta_jax.inference.engine.profiling import MeasurementStoppedError, load_or_measure_profile
 from imta_jax.inference.stream.request import Request
 from imta_jax.inference.stream.request_queue import RequestQueue
 from imta_jax.inference.stream.settings import WorkerSettings
@@ -228,3 +229,60 @@ def test_failing_observer_is_logged_once_and_results_are_complete(adaptive, capl
     assert all(len(future.result().labels) == 3 for future in futures)
     assert len(caplog.records) == 1 and "disk full" in caplog.text
     assert stream.statistics().waiting == 0
+
+
+def test_stream_starts_with_the_full_network_and_switches_to_the_stages(adaptive, monkeypatch):
+    resume = threading.Event()
+    monkeypatch.setattr(AdaptiveClassifier, "measure", lambda *_, is_stopped: resume.wait())
+    with AdaptiveStream(adaptive, wait=False) as stream:
+        before = [stream.submit(IMAGES[i : i + 7]) for i in range(0, 90, 7)]
+        before[0].result()
+        assert not stream.is_warm
+        assert all(len(worker._settings.segments) == 1 for worker in stream._workers)
+        resume.set()
+        deadline = time.monotonic() + 300
+        while not stream.is_warm:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        after = [stream.submit(IMAGES[i : i + 7]) for i in range(0, 90, 7)]
+        for i, futures in enumerate(zip(before, after, strict=True)):
+            for future in futures:
+                assert_predicted_as_a_batch(adaptive, future.result(), np.arange(7 * i, 7 * i + 7))
+        expected = WorkerSettings.from_classifier(adaptive).segments
+        assert stream._workers[0]._settings.segments == expected
+
+
+def test_settings_change_between_steps_loses_no_image(adaptive, manual_worker):
+    worker, requests, completed = manual_worker
+    full = WorkerSettings.full_network(adaptive)
+    for settings in (full, worker._settings, full):
+        request = add_request(requests, np.arange(30))
+        worker.step()
+        worker.use(settings)
+        while worker.step():
+            pass
+        assert request.complete and worker._settings is settings
+    assert len(completed) == 90
+
+
+def test_closed_stream_stops_its_measurement(adaptive, monkeypatch):
+    measuring, stopped = threading.Event(), threading.Event()
+
+    def measure(_, is_stopped):
+        measuring.set()
+        while not is_stopped():
+            time.sleep(0.01)
+        stopped.set()
+        raise MeasurementStoppedError
+
+    monkeypatch.setattr(AdaptiveClassifier, "measure", measure)
+    with AdaptiveStream(adaptive, wait=False) as stream:
+        assert measuring.wait(300)
+        assert len(stream.submit(IMAGES[:3]).result().labels) == 3
+    assert stopped.wait(60) and not stream.is_warm
+
+
+def test_measurement_stops_when_asked(adaptive, tmp_path):
+    with pytest.raises(MeasurementStoppedError):
+        load_or_measure_profile(adaptive.programs, (1, 4), 1, tmp_path, is_stopped=lambda: True)
+    assert not list(tmp_path.iterdir())
