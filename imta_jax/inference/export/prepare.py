@@ -49,19 +49,26 @@ def check_machine_files(
 
 
 def add_machine_files(
-    folder: Path, budgets: Sequence[float], *, options: Sequence[Mapping[str, Any]] | None = None
+    folder: Path,
+    budgets: Sequence[float],
+    *,
+    profile: bool = True,
+    options: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
     """Adds stage times and, for budgets, compiled programs to an exported folder.
 
     Args:
       folder: an export that is being written.
-      budgets: whose programs are compiled; none to add stage times only.
+      budgets: budgets whose programs are compiled.
+      profile: whether to add stage times if there are no budgets.
       options: arguments of `AdaptiveClassifier` that programs are compiled for. Stage times are
         measured with the first of them.
 
     Raises:
       ValueError: no thresholds fit a budget.
     """
+    if not profile and not budgets:
+        return
     options = default_options() if options is None else options
     export_folder.write_checksums(folder)
     with tempfile.TemporaryDirectory() as scratch, compiling_into(Path(scratch) / "cache"):

@@ -105,8 +105,7 @@ def _budgets(text: str) -> tuple[float, ...]:
     return tuple(float(budget) for budget in text.split(","))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Exports a run from the command line. Exits with code 2 if an argument is invalid."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m imta_jax.inference.export",
         description="Writes the network of a finished run as a folder for imta_jax.inference.",
@@ -149,6 +148,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "machines like this one; implies --profile",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Exports a run from the command line. Exits with code 2 if an argument is invalid."""
+    parser = _parser()
     arguments = parser.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs many lines per checkpoint
     platforms = [name for name in arguments.platforms.split(",") if name]

@@ -13,7 +13,7 @@ from typing import Any
 from imta_jax.data import EvaluationTransform, Preprocessing
 from imta_jax.data.pipeline.evaluation_transform import transform_from_dict
 from imta_jax.errors import InputError, unknown_name
-from imta_jax.evaluation import ExitCosts, OperatingPoint, exit_costs, pareto_front
+from imta_jax.evaluation import OperatingPoint, exit_costs, pareto_front
 from imta_jax.inference.engine.classifier_stages import DTYPES, staged_classifier
 from imta_jax.inference.engine.staged import with_exit_rule
 from imta_jax.inference.export import folder as export_folder
@@ -76,8 +76,7 @@ def export_classifier(
         on whose logits `points` are to be chosen.
       results: sections `dataset` and `phases` of a `results.json`, for the model card.
       profile: whether to measure the stages on this machine and store their times.
-      compiled: budgets whose programs are compiled on this machine and stored, for machines like
-        this one (see `machine_files`). Implies `profile`.
+      compiled: budgets whose programs to compile and store; it implies `profile`.
 
     Raises:
       FileExistsError: the folder exists.
@@ -88,20 +87,13 @@ def export_classifier(
     check_machine_files(platforms, format, profile=profile, compiled=compiled)
     _check_arguments(classifier, points, class_names, mean, std)
     transform = _transform(preprocessing, classifier.image_shape, mean, std)
-    described = {
-        "class_names": [*map(str, class_names)],
-        "preprocessing": transform.to_dict(),
-        "exits": _describe_exits(exit_costs(classifier), accuracy),
-        "operating_points": [*map(point_to_manifest, pareto_front(points))],
-        "origin": dict(origin or {}),
-    }
+    described = _describe(classifier, class_names, transform, accuracy, points, origin or {})
     options = {"platforms": platforms, "dtype": dtype, "exit_rule": exit_rule}
     write = _prepare(classifier, described, transform, format, weights, options)
     with export_folder.replacing_folder(folder, overwrite=overwrite) as partial:
         write(partial)
         write_model_card(partial, described, results or {}, format=format, weights=weights)
-        if profile or compiled:
-            add_machine_files(partial, compiled)
+        add_machine_files(partial, compiled, profile=profile)
 
 
 def _prepare(
@@ -171,9 +163,16 @@ def _transform(
     return transform_from_dict(transform.to_dict(), image_shape, export_folder.VERSION)
 
 
-def _describe_exits(
-    costs: ExitCosts, accuracy: Sequence[Mapping[str, float]]
-) -> list[dict[str, Any]]:
+def _describe(
+    classifier: MultiExitClassifier,
+    class_names: Sequence[str],
+    transform: EvaluationTransform,
+    accuracy: Sequence[Mapping[str, float]],
+    points: Sequence[OperatingPoint],
+    origin: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The manifest's entries about classes, preprocessing, exits and operating points."""
+    costs = exit_costs(classifier)
     rows = [
         {
             "exit": i + 1,
@@ -183,7 +182,14 @@ def _describe_exits(
         }
         for i in range(len(costs.macs))
     ]
-    return [row | dict(more) for row, more in zip(rows, accuracy or [{}] * len(rows), strict=True)]
+    accuracy = accuracy or [{}] * len(rows)
+    return {
+        "class_names": [*map(str, class_names)],
+        "preprocessing": transform.to_dict(),
+        "exits": [row | dict(more) for row, more in zip(rows, accuracy, strict=True)],
+        "operating_points": [*map(point_to_manifest, pareto_front(points))],
+        "origin": dict(origin),
+    }
 
 
 def _check_arguments(
