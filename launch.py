@@ -5,7 +5,10 @@ python launch.py --config=configs/cifar100.py:published --workdir=runs/cifar100 
     --config.model.preset=cifar_5_exits --config.phase_one.total_epochs=3
 """
 
-from imta_jax.cli.main import start
+from imta_jax.runtime.preemption import hold_signals
 
 if __name__ == "__main__":
+    hold_signals()  # before the imports of the next line
+    from imta_jax.cli.main import start
+
     start()

@@ -8,9 +8,10 @@ imta-jax inference exported cat.jpg
 import importlib
 import sys
 
-from imta_jax.cli import main as launcher
 from imta_jax.errors import closest_first
+from imta_jax.runtime.interrupts import interrupts_reported
 from imta_jax.runtime.optional_packages import explained
+from imta_jax.runtime.preemption import hold_signals
 
 # Each module has a function `main` that takes the arguments. `python -m` starts the same functions.
 COMMANDS = {
@@ -26,7 +27,10 @@ def main() -> None:
     """Runs the command that the first argument names; without one, starts a run."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if not name or name.startswith("-"):
-        launcher.start()
+        hold_signals()  # before the imports below
+        from imta_jax.cli.main import start
+
+        start()
         return
     if name not in COMMANDS:
         valid = ", ".join(closest_first(name, COMMANDS))
@@ -34,10 +38,11 @@ def main() -> None:
             f"imta-jax: unknown command {name!r}; valid, the closest first: {valid}; a run takes"
             " only flags: imta-jax --config=quickstart --workdir=runs/quickstart"
         )
-    try:
-        command = importlib.import_module(COMMANDS[name]).main
-    except ModuleNotFoundError as error:
-        if missing := explained(error, f"imta-jax {name}"):
-            sys.exit(f"imta-jax: error: {missing}")
-        raise
-    sys.exit(command(sys.argv[2:]))
+    with interrupts_reported(f"imta-jax {name}"):
+        try:
+            command = importlib.import_module(COMMANDS[name]).main
+        except ModuleNotFoundError as error:
+            if missing := explained(error, f"imta-jax {name}"):
+                sys.exit(f"imta-jax: error: {missing}")
+            raise
+        sys.exit(command(sys.argv[2:]))

@@ -2,6 +2,10 @@
 
 import sys
 
-from imta_jax.inference.command import main
+from imta_jax.runtime.interrupts import interrupts_reported
 
-sys.exit(main())
+if __name__ == "__main__":
+    with interrupts_reported("python -m imta_jax.inference"):
+        from imta_jax.inference.command import main
+
+        sys.exit(main())

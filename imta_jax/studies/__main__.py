@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imta_jax.errors import InputError, UserError, message_of
+from imta_jax.runtime.interrupts import interrupts_reported
 from imta_jax.runtime.optional_packages import require
 from imta_jax.runtime.paths import path_argument
 
@@ -72,4 +73,5 @@ def _read_study(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with interrupts_reported("python -m imta_jax.studies"):
+        sys.exit(main())
