@@ -22,12 +22,12 @@ def collective_bytes(compiled_text: str) -> Counter[str]:
     Returns:
       Kind ("all-reduce", "all-gather", ...) -> bytes on one device.
     """
-    found: Counter[str] = Counter()
+    bytes_by_kind: Counter[str] = Counter()
     for shapes, kind, started in _LINE.findall(compiled_text):
         total = sum(_bytes_of(dtype, dims) for dtype, dims in _SHAPE.findall(shapes))
         # An asynchronous all-gather lists its operands as well as its results.
-        found[kind] += total // 2 if started and kind != "all-reduce" else total
-    return found
+        bytes_by_kind[kind] += total // 2 if started and kind != "all-reduce" else total
+    return bytes_by_kind
 
 
 def _bytes_of(dtype: str, dims: str) -> int:

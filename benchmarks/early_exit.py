@@ -94,12 +94,12 @@ class Contenders:
             return self.full
         cost = self.curve.validation_cost / self.macs[-1]
         point = int(np.argmax(np.where(cost <= budget, cost, -1)))
-        found = self.full.with_thresholds(
+        classifier = self.full.with_thresholds(
             self.curve.thresholds[point],
             exit_fractions=self.curve.validation_exit_fractions[point],
         )
-        found.warm_up()
-        return found
+        classifier.warm_up()
+        return classifier
 
     def full_ways(self, batch_size: int) -> dict[str, Callable[[np.ndarray], Any]]:
         """Ways to run the full network on a batch: form, slice size, slices at a time."""
@@ -121,8 +121,8 @@ class Contenders:
         """The fastest ways in a few rounds. They are measured again together with the engine."""
         ways = self.full_ways(batch_size)
         images = images[: max(batch_size, 64)]
-        found = take_turns({k: timed(run, images, batch_size) for k, run in ways.items()}, 5)
-        ranked = sorted(ways, key=lambda way: float(np.median(found[way][:, 0])))
+        seconds = take_turns({k: timed(run, images, batch_size) for k, run in ways.items()}, 5)
+        ranked = sorted(ways, key=lambda way: float(np.median(seconds[way][:, 0])))
         return {way: ways[way] for way in ranked[:FINALISTS]}
 
     def _full_program(self, form: str, size: int) -> Callable[[np.ndarray], Any] | None:
@@ -190,16 +190,16 @@ def throughput(
     adaptive = {budget: contenders.adaptive(budget) for budget in size["budgets"]}
     work: dict[Any, Callable[[np.ndarray], Any]] = {b: a.predict for b, a in adaptive.items()}
     work |= contenders.fastest_ways(batch_size, images)
-    found = take_turns(
+    seconds = take_turns(
         {k: timed(run, images, batch_size) for k, run in work.items()}, size["rounds"]
     )
-    best = _fastest(found)
+    best = _fastest(seconds)
     rows = []
     for budget, classifier in adaptive.items():
         predictions = classifier.predict(images)
         rows.append(
             {"part": "throughput", "batch_size": batch_size, "budget": budget}
-            | _row(found, budget, best, predictions.exit, contenders.macs)
+            | _row(seconds, budget, best, predictions.exit, contenders.macs)
         )
     return rows
 
@@ -245,15 +245,15 @@ def streaming(contenders: Contenders, size: Mapping[str, Any]) -> dict[str, Any]
             classifier.predict(images)
             return time.perf_counter() - start
 
-        found = take_turns({"streamed": streamed, "batched": batched}, size["rounds"])
+        seconds = take_turns({"streamed": streamed, "batched": batched}, size["rounds"])
         statistics = stream.statistics()
     return {
         "part": "streaming",
         "budget": 0.5,
         "submitted_at_a_time": 7,
-        "images_per_second": spread(len(images) / found["streamed"]),
-        "batched_images_per_second": spread(len(images) / found["batched"]),
-        "streaming_vs_batched": spread(found["batched"] / found["streamed"]),
+        "images_per_second": spread(len(images) / seconds["streamed"]),
+        "batched_images_per_second": spread(len(images) / seconds["batched"]),
+        "streaming_vs_batched": spread(seconds["batched"] / seconds["streamed"]),
         "p50_ms": round(statistics.p50_ms, 1),
         "p99_ms": round(statistics.p99_ms, 1),
         "mean_batch_size": round(statistics.mean_batch_size, 1),

@@ -100,13 +100,13 @@ def measure(name: str, source: str, options: Any, folder: Path) -> list[dict[str
     for weights in ("float32", "int8"):
         first = folder / f"first_{weights}"
         export(network, recorded, first, format="onnx", weights=weights)
-        found = evaluate(Network(first), costs, splits)
+        results = evaluate(Network(first), costs, splits)
         for kind in ("stablehlo", "onnx"):
             path = folder / f"{kind}_{weights}"
-            megabytes = export(network, found["points"], path, format=kind, weights=weights)
+            megabytes = export(network, results["points"], path, format=kind, weights=weights)
             row = {"part": name, "format": kind, "weights": weights, "MB": megabytes}
-            row |= {"exit": dict(enumerate(found["exits"], 1)), "budget": found["budgets"]}
-            rows.append(row | {"validation": dict(enumerate(found["validation"], 1))})
+            row |= {"exit": dict(enumerate(results["exits"], 1)), "budget": results["budgets"]}
+            rows.append(row | {"validation": dict(enumerate(results["validation"], 1))})
             if options.rounds and (kind, weights) != ("stablehlo", "int8"):  # the same programs
                 runners[kind, weights] = runner_of(kind, path, splits["test"].array[:256])
     for batch in (1, 32) if options.rounds else ():

@@ -54,9 +54,9 @@ def steps(settings: Settings) -> Iterator[dict[str, Any]]:
     about |= {"framework": settings.framework, "mode": settings.mode}
     start = time.perf_counter()
     weights = _weights(settings)
-    found = step_contenders.begin(case, settings.framework, settings.mode, weights)
-    if found is not None:
-        np.savez(_weights_file(settings), **found)
+    arrays = step_contenders.begin(case, settings.framework, settings.mode, weights)
+    if arrays is not None:
+        np.savez(_weights_file(settings), **arrays)
     for kind in KINDS if settings.framework == "ours" else KINDS[:2]:
         _, first = step_contenders.work(kind, 1, "wall")
         compiled = time.perf_counter() - start
@@ -128,9 +128,9 @@ def of_noise(name: str) -> Any:
     labels = generator.integers(0, classifier.num_classes, 2000).astype(np.int32)
     split = Split(images.astype(np.uint8), labels, np.arange(2000))
     pixels = {key: meta[key] for key in ("mean", "std")}
-    found = collect_predictions(classifier, split, batch_size=500, pipeline="numpy", **pixels)
+    predictions = collect_predictions(classifier, split, batch_size=500, pipeline="numpy", **pixels)
     halves = [
-        outcomes(Predictions(found.logits[:, own], labels[own]))
+        outcomes(Predictions(predictions.logits[:, own], labels[own]))
         for own in (slice(1000), slice(1000, None))
     ]
     return Source(classifier, meta, split.images[1000:], *halves)

@@ -149,7 +149,7 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Headline ratios of the rows that there are."""
     rows = list(rows)
     steps = [row for row in rows if row["part"] == "steps"]
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for precision in dict.fromkeys(row["precision"] for row in steps):
         for kind in ("phase_one", "forward"):
             least: dict[str, float] = {}
@@ -159,7 +159,7 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                     least[framework] = min(row["ms"], least.get(framework, row["ms"]))
             if len(least) == 2:
                 name = f"{kind}_vs_torch ({precision})"
-                found[name] = round(least["pytorch"] / least["ours"], 3)
+                values[name] = round(least["pytorch"] / least["ours"], 3)
     for size in dict.fromkeys(row["batch_size"] for row in rows if row["part"] == "throughput"):
         efficiencies = [
             row["efficiency"]["median"]
@@ -168,13 +168,13 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             and row["batch_size"] == size
             and 0.3 <= row["budget"] <= 0.7
         ]
-        found[f"min_efficiency_batch{size}"] = min(efficiencies)
-    return found | _planned(rows, steps) | _differences(steps)
+        values[f"min_efficiency_batch{size}"] = min(efficiencies)
+    return values | _planned(rows, steps) | _differences(steps)
 
 
 def _differences(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Largest difference of first logits and losses between contenders, by precision."""
-    found: dict[str, float] = {}
+    largest: dict[str, float] = {}
     for row in steps:
         first = next(
             one["first"]
@@ -184,13 +184,13 @@ def _differences(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         pairs = zip(row["first"], first, strict=True)
         difference = max(abs(a - b) for a, b in pairs) / max(map(abs, first))
         name = f"largest_difference ({row['precision']})"
-        found[name] = max(found.get(name, 0.0), float(f"{difference:.2g}"))
-    return found
+        largest[name] = max(largest.get(name, 0.0), float(f"{difference:.2g}"))
+    return largest
 
 
 def _planned(rows: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]) -> dict:
     """Predictions of the planner relative to what was measured."""
-    found = {}
+    ratios = {}
     for plan in (row for row in rows if row["part"] == "plan"):
         same = [
             row
@@ -199,11 +199,11 @@ def _planned(rows: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any
             and all(row[name] == plan[name] for name in ("batch_size", "precision"))
         ]
         if same and plan["step_ms"]:
-            found["planned_vs_measured_step"] = round(plan["step_ms"] / same[0]["ms"], 3)
+            ratios["planned_vs_measured_step"] = round(plan["step_ms"] / same[0]["ms"], 3)
         if same and plan["memory_bytes"] and same[0]["program_bytes"]:
             ratio = plan["memory_bytes"] / same[0]["program_bytes"]
-            found["planned_vs_measured_memory"] = round(ratio, 3)
-    return found
+            ratios["planned_vs_measured_memory"] = round(ratio, 3)
+    return ratios
 
 
 def main() -> None:

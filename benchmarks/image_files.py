@@ -27,12 +27,12 @@ Batches = Iterator[np.ndarray]
 
 def find_jpegs(root: Path) -> list[Path]:
     """All JPEGs in ROOT/SPLIT/CLASS, of all splits."""
-    found = sorted(p for p in root.glob("*/*/*") if p.suffix.lower() in (".jpg", ".jpeg"))
-    if len(found) < CLASSES:
+    paths = sorted(p for p in root.glob("*/*/*") if p.suffix.lower() in (".jpg", ".jpeg"))
+    if len(paths) < CLASSES:
         raise FileNotFoundError(
-            f"{root}: found {len(found)} JPEGs in SPLIT/CLASS; at least {CLASSES} are needed"
+            f"{root}: found {len(paths)} JPEGs in SPLIT/CLASS; at least {CLASSES} are needed"
         )
-    return found
+    return paths
 
 
 def make_jpegs(folder: Path, count: int = 160) -> list[Path]:

@@ -197,9 +197,9 @@ def measure(
     rows, ratios = [], {}
     for cores in sorted({1, usable_cores()}):
         asked = (str(root), size["batch_size"], size["rounds"], cores)
-        found = measurement.in_own_process(image_files.time_image_pipelines, *asked)
-        rows += image_files.image_rows(found, cores)
-        ratios |= image_files.image_ratios(found, "_all_cores" if cores > 1 else "")
+        seconds = measurement.in_own_process(image_files.time_image_pipelines, *asked)
+        rows += image_files.image_rows(seconds, cores)
+        ratios |= image_files.image_ratios(seconds, "_all_cores" if cores > 1 else "")
     steps = time_steps(config, size["step_rounds"], size["block"])
     summary = measurement.medians(ratios | step_ratios(steps))
     summary["memory_peak_gb"] = memory["peak_gb"]
@@ -228,20 +228,20 @@ def _size_of(file: Path) -> tuple[int, int]:
 
 def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The result without hardware and versions; temporary files go to `folder`."""
-    config, given = cifar10.get_config(), arguments.images
+    config, images = cifar10.get_config(), arguments.images
     config.model.preset = "quickstart" if arguments.quick else "cifar_5_exits"
     config.data.source = arguments.cifar or str(random_cifar(folder / "noise.npz"))
-    files = image_files.find_jpegs(Path(given)) if given else image_files.make_jpegs(folder)
-    name = arguments.images_name if given else "enlarged, smooth Fashion-MNIST images as JPEGs"
+    files = image_files.find_jpegs(Path(images)) if images else image_files.make_jpegs(folder)
+    name = arguments.images_name if images else "enlarged, smooth Fashion-MNIST images as JPEGs"
     width, height = np.median([_size_of(file) for file in files], axis=0)
     data = {
         "imagenet": f"{len(files)} {name}, median {height:.0f} x {width:.0f} pixels",
         "cifar": arguments.cifar_name if arguments.cifar else "noise of CIFAR-10's shape",
     }
-    found = measure(
+    result = measure(
         files, RunConfig.from_mapping(config), folder, QUICK if arguments.quick else FULL
     )
-    return {"seeds": [image_files.SEED], "data": data, "network": config.model.preset} | found
+    return {"seeds": [image_files.SEED], "data": data, "network": config.model.preset} | result
 
 
 def main() -> None:

@@ -144,8 +144,8 @@ def stage_of(log: str, workdir: Path) -> int:
 def catches(process: int, number: int) -> bool:
     """Whether a process has a handler for a signal (Linux only)."""
     status = Path(f"/proc/{process}/status")
-    found = re.search(r"SigCgt:\s*(\w+)", status.read_text()) if status.exists() else None
-    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
+    match = re.search(r"SigCgt:\s*(\w+)", status.read_text()) if status.exists() else None
+    return match is not None and bool(int(match[1], 16) >> (number - 1) & 1)
 
 
 class Start:
@@ -165,8 +165,8 @@ class Start:
 
     def new(self, pattern: str) -> list[str]:
         """Files that match a pattern and are new or changed since the start."""
-        found = modification_times(self.workdir, pattern)
-        return [name for name, stamp in found.items() if stamp != self._before.get(name)]
+        times = modification_times(self.workdir, pattern)
+        return [name for name, stamp in times.items() if stamp != self._before.get(name)]
 
     def has_come(self, moment: Moment) -> bool:
         """Whether the log line and the file that a moment waits for exist."""
@@ -271,8 +271,8 @@ def check(root: Path, wanted: int, seed: int = SEED, control: bool = True) -> Ro
     while len(kills) < wanted and len(runs) < wanted:  # a run may end before its moments occur
         rng = np.random.default_rng((seed, len(runs)))
         moments = draw_moments(rng, wanted - len(kills), uninterrupted[-1]["seconds"])
-        row, found = one_run(root, f"run_{len(runs) + 1}", moments)
-        runs, kills = [*runs, row], kills + found
+        row, kills_of_run = one_run(root, f"run_{len(runs) + 1}", moments)
+        runs, kills = [*runs, row], kills + kills_of_run
     frame = pd.DataFrame(kills)
     tally = pd.crosstab(frame["place"], frame["signal"])
     tally["all_equal"] = frame.groupby("place")["equal"].all()

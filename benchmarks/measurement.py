@@ -19,12 +19,12 @@ def take_turns(contenders: Mapping[str, Callable[[int], Any]], rounds: int) -> M
       contenders: functions of the round's number that return one or several measurements.
       rounds: number of rounds that count. One more round goes before for compilation.
     """
-    names, found = list(contenders), {name: [] for name in contenders}
+    names, results = list(contenders), {name: [] for name in contenders}
     for r in range(rounds + 1):
         first = r % len(names)  # rotate, so that no contender always follows the same one
         for name in names[first:] + names[:first]:
-            found[name].append(contenders[name](r))
-    return {name: np.array(values[1:]) for name, values in found.items()}
+            results[name].append(contenders[name](r))
+    return {name: np.array(values[1:]) for name, values in results.items()}
 
 
 def clocks() -> np.ndarray:
@@ -55,8 +55,8 @@ def memory_gb(field: str) -> float:
 def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Median, minimum ("least") and maximum ("most") over the rounds, with four digits."""
     values = np.asarray(values, float)
-    found = {"median": np.median(values), "least": values.min(), "most": values.max()}
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+    statistics = {"median": np.median(values), "least": values.min(), "most": values.max()}
+    return {name: float(f"{value:.4g}") for name, value in statistics.items()}
 
 
 def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,5 +66,5 @@ def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def medians(ratios: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The median of each ratio over the rounds; the key `spread` adds minimum and maximum."""
-    found = {name: spread(values) for name, values in ratios.items()}
-    return {name: values["median"] for name, values in found.items()} | {"spread": found}
+    spreads = {name: spread(values) for name, values in ratios.items()}
+    return {name: values["median"] for name, values in spreads.items()} | {"spread": spreads}

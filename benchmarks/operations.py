@@ -68,13 +68,13 @@ class Program:
         for line in text.splitlines():
             if start := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
                 computation = start[1]
-            elif found := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line):
+            elif match := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line):
                 called = re.search(r"calls=%?([\w.\-]+)", line)
                 inside = computations.get(called[1] if called else "", Origin("", False))
                 own = re.search(r'op_name="([^"]*)"', line)
                 product = bool(PRODUCT.search(line)) or inside.product
                 origin = Origin(own[1] if own else inside.name, product)
-                self.origins[found[1]] = origin
+                self.origins[match[1]] = origin
                 before = computations.get(computation, origin)
                 name = origin.name or before.name
                 computations[computation] = Origin(name, product or before.product)
@@ -150,12 +150,12 @@ def phase_rows(steps: jax_steps.JaxSteps, phase: str, count: int) -> list[dict[s
     steps.compiled_memory(phase, count)  # compiles
     program, take = Program(steps.phases[phase].step.as_text()), getattr(steps, phase)
     step_seconds = least_seconds(lambda: take(count), 3) / count
-    found = kind_times(program, lambda: take(count))
-    total = sum(found.values())
+    times = kind_times(program, lambda: take(count))
+    total = sum(times.values())
     rows = [
         {"operations": what, "way": way, "ms": nanoseconds / 1e6 / count}
         | {"share": nanoseconds / total}
-        for (what, way), nanoseconds in found.most_common()
+        for (what, way), nanoseconds in times.most_common()
     ]
     last = {"operations": ALL, "way": "", "ms": total / 1e6 / count, "whole_ms": 1e3 * step_seconds}
     return [measurement.rounded({"part": phase, **row}) for row in (*rows, last)]
@@ -168,10 +168,10 @@ def kind_times(program: Program, call: Callable[[], Any]) -> Counter[tuple[str, 
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
             call()
-        found: Counter[tuple[str, str]] = Counter()
+        times: Counter[tuple[str, str]] = Counter()
         for instruction, nanoseconds in traced(Path(folder)).items():
-            found[program.kind(instruction)] += nanoseconds
-    return found
+            times[program.kind(instruction)] += nanoseconds
+    return times
 
 
 def run(size: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,8 +53,8 @@ def row_of(network: str, topology: str) -> dict[str, Any]:
     mapping = tpu_programs.FAMILIES[network.partition("_")[0]].get_config()
     mapping.model.preset = network
     config, chips = RunConfig.from_mapping(mapping), parse_topology(topology)
-    found = make_plan(config, chips, report=lambda line: print(line, file=sys.stderr))
-    return {"part": topology, "network": network, "topology": topology} | plan_row(found)
+    result = make_plan(config, chips, report=lambda line: print(line, file=sys.stderr))
+    return {"part": topology, "network": network, "topology": topology} | plan_row(result)
 
 
 def plan_row(plan: Plan) -> dict[str, Any]:

@@ -219,9 +219,9 @@ def weak_scaling(rounds: int, block: int) -> measurement.Measurements:
             "apart": lambda r: max(each([0, 1], work, block)),
             "together": lambda r: max(each([2, 3], work, block)),
         }
-        found = measurement.take_turns(contenders, rounds)
+        results = measurement.take_turns(contenders, rounds)
         each([2, 3], jax.distributed.shutdown)
-        return found
+        return results
 
 
 def torus_us(chips: int, axes: int, hop_us: float = 1.0) -> float:
@@ -334,7 +334,7 @@ def main() -> None:
     about = "NETWORK=MS, time of a phase-I step on one chip, replaces the assumed one; repeatable"
     parser.add_argument("--step_ms", action="append", default=[], help=about)
     arguments = parser.parse_args()
-    pairs = (given.split("=") for given in arguments.step_ms)
+    pairs = (pair.split("=") for pair in arguments.step_ms)
     result = run(QUICK if arguments.quick else FULL, {n: float(ms) for n, ms in pairs})
     result_file.write_result(arguments.out, (jax, flax, np), result)
 

@@ -86,8 +86,8 @@ class Stage:
     def counts(self) -> tuple[int, int, int]:
         """Multiply-adds, bytes read and bytes written by the convolutions of a forward pass."""
         jaxpr = jax.make_jaxpr(self.forward)(self.params, self.rest, self.state).jaxpr
-        found = [_count(eqn) for eqn in _convolutions(jaxpr)]
-        return tuple(int(total) for total in np.sum(found, axis=0))
+        counts_by_convolution = [_count(eqn) for eqn in _convolutions(jaxpr)]
+        return tuple(int(total) for total in np.sum(counts_by_convolution, axis=0))
 
 
 def _convolutions(jaxpr: Any) -> Iterator[Any]:
@@ -111,12 +111,12 @@ def _count(eqn: Any) -> tuple[int, int, int]:
 
 def least_seconds(run: Callable[[], Any], rounds: int) -> float:
     """The least time over the rounds, after one round for compilation."""
-    found = []
+    seconds = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
         jax.block_until_ready(run())
-        found.append(time.perf_counter() - start)
-    return min(found[1:])
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
 
 
 def rates(rounds: int) -> dict[str, float]:
@@ -165,13 +165,13 @@ def network_rows(case: Case, rounds: int, found: Mapping[str, float]) -> list[di
 
 def _time_stage(stage: Stage, kind: str, rounds: int) -> tuple[float, Any]:
     """(Seconds, input of the next stage)."""
-    given = (stage.params, stage.rest, stage.state)
+    arguments = (stage.params, stage.rest, stage.state)
     forward = jax.jit(stage.forward)
-    result = forward(*given)
+    result = forward(*arguments)
     if kind == "phase_two":
-        return least_seconds(lambda: forward(*given), rounds), result[0]
+        return least_seconds(lambda: forward(*arguments), rounds), result[0]
     gradient, both = jax.tree.map(jnp.ones_like, result), jax.jit(stage.both)
-    return least_seconds(lambda: both(*given, gradient), rounds), result[0]
+    return least_seconds(lambda: both(*arguments, gradient), rounds), result[0]
 
 
 def _against_floors(
@@ -190,10 +190,10 @@ def _against_floors(
 
 def run(size: Mapping[str, Any]) -> dict[str, Any]:
     """Rows and summary."""
-    found = rates(size["rounds"])
-    rows = [measurement.rounded({"part": "rates", "batch_size": size["batch_size"], **found})]
+    speeds = rates(size["rounds"])
+    rows = [measurement.rounded({"part": "rates", "batch_size": size["batch_size"], **speeds})]
     for network in size["networks"]:
-        rows += network_rows(Case(network, size["batch_size"]), size["rounds"], found)
+        rows += network_rows(Case(network, size["batch_size"]), size["rounds"], speeds)
     summary = {
         f"{row['network']}, {row['kind']}, over the higher floor": float(
             f"{row['whole_ms'] / max(row['macs_ms'], row['bytes_ms']):.3g}"

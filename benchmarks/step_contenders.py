@@ -68,10 +68,10 @@ def begin(case: Case, framework: str, mode: str, weights: Arrays | None) -> Arra
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.threads])
     os.environ |= {"NPROC": str(case.threads), "OMP_NUM_THREADS": str(case.threads)}
     if framework == "ours":
-        found, weights = jax_steps(case, mode)
+        steps, weights = jax_steps(case, mode)
     else:
-        found, weights = torch_steps(case, mode, weights), None
-    _steps.update(found)
+        steps, weights = torch_steps(case, mode, weights), None
+    _steps.update(steps)
     return weights
 
 
@@ -99,11 +99,11 @@ def modes_for(device: str, wanted: Sequence[str] = ()) -> list[tuple[str, str]]:
       wanted: PyTorch's modes; empty for all.
     """
     cuda = device == "cuda"
-    found = [("ours", mode) for mode in (OURS[:1] if device == "cpu" else OURS)]
+    modes = [("ours", mode) for mode in (OURS[:1] if device == "cpu" else OURS)]
     for mode, (_, compilation) in TORCH_MODES.items():
         if mode in wanted or (not wanted and (cuda or compilation in (None, "default"))):
-            found.append(("pytorch", mode))
-    return found
+            modes.append(("pytorch", mode))
+    return modes
 
 
 def set_environment(folder: Path, device: str) -> None:
@@ -117,9 +117,9 @@ def unavailable(device: str, with_torch: bool) -> str:
     """Why a device cannot be measured here, or "". Call it in a separate process."""
     import jax
 
-    if device != "cpu" and (found := jax.default_backend()) != DEVICES[device]:
+    if device != "cpu" and (backend := jax.default_backend()) != DEVICES[device]:
         return (
-            f'--device={device}, but JAX computes on "{found}" here; check that the device is'
+            f'--device={device}, but JAX computes on "{backend}" here; check that the device is'
             f' visible and install JAX for it: pip install -e ".[{device}]"'
         )
     if not with_torch:

@@ -70,8 +70,8 @@ def all_methods(size: Mapping[str, int]) -> dict[str, float]:
     before, start = measurement.memory_gb("VmRSS"), measurement.clocks()
     comparison.compare_methods(*splits, costs, budgets)
     seconds, cpu_seconds = measurement.clocks() - start
-    found = {"seconds": seconds, "processor_seconds": cpu_seconds}
-    return found | {"held_before_gb": before, "peak_gb": measurement.memory_gb("VmHWM")}
+    result = {"seconds": seconds, "processor_seconds": cpu_seconds}
+    return result | {"held_before_gb": before, "peak_gb": measurement.memory_gb("VmHWM")}
 
 
 def one_by_one(size: Mapping[str, int]) -> dict[str, np.ndarray]:

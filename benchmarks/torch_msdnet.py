@@ -261,25 +261,25 @@ def verify() -> dict[str, float]:
         return new_network(fields, arguments["num_classes"], weights)
 
     with torch.no_grad():
-        found = {"eval/logits": _share(fresh().eval()(images), recorded["eval/logits"])}
+        shares = {"eval/logits": _share(fresh().eval()(images), recorded["eval/logits"])}
     for equilibrium, prefix in RECORDED.items():
         network = fresh().train()
         logits = network(images, equilibrium)
         loss = exit_losses(logits, labels).sum()
         loss.backward()
-        found["train/logits"] = _share(logits.detach(), recorded["train/logits"])
-        found["train/loss"] = _share(loss.detach(), recorded["train/loss"], 1e-5, 0)
+        shares["train/logits"] = _share(logits.detach(), recorded["train/logits"])
+        shares["train/loss"] = _share(loss.detach(), recorded["train/loss"], 1e-5, 0)
         expected = golden.below(GOLDEN, "grad_plain/") | golden.below(GOLDEN, prefix)
-        found[prefix + "*"] = _gradients_share(network, names, expected)
+        shares[prefix + "*"] = _gradients_share(network, names, expected)
         after = {n: x for n, x in network.state_dict().items() if "running" in n}
         moved = golden.below(GOLDEN, "bn_after/")
-        found["bn_after/*"] = max(_share(after[names[n]], moved[n]) for n in moved)
-    beyond = {name: share for name, share in found.items() if not share <= 1}
+        shares["bn_after/*"] = max(_share(after[names[n]], moved[n]) for n in moved)
+    beyond = {name: share for name, share in shares.items() if not share <= 1}
     if beyond:
         raise ValueError(
             f"the PyTorch network differs from the recorded one: {beyond} times the tolerance"
         )
-    return {name: float(f"{share:.2g}") for name, share in found.items()}
+    return {name: float(f"{share:.2g}") for name, share in shares.items()}
 
 
 def _share(

@@ -76,8 +76,8 @@ def rows_of(network: str, topology: str, images: int) -> list[dict[str, Any]]:
     """A row per program of a network on a topology."""
     chips = parse_topology(topology)
     config = config_of(network, images * chips.chips)
-    found = make_plan(config, chips, report=lambda line: print(line, file=sys.stderr))
-    record = plan_record(found)
+    result = make_plan(config, chips, report=lambda line: print(line, file=sys.stderr))
+    record = plan_record(result)
     hours = record["hours"].get("total")
     about = {"part": topology, "network": network, "topology": topology, "full": record["full"]}
     return [about | row(program) | {"hours": hours} for program in record["programs"]]
@@ -86,12 +86,12 @@ def rows_of(network: str, topology: str, images: int) -> list[dict[str, Any]]:
 def row(program: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of a program that the table shows."""
     kept = ("batch_size", "images_per_chip", "fits", "memory_bytes", "padding", "kernels")
-    found = {"program": program["name"]} | {name: program.get(name) for name in kept}
+    fields = {"program": program["name"]} | {name: program.get(name) for name in kept}
     if "estimate" not in program:
-        return found
+        return fields
     estimate = program["estimate"]
     step, messages = estimate["step"], estimate["messages"]["expected"]
-    return found | {
+    return fields | {
         "collectives": program["collectives"],
         "sent_bytes": sum(program["collective_bytes"].values()),
         "gradient_bytes": program["gradient_bytes"],
@@ -107,23 +107,23 @@ def row(program: Mapping[str, Any]) -> dict[str, Any]:
 def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Headline values, over phase I of all networks, by topology."""
     first = [one for one in rows if one["program"] == "phase_one"]
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for topology in dict.fromkeys(one["topology"] for one in first):
         of_topology = [one for one in first if one["topology"] == topology]
         fitting = [one for one in of_topology if one["fits"]]
         sent = [one["sent_bytes"] / one["gradient_bytes"] for one in fitting]
-        found |= {
+        values |= {
             f"phase_one_compiles {topology}": len(fitting) / len(of_topology),
             f"all_reduce_bytes_vs_parameters {topology}": max(sent, default=None),
             f"padding_waste {topology}": max((one["padding"] for one in fitting), default=None),
         }
-    return found
+    return values
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """Prints and writes the rows and their summary."""
-    found = summary(rows)
-    write_rows(path, rows, found, {name: TARGETS[name.partition(" ")[0]] for name in found})
+    values = summary(rows)
+    write_rows(path, rows, values, {name: TARGETS[name.partition(" ")[0]] for name in values})
 
 
 def write_rows(

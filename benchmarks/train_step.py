@@ -98,7 +98,7 @@ def measure(
     Raises:
       ValueError: the first logits or losses of a contender differ from ours.
     """
-    found: Found = {}
+    seconds: Found = {}
     with contextlib.ExitStack() as stack:
         calls, weights, difference, first = {}, None, {}, {}
         for framework, mode in contenders:
@@ -115,8 +115,8 @@ def measure(
             members = [c for c in calls if kind != "phase_two" or c[0] == "ours"]
             turns = {f"{c}": _turn(calls[c], kind, steps, clock) for c in members}
             timed: Measurements = measurement.take_turns(turns, rounds)
-            found |= {(kind, c): timed[f"{c}"] for c in members}
-    return found, difference
+            seconds |= {(kind, c): timed[f"{c}"] for c in members}
+    return seconds, difference
 
 
 def _turn(call: Callable[..., Any], kind: str, steps: int, clock: str) -> Callable[[int], float]:
@@ -233,12 +233,12 @@ def run(arguments: Any) -> dict[str, Any]:
 
         verified = measurement.in_own_process(verify)
     for case in cases(arguments, size["networks"], arguments.threads or cores):
-        found, differences[case.name] = measure(
+        times, differences[case.name] = measure(
             case, contenders, size["rounds"], size["steps"], arguments.clock
         )
-        measured[case] = found
-        rows += step_rows(case, found)
-    rows += [row for case, found in measured.items() for row in whole_run_rows(case, found)]
+        measured[case] = times
+        rows += step_rows(case, times)
+    rows += [row for case, times in measured.items() for row in whole_run_rows(case, times)]
     about = {"seeds": [SEED], "notes": NOTES, "targets": TARGETS, "apart_from_ours": differences}
     about |= {"clock": arguments.clock, "threads": arguments.threads or cores}
     about |= {"same_as_recorded": verified, "torch": _torch_version(arguments.without_torch)}
@@ -249,10 +249,10 @@ def add_launches(result: dict[str, Any], networks: Sequence[str], device: str) -
     """Adds the time from launch to first step; the summary has that of the first network."""
     from benchmarks.first_step import first_step_rows
 
-    found = first_step_rows(networks, device)
-    result["rows"] += found
+    launch_rows = first_step_rows(networks, device)
+    result["rows"] += launch_rows
     for when in ("cold", "warm"):
-        result["summary"][f"launch_to_first_step_{when}_s"] = found[0][f"{when}_s"]
+        result["summary"][f"launch_to_first_step_{when}_s"] = launch_rows[0][f"{when}_s"]
 
 
 def _torch_version(without_torch: bool) -> str:

@@ -47,10 +47,10 @@ def of_pretrained(name: str, data: str) -> Source:
     classifier, meta, _ = load_pretrained(name)
     split = load_dataset({"source": data, "validation_examples": 1000}).splits["test"]
     fields = {key: meta[key] for key in ("mean", "std")}
-    found = collect_predictions(classifier, split, batch_size=250, **fields)
-    half = len(found.labels) // 2
+    predictions = collect_predictions(classifier, split, batch_size=250, **fields)
+    half = len(predictions.labels) // 2
     first, second = (
-        outcomes(Predictions(found.logits[:, own], found.labels[own]))
+        outcomes(Predictions(predictions.logits[:, own], predictions.labels[own]))
         for own in (slice(half), slice(half, None))
     )
     return Source(classifier, meta, split.images[half:], first, second)

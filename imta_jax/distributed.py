@@ -63,8 +63,8 @@ def join_processes(
         is in use, or a pod of a Kubernetes Job cannot find the others.
       ServiceError: joining failed for another reason.
     """
-    given = [value is not None for value in (coordinator, count, index)]
-    if any(given) and not all(given):
+    are_set = [value is not None for value in (coordinator, count, index)]
+    if any(are_set) and not all(are_set):
         raise InputError(
             "coordinator_address, num_processes and process_id must be given together, or not at"
             f" all to detect them; found {coordinator}, {count}, {index}"
@@ -87,7 +87,7 @@ def join_processes(
                 initialization_timeout=timeout + 60,
             )
     except ValueError:
-        if any(given):
+        if any(are_set):
             raise
     if message := slurm_warning():
         _log.warning(message)

@@ -66,9 +66,9 @@ def plan(config: RunConfig | ConfigDict | Mapping[str, Any], options: PlanOption
         return
     save = _executables(options, workdir, topologies)
     for topology in topologies:
-        found = make_plan(parsed, topology, full=options.full, save=save, report=_log.info)
-        print(plan_text(found))
-        _write(plan_record(found), options, workdir, topology.name)
+        result = make_plan(parsed, topology, full=options.full, save=save, report=_log.info)
+        print(plan_text(result))
+        _write(plan_record(result), options, workdir, topology.name)
 
 
 def _topologies(options: PlanOptions) -> list[Topology]:

@@ -252,10 +252,10 @@ def _load_run_data(config: RunConfig, workdir: Path) -> tuple[Dataset, dict[str,
     recorded = _recorded_data(workdir)
     decoder = recorded.get("decoder", EARLIER_DECODER) if recorded else ""
     dataset = _load_checked_data(config, decoder)
-    found = fingerprint(dataset)
+    data_record = fingerprint(dataset)
     if recorded:
-        _check_same_data(recorded, found, workdir)
-    return dataset, found
+        _check_same_data(recorded, data_record, workdir)
+    return dataset, data_record
 
 
 def _recorded_data(workdir: Path) -> dict[str, Any]:
@@ -314,10 +314,10 @@ def _evaluation_differences(config: RunConfig, recorded: RunConfig) -> list[str]
 def _recorded_config(workdir: Path) -> RunConfig | None:
     """The config of the run in the folder; None without one, or if the file is damaged."""
     path = workdir / "config.json"
-    found = read_json_or_none(path, "it is written again, and the config is not compared")
-    if found is None:
+    fields = read_json_or_none(path, "it is written again, and the config is not compared")
+    if fields is None:
         return None
     try:
-        return RunConfig.from_mapping(found)
+        return RunConfig.from_mapping(fields)
     except InputError as error:
         raise InputError(f"{path} is of another version: {error}") from error

@@ -155,10 +155,10 @@ def _tolerances(text: str | None) -> Sequence[float]:
     """The given tolerances in percentage points, or the default ones."""
     if text is None:
         return DEFAULT_TOLERANCES
-    found = _numbers("--tolerance", text)
-    if not all(0 < value <= 100 for value in found):
+    tolerances = _numbers("--tolerance", text)
+    if not all(0 < value <= 100 for value in tolerances):
         raise InputError(f"--tolerance={text}; expected percentage points above 0, at most 100")
-    return found
+    return tolerances
 
 
 def _code(record: Mapping[str, Any], arguments: argparse.Namespace, *, scores: bool) -> str:

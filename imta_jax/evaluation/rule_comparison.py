@@ -54,11 +54,11 @@ def compare_exit_rules(
     """
     costs = checked_costs(costs, len(validation.logits)).astype(np.float64)
     fractions = checked_budgets(budgets, costs)
-    found = [
+    sweeps = [
         _at_costs(get_exit_rule(rule).fitted(*validation, costs), validation, test, costs, quotas)
         for rule in rules
     ]
-    measured = [sweep.at(fractions * costs[-1]) for sweep in found]
+    measured = [sweep.at(fractions * costs[-1]) for sweep in sweeps]
     rows = []
     for rule, (correct, cost) in zip(rules, measured, strict=True):
         gain = correct - measured[0][0]

@@ -175,13 +175,13 @@ def load_published_weights(
         nothing is copied.
     """
     slots = published_slots(classifier)
-    given = {n: np.asarray(a) for n, a in arrays.items() if not n.endswith("num_batches_tracked")}
-    problems = [f"missing: {name}" for name in sorted(slots.keys() - given.keys())]
-    problems += [f"not in this network: {name}" for name in sorted(given.keys() - slots.keys())]
-    for name in sorted(slots.keys() & given.keys()):
-        expected, found = slots[name].published_shape, given[name].shape
-        if expected != found:
-            problems.append(f"shape of {name}: expected {expected}, found {found}")
+    values = {n: np.asarray(a) for n, a in arrays.items() if not n.endswith("num_batches_tracked")}
+    problems = [f"missing: {name}" for name in sorted(slots.keys() - values.keys())]
+    problems += [f"not in this network: {name}" for name in sorted(values.keys() - slots.keys())]
+    for name in sorted(slots.keys() & values.keys()):
+        expected, shape = slots[name].published_shape, values[name].shape
+        if expected != shape:
+            problems.append(f"shape of {name}: expected {expected}, found {shape}")
     if problems:
         raise InputError(
             f"the weights belong to another network ({len(problems)} differences); check num_exits,"
@@ -189,7 +189,7 @@ def load_published_weights(
             + "\n  ".join(problems)
         )
     for name, slot in slots.items():
-        value = np.asarray(given[name], np.float32).transpose(slot.axes)
+        value = np.asarray(values[name], np.float32).transpose(slot.axes)
         slot.variable[...] = jax.device_put(jnp.asarray(value), slot.variable[...].sharding)
 
 

@@ -69,8 +69,8 @@ def exact_int8(array: Shaped[np.ndarray, "..."]) -> Int8Array | None:
     if array.dtype != np.float32 or array.ndim < 2:
         return None
     for axis in reversed(range(array.ndim)):
-        if (found := _exact(array, axis)) is not None:
-            return found
+        if (quantized := _exact(array, axis)) is not None:
+            return quantized
     taps = 3  # a 3x3 kernel prepared as a matrix has 3 rows per output channel
     if array.ndim == 2 and len(array) % taps == 0:
         grouped = _exact(array.reshape(taps, -1, array.shape[1]), 1)
@@ -81,6 +81,6 @@ def exact_int8(array: Shaped[np.ndarray, "..."]) -> Int8Array | None:
 
 
 def _exact(array: Float32[np.ndarray, "..."], axis: int) -> Int8Array | None:
-    found = quantize(array, axis)
-    error = np.abs(array / found.scale - found.integers).max()
-    return found if error < _TOLERANCE else None
+    quantized = quantize(array, axis)
+    error = np.abs(array / quantized.scale - quantized.integers).max()
+    return quantized if error < _TOLERANCE else None

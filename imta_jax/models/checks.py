@@ -84,10 +84,10 @@ def check_heads(heads: Any, feature_widths: tuple[int, ...], num_classes: int, f
     for i, width in enumerate(feature_widths):
         features = jax.ShapeDtypeStruct((_NUM_IMAGES, width), jnp.float32)
         call = f"{field}: {type(heads).__name__}({i}, features, carry)"
-        found = _shapes(call, heads, "__call__", i, features, carry)
-        if not isinstance(found, tuple) or len(found) != 2:
-            raise InputError(f"{call} must return (logits, carry); found {_described(found)}")
-        logits, carry = found
+        outputs = _shapes(call, heads, "__call__", i, features, carry)
+        if not isinstance(outputs, tuple) or len(outputs) != 2:
+            raise InputError(f"{call} must return (logits, carry); found {_described(outputs)}")
+        logits, carry = outputs
         _check_array(call, logits, num_classes)
     return cast(Heads, heads)
 

@@ -42,11 +42,11 @@ def dtype_deviations(classifier: MultiExitClassifier) -> list[str]:
     def maps_of(state: nnx.State, images: jax.Array) -> dict[str, object]:
         network = nnx.merge(graphdef, state, copy=True)
         maps = network.stem(images)
-        found: dict[str, object] = {"stem": maps}
+        maps_of_parts: dict[str, object] = {"stem": maps}
         for i in range(network.num_exits):
             maps = network.backbone.stage(i, maps)
-            found[f"stage {i + 1}"] = maps
-        return found
+            maps_of_parts[f"stage {i + 1}"] = maps
+        return maps_of_parts
 
     expected = jnp.dtype(classifier.compute_dtype)
     return [

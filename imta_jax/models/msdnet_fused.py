@@ -39,7 +39,7 @@ class Reader(NamedTuple):
 
 def readers_of_maps(layer: MultiScaleLayer, scales: Set[int]) -> list[list[Reader]]:
     """The branches that read each input map, for some output scales of a layer."""
-    found = []
+    readers_by_map = []
     for scale in range(-layer.dropped, len(layer.normal)):
         readers = []
         if scale in scales:
@@ -47,8 +47,8 @@ def readers_of_maps(layer: MultiScaleLayer, scales: Set[int]) -> list[list[Reade
         if scale + 1 in scales and scale + 1 >= layer.unstrided:
             branch = layer.strided[scale + 1 - layer.unstrided]
             readers.append(Reader(True, scale + 1, branch))
-        found.append(readers)
-    return found
+        readers_by_map.append(readers)
+    return readers_by_map
 
 
 class FusedMSDNet(nnx.Module):

@@ -35,28 +35,28 @@ def read_spec(kind: type[Spec], config: ModelConfig) -> Spec:
     Raises:
       InputError: a field that the backbone does not have, or required fields that are missing.
     """
-    given = given_fields(config)
-    backbone = given.pop("backbone", "msdnet")
+    settings = given_fields(config)
+    backbone = settings.pop("backbone", "msdnet")
     if config.options:
         raise InputError(
             f"config.model.options must be empty with backbone {backbone!r}, which takes other "
             f"fields of config.model; found {config.options}"
         )
     for name in ("heads", "heads_options"):
-        given.pop(name, None)
+        settings.pop(name, None)
     fields = {field.name: field for field in dataclasses.fields(cast(Any, kind))}
-    for name in given:
+    for name in settings:
         if name not in fields:
             what = f"field of config.model with backbone {backbone!r}:"
             raise unknown_name(what, name, fields)
     required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
-    missing = ", ".join(sorted(required - set(given)))
+    missing = ", ".join(sorted(required - set(settings)))
     if missing:
         raise InputError(
             f"config.model lacks {missing}; set them, or choose a network with "
             f"config.model.preset ({', '.join(NETWORK_PRESETS)})"
         )
-    return kind(**given)
+    return kind(**settings)
 
 
 def check_positive(spec: Any, *names: str) -> None:

@@ -148,29 +148,29 @@ def _expanded(module: Any, layers: Sequence[str] | None, is_linen: bool) -> list
         layers = ["layers"]
     names = []
     for name in layers:
-        found = name and _attribute(model, name)
-        is_list = isinstance(found, nnx.List | list | tuple)
-        names += [f"{name}.{index}" for index in range(len(found))] if is_list else [name]
+        layer = name and _attribute(model, name)
+        is_list = isinstance(layer, nnx.List | list | tuple)
+        names += [f"{name}.{index}" for index in range(len(layer))] if is_list else [name]
     return names
 
 
 def _attribute(module: Any, path: str) -> Any:
     """An attribute by a path such as "blocks.2"."""
-    found = module
+    value = module
     for part in path.split("."):
         if part.isdigit():
-            found = found[int(part)]
-        elif hasattr(found, part):
-            found = getattr(found, part)
+            value = value[int(part)]
+        elif hasattr(value, part):
+            value = getattr(value, part)
         else:
             ignored = ("_", "name", "parent", "scope")
-            public = [name for name in vars(found) if not name.startswith(ignored)]
+            public = [name for name in vars(value) if not name.startswith(ignored)]
             closest = ", ".join(closest_first(part, public)[:5])
             raise InputError(
-                f"layer {path!r}: {type(found).__name__} has no {part!r}; attributes, the closest "
+                f"layer {path!r}: {type(value).__name__} has no {part!r}; attributes, the closest "
                 f"first: {closest}"
             )
-    return found
+    return value
 
 
 def _split(names: Sequence[str], exits: Sequence[str]) -> list[list[str]]:
@@ -193,11 +193,11 @@ def _output_shapes(
     """The shape of the array at each exit, for one image."""
 
     def outputs(backbone: WrappedBackbone, x: jax.Array) -> list[jax.Array]:
-        state, found = backbone.stem(x), []
+        state, exits = backbone.stem(x), []
         for i in range(backbone.num_exits):
             state = backbone.stage(i, state)
-            found.append(state[0])
-        return found
+            exits.append(state[0])
+        return exits
 
     shapes: Any = nnx.eval_shape(outputs, backbone, images)
     for i, shape in enumerate(shapes):

@@ -74,7 +74,7 @@ def exit_with_error(error: Exception, *, show_traceback: bool) -> NoReturn:
 
 def _with_config_files(argv: Sequence[str]) -> list[str]:
     """The arguments with the file of each shipped config in place of its name."""
-    found, is_value = [], False
+    expanded, is_value = [], False
     for argument in argv:
         flag, equals, value = argument.partition("=")
         if is_value:
@@ -82,8 +82,8 @@ def _with_config_files(argv: Sequence[str]) -> list[str]:
         elif equals and flag.lstrip("-") == "config" and flag != "config":
             argument = f"{flag}={_with_file(value)}"
         is_value = argument in ("--config", "-config")
-        found.append(argument)
-    return found
+        expanded.append(argument)
+    return expanded
 
 
 def _with_file(value: str) -> str:
@@ -134,8 +134,8 @@ def _exit_on_bad_config(argv: Sequence[str]) -> None:
     if not file:
         return
     if not Path(file).is_file():
-        found = ", ".join(map(str, sorted(Path(file).parent.glob("*.py")))) or "none"
-        sys.exit(f"--config={file}: no such file; config files in that folder: {found}")
+        names = ", ".join(map(str, sorted(Path(file).parent.glob("*.py")))) or "none"
+        sys.exit(f"--config={file}: no such file; config files in that folder: {names}")
     if not preset:
         return
     try:

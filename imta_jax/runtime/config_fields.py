@@ -46,8 +46,8 @@ def number(
       A dataclass field; `Section` checks the range of every entry.
     """
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
-    given = {words: bound for words, bound in bounds.items() if bound is not None}
-    return dataclasses.field(default=default, metadata={"bounds": given})
+    set_bounds = {words: bound for words, bound in bounds.items() if bound is not None}
+    return dataclasses.field(default=default, metadata={"bounds": set_bounds})
 
 
 def component(default: str, registry: Registry) -> Any:

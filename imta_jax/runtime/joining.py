@@ -155,8 +155,8 @@ def _step_tasks(environment: Mapping[str, str]) -> str:
 
 def _tasks_per_node(environment: Mapping[str, str]) -> int | None:
     """Tasks of this step on each node; None if that differs between nodes or is unknown."""
-    found = re.fullmatch(r"(\d+)(\(x\d+\))?", _step_tasks(environment))
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"(\d+)(\(x\d+\))?", _step_tasks(environment))
+    return int(match[1]) if match else None
 
 
 def _has_own_gpus(environment: Mapping[str, str]) -> bool:
@@ -176,10 +176,10 @@ def slurm_warning(environment: Mapping[str, str] = os.environ) -> str | None:
             " with srun"
         )
     gpus = environment.get("SLURM_GPUS_ON_NODE", "")
-    found = re.match(r"\d+", _step_tasks(environment))
-    if not found or not gpus.isdigit() or "JAX_LOCAL_DEVICE_IDS" in environment:
+    match = re.match(r"\d+", _step_tasks(environment))
+    if not match or not gpus.isdigit() or "JAX_LOCAL_DEVICE_IDS" in environment:
         return None
-    count = int(found[0])
+    count = int(match[0])
     if slurm_local_devices(environment) or count >= int(gpus):
         return None
     return (

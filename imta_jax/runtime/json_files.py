@@ -60,11 +60,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     values = [_object_of(line) for line in path.read_bytes().split(b"\n") if line]
-    found = [value for value in values if value is not None]
-    if len(found) < len(values):
-        damaged = len(values) - len(found)
+    records = [value for value in values if value is not None]
+    if len(records) < len(values):
+        damaged = len(values) - len(records)
         _log.warning("%s: %d of %d lines are damaged and skipped", path, damaged, len(values))
-    return found
+    return records
 
 
 def _object_of(line: bytes) -> dict[str, Any] | None:

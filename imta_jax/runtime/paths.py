@@ -24,17 +24,17 @@ def local_path(name: str, value: str | os.PathLike[str]) -> Path:
     Raises:
       InputError: the path is empty, is an address such as gs://, or names an unknown user's home.
     """
-    given = os.fspath(value)
-    if not given.strip():
+    path = os.fspath(value)
+    if not path.strip():
         raise InputError(f"{name} is empty; expected a path, such as runs/quickstart")
-    if _SCHEME.match(given):
+    if _SCHEME.match(path):
         raise InputError(
-            f"{name}={given} is not a local path; expected a path on a mounted file system. Mount"
+            f"{name}={path} is not a local path; expected a path on a mounted file system. Mount"
             " the bucket, or copy the files with the bucket's tools before or afterwards"
         )
-    expanded = os.path.expanduser(given)
-    if given.startswith("~") and expanded == given:
-        raise InputError(f"{name}={given} names no user's home folder; write ./{given} for a name")
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path:
+        raise InputError(f"{name}={path} names no user's home folder; write ./{path} for a name")
     return Path(expanded).absolute()
 
 

@@ -73,11 +73,11 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def _check_private(descriptor: int, path: Path, mode: int) -> None:
-    found = os.fstat(descriptor)
-    _check_owner(found, path)
-    if stat.S_IMODE(found.st_mode) & 0o077:
+    info = os.fstat(descriptor)
+    _check_owner(info, path)
+    if stat.S_IMODE(info.st_mode) & 0o077:
         raise NotPrivateError(
-            f"{path} has mode {stat.S_IMODE(found.st_mode):o}; expected {mode:o}, without access of"
+            f"{path} has mode {stat.S_IMODE(info.st_mode):o}; expected {mode:o}, without access of"
             " other users"
         )
 

@@ -195,18 +195,20 @@ def call_factory(factory: Callable[..., Any], options: Any, field: str, **argume
     except TypeError as error:
         accepted = ", ".join(["options", *(["*"] if arguments else []), *arguments])
         raise InputError(f"{what} must accept ({accepted}): {error}") from error
-    given = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none"
+    described = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none"
     try:
         return factory(options, **arguments)
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{what} rejects its options ({given}): {error}") from error
+        raise InputError(f"{what} rejects its options ({described}): {error}") from error
     except (AttributeError, KeyError) as error:
         missing = str(error).strip("\"'")  # as a ConfigDict raises it
         if not missing.isidentifier() or missing in options:
             raise
-        raise InputError(f"{what} reads option {missing!r}, which is not set ({given})") from error
+        raise InputError(
+            f"{what} reads option {missing!r}, which is not set ({described})"
+        ) from error
 
 
 def check_names(given: Iterable[str], valid: Iterable[str], what: str) -> None:
@@ -253,9 +255,9 @@ def _import_module(name: str, field: str) -> Any:
 
 def _import_dotted_path(path: str, field: str) -> Callable[..., Any]:
     module_name, _, attributes = path.partition(":")
-    module = found = _import_module(module_name, f"{field} {path!r}:")
+    module = target = _import_module(module_name, f"{field} {path!r}:")
     for attribute in attributes.split("."):
-        if not hasattr(found, attribute):
+        if not hasattr(target, attribute):
             own = [
                 n for n, x in vars(module).items() if getattr(x, "__module__", "") == module_name
             ]
@@ -264,10 +266,10 @@ def _import_dotted_path(path: str, field: str) -> Callable[..., Any]:
                 f"{attribute!r}; defined there, the closest first: "
                 f"{', '.join(closest_first(attribute, own)[:5]) or 'nothing'}"
             )
-        found = getattr(found, attribute)
-    if not callable(found):
-        raise InputError(f"{field} {path!r} must be a function or class; found {found!r}")
-    return found
+        target = getattr(target, attribute)
+    if not callable(target):
+        raise InputError(f"{field} {path!r} must be a function or class; found {target!r}")
+    return target
 
 
 BACKBONES = Registry("backbone", "imta_jax.backbones")

@@ -57,8 +57,8 @@ class SweepConfig(Section):
             )
         for name, entries in values.items():
             _check_values(f"{self.section}.fields.{name}", entries, self.mode)
-        found = self._random(values) if self.mode == "random" else self._grid(values)
-        return {setting_name(setting): setting for setting in found}
+        combinations = self._random(values) if self.mode == "random" else self._grid(values)
+        return {setting_name(setting): setting for setting in combinations}
 
     def _grid(self, values: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
         count = math.prod(map(len, values.values()))

@@ -64,13 +64,13 @@ class ExitRule:
           InputError: a score or carry of another shape.
         """
         if _CARRY in (accepted_keywords(self.function) or ()):
-            found = self.function(logits, carry=carry, **self.options)
-            if not isinstance(found, tuple) or len(found) != 2:
+            outputs = self.function(logits, carry=carry, **self.options)
+            if not isinstance(outputs, tuple) or len(outputs) != 2:
                 raise InputError(
                     f"exit rule {self.name!r} has a carry and must return (score, carry); found "
-                    f"{found!r}"
+                    f"{outputs!r}"
                 )
-            score, carry = found
+            score, carry = outputs
         else:
             score, carry = self.function(logits, **self.options), None
         self._check(score, carry, logits.shape[0])

@@ -166,8 +166,8 @@ def make_residual_heads(
     options: Any, *, feature_widths: Sequence[int], num_classes: int, rngs: nnx.Rngs
 ) -> ResidualHeads:
     """Builds `ResidualHeads` from the options `initialization` and `stop_gradient`."""
-    given = {"init": _initialization(options), "stop_gradient": options.stop_gradient}
-    return ResidualHeads(feature_widths, num_classes, **given, rngs=rngs)
+    fields = {"init": _initialization(options), "stop_gradient": options.stop_gradient}
+    return ResidualHeads(feature_widths, num_classes, **fields, rngs=rngs)
 
 
 @register_heads("linear")
@@ -175,8 +175,8 @@ def make_transfer_heads(
     options: Any, *, feature_widths: Sequence[int], num_classes: int, rngs: nnx.Rngs
 ) -> TransferHeads:
     """Builds `TransferHeads` from the options `initialization` and `stop_gradient`."""
-    given = {"init": _initialization(options), "stop_gradient": options.stop_gradient}
-    return TransferHeads(feature_widths, num_classes, **given, rngs=rngs)
+    fields = {"init": _initialization(options), "stop_gradient": options.stop_gradient}
+    return TransferHeads(feature_widths, num_classes, **fields, rngs=rngs)
 
 
 def _initialization(options: Any) -> Initialization:

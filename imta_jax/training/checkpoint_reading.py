@@ -83,8 +83,8 @@ def restore_model(classifier: nnx.Module, folder: Path, which: str = "last") -> 
         epoch = _choose(manager, which)
         check_same_network(manager, epoch, "model", expected)
         target = ocp.args.StandardRestore(restore_target(expected))
-        found = manager.restore(epoch, args=ocp.args.Composite(model=target))["model"]
-    nnx.update(classifier, fill_tree(variables, found))
+        restored = manager.restore(epoch, args=ocp.args.Composite(model=target))["model"]
+    nnx.update(classifier, fill_tree(variables, restored))
     return epoch
 
 

@@ -155,7 +155,7 @@ class CheckpointStore:
 
     def delete_after(self, name: int) -> None:
         """Deletes later checkpoints, because a manager saves none that is older than its newest."""
-        for later in [found for found in self._manager.all_steps() if found > name]:
+        for later in [step for step in self._manager.all_steps() if step > name]:
             self._manager.delete(later)
 
     def meta(self, name: int) -> dict[str, Any]:
@@ -204,9 +204,9 @@ class CheckpointStore:
             item: ocp.args.StandardRestore(restore_target(arrays))
             for item, arrays in expected.items()
         }
-        found = self._manager.restore(name, args=ocp.args.Composite(**targets))
-        progress = fill_tree(_progress(state), found["progress"])
-        trainable, rest = (fill_tree(part, found["model"]) for part in evaluated_parts(state))
+        items = self._manager.restore(name, args=ocp.args.Composite(**targets))
+        progress = fill_tree(_progress(state), items["progress"])
+        trainable, rest = (fill_tree(part, items["model"]) for part in evaluated_parts(state))
         restored = dataclasses.replace(
             state,
             step=progress["step"],
@@ -258,14 +258,14 @@ def read_json_meta(manager: ocp.CheckpointManager, name: int) -> dict[str, Any]:
     Raises:
       NewerFormatError: it is of a newer format.
     """
-    found: Any = manager.restore(name, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-    version = found.meta.get("format_version", 1)
+    restored: Any = manager.restore(name, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+    version = restored.meta.get("format_version", 1)
     if version > FORMAT_VERSION:
         raise NewerFormatError(
             f"checkpoint {name} in {manager.directory} has format_version {version}; expected at"
             f" most {FORMAT_VERSION}: use the newer version of imta_jax that wrote it"
         )
-    return {**found.meta, "format_version": version}
+    return {**restored.meta, "format_version": version}
 
 
 def check_same_network(

@@ -65,11 +65,11 @@ def _check_gate(config: RunConfig) -> None:
         return
     fields = ("last_exit_epochs", "objective", "sample_weights", "mixup_alpha", "cutmix_alpha")
     for name in fields:
-        needed, found = phase.defaults()[name], getattr(phase, name)
-        if found != needed:
+        needed, value = phase.defaults()[name], getattr(phase, name)
+        if value != needed:
             raise InputError(
                 f"config.phase_one.{name} must be {needed!r} for a network with a gate "
-                f"(config.model.gate_weight={weight:g}), which has one exit; found {found!r}"
+                f"(config.model.gate_weight={weight:g}), which has one exit; found {value!r}"
             )
 
 

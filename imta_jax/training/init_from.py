@@ -67,11 +67,11 @@ def load_initial_parameters(classifier: nnx.Module, settings: PhaseOneConfig, fo
     arrays = _read(settings.init_from)
     variables = nnx.state(classifier, nnx.Any(nnx.Param, nnx.BatchStat))
     network = named_arrays(variables)
-    found = assign(network, arrays, settings)
-    given = {n: jnp.asarray(arrays[s], network[n].dtype) for n, s in found.loaded.items()}
-    nnx.update(classifier, fill_tree(variables, network | given))
+    assignment = assign(network, arrays, settings)
+    loaded = {n: jnp.asarray(arrays[s], network[n].dtype) for n, s in assignment.loaded.items()}
+    nnx.update(classifier, fill_tree(variables, network | loaded))
     if is_first_process():
-        _report(found, len(network), settings.init_from, folder)
+        _report(assignment, len(network), settings.init_from, folder)
 
 
 def check_init_from(classifier: nnx.Module, settings: PhaseOneConfig, folder: Path) -> None:

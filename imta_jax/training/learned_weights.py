@@ -111,12 +111,12 @@ class LearnedWeightsStep:
             x.reshape(-1, 2, *x.shape[1:]).swapaxes(0, 1) for x in (batch.images, batch.labels)
         )
         swapped = tuple(x[::-1] for x in halves)
-        (rest, extra), found = jax.lax.scan(
+        (rest, extra), results = jax.lax.scan(
             lambda carry, both: self._half(state, carry, *both),
             (state.rest, state.extra),
             (halves, swapped),
         )
-        gradient, loss, metrics = jax.tree.map(lambda x: x.mean(axis=0), found)
+        gradient, loss, metrics = jax.tree.map(lambda x: x.mean(axis=0), results)
         params, opt_state = self._optimizer_step(state, gradient)
         changed = {"trainable": params, "rest": rest, "opt_state": opt_state, "extra": extra}
         advanced = dataclasses.replace(state, step=state.step + 1, **changed)
@@ -134,8 +134,8 @@ class LearnedWeightsStep:
         )
 
         def gradient(network: WeightNetwork) -> nnx.State:
-            (found,) = pullback(sample_weights(network, losses) / losses.shape[1])
-            return found
+            (gradients,) = pullback(sample_weights(network, losses) / losses.shape[1])
+            return gradients
 
         def loss_after_virtual_step(network: WeightNetwork) -> Float[Array, ""]:
             params, _ = self._optimizer_step(state, gradient(network))

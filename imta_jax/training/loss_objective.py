@@ -85,8 +85,8 @@ class LossObjective:
           InputError: the function returns neither a scalar nor one loss per exit.
         """
         names = accepted_keywords(self.loss)
-        given = {_TEACHER: jax.lax.stop_gradient(teacher)} if _TEACHER in (names or ()) else {}
-        value = jnp.asarray(self.loss(logits, labels, **given, **self.arguments))
+        extra = {_TEACHER: jax.lax.stop_gradient(teacher)} if _TEACHER in (names or ()) else {}
+        value = jnp.asarray(self.loss(logits, labels, **extra, **self.arguments))
         if value.shape not in ((), logits.shape[:1]):
             raise InputError(
                 f"{self.name} must return a scalar or one loss per exit, shape "

@@ -85,14 +85,14 @@ def check_network(classifier: MultiExitClassifier, meta: Mapping[str, Any], wher
     record = meta.get("network")
     if record is None:
         return
-    for part, found in (
+    for part, rebuilt in (
         ("backbone_class", _class_of(classifier.backbone)),
         ("heads_class", _class_of(classifier.heads)),
         ("parameters", parameter_fingerprint(classifier)),
     ):
-        if found != record[part]:
+        if rebuilt != record[part]:
             raise InputError(
-                f"{where}: the rebuilt network is another one: {part} is {found}, the "
+                f"{where}: the rebuilt network is another one: {part} is {rebuilt}, the "
                 f"checkpoint's {record[part]}; {_FIX}"
             )
 

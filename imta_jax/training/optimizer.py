@@ -115,14 +115,14 @@ def _factory_result(
     name, make = f"{field} {settings.optimizer!r}", OPTIMIZERS.get(settings.optimizer, field)
     names = accepted_keywords(make)
     fields = _FIELDS if OPTIMIZERS.is_built_in(settings.optimizer) else ("weight_decay",)
-    given: dict[str, Any] = {"learning_rate": schedule}
-    given |= {n: getattr(settings, n) for n in fields if names is None or n in names}
-    if "weight_decay" not in given and settings.weight_decay:
+    arguments: dict[str, Any] = {"learning_rate": schedule}
+    arguments |= {n: getattr(settings, n) for n in fields if names is None or n in names}
+    if "weight_decay" not in arguments and settings.weight_decay:
         raise InputError(
             f"{settings.section}.weight_decay must be 0 with {name}, which has no parameter "
             f"weight_decay; found {settings.weight_decay:g}"
         )
-    tx = call_with_options(make, given, settings.optimizer_options, name)
+    tx = call_with_options(make, arguments, settings.optimizer_options, name)
     if not isinstance(tx, optax.GradientTransformation):
         raise InputError(f"{name} must return an optax.GradientTransformation; found {tx!r}")
     return tx

@@ -93,9 +93,9 @@ def packed_like(tree: Any, like: Any) -> Any:
     def pack(packed: Any, part: Any) -> Any:
         if not _is_packed(packed):
             return part
-        found = packed.packing.pack(part)
+        vectors = packed.packing.pack(part)
         return dataclasses.replace(
-            found, vector=jax.device_put(found.vector, packed.vector.sharding)
+            vectors, vector=jax.device_put(vectors.vector, packed.vector.sharding)
         )
 
     return jax.tree.map(pack, like, tree, is_leaf=_is_packed)

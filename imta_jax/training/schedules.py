@@ -121,17 +121,17 @@ def _main_schedule(settings: PhaseConfig, total_steps: int) -> optax.Schedule:
     field = f"{settings.section}.schedule"
     make = SCHEDULES.get(settings.schedule, field)
     names = accepted_keywords(make)
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         _first_accepted(RATE_NAMES, names): settings.learning_rate,
         _first_accepted(STEPS_NAMES, names): total_steps,
     }
     if SCHEDULES.is_built_in(settings.schedule):
-        given |= {name: getattr(settings, name) for name in _FIELDS if name in (names or ())}
+        arguments |= {name: getattr(settings, name) for name in _FIELDS if name in (names or ())}
     name = f"{field} {settings.schedule!r}"
-    found = call_with_options(make, given, settings.schedule_options, name)
-    if not callable(found):
-        raise InputError(f"{name} must return a function of the step; found {found!r}")
-    return cast(optax.Schedule, found)
+    schedule = call_with_options(make, arguments, settings.schedule_options, name)
+    if not callable(schedule):
+        raise InputError(f"{name} must return a function of the step; found {schedule!r}")
+    return cast(optax.Schedule, schedule)
 
 
 def _first_accepted(candidates: Sequence[str], names: frozenset[str] | None) -> str:

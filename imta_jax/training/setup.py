@@ -122,12 +122,12 @@ def assemble_phase(
     check_variables(classifier)
     _warn_of_other_dtypes(classifier)
     graphdef = nnx.graphdef(classifier)
-    given: Any = {"mean": mean, "std": std, "mesh": mesh}
+    arguments: Any = {"mean": mean, "std": std, "mesh": mesh}
     if isinstance(objective, StatefulObjective):
-        step = objective.make_step(graphdef, trainable, optimizer, **given)
+        step = objective.make_step(graphdef, trainable, optimizer, **arguments)
     else:
-        given["accumulate_parts"] = settings.accumulate_parts
-        step = train_step(graphdef, objective, trainable, optimizer, **given)
+        arguments["accumulate_parts"] = settings.accumulate_parts
+        step = train_step(graphdef, objective, trainable, optimizer, **arguments)
     augmentation = BatchAugmentation(settings, classifier.num_classes, seed)
     step = augmented_step(with_matmul_precision(step, settings.matmul_precision), augmentation)
     has_average = settings.ema_decay > 0
@@ -149,13 +149,13 @@ def _warn_of_other_dtypes(classifier: MultiExitClassifier) -> None:
     """Logs which parts of the backbone do not compute in `compute_dtype`."""
     if classifier.compute_dtype == jnp.float32:
         return
-    if found := dtype_deviations(optimize_classifier(classifier)):
+    if deviations := dtype_deviations(optimize_classifier(classifier)):
         _log.warning(
             "compute_dtype is %s, but %s computes in another dtype (%s); create its layers with"
             " dtype=None, or cast its maps to the dtype of the images",
             classifier.compute_dtype,
             type(classifier.backbone).__name__,
-            ", ".join(found),
+            ", ".join(deviations),
         )
 
 
@@ -240,18 +240,18 @@ def new_phase_two(config: RunConfig, classifier: MultiExitClassifier) -> MultiEx
 def phase_one_objective(config: RunConfig) -> PhaseOneObjective | LossObjective:
     """The loss of `config.phase_one`; a backbone with a gate adds the gate's loss."""
     phase, weight = config.phase_one, gate_weight_of(config.model)
-    given = {
+    arguments = {
         "detachment": FeatureDetachment(
             maps=phase.detach, fraction=phase.detach_fraction, from_exit=phase.detach_exit
         )
     }
     if not _is_default(phase):
-        return loss_objective(phase, _objective(PhaseOneObjective, phase, **given))
+        return loss_objective(phase, _objective(PhaseOneObjective, phase, **arguments))
     if weight:
-        return _objective(GateSupervisedObjective, phase, gate_weight=weight, **given)
+        return _objective(GateSupervisedObjective, phase, gate_weight=weight, **arguments)
     if phase.sample_weights == "learned":
-        return _objective(LearnedWeightsObjective, phase, **given, seed=config.seed)
-    return _objective(PhaseOneObjective, phase, **given)
+        return _objective(LearnedWeightsObjective, phase, **arguments, seed=config.seed)
+    return _objective(PhaseOneObjective, phase, **arguments)
 
 
 def phase_two_objective(config: RunConfig) -> PhaseTwoObjective | LossObjective:

@@ -172,12 +172,12 @@ def jit_on_device_step(
     ) -> tuple[TrainState, ExitMetrics]:
         def advance(i: Int[Array, ""], carry: tuple[TrainState, ExitMetrics]):
             state, metrics = carry
-            state, found = step(state, _batch_of(split, indices, i))
-            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, found)
+            state, step_metrics = step(state, _batch_of(split, indices, i))
+            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, step_metrics)
 
         if len(indices.index) == 1:  # Without a loop, compilers optimize more.
-            state, found = step(state, _batch_of(split, indices, 0))
-            return state, jax.tree.map(lambda one: one[None], found)
+            state, only = step(state, _batch_of(split, indices, 0))
+            return state, jax.tree.map(lambda one: one[None], only)
         one = jax.eval_shape(lambda s: step(s, _batch_of(split, indices, 0))[1], state)
         none = jax.tree.map(lambda x: jnp.zeros((len(indices.index), *x.shape), x.dtype), one)
         return jax.lax.fori_loop(0, indices.steps, advance, (state, none))

@@ -80,7 +80,7 @@ def _fit_exit(
     used, _, num_classes = log_p.shape
     start = np.concatenate([np.full(used, 1 / used), np.zeros(num_classes)])
     bounds = [(0.0, None)] * used + [(None, None)] * num_classes
-    found = minimize(
+    solution = minimize(
         negative_log_posterior,
         start,
         args=(log_p, labels),
@@ -89,7 +89,7 @@ def _fit_exit(
         bounds=bounds,
         options={"maxiter": _MAX_STEPS, "ftol": _TOLERANCE},
     )
-    return found.x[:used], found.x[used:]
+    return solution.x[:used], solution.x[used:]
 
 
 def negative_log_posterior(

@@ -119,6 +119,6 @@ def _computed(equation: Any, operands: Sequence[Any], outs: Sequence[Any]) -> li
             shape[axis] = size
         return [array.reshape(shape)]
     arguments = [jax.numpy.asarray(operand) for operand in operands]
-    found = equation.primitive.bind(*arguments, **equation.params)
+    outputs = equation.primitive.bind(*arguments, **equation.params)
     many = equation.primitive.multiple_results
-    return [np.asarray(array) for array in (found if many else [found])]
+    return [np.asarray(array) for array in (outputs if many else [outputs])]

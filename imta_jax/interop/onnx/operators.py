@@ -86,8 +86,8 @@ def _convolution(
     x, kernel = operands
     dimensions = params["dimension_numbers"]
     channels_last = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-    found = (dimensions.lhs_spec, dimensions.rhs_spec, dimensions.out_spec)
-    if found != channels_last or not isinstance(kernel, np.ndarray):
+    layout = (dimensions.lhs_spec, dimensions.rhs_spec, dimensions.out_spec)
+    if layout != channels_last or not isinstance(kernel, np.ndarray):
         raise InputError(f"a convolution has the layout {dimensions}; expected NHWC, HWIO, NHWC")
     dilation = [int(d) for d in params["rhs_dilation"]]
     return [
@@ -188,8 +188,10 @@ def _dot_general(
 ) -> list[Operand]:
     x, y = operands
     if params["dimension_numbers"] != (((1,), (0,)), ((), ())) or len(x.shape) != 2:
-        found = params["dimension_numbers"]
-        raise InputError(f"dot_general has dimension_numbers={found}; expected a matrix product")
+        dimensions = params["dimension_numbers"]
+        raise InputError(
+            f"dot_general has dimension_numbers={dimensions}; expected a matrix product"
+        )
     dtype = x.dtype if isinstance(x, Value) else y.dtype
     names = [x.name if isinstance(x, Value) else graph.weight(np.asarray(x, dtype)) for x in (x, y)]
     return [*graph.node("MatMul", names, [outs[0].shape], dtype)]

@@ -74,8 +74,8 @@ class HydraNetSpec:
         check_positive(self, "channels", "branches", "active_branches")
         check_depths(self, _GROUPS)
         if not self.gate_weight >= 0:
-            found = self.gate_weight
-            raise InputError(f"config.model.gate_weight must not be negative; found {found}")
+            weight = self.gate_weight
+            raise InputError(f"config.model.gate_weight must not be negative; found {weight}")
         if self.active_branches > self.branches:
             raise InputError(
                 f"config.model.active_branches must be at most branches={self.branches}; found "
@@ -213,15 +213,15 @@ class HydraNet(nnx.Module):
         Raises:
           InputError: `class_clusters` has another length or branches that do not exist.
         """
-        given, branches = self.spec.class_clusters, self.spec.branches
-        if not given:
+        assigned, branches = self.spec.class_clusters, self.spec.branches
+        if not assigned:
             return clusters_by_index(num_classes, min(branches, num_classes))
-        if len(given) != num_classes or not all(0 <= cluster < branches for cluster in given):
+        if len(assigned) != num_classes or not all(0 <= cluster < branches for cluster in assigned):
             raise InputError(
                 f"config.model.class_clusters must have {num_classes} entries, one per class, "
-                f"from 0 to {branches - 1}; found {given}"
+                f"from 0 to {branches - 1}; found {assigned}"
             )
-        return np.asarray(given)
+        return np.asarray(assigned)
 
     def _in_inference_mode(self) -> bool:
         """Whether running statistics are used; batch statistics need all branches."""

@@ -85,11 +85,11 @@ def _misplaced(record: DataRecord) -> list[tuple[str, str]]:
 def _ignored(record: DataRecord) -> list[tuple[str, str]]:
     warnings = []
     for where, counts in record.findings.ignored:
-        found = pluralize(sum(counts.values()), "file or folder", "files or folders")
+        total = pluralize(sum(counts.values()), "file or folder", "files or folders")
         kinds = ", ".join(f"{kind} ({count:,})" for kind, count in counts.items())
         warnings.append(
             (
-                f"{found} in the class folders of {where} not read: {kinds}.",
+                f"{total} in the class folders of {where} not read: {kinds}.",
                 "Only names that end in .jpg, .jpeg or .png are read. Rename JPEGs and PNGs, and"
                 " convert other images.",
             )

@@ -75,8 +75,8 @@ def _read(folder: Path, name: str, parse: Callable[[Path], dict[str, Any]]) -> d
     try:
         return parse(path)
     except _DAMAGED as error:
-        found = f"missing {error}" if isinstance(error, KeyError) else error
-        raise InputError(f"{path} is damaged ({found}); {remedy}") from error
+        problem = f"missing {error}" if isinstance(error, KeyError) else error
+        raise InputError(f"{path} is damaged ({problem}); {remedy}") from error
 
 
 def _summary(path: Path) -> dict[str, Any]:
@@ -106,8 +106,8 @@ def _findings(summary: dict[str, Any]) -> Findings:
     left_out, duplicates = entry["left_out"], entry["duplicates"]
     return Findings(
         left_out={
-            split: {str(reason): int(count) for reason, count in found["reasons"].items()}
-            for split, found in left_out.items()
+            split: {str(reason): int(count) for reason, count in record["reasons"].items()}
+            for split, record in left_out.items()
         },
         left_out_files={split: list(map(str, one["files"])) for split, one in left_out.items()},
         rotated={

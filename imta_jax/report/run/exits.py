@@ -172,8 +172,8 @@ def nearest_reported_budget(run: RunRecord) -> int:
     names = [re.fullmatch(r"budget_(\d+)_macs", str(column)) for column in _samples(run).columns]
     budgets = [int(name[1]) for name in names if name]
     if not budgets:
-        found = list(_samples(run).columns)
-        raise InputError(f"samples.parquet must have columns budget_*_macs; found {found}")
+        columns = list(_samples(run).columns)
+        raise InputError(f"samples.parquet must have columns budget_*_macs; found {columns}")
     target = operating_point(run).mean_cost
     return min(budgets, key=lambda b: abs(_samples(run)[f"budget_{b}_macs"].mean() - target))
 

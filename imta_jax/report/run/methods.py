@@ -79,15 +79,15 @@ def figure_threshold_methods(run: RunRecord) -> Figure:
     style_axes(below, title=title, x=COST_AXIS)
     below.set_ylabel("points")
     below.axhline(0, color=MUTED, linewidth=1)
-    found = set(points["method"])  # Results of earlier versions have fewer methods.
-    for method, style, color, _ in (drawn for drawn in DRAWN if drawn[0] in found):
+    methods = set(points["method"])  # Results of earlier versions have fewer methods.
+    for method, style, color, _ in (drawn for drawn in DRAWN if drawn[0] in methods):
         of_method = _of_method(points, method)
         _draw_accuracy(above, of_method, method, style, color)
         if method != "sweep":
             _draw_gain(below, of_method, style, color)
     most = max(points["gain_high"].max(), -points["gain_low"].min(), LEAST_GAIN_POINTS)
     below.set_ylim(-1.05 * most, 1.05 * most)
-    _name_methods(above, found)
+    _name_methods(above, methods)
     return figure
 
 

@@ -32,9 +32,9 @@ def parse_study(study: object, source: str = "the study") -> StudyRecord:
         raise InputError(f"{source} is not a study: {expected}, an object; found {_kind(study)}")
     missing = [name for name in _REQUIRED if name not in study]
     if missing:
-        found = ", ".join(map(str, study)) or "nothing"
+        keys = ", ".join(map(str, study)) or "nothing"
         raise InputError(
-            f"{source} is not a study: missing {', '.join(missing)}; found {found}; {expected}"
+            f"{source} is not a study: missing {', '.join(missing)}; found {keys}; {expected}"
         )
     variants = tuple(_variant(name, entry) for name, entry in study["arms"].items())
     for row in study["rows"]:
@@ -65,9 +65,9 @@ def read_json(path: str | Path) -> object:
     """Reads a JSON file; errors as in `load_study`."""
     path = Path(path)
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
+        kind = "a folder" if path.is_dir() else "nothing"
         raise MissingFileError(
-            f"expected a study.json at {path}, found {found}; "
+            f"expected a study.json at {path}, found {kind}; "
             "`python launch.py --mode=study --workdir=DIR ...` writes DIR/STUDY/study.json"
         )
     try:

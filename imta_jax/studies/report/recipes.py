@@ -118,9 +118,9 @@ def _seconds(row: object) -> float:
 def _epochs(study: StudyRecord, variants: Sequence[VariantRecord]) -> str:
     """Epochs of phase I and II, of the first finished runs of each kind."""
     rows = [row["schedule"] for v in variants for row in study.finished(v).values()]
-    found = [max(((r.get(p) or {}).get("epochs", 0) for r in rows), default=0)
+    epochs = [max(((r.get(p) or {}).get("epochs", 0) for r in rows), default=0)
              for p in ("phase_one", "phase_two")]  # fmt: skip
-    return f", {found[0]} + {found[1]} epochs" if rows else ""
+    return f", {epochs[0]} + {epochs[1]} epochs" if rows else ""
 
 
 def figure_recipes(study: StudyRecord, variants: Sequence[VariantRecord]) -> Figure:
@@ -201,9 +201,9 @@ def _title(study: StudyRecord, variants: Sequence[VariantRecord]) -> str:
     """States the variant with the largest mean gain at equal cost, and that of the paper."""
     gains = {}
     for variant in variants:
-        found = curve_gains(study, variant)[1]
-        if found.size:
-            gains[variant.label] = found.mean(axis=1)
+        differences = curve_gains(study, variant)[1]
+        if differences.size:
+            gains[variant.label] = differences.mean(axis=1)
     if not gains:
         return f"Budget curves of all recipes on {study.dataset_title}"
     best = max(gains, key=lambda label: gains[label].mean())

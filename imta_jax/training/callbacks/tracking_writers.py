@@ -67,14 +67,14 @@ def make_mlflow_writer(options: Any, *, run: LoggedRun) -> "MlflowWriter":
     """A writer to MLflow; options are `tracking_uri`, `experiment` and `run_name`."""
     mlflow = _imported("mlflow")
     check_names(options, _MLFLOW_OPTIONS, "option in config.log.writer_options.mlflow")
-    given = {"experiment": _PROJECT, "run_name": run.name, **options.to_dict()}
-    uri, experiment = given.pop("tracking_uri", None), given.pop("experiment")
+    arguments = {"experiment": _PROJECT, "run_name": run.name, **options.to_dict()}
+    uri, experiment = arguments.pop("tracking_uri", None), arguments.pop("experiment")
     if uri is not None:
         mlflow.set_tracking_uri(uri)
     mlflow.set_experiment(experiment)
     path = run.folder / "mlflow_run_id"
     stored = _stored(path)
-    started = mlflow.start_run(run_id=stored, **given)
+    started = mlflow.start_run(run_id=stored, **arguments)
     if not stored:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, started.info.run_id)
