@@ -1,11 +1,14 @@
 """The command `python -m imta_jax.evaluation`."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from limited_imports import import_only
 from sample_logits import overconfident_split
 
 from imta_jax.evaluation import command
@@ -42,6 +45,19 @@ def test_command_prints_and_writes_without_importing_jax(files, tmp_path):
     for row in record["points"]:
         assert row["asked"] in done.stdout
         assert f"{row['top1']:.2f}" in done.stdout
+
+
+def test_console_command_needs_only_the_packages_that_the_documentation_names(files, tmp_path):
+    packages = {"imta_jax", "numpy", "scipy", "jaxtyping", "wadler_lindig", "tabulate"}
+    program = import_only(packages) + "from imta_jax.cli.commands import main; main()"
+    arguments = ["evaluation", *files, "--costs=10,25,45,70", "--budgets=0.5"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert "budget 50%" in done.stdout, done.stderr
 
 
 def test_default_budgets_are_at_least_the_cost_of_the_first_exit(files, capsys):

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from limited_imports import import_only
 from PIL import Image
 
 from imta_jax.inference import load_exported
@@ -16,20 +17,9 @@ from imta_jax.inference.export.stablehlo_runner import Network
 
 # What `pip install jax numpy flatbuffers` installs; the standard library is also allowed.
 ALLOWED = {"jax", "jaxlib", "numpy", "flatbuffers", "ml_dtypes", "opt_einsum", "scipy"}
-BLOCK = f"""
-import runpy, sys
-from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
-
-class OnlyAllowed(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        top = name.partition(".")[0]
-        allowed = top[0] == "_" or top in {ALLOWED} | set(sys.stdlib_module_names)
-        return super().find_spec(name, path, target) if allowed else None
-
-sys.meta_path[:] = [BuiltinImporter, FrozenImporter, OnlyAllowed]
-"""
+BLOCK = import_only(ALLOWED)
 PREDICT = """
+import runpy
 import numpy as np
 network = runpy.run_path(sys.argv[1] + "/run.py")["Network"](sys.argv[1], 0.5)
 labels, exits, confidence = network.predict(np.load(sys.argv[2]))
