@@ -108,8 +108,8 @@ class AdaptiveClassifier:
     ):
         self._operating_point = check_operating_point(thresholds, exit_fractions, network.num_exits)
         self.num_workers = resolve_num_workers(num_workers, max_batch_size)
-        capacity = -(-max_batch_size // self.num_workers)
-        self._sizes = resolve_batch_sizes(capacity, batch_sizes)
+        self._capacity = -(-max_batch_size // self.num_workers)  # images of one worker
+        self._sizes = resolve_batch_sizes(self._capacity, batch_sizes)
         if not isinstance(network, StagedNetwork):
             # Imported here because an exported network runs without Flax and the model code.
             from imta_jax.inference.engine.classifier_stages import staged_classifier
@@ -121,9 +121,8 @@ class AdaptiveClassifier:
             network = with_exit_rule(network, exit_rule)
         self.network, self.max_batch_size = network, max_batch_size
         self.macs = network.macs
-        self.programs = Programs(network, capacity)
+        self.programs = Programs(network)
         self._profile_dir = profile_dir
-        self._programs_by_capacity = {capacity: self.programs}
         self._executor = ThreadPoolExecutor(self.num_workers, "imta_jax worker")
         self._all_logits = jax.jit(network.logits, compiler_options=COMPILER_OPTIONS)
         estimated = estimated_profile(network, self._sizes)
@@ -242,7 +241,9 @@ class AdaptiveClassifier:
         if wait:
             self._warm_up()
         elif self._background is None or not self._background.is_alive():
-            self._background = BackgroundWarmUp(self.engine, self._sizes, self._warm_up)
+            self._background = BackgroundWarmUp(
+                self.engine, self._sizes, self._capacity, self._warm_up
+            )
             self._background.start()
         return self.profile
 
@@ -286,12 +287,6 @@ class AdaptiveClassifier:
             ]
         return np.concatenate([np.asarray(batch) for batch in batches], axis=1)
 
-    def programs_for(self, capacity: int) -> Programs:
-        """Returns the programs for buffers of another capacity, which streams use."""
-        if capacity not in self._programs_by_capacity:
-            self._programs_by_capacity[capacity] = Programs(self.network, capacity)
-        return self._programs_by_capacity[capacity]
-
     @property
     def plans(self) -> dict[int, Plan]:
         """The plan of one of `num_workers` workers, by batch size."""
@@ -312,13 +307,13 @@ class AdaptiveClassifier:
         self.engine = Engine(self.programs, self.thresholds)
         reach = reach_fractions(exit_fractions, self.engine.active_exits)
         self._table, self._table_alone = (  # replaced at once: `predict` may run meanwhile
-            PlanTable(profile, reach, self.engine.capacity)
+            PlanTable(profile, reach, self._capacity)
             for profile in (self.profile, self._profile_alone)
         )
 
     def _predict_batch(self, images: np.ndarray) -> Sequence[np.ndarray]:
         """Labels, exits and confidences of at most `max_batch_size` images."""
-        num_workers = workers_for(len(images), self.num_workers, self.engine.capacity)
+        num_workers = workers_for(len(images), self.num_workers, self._capacity)
         if num_workers == 1:
             return self._predict_on_worker(self._table_alone, images)
         shards = np.array_split(images, num_workers)

@@ -33,16 +33,19 @@ class BackgroundWarmUp(threading.Thread):
     Args:
       engine: compiled programs and thresholds.
       sizes: batch sizes of the classifier, ascending.
+      limit: largest number of images of one worker.
       warm_up: compiles all other programs.
     """
 
-    def __init__(self, engine: Engine, sizes: Sequence[int], warm_up: Callable[[], None]):
+    def __init__(
+        self, engine: Engine, sizes: Sequence[int], limit: int, warm_up: Callable[[], None]
+    ):
         super().__init__(name="imta_jax warm-up")
         self._engine, self._warm_up = engine, warm_up
         self._segment = Segment(0, engine.network.num_exits - 1)
         chosen = full_network_sizes(sizes)
         ms = np.asarray(chosen, float)
-        self._batch_sizes = BatchSizes(chosen, ms, engine.capacity, split_ms=0.5)
+        self._batch_sizes = BatchSizes(chosen, ms, limit, split_ms=0.5)
 
     def full_network(self) -> tuple[Sequence[Segment], Mapping[Segment, BatchSizes]]:
         """The segment that runs until the warm-up has ended, and its batch sizes."""

@@ -2,7 +2,7 @@
 
 A stage runs on batches of a few sizes. Its output is a state of the same size, in which some images
 have exited. `gather_state` selects the others for the next stage, in the layout of the next batch
-size. `store_state` writes them to rows of a buffer, where they wait for images of other batches.
+size. `merge_state` adds images of another output.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int32, Shaped
 
 State = tuple[Shaped[Array, "..."], ...]
-# Axes of the 4-D arrays: images first, images last, and rows of a buffer with channels first.
-IMAGES_FIRST, IMAGES_LAST, ROWS = "NHWC", "CHWN", "NCHW"
+# Axes of the 4-D arrays.
+IMAGES_FIRST, IMAGES_LAST = "NHWC", "CHWN"
 
 
 def gather_state(state: State, indices: Int32[Array, " m"], source: str, target: str) -> State:
@@ -63,24 +63,6 @@ def merge_state(
         return jnp.where(position < begin, x, y)
 
     return tuple(map(merge, state, gather_state(other, indices, source, target)))
-
-
-def store_state(
-    buffer: State, state: State, slots: Int32[Array, " n"], source: str, target: str
-) -> State:
-    """Writes images of a state to slots of a buffer.
-
-    Args:
-      buffer: arrays [capacity, ...].
-      state: arrays of n images.
-      slots: slots of the images; those beyond the capacity are not written.
-      source: axes of the 4-D arrays of the state.
-      target: axes of the 4-D arrays of the buffer.
-    """
-    return tuple(
-        x.at[slots].set(_transpose(y, source, target), mode="drop")
-        for x, y in zip(buffer, state, strict=True)
-    )
 
 
 def _transpose(x: jax.Array, source: str, target: str) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The early-exit engine: runs compiled segments on buffers, with thresholds."""
+"""The early-exit engine: runs compiled segments with thresholds."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32
 
 from imta_jax.evaluation.thresholds import NEVER_LEAVE
-from imta_jax.inference.engine.buffers import Buffers
 from imta_jax.inference.engine.compaction import State
 from imta_jax.inference.engine.planning import BatchSizes
 from imta_jax.inference.engine.programs import (
@@ -19,7 +18,6 @@ from imta_jax.inference.engine.programs import (
     ProgramKey,
     Programs,
     Segment,
-    StoreKey,
 )
 from imta_jax.inference.engine.staged import StagedNetwork
 
@@ -72,14 +70,10 @@ class Engine:
 
     def __init__(self, programs: Programs, thresholds: Float32[np.ndarray, " E"]):
         self.programs = programs
-        self.network, self.capacity = programs.network, programs.capacity
+        self.network = programs.network
         self.thresholds = thresholds.copy()
         self.thresholds[-1] = -np.inf
         self.active_exits = self.thresholds <= max_score(self.network)
-
-    def new_buffers(self) -> Buffers:
-        """Returns empty buffers for the engine's programs."""
-        return Buffers(self.network, self.capacity)
 
     def compile(self, programs: Iterable[tuple[Segment, int]]) -> None:
         """Compiles (segment, batch size) programs for images of the network's dtype."""
@@ -94,9 +88,8 @@ class Engine:
           sources: batch sizes of the segment before.
           sizes: batch sizes of the segment that starts with the stage.
         """
-        keys: list[Key] = [GatherKey(stage, n, m) for n in sources.used for m in sizes.used_for(n)]
+        self.programs.get([GatherKey(stage, n, m) for n in sources.used for m in sizes.used_for(n)])
         # Several sources are only needed where a segment runs as several programs.
-        self.programs.get(keys)
         if sources.is_split:
             self.compile_merges(stage, sources, sizes)
 
@@ -127,26 +120,24 @@ class Engine:
         return self._run(program, segment, batch_size, state)
 
     def gather(
-        self, stage: int, source: "SegmentOutput | Buffers", indices: np.ndarray, batch_size: int
+        self, stage: int, source: SegmentOutput, indices: np.ndarray, batch_size: int
     ) -> State:
         """The state of some images, in the layout and size of the next program.
 
         Args:
           stage: index of the stage that will read it, from 1.
-          source: output of the segment before, or buffers.
+          source: output of the segment before.
           indices: [n] of the images in the source, n <= batch_size.
           batch_size: batch size of the next program. Missing images are padding.
         """
-        from_buffer = isinstance(source, Buffers)
-        arrays = source.get(stage) if from_buffer else source.state
-        size = None if from_buffer else source.batch_size
         # Padding after the images may be anything, so a state that stays complete is not copied.
-        if size == batch_size and np.array_equal(indices, np.arange(len(indices))):
-            return arrays
-        (program,) = self.programs.get([GatherKey(stage, size, batch_size)])
+        in_place = np.array_equal(indices, np.arange(len(indices)))
+        if source.batch_size == batch_size and in_place:
+            return source.state
+        (program,) = self.programs.get([GatherKey(stage, source.batch_size, batch_size)])
         padded = np.full(batch_size, indices[0], np.int32)
         padded[: len(indices)] = indices
-        return program(arrays, padded)
+        return program(source.state, padded)
 
     def collect(
         self, stage: int, parts: Sequence[tuple[SegmentOutput, np.ndarray]], batch_size: int
@@ -154,9 +145,9 @@ class Engine:
         """Like `gather`, of images of several outputs.
 
         Args:
-          stage: that will read the state, from 1.
+          stage: index of the stage that will read the state, from 1.
           parts: outputs, each with the indices of its images, at most `batch_size` in all.
-          batch_size: of the next program.
+          batch_size: batch size of the next program.
         """
         (output, indices), *others = parts
         state, begin = self.gather(stage, output, indices, batch_size), len(indices)
@@ -167,20 +158,6 @@ class Engine:
             state = program(state, output.state, positions, np.int32(begin))
             begin += len(indices)
         return state
-
-    def store(self, stage: int, output: SegmentOutput, buffers: Buffers, slots: np.ndarray) -> None:
-        """Writes images to a buffer.
-
-        Args:
-          stage: index of the stage that will read them, from 1.
-          output: output of the segment before.
-          buffers: buffers to write to.
-          slots: [n], slot of each image; the capacity for images that are not written.
-        """
-        (program,) = self.programs.get([StoreKey(stage, output.batch_size)])
-        padded = np.full(output.batch_size, self.capacity, np.int32)
-        padded[: len(slots)] = slots
-        buffers.set(stage, program(buffers.pop(stage), output.state, padded))
 
     def _run(
         self,

@@ -91,14 +91,7 @@ def _cache_path(
 ) -> Path:
     """The cache file. Its name depends on programs, device, CPU cores and jax version."""
     environment = (_device(), _versions(), usable_cores())
-    key = (
-        _FORMAT,
-        programs.network.name,
-        environment,
-        tuple(sizes),
-        programs.capacity,
-        num_workers,
-    )
+    key = (_FORMAT, programs.network.name, environment, tuple(sizes), num_workers)
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:24]
     folder = Path(folder or parallel_compilation.DEFAULT_CACHE_DIR / "profiles").expanduser()
     return folder / f"{digest}.json"

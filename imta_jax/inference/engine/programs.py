@@ -18,15 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
-from imta_jax.inference.engine.buffers import StateShapes, buffer_shapes
 from imta_jax.inference.engine.compaction import (
     IMAGES_FIRST,
     IMAGES_LAST,
-    ROWS,
     gather_state,
     merge_state,
     shapes_of,
-    store_state,
 )
 from imta_jax.inference.engine.staged import ScoredStage, StagedNetwork, Weights
 from imta_jax.runtime.parallel_compilation import compile_all
@@ -68,12 +65,12 @@ class GatherKey:
 
     Attributes:
       stage: index of the stage that reads the images, from 1.
-      source_size: number of images in the state that they are gathered from; None for a buffer.
+      source_size: number of images in the state that they are gathered from.
       batch_size: number of images gathered.
     """
 
     stage: int
-    source_size: int | None
+    source_size: int
     batch_size: int
 
 
@@ -92,20 +89,8 @@ class MergeKey:
     batch_size: int
 
 
-@dataclasses.dataclass(frozen=True)
-class StoreKey:
-    """What a program that writes images to a buffer is compiled for.
-
-    Attributes:
-      stage: index of the stage that will read the images, from 1.
-      batch_size: number of images.
-    """
-
-    stage: int
-    batch_size: int
-
-
-Key = ProgramKey | GatherKey | MergeKey | StoreKey
+Key = ProgramKey | GatherKey | MergeKey
+StateShapes = tuple[jax.ShapeDtypeStruct, ...]
 
 
 class Programs:
@@ -113,14 +98,13 @@ class Programs:
 
     Args:
       network: the network to compile.
-      capacity: number of slots in the buffers.
 
     Attributes:
       num_compiled: number of programs compiled so far.
     """
 
-    def __init__(self, network: StagedNetwork, capacity: int):
-        self.network, self.capacity = network, capacity
+    def __init__(self, network: StagedNetwork):
+        self.network = network
         self.num_compiled = 0
         self._lock = threading.Lock()
         # Several workers may request a program: the first one compiles it.
@@ -162,18 +146,12 @@ class Programs:
         """Axes of the maps of a batch of this size."""
         return IMAGES_LAST if self.network.has_images_last(batch_size) else IMAGES_FIRST
 
-    @functools.cached_property
-    def _buffer_shapes(self) -> dict[int, StateShapes]:
-        return buffer_shapes(self.network, self.capacity)
-
     def _lower(self, key: Key) -> jax.stages.Lowered:
         if isinstance(key, ProgramKey):
             return self._lower_segment(key)
         if isinstance(key, GatherKey):
             return self._lower_gather(key)
-        if isinstance(key, MergeKey):
-            return self._lower_merge(key)
-        return self._lower_store(key)
+        return self._lower_merge(key)
 
     def _lower_segment(self, key: ProgramKey) -> jax.stages.Lowered:
         first, following = key.segment.first, key.segment.last + 1
@@ -188,13 +166,11 @@ class Programs:
         )
 
     def _lower_gather(self, key: GatherKey) -> jax.stages.Lowered:
-        if key.source_size is None:
-            shapes, source = self._buffer_shapes[key.stage], self._buffer_layout
-        else:
-            shapes = self.state_shapes(key.stage, key.source_size)
-            source = self.layout(key.source_size)
-        run = functools.partial(gather_state, source=source, target=self.layout(key.batch_size))
-        return jax.jit(run).lower(shapes, jax.ShapeDtypeStruct((key.batch_size,), np.int32))
+        layouts = {"source": self.layout(key.source_size), "target": self.layout(key.batch_size)}
+        return jax.jit(functools.partial(gather_state, **layouts)).lower(
+            self.state_shapes(key.stage, key.source_size),
+            jax.ShapeDtypeStruct((key.batch_size,), np.int32),
+        )
 
     def _lower_merge(self, key: MergeKey) -> jax.stages.Lowered:
         layouts = {"source": self.layout(key.source_size), "target": self.layout(key.batch_size)}
@@ -204,18 +180,6 @@ class Programs:
             jax.ShapeDtypeStruct((key.batch_size,), np.int32),
             jax.ShapeDtypeStruct((), np.int32),
         )
-
-    def _lower_store(self, key: StoreKey) -> jax.stages.Lowered:
-        layouts = {"source": self.layout(key.batch_size), "target": self._buffer_layout}
-        return jax.jit(functools.partial(store_state, **layouts), donate_argnums=0).lower(
-            self._buffer_shapes[key.stage],
-            self.state_shapes(key.stage, key.batch_size),
-            jax.ShapeDtypeStruct((key.batch_size,), np.int32),
-        )
-
-    @property
-    def _buffer_layout(self) -> str:
-        return IMAGES_FIRST if self.network.images_last is None else ROWS
 
 
 def _run_segment(

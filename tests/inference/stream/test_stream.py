@@ -155,7 +155,7 @@ def test_failure_of_a_worker_is_raised_by_every_future(adaptive, monkeypatch):
     def fail(*_):
         raise OSError("device lost")
 
-    monkeypatch.setattr(Worker, "_dispatch", fail)
+    monkeypatch.setattr(Worker, "_dispatch_images", fail)
     with AdaptiveStream(adaptive) as stream:
         with pytest.raises(OSError, match="device lost"):
             stream.submit(IMAGES[:3]).result(timeout=60)
@@ -174,11 +174,10 @@ def test_submitted_buffer_may_be_overwritten(adaptive):
 def test_second_stream_compiles_nothing(adaptive):
     with AdaptiveStream(adaptive) as stream:
         stream.submit(IMAGES).result()
-    (programs,) = [p for p in adaptive._programs_by_capacity.values() if p is not adaptive.programs]
-    compiled = programs.num_compiled
+    compiled = adaptive.programs.num_compiled
     with AdaptiveStream(adaptive) as stream:
         stream.submit(IMAGES).result()
-    assert programs.num_compiled == compiled
+    assert adaptive.programs.num_compiled == compiled
 
 
 def test_invalid_submission_is_rejected(adaptive):
