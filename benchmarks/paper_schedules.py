@@ -21,7 +21,6 @@ NETWORKS = (
     *("imagenet_step_4", "imagenet_step_6", "imagenet_step_7"),
 )
 TOPOLOGIES = ("h100:1", "h100:8", "v5e:2x4")
-CONFIGS = {"cifar": "cifar100", "imagenet": "imagenet"}
 QUICK = ("cifar_4_exits", TOPOLOGIES[0])
 
 
@@ -37,15 +36,6 @@ def main() -> None:
         if not any((row["network"], row["topology"]) == (network, topology) for row in rows):
             rows.append(row_of(network, topology))
             tpu_programs.write_rows(arguments.out, rows, {}, {})
-
-
-def command(network: str) -> str:
-    """The command that trains a network with both phases, on whatever devices there are."""
-    family = CONFIGS[network.partition("_")[0]]
-    return (
-        f"python launch.py --config=configs/{family}.py --config.model.preset={network}"
-        f" --workdir=runs/{network}"
-    )
 
 
 def row_of(network: str, topology: str) -> dict[str, Any]:
