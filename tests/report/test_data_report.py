@@ -1,5 +1,6 @@
 """The report of a dataset, from synthetic folders in the format of `launch.py --mode=data`."""
 
+import dataclasses
 import html
 import io
 import json
@@ -13,6 +14,7 @@ from run_samples import CLOTHES, references, without_attributes
 from imta_jax import report
 from imta_jax.report import fonts
 from imta_jax.report.data.contact_sheet import sheet_layout
+from imta_jax.report.data.page import render_data_page
 from imta_jax.report.style import format_duration
 
 FIGURES = {"contact_sheet_train.png", "contact_sheet_validation.png", "class_balance.png"}
@@ -149,6 +151,11 @@ def test_the_page_has_the_properties_of_the_dataset(page):
         assert text in page
     assert "8 x NVIDIA H200, 16 CPU cores" in page
     assert "at least 2.7 s per epoch" in page
+
+
+def test_the_page_has_the_name_of_the_dataset_in_publications(folder):
+    record = dataclasses.replace(report.load_data_record(folder), dataset="cifar100")
+    assert "<h1>CIFAR-100: dataset report</h1>" in render_data_page(record, {})
 
 
 @pytest.mark.parametrize("classes", [1, 2, 24, 25, 100, 1000])

@@ -17,6 +17,7 @@ from imta_jax.report.data.contact_sheet import figure_contact_sheet
 from imta_jax.report.data.data_record import SPLITS, DataRecord
 from imta_jax.report.data.findings import finding_warnings
 from imta_jax.report.data.parsing import load_data_record
+from imta_jax.report.dataset_titles import dataset_title
 from imta_jax.report.fonts import drawable_name
 from imta_jax.report.rendering import (
     FigureImages,
@@ -100,6 +101,7 @@ def render_data_page(record: DataRecord, figures: dict[str, FigureImages]) -> st
         lead=_lead(record),
         warnings=data_warnings(record),
         tiles=_tiles(record),
+        title=dataset_title(record.dataset),
         properties=dataset_table(record),
         classes=classes_table(record),
         max_open_classes=MAX_BARS,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from imta_jax.report.dataset_titles import dataset_title
 from imta_jax.report.rendering import (
     FigureImages,
     Section,
@@ -18,7 +19,7 @@ from imta_jax.report.run.gallery import figure_gallery
 from imta_jax.report.run.methods import figure_threshold_methods
 from imta_jax.report.run.progress import figure_training
 from imta_jax.report.run.run_record import RunRecord, load_run
-from imta_jax.report.run.summary import TOLERANCE_POINTS, cards, dataset_title, operating_point
+from imta_jax.report.run.summary import TOLERANCE_POINTS, cards, operating_point
 from imta_jax.report.run.tables import all_tables, tables_markdown
 from imta_jax.report.run.time_budget import figure_time
 from imta_jax.report.style import format_percentage, format_share

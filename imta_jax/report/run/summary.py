@@ -13,15 +13,6 @@ from imta_jax.report.style import format_count, format_percentage, format_signed
 
 TOLERANCE_POINTS = 0.5
 CONFIDENCE_LEVEL = 0.95
-# Datasets whose names differ from those in publications.
-_TITLES = {
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "fashion_mnist": "Fashion-MNIST",
-    "fashion_mnist_small": "Fashion-MNIST subset",
-    "imagenet2012": "ImageNet",
-    "mnist": "MNIST",
-}
 
 
 @dataclass(frozen=True)
@@ -61,11 +52,6 @@ def operating_point(run: RunRecord, tolerance_points: float = TOLERANCE_POINTS) 
 def full_validation_top1(run: RunRecord) -> float:
     """Validation top-1 of the last exit in percent."""
     return float(run.exits["validation_top1"].iloc[-1])
-
-
-def dataset_title(name: str) -> str:
-    """The name of a dataset for titles."""
-    return _TITLES.get(name, name)
 
 
 def cards(run: RunRecord) -> tuple[Card, ...]:
