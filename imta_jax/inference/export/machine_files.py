@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 PROFILES, COMPILED, PROGRAMS = "profiles.json", "compiled.json", "compiled.zip"
 # Names of JAX's cache entries: the program's name and a SHA-256.
 _ENTRY = re.compile(r"[\w.<>-]{1,120}-[0-9a-f]{64}-cache", re.ASCII)
-# What compiled programs do not depend on.
+# Fields of the machine that compiled programs do not depend on.
 _NOT_OF_PROGRAMS = ("cores",)
 
 
@@ -82,7 +82,7 @@ def _check_profile(profile: StageProfile, manifest: Mapping[str, Any]) -> None:
     for name, found, expected in [
         ("network", profile.network, manifest["name"]),
         ("number of stages", len(profile.stage_ms), len(manifest["stages"])),
-        ("type of lanes", type(profile.num_workers), int),
+        ("type of num_workers", type(profile.num_workers), int),
     ]:
         if found != expected:
             raise InputError(f"{name} is {found!r}; expected {expected!r}")
