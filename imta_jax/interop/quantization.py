@@ -15,7 +15,8 @@ from jaxtyping import Float32, Int8, Shaped
 from imta_jax.models import MultiExitClassifier
 
 _MOST = 127
-# Rounding of float32 in the folded scales; a kernel that was not quantized differs by up to 0.5.
+# Rounding of float32 in the folded scales, in steps of 1/127 of the largest value. A kernel that
+# was not quantized differs by up to 0.5.
 _TOLERANCE = 2e-3
 
 
@@ -63,24 +64,39 @@ def quantize(array: Float32[np.ndarray, "..."], axis: int) -> Int8Array:
 def exact_int8(array: Shaped[np.ndarray, "..."]) -> Int8Array | None:
     """A prepared kernel of a quantized classifier as int8; None for other arrays.
 
-    Folding batch normalization scales each output channel, and preparing a kernel moves the axis of
-    the output channels. That axis is found by trying each.
+    Folding batch normalization scales each output channel, and preparing a kernel moves or splits
+    the axis of the output channels. The values of a slice along some axis are then integers times
+    one scale. That axis is found by trying each.
     """
     if array.dtype != np.float32 or array.ndim < 2:
         return None
     for axis in reversed(range(array.ndim)):
-        if (quantized := _exact(array, axis)) is not None:
-            return quantized
-    taps = 3  # a 3x3 kernel prepared as a matrix has 3 rows per output channel
-    if array.ndim == 2 and len(array) % taps == 0:
-        grouped = _exact(array.reshape(taps, -1, array.shape[1]), 1)
-        if grouped is not None:
-            scale = np.broadcast_to(grouped.scale, (taps, *grouped.scale.shape[1:]))
-            return Int8Array(grouped.integers.reshape(array.shape), scale.reshape(-1, 1))
+        rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+        if (scale := _scales(rows)) is not None:
+            shape = [1] * array.ndim
+            shape[axis] = -1
+            scale = scale.reshape(shape)
+            return Int8Array(np.rint(array / scale).astype(np.int8), scale)
     return None
 
 
-def _exact(array: Float32[np.ndarray, "..."], axis: int) -> Int8Array | None:
-    quantized = quantize(array, axis)
-    error = np.abs(array / quantized.scale - quantized.integers).max()
-    return quantized if error < _TOLERANCE else None
+def _scales(rows: Float32[np.ndarray, "n m"]) -> Float32[np.ndarray, " n"] | None:
+    """Per row, a scale of which all values are multiples by -127 to 127.
+
+    The integer of a row's largest value is unknown, because a row may hold a part of an output
+    channel only. It is found by trying 127 to 1.
+
+    Returns:
+      The scales; None if a row has none.
+    """
+    most = np.abs(rows).max(axis=1)
+    scales = np.ones(len(rows), np.float32)
+    pending = np.flatnonzero(most > 0)
+    for largest in range(_MOST, 0, -1):
+        steps = rows[pending] / (most[pending, None] / largest)
+        exact = np.abs(steps - np.rint(steps)).max(axis=1) < _TOLERANCE * largest / _MOST
+        scales[pending[exact]] = most[pending[exact]] / largest
+        pending = pending[~exact]
+        if not len(pending):
+            return scales
+    return None

@@ -1,5 +1,6 @@
 """The web service of examples/service: predictions, refusals, load shedding, metrics, shutdown."""
 
+import dataclasses
 import io
 import json
 import re
@@ -15,7 +16,7 @@ from starlette.testclient import TestClient
 
 from examples.service.admission import Admission
 from examples.service.app import Settings, create_app
-from imta_jax.inference import load_exported
+from imta_jax.inference import AdaptiveClassifier, load_exported
 from imta_jax.inference.stream.worker import Worker
 
 SETTINGS = Settings(
@@ -109,7 +110,7 @@ def post_in_thread(client, content, responses, **headers):
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -181,6 +182,20 @@ def test_stopped_server_responds_to_accepted_requests(exported, images, stopped_
     with pytest.raises(RuntimeError, match="closed"):
         app.state.service.stream.submit(images[0])
     assert json.loads(responses[0].text)["class"] in exported.class_names
+
+
+def test_service_is_ready_before_its_stages_are_measured(exported, images, monkeypatch):
+    resume = threading.Event()
+    monkeypatch.setattr(AdaptiveClassifier, "measure", lambda *_, is_stopped: resume.wait())
+    settings = dataclasses.replace(SETTINGS, measure=True)
+    with TestClient(create_app(lambda: exported, settings)) as client:
+        wait_for(lambda: client.get("/ready").status_code == 200)
+        before = client.post("/classify", content=jpeg(images[0, ..., 0])).json()
+        assert metric(client, "warm") == 0
+        resume.set()
+        wait_for(lambda: metric(client, "warm") == 1)
+        after = client.post("/classify", content=jpeg(images[0, ..., 0])).json()
+    assert (before["label"], before["exit"]) == (after["label"], after["exit"])
 
 
 def test_service_is_not_ready_without_its_network(caplog):

@@ -63,6 +63,7 @@ class Worker:
         self._position = np.zeros(settings.capacity, np.int64)
         self._arrival = np.zeros(settings.capacity)
         self._deadline = np.zeros(settings.capacity)
+        self._num_with_deadline = 0  # of the images in slots
         self._label = np.zeros(settings.capacity, np.int32)
         self._exit = np.zeros(settings.capacity, np.int32)
         self._confidence = np.zeros(settings.capacity, np.float32)
@@ -142,6 +143,7 @@ class Worker:
             self._request[own], self._position[own] = request, positions
             self._arrival[own], self._deadline[own] = request.arrival, request.deadline
             begin += len(positions)
+        self._num_with_deadline += int(np.isfinite(self._deadline[slots]).sum())
         return slots, np.concatenate([request.images[positions] for request, positions in taken])
 
     def _dispatch_images(self, slots: Slots, images: Shaped[np.ndarray, "n H W C"]) -> None:
@@ -183,6 +185,8 @@ class Worker:
     def _complete_before_deadline(self) -> bool:
         """Completes images for which the next segment would end after their deadline."""
         now, any_completed = time.perf_counter(), False
+        if not self._num_with_deadline:
+            return False
         for segment, waiting in enumerate(self._segment_queues):
             if not len(waiting):
                 continue
@@ -195,11 +199,13 @@ class Worker:
 
     def _complete(self, slots: Slots, *, truncated: bool = False) -> None:
         """Records the latest predictions of images and frees their slots."""
-        for request in dict.fromkeys(self._request[slots]):
-            own = slots[self._request[slots] == request]
+        owners = self._request[slots]
+        for request in dict.fromkeys(owners):
+            own = slots[owners == request]
             positions = self._position[own]
             predicted = self._label[own], self._exit[own], self._confidence[own]
             request.record(positions, *predicted, truncated=truncated)
             self._on_complete(request, positions)
         self._request[slots] = None
+        self._num_with_deadline -= int(np.isfinite(self._deadline[slots]).sum())
         self._free_slots = np.concatenate([self._free_slots, slots])

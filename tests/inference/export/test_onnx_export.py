@@ -127,6 +127,10 @@ def test_quantized_kernels_are_within_half_a_step():
     assert again is not None and again.scale.shape == (5, 1, 1, 1)
     np.testing.assert_allclose(again.dequantized(), moved, rtol=1e-5)
     assert exact_int8(array) is None
+    rows = np.concatenate([moved[:, tap].reshape(5, -1) for tap in range(3)])  # a packed kernel
+    again = exact_int8(rows)
+    assert again is not None and again.scale.shape == (15, 1)
+    np.testing.assert_allclose(again.dequantized(), rows, rtol=1e-5)
 
 
 def test_model_card_has_costs_thresholds_and_limits(exported_folder):
