@@ -16,7 +16,7 @@ from imta_jax.config import RunConfig
 from imta_jax.data import Dataset, load_dataset
 from imta_jax.data.fingerprint import EARLIER_DECODER, fingerprint, fingerprint_differences
 from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
-from imta_jax.data.sources import source_component
+from imta_jax.data.sources import can_be_moved, source_component
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
 from imta_jax.errors import InputError, MissingPackageError, unknown_name
 from imta_jax.evaluation import evaluate, evaluation_is_finished
@@ -46,6 +46,9 @@ from imta_jax.training.checks import check_field_values, check_initial_parameter
 from imta_jax.training.phases import check_trained, why_unfinished
 
 _log = logging.getLogger(__name__)
+
+# Fields of `config.data` that change no batch.
+_HOW_DATA_IS_READ = ("index_dir", "memory_limit_gb", "service")
 
 MODES = ("all", "doctor", "data", "phase_one", "phase_two", "evaluate", "time", "report")
 
@@ -149,6 +152,8 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     evaluates_again = recorded is not None and bool(_evaluation_differences(config, recorded))
     due = _due_steps(config, workdir, mode, evaluates_again=evaluates_again)
     if recorded and not due:
+        if recorded.data.source != config.data.source:
+            _load_run_data(config, workdir)
         return
     _check_inputs(config, workdir, due)
     log_run_header(workdir)
@@ -286,7 +291,8 @@ def _check_same_config(
     """Raises an `InputError` if the folder's run began with another config.
 
     A field that an older run did not record has its default. Sections that change results only by
-    rounding may differ, and with mode "evaluate" the section of the evaluation.
+    rounding may differ, and with mode "evaluate" the section of the evaluation. The fields of
+    `_HOW_DATA_IS_READ` may differ, and the path of the data, whose content is compared.
     """
     if recorded is None:
         return
@@ -295,6 +301,11 @@ def _check_same_config(
         {name: part for name, part in run.to_dict().items() if name not in ignored}
         for run in (recorded, config)
     )
+    of_data = list(_HOW_DATA_IS_READ)
+    if all(can_be_moved(run.data.source) for run in (recorded, config)) and _recorded_data(workdir):
+        of_data.append("source")
+    for fields in (theirs, ours):
+        fields["data"] = {name: v for name, v in fields["data"].items() if name not in of_data}
     differences = config_differences(theirs, ours)
     if not differences:
         return

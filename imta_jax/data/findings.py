@@ -18,6 +18,14 @@ _log = logging.getLogger(__name__)
 _MAX_EXAMPLES = 5
 # Grapheme joiner, variation selectors, Hangul fillers and the empty Braille pattern.
 _INVISIBLE_LETTERS = frozenset(map(chr, [0x34F, *range(0xFE00, 0xFE10), 0x115F, 0x1160, 0x2800]))
+# Cyrillic and Greek letters, and the Latin letters that fonts draw alike.
+_LATIN_TWINS = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u04cf"
+    "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0423\u0425\u0406\u0408\u0405"
+    "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7"
+    "\u03b1\u03bd\u03bf\u03c1",
+    "aeopcyxijshdlABEKMHOPCTYXIJSABEZHIKMNOPTYXavop",
+)
 
 
 @dataclass(frozen=True)
@@ -117,12 +125,17 @@ def similar_classes(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Groups of class names that look alike.
 
     They are equal after Unicode normalization, without letter case, invisible characters, and
-    spaces at their ends.
+    spaces at their ends, or if Cyrillic and Greek letters are replaced by Latin ones.
     """
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(_appearance(name), []).append(name)
-    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+    groups: dict[str, list[int]] = {}  # positions; a group with several appearances is repeated
+    for position, name in enumerate(names):
+        looks = {_appearance(name), _appearance(name.translate(_LATIN_TWINS))}
+        known = {id(groups[look]): groups[look] for look in looks if look in groups}
+        group = sorted([*itertools.chain(*known.values()), position])
+        of_known = [look for look, other in groups.items() if known and id(other) in known]
+        groups |= dict.fromkeys([*of_known, *looks], group)
+    unique = sorted(set(map(tuple, groups.values())))
+    return tuple(tuple(names[i] for i in group) for group in unique if len(group) > 1)
 
 
 def _appearance(name: str) -> str:

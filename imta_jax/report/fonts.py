@@ -39,8 +39,12 @@ def use_fallback_fonts(figure: Figure) -> None:
 
 
 def drawable_name(name: str, number: int) -> str:
-    """The name of a class, or "class NUMBER" if it has characters that no font has."""
-    drawn = {ord(character) for character in name if not character.isspace()}
+    """The name of a class, or "class NUMBER" if it has characters that no font has.
+
+    Tabs and other spaces become spaces.
+    """
+    name = "".join(" " if character.isspace() else character for character in name)
+    drawn = {ord(character) for character in name}
     return name if drawn <= _drawable_characters() else f"class {number}"
 
 

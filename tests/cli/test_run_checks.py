@@ -24,6 +24,24 @@ def test_another_config_raises_with_fields_and_both_values(source, config, finis
     assert (finished / "config.json").read_bytes() == before
 
 
+def test_the_same_data_may_have_another_path(source, finished, tmp_path, monkeypatch):
+    (tmp_path / "link.npz").symlink_to(source)
+    shutil.copy(source, tmp_path / "copy.npz")
+    monkeypatch.chdir(tmp_path)
+    before = files(finished)
+    for path in ("link.npz", tmp_path / "copy.npz"):
+        run(tiny_run.tiny_config(path, data__memory_limit_gb=1.0), finished)
+    assert files(finished) == before
+
+
+def test_other_data_with_another_path_is_refused_by_its_content(source, finished, tmp_path):
+    with np.load(source) as archive:
+        arrays = dict(archive)
+    np.savez(tmp_path / "other.npz", **arrays | {"train_images": arrays["train_images"][:, ::-1]})
+    with pytest.raises(ValueError, match=r"another --workdir:\n  train: .*images or labels differ"):
+        run(tiny_run.tiny_config(tmp_path / "other.npz"), finished)
+
+
 def test_an_invalid_value_is_named_before_the_config_is_compared(source, finished):
     with pytest.raises(ValueError, match=r"valid, the closest first: cifar_4_exits, "):
         run(tiny_run.tiny_config(source, model__preset="cifar_9_exits", seed=7), finished)

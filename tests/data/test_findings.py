@@ -44,6 +44,15 @@ def test_spaces_and_invisible_characters_do_not_distinguish_names(name):
     assert similar_classes(["hot dog", "cat", name]) == (("hot dog", name),)
 
 
+def test_class_names_that_only_differ_in_the_alphabet_are_similar():
+    cyrillic, greek = "\u0440\u0435\u0430r", "\u03a1ear"
+    names = ["pear", "fig", cyrillic, greek, "\u0412\u043e\u043b\u043a", "\u0432\u043e\u043b\u043a"]
+    assert similar_classes(names) == (("pear", cyrillic, greek), tuple(names[4:]))
+    # Two names, each of which looks like the third.
+    joined = ["\u0432", "B", "\u0412"]
+    assert similar_classes(joined) == (("\u0432", "B", "\u0412"),)
+
+
 def test_different_class_names_are_not_similar():
     assert similar_classes(["cat", "cats", "c at", "ca t", "dog"]) == ()
 

@@ -19,8 +19,13 @@ def only_default(monkeypatch):
 
 def test_name_that_no_font_draws_becomes_the_class_number(only_default):
     assert fonts.drawable_name("\N{CJK UNIFIED IDEOGRAPH-65E5}", 7) == "class 7"
-    for name in ("na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve caf\xe9", "two\nlines", "100%"):
+    for name in ("na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve caf\xe9", "two words", "100%"):
         assert fonts.drawable_name(name, 7) == name
+
+
+@pytest.mark.parametrize("space", "\t\n\r\v\f\u2028")
+def test_spaces_without_a_glyph_become_spaces(only_default, space):
+    assert fonts.drawable_name(f"two{space}words", 7) == "two words"
 
 
 def test_installed_fallback_fonts_are_used(monkeypatch):

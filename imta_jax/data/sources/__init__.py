@@ -10,10 +10,11 @@ package are registered instead; see `own.py`.
 from imta_jax.data.source_validation import SourceData
 from imta_jax.data.sources import embedded, folder, npz, own, tfds, tfds_directory
 from imta_jax.data.sources.request import SourceRequest
+from imta_jax.data.sources.storage import can_be_moved
 from imta_jax.errors import InputError
 from imta_jax.runtime.registry import SOURCES, dotted_path_of
 
-__all__ = ["SourceRequest", "load_source", "source_component", "tfds_description"]
+__all__ = ["SourceRequest", "can_be_moved", "load_source", "source_component", "tfds_description"]
 
 # The first that accepts a source reads it; the last accepts every name.
 _KINDS = (own, embedded, npz, tfds_directory, folder, tfds)

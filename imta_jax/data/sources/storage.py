@@ -34,6 +34,11 @@ def is_remote(path: str) -> bool:
     return "://" in path and not path.startswith(_LOCAL_SCHEME)
 
 
+def can_be_moved(source: str) -> bool:
+    """Whether a source is a local file or folder, which can be renamed, copied or linked."""
+    return not is_remote(source) and (source.endswith(".npz") or is_path(source))
+
+
 def absolute(path: str) -> str:
     """The absolute path, without a trailing slash; of a file:// address, the local path."""
     if is_remote(path):

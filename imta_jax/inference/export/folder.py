@@ -187,6 +187,14 @@ def has_checksum(folder: Path, name: str, content: bytes) -> bool:
     return _read_checksums(folder).get(name) == hashlib.sha256(content).hexdigest()
 
 
+def identity(folder: Path) -> tuple[int, bytes] | None:
+    """A value that changes when another export replaces the one in a folder; None without one."""
+    try:
+        return folder.stat().st_ino, (folder / CHECKSUMS).read_bytes()
+    except OSError:
+        return None
+
+
 def write_checksums(folder: Path) -> None:
     """Writes the checksums of all other files in the folder."""
     paths = sorted(folder.iterdir(), key=lambda path: path.name.lower())

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imta_jax.data.pipeline.evaluation_transform import EvaluationTransform
-from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
+from imta_jax.errors import UNREADABLE_ARCHIVE, InputError, UserError
 from imta_jax.evaluation.operating_points import OperatingPoint, best_within_budget
 from imta_jax.inference.adaptive import AdaptiveClassifier
 from imta_jax.inference.engine.staged import (
@@ -42,6 +42,7 @@ from imta_jax.nn.pixels import normalize
 from imta_jax.runtime.paths import local_path
 
 _log = logging.getLogger(__name__)
+_MAX_LOADS = 3  # while another process replaces the folder
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,22 @@ def load_exported(
         exported for this platform, or computes other logits than its writer did.
     """
     folder = local_path("folder", folder)
+    for _ in range(_MAX_LOADS):
+        before = export_folder.identity(folder)
+        try:
+            exported = _load_checked(folder, check_golden, trust_compiled)
+        except (UserError, OSError):
+            if export_folder.identity(folder) == before:
+                raise
+        else:
+            if export_folder.identity(folder) == before:
+                return exported
+        # Another process replaced the folder meanwhile, so that files of two exports were read.
+    raise InputError(f"{folder} is replaced again and again; load it when it no longer changes")
+
+
+def _load_checked(folder: Path, check_golden: bool, trust_compiled: bool) -> ExportedClassifier:
+    """As `load_exported`, unless the folder is replaced meanwhile."""
     manifest = export_folder.read_manifest(folder)
     try:
         _check_versions(folder, manifest)

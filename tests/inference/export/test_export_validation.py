@@ -10,6 +10,7 @@ from flax import nnx
 
 from imta_jax.data import PaddedCrop, RandomAreaCrop
 from imta_jax.inference import load_exported
+from imta_jax.inference.export import loader
 from imta_jax.inference.export.folder import CHECKSUMS, GOLDEN, MANIFEST, WEIGHTS, write_checksums
 
 NAN, INF = float("nan"), float("inf")
@@ -241,6 +242,24 @@ def test_golden_images_are_checked_whatever_the_version_says(folder):
     change_manifest(folder, format_version=1)
     with pytest.raises(ValueError, match=r"golden\.npz.*exit 1"):
         load_exported(folder)
+
+
+def test_export_that_is_replaced_while_it_is_loaded_is_loaded_again(
+    classifier, export, folder, tmp_path, monkeypatch
+):
+    other = export(classifier, tmp_path / "other", platforms=("cpu",), class_names=list("abcde"))
+    read_weights, calls = loader._read_weights, []
+
+    def replace_and_read(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:  # the manifest is read, the weights are not
+            folder.rename(tmp_path / "former")
+            other.rename(folder)
+        return read_weights(*arguments)
+
+    monkeypatch.setattr(loader, "_read_weights", replace_and_read)
+    exported = load_exported(folder, check_golden=False)
+    assert exported.class_names == tuple("abcde") and len(calls) > 1
 
 
 def test_weights_are_read_without_pickle(folder):
