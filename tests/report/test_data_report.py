@@ -9,6 +9,7 @@ import re
 import matplotlib.image
 import numpy as np
 import pytest
+from dataset_samples import changed, write_data
 from run_samples import CLOTHES, references, without_attributes
 
 from imta_jax import report
@@ -18,42 +19,6 @@ from imta_jax.report.data.page import render_data_page
 from imta_jax.report.style import format_duration
 
 FIGURES = {"contact_sheet_train.png", "contact_sheet_validation.png", "class_balance.png"}
-
-
-def write_data(folder, *, names=CLOTHES, shape=(32, 32, 1), counts=None, shown=(48, 20), skipped=0):
-    """Writes a folder `data/`; `counts` has the training images per class."""
-    rng, classes, channels = np.random.default_rng(0), len(names), shape[-1]
-    folder.mkdir(parents=True)
-    arrays = {}
-    for split, count in zip(("train", "validation"), shown, strict=True):
-        images = rng.integers(256, size=(count, *shape), dtype=np.uint8)
-        labels = rng.integers(classes, size=count)
-        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-    np.savez(folder / "preview.npz", **arrays)
-    train = [850] * classes if counts is None else counts
-    per_class = {"train": train, "validation": [150] * classes, "test": [200] * classes}
-    summary = {
-        "dataset": "clothes",
-        "source": "/data/clothes.npz",
-        "class_names": list(names),
-        "image_shape": list(shape),
-        "preprocessing": "Cropped at random, and every second image mirrored.",
-        "splits": {
-            split: {"examples": sum(counts), "per_class": counts, "skipped": skipped}
-            for split, counts in per_class.items()
-        },
-        "statistics": {"mean": [0.25] * channels, "std": [0.5] * channels, "source": "computed"},
-        "pipeline": {
-            "name": "tf_data",
-            "batch_size": 64,
-            "images": 6400,
-            "seconds": 2.0,
-            "images_per_second": 3200.0,
-        },
-        "environment": {"device": "NVIDIA H200", "devices": 8, "cores": 16},
-    }
-    (folder / "summary.json").write_text(json.dumps(summary))
-    return folder
 
 
 FINDINGS = {
@@ -262,91 +227,3 @@ def test_durations_have_about_two_digits():
         "3 min 05 s",
         "11 h 40 min",
     ]
-
-
-def changed(folder, change):
-    """Applies an in-place change to `summary.json`."""
-    summary = json.loads((folder / "summary.json").read_text())
-    change(summary)
-    (folder / "summary.json").write_text(json.dumps(summary))
-
-
-@pytest.mark.parametrize("name", ["summary.json", "preview.npz"])
-def test_a_missing_file_is_named_with_the_command_that_writes_it(tmp_path, name):
-    folder = write_data(tmp_path / "data")
-    (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{name}.*--workdir={tmp_path} --mode=data"):
-        report.write_data_page(folder)
-
-
-@pytest.mark.parametrize("name", ["summary.json", "preview.npz"])
-@pytest.mark.parametrize("keep", [0, 1, 20, 300])
-def test_a_truncated_file_is_rejected(tmp_path, name, keep):
-    folder = write_data(tmp_path / "data")
-    (folder / name).write_bytes((folder / name).read_bytes()[:keep])
-    with pytest.raises(ValueError, match=rf"{name}.*--workdir={tmp_path} --mode=data"):
-        report.write_data_page(folder)
-    assert not (folder / "index.html").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: s.pop("pipeline"), "pipeline"),
-        (lambda s: s["splits"].pop("test"), "test"),
-        (
-            lambda s: s["splits"]["train"]["per_class"].pop(),
-            r"train\.per_class.*10.*\b9",
-        ),
-        (
-            lambda s: s["splits"]["test"]["per_class"].__setitem__(0, -1),
-            r"test\.per_class.*-1",
-        ),
-        (lambda s: s["splits"]["train"].update(examples=None), "NoneType"),
-        (lambda s: s["splits"]["train"].update(examples=float("inf")), "infinity"),
-        (lambda s: s["statistics"].update(mean=[0.1, 0.2]), r"statistics.*\b2\b.*\b1\b"),
-        (lambda s: s["pipeline"].update(seconds=float("nan")), "pipeline.*nan"),
-        (lambda s: s.update(image_shape=[32, 32]), "unpack"),
-        (lambda s: s.update(class_names=[]), "class_names"),
-    ],
-)
-def test_an_incomplete_or_inconsistent_summary_is_rejected(tmp_path, change, message):
-    folder = write_data(tmp_path / "data")
-    changed(folder, change)
-    with pytest.raises(ValueError, match=rf"summary\.json.*{message}.*--mode=data"):
-        report.write_data_page(folder)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"train_images": np.zeros((48, 32, 32, 1), np.float32)}, "float32"),
-        ({"train_images": np.zeros((48, 32, 32), np.uint8)}, "uint8.*found uint8"),
-        ({"validation_images": np.zeros((20, 32, 32, 2), np.uint8)}, "uint8.*found uint8"),
-        ({"validation_images": np.zeros((0, 32, 32, 1), np.uint8)}, "empty"),
-        ({"train_labels": np.zeros(47, int)}, r"train_labels.*48.*int64.*47"),
-        ({"train_labels": np.full(48, 10)}, "train_labels.* 9.*10"),
-        ({"train_labels": None}, "train_labels"),
-    ],
-)
-def test_an_inconsistent_preview_is_rejected(tmp_path, arrays, message):
-    folder = write_data(tmp_path / "data")
-    with np.load(folder / "preview.npz") as archive:
-        changed_arrays = {**archive, **arrays}
-    kept = {name: array for name, array in changed_arrays.items() if array is not None}
-    np.savez(folder / "preview.npz", **kept)
-    with pytest.raises(ValueError, match=rf"preview\.npz.*{message}.*--mode=data"):
-        report.write_data_page(folder)
-
-
-def test_a_preview_with_altered_bytes_is_read_or_rejected(tmp_path):
-    folder, rng = write_data(tmp_path / "data", shown=(2, 1)), np.random.default_rng(0)
-    original = np.frombuffer((folder / "preview.npz").read_bytes(), np.uint8)
-    for _ in range(200):
-        altered = original.copy()
-        altered[rng.integers(len(original), size=3)] = rng.integers(256, size=3)
-        (folder / "preview.npz").write_bytes(altered.tobytes())
-        try:
-            report.load_data_record(folder)
-        except ValueError as error:
-            assert "preview.npz" in str(error)
