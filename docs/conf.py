@@ -37,7 +37,7 @@ html_css_files = ["wide.css"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-# Notebooks are executed by the tests; the site shows their code and text.
+# Notebooks have stored outputs (notebooks/store_outputs.py).
 nb_execution_mode = "off"
 
 default_role = "code"

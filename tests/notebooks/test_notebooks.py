@@ -1,7 +1,10 @@
-"""The notebooks run from top to bottom."""
+"""The notebooks run from top to bottom, and their stored outputs are those of one execution."""
 
 import ast
+import copy
+import importlib.util
 import os
+import re
 from pathlib import Path
 
 import compile_flags
@@ -21,6 +24,22 @@ FIGURES = {
     "two_phases": 5,
 }
 MAX_FUNCTION_LINES = 10
+MAX_BYTES = 300_000
+MAX_TEXT = 20_000  # longer outputs are images
+
+_spec = importlib.util.spec_from_file_location("store_outputs", NOTEBOOKS / "store_outputs.py")
+store_outputs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(store_outputs)
+
+
+def code_cells(name):
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def plain_python(source):
+    """The source without IPython's commands."""
+    return re.sub(r"^( *)%.*$", r"\1pass", source, flags=re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +87,86 @@ def test_every_notebook_is_tested():
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_notebook_has_no_outputs_and_the_format_of_nbformat(name):
+def test_notebook_has_the_format_of_nbformat(name):
     text = (NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
     assert nbformat.writes(notebook).rstrip() == text.rstrip()
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(cell.outputs or cell.execution_count for cell in code)
     assert [cell.id for cell in notebook.cells] == [f"cell-{i}" for i in range(len(notebook.cells))]
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_functions_of_notebooks_are_short(name):
+def test_notebook_has_the_outputs_of_one_execution(name):
+    cells = code_cells(name)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    figures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(figures) == FIGURES[name]
+    assert [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"] == []
+    # An expression at the end of a cell has a result.
+    for cell in cells:
+        last = ast.parse(plain_python(cell.source)).body[-1]
+        is_value = isinstance(last, ast.Expr) and not cell.source.rstrip().endswith(";")
+        assert not is_value or cell.outputs or isinstance(last.value, ast.Call), cell.source
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_outputs_are_small_and_have_no_path_or_address_of_a_machine(name):
+    path = NOTEBOOKS / f"{name}.ipynb"
+    assert path.stat().st_size < MAX_BYTES
+    for cell in code_cells(name):
+        for output in cell.outputs:
+            texts = [output.get("text", ""), *output.get("data", {}).values()]
+            for text in (text for text in texts if len(text) < MAX_TEXT):
+                assert not re.search(r"/(tmp|home|root|work|Users|usr)/| at 0x", text), text
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_notebook_uses_no_internals_of_the_report(name):
+    for cell in code_cells(name):
+        for node in ast.walk(ast.parse(plain_python(cell.source))):
+            modules = [alias.name for alias in getattr(node, "names", ())]
+            modules.append(getattr(node, "module", None) or "")
+            assert not [m for m in modules if m.startswith("imta_jax.report.") or ".report." in m]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_notebook_has_the_badge_and_install_line_of_the_address_in_pyproject(name):
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    trees = [ast.parse(source.replace("%matplotlib inline", "")) for source in code]
+    committed = copy.deepcopy(notebook)
+    address = store_outputs.repository_address(NOTEBOOKS.parent / "pyproject.toml")
+    store_outputs.set_address(notebook, address, name)
+    assert notebook == committed
+    installs = [cell.source for cell in notebook.cells if "pip install" in cell.source]
+    assert len(installs) == 1 and installs[0].count("pip install") == 1
+
+
+ADDRESSES = {
+    "https://github.com/someone/imta_jax.git": "/github/someone/imta_jax/blob/main/notebooks/",
+    "https://example.org/imta_jax": None,  # Colab opens notebooks of GitHub only
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_in_pyproject_gives_the_badge_and_installs_from_there(address, tmp_path):
+    pyproject = tmp_path / "pyproject.toml"
+    pyproject.write_text(f'[project.urls]\nRepository = "{address}"\n')
+    found = store_outputs.repository_address(pyproject)
+    notebook = nbformat.read(NOTEBOOKS / "early_exit.ipynb", as_version=4)
+    for _ in range(2):  # a second time changes nothing
+        store_outputs.set_address(notebook, found, "early_exit")
+    title, install = (cell.source for cell in notebook.cells[:2])
+    assert f'"imta_jax[train,report] @ git+{found}"' in install
+    badge = ADDRESSES[address]
+    assert title.count("colab.research.google.com/github") == (badge is not None)
+    assert badge is None or f"{badge}early_exit.ipynb" in title.splitlines()[2]
+    store_outputs.set_address(notebook, None, "early_exit")
+    assert "colab" not in notebook.cells[0].source.split("\n\n")[1]
+    assert notebook.cells[0] == nbformat.read(NOTEBOOKS / "early_exit.ipynb", 4).cells[0]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_functions_of_notebooks_are_short(name):
+    trees = [ast.parse(plain_python(cell.source)) for cell in code_cells(name)]
     lengths = {
         node.name: node.end_lineno - node.lineno + 1
         for tree in trees

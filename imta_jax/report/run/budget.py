@@ -89,6 +89,7 @@ def _draw_full_network(axes: Axes, run: RunRecord) -> None:
         color=MUTED,
         fontsize=9,
         path_effects=white_outline(),
+        zorder=6,  # above the line to the operating point, which may cross it
     )
 
 
