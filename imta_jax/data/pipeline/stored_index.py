@@ -15,6 +15,7 @@ from imta_jax.runtime.files import replacing
 
 _log = logging.getLogger(__name__)
 _FORMAT = 2  # Format of stored indexes; after a change they are computed again.
+_KINDS = {"files": "S", "is_jpeg": "b"}  # of arrays that are not integers
 # What a damaged .npz file or one with other arrays raises.
 _DAMAGED = (OSError, KeyError, IndexError, *UNREADABLE_ARCHIVE)
 
@@ -103,7 +104,22 @@ def _load(path: Path) -> Indexed:
         images = {name: archive[name] for name in _image_fields()}
         images["feature"] = str(images["feature"])
         others = {name: archive[name] for name in _other_fields()}
-        return Indexed(EncodedImages(**images), **others, path=str(path))
+    indexed = Indexed(EncodedImages(**images), **others, path=str(path))
+    _check_arrays(indexed)
+    return indexed
+
+
+def _check_arrays(indexed: Indexed) -> None:
+    """Raises a ValueError unless the arrays have the kinds and shapes of an index of N images."""
+    images, count = indexed.images, len(indexed.labels)
+    arrays = {name: getattr(images, name) for name in _image_fields() if name != "feature"}
+    arrays |= {name: getattr(indexed, name) for name in _other_fields()}
+    for name, array in arrays.items():
+        shape = {"files": array.shape[:1], "sizes": (count, 2)}.get(name, (count,))
+        if array.shape != shape or array.dtype.kind not in _KINDS.get(name, "iu"):
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, expected {shape}")
+    if ((images.file_id < 0) | (images.file_id >= len(images.files))).any():
+        raise ValueError(f"file_id is not below {len(images.files)}, the number of files")
 
 
 def _image_fields() -> list[str]:

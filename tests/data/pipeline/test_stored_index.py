@@ -148,6 +148,13 @@ def test_any_change_creates_a_new_index(indexed, change):
     check_index(again(root), root)
 
 
+def with_array(path, name, change):
+    """Changes one array of an index."""
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    np.savez(path, **arrays | {name: change(arrays[name])})
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -156,9 +163,12 @@ def test_any_change_creates_a_new_index(indexed, change):
         lambda path: path.write_bytes(path.read_bytes()[:-50]),
         lambda path: path.write_bytes(path.read_bytes()[:700] + b"!!!" + path.read_bytes()[703:]),
         lambda path: np.savez(path, labels=np.arange(3)),
+        lambda path: with_array(path, "sizes", lambda sizes: sizes[:-1]),
+        lambda path: with_array(path, "labels", lambda labels: labels.astype(str)),
+        lambda path: with_array(path, "file_id", lambda file_id: file_id + 1),
         lambda path: (path.unlink(), path.mkdir()),
     ],
-    ids=["empty", "text", "cut short", "changed", "another", "folder"],
+    ids=["empty", "text", "cut short", "changed", "another", "sizes", "labels", "files", "folder"],
 )
 def test_damaged_index_is_computed_again_with_a_warning(indexed, caplog, damage):
     root, again, seen, index_dir = indexed
