@@ -28,6 +28,7 @@ from imta_jax.inference.formatting import (
     TablePrinter,
     description,
     file_name,
+    on_one_line,
     printable,
     summary,
 )
@@ -207,14 +208,14 @@ def _classify(
         for _, error in batch:
             if not isinstance(error, DecodedImage):
                 num_skipped += 1
-                _print_message(f"skipped: {error}")
+                _print_message(on_one_line(f"skipped: {error}"))
         new = []
         for prediction in _predict(adaptive, decoded, first=not predictions):
             if math.isfinite(prediction.confidence):
                 new.append(prediction)
                 continue
             num_skipped += 1
-            name = file_name(prediction.path)
+            name = on_one_line(file_name(prediction.path))
             _print_message(f"skipped: {name}: the logits are not finite; the network overflows")
         printer.add(new)
         predictions += new

@@ -40,13 +40,13 @@ def file_name(path: Path) -> str:
     return os.fsencode(path).decode(errors="replace")
 
 
-def _on_one_line(text: str) -> str:
+def on_one_line(text: str) -> str:
     """The text with U+FFFD for control characters."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _table_name(path: Path) -> str:
-    return _on_one_line(file_name(path))
+    return on_one_line(file_name(path))
 
 
 def printable(text: str, encoding: str | None) -> str:
@@ -64,7 +64,7 @@ class TablePrinter:
     """
 
     def __init__(self, exported: ExportedClassifier, paths: Sequence[Path]):
-        self._names = [_on_one_line(name) for name in exported.class_names]
+        self._names = [on_one_line(name) for name in exported.class_names]
         self._exits = exported.network.num_exits
         file, label = (max(map(len, column)) for column in (map(_table_name, paths), self._names))
         self._row = (
@@ -157,7 +157,7 @@ def summary(
 def description(exported: ExportedClassifier, folder: str) -> str:
     """Describes an exported folder: network, exits, operating points."""
     manifest, network = exported.manifest, exported.network
-    names = [_on_one_line(name) for name in exported.class_names]
+    names = [on_one_line(name) for name in exported.class_names]
     first_names = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     height, width, channels = network.image_shape
     lines = [

@@ -1,6 +1,7 @@
 """File names with control characters in the runner's output."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +28,11 @@ def test_json_has_the_exact_name(arguments, capsys):
     assert main([*arguments, "--json"]) == 0
     names = [json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()]
     assert any(name.endswith(NAME) for name in names)
+
+
+def test_a_skipped_file_is_named_in_one_line_without_control_characters(arguments, capsys):
+    folder = Path(arguments[1])
+    (folder / f"bad{NAME}").write_bytes(b"no image")
+    assert main(arguments) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "skipped:" in line]
+    assert len(lines) == 1 and lines[0].isprintable() and "neither JPEG nor PNG" in lines[0]
