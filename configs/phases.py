@@ -125,6 +125,9 @@ def phase_one(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     # Whether the backward pass recomputes the maps of each stage: less memory, about a third more
     # time. Accelerators only: it saves no memory on a CPU.
     phase.rematerialize = False
+    # The same for each layer of an MSDNet; the inputs of layers are stored. It saves more where a
+    # stage has many layers on large maps, as in the ImageNet networks. It has precedence.
+    phase.rematerialize_layers = False
     # Initial parameters and batch statistics: a phase's folder of checkpoints (RUN/phase_one), an
     # .npz or a .safetensors file, whose arrays are found by name; "" for random ones.
     phase.init_from = ""

@@ -208,6 +208,7 @@ class PhaseOneConfig(PhaseConfig):
     last_exit_epochs: int = number(0, at_least=0)
     sample_weights: options.SampleWeights = "uniform"
     rematerialize: bool = False
+    rematerialize_layers: bool = False
     init_from: str = ""
     init_from_map: tuple[tuple[str, str], ...] = ()
 

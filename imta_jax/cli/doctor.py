@@ -128,7 +128,11 @@ def _memory(
     shards, trained = mesh.shape["parameters"], _bytes(nnx.state(classifier, nnx.Param))
     parameters = trained // shards
     accelerated = mesh.devices.flat[0].platform != "cpu"
-    settings = dataclasses.replace(phase, rematerialize=accelerated and phase.rematerialize)
+    rematerialized = {
+        name: accelerated and getattr(phase, name)
+        for name in ("rematerialize", "rematerialize_layers")
+    }
+    settings = dataclasses.replace(phase, **rematerialized)
     objective = phase_one_objective(dataclasses.replace(config, phase_one=settings))
     classifier.compute_dtype = jnp.dtype(phase.compute_dtype if accelerated else "float32")
     activations = activation_bytes(classifier, objective, images)
@@ -146,7 +150,8 @@ def _memory(
         for name in PHASES:
             if hint := batch_padding_hint(phase_settings(config, name), mesh.size):
                 yield "note", hint
-    if not accelerated and (phase.rematerialize or phase.compute_dtype != "float32"):
+    rematerializes = phase.rematerialize or phase.rematerialize_layers
+    if not accelerated and (rematerializes or phase.compute_dtype != "float32"):
         yield "note", "rematerialize and bfloat16 save memory on accelerators, not on a CPU"
 
 

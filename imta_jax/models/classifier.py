@@ -54,6 +54,19 @@ class Backbone(Protocol):
 
 
 @runtime_checkable
+class LayeredBackbone(Protocol):
+    """A backbone whose stages are sequences of layers, which can be recomputed one by one."""
+
+    def layers(self, i: int) -> Sequence[nnx.Module]:
+        """The layers of stage i (from 0)."""
+        ...
+
+    def apply_layer(self, layer: Any, state: State) -> State:
+        """Runs a layer; stage i runs its layers one after the other."""
+        ...
+
+
+@runtime_checkable
 class Heads(Protocol):
     """Maps features to logits one exit at a time; see `techniques.inline_collaboration`."""
 
@@ -128,6 +141,7 @@ class MultiExitClassifier(nnx.Module):
         detachment: FeatureDetachment = _NOT_DETACHED,
         tap: Tap | None = None,
         rematerialize: bool = False,
+        rematerialize_layers: bool = False,
     ) -> tuple[Float[Array, "N _"], ...]:
         """Pooled features of all exits.
 
@@ -140,11 +154,13 @@ class MultiExitClassifier(nnx.Module):
             equilibrium, detachment and exit i. Use it to record, replace or perturb feature maps.
           rematerialize: recompute the maps within each stage in the backward pass instead of
             storing them: less memory, more time, equal values.
+          rematerialize_layers: The same for the maps within each layer. The inputs of layers are
+            stored. A backbone that is not a `LayeredBackbone` recomputes each stage.
         """
         state, collected = self.stem(images), []
         channel_axis = getattr(self.backbone, "channel_axis", -1)
         for i in range(self.num_exits):
-            state = self._stage(i, state, rematerialize)
+            state = self._stage(i, state, rematerialize, rematerialize_layers)
             if tap is not None:
                 state = tap(i, state)
             for_exit, state = split_gradient(state, i, self.num_exits, equilibrium)
@@ -158,10 +174,16 @@ class MultiExitClassifier(nnx.Module):
         chex.assert_shape(features, (None, self.backbone.feature_widths[i]))
         return features
 
-    def _stage(self, i: int, state: State, rematerialize: bool) -> State:
-        if not rematerialize:
-            return self.backbone.stage(i, state)
-        return nnx.remat(lambda backbone, state: backbone.stage(i, state))(self.backbone, state)
+    def _stage(self, i: int, state: State, recompute: bool, recompute_layers: bool) -> State:
+        backbone = self.backbone
+        if recompute_layers and isinstance(backbone, LayeredBackbone):
+            run = nnx.remat(lambda layer, state: backbone.apply_layer(layer, state))
+            for layer in backbone.layers(i):
+                state = run(layer, state)
+            return state
+        if recompute or recompute_layers:
+            return nnx.remat(lambda backbone, state: backbone.stage(i, state))(backbone, state)
+        return backbone.stage(i, state)
 
     def logits(self, features: tuple[Float[Array, "N _"], ...]) -> Float[Array, "E N K"]:
         """Logits of all exits in float32, from the features of all exits."""

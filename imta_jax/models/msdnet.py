@@ -6,6 +6,7 @@ inference run faster forms over the same variables (`optimize.py`).
 """
 
 import itertools
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -152,9 +153,17 @@ class MSDNet(nnx.Module):
 
     def stage(self, i: int, state: State) -> State:
         """Runs the layers before exit i (from 0)."""
-        for layer in self.stages[i]:
-            state = layer(state)
+        for layer in self.layers(i):
+            state = self.apply_layer(layer, state)
         return state
+
+    def layers(self, i: int) -> Sequence[MultiScaleLayer]:
+        """The layers before exit i (from 0)."""
+        return self.stages[i]
+
+    def apply_layer(self, layer: MultiScaleLayer, state: State) -> State:
+        """Runs a layer."""
+        return layer(state)
 
     def exit_features(self, i: int, state: State) -> Float[Array, "N F"]:
         """Pooled features of exit i, from the coarsest map."""

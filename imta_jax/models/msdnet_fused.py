@@ -5,7 +5,7 @@ batch normalization may be folded into the convolutions. On one CPU maps may be 
 `nn.fused` and `nn.cpu` for each of these; the function computed is that of `MSDNet`.
 """
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 import jax
@@ -81,9 +81,13 @@ class FusedMSDNet(nnx.Module):
 
     def stage(self, i: int, state: Maps) -> Maps:
         """Runs the layers before exit i (from 0)."""
-        for layer in self.network.stages[i]:
-            state = self._layer(layer, state)
+        for layer in self.layers(i):
+            state = self.apply_layer(layer, state)
         return state
+
+    def layers(self, i: int) -> Sequence[MultiScaleLayer]:
+        """The layers before exit i (from 0)."""
+        return self.network.stages[i]
 
     def exit_features(self, i: int, state: Maps) -> Float[Array, "N F"]:
         """Pooled features of exit i, from the coarsest map."""
@@ -93,7 +97,8 @@ class FusedMSDNet(nnx.Module):
         pooled = x.mean(axis=(1, 2))
         return pooled.T if self.layout is Layout.CHWN else pooled
 
-    def _layer(self, layer: MultiScaleLayer, state: Maps) -> Maps:
+    def apply_layer(self, layer: MultiScaleLayer, state: Maps) -> Maps:
+        """Runs a layer."""
         strided, normal = self._branches(layer, state)
         outputs = []
         for scale in range(len(layer.normal)):

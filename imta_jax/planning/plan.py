@@ -231,7 +231,8 @@ def advice(program: PlannedProgram, config: RunConfig, memory_limit: float) -> l
     ]
     if settings.compute_dtype == "float32":
         found.append(f"--config.{name}.compute_dtype=bfloat16")
-    if name == "phase_one" and not settings.rematerialize:
+    if name == "phase_one" and not (settings.rematerialize or settings.rematerialize_layers):
+        found.append("--config.phase_one.rematerialize_layers=True")
         found.append("--config.phase_one.rematerialize=True")
     if info.image_bytes:
         found.append("--config.data.pipeline=numpy")

@@ -25,6 +25,7 @@ _LATER_FIELDS = (
     *("mixup_alpha", "cutmix_alpha", "source_options"),
     *("ema_decay", "early_stopping_epochs", "init_from", "init_from_map"),
     *("batch_statistics", "statistics_group_size", "matmul_precision"),
+    "rematerialize_layers",
 )
 
 

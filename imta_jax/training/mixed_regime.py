@@ -23,11 +23,12 @@ class LastExitObjective:
     are measured, which computes them in the forward pass only.
 
     Attributes:
-      rematerialize: see `MultiExitClassifier.features`.
+      rematerialize, rematerialize_layers: see `MultiExitClassifier.features`.
       label_smoothing: epsilon of `techniques.cross_entropy`.
     """
 
     rematerialize: bool = False
+    rematerialize_layers: bool = False
     label_smoothing: float = 0.0
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
@@ -41,7 +42,11 @@ class LastExitObjective:
         labels: Labels,
     ) -> tuple[Float[Array, ""], ExitMetrics]:
         """See `Objective`."""
-        features = classifier.features(images, rematerialize=self.rematerialize)
+        features = classifier.features(
+            images,
+            rematerialize=self.rematerialize,
+            rematerialize_layers=self.rematerialize_layers,
+        )
         logits = classifier.logits(features)
         metrics = exit_metrics(logits, labels)
         return add_label_smoothing(metrics.loss, logits, self.label_smoothing)[-1], metrics

@@ -98,7 +98,7 @@ class PhaseOneObjective(Section):
       equilibrium: feature maps that gradient equilibrium rescales; see `options`.
       exit_losses: "sum" or "mean" of the exits' losses.
       detachment: gradients of feature maps that stop; see `techniques.detached_features`.
-      rematerialize: see `MultiExitClassifier.features`.
+      rematerialize, rematerialize_layers: see `MultiExitClassifier.features`.
       label_smoothing: epsilon of `techniques.cross_entropy`.
 
     Raises:
@@ -111,6 +111,7 @@ class PhaseOneObjective(Section):
     exit_losses: options.ExitLosses = "sum"
     detachment: FeatureDetachment = dataclasses.field(default_factory=FeatureDetachment)
     rematerialize: bool = False
+    rematerialize_layers: bool = False
     label_smoothing: float = number(0.0, at_least=0, below=1)
 
     def set_mode(self, classifier: MultiExitClassifier) -> None:
@@ -138,6 +139,7 @@ class PhaseOneObjective(Section):
             self.equilibrium,
             detachment=self.detachment,
             rematerialize=self.rematerialize,
+            rematerialize_layers=self.rematerialize_layers,
         )
         logits = classifier.logits(features)
         return logits, logits[-1]

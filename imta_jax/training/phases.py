@@ -75,7 +75,11 @@ def train_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> None:
             dataset,
             folder,
             classifier,
-            LastExitObjective(settings.rematerialize, settings.label_smoothing),
+            LastExitObjective(
+                settings.rematerialize,
+                settings.rematerialize_layers,
+                settings.label_smoothing,
+            ),
             trainable,
             epochs=range(first_epochs),
         )

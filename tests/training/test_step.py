@@ -57,20 +57,22 @@ def test_the_evaluation_step_is_traced_once_over_batches(phase_one, mesh):
 # Options.
 
 
-def test_rematerialization_gives_the_same_step(mesh, phase_one):
-    rematerialized = tiny_run.make_phase("phase_one", mesh, phase_one__rematerialize=True)
+@pytest.mark.parametrize("field", ["rematerialize", "rematerialize_layers"])
+def test_rematerialization_gives_the_same_step(field, mesh, phase_one):
+    rematerialized = tiny_run.make_phase("phase_one", mesh, **{f"phase_one__{field}": True})
     _, expected = tiny_run.arrays_around_steps(phase_one, BATCHES[:1])
     _, found = tiny_run.arrays_around_steps(rematerialized, BATCHES[:1])
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_rematerialization_stores_fewer_activations(phase_one):
-    rematerialized = dataclasses.replace(phase_one.objective, rematerialize=True)
+@pytest.mark.parametrize("field", ["rematerialize", "rematerialize_layers"])
+def test_rematerialization_stores_fewer_activations(field, phase_one):
+    rematerialized = dataclasses.replace(phase_one.objective, **{field: True})
     all_bytes, fewer_bytes = (
         activation_bytes(phase_one.classifier, objective, 4)
         for objective in (phase_one.objective, rematerialized)
     )
-    assert fewer_bytes < 0.75 * all_bytes  # Maps between stages and in exits are stored.
+    assert fewer_bytes < 0.8 * all_bytes  # Maps between stages and in exits are stored.
 
 
 def test_bfloat16_feature_maps_keep_float32_parameters(mesh):
