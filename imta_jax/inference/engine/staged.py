@@ -61,7 +61,7 @@ class StagedNetwork:
       name: a digest of costs and weight shapes. Equal names mean equal run times.
       transform: how evaluation makes the network's input from an image; None if unknown.
       rule: the exit rule; None for the confidence, the highest softmax probability.
-      profiles: `StageProfile`s that were measured on this kind of machine; an export may have them.
+      profiles: values of `StageProfile`, measured on this kind of machine; an export may have them.
       images_last: the same network for larger batches on one CPU, which computes it faster. Every
         4-D array of the state is [C, H, W, N]. None if there is no such form.
     """
