@@ -64,6 +64,21 @@ def test_early_exit_equals_exits_of_saved_logits(
     assert len(np.unique(exits)) == 3
 
 
+def test_flat_maps_between_programs_give_the_same_predictions(
+    classifier, images, thresholds, monkeypatch
+):
+    settings = {"mean": MEAN, "std": STD, "max_batch_size": 16, "num_workers": 1}
+    expected = AdaptiveClassifier(classifier, thresholds, **settings).predict(images)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    adaptive = AdaptiveClassifier(classifier, thresholds, **settings)
+    assert adaptive.programs.flat
+    assert {len(x.shape) for x in adaptive.programs.state_shapes(1, 4)} == {2}
+    found = adaptive.predict(images)
+    np.testing.assert_array_equal(found.exit, expected.exit)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-4)
+
+
 def test_normalized_floats_and_uint8_pixels_get_the_same_labels(classifier, images, thresholds):
     adaptive = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD, max_batch_size=64)
     floats = adaptive.predict(np.asarray(normalize(images, MEAN, STD)))

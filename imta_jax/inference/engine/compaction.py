@@ -71,6 +71,11 @@ def _transpose(x: jax.Array, source: str, target: str) -> jax.Array:
     return x.transpose([source.index(axis) for axis in target])
 
 
+def flattened(state: State) -> State:
+    """A state whose maps [N, H, W, C] are [N, H*W*C]."""
+    return tuple(x.reshape(len(x), -1) if x.ndim == 4 else x for x in state)
+
+
 def shapes_of(shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Plain shapes of a state, without sharding or weak types."""
     return tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in shapes)

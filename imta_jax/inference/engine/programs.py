@@ -9,7 +9,7 @@ that exit.
 import dataclasses
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 from imta_jax.inference.engine.compaction import (
     IMAGES_FIRST,
     IMAGES_LAST,
+    State,
+    flattened,
     gather_state,
     merge_state,
     shapes_of,
@@ -101,10 +103,13 @@ class Programs:
 
     Attributes:
       num_compiled: number of programs compiled so far.
+      flat: whether maps between programs are [N, H*W*C], as on accelerators. TPUs copy maps
+        [N, H, W, C] into other layouts in every program (`docs/results/accelerators.md`).
     """
 
     def __init__(self, network: StagedNetwork):
         self.network = network
+        self.flat = jax.default_backend() != "cpu" and network.images_last is None
         self.num_compiled = 0
         self._lock = threading.Lock()
         # Several workers may request a program: the first one compiles it.
@@ -140,7 +145,8 @@ class Programs:
 
     def state_shapes(self, stage: int, batch_size: int) -> StateShapes:
         """Shapes of the arrays that a stage (from 1) reads."""
-        return shapes_of(self.network.state_shapes(batch_size)[stage - 1])
+        shapes = self.network.state_shapes(batch_size)[stage - 1]
+        return shapes_of(jax.eval_shape(flattened, shapes) if self.flat else shapes)
 
     def layout(self, batch_size: int) -> str:
         """Axes of the maps of a batch of this size."""
@@ -159,6 +165,9 @@ class Programs:
         images = (jax.ShapeDtypeStruct((size, *self.network.image_shape), key.dtype),)
         stages = self.network.scored_stages(size)
         run = functools.partial(_run_segment, stages, key.segment, key.active_exits)
+        if self.flat:
+            maps = self.network.state_shapes(size)[first - 1] if first else images
+            run = functools.partial(_run_on_flat_maps, run, maps)
         return jax.jit(run, compiler_options=COMPILER_OPTIONS).lower(
             self.network.weights_for(size)[first:following],
             jax.ShapeDtypeStruct((self.network.num_exits,), np.float32),
@@ -180,6 +189,27 @@ class Programs:
             jax.ShapeDtypeStruct((key.batch_size,), np.int32),
             jax.ShapeDtypeStruct((), np.int32),
         )
+
+
+def _run_on_flat_maps(
+    run: Callable[..., tuple[jax.Array, State]],
+    shapes: Sequence[jax.ShapeDtypeStruct],
+    weights: tuple[Weights, ...],
+    thresholds: Float32[Array, " E"],
+    state: State,
+) -> tuple[Int32[Array, "3 N"], State]:
+    """Runs a segment on a flattened state.
+
+    Args:
+      run: `_run_segment` with the first three arguments.
+      shapes: of the arrays that the segment reads.
+      weights: see `_run_segment`.
+      thresholds: see `_run_segment`.
+      state: the arrays, flattened.
+    """
+    maps = tuple(x.reshape(shape.shape) for x, shape in zip(state, shapes, strict=True))
+    found, state = run(weights, thresholds, maps)
+    return found, flattened(state)
 
 
 def _run_segment(
