@@ -69,6 +69,13 @@ def test_wheel_trains_the_quickstart_by_its_name(installed, tmp_path):
 
 def test_wheel_has_the_commands_and_all_configs(installed, tmp_path):
     assert "multiply-adds" in imta_jax(installed, tmp_path, "models", "cifar_4_exits")
+    program = """if True:
+        from imta_jax import shipped_config
+        shipped_config("studies/ablation")  # imports other configs
+        print(shipped_config("cifar100:published").phase_one.nesterov)
+    """
+    printed = run([sys.executable, "-c", program], tmp_path, PYTHONPATH=str(installed))
+    assert printed.strip() == "False"
     configs = (tiny_run.ROOT / "configs").rglob("*.py")
     copies = installed / "imta_jax" / "shipped" / "configs"
     for file in configs:
