@@ -56,10 +56,7 @@ class Client:
         self, method: str, path: str, body: bytes = b"", headers: str = ""
     ) -> tuple[int, bytes]:
         """Returns the status and the body of the response."""
-        if self._idle:
-            connection = self._idle.pop()
-        else:
-            connection = await asyncio.open_connection("127.0.0.1", self.port)
+        connection = await self._connection()
         try:
             status, content, keep = await _send(*connection, method, path, body, headers)
         except BaseException:
@@ -70,6 +67,15 @@ class Client:
         else:
             await _close(connection[1])
         return status, content
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """An idle connection that the service has not closed, or a new one."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            await _close(writer)
+        return await asyncio.open_connection("127.0.0.1", self.port)
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -182,4 +188,5 @@ def summarize(exchanges: Sequence[Exchange], labels: np.ndarray) -> dict[str, An
         "ms": {"p50": float(p50), "p90": float(p90), "p99": float(p99)},
         "exit": {str(i + 1): exits[i + 1] for i in range(len(labels))},
         "shed for": dict(shed),
+        "errors": dict(Counter(e.error for e in exchanges if e.error)),
     }

@@ -50,7 +50,13 @@ def main() -> None:
     settings = Settings(num_validation=1000, measure=bool(measures))
     app = create_app(lambda: load_exported(folder), settings)
     uvicorn.run(
-        app, port=int(port), access_log=False, log_level="warning", timeout_graceful_shutdown=30
+        app,
+        port=int(port),
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=30,
+        # A connection that the service closes while a request is on its way loses the request.
+        timeout_keep_alive=600,
     )
 
 
