@@ -122,7 +122,8 @@ def _write_request(request: Request, folder: Path) -> None:
 
 def _run_worker(request: Request, folder: Path, dump: Dump) -> None:
     """Runs the worker to its end or, in fast mode, until XLA has assigned buffers."""
-    command = [sys.executable, "-m", "imta_jax.planning.worker", str(folder)]
+    worker = ["-m", "imta_jax.planning.worker", str(folder), str(os.getpid())]
+    command = [sys.executable, *worker]
     environment = {**os.environ, **COMPILER_ENVIRONMENT}
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     with (folder / "log.txt").open("wb") as log:

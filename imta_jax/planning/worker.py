@@ -1,4 +1,4 @@
-"""The process that compiles one program: `python -m imta_jax.planning.worker FOLDER`.
+"""The process that compiles one program: `python -m imta_jax.planning.worker FOLDER PARENT`.
 
 It reads `request.json` and writes `program.json` before it compiles, then `compiled.json` and
 `compiled.txt`, or `error.json`. In fast mode the parent process ends it before that, as soon as XLA
@@ -35,9 +35,9 @@ _CPU_FORM = re.compile(r"platform_index|@\w*cpu\w*")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def main(folder: Path) -> None:
-    """Compiles the program of `folder/request.json`."""
-    _exit_with_parent()
+def main(folder: Path, parent: int) -> None:
+    """Compiles the program of `folder/request.json`; ends when the process `parent` ends."""
+    _exit_with(parent)
     request = json.loads((folder / "request.json").read_text())
     try:
         _compile(request, folder)
@@ -102,9 +102,12 @@ def needed_bytes(message: str) -> float | None:
     return float(found[1]) * _UNITS[found[2]] if found else None
 
 
-def _exit_with_parent() -> None:
-    """Ends this process when its parent ends. A compilation cannot be interrupted otherwise."""
-    parent = os.getppid()
+def _exit_with(parent: int) -> None:
+    """Ends this process when its parent ends. A compilation cannot be interrupted otherwise.
+
+    Args:
+      parent: ID of the process that started this one, which may have ended since.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -115,4 +118,4 @@ def _exit_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))
