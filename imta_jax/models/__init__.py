@@ -11,7 +11,7 @@ from imta_jax.models.build import (
 from imta_jax.models.classifier import Backbone, Heads, MultiExitClassifier, run_heads
 from imta_jax.models.compute_dtype import dtype_deviations
 from imta_jax.models.logits import inference_logits
-from imta_jax.models.optimize import optimize_classifier, optimize_for_training
+from imta_jax.models.optimize import optimize_classifier
 from imta_jax.models.presets import NETWORK_PRESETS
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "gate_weight_of",
     "inference_logits",
     "optimize_classifier",
-    "optimize_for_training",
     "resolve_model_config",
     "run_heads",
     "with_collaborative_heads",

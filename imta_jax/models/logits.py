@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from imta_jax.models.classifier import MultiExitClassifier
-from imta_jax.models.msdnet_cpu import evaluation_slices
-from imta_jax.models.optimize import optimize_for_evaluation
+from imta_jax.models.msdnet_cpu import evaluation_layout, evaluation_slices
+from imta_jax.models.optimize import optimize_classifier
+from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.cpu.slices import map_slices
 from imta_jax.nn.pixels import normalize
 from imta_jax.types import PerChannel
@@ -41,7 +42,10 @@ def inference_logits(
         # Merged within the trace that uses it: a classifier may write its own variables.
         classifier: MultiExitClassifier = nnx.merge(graphdef, *states, copy=True)
         classifier.eval()
-        optimized = optimize_for_evaluation(classifier, images.shape, mesh)
+        layout = evaluation_layout(classifier.backbone, images.shape, mesh)
+        optimized = optimize_classifier(
+            classifier, layout=layout, fold_batch_norm=layout is Layout.CHWN
+        )
         return optimized(normalize(images, mean, std))
 
     backbone = nnx.merge(graphdef, *states).backbone

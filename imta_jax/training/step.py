@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, Num, UInt8
 from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit, on_device_batch
 from imta_jax.distributed import batch_sharding, replicated, stacked_batch_sharding
-from imta_jax.models import inference_logits, optimize_for_training
+from imta_jax.models import inference_logits, optimize_classifier
+from imta_jax.models.msdnet_cpu import training_layout
 from imta_jax.nn.pixels import normalize
 from imta_jax.nn.precision import with_matmul_precision
 from imta_jax.options import MatmulPrecision
@@ -66,9 +67,11 @@ def train_step(
     ) -> tuple[Float[Array, ""], tuple[ExitMetrics, nnx.State]]:
         chex.assert_equal_shape_prefix([labels, images], 1)
         classifier = nnx.merge(graphdef, params, rest, copy=True)
-        optimized = optimize_for_training(classifier, mesh)
-        loss, metrics = objective(optimized, normalize(images, mean, std), labels)
-        check_updated_in_place(optimized, classifier)
+        network = optimize_classifier(
+            classifier, layout=training_layout(mesh), fold_batch_norm=True
+        )
+        loss, metrics = objective(network, normalize(images, mean, std), labels)
+        check_updated_in_place(network, classifier)
         _, _, rest = nnx.split(classifier, trainable, ...)
         return loss, (metrics, rest)
 

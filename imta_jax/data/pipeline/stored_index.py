@@ -110,16 +110,16 @@ def _load(path: Path) -> Indexed:
 
 
 def _check_arrays(indexed: Indexed) -> None:
-    """Raises a ValueError unless the arrays have the kinds and shapes of an index of N images."""
+    """Raises an InputError unless the arrays have the kinds and shapes of an index of N images."""
     images, count = indexed.images, len(indexed.labels)
     arrays = {name: getattr(images, name) for name in _image_fields() if name != "feature"}
     arrays |= {name: getattr(indexed, name) for name in _other_fields()}
     for name, array in arrays.items():
         shape = {"files": array.shape[:1], "sizes": (count, 2)}.get(name, (count,))
         if array.shape != shape or array.dtype.kind not in _KINDS.get(name, "iu"):
-            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, expected {shape}")
+            raise InputError(f"{name} is {array.dtype} of shape {array.shape}, expected {shape}")
     if ((images.file_id < 0) | (images.file_id >= len(images.files))).any():
-        raise ValueError(f"file_id is not below {len(images.files)}, the number of files")
+        raise InputError(f"file_id is not below {len(images.files)}, the number of files")
 
 
 def _image_fields() -> list[str]:
