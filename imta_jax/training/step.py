@@ -67,11 +67,9 @@ def train_step(
     ) -> tuple[Float[Array, ""], tuple[ExitMetrics, nnx.State]]:
         chex.assert_equal_shape_prefix([labels, images], 1)
         classifier = nnx.merge(graphdef, params, rest, copy=True)
-        network = optimize_classifier(
-            classifier, layout=training_layout(mesh), fold_batch_norm=True
-        )
-        loss, metrics = objective(network, normalize(images, mean, std), labels)
-        check_updated_in_place(network, classifier)
+        faster = optimize_classifier(classifier, layout=training_layout(mesh), fold_batch_norm=True)
+        loss, metrics = objective(faster, normalize(images, mean, std), labels)
+        check_updated_in_place(faster, classifier)
         _, _, rest = nnx.split(classifier, trainable, ...)
         return loss, (metrics, rest)
 
