@@ -48,7 +48,7 @@ from imta_jax.training.phases import check_trained, why_unfinished
 _log = logging.getLogger(__name__)
 
 # Fields of `config.data` that change no batch.
-_HOW_DATA_IS_READ = ("index_dir", "memory_limit_gb", "service")
+_HOW_DATA_IS_READ: tuple[str, ...] = ("index_dir", "memory_limit_gb", "service")
 
 MODES = ("all", "doctor", "data", "phase_one", "phase_two", "evaluate", "time", "report")
 

@@ -16,7 +16,12 @@ from imta_jax.data.source_validation import SourceData
 from imta_jax.data.sources import embedded
 from imta_jax.data.sources.request import SourceRequest
 from imta_jax.data.sources.storage import absolute, is_remote, translate_errors
-from imta_jax.data.sources.tfds_builder import check_one_shape, feature_keys, read_builder
+from imta_jax.data.sources.tfds_builder import (
+    check_one_shape,
+    described_by_tfds,
+    feature_keys,
+    read_builder,
+)
 from imta_jax.data.tensorflow_import import has_tensorflow, import_tensorflow
 from imta_jax.errors import (
     InputError,
@@ -50,7 +55,9 @@ def read(request: SourceRequest) -> SourceData:
     data_dir = _folder("data_dir", request.data_dir)
     with translate_errors(data_dir or request.source):
         try:
-            builder = tfds.builder(request.source, data_dir=data_dir)
+            what = f"config.data.source is {request.source!r}, which TFDS cannot describe"
+            with described_by_tfds(what, "correct the name, or prepare damaged files again"):
+                builder = tfds.builder(request.source, data_dir=data_dir)
         except AssertionError as error:  # TFDS's error for an unknown version
             raise InputError(str(error)) from error
         feature_keys(builder)  # rejects other than image classification before the download

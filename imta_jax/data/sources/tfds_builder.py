@@ -1,6 +1,7 @@
 """Reading a prepared TFDS dataset: into arrays, or as an index of its records."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _EXAMPLES_PER_CHUNK = 1024
+_MAX_REASON = 200  # characters of an exception's message
 # Of a PNG without interlacing, by the number of channels: bit depth 8 and color type.
 _HEADER_ENDS = {1: bytes([8, 0, 0, 0, 0]), 3: bytes([8, 2, 0, 0, 0])}
 # TFDS's errors for a split that is not prepared.
@@ -69,6 +71,34 @@ def read_builder(
     names = tuple(builder.info.features[reader.label_key].names)
     # Published statistics belong to the dataset's usual splits, whatever part of them is read.
     return SourceData(builder.name, found, names, PUBLISHED_STATISTICS.get(builder.name))
+
+
+@contextlib.contextmanager
+def described_by_tfds(what: str, remedy: str) -> Iterator[None]:
+    """Turns errors of TFDS about the description of a dataset into one type.
+
+    Args:
+      what: the dataset, the start of the message.
+      remedy: the end of the message.
+
+    Raises:
+      InputError: in place of the exceptions of TFDS and of protocol buffers, which are of many
+        types. Those of file systems and AssertionErrors pass.
+    """
+    others = (AssertionError, OSError, RuntimeError, import_tensorflow().errors.OpError)
+    try:
+        yield
+    except Exception as error:
+        of_files = isinstance(error, IsADirectoryError) or _is_from_tfds(error)
+        if isinstance(error, others) and not of_files:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_REASON]
+        raise InputError(f"{what} ({reason}); {remedy}") from error
+
+
+def _is_from_tfds(error: Exception) -> bool:
+    """Whether it is a class of TFDS, for example `DatasetInfoFileError`, which is an OSError."""
+    return type(error).__module__.startswith("tensorflow_datasets")
 
 
 def _requested_splits(request: SourceRequest) -> list[str]:
@@ -175,6 +205,8 @@ def _read_indexed(reader: _Reader, split: str, channels: int = 3) -> SourceSplit
     except (*_NOT_PREPARED, tf.errors.NotFoundError) as error:
         raise reader.not_prepared("it is not prepared there") from error
     shards = [str(path) for path in info.filepaths]
+    if not shards:
+        raise InputError(f"TFDS dataset {builder.name}: split {split!r} has 0 images")
     where = f"{builder.name} {split}"
 
     def parse(record: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:

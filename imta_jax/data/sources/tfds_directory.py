@@ -9,7 +9,7 @@ from imta_jax.data.source_validation import SourceData
 from imta_jax.data.sources.request import SourceRequest
 from imta_jax.data.sources.storage import absolute, is_path, is_remote, translate_errors
 from imta_jax.data.sources.tfds import import_tfds, warn_if_name_is_ambiguous
-from imta_jax.data.sources.tfds_builder import read_builder
+from imta_jax.data.sources.tfds_builder import described_by_tfds, read_builder
 from imta_jax.data.tensorflow_import import has_tensorflow, import_tensorflow
 from imta_jax.errors import MissingFileError
 
@@ -32,7 +32,9 @@ def read(request: SourceRequest) -> SourceData:
     warn_if_name_is_ambiguous(request.source)
     path = absolute(request.source)
     with translate_errors(path):
-        builder = tfds.builder_from_directory(path)
+        what = f"{path}: features.json or dataset_info.json is missing or damaged"
+        with described_by_tfds(what, "copy the folder again, or prepare the dataset again"):
+            builder = tfds.builder_from_directory(path)
         return read_builder(
             builder, request, lambda reason: MissingFileError(f"{path} is incomplete: {reason}")
         )

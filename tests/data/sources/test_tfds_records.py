@@ -276,6 +276,30 @@ def test_incomplete_dataset_raises(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda path: path.unlink(), lambda path: path.write_text("{"), lambda path: damage(path)],
+)
+def test_damaged_description_of_a_folder_raises_with_the_folder(prepared, tmp_path, change):
+    folder = shutil.copytree(prepared[1], tmp_path / "1.0.0")
+    change(folder / "dataset_info.json")
+    with pytest.raises(ValueError, match=rf"{folder}: .*dataset_info\.json.*prepare"):
+        read("", source=str(folder))
+
+
+def damage(path):
+    """Changes a JSON file to one that is valid and has another field."""
+    path.write_text(path.read_text().replace('"splits"', '"spits"'))
+
+
+def test_damaged_description_of_a_named_dataset_raises(prepared, tmp_path):
+    shutil.copytree(prepared[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tf_flowers/3.0.1/features.json").write_text("")
+    (tmp_path / "tf_flowers/3.0.1/dataset_info.json").write_text("")
+    with pytest.raises(ValueError, match=r"tf_flowers.*TFDS cannot describe"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("index", [0, 2])
 def test_missing_shard_raises(prepared, tmp_path, index):
     shutil.copytree(prepared[0], tmp_path, dirs_exist_ok=True)
