@@ -57,6 +57,10 @@ REJECTED = [
     ("phase_one.total_epochs", 0, r"phase_one\.total_epochs.*at least 1.*0"),
     ("phase_one.batch_size", True, r"phase_one\.batch_size.*integer.*True"),
     ("phase_one.equilibrium", "al", r"phase_one\.equilibrium 'al'.*all"),
+    (
+        *("phase_one.learning_rate_multipliers", ("^heads", 0.1)),
+        r"entry of config\.phase_one\.learning_rate_multipliers.*tuple.*\^heads",
+    ),
     ("phase_two.momentum", 1.0, r"phase_two\.momentum.*below 1.*1\.0"),
     ("phase_two.temperature", float("nan"), r"phase_two\.temperature.*above 0.*nan"),
     ("phase_one.learning_rate", float("inf"), r"phase_one\.learning_rate.*finite.*inf"),

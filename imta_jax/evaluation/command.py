@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check_costs(costs)
         tolerances = _tolerances(arguments.tolerance)
         _check_same_kind(validation, test, arguments)
+        _check_number_of_exits(validation[0], costs, arguments)
         _check_number_of_images(validation[0], arguments, max(tolerances))
         record = comparison_record(
             validation,
@@ -228,6 +229,17 @@ def _check_same_kind(
         )
 
 
+def _check_number_of_exits(
+    by_exit: np.ndarray, costs: Sequence[float], arguments: argparse.Namespace
+) -> None:
+    """Raises a ValueError unless each exit has a cost."""
+    if len(costs) != len(by_exit):
+        raise InputError(
+            f"--costs={arguments.costs} has {len(costs)} numbers, and {arguments.validation} "
+            f"{len(by_exit)} exits (shape {by_exit.shape}, exits first); expected one cost per exit"
+        )
+
+
 def _check_number_of_images(
     by_exit: np.ndarray, arguments: argparse.Namespace, tolerance: float
 ) -> None:
@@ -248,7 +260,8 @@ def _check_number_of_images(
     if num_images < least:
         raise InputError(
             f"{path}: {num_images} validation images; expected at least {least}, to "
-            f"certify a tolerance of {100 * largest:g} points with {level:.0%} confidence"
+            f"certify a tolerance of {100 * largest:g} points with {100 * level:g}% confidence; "
+            "use more images, a larger --tolerance or a lower --confidence"
         )
 
 

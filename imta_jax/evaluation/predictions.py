@@ -5,6 +5,7 @@ from any framework: this module needs NumPy only. The confidence is the highest 
 (paper section 4, "Adaptive inference").
 """
 
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,7 +56,8 @@ def checked_predictions(predictions: tuple[ArrayLike, ArrayLike], source: str) -
     if logits.ndim != 3 or labels.shape != logits.shape[1:2]:
         raise InputError(
             f"{source}: expected logits [exits, images, classes] and labels [images], found "
-            f"shapes {logits.shape} and {labels.shape}; stack the exits along the first axis"
+            f"shapes {logits.shape} and {labels.shape}; stack the exits along the first axis, and "
+            "pass one label per image"
         )
     if logits.size == 0 or logits.shape[2] < 2:
         raise InputError(
@@ -97,8 +99,9 @@ def load_predictions(path: str | Path) -> Predictions:
             pair = arrays["logits"], arrays["labels"]
     # An .npy file loads as an array, which is not a context manager: TypeError.
     except (KeyError, *UNREADABLE_ARCHIVE) as error:
+        detail = error if zipfile.is_zipfile(path) else "the file is not an .npz archive"
         raise InputError(
-            f"{path}: expected an .npz with the arrays logits and labels ({error}); "
+            f"{path}: expected an .npz with the arrays logits and labels ({detail}); "
             "write it with save_predictions or numpy.savez"
         ) from error
     return checked_predictions(pair, str(path))

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from imta_jax.models.classifier import Backbone, MultiExitClassifier
+from imta_jax.models.wrapped import WrappedBackbone
 
 
 def follow_compute_dtype(backbone: Backbone, dtype: np.dtype) -> None:
@@ -61,4 +62,5 @@ def _differs(x: jax.ShapeDtypeStruct, expected: np.dtype) -> bool:
 
 
 def _is_own(backbone: nnx.Module) -> bool:
-    return type(backbone).__module__.partition(".")[0] == __name__.partition(".")[0]
+    is_of_package = type(backbone).__module__.partition(".")[0] == __name__.partition(".")[0]
+    return is_of_package and not isinstance(backbone, WrappedBackbone)

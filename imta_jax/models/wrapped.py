@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
+from flax.errors import FlaxError
 from flax.nnx import bridge
 from jaxtyping import Array, Float
 
@@ -65,7 +66,7 @@ class WrappedBackbone(nnx.Module):
         """Runs the layers before exit i (from 0)."""
         (x,) = state
         for name in self.stages[i]:
-            x = self._call(name, x)
+            x = self.call(name, x)
         return (x,)
 
     def exit_features(self, i: int, state: State) -> Float[Array, "N F"]:
@@ -73,7 +74,8 @@ class WrappedBackbone(nnx.Module):
         (x,) = state
         return self.pool(self.exit_layers[i](x) if len(self.exit_layers) else x)
 
-    def _call(self, name: str, x: jax.Array) -> jax.Array:
+    def call(self, name: str, x: jax.Array) -> jax.Array:
+        """Runs one layer."""
         if not self.is_linen:
             return _attribute(self.module, name)(x)
         run: Any = self.module
@@ -95,30 +97,38 @@ def wrap(
     Args:
       module: an NNX or Linen model; `nnx.Sequential`, `linen.Sequential`, or any model whose layers
         are attributes or methods. It is not copied. A Linen model is initialized here, through
-        `flax.nnx.bridge`.
+        `flax.nnx.bridge`; or pass an initialized `bridge.ToNNX`, whose weights are kept.
       exits: layers that an exit follows, for example "blocks.2"; the last layer always has one.
       image_shape: (H, W, C) of the images.
-      layers: names of the layers in the order of the forward pass. A name of a list stands for its
-        entries, "blocks" for "blocks.0", "blocks.1", ... By default those of a sequential model.
+      layers: names of the layers in the order of the forward pass. The name of a list or dictionary
+        stands for its entries, "blocks" for "blocks.0", "blocks.1", ... By default those of a
+        sequential model.
       pool: maps the output of a layer to features [N, F].
       exit_layer: width -> a module that is applied before pooling, for example a normalization.
       rngs: needed for a Linen model.
 
     Raises:
-      InputError: a layer that does not exist, or exits that are not layers in rising order.
+      InputError: a layer that does not exist or fails, or exits that are not layers in rising
+        order.
     """
     model: Any = module
-    is_linen = isinstance(module, linen.Module)
+    is_linen = isinstance(module, linen.Module | bridge.ToNNX)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     if isinstance(module, linen.Module):
         model = _initialized(module, images, rngs)
+    elif is_linen:
+        model.to_nnx__rngs = None  # as in `_initialized`
+    elif not isinstance(module, nnx.Module):
+        raise InputError(f"module must be an NNX or Linen module, not a class; found {module!r}")
     names = _expanded(model, layers, is_linen)
     backbone = WrappedBackbone(model, _split(names, exits), pool, is_linen)
     widths = []
     for i, shape in enumerate(_output_shapes(backbone, images)):
         if exit_layer is not None:
             backbone.exit_layers.append(exit_layer(shape.shape[-1]))
-        features = nnx.eval_shape(lambda b, x, i=i: b.exit_features(i, (x,)), backbone, shape)
+        features = _shape_of(
+            lambda b, x, i=i: b.exit_features(i, (x,)), backbone, shape, f"exit {i + 1}"
+        )
         widths.append(features.shape[-1])
     backbone.feature_widths = tuple(widths)
     return backbone
@@ -146,35 +156,64 @@ def _expanded(module: Any, layers: Sequence[str] | None, is_linen: bool) -> list
                 "pass"
             )
         layers = ["layers"]
+    _check_names("layers", layers)
     names = []
     for name in layers:
-        layer = name and _attribute(model, name)
-        is_list = isinstance(layer, nnx.List | list | tuple)
-        names += [f"{name}.{index}" for index in range(len(layer))] if is_list else [name]
+        layer = _attribute(model, name)
+        if isinstance(layer, nnx.Dict | dict):
+            names += [f"{name}.{key}" for key in layer]
+        elif isinstance(layer, nnx.List | list | tuple):
+            names += [f"{name}.{index}" for index in range(len(layer))]
+        else:
+            names.append(name)
+    for name in names:
+        layer = _attribute(model, name)
+        if isinstance(layer, nnx.Variable) or not callable(layer):
+            raise InputError(
+                f"layer {name!r} is of type {type(layer).__name__}; expected a module or method "
+                "that maps one array to the next"
+            )
     return names
+
+
+def _check_names(argument: str, names: Any) -> None:
+    is_sequence = isinstance(names, Sequence) and not isinstance(names, str)
+    if not is_sequence or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{argument} must be a list of names of layers; found {names!r}")
+    if argument == "layers" and not names:
+        raise InputError("layers is empty; expected the names of layers")
 
 
 def _attribute(module: Any, path: str) -> Any:
     """An attribute by a path such as "blocks.2"."""
     value = module
     for part in path.split("."):
-        if part.isdigit():
+        is_list = isinstance(value, nnx.List | list | tuple)
+        if is_list and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
-        elif hasattr(value, part):
+        elif not is_list and hasattr(value, part):
             value = getattr(value, part)
         else:
-            ignored = ("_", "name", "parent", "scope")
-            public = [name for name in vars(value) if not name.startswith(ignored)]
-            closest = ", ".join(closest_first(part, public)[:5])
+            closest = ", ".join(closest_first(part, _public_names(value))[:5]) or "none"
+            is_linen = isinstance(value, linen.Module)
+            hint = "; layers of a Linen model are attributes of its `setup`, or methods"
             raise InputError(
                 f"layer {path!r}: {type(value).__name__} has no {part!r}; attributes, the closest "
-                f"first: {closest}"
+                f"first: {closest}{hint if is_linen else ''}"
             )
     return value
 
 
+def _public_names(value: Any) -> list[str]:
+    if isinstance(value, nnx.List | list | tuple):
+        return [str(index) for index in range(len(value))]
+    ignored = ("_", "name", "parent", "scope")
+    return [name for name in getattr(value, "__dict__", ()) if not name.startswith(ignored)]
+
+
 def _split(names: Sequence[str], exits: Sequence[str]) -> list[list[str]]:
     """The layers of each stage."""
+    _check_names("exits", exits)
     for name in exits:
         if name not in names:
             raise InputError(f"exit {name!r} is not a layer; layers: {', '.join(names)}")
@@ -191,18 +230,35 @@ def _output_shapes(
     backbone: WrappedBackbone, images: jax.ShapeDtypeStruct
 ) -> list[jax.ShapeDtypeStruct]:
     """The shape of the array at each exit, for one image."""
-
-    def outputs(backbone: WrappedBackbone, x: jax.Array) -> list[jax.Array]:
-        state, exits = backbone.stem(x), []
-        for i in range(backbone.num_exits):
-            state = backbone.stage(i, state)
-            exits.append(state[0])
-        return exits
-
-    shapes: Any = nnx.eval_shape(outputs, backbone, images)
-    for i, shape in enumerate(shapes):
-        if not hasattr(shape, "shape") or np.ndim(shape) < 2:
-            raise InputError(
-                f"layer {backbone.stages[i][-1]!r} must return one array [N, ...]; found {shape}"
-            )
+    shapes: list[jax.ShapeDtypeStruct] = []
+    x: Any = images
+    for names in backbone.stages:
+        for name in names:
+            x = _shape_of(lambda b, x, name=name: b.call(name, x), backbone, x, f"layer {name!r}")
+        if not hasattr(x, "shape") or np.ndim(x) < 2:
+            raise InputError(f"layer {names[-1]!r} must return one array [N, ...]; found {x}")
+        shapes.append(x)
     return shapes
+
+
+def _shape_of(run: Callable[..., Any], backbone: WrappedBackbone, x: Any, part: str) -> Any:
+    """The shape that a part of the backbone returns for an input; its errors name the part."""
+
+    def output(backbone: WrappedBackbone, x: Any) -> Any:
+        backbone.eval()  # attention with dropout requires a mode
+        return run(backbone, x)
+
+    try:
+        return nnx.eval_shape(output, backbone, x)
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError, FlaxError) as error:
+        hint = ""
+        if isinstance(error, FlaxError):
+            hint = (
+                ". A Linen layer must be initialized (`bridge.lazy_init`), and must need no "
+                "arguments, no random keys and no statistics that change, as Dropout and BatchNorm "
+                "do: use NNX layers"
+            )
+        shapes = jax.tree.map(jnp.shape, x)
+        raise InputError(
+            f"{part} fails for an input of shape {shapes}: {type(error).__name__}: {error}{hint}"
+        ) from error

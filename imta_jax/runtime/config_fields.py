@@ -168,7 +168,10 @@ def _converted_tuple(value: Any, options: tuple[Any, ...], name: str) -> tuple[A
     kinds = [options[0]] * len(value) if variadic else list(options)
     if len(kinds) != len(value):
         raise InputError(f"{name} must have {len(kinds)} entries; found {value!r}")
-    return tuple(_converted(entry, kind, name) for entry, kind in zip(value, kinds, strict=True))
+    return tuple(
+        _converted(entry, kind, f"an entry of {name}" if get_origin(kind) is tuple else name)
+        for entry, kind in zip(value, kinds, strict=True)
+    )
 
 
 def _converted_options(value: Any, name: str) -> dict[str, Any]:

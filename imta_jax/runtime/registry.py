@@ -258,18 +258,22 @@ def _import_dotted_path(path: str, field: str) -> Callable[..., Any]:
     module = target = _import_module(module_name, f"{field} {path!r}:")
     for attribute in attributes.split("."):
         if not hasattr(target, attribute):
-            own = [
-                n for n, x in vars(module).items() if getattr(x, "__module__", "") == module_name
-            ]
             raise InputError(
                 f"{field} {path!r}: {getattr(module, '__file__', module_name)} has no "
                 f"{attribute!r}; defined there, the closest first: "
-                f"{', '.join(closest_first(attribute, own)[:5]) or 'nothing'}"
+                f"{', '.join(closest_first(attribute, _names_in(module))[:5]) or 'nothing'}"
             )
         target = getattr(target, attribute)
     if not callable(target):
         raise InputError(f"{field} {path!r} must be a function or class; found {target!r}")
     return target
+
+
+def _names_in(module: Any) -> list[str]:
+    """Names that a module defines; of a package that only imports them, all public callables."""
+    names = {name: value for name, value in vars(module).items() if not name.startswith("__")}
+    own = [n for n, x in names.items() if getattr(x, "__module__", "") == module.__name__]
+    return own or [n for n, x in names.items() if callable(x) and not n.startswith("_")]
 
 
 BACKBONES = Registry("backbone", "imta_jax.backbones")

@@ -125,6 +125,12 @@ def _open_existing(folder: Path) -> ocp.CheckpointManager:
 
 
 def _missing(folder: Path, kind: str = "checkpoint") -> MissingFileError:
+    phases = [folder / name for name in ("phase_two", "phase_one") if (folder / name).is_dir()]
+    if phases:
+        return MissingFileError(
+            f"no {kind} in {folder}, the folder of a run; expected the folder of a phase: "
+            f"{' or '.join(map(str, phases))}"
+        )
     return MissingFileError(
         f"no {kind} in {folder}; train it first: python launch.py --config=... --workdir=..."
     )

@@ -281,7 +281,7 @@ def check_same_network(
         shown = lines[:20] + ([f"... and {len(lines) - 20} more"] if len(lines) > 20 else [])
         raise AnotherNetworkError(
             f"the checkpoint of epoch {name} in {manager.directory} is of another network "
-            f"({len(lines)} differences); use the config it was trained with or another "
+            f"({len(lines)} differences); use the config and code it was trained with, or another "
             "--workdir:\n  " + "\n  ".join(shown)
         )
 

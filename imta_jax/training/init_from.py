@@ -107,10 +107,12 @@ def assign(
     }
     loaded = {n: sources[n] for n in network if n in sources and n not in differ}
     if not loaded:
+        there = [f"{name} {arrays[source].shape}" for name, source in sources.items()]
+        expected = [f"{name} {tuple(x.shape)}" for name, x in network.items()]
         raise InputError(
             f"{_FIELD}={settings.init_from}: none of its {len(arrays)} arrays fits the network. "
-            f"Names there, after init_from_map: {_some(sources)}; in the network: "
-            f"{_some(network)}; shapes that differ: {_some(differ)}. Set {_FIELD}_map"
+            f"Names there, after init_from_map: {_some(there)}; in the network: "
+            f"{_some(expected)}; shapes that differ: {_some(differ)}. Set {_FIELD}_map"
         )
     missing = [name for name in network if name not in sources]
     return Assignment(loaded, missing, differ, [s for n, s in sources.items() if n not in network])

@@ -8,7 +8,7 @@ from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.paths import local_path
 from imta_jax.training.checkpoint_reading import read_meta, restore_model
 from imta_jax.training.network_arrays import empty_classifier
-from imta_jax.training.network_record import check_network
+from imta_jax.training.network_record import check_classes, check_parameters
 
 
 def last_phase(config: RunConfig) -> str:
@@ -38,7 +38,8 @@ def load_classifier(
     folder = local_path("folder", folder)
     meta = read_meta(folder, which)
     classifier = empty_classifier(meta)
-    check_network(classifier, meta, str(folder))
-    restore_model(classifier, folder, which)
+    check_classes(classifier, meta, str(folder))
+    restore_model(classifier, folder, which)  # names the arrays that differ
+    check_parameters(classifier, meta, str(folder))
     classifier.eval()
     return classifier, meta

@@ -71,8 +71,8 @@ def import_registered(meta: Mapping[str, Any]) -> None:
         registry.restore_source(names[part], source, f"config.{section}.{part}")
 
 
-def check_network(classifier: MultiExitClassifier, meta: Mapping[str, Any], where: str) -> None:
-    """Checks that a rebuilt network is the recorded one.
+def check_classes(classifier: MultiExitClassifier, meta: Mapping[str, Any], where: str) -> None:
+    """Checks that backbone and heads of a rebuilt network are of the recorded classes.
 
     Args:
       classifier: rebuilt from the `meta`.
@@ -82,17 +82,24 @@ def check_network(classifier: MultiExitClassifier, meta: Mapping[str, Any], wher
     Raises:
       InputError: names what differs.
     """
+    _check(meta, where, backbone_class=_class_of(classifier.backbone))
+    _check(meta, where, heads_class=_class_of(classifier.heads))
+
+
+def check_parameters(classifier: MultiExitClassifier, meta: Mapping[str, Any], where: str) -> None:
+    """Checks that the parameters of a rebuilt network are the recorded ones, types included.
+
+    Arguments and errors are those of `check_classes`.
+    """
+    _check(meta, where, parameters=parameter_fingerprint(classifier))
+
+
+def _check(meta: Mapping[str, Any], where: str, **rebuilt: str) -> None:
     record = meta.get("network")
-    if record is None:
-        return
-    for part, rebuilt in (
-        ("backbone_class", _class_of(classifier.backbone)),
-        ("heads_class", _class_of(classifier.heads)),
-        ("parameters", parameter_fingerprint(classifier)),
-    ):
-        if rebuilt != record[part]:
+    for part, value in rebuilt.items():
+        if record is not None and value != record[part]:
             raise InputError(
-                f"{where}: the rebuilt network is another one: {part} is {rebuilt}, the "
+                f"{where}: the rebuilt network is another one: {part} is {value}, the "
                 f"checkpoint's {record[part]}; {_FIX}"
             )
 

@@ -82,7 +82,7 @@ def test_fewest_images_are_those_that_can_certify_a_tolerance(files, tmp_path, c
     with pytest.raises(SystemExit):
         command.main(arguments)
     error = capsys.readouterr().err
-    assert "few.npz" in error and "58" in error and "59" in error
+    assert "few.npz" in error and "58" in error and "59" in error and "--tolerance" in error
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_fewest_images_are_those_that_can_certify_a_tolerance(files, tmp_path, c
     [
         ("missing.npz", ["--costs=1,2,3,4"], "missing.npz"),
         (None, ["--costs=1,2,three,4"], "--costs=1,2,three,4"),
-        (None, ["--costs=1,2,3"], "costs of shape (3,)"),
+        (None, ["--costs=1,2,3"], "--costs=1,2,3 has 3 numbers"),
         (None, ["--costs=4,3,2,1"], "--costs=4,3,2,1"),
         (None, ["--costs=5,5,5,5"], "--costs=5,5,5,5"),
         (None, ["--costs=0,1,2,nan"], "--costs=0,1,2,nan"),
@@ -102,6 +102,27 @@ def test_user_errors_exit_with_code_2_and_name_the_value(files, capsys, first, o
         command.main([first or files[0], files[1], *options])
     assert exit_.value.code == 2
     assert named in capsys.readouterr().err
+
+
+def test_files_of_another_format_and_swapped_axes_are_named(files, tmp_path, capsys):
+    (tmp_path / "logits.csv").write_text("1,0.5,0.25\n")
+    scores = np.zeros((100, 4), np.float32)
+    np.savez(tmp_path / "swapped.npz", scores=scores, correct=scores > 1)
+    for name, named in (
+        ("logits.csv", "not an .npz archive"),
+        ("swapped.npz", "100 exits (shape (100, 4)"),
+    ):
+        with pytest.raises(SystemExit):
+            command.main([str(tmp_path / name)] * 2 + ["--costs=1,2,3,4"])
+        error = capsys.readouterr().err
+        assert name in error and named in error and "pickle" not in error
+
+
+def test_levels_are_printed_with_all_digits(files, capsys):
+    command.main(
+        [*files, "--costs=10,25,45,70", "--budgets=0.5", "--confidence=0.999", "--tolerance=50"]
+    )
+    assert "99.9% intervals" in capsys.readouterr().out
 
 
 def written(files, out, *options):

@@ -67,6 +67,7 @@ def test_saved_predictions_are_loaded_unchanged(tmp_path):
     [
         (np.zeros((2, 3)), [0, 1, 1], r"\(2, 3\).*\(3,\)"),
         (np.zeros((2, 3, 4)), [0, 1], r"\(2, 3, 4\).*\(2,\)"),
+        (np.zeros((2, 3, 4)), np.eye(3), r"\(2, 3, 4\).*\(3, 3\).*one label per image"),
         (np.zeros((2, 0, 4)), np.zeros(0, int), r"\(2, 0, 4\)"),
         (np.zeros((2, 3, 1)), [0, 0, 0], r"\(2, 3, 1\).*two classes"),
         (np.zeros((2, 3, 4)), [0, 1, 4], r"label 4 of image 2.*0\.\.3"),

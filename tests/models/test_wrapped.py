@@ -10,6 +10,7 @@ import imta_jax
 from imta_jax.errors import InputError
 from imta_jax.models import MultiExitClassifier, build_classifier
 from imta_jax.models.checks import check_backbone
+from imta_jax.models.compute_dtype import follow_compute_dtype
 from imta_jax.runtime.registry import BACKBONES
 from imta_jax.techniques import IndependentHeads
 from imta_jax.training import PhaseOneObjective
@@ -121,6 +122,50 @@ def test_linen_models_give_the_outputs_of_their_own_call():
         np.testing.assert_allclose(outputs(backbone)[-1], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_an_initialized_bridged_model_keeps_its_weights():
+    bridged = nnx.bridge.ToNNX(linen_sequential(), rngs=nnx.Rngs(3))
+    nnx.bridge.lazy_init(bridged, IMAGES)
+    expected = bridged(IMAGES).mean((1, 2))
+    backbone = imta_jax.wrap(bridged, exits=["layers.1"], image_shape=SHAPE)
+    check_backbone(backbone, SHAPE, "wrapped")
+    np.testing.assert_allclose(outputs(backbone)[-1], expected, rtol=1e-5, atol=1e-6)
+
+
+class Attention(nnx.Module):
+    """Dropout in attention, which Flax leaves without a mode, and layers in a dictionary."""
+
+    def __init__(self, rngs):
+        self.blocks = nnx.Dict(
+            {
+                name: nnx.MultiHeadAttention(2, 4, decode=False, dropout_rate=0.5, rngs=rngs)
+                for name in ("second", "first")
+            }
+        )
+        self.patches = nnx.Conv(1, 4, (2, 2), strides=2, rngs=rngs)
+        self.position = nnx.Param(jnp.zeros(4))
+
+    def embed(self, images):
+        return self.patches(images).reshape(images.shape[0], -1, 4)
+
+
+def test_attention_with_dropout_and_layers_of_a_dictionary_are_wrapped():
+    backbone = imta_jax.wrap(
+        Attention(nnx.Rngs(0)),
+        layers=["embed", "blocks"],
+        exits=["blocks.second"],
+        image_shape=SHAPE,
+    )
+    assert backbone.stages == (("embed", "blocks.second"), ("blocks.first",))
+    check_backbone(backbone, SHAPE, "wrapped")
+
+
+def test_layers_of_a_wrapped_model_compute_in_the_dtype_of_the_run():
+    backbone = imta_jax.wrap(sequential(), exits=["layers.1"], image_shape=SHAPE)
+    follow_compute_dtype(backbone, jnp.dtype(jnp.bfloat16))
+    (maps,) = backbone.stage(0, backbone.stem(IMAGES.astype(jnp.bfloat16)))
+    assert maps.dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize("make", [lambda rngs: Model(rngs), lambda rngs: LinenModel()])
 def test_gradients_reach_the_layers_and_not_unused_parts(make):
     rngs = nnx.Rngs(0)
@@ -168,6 +213,17 @@ def test_a_factory_may_return_a_wrapped_model(monkeypatch):
         ({"layers": ["layrs"]}, r"layer 'layrs'.*first: layers"),
         ({"module": Model(nnx.Rngs(0))}, r"layers is None.*Model"),
         ({"module": LinenModel()}, r"rngs is None"),
+        ({"exits": "layers.1"}, r"exits.*'layers\.1'"),
+        ({"layers": []}, r"layers is empty"),
+        ({"layers": ["layers.7"]}, r"layer 'layers\.7'.*'7'.*0"),
+        ({"layers": ["layers.2"], "exits": []}, r"layer 'layers\.2'.*\(1, 8, 8, 1\)"),
+        ({"module": Attention(nnx.Rngs(0)), "layers": ["position"]}, r"'position'.*Param"),
+        ({"module": nnx.bridge.ToNNX(linen_sequential())}, r"layer 'layers\.0'.*lazy_init"),
+        (
+            {"module": linen.Sequential([linen.BatchNorm(use_running_average=False)] * 2)}
+            | {"exits": ["layers.0"], "rngs": nnx.Rngs(0)},
+            r"layer 'layers\.0'.*BatchNorm",
+        ),
     ],
 )
 def test_errors_name_the_layer_or_argument(change, message):

@@ -46,6 +46,13 @@ def test_same_component_may_be_registered_again_and_another_may_not(losses):
         losses.register("hinge")(lambda logits, labels: 0)
 
 
+def test_unknown_name_of_a_package_that_imports_all_names_lists_the_closest(losses, package):
+    with open(f"{sys.path[0]}/{package}/__init__.py", "w") as file:
+        file.write(f"from {package}.parts import Group, make\n")
+    with pytest.raises(InputError, match=r"'mak'; .*first: make, Group"):
+        losses.get(f"{package}:mak", "config.x")
+
+
 @pytest.mark.parametrize("name", ["", "a:b"])
 def test_names_with_a_colon_or_without_text_are_rejected(losses, name):
     with pytest.raises(InputError, match=repr(name)):

@@ -131,7 +131,7 @@ def test_nothing_is_loaded_when_phase_one_resumes(tmp_path, other):
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([], r"init_from=.*none of its \d+ arrays.*net\.backbone.*backbone"),
+        ([], r"init_from=.*none of its \d+ arrays.*net\.backbone\S+ \([\d, ]*\).*backbone\S+ \("),
         ([("no_such_name", "")], r"init_from_map: 'no_such_name'.*net\."),
         ([(".*kernel", "kernel")], r"init_from_map gives .* and .* the name kernel"),
         ([("(net)", r"\2")], r"init_from_map.*invalid group"),

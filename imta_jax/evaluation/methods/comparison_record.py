@@ -89,9 +89,10 @@ def comparison_text(record: Mapping[str, Any]) -> str:
         }
         for row in record["points"]
     ]
+    level = f"{100 * record['confidence_level']:g}%"
     note = (
         f"{record['images']['validation']:,} validation images, {record['images']['test']:,} test "
-        f"images, {record['confidence_level']:.0%} intervals. The gain is the difference in top-1, "
+        f"images, {level} intervals. The gain is the difference in top-1, "
         "in percentage points, to the geometric sweep at the same validation cost."
     )
     alignment = ("left", "left", *["right"] * 6)

@@ -47,6 +47,12 @@ def test_a_checkpoint_without_a_format_version_is_of_the_first(config, dataset, 
     assert_same_phase(copied / "phase_one", finished / "phase_one", 3)
 
 
+def test_a_folder_of_a_run_is_rejected_with_the_folders_of_its_phases(tmp_path):
+    (tmp_path / "phase_one").mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}.*{tmp_path}/phase_one"):
+        load_classifier(tmp_path)
+
+
 def test_a_checkpoint_of_a_newer_format_is_rejected_and_kept(config, dataset, copied):
     change_meta(copied / "phase_one", lambda meta: meta.update(format_version=2))
     for read in (
