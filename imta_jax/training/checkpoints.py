@@ -89,7 +89,23 @@ def open_manager(
         "progress": ocp.StandardCheckpointHandler(),
         "meta": ocp.JsonCheckpointHandler(),
     }
-    return _Manager(folder.resolve(), options=options, item_handlers=handlers)
+    try:
+        return _Manager(folder.resolve(), options=options, item_handlers=handlers)
+    except (UnicodeDecodeError, IsADirectoryError) as error:  # Orbax reads the metrics of all.
+        raise InputError(
+            f"{folder}: metrics/metrics of a checkpoint is damaged ({error}); delete the folder of"
+            f" this checkpoint: {', '.join(_with_damaged_metrics(folder))}"
+        ) from error
+
+
+def _with_damaged_metrics(folder: Path) -> list[str]:
+    damaged = []
+    for path in sorted(folder.glob("*/metrics/metrics")):
+        try:
+            path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            damaged.append(str(path.parents[1]))
+    return damaged
 
 
 class CheckpointStore:
