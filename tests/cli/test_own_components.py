@@ -38,7 +38,7 @@ sys.path.insert(0, sys.argv.pop())
 from imta_jax.inference.export.run_export import main
 main()
 """
-DESCRIBE = "from imta_jax.inference import __main__"
+DESCRIBE = "from imta_jax.inference.command import main; main()"
 PHASES = ("phase_one", "phase_two")
 # A changed flag and the end of its error message.
 INVALID = {
