@@ -66,17 +66,19 @@ def best_within_budget(points: Sequence[OperatingPoint], budget: float) -> Opera
 
     Args:
       points: operating points with a `budget`, in any order.
-      budget: mean cost per validation image as a fraction of the last exit's cost, above 0.
+      budget: mean cost per validation image as a fraction of the last exit's cost, above 0 and at
+        most 1.
 
     Returns:
       The point.
 
     Raises:
-      ValueError: the budget is not above 0, or every point exceeds it.
+      ValueError: the budget is out of range, or every point exceeds it.
     """
-    if not budget > 0:
+    if not 0 < budget <= 1:
         raise InputError(
-            f"budget={budget:g}; expected a fraction of the last exit's cost, above 0, e.g. 0.5"
+            f"budget={budget:g}; expected a fraction of the last exit's cost, above 0 and at most "
+            "1, e.g. 0.5"
         )
     best = _most_accurate(points, [_budget(point) for point in points], budget)
     if best is None:

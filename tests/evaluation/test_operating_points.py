@@ -100,9 +100,9 @@ def test_budget_below_all_points_raises_with_the_available_budgets():
         best_within_budget([point(0.7, 80.0), point(0.4, 70.0)], 0.1)
 
 
-@pytest.mark.parametrize("budget", [0.0, -1.0, float("nan")])
-def test_budget_that_is_not_positive_raises(budget):
-    with pytest.raises(ValueError, match=rf"budget={budget:g}"):
+@pytest.mark.parametrize("budget", [0.0, -1.0, 1.5, 70.0, float("nan")])
+def test_budget_that_is_no_fraction_raises(budget):
+    with pytest.raises(ValueError, match=rf"budget={budget:g}; expected"):
         best_within_budget([point(0.4, 70.0)], budget)
 
 
