@@ -12,6 +12,7 @@ import imta_jax.pretrained as pretrained
 from imta_jax.data import load_dataset
 from imta_jax.evaluation import anytime_accuracy, collect_predictions
 from imta_jax.models import build_classifier
+from imta_jax.training import loading
 from imta_jax.training.network_arrays import AnotherNetworkError, fill_named
 from imta_jax.training.state import named_arrays
 
@@ -100,7 +101,7 @@ def test_written_network_is_read_unchanged(tmp_path, dtype, close):
     results = source.results | {"threshold_methods": None}
     (workdir / "results.json").write_text(json.dumps(results))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrained, "load_classifier", lambda folder: source[:2])
+        patch.setattr(loading, "load_classifier", lambda folder: source[:2])
         pretrained.write_pretrained(workdir, path, dtype=dtype, note="mine")
     found = pretrained.read_pretrained(path)
     assert found.meta == source.meta | {"note": "mine"} and found.results == source.results
