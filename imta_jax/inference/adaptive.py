@@ -70,8 +70,8 @@ class AdaptiveClassifier:
         images.
       std: standard deviation per channel.
       max_batch_size: larger batches are split.
-      batch_sizes: batch sizes to compile programs for. By default, powers of two up to
-        `max_batch_size / num_workers`.
+      batch_sizes: batch sizes to compile programs for. By default, powers of two, 12 and
+        24 up to `max_batch_size / num_workers`; a profile then leaves out those that save little.
       num_workers: number of threads that run programs. Each computes a part of the batch. By
         default 2 on a CPU with several cores, which one program does not keep busy, else 1.
       exit_fractions: [E], fraction of the images that are expected to leave at each exit

@@ -68,14 +68,14 @@ def resolve_num_workers(num_workers: int | None, max_batch_size: int) -> int:
 def resolve_batch_sizes(limit: int, sizes: Sequence[int] | None) -> tuple[int, ...]:
     """Returns the batch sizes, ascending.
 
-    By default, powers of two below `limit`, and `limit`.
+    By default, powers of two, 12 and 24 below `limit`, and `limit`.
 
     Raises:
       ValueError: a size out of range.
     """
     if sizes is None:
         powers = [2**n for n in range((limit - 1).bit_length())]
-        return (*powers, limit)
+        return (*sorted({size for size in (*powers, 12, 24) if size < limit}), limit)
     if not len(sizes) or min(sizes) < 1 or max(sizes) > limit:
         raise InputError(
             f"batch_sizes must be between 1 and {limit} (max_batch_size / num_workers); found "

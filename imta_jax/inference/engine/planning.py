@@ -99,7 +99,8 @@ def choose_sizes(
     """Indices of the batch sizes that are worth a program.
 
     Sizes are left out, the least useful first, as long as batches of 1 to `limit` images take at
-    most `_TOLERANCE` longer on average. The smallest size stays.
+    most `_TOLERANCE` longer on average. The smallest size stays. A batch of n images has the weight
+    1 / n, because late stages run on few images.
 
     Args:
       sizes: batch sizes [S], ascending.
@@ -109,8 +110,9 @@ def choose_sizes(
 
     def relative_time(chosen: Sequence[int]) -> float:
         some = BatchSizes([sizes[i] for i in chosen], milliseconds[chosen], limit, _PROGRAM_MS)
-        return float((some.least[1:] / least).mean())
+        return float(np.average(some.least[1:] / least, weights=weights))
 
+    weights = 1 / np.arange(1, limit + 1)
     least = BatchSizes(sizes, milliseconds, limit, _PROGRAM_MS).least[1:]
     chosen = list(range(len(sizes)))
     while len(chosen) > 1:

@@ -100,7 +100,9 @@ def test_left_out_batch_sizes_cost_little_time(seed):
     assert 0 in chosen and len(chosen) < len(sizes)
     all_ms = BatchSizes(sizes, milliseconds, 64, 0.1).least[1:]
     ms = BatchSizes([sizes[i] for i in chosen], milliseconds[chosen], 64, 0.1).least[1:]
-    assert (ms >= all_ms - 1e-9).all() and (ms / all_ms).mean() <= 1.02
+    weights = 1 / np.arange(1, 65)  # late stages run on few images
+    assert (ms >= all_ms - 1e-9).all()
+    assert np.average(ms / all_ms, weights=weights) <= 1.02
 
 
 def test_full_network_takes_its_measured_time():
