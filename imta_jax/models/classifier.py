@@ -154,7 +154,7 @@ class MultiExitClassifier(nnx.Module):
             equilibrium, detachment and exit i. Use it to record, replace or perturb feature maps.
           rematerialize: recompute the maps within each stage in the backward pass instead of
             storing them: less memory, more time, equal values.
-          rematerialize_layers: The same for the maps within each layer. The inputs of layers are
+          rematerialize_layers: the same for the maps within each layer. The inputs of layers are
             stored. A backbone that is not a `LayeredBackbone` recomputes each stage.
         """
         state, collected = self.stem(images), []

@@ -34,9 +34,9 @@ def evaluation_layout(backbone: Backbone, images_shape: Sequence[int], mesh: Mes
     """The layout in which these devices evaluate.
 
     Args:
-      backbone: Only an MSDNet supports CHWN.
+      backbone: backbone of the classifier; only an MSDNet supports CHWN.
       images_shape: [N, H, W, C].
-      mesh: The devices.
+      mesh: the devices.
     """
     small = _is_small(images_shape[1:])
     chwn = is_single_cpu(mesh) and small and isinstance(backbone, MSDNet)

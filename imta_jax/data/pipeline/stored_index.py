@@ -15,7 +15,7 @@ from imta_jax.runtime.files import replacing
 
 _log = logging.getLogger(__name__)
 _FORMAT = 2  # Format of stored indexes; after a change they are computed again.
-_KINDS = {"files": "S", "is_jpeg": "b"}  # of arrays that are not integers
+_KINDS = {"files": "S", "is_jpeg": "b"}  # Kinds of the arrays that are not integers.
 # What a damaged .npz file or one with other arrays raises.
 _DAMAGED = (OSError, KeyError, IndexError, *UNREADABLE_ARCHIVE)
 

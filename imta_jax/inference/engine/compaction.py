@@ -51,7 +51,7 @@ def merge_state(
     Args:
       state: arrays of m images.
       other: arrays of n images.
-      indices: of the images in `other`, per position of the result.
+      indices: indices of the images in `other`, per position of the result.
       begin: position of the first image that is replaced.
       source: axes of the 4-D arrays of `other`.
       target: axes of the 4-D arrays of `state`.

@@ -88,10 +88,11 @@ class Engine:
           sources: batch sizes of the segment before.
           sizes: batch sizes of the segment that starts with the stage.
         """
-        self.programs.get([GatherKey(stage, n, m) for n in sources.used for m in sizes.used_for(n)])
         # Several sources are only needed where a segment runs as several programs.
         if sources.is_split:
             self.compile_merges(stage, sources, sizes)
+            return
+        self.programs.get([GatherKey(stage, n, m) for n in sources.used for m in sizes.used_for(n)])
 
     def compile_merges(self, stage: int, sources: BatchSizes, sizes: BatchSizes) -> None:
         """Compiles the programs that bring images of several outputs to a stage.

@@ -117,7 +117,7 @@ class StageProfile:
         """The profile at other batch sizes, interpolated; None if they exceed the measured ones.
 
         Args:
-          sizes: ascending.
+          sizes: batch sizes, ascending.
         """
         if not self.sizes[0] <= sizes[0] <= sizes[-1] <= self.sizes[-1]:
             return None

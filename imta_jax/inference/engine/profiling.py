@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 # Above every confidence, but low enough that the exits stay active: all images continue, which is
 # the slowest case. For other exit rules it is `max_score`.
 _UNREACHED_THRESHOLD = 1.0 + 5e-6
-_FORMAT = 2  # of the cached file
+_FORMAT = 2  # Format of the cached file.
 _ROUNDS, _BLOCK_SECONDS = 5, 0.01
 
 
@@ -113,20 +113,10 @@ def _measure(
 ) -> StageProfile:
     """Measures powers of two and the largest size. Other sizes are interpolated."""
     measured = tuple(n for n in sizes if n & (n - 1) == 0 or n in (sizes[0], sizes[-1]))
-    stage_ms, compaction_ms, network_ms = (
-        np.apply_along_axis(lambda row: np.interp(sizes, measured, row), -1, table)
-        for table in _measure_sizes(programs, measured, num_workers, is_stopped)
-    )
-    return StageProfile(
-        programs.network.name,
-        _device(),
-        _versions(),
-        num_workers,
-        sizes,
-        stage_ms,
-        compaction_ms,
-        network_ms,
-    )
+    tables = _measure_sizes(programs, measured, num_workers, is_stopped)
+    network = programs.network.name
+    profile = StageProfile(network, _device(), _versions(), num_workers, measured, *tables)
+    return profile.at_sizes(sizes) or profile
 
 
 def _measure_sizes(

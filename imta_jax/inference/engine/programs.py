@@ -81,7 +81,7 @@ class MergeKey:
     """What a program that adds images of a second state to a batch is compiled for.
 
     Attributes:
-      stage: that reads the images, from 1.
+      stage: index of the stage that reads the images, from 1.
       source_size: number of images in the second state.
       batch_size: number of images in the batch.
     """
@@ -202,7 +202,7 @@ def _run_on_flat_maps(
 
     Args:
       run: `_run_segment` with the first three arguments.
-      shapes: of the arrays that the segment reads.
+      shapes: shapes of the arrays that the segment reads.
       weights: see `_run_segment`.
       thresholds: see `_run_segment`.
       state: the arrays, flattened.

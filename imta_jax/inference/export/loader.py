@@ -126,7 +126,7 @@ def load_exported(
 
 
 def _load_checked(folder: Path, check_golden: bool, trust_compiled: bool) -> ExportedClassifier:
-    """As `load_exported`, unless the folder is replaced meanwhile."""
+    """Like `load_exported`, unless the folder is replaced meanwhile."""
     manifest = export_folder.read_manifest(folder)
     try:
         _check_versions(folder, manifest)
