@@ -113,7 +113,7 @@ class FinishedLoads:
 
     Args:
       out: result file of the benchmark.
-      options: that all rows depend on.
+      options: the options that all rows depend on.
     """
 
     def __init__(self, out: Path, options: dict[str, Any]):
