@@ -27,12 +27,10 @@ from imta_jax.inference.formatting import (
     JsonLinesPrinter,
     TablePrinter,
     description,
-    file_name,
-    on_one_line,
-    printable,
     summary,
 )
 from imta_jax.inference.image_files import DecodedImage, find_image_files, read_image
+from imta_jax.inference.printable_text import file_name, on_one_line, printable
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.paths import path_argument
 from imta_jax.runtime.preemption import FORCED_EXIT_CODE

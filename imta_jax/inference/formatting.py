@@ -1,7 +1,6 @@
 """Text output of the command: predictions as a table or JSON lines, and summaries."""
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from imta_jax.inference.export.loader import ExportedClassifier
+from imta_jax.inference.printable_text import file_name, on_one_line, printable
 
 
 class FilePrediction(NamedTuple):
@@ -35,24 +35,8 @@ class FilePrediction(NamedTuple):
     milliseconds: float
 
 
-def file_name(path: Path) -> str:
-    """The path as text. Bytes that are not UTF-8 are replaced by U+FFFD."""
-    return os.fsencode(path).decode(errors="replace")
-
-
-def on_one_line(text: str) -> str:
-    """The text with U+FFFD for control characters."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
 def _table_name(path: Path) -> str:
     return on_one_line(file_name(path))
-
-
-def printable(text: str, encoding: str | None) -> str:
-    """The text with a replacement for characters that an encoding lacks; default UTF-8."""
-    encoding = encoding or "utf-8"
-    return text.encode(encoding, errors="replace").decode(encoding)
 
 
 class TablePrinter:

@@ -15,7 +15,7 @@ from imta_jax.data.decoding.exif import apply_orientation, displayed_sizes, stor
 from imta_jax.data.decoding.header import SUFFIXES, read_header
 from imta_jax.data.decoding.pillow_decoder import decode_image
 from imta_jax.data.decoding.refusal import MAX_FILE_BYTES, Refusal, RefusedImageError
-from imta_jax.data.pipeline.decode_plan import evaluation_cut
+from imta_jax.data.pipeline.decoded_part import evaluation_cut
 from imta_jax.data.pipeline.evaluation_transform import (
     EvaluationTransform,
     central_windows,

@@ -17,7 +17,6 @@ from imta_jax.data.decoding.jpeg_header import jpeg_without_metadata
 from imta_jax.data.decoding.png_header import png_without_metadata
 from imta_jax.data.decoding.refusal import Refusal, RefusedImageError
 from imta_jax.errors import MissingPackageError
-from imta_jax.runtime.optional_packages import install_command
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
@@ -96,7 +95,7 @@ def import_pillow() -> ModuleType:
     except ImportError as error:
         raise MissingPackageError(
             f"reading image files requires Pillow, which cannot be imported ({error}):"
-            f" {install_command('serve')}"
+            " pip install pillow"
         ) from error
     return PIL
 

@@ -7,19 +7,16 @@ many more pixels than required is decoded at a half, a quarter or an eighth of t
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
 
 from imta_jax.data.decoding.exif import displayed_sizes, stored_windows
 from imta_jax.data.pipeline.batch_indices import BatchIndices
 from imta_jax.data.pipeline.collate import DecodeGroups
+from imta_jax.data.pipeline.decoded_part import extra_columns
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.evaluation_transform import read_pixels
 
 # A JPEG can be decoded at 1/1, 1/2, 1/4 or 1/8 of its resolution, the last three for less work.
 RATIOS = (1, 2, 4, 8)
-# Width of a JPEG block for all chroma subsamplings except 4:1:1. A crop that starts at a multiple
-# is decoded in place; otherwise TensorFlow copies every pixel row, 4% of the time.
-_BLOCK = 16
 
 
 class DecodePlan(NamedTuple):
@@ -68,7 +65,7 @@ def plan_decoding(
     ratio = np.array([1, *RATIOS], np.int32)[kind][:, None]
     first = (part[:, :2] + ratio // 2) // ratio
     last = np.maximum((part[:, :2] + part[:, 2:] + ratio // 2) // ratio, first + 1)
-    before, after = _extra_columns(first[:, 1] * ratio[:, 0], sizes[:, 1] - last[:, 1], kind)
+    before, after = extra_columns(first[:, 1] * ratio[:, 0], sizes[:, 1] - last[:, 1], kind)
     before //= ratio[:, 0]
     width = last[:, 1] - first[:, 1]
     first[:, 1] -= before
@@ -77,34 +74,6 @@ def plan_decoding(
     resized = (kind == 0) | exact  # resized in TensorFlow's graph, which drops the extra columns
     margin, width = np.where(resized, 0, before), np.where(resized, size, width)
     return DecodePlan(index, window, cut, kind, margin, width, orientation)
-
-
-def evaluation_cut(
-    window: Float32[np.ndarray, "4"],
-    size: tuple[int, int],
-    target: tuple[int, int],
-    *,
-    is_jpeg: bool,
-) -> Int32[np.ndarray, "4"]:
-    """The part of one image that evaluation decodes and then resizes.
-
-    The offset of the part changes the rounding of the resize, so that inference must use it, too.
-
-    Args:
-      window: top, left, height and width, in fractions of stored pixels.
-      size: height and width of the stored pixels.
-      target: height and width after the resize.
-      is_jpeg: whether the image is a JPEG.
-
-    Returns:
-      Top, left, height and width of the part.
-    """
-    (part,) = read_pixels(window[None], np.array([size]), target)
-    top, left, height, width = part.tolist()
-    start, remaining = np.array([left]), np.array([size[1] - left - width])
-    before, after = _extra_columns(start, remaining, np.array([int(is_jpeg)]))
-    extra = int(before[0]), int(after[0])
-    return np.array([top, left - extra[0], height, width + sum(extra)], np.int32)
 
 
 def _whole_pixels(window: np.ndarray, sizes: np.ndarray, size: int, exact: bool) -> np.ndarray:
@@ -122,24 +91,6 @@ def _jpeg_kind(part: np.ndarray, size: int, exact: bool) -> np.ndarray:
     shorter = part[:, 2:].min(axis=1, initial=1 << 30)
     ratio = np.zeros(len(shorter)) if exact else np.log2(np.maximum(shorter / size, 1))
     return 1 + np.minimum(np.floor(ratio), len(RATIOS) - 1).astype(np.int32)
-
-
-def _extra_columns(
-    start: np.ndarray, remaining: np.ndarray, kind: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The number of columns to decode before and after a window.
-
-    At full resolution at least one on each side, since chroma that is stored for two columns at a
-    time is interpolated between neighbors.
-
-    Args:
-      start: int [R], first column of the window, in pixels of the image.
-      remaining: int [R], columns after the last column of the window.
-      kind: see `DecodePlan`.
-    """
-    before, full = start % _BLOCK, kind == 1
-    before = np.where(full & (before == 0) & (start > 0), _BLOCK, before)
-    return np.where(kind > 0, before, 0), np.where(full, np.minimum(remaining, 1), 0)
 
 
 def max_group_bytes(

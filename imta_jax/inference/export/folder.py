@@ -9,6 +9,7 @@
     golden.npz            synthetic images and their logits, checked at loading (from version 2)
     README.md             the model card
     run.py                classifies images without this package; `stablehlo_runner`
+    image_reading/        reads image files for `run.py`; `runner_files`
     profiles.json         stage times of one kind of machine, optional; `machine_files`
     compiled.json, compiled.zip   compiled programs for one kind of machine, optional
     SHA256SUMS            checksums of the other files; `sha256sum -c SHA256SUMS` checks them
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from imta_jax.errors import ExistingFileError, InputError, MissingFileError
+from imta_jax.inference.export.runner_files import READING, RUNNER
 
 # Version 2 describes the preprocessing of images completely; version 1 had `resize`, `mean`, `std`.
 FORMAT, VERSION = "imta_jax export", 2
@@ -36,7 +38,7 @@ SAFETENSORS_FORMAT = "imta_jax safetensors export"
 _FORMATS = (FORMAT, ONNX_FORMAT, SAFETENSORS_FORMAT)
 RULE_VERSION = 3  # Version of folders with an exit rule other than the confidence.
 MANIFEST, WEIGHTS, CHECKSUMS = "manifest.json", "weights.npz", "SHA256SUMS"
-GOLDEN, CARD, RUNNER = "golden.npz", "README.md", "run.py"
+GOLDEN, CARD = "golden.npz", "README.md"
 _EXPORT_AGAIN = "export the network again, or copy the folder again"
 
 
@@ -168,16 +170,6 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def write_runner(source: str, folder: Path) -> None:
-    """Copies a runner, which does not import imta_jax, into the folder of an export.
-
-    Args:
-      source: file name, in the folder of this module.
-      folder: the export.
-    """
-    shutil.copyfile(Path(__file__).with_name(source), folder / RUNNER)
-
-
 def has_checksum(folder: Path, name: str, content: bytes) -> bool:
     """Whether a file has the checksum of `SHA256SUMS`.
 
@@ -196,10 +188,12 @@ def identity(folder: Path) -> tuple[int, bytes] | None:
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes the checksums of all other files in the folder."""
-    paths = sorted(folder.iterdir(), key=lambda path: path.name.lower())
-    paths = [path for path in paths if path.name != CHECKSUMS]
-    lines = [f"{_digest(path)}  {path.name}\n" for path in paths]
+    """Writes the checksums of all other files in the folder and the folders in it."""
+    names = sorted(
+        (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()),
+        key=str.lower,
+    )
+    lines = [f"{_digest(folder / name)}  {name}\n" for name in names if name != CHECKSUMS]
     (folder / CHECKSUMS).write_text("".join(lines))
 
 
@@ -234,7 +228,8 @@ def _is_export(folder: Path) -> bool:
 def _verify_checksums(folder: Path, required: list[str]) -> None:
     """Checks that each required file exists and has the checksum of `SHA256SUMS`."""
     checksums = _read_checksums(folder)
-    added = [name for name in (CARD, RUNNER) if name in checksums]  # earlier exports have none
+    # Earlier exports have none of these.
+    added = [name for name in checksums if name in (CARD, RUNNER) or name.startswith(f"{READING}/")]
     for name in [*required, *added]:
         path = folder / name
         if not path.is_file():

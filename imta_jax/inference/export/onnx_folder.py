@@ -3,6 +3,7 @@
     manifest.json    exits, operating points, preprocessing, versions
     stage_0.onnx ... one model per stage: (images or state) -> (next state, logits)
     run.py           classifies image files; `onnx_runner`
+    image_reading/   reads the files for `run.py`; `runner_files`
     SHA256SUMS       checksums of the other files
 
 The first stage takes uint8 pixels. The state between stages is opaque.
@@ -18,6 +19,7 @@ import jax.export
 from imta_jax.errors import InputError
 from imta_jax.inference.engine.staged import StagedNetwork
 from imta_jax.inference.export import folder as export_folder
+from imta_jax.inference.export.runner_files import write_runner
 from imta_jax.interop.onnx.convert import convert
 from imta_jax.interop.onnx.graph import OPSET, import_onnx
 from imta_jax.runtime.environment import package_versions
@@ -63,4 +65,4 @@ def write_onnx(
         **described,
     }
     write_json(folder / export_folder.MANIFEST, manifest, allow_nan=False)
-    export_folder.write_runner("onnx_runner.py", folder)
+    write_runner("onnx_runner.py", folder)

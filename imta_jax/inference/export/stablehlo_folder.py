@@ -19,6 +19,7 @@ from imta_jax.inference.export import folder as export_folder
 from imta_jax.inference.export.exit_rule import describe_rule, export_rule, for_any_batch_size
 from imta_jax.inference.export.golden import write_golden
 from imta_jax.inference.export.manifest import check_finite
+from imta_jax.inference.export.runner_files import write_runner
 from imta_jax.interop.quantization import exact_int8
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.msdnet_cpu import computes_faster_images_last
@@ -67,7 +68,7 @@ def write_stablehlo(
             _write_programs(folder, files, name)
         _write_golden(folder, classifier, dtype, transform)
         np.savez(folder / export_folder.WEIGHTS, **arrays)  # pyright: ignore[reportArgumentType]
-        export_folder.write_runner("stablehlo_runner.py", folder)
+        write_runner("stablehlo_runner.py", folder)
         write_json(folder / export_folder.MANIFEST, manifest, allow_nan=False)
 
     return write

@@ -1,17 +1,20 @@
 """Runs a StableHLO export without imta_jax: `python run.py images/*.jpg --budget=0.5`.
 
 Needs JAX, NumPy and flatbuffers, and Pillow for image files. Each image leaves at the first exit
-whose score, by default the highest softmax probability, reaches the threshold. As `onnx_runner`,
-this file is copied into an export alone and imports nothing from this package.
+whose score, by default the highest softmax probability, reaches the threshold. Exports have a
+copy of this file, which imports `image_reading` of the same folder; see `runner_files`.
 """
 
-import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from imta_jax.inference.export.runner_command import main, thresholds_for, transform_of
+from imta_jax.inference.image_files import read_image
 
 Arrays = list[np.ndarray]
 
@@ -93,36 +96,12 @@ class Network:
         self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         self.stages = load_stages(folder, self.manifest)
         self.rules = [exit_rule(folder, i) for i in range(len(self.stages))]
-        points = [p for p in self.manifest["operating_points"] if p["budget"] <= budget]
-        if not points:
-            raise SystemExit(f"budget={budget}: every operating point costs more")
-        self.thresholds = max(points, key=lambda p: p["validation_top1"])["thresholds"]
+        self.transform = transform_of(self.manifest)
+        self.thresholds = thresholds_for(self.manifest, budget)
 
     def read(self, path: str | Path) -> np.ndarray:
-        """Decodes and preprocesses an image file to uint8 [H, W, C]."""
-        try:
-            from PIL import Image, ImageOps
-        except ModuleNotFoundError as error:
-            raise SystemExit("image files need Pillow: pip install pillow") from error
-        image, recipe = Image.open(path, formats=("JPEG", "PNG")), self.manifest["preprocessing"]
-        if recipe["exif_orientation"] == "apply":
-            image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = image.convert("L" if recipe["color"] == "gray" else "RGB")
-        (height, width, channels), resize = self.manifest["image_shape"], recipe["resize"]
-        if resize:
-            scale = resize / min(image.size)
-            size = [max(resize, int(side * scale)) for side in image.size]
-            image = image.resize(size, Image.Resampling.BILINEAR)
-            left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
-            image = image.crop((left, top, left + width, top + height))
-        pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
-        if list(pixels.shape[:2]) == recipe["source_size"]:
-            pixels = np.pad(pixels, [*recipe["padding"], (0, 0)])
-        if pixels.shape != (height, width, channels):
-            raise SystemExit(f"{path}: expected {recipe['source_size']} pixels (height, width)")
-        return pixels
+        """Decodes and preprocesses a file to uint8 [H, W, C]; see `image_files.read_image`."""
+        return read_image(path, self.transform).pixels
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels, exits from 0 and confidences of uint8 images [N, H, W, C]."""
@@ -142,11 +121,4 @@ class Network:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("images", nargs="+")
-    parser.add_argument("--budget", type=float, default=0.5)
-    arguments = parser.parse_args()
-    network = Network(Path(__file__).parent, arguments.budget)
-    predictions = network.predict(np.stack([network.read(path) for path in arguments.images]))
-    for path, label, exit_, confidence in zip(arguments.images, *predictions, strict=True):
-        print(f"{path}\t{network.manifest['class_names'][label]}\t{confidence:.4f}\t{exit_ + 1}")
+    sys.exit(main(Network, Path(__file__).parent, "Classifies images with a StableHLO export."))

@@ -15,7 +15,7 @@ from imta_jax.data import (
     eval_batches,
     train_batches,
 )
-from imta_jax.data.pipeline import decode_plan
+from imta_jax.data.pipeline import decoded_part
 from imta_jax.data.pipeline.batch_indices import BatchIndices
 from imta_jax.data.pipeline.host_pipeline import HostPipeline, decode_all, resized_batches
 
@@ -57,7 +57,7 @@ def test_extra_decoded_columns_do_not_change_the_pixels(tmp_path, monkeypatch, s
         return np.concatenate([batch.images for batch in batches])
 
     expected = pixels()
-    monkeypatch.setattr(decode_plan, "_BLOCK", 1)
+    monkeypatch.setattr(decoded_part, "_BLOCK", 1)
     np.testing.assert_array_equal(pixels(), expected)
 
 

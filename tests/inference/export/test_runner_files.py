@@ -1,0 +1,133 @@
+"""`run.py` of an export accepts and refuses the image files that this package does."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from encoded_samples import encoded, jpeg_of_size, raw_png, without_adobe_marker
+from limited_imports import import_only
+from PIL import Image
+from sample_images import make_image
+
+from imta_jax.inference import load_exported
+from imta_jax.inference.command import main
+from imta_jax.inference.export.runner_files import MODULES, READING
+
+END = b"\xff\xd9"
+JAX = {"jax", "jaxlib", "numpy", "flatbuffers", "ml_dtypes", "opt_einsum", "scipy", "PIL"}
+PACKAGES = {"stablehlo": {*JAX, READING}, "onnx": {"onnxruntime", "numpy", "PIL", READING}}
+RUN = "import runpy; sys.argv[:] = {}; runpy.run_path(sys.argv[0], run_name='__main__')"
+OPTIONS = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+NUM_RANDOM = 24
+
+
+def fixed_files():
+    """Unusual image files of 16 x 16 pixels, by name."""
+    image = make_image(16, 16, cells=8)
+    jpeg, cmyk = encoded(image, "JPEG"), encoded(image.convert("CMYK"), "JPEG")
+    frames = [make_image(16, 16, seed) for seed in (1, 2)]
+    sixteen_bits = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    return {
+        "gray.png": encoded(image.convert("L"), "PNG"),
+        "progressive.jpg": encoded(image, "JPEG", progressive=True),
+        "cmyk.jpg": cmyk,
+        "cmyk_without_adobe_marker.jpg": without_adobe_marker(cmyk),
+        "sixteen_bits.png": encoded(Image.fromarray(sixteen_bits), "PNG"),
+        "palette.png": encoded(image.quantize(16), "PNG"),
+        "no_palette.png": raw_png(4, 3, size=(16, 16)),
+        "palette_bmp.jpg": encoded(image.quantize(16), "BMP"),
+        "animated.png": encoded(image, "PNG", save_all=True, append_images=frames),
+        "animated_gif.png": encoded(image, "GIF", save_all=True, append_images=frames),
+        "webp.jpg": encoded(image, "WEBP"),
+        "text.jpg": b"not an image",
+        "empty.png": b"",
+        "no_checksum.png": raw_png(8, 2, size=(16, 16), checksum=False),
+        "missing_data.jpg": jpeg[: len(jpeg) * 3 // 4] + END,
+        "too_large.jpg": jpeg_of_size(jpeg, 60000, 60000),
+        "other_size.png": encoded(make_image(17, 16), "PNG"),
+        "line\nbreak.png": b"",
+    }
+
+
+def random_files():
+    """JPEG and PNG files that are cut or changed at random."""
+    rng, files = random.Random(0), {}
+    for i in range(NUM_RANDOM):
+        kind = rng.choice(["JPEG", "PNG"])
+        contents = encoded(make_image(16, 16, seed=i, cells=8), kind)
+        place = rng.randrange(len(contents))
+        change = bytes([rng.randrange(256)])
+        cut = contents[:place]
+        changed = rng.choice([cut, cut + END, cut + change + contents[place + 1 :]])
+        files[f"random{i:02}.{kind.lower()}"] = changed
+    return files
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for name, contents in {**fixed_files(), **random_files()}.items():
+        (folder / name).write_bytes(contents)
+    (folder / "broken_link.png").symlink_to(folder / "nothing.png")
+    return folder
+
+
+@pytest.fixture(scope="module", params=PACKAGES)
+def run(request, classifier, export, exported_folder, tmp_path_factory):
+    """A function that calls `run.py` without this package."""
+    folder = exported_folder
+    if request.param == "onnx":
+        pytest.importorskip("onnxruntime")
+        folder = export(classifier, tmp_path_factory.mktemp("onnx") / "export", format="onnx")
+
+    def call(*arguments):
+        argv = [str(folder / "run.py"), *map(str, arguments)]
+        program = import_only(PACKAGES[request.param]) + RUN.format(argv)
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, capture_output=True, text=True, env=OPTIONS, check=False)
+
+    return call
+
+
+def reports(stderr):
+    """Messages about files and their number, without the name of the program."""
+    return [line.partition(": ")[2] for line in stderr.splitlines() if "skipped" in line]
+
+
+def test_run_py_accepts_and_refuses_the_files_that_the_package_does(
+    run, exported_folder, image_folder, capsys
+):
+    code = main([str(exported_folder), str(image_folder), "--budget=0.5", "--json"])
+    expected = capsys.readouterr()
+    labels = [(row["file"], row["label"]) for row in map(json.loads, expected.out.splitlines())]
+    found = run(image_folder)
+    assert (found.returncode, code) == (1, 1)
+    assert reports(found.stderr) == reports(expected.err)
+    predicted = [line.split("\t") for line in found.stdout.splitlines()]
+    assert [(name, label) for name, label, *_ in predicted] == labels
+    assert min(len(labels), len(reports(found.stderr))) >= 8
+    assert "Traceback" not in found.stderr
+
+
+def test_run_py_reports_an_argument_it_cannot_use_with_exit_code_2(run, image_folder):
+    for arguments, message in [
+        ([image_folder / "nothing.jpg"], "nothing.jpg does not exist"),
+        ([image_folder, "--budget=0.1"], "budget is 0.1"),
+    ]:
+        found = run(*arguments)
+        assert found.returncode == 2
+        (line,) = found.stderr.splitlines()
+        assert message in line
+
+
+def test_changed_copy_of_a_module_is_found(exported_folder, tmp_path):
+    names = {path.name for path in (exported_folder / READING).iterdir()}
+    assert names == {"__init__.py", *(f"{name.split('.')[-1]}.py" for name in MODULES)}
+    folder = shutil.copytree(exported_folder, tmp_path / "export")
+    (folder / READING / "header.py").write_text("")
+    with pytest.raises(ValueError, match=r"header\.py.*damaged or was changed"):
+        load_exported(folder)
