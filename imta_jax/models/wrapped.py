@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from imta_jax.errors import InputError, closest_first
 from imta_jax.models.classifier import State
+from imta_jax.models.linen_model import LinenModel, drop_unused_keys, initialized
 
 Pool = Callable[[jax.Array], jax.Array]
 
@@ -50,9 +51,8 @@ class WrappedBackbone(nnx.Module):
         module: nnx.Module,
         stages: Sequence[Sequence[str]],
         pool: Pool,
-        is_linen: bool,
     ):
-        self.module, self.pool, self.is_linen = module, pool, is_linen
+        self.module, self.pool = module, pool
         self.stages = tuple(map(tuple, stages))
         self.num_exits = len(self.stages)
         self.feature_widths: tuple[int, ...] = ()
@@ -76,10 +76,9 @@ class WrappedBackbone(nnx.Module):
 
     def call(self, name: str, x: jax.Array) -> jax.Array:
         """Runs one layer."""
-        if not self.is_linen:
-            return _attribute(self.module, name)(x)
-        run: Any = self.module
-        return run(x, method=lambda module, y: _attribute(module, name)(y))
+        if isinstance(self.module, LinenModel):
+            return self.module.run(_attribute, name, x)
+        return _attribute(self.module, name)(x)
 
 
 def wrap(
@@ -111,19 +110,14 @@ def wrap(
       InputError: a layer that does not exist or fails, or exits that are not layers in rising
         order.
     """
-    model: Any = module
-    is_linen = isinstance(module, linen.Module | bridge.ToNNX)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    if isinstance(module, linen.Module):
-        model = _initialized(module, images, rngs)
-    elif is_linen:
-        model.to_nnx__rngs = None  # as in `_initialized`
-    elif not isinstance(module, nnx.Module):
-        raise InputError(f"module must be an NNX or Linen module, not a class; found {module!r}")
-    names = _expanded(model, layers, is_linen)
-    backbone = WrappedBackbone(model, _split(names, exits), pool, is_linen)
-    widths = []
-    for i, shape in enumerate(_output_shapes(backbone, images)):
+    model = _nnx_model(module, images, rngs)
+    names = _expanded(model, layers)
+    backbone = WrappedBackbone(model, _split(names, exits), pool)
+    shapes, widths = _output_shapes(backbone, images), []
+    if isinstance(model, LinenModel):
+        drop_unused_keys(model, lambda model: _run(model, names, jnp.zeros(images.shape)))
+    for i, shape in enumerate(shapes):
         if exit_layer is not None:
             backbone.exit_layers.append(exit_layer(shape.shape[-1]))
         features = _shape_of(
@@ -134,20 +128,23 @@ def wrap(
     return backbone
 
 
-def _initialized(module: linen.Module, images: jax.ShapeDtypeStruct, rngs: nnx.Rngs | None) -> Any:
-    if rngs is None:
-        raise InputError("rngs is None; a Linen model is initialized with the factory's rngs")
-    bridged: Any = bridge.ToNNX(module, rngs=rngs)
-    bridge.lazy_init(bridged, jnp.zeros(images.shape, images.dtype))
-    # With its own keys the network would return other values in each call.
-    bridged.to_nnx__rngs = None
-    return bridged
+def _nnx_model(module: Any, images: jax.ShapeDtypeStruct, rngs: nnx.Rngs | None) -> nnx.Module:
+    """The model as an NNX module; a Linen model is initialized."""
+    if isinstance(module, linen.Module):
+        if rngs is None:
+            raise InputError("rngs is None; a Linen model is initialized with the factory's rngs")
+        module = initialized(module, jnp.zeros(images.shape, images.dtype), rngs)
+    if isinstance(module, bridge.ToNNX):
+        return LinenModel(module)
+    if not isinstance(module, nnx.Module):
+        raise InputError(f"module must be an NNX or Linen module, not a class; found {module!r}")
+    return module
 
 
-def _expanded(module: Any, layers: Sequence[str] | None, is_linen: bool) -> list[str]:
+def _expanded(module: Any, layers: Sequence[str] | None) -> list[str]:
     """The names of single layers."""
     # Attributes of `setup` exist in a bound Linen module only.
-    model = module.to_nnx__module.bind({}) if is_linen else module
+    model = module.linen_module.bind({}) if isinstance(module, LinenModel) else module
     if layers is None:
         if not hasattr(model, "layers"):
             raise InputError(
@@ -174,6 +171,12 @@ def _expanded(module: Any, layers: Sequence[str] | None, is_linen: bool) -> list
                 "that maps one array to the next"
             )
     return names
+
+
+def _run(model: LinenModel, names: Sequence[str], x: jax.Array) -> jax.Array:
+    for name in names:
+        x = model.run(_attribute, name, x)
+    return x
 
 
 def _check_names(argument: str, names: Any) -> None:
@@ -254,9 +257,9 @@ def _shape_of(run: Callable[..., Any], backbone: WrappedBackbone, x: Any, part: 
         hint = ""
         if isinstance(error, FlaxError):
             hint = (
-                ". A Linen layer must be initialized (`bridge.lazy_init`), and must need no "
-                "arguments, no random keys and no statistics that change, as Dropout and BatchNorm "
-                "do: use NNX layers"
+                ". A Linen layer must be initialized (`bridge.lazy_init`), and must draw no random "
+                "numbers and change no statistics in inference mode, which it takes as an argument "
+                "`train`, `training`, `is_training`, `deterministic` or `use_running_average`"
             )
         shapes = jax.tree.map(jnp.shape, x)
         raise InputError(

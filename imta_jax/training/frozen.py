@@ -14,6 +14,7 @@ from flax import nnx
 
 from imta_jax.config import PhaseConfig
 from imta_jax.errors import InputError
+from imta_jax.models.linen_model import LinenModel
 from imta_jax.training.state import named_arrays
 
 _MAX_LISTED = 8
@@ -37,6 +38,8 @@ def freeze_statistics(classifier: nnx.Module, settings: PhaseConfig) -> None:
         return
     matches = _matches(settings.freeze)
     for path, module in nnx.iter_modules(classifier):
+        if isinstance(module, LinenModel):
+            module.freeze_statistics(lambda name, path=path: matches((*path, *name), None))
         statistics = [n for n, x in vars(module).items() if isinstance(x, nnx.BatchStat)]
         if any(matches((*path, name), None) for name in statistics):
             module.eval()
