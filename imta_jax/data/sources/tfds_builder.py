@@ -1,7 +1,7 @@
 """Reading a prepared TFDS dataset: into arrays, or as an index of its records."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES_PER_CHUNK = 1024
 _MAX_REASON = 200  # characters of an exception's message
+_MAX_NAMED_FILES = 3
 # Of a PNG without interlacing, by the number of channels: bit depth 8 and color type.
 _HEADER_ENDS = {1: bytes([8, 0, 0, 0, 0]), 3: bytes([8, 2, 0, 0, 0])}
 # TFDS's errors for a split that is not prepared.
@@ -151,12 +152,14 @@ def check_one_shape(builder: Any, image_key: str) -> None:
 def _read_arrays(reader: _Reader, split: str) -> SourceSplit:
     builder, keys = reader.builder, (reader.image_key, reader.label_key)
     channels = builder.info.features[reader.image_key].shape[-1]
-    if channels in _HEADER_ENDS and not _has_plain_pngs_only(reader, split, channels):
-        return _read_indexed(reader, split, channels)
-    pairs = _as_dataset(reader, split).map(lambda example: tuple(example[key] for key in keys))
+    errors = import_tensorflow().errors
     try:
+        if channels in _HEADER_ENDS and not _has_plain_pngs_only(reader, split, channels):
+            return _read_indexed(reader, split, channels)
+        pairs = _as_dataset(reader, split).map(lambda example: tuple(example[key] for key in keys))
         chunks = list(pairs.batch(_EXAMPLES_PER_CHUNK).as_numpy_iterator())
-    except import_tensorflow().errors.InvalidArgumentError:  # a damaged file or another size
+    # A damaged image or another size; more or fewer records than dataset_info.json lists.
+    except (errors.InvalidArgumentError, errors.FailedPreconditionError):
         return _read_indexed(reader, split, channels)
     if not chunks:
         raise InputError(f"TFDS dataset {builder.name}: split {split!r} has 0 images")
@@ -223,4 +226,28 @@ def _read_indexed(reader: _Reader, split: str, channels: int = 3) -> SourceSplit
         key=("records", keys, written.mtime_nsec, shards, file_states(shards)),
         options=IndexOptions(request.index_dir, where, request.memory_limit_gb),
     )
+    found = np.bincount(indexed.images.file_id, minlength=len(shards)).tolist()
+    _check_record_counts(where, shards, found, info.shard_lengths)
     return source_split(indexed, request, where, channels)
+
+
+def _check_record_counts(
+    where: str, shards: Sequence[str], found: Sequence[int], expected: Sequence[int]
+) -> None:
+    """Raises an InputError unless each file has as many records as dataset_info.json lists."""
+    if len(expected) != len(found):  # a dataset of an older TFDS lists none
+        return
+    differing = [
+        f"{path} has {count} instead of {length}"
+        for path, count, length in zip(shards, found, expected, strict=True)
+        if count != length
+    ]
+    if differing:
+        more = f" and {len(differing) - _MAX_NAMED_FILES} more" * (
+            len(differing) > _MAX_NAMED_FILES
+        )
+        raise InputError(
+            f"{where} has {sum(found)} records, but its dataset_info.json lists {sum(expected)}:"
+            f" {', '.join(differing[:_MAX_NAMED_FILES])}{more}; copy these files again, or prepare"
+            " the dataset again"
+        )

@@ -250,6 +250,18 @@ def test_second_load_reads_no_record_and_returns_the_same_splits(prepared, tmp_p
         assert contents(split) == contents(second.splits[name])
 
 
+@pytest.mark.parametrize("preprocessing", ["random_area_crop", "padded_crop"])
+@pytest.mark.parametrize("repeated", [2, 0])
+def test_file_with_another_number_of_records_raises(tmp_path, preprocessing, repeated):
+    some = [{"image": jpeg(make_image(32, 32, i)), "label": i % 5} for i in range(12)]
+    version = prepare(tmp_path, {"train": some, "test": some}, shape=(32, 32, 3))
+    file = sorted(version.glob("*train.tfrecord-*"))[1]
+    file.write_bytes(file.read_bytes() * repeated)
+    message = rf"train has {8 + 4 * repeated} records.* 12: .*{file.name} has {4 * repeated} .* 4;"
+    with pytest.raises(ValueError, match=message):
+        load_dataset(fields("", version, preprocessing=preprocessing, index_dir=str(tmp_path)))
+
+
 def test_a_dataset_that_is_prepared_again_gets_a_new_index(tmp_path):
     examples, index_dir = flowers({"train": 10, "test": 5}), str(tmp_path / "index")
     prepare(tmp_path, examples)
