@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Bool, Int32, Int64, UInt8
 
 from imta_jax.data.decoding.pillow_decoder import import_pillow
-from imta_jax.data.decoding.refusal import Refusal
+from imta_jax.data.decoding.refusal import MAX_FILE_BYTES, Refusal, RefusedImageError
 from imta_jax.data.pipeline.decoder import PILLOW, TF_DATA
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.inspection import (
@@ -33,7 +33,7 @@ from imta_jax.data.pipeline.inspection import (
 )
 from imta_jax.data.pipeline.pillow_decoding import on_threads, read_file
 from imta_jax.data.pipeline.stored_index import Indexed, load_or_scan
-from imta_jax.data.pipeline.tf_decoding import reader
+from imta_jax.data.pipeline.tf_decoding import reader, without_autograph
 from imta_jax.data.pipeline.tf_execution import reading_errors
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.runtime.environment import usable_cores
@@ -78,6 +78,7 @@ def index_files(
     images: EncodedImages,
     labels: Int32[np.ndarray, " N"],
     unopened: UInt8[np.ndarray, " N"],
+    check_size: Bool[np.ndarray, " N"],
     key: Any,
     options: IndexOptions,
 ) -> Indexed:
@@ -88,13 +89,17 @@ def index_files(
       labels: class of each file.
       unopened: `Refusal` of the files that are not opened, for example pipes, which could block;
         `Refusal.NONE` for the others.
+      check_size: files in a bucket whose size is looked up before they are read.
       key: a value that changes whenever the files change; its repr names the stored index.
       options: see `IndexOptions`.
     """
 
     def scan() -> Indexed:
-        read_columns = _columns_by_pillow if options.decoder == PILLOW else _columns_by_tensorflow
-        table = read_columns(images, np.flatnonzero(unopened == Refusal.NONE), options)
+        chosen = np.flatnonzero(unopened == Refusal.NONE)
+        if options.decoder == PILLOW:
+            table = _columns_by_pillow(images, chosen, options)
+        else:
+            table = _columns_by_tensorflow(images, chosen, options, check_size)
         found = np.zeros((len(images), COLUMNS), np.int64)
         found[:, ORIENTATION] = 1
         found[:, REFUSAL] = np.where(unopened == Refusal.NONE, Refusal.UNREADABLE, unopened)
@@ -106,18 +111,39 @@ def index_files(
 
 
 def _columns_by_tensorflow(
-    images: EncodedImages, chosen: Int64[np.ndarray, " M"], options: IndexOptions
+    images: EncodedImages,
+    chosen: Int64[np.ndarray, " M"],
+    options: IndexOptions,
+    check_size: Bool[np.ndarray, " N"],
 ) -> Int64[np.ndarray, "N columns"]:
     """Position and columns of the files that can be read, in any order."""
     tf, inspector = import_tensorflow(), options.inspector
     paths = tf.constant(images.files[images.file_id])
-    rows = tf.data.Dataset.from_tensor_slices(chosen).map(
-        lambda i: tf.stack([i, *inspector.columns_in_graph(tf.io.read_file(tf.gather(paths, i)))]),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=False,
+    too_large = [0, 0, 0, 1, int(Refusal.LARGE_FILE), 0]
+
+    def inspected(path: "tf.Tensor") -> "tf.Tensor":
+        return tf.stack(inspector.columns_in_graph(tf.io.read_file(path)))
+
+    def row(i: "tf.Tensor", unknown: "tf.Tensor") -> "tf.Tensor":
+        path = tf.gather(paths, i)
+        if check_size.any():
+            refused = tf.constant(too_large, tf.int64)
+            is_large = unknown & tf.numpy_function(_is_too_large, [path], tf.bool)
+            columns = tf.cond(is_large, lambda: refused, lambda: inspected(path))
+        else:
+            columns = inspected(path)
+        return tf.concat([i[None], columns], 0)
+
+    rows = tf.data.Dataset.from_tensor_slices((chosen, check_size[chosen])).map(
+        without_autograph(row), num_parallel_calls=tf.data.AUTOTUNE, deterministic=False
     )
     # Files that cannot be read are dropped.
     return collect(rows.ignore_errors(), len(chosen), options.where)
+
+
+def _is_too_large(path: bytes) -> np.bool:
+    """Whether a file in a bucket is refused for its size, which takes a request."""
+    return np.bool(import_tensorflow().io.gfile.stat(path).length > MAX_FILE_BYTES)
 
 
 def _columns_by_pillow(
@@ -215,7 +241,7 @@ def _inspect_again(
     found[:, REFUSAL], found[:, DIGEST] = indexed.refusal, indexed.digest
     read = reader_of_bytes(indexed.images)
     for i in np.flatnonzero((indexed.refusal != Refusal.NONE) & opened).tolist():
-        with contextlib.suppress(OSError):  # still cannot be read
+        with contextlib.suppress(OSError, RefusedImageError):  # still cannot be read
             found[i] = inspect_bytes(read(i))
     changed = found[:, REFUSAL] != indexed.refusal
     if not changed.any():
@@ -259,13 +285,19 @@ def _completed(
 
 
 def reader_of_bytes(images: EncodedImages) -> Callable[[int], bytes]:
-    """A function that reads an image; it raises an OSError if that is not possible."""
+    """A function that reads an image.
+
+    It raises an OSError if that is not possible, and a RefusedImageError if a file in a bucket is
+    too large.
+    """
     if images.are_local_files:
         return lambda i: read_file(images, i)
     tf, contents_of = import_tensorflow(), reader(images)
 
     def read(i: int) -> bytes:
         with reading_errors():
+            if not images.feature and _is_too_large(images.path(i)):
+                raise RefusedImageError(Refusal.LARGE_FILE)
             contents: Any = contents_of(tf.constant([i], tf.int64))[0]
             return contents.numpy()
 

@@ -22,7 +22,7 @@ from imta_jax.data.pipeline.pillow_decoding import check_files
 from imta_jax.data.pipeline.stored_index import Indexed
 from imta_jax.data.source_validation import SourceSplit
 from imta_jax.data.sources.request import SourceRequest
-from imta_jax.data.sources.storage import FileState, file_states
+from imta_jax.data.sources.storage import UNKNOWN_STATE, FileState, file_states
 from imta_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -55,13 +55,16 @@ def index_image_files(
         orientation=np.ones(count, np.uint8),
     )
     unopened = np.array([_refusal_unopened(state) for state in states], np.uint8)
+    check_size = np.array([state == UNKNOWN_STATE for state in states])
     # Class names are part of the key: a class that only another split has shifts the labels.
     key = ("folder", list(class_names), list(files), [tuple(state) for state in states])
     decoder = request.decoder
     if decoder == PILLOW:
         check_files(without_sizes)
     options = IndexOptions(request.index_dir, where, request.memory_limit_gb, decoder)
-    indexed = index_files(without_sizes, np.array(labels, np.int32), unopened, key, options)
+    indexed = index_files(
+        without_sizes, np.array(labels, np.int32), unopened, check_size, key, options
+    )
     return indexed._replace(images=dataclasses.replace(indexed.images, decoder=decoder))
 
 

@@ -62,20 +62,21 @@ class FileState(NamedTuple):
     regular: bool = False
 
 
-_UNKNOWN = FileState(0, 0, True, True)
+UNKNOWN_STATE = FileState(0, 0, True, True)  # of a file in a bucket that was not looked up
 
 
 def file_states(paths: Sequence[str]) -> list[FileState]:
     """The states of files, without reading them.
 
     Each file in a bucket takes a request, so that beyond 20,000 files their states are not looked
-    up, and files that are replaced by others of the same name are not noticed.
+    up, and files that are replaced by others of the same name are not noticed. Their sizes are then
+    looked up when they are indexed.
     """
     if not paths or not is_remote(paths[0]):
         return [_local_state(path) for path in paths]
     if len(paths) > _MAX_REMOTE_STATES:
         _log.info("%s: not checking whether these %d files have changed", paths[0], len(paths))
-        return [_UNKNOWN] * len(paths)
+        return [UNKNOWN_STATE] * len(paths)
     with ThreadPoolExecutor(_PARALLEL_REQUESTS) as threads:
         return list(threads.map(_remote_state, paths))
 
@@ -94,7 +95,7 @@ def _remote_state(path: str) -> FileState:
     try:
         found = tf.io.gfile.stat(path)
     except tf.errors.OpError:  # reading the file reports it
-        return _UNKNOWN
+        return UNKNOWN_STATE
     return FileState(found.mtime_nsec, found.length, True, not found.is_directory)
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from sample_images import make_image, write
 
 from imta_jax.data.pipeline import indexing, stored_index
+from imta_jax.data.sources import storage
 from imta_jax.data.sources.storage import FileState, file_states
 
 
@@ -92,6 +93,27 @@ def test_replaced_file_in_a_remote_file_system_creates_a_new_index(tmp_path, cap
     with tf.io.gfile.GFile("ram://pets/train/cat/0.jpg", "wb") as file:
         file.write((root / "train/cat/0.jpg").read_bytes())
     assert read("ram://pets", **fields).splits["train"].skipped == 2
+
+
+def test_too_large_file_in_a_large_bucket_is_refused_without_reading_it(
+    tmp_path, monkeypatch, caplog
+):
+    import tensorflow as tf
+
+    root = folder(tmp_path, splits=("train",))
+    for path in root.rglob("*.jpg"):
+        target = f"ram://large/{path.relative_to(root)}"
+        tf.io.gfile.makedirs(os.path.dirname(target))
+        with tf.io.gfile.GFile(target, "wb") as file:
+            file.write(path.read_bytes() + bytes(100_000 if path.name == "0.jpg" else 0))
+    monkeypatch.setattr(storage, "_MAX_REMOTE_STATES", 1)
+    # The limit of the decoders, which see the contents, stays.
+    monkeypatch.setattr(indexing, "MAX_FILE_BYTES", 100_000)
+    fields = {"index_dir": str(tmp_path / "index"), "max_undecodable": 0.5, "test_examples": 3}
+    for _ in range(2):  # the second time from the index, which inspects refused files again
+        caplog.clear()
+        assert read("ram://large", **fields).splits["train"].skipped == 3
+        assert "0.jpg (more than 1,073,741,824 bytes)" in caplog.text
 
 
 def test_stored_index_has_the_mode_of_the_umask(indexed):
