@@ -172,6 +172,12 @@ def transform_from_dict(
     for name in required:
         if name not in fields:
             raise InputError(f"{name} is missing")
+    later = [name for name in _FIELDS if name in fields and name not in required]
+    if later:  # the version was changed: without it, images would be neither padded nor checked
+        raise InputError(
+            f"{later[0]} is {fields[later[0]]!r}; format_version is {version}, which has no such"
+            " field; expected format_version 2"
+        )
     resize, size, channels = fields["resize"], image_shape[:2], image_shape[2]
     if resize is not None and (type(resize) is not int or resize < max(size)):
         raise InputError(f"resize is {resize!r}; expected null, or an integer from {max(size)}")

@@ -29,6 +29,13 @@ def folder(exported_folder, tmp_path):
     return shutil.copytree(exported_folder, tmp_path / "copy")
 
 
+def as_version_1(folder):
+    """The fields of a manifest of format version 1."""
+    fields = json.loads((folder / MANIFEST).read_text())["preprocessing"]
+    names = ("description", "resize", "mean", "std")
+    return {"format_version": 1, "preprocessing": {name: fields[name] for name in names}}
+
+
 def change_manifest(folder, **changes):
     """Changes manifest fields and updates the checksums."""
     manifest = json.loads((folder / MANIFEST).read_text()) | changes
@@ -215,8 +222,17 @@ def test_version_2_requires_golden_images_and_version_1_has_none(folder):
     change_manifest(folder)
     with pytest.raises(ValueError, match=r"golden\.npz"):
         load_exported(folder)
-    change_manifest(folder, format_version=1)
+    change_manifest(folder, **as_version_1(folder))
     assert load_exported(folder).transform.padding is None
+
+
+def test_export_of_version_2_is_rejected_as_version_1(folder):
+    (folder / GOLDEN).unlink()
+    change_manifest(folder, format_version=1)
+    with pytest.raises(
+        ValueError, match=r"preprocessing\.exif_orientation.*format_version is 1.* 2"
+    ):
+        load_exported(folder)
 
 
 def test_wrong_weights_of_the_programs_for_larger_batches_are_rejected(folder):
@@ -239,7 +255,7 @@ def test_golden_images_are_checked_whatever_the_version_says(folder):
     with np.load(folder / WEIGHTS) as file:
         arrays = {name: file[name] * np.float32(1.5) for name in file.files}
     np.savez(folder / WEIGHTS, **arrays)
-    change_manifest(folder, format_version=1)
+    change_manifest(folder, **as_version_1(folder))
     with pytest.raises(ValueError, match=r"golden\.npz.*exit 1"):
         load_exported(folder)
 
