@@ -9,16 +9,8 @@ Folders, lowest layer first: `runtime`, `nn`, `techniques`, `data`, `models`, `t
 """
 
 from imta_jax.runtime.lazy_imports import lazy_imports
-from imta_jax.runtime.registry import (
-    register_backbone,
-    register_exit_rule,
-    register_heads,
-    register_metrics_writer,
-    register_objective,
-    register_optimizer,
-    register_schedule,
-    register_source,
-)
+
+_REGISTRY = "imta_jax.runtime.registry"
 
 __all__ = [
     "register_backbone",
@@ -33,8 +25,9 @@ __all__ = [
     "wrap",
 ]
 
-# Need packages that many uses of this package do not: ML Collections, and JAX with Flax.
+# Imported at first use: some need packages that many uses of this package do not.
 _BY_MODULE = {
+    **dict.fromkeys([name for name in __all__ if name.startswith("register_")], _REGISTRY),
     "shipped_config": "imta_jax.runtime.shipped_configs",
     "wrap": "imta_jax.models.wrapped",
 }

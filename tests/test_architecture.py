@@ -102,9 +102,9 @@ def test_imports_go_to_a_lower_layer_or_stay_in_the_folder(path: Path):
     assert not wrong, wrong
 
 
-def test_the_package_itself_imports_only_the_registry():
+def test_the_package_itself_imports_only_lazy_imports():
     found = {name for _, name in imports(PACKAGE / "__init__.py")}
-    assert found == {"imta_jax.runtime.registry", "imta_jax.runtime.lazy_imports"}
+    assert found == {"imta_jax.runtime.lazy_imports"}
 
 
 def test_report_runs_without_jax():

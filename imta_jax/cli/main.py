@@ -75,10 +75,11 @@ _PLAN = "plan"
 def start() -> None:
     """Parses the command line and runs `main`; the process exits at the end."""
     hold_signals()
-    # Imports and the tracing of a deep network create millions of long-lived objects. With Python's
-    # default thresholds, garbage collection takes a third of the tracing time.
-    gc.set_threshold(100_000, 50, 50)
     restart_with_huge_pages()
+    # The tracing of a deep network creates millions of long-lived objects. With Python's default
+    # thresholds, garbage collection takes a third of the tracing time. Imports create no garbage.
+    gc.set_threshold(100_000, 50, 50)
+    gc.disable()
     install_signal_handlers()
     for name, example in _REQUIRED.items():
         message = f"--{name} is required, for example --{name}={example}"
@@ -103,6 +104,8 @@ def main(argv: list[str]) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
     from imta_jax.cli.run import run
 
+    gc.freeze()  # Never search what was imported.
+    gc.enable()
     if not _TRACEBACK.value:
         hold_background_errors()
     try:

@@ -156,6 +156,8 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
             _load_run_data(config, workdir)
         return
     _check_inputs(config, workdir, due)
+    for phase in [name for name in due if name in PHASES][:1]:
+        prefetch_executable(executable_label(config, phase))
     log_run_header(workdir)
     if "evaluate" in due:
         require("train", "writing the results of an evaluation", "pyarrow")
@@ -164,8 +166,6 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
         "phase_two": train_phase_two,
         "evaluate": evaluate,
     }
-    for phase in [name for name in due if name in PHASES][:1]:
-        prefetch_executable(executable_label(config, phase))
     dataset, data_fingerprint = _load_run_data(config, workdir)
     if "phase_one" in due:
         check_initial_parameters(config, dataset, workdir)

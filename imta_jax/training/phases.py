@@ -223,10 +223,10 @@ def _callbacks(
 
 def _log_start(schedule: str, phase: Phase, settings: PhaseConfig) -> None:
     """Logs what is trained, and parameter shards or a batch size that waste memory or time."""
-    _log.info("%s, %s", schedule, describe_parameters(phase.classifier, phase.trainable))
-    trained = jax.tree.leaves(nnx.state(phase.classifier, phase.trainable))
+    trained, frozen = nnx.state(phase.classifier, phase.trainable, nnx.Param)
+    _log.info("%s, %s", schedule, describe_parameters(trained, frozen))
     shards = phase.mesh.shape[PARAMETER_AXIS]
-    if hint := parameter_shards_hint(shards, sum(x.nbytes for x in trained)):
+    if hint := parameter_shards_hint(shards, sum(x.nbytes for x in jax.tree.leaves(trained))):
         _log.warning("%s", hint)
     hint = batch_padding_hint(settings, phase.mesh.size)
     if hint and phase.mesh.devices.flat[0].platform == "tpu":

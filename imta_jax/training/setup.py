@@ -8,7 +8,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
@@ -119,9 +118,9 @@ def assemble_phase(
     freeze_statistics(classifier, settings)
     set_statistics_groups(classifier, statistics_groups(settings, mesh.size), mesh)
     nnx.pop(classifier, nnx.Intermediate)  # Left by earlier calls; a step does not return any.
-    check_variables(classifier)
+    graphdef, variables = nnx.split(classifier)
+    check_variables(variables)
     _warn_of_other_dtypes(classifier)
-    graphdef = nnx.graphdef(classifier)
     arguments: Any = {"mean": mean, "std": std, "mesh": mesh}
     if isinstance(objective, StatefulObjective):
         step = objective.make_step(graphdef, trainable, optimizer, **arguments)
@@ -136,13 +135,11 @@ def assemble_phase(
     return Phase(classifier, objective, trainable, optimizer, graphdef, step, mesh, has_average)
 
 
-def describe_parameters(classifier: MultiExitClassifier, trainable: Any) -> str:
-    """The numbers of parameters and of those that are trained, for the log."""
-    total, trained = (
-        sum(leaf.size for leaf in jax.tree.leaves(nnx.state(classifier, chosen)))
-        for chosen in (nnx.Param, trainable)
-    )
-    return f"{total:,} parameters" + (f", {trained:,} trained" if trained < total else "")
+def describe_parameters(trained: Any, frozen: Any) -> str:
+    """The numbers of parameters in two pytrees, and of those that are trained, for the log."""
+    count, not_trained = optax.tree.size(trained), optax.tree.size(frozen)
+    text = f"{count + not_trained:,} parameters"
+    return f"{text}, {count:,} trained" if not_trained else text
 
 
 def _warn_of_other_dtypes(classifier: MultiExitClassifier) -> None:

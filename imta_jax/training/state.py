@@ -105,13 +105,13 @@ def _placed(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree, is_leaf=lambda x: isinstance(x, Packed))
 
 
-def check_variables(classifier: nnx.Module) -> None:
+def check_variables(variables: nnx.State) -> None:
     """Checks that all variables hold arrays or numbers, which checkpoints can store.
 
     Raises:
       InputError: names the first variable that does not.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(classifier))):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(variables)):
         numeric = isinstance(leaf, _NUMERIC)
         if not numeric or getattr(leaf, "dtype", None) == np.object_:
             raise InputError(

@@ -16,8 +16,9 @@ from imta_jax.runtime.registry import SOURCES, dotted_path_of
 
 __all__ = ["SourceRequest", "can_be_moved", "load_source", "source_component", "tfds_description"]
 
-# The first that accepts a source reads it; the last accepts every name.
-_KINDS = (own, embedded, npz, tfds_directory, folder, tfds)
+# The first that accepts a source reads it; the last accepts every name. The search for entry points
+# in `own` takes 40 ms, which .npz files do not need.
+_KINDS = (npz, own, embedded, tfds_directory, folder, tfds)
 
 
 def load_source(request: SourceRequest) -> SourceData:
