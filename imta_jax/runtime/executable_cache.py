@@ -104,39 +104,42 @@ class CachedExecutable:
 
     def _first_call(self, arguments: tuple[Any, ...]) -> Any:
         """Loads or compiles the step and calls it."""
-        reading = _prefetched.pop(self._label, None)
-        prefetched = reading.result() if reading else None
-        results = _run_ahead(prefetched, self._devices, arguments) if prefetched else None
+        prefetched = _prefetched.pop(self._label, None)
+        ahead = _background().submit(_run_ahead, prefetched, self._devices, arguments)
         lowered = self._jitted.lower(*arguments)
-        entry = self._find(lowered, prefetched)
-        self._run = entry.run if entry else self._compile(lowered)
-        if results is None or entry is None or entry is not prefetched:
+        key = _program_key(lowered, self._devices)
+        entry = self._find(key, lowered, prefetched.result() if prefetched else None)
+        self._run = entry.run if entry else self._compile(key, lowered)
+        results = ahead.result()
+        if results is None or not entry or not prefetched or entry is not prefetched.result():
             return self._run(*arguments)
         for argument, donated in zip(jax.tree.leaves(arguments), entry.donated, strict=True):
             if donated:
                 argument.delete()
         return results
 
-    def _find(self, lowered: jax.stages.Lowered, prefetched: _Entry | None) -> _Entry | None:
+    def _find(
+        self, key: str, lowered: jax.stages.Lowered, prefetched: _Entry | None
+    ) -> _Entry | None:
         """The executable of a program, prefetched or read now; None if there is none."""
-        key = _program_key(lowered, self._devices)
         entry = prefetched if prefetched and prefetched.key == key else _read(key)
         if entry is None or not entry.matches(lowered):
             return None
         _background().submit(_write_last_key, self._label, key)
         return entry
 
-    def _compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    def _compile(self, key: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         with without_jax_cache():
             compiled = lowered.compile()
-        key = _program_key(lowered, self._devices)
         donated = [x.donated for x in jax.tree.leaves(lowered.args_info)]
         _background().submit(_write, self._label, key, compiled, self._devices, donated)
         return compiled
 
 
-def _run_ahead(entry: _Entry, devices: Sequence[int], arguments: tuple[Any, ...]) -> Any:
-    """Starts an executable on CPU, with copies of the arguments that it donates.
+def _run_ahead(
+    prefetched: Future[_Entry | None] | None, devices: Sequence[int], arguments: tuple[Any, ...]
+) -> Any:
+    """Starts a prefetched executable on CPU, with copies of the arguments that it donates.
 
     It runs while the caller traces the step. The caller uses the results if the lowered program
     turns out to be the one of the executable.
@@ -144,17 +147,22 @@ def _run_ahead(entry: _Entry, devices: Sequence[int], arguments: tuple[Any, ...]
     Returns:
       The results; None if the executable does not fit the arguments or this environment.
     """
-    if jax.default_backend() != "cpu" or not entry.key.endswith(_environment_key(devices)):
+    entry = prefetched.result() if prefetched else None
+    if entry is None or jax.default_backend() != "cpu":
+        return None
+    if not entry.key.endswith(_environment_key(devices)):
         return None
     leaves, tree = jax.tree.flatten((arguments, {}))
     try:
         if tree != entry.arguments:
             return None
-        copies = [
-            jax.device_put(np.array(x), x.sharding) if donated else x
-            for x, donated in zip(leaves, entry.donated, strict=True)
-        ]
-        return entry.run(*jax.tree.unflatten(tree, copies)[0])
+        donated = [i for i, is_donated in enumerate(entry.donated) if is_donated]
+        shardings = [leaves[i].sharding for i in donated]
+        # One call for all: this thread waits for Python's global lock after each call.
+        copies = jax.device_put([np.array(leaves[i]) for i in donated], shardings)
+        for i, copy in zip(donated, copies, strict=True):
+            leaves[i] = copy
+        return entry.run(*jax.tree.unflatten(tree, leaves)[0])
     except Exception as error:  # Other shapes, and pytree classes of an older version.
         _log.debug("the last step of this config is not run ahead: %s", error)
         return None

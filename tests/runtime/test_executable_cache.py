@@ -1,6 +1,7 @@
 """The executable cache: same results, and never the executable of another program."""
 
 import os
+import queue
 from typing import NamedTuple
 
 import chex
@@ -55,8 +56,8 @@ def test_another_program_of_the_same_label_is_not_run(cache):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The keys of the executables that are called, in order."""
-    keys, read = [], executable_cache._read
+    """A queue of the keys of the executables that are called."""
+    keys, read = queue.SimpleQueue(), executable_cache._read
 
     def read_recorded(key):
         entry = read(key)
@@ -64,7 +65,7 @@ def calls(monkeypatch):
             return None
 
         def run(*arguments):
-            keys.append(key)
+            keys.put(key)
             return entry.run(*arguments)
 
         return entry._replace(run=run)
@@ -74,25 +75,23 @@ def calls(monkeypatch):
 
 
 def test_the_prefetched_executable_runs_once_while_the_step_is_traced(cache, calls, monkeypatch):
-    mesh, trace = data_mesh(), jax.stages.Lowered.as_text
+    mesh, as_text = data_mesh(), jax.stages.Lowered.as_text
     launch(TABLE, mesh)
-    called_before_the_key = []
 
-    def as_text(lowered):
-        called_before_the_key.extend(calls)
-        return trace(lowered)
+    def wait_for_call(lowered):
+        assert calls.get(timeout=60)
+        return as_text(lowered)
 
-    monkeypatch.setattr(jax.stages.Lowered, "as_text", as_text)
+    monkeypatch.setattr(jax.stages.Lowered, "as_text", wait_for_call)
     second = launch(TABLE, mesh)
-    assert called_before_the_key == calls and len(calls) == 1
-    assert second.donated and not second.compiled
+    assert calls.empty() and second.donated and not second.compiled
 
 
 def test_results_of_another_program_are_discarded(cache, calls):
     mesh = data_mesh()
     launch(TABLE, mesh)
     second = launch(TABLE + 1, mesh)
-    assert len(calls) == 1 and second.compiled and second.donated
+    assert calls.qsize() == 1 and second.compiled and second.donated
     state, x = jax.device_get(arguments(mesh))
     np.testing.assert_allclose(second.results[0], state + x * (TABLE + 1), rtol=1e-6)
 
@@ -101,7 +100,7 @@ def test_an_executable_for_another_cpu_is_not_run(cache, calls, monkeypatch):
     mesh = data_mesh()
     launch(TABLE, mesh)
     monkeypatch.setattr(executable_cache, "cpu_features", lambda: ("another",))
-    assert launch(TABLE, mesh).compiled and not calls
+    assert launch(TABLE, mesh).compiled and calls.empty()
 
 
 def test_an_executable_for_other_shapes_is_not_used(cache, calls):
