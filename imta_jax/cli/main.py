@@ -102,13 +102,13 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if _MODE.value == _PLAN:  # before JAX is imported
         os.environ["JAX_PLATFORMS"] = "cpu"
-    from imta_jax.cli.run import run
-
-    gc.freeze()  # Never search what was imported.
-    gc.enable()
     if not _TRACEBACK.value:
         hold_background_errors()
     try:
+        from imta_jax.cli.run import run  # raises if no temporary folder can be written
+
+        gc.freeze()  # Never search what was imported.
+        gc.enable()
         _set_up_process()
         if _MODE.value == "study":
             from imta_jax.studies import run_study

@@ -13,11 +13,12 @@ from typing import Any, NoReturn, cast
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from imta_jax.errors import InputError, UserError, unknown_name
+from imta_jax.errors import InputError, UserError, message_of, unknown_name
 from imta_jax.runtime.background_errors import print_held_errors
 from imta_jax.runtime.shipped_configs import config_file
 
 # A full disk, an exceeded quota or file size, a read-only file system: not a bug.
+_NO_TEMPORARY_FOLDER = "No usable temporary directory"  # of Python's tempfile, on a full disk
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
@@ -41,10 +42,15 @@ def plain_message(error: Exception) -> str | None:
     """
     if isinstance(error, UserError):
         return f"error: {error}"
+    if isinstance(error, FileNotFoundError) and _NO_TEMPORARY_FOLDER in str(error):
+        return (
+            f"error: {message_of(error)}: free space in one of them, or set the environment"
+            " variable TMPDIR to a folder on another disk, then run the same command"
+        )
     if getattr(error, "errno", None) in _DISK_ERRORS:
         return (
-            f"error: the disk cannot be written ({error}): free space, or choose a --workdir on"
-            " another disk, then run the same command to resume"
+            f"error: the disk cannot be written ({message_of(error)}): free space, or choose a"
+            " --workdir on another disk, then run the same command to resume"
         )
     return None
 

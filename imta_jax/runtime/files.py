@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from imta_jax.errors import UserError
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path next to `path` that replaces `path` if the block succeeds.
 
     Creates the parent folder. If the block raises, the temporary file is deleted and `path` is
-    unchanged. A killed process may leave a file named `.NAME.*.partial`.
+    unchanged. A killed process may leave a file named `.NAME.*.partial`. An OSError of the block
+    that names no file gets the name of `path`, since a failed write on a full disk names none.
 
     Args:
       path: the file to write.
@@ -26,6 +29,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if not isinstance(error, UserError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -50,9 +57,10 @@ def append_or_restore(path: Path, content: bytes) -> None:
         try:
             while left:
                 left = left[file.write(left) :]
-        except OSError:
+        except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(file.fileno(), length)
+            error.filename = str(path)
             raise
 
 

@@ -72,6 +72,14 @@ def test_bugs_keep_their_traceback(tmp_path):
             command_line.exit_with_error(error, show_traceback=False)
 
 
+def test_errors_of_a_full_disk_are_one_line_with_the_path():
+    full = OSError(errno.ENOSPC, "No space left on device", "runs/a/config.json")
+    assert "(runs/a/config.json: No space left on device)" in command_line.plain_message(full)
+    temporary = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+    assert "TMPDIR" in command_line.plain_message(temporary)
+    assert command_line.plain_message(FileNotFoundError(errno.ENOENT, "no such file")) is None
+
+
 BACKGROUND = """
 import threading
 from imta_jax.errors import StorageError

@@ -1,9 +1,11 @@
 import json
+import resource
 from pathlib import Path
 
 import pytest
 
-from imta_jax.runtime.files import replacing, write_atomically, write_json
+from imta_jax.errors import StorageError, message_of
+from imta_jax.runtime.files import append_or_restore, replacing, write_atomically, write_json
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
@@ -14,6 +16,22 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
         raise KeyboardInterrupt
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_reported_with_the_path(tmp_path):
+    path = tmp_path / "folder" / "file"
+    size, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        for write in (write_atomically, append_or_restore):
+            with pytest.raises(OSError, match="File too large") as caught:
+                write(path, bytes(2000))
+            assert message_of(caught.value) == f"{path}: File too large"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    with pytest.raises(StorageError) as caught, replacing(path):
+        raise StorageError(28, "the disk is full")
+    assert str(caught.value) == "the disk is full"
 
 
 def test_the_old_file_is_read_until_the_write_is_complete(tmp_path):
