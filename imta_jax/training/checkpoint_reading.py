@@ -13,6 +13,7 @@ from flax import nnx
 
 from imta_jax.config import Checkpoint
 from imta_jax.errors import MissingFileError, unknown_name
+from imta_jax.models import MultiExitClassifier
 from imta_jax.training.checkpoints import (
     ARRAY_ITEMS,
     NewerFormatError,
@@ -22,6 +23,7 @@ from imta_jax.training.checkpoints import (
     restore_target,
     warn_of_damage,
 )
+from imta_jax.training.example_logits import check_example_logits
 from imta_jax.training.state import fill_tree, named_arrays
 
 # Names, sizes and times of a checkpoint's files -> whether it can be read.
@@ -62,7 +64,7 @@ def read_meta(folder: Path, which: str = "last") -> dict[str, Any]:
         return read_json_meta(manager, _choose(manager, which))
 
 
-def restore_model(classifier: nnx.Module, folder: Path, which: str = "last") -> int:
+def restore_model(classifier: MultiExitClassifier, folder: Path, which: str = "last") -> int:
     """Restores a classifier in place, with the shardings of its arrays.
 
     Args:
@@ -75,7 +77,8 @@ def restore_model(classifier: nnx.Module, folder: Path, which: str = "last") -> 
 
     Raises:
       MissingFileError: there is no readable checkpoint.
-      AnotherNetworkError: names or shapes differ; the message lists them.
+      AnotherNetworkError: names or shapes differ, and the message lists them; or code from outside
+        the package computes other logits than when the checkpoint was saved.
     """
     variables = nnx.state(classifier)
     expected = named_arrays(variables)
@@ -84,7 +87,9 @@ def restore_model(classifier: nnx.Module, folder: Path, which: str = "last") -> 
         check_same_network(manager, epoch, "model", expected)
         target = ocp.args.StandardRestore(restore_target(expected))
         restored = manager.restore(epoch, args=ocp.args.Composite(model=target))["model"]
+        meta = read_json_meta(manager, epoch)
     nnx.update(classifier, fill_tree(variables, restored))
+    check_example_logits(classifier, meta, f"checkpoint {epoch} in {folder}")
     return epoch
 
 

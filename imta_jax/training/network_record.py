@@ -20,7 +20,7 @@ from imta_jax.runtime.registry import BACKBONES, HEADS, dotted_path_of
 from imta_jax.training.state import named_arrays
 
 PACKAGE = "imta_jax"
-_FIX = (
+FIX = (
     "use the code that the network was trained with (PYTHONPATH decides which is imported), or "
     "train again"
 )
@@ -100,7 +100,7 @@ def _check(meta: Mapping[str, Any], where: str, **rebuilt: str) -> None:
         if record is not None and value != record[part]:
             raise InputError(
                 f"{where}: the rebuilt network is another one: {part} is {value}, the "
-                f"checkpoint's {record[part]}; {_FIX}"
+                f"checkpoint's {record[part]}; {FIX}"
             )
 
 

@@ -23,6 +23,7 @@ from imta_jax.training.checkpoint_reading import (
     restore_model,
 )
 from imta_jax.training.early_stopping import EARLY_STOPPING
+from imta_jax.training.example_logits import ExampleLogits
 from imta_jax.training.feed import training_feed
 from imta_jax.training.init_from import load_initial_parameters
 from imta_jax.training.loop import TrainingLoop
@@ -180,7 +181,7 @@ def train_phase(
         validate=make_validation(config, dataset, phase.graphdef, phase.mesh),
         learning_rate=learning_rate,
         check_every_steps=config.log.check_every_steps,
-        callbacks=_callbacks(name, config, folder, meta, learning_rate),
+        callbacks=_callbacks(config, folder, phase, meta, learning_rate),
         patience_epochs=_patience(settings, epochs),
     ).run(state)
 
@@ -209,7 +210,7 @@ def _assemble(
 
 
 def _callbacks(
-    name: str, config: RunConfig, folder: Path, meta: Mapping[str, Any], learning_rate: Any
+    config: RunConfig, folder: Path, phase: Phase, meta: Mapping[str, Any], learning_rate: Any
 ) -> list[Callback]:
     return default_callbacks(
         folder,
@@ -217,7 +218,8 @@ def _callbacks(
         log=config.log,
         checkpoint=config.checkpoint,
         learning_rate=learning_rate,
-        run=LoggedRun(name, folder, config.to_dict()),
+        run=LoggedRun(meta["phase"], folder, config.to_dict()),
+        example_logits=ExampleLogits(phase.graphdef, phase.mesh, meta),
     )
 
 

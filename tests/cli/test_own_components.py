@@ -80,6 +80,7 @@ def outcomes(folder):
     for name, changes in {
         "other heads": {"return BoostedHeads(": "return IndependentHeads("},
         "other channels": {"inputs = (4, *": "inputs = (5, *", "nels, 4": "nels, 5"},
+        "other activation": {"nnx.relu(self.blocks": "nnx.gelu(self.blocks"},
     }.items():
         changed = shutil.copytree(folder / "my_package", folder / name / "my_package")
         source = (changed / "net.py").read_text()
@@ -123,6 +124,11 @@ def test_changed_code_of_heads_is_refused(outcomes):
     assert "heads_class is imta_jax" in error and "my_package.net:BoostedHeads" in error
     error = outcomes["other channels"].stderr
     assert "kernel" in error and ", 4)" in error and ", 5)" in error
+
+
+def test_changed_code_with_the_same_parameters_is_refused(outcomes):
+    error = outcomes["other activation"].stderr
+    assert "model.backbone my_package.net:make_backbone" in error and "exit 1" in error
 
 
 def test_export_runs_without_the_package(folder, outcomes):

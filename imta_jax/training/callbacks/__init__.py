@@ -26,6 +26,7 @@ from imta_jax.training.callbacks.progress import (
 )
 from imta_jax.training.callbacks.tensorboard import TensorBoardWriter
 from imta_jax.training.callbacks.tracking_writers import MlflowWriter, WandbWriter
+from imta_jax.training.example_logits import ExampleLogits
 
 __all__ = [
     "Callback",
@@ -58,6 +59,7 @@ def default_callbacks(
     checkpoint: CheckpointConfig,
     learning_rate: Callable[[int], Any],
     run: LoggedRun | None = None,
+    example_logits: ExampleLogits | None = None,
 ) -> list[Callback]:
     """The callbacks of a phase, in the order in which the loop calls them.
 
@@ -68,13 +70,14 @@ def default_callbacks(
       checkpoint: `config.checkpoint`.
       learning_rate: step -> learning rate.
       run: what metrics writers record; None for the folder alone.
+      example_logits: see `CheckpointCallback`.
     """
     run = run or LoggedRun("", folder)
     write_errors = WriteErrorPolicy(checkpoint.on_write_error)
     return [
         NonFiniteCheck(folder, learning_rate),  # First, before checkpoints are saved.
         StepProfiler(folder, log.profile_steps),
-        CheckpointCallback(folder, meta, checkpoint.every_steps, write_errors),
+        CheckpointCallback(folder, meta, checkpoint.every_steps, write_errors, example_logits),
         JsonlWriter(folder, write_errors),  # After the checkpoint callback, which sets the epoch.
         *writer_callbacks(log, run, write_errors),
         ProgressBar(),

@@ -14,6 +14,7 @@ from imta_jax.runtime.write_errors import WriteErrorPolicy
 from imta_jax.training.callbacks.base import Callback, Progress
 from imta_jax.training.checkpoints import CheckpointStore
 from imta_jax.training.early_stopping import EARLY_STOPPING, EarlyStopping
+from imta_jax.training.example_logits import ExampleLogits
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.recipe import RECIPE
 
@@ -31,6 +32,8 @@ class CheckpointCallback(Callback):
       meta: JSON that every checkpoint contains.
       every_steps: steps between checkpoints within an epoch; 0 saves after epochs only.
       write_errors: what happens when a checkpoint cannot be written.
+      example_logits: state -> entries of `meta`, which a resumed state must give again; None for
+        none.
     """
 
     def __init__(
@@ -39,8 +42,10 @@ class CheckpointCallback(Callback):
         meta: Mapping[str, Any],
         every_steps: int,
         write_errors: WriteErrorPolicy,
+        example_logits: ExampleLogits | None = None,
     ):
         self._meta, self._every_steps, self._write_errors = meta, every_steps, write_errors
+        self._example_logits = example_logits
         self._epochs = CheckpointStore(folder)
         self._partial = CheckpointStore(folder / PARTIAL, keep_best=False)
         self._stack = contextlib.ExitStack()
@@ -64,6 +69,7 @@ class CheckpointCallback(Callback):
         """Resumes from the newest checkpoint that can be read, if there is one."""
         recipe = self._meta.get(RECIPE)
         progress.state, progress.epoch = self._epochs.restore_latest(progress.state, recipe)
+        self._check_example_logits(progress)
         self._restore_early_stopping(progress)
         first, steps = progress.epoch * progress.steps_per_epoch, progress.steps_per_epoch
         # Orbax would not save checkpoints of this epoch while later ones exist.
@@ -85,6 +91,12 @@ class CheckpointCallback(Callback):
             len(progress.metrics),
             progress.epoch + 1,
         )
+
+    def _check_example_logits(self, progress: Progress) -> None:
+        """Checks that the code computes the network that was trained."""
+        if progress.epoch and self._example_logits is not None:
+            name = f"checkpoint {progress.epoch} in {self._epochs.folder}"
+            self._example_logits.check(progress.state, self._epochs.meta(progress.epoch), name)
 
     def _restore_early_stopping(self, progress: Progress) -> None:
         """Restores the best epoch so far, if the checkpoint records it."""
@@ -115,6 +127,8 @@ class CheckpointCallback(Callback):
         """Saves after the epoch. The last checkpoint is required: the next phase starts from it."""
         epoch, top1 = progress.epoch + 1, progress.validation_top1
         meta = {**self._meta, "epoch": epoch, "validation_top1": top1}
+        if self._example_logits is not None:
+            meta |= self._example_logits.record(progress.state)
         if progress.early_stopping.patience_epochs:
             meta[EARLY_STOPPING] = dataclasses.asdict(progress.early_stopping)
         required = epoch == progress.total_epochs or progress.early_stopping.stopped
