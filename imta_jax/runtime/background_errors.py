@@ -1,15 +1,18 @@
 """Errors in threads of libraries, which are printed only if the run ends with a bug.
 
-After a failed write, Orbax and TensorStore raise the error in the main thread, and their other
-threads print hundreds of tracebacks before the message.
+After a failed read or write, Orbax and TensorStore raise the error in the main thread, and their
+other threads print hundreds of tracebacks before the message.
 """
 
+import functools
+import logging
 import sys
 import threading
 import traceback
 import warnings
 from collections import deque
 from types import TracebackType
+from typing import Any
 
 _MAX_HELD = 20
 _held: deque[str] = deque(maxlen=_MAX_HELD)
@@ -32,6 +35,28 @@ def hold_background_errors() -> None:
     sys.unraisablehook = lambda caught: _hold(caught.exc_value)
     # JAX warns once per program that it cannot cache.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+
+
+@functools.cache  # once per process
+def ignore_errors_of_failed_reads() -> None:
+    """Ignores what other threads print after Orbax failed to read a checkpoint and raised it.
+
+    It ignores two kinds of errors only: callbacks of TensorStore for an event loop that Orbax has
+    closed, and asyncio's log of reads whose result nobody waited for.
+    """
+    previous = sys.unraisablehook
+
+    def without_closed_loops(caught: Any) -> None:
+        if str(caught.exc_value) != "Event loop is closed":
+            previous(caught)
+
+    sys.unraisablehook = without_closed_loops
+    logging.getLogger("asyncio").addFilter(_is_not_of_a_read)
+
+
+def _is_not_of_a_read(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, ValueError) or "tensorstore_spec=" not in str(error)
 
 
 def _hold(error: BaseException | None) -> None:

@@ -4,6 +4,7 @@ Whether a checkpoint is complete is verified by reading it into host memory, wit
 once per process as long as its files do not change.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,9 +27,9 @@ from imta_jax.training.checkpoints import (
 from imta_jax.training.example_logits import check_example_logits
 from imta_jax.training.state import fill_tree, named_arrays
 
-# Names, sizes and times of a checkpoint's files -> whether it can be read.
+# Names, sizes and times of a checkpoint's files -> why it cannot be read; "" if it can be.
 _Files = tuple[tuple[str, int, int], ...]
-_verified: dict[_Files, bool] = {}
+_verified: dict[_Files, str] = {}
 
 
 def has_readable_epoch(folder: Path, epoch: int) -> bool:
@@ -37,7 +38,7 @@ def has_readable_epoch(folder: Path, epoch: int) -> bool:
         return False
     with open_manager(folder, create=False) as manager:
         newest = manager.latest_step() or 0
-        return newest >= epoch and _is_readable(manager, newest)
+        return newest >= epoch and not _damage(manager, newest)
 
 
 def has_readable_checkpoint(folder: Path) -> bool:
@@ -46,7 +47,7 @@ def has_readable_checkpoint(folder: Path) -> bool:
         return False
     with open_manager(folder, create=False) as manager:
         epochs = sorted(manager.all_steps(), reverse=True)
-        return any(_is_readable(manager, epoch) for epoch in epochs)
+        return any(not _damage(manager, epoch) for epoch in epochs)
 
 
 def read_meta(folder: Path, which: str = "last") -> dict[str, Any]:
@@ -105,8 +106,10 @@ def read_model_arrays(folder: Path) -> dict[str, np.ndarray]:
     epoch = int(folder.name) if folder.name.isdigit() else None
     with _open_existing(folder if epoch is None else folder.parent) as manager:
         name = _choose(manager, "last") if epoch is None else epoch
-        if name not in manager.all_steps() or not _is_readable(manager, name):
-            raise _missing(folder, "readable checkpoint")
+        if name not in manager.all_steps():
+            raise _missing(folder)
+        if damage := _damage(manager, name):
+            raise _unreadable(folder, {name: damage})
         target = ocp.args.StandardRestore(_host_arrays(manager, name, "model"))
         return manager.restore(name, args=ocp.args.Composite(model=target))["model"]
 
@@ -129,15 +132,15 @@ def _open_existing(folder: Path) -> ocp.CheckpointManager:
     return open_manager(folder, create=False)
 
 
-def _missing(folder: Path, kind: str = "checkpoint") -> MissingFileError:
+def _missing(folder: Path) -> MissingFileError:
     phases = [folder / name for name in ("phase_two", "phase_one") if (folder / name).is_dir()]
     if phases:
         return MissingFileError(
-            f"no {kind} in {folder}, the folder of a run; expected the folder of a phase: "
+            f"no checkpoint in {folder}, the folder of a run; expected the folder of a phase: "
             f"{' or '.join(map(str, phases))}"
         )
     return MissingFileError(
-        f"no {kind} in {folder}; train it first: python launch.py --config=... --workdir=..."
+        f"no checkpoint in {folder}; train it first: python launch.py --config=... --workdir=..."
     )
 
 
@@ -148,15 +151,29 @@ def _choose(manager: ocp.CheckpointManager, which: str) -> int:
     best = manager.best_step() if which == "best" else None
     if best is not None:
         epochs.insert(0, best)
-    readable = next((epoch for epoch in epochs if _is_readable(manager, epoch)), None)
-    if readable is None:
-        kind = "readable checkpoint" if epochs else "checkpoint"
-        raise _missing(Path(manager.directory), kind)
-    return readable
+    damages = {}
+    for epoch in epochs:
+        damages[epoch] = _damage(manager, epoch)
+        if not damages[epoch]:
+            return epoch
+    folder = Path(manager.directory)
+    raise _unreadable(folder, damages) if damages else _missing(folder)
 
 
-def _is_readable(manager: ocp.CheckpointManager, epoch: int) -> bool:
-    """Whether all of a checkpoint can be read. A truncated one still has its folder and name."""
+def _unreadable(folder: Path, damages: Mapping[int, str]) -> MissingFileError:
+    """The error for a folder whose checkpoints, by epoch, are all damaged."""
+    reasons = "; ".join(f"checkpoint {epoch}: {damage}" for epoch, damage in damages.items())
+    return MissingFileError(
+        f"no readable checkpoint in {folder} ({reasons}); restore the folder from a copy, or train"
+        " it again: python launch.py --config=... --workdir=..."
+    )
+
+
+def _damage(manager: ocp.CheckpointManager, epoch: int) -> str:
+    """Why a checkpoint cannot be read; "" if it can be.
+
+    All of it is read: a truncated one still has its folder and name.
+    """
     files = _files_of(Path(manager.directory) / str(epoch))
     if files not in _verified:
         try:
@@ -164,10 +181,9 @@ def _is_readable(manager: ocp.CheckpointManager, epoch: int) -> bool:
         except NewerFormatError:
             raise
         except Exception as error:  # Orbax raises many types for damage.
-            warn_of_damage(manager, epoch, error)
-            _verified[files] = False
+            _verified[files] = warn_of_damage(manager, epoch, error)
         else:
-            _verified[files] = True
+            _verified[files] = ""
     return _verified[files]
 
 

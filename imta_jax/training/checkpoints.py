@@ -12,6 +12,7 @@ cannot read increases `FORMAT_VERSION`, and `read_json_meta` converts older vers
 
 import contextlib
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from imta_jax.distributed import is_first_process, wait_for_all
 from imta_jax.errors import InputError
+from imta_jax.runtime.background_errors import ignore_errors_of_failed_reads
 from imta_jax.runtime.write_errors import storage_errors_as_os_errors
 from imta_jax.training.averaging import evaluated_parts, statistics_of, with_statistics
 from imta_jax.training.network_arrays import AnotherNetworkError, name_differences
@@ -89,22 +91,27 @@ def open_manager(
         "progress": ocp.StandardCheckpointHandler(),
         "meta": ocp.JsonCheckpointHandler(),
     }
+    ignore_errors_of_failed_reads()
     try:
         return _Manager(folder.resolve(), options=options, item_handlers=handlers)
-    except (UnicodeDecodeError, IsADirectoryError) as error:  # Orbax reads the metrics of all.
+    except (ValueError, IsADirectoryError) as error:  # Orbax reads the metrics of all.
+        damaged = _damaged_metrics(folder)
+        if not damaged:
+            raise
         raise InputError(
-            f"{folder}: metrics/metrics of a checkpoint is damaged ({error}); delete the folder of"
-            f" this checkpoint: {', '.join(_with_damaged_metrics(folder))}"
+            f"{folder}: metrics of a checkpoint are damaged ({error}); delete them, which keeps the"
+            f" checkpoint: {', '.join(damaged)}"
         ) from error
 
 
-def _with_damaged_metrics(folder: Path) -> list[str]:
+def _damaged_metrics(folder: Path) -> list[str]:
+    """The folders of metrics that are not JSON."""
     damaged = []
     for path in sorted(folder.glob("*/metrics/metrics")):
         try:
-            path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError):
-            damaged.append(str(path.parents[1]))
+            json.loads(path.read_bytes())
+        except (ValueError, OSError):
+            damaged.append(str(path.parent))
     return damaged
 
 
@@ -302,15 +309,16 @@ def check_same_network(
         )
 
 
-def warn_of_damage(manager: ocp.CheckpointManager, name: int, error: Exception) -> None:
-    """Logs that a checkpoint cannot be read."""
+def warn_of_damage(manager: ocp.CheckpointManager, name: int, error: Exception) -> str:
+    """Logs that a checkpoint cannot be read; returns the reason."""
+    reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
     _log.warning(
-        "checkpoint %d in %s cannot be read (%s: %s); trying an older one",
+        "checkpoint %d in %s cannot be read (%s); trying an older one",
         name,
         manager.directory,
-        type(error).__name__,
-        str(error).partition("\n")[0][:200],
+        reason,
     )
+    return reason
 
 
 def _rename_damaged(manager: ocp.CheckpointManager, name: int) -> None:

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from imta_jax.config import RunConfig
+from imta_jax.errors import InputError
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.paths import local_path
 from imta_jax.training.checkpoint_reading import read_meta, restore_model
 from imta_jax.training.network_arrays import empty_classifier
 from imta_jax.training.network_record import check_classes, check_parameters
+
+_REQUIRED = {"class_names", "image_shape", "model", "phase"}  # of `meta`, to make the network
 
 
 def last_phase(config: RunConfig) -> str:
@@ -33,10 +36,16 @@ def load_classifier(
     Raises:
       MissingFileError: there is no readable checkpoint.
       MissingPackageError: backbone or heads are of a module that cannot be imported.
-      InputError: the code of backbone or heads makes another network now.
+      InputError: the checkpoint does not describe its network, or the code of backbone or heads
+        makes another network now.
     """
     folder = local_path("folder", folder)
     meta = read_meta(folder, which)
+    if missing := sorted(_REQUIRED - meta.keys()):
+        raise InputError(
+            f"meta/metadata of a checkpoint in {folder} has no {', '.join(missing)}; restore the"
+            " checkpoint from a copy"
+        )
     classifier = empty_classifier(meta)
     check_classes(classifier, meta, str(folder))
     restore_model(classifier, folder, which)  # names the arrays that differ

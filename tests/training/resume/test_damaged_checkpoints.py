@@ -1,10 +1,14 @@
 """Damaged checkpoints, and how checkpoints are verified."""
 
 import logging
+import shutil
+import subprocess
+import sys
 
 import jax
 import orbax.checkpoint as ocp
 import pytest
+import tiny_run
 from resumed_runs import assert_same_phase, lose_the_data, lose_the_optimizer, truncate
 
 from imta_jax.cli.run import run
@@ -42,8 +46,44 @@ def test_a_classifier_is_not_loaded_from_a_damaged_checkpoint(copied, caplog):
     assert meta["epoch"] == 2 and "checkpoint 3 in" in caplog.text
     for checkpoint in (copied / "phase_one").glob("[0-9]"):
         truncate(checkpoint)
-    with pytest.raises(FileNotFoundError, match=str(copied / "phase_one")):
+    with pytest.raises(FileNotFoundError, match=rf"{copied}/phase_one \(checkpoint 3: .*; checkp"):
         load_classifier(copied / "phase_one")
+
+
+def test_a_damaged_checkpoint_prints_nothing_but_the_error(copied):
+    for checkpoint in (copied / "phase_one").glob("[0-9]"):
+        lose_the_data(checkpoint)
+    program = (
+        "import sys; from imta_jax.training import load_classifier\n"
+        "try: load_classifier(sys.argv[1])\n"
+        "except FileNotFoundError as error: print('caught', error)"
+    )
+    command = [sys.executable, "-c", program, str(copied / "phase_one")]
+    done = subprocess.run(command, cwd=tiny_run.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("caught no readable checkpoint")
+    lines = [line for line in done.stderr.splitlines() if "trying an older one" not in line]
+    assert not lines
+
+
+def test_a_checkpoint_without_the_fields_of_its_network_is_named(copied):
+    for checkpoint in (copied / "phase_one").glob("[0-9]"):
+        (checkpoint / "meta" / "metadata").write_text("{}")
+    with pytest.raises(ValueError, match=rf"{copied}/phase_one has no class_names.*model"):
+        load_classifier(copied / "phase_one")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"top1"', b"\xa0"])
+def test_damaged_metrics_are_deleted_without_loss(content, config, dataset, copied, finished):
+    shutil.rmtree(copied / "phase_one" / "3")
+    metrics = copied / "phase_one" / "2" / "metrics"
+    (metrics / "metrics").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"metrics.*delete them.*: {metrics}$"):
+        train_phase_one(config, dataset, copied)
+    if content:
+        return
+    shutil.rmtree(metrics)
+    train_phase_one(config, dataset, copied)
+    assert_same_phase(copied / "phase_one", finished / "phase_one", 3)
 
 
 def test_reading_a_missing_folder_creates_nothing(tmp_path):
