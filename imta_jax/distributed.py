@@ -228,8 +228,8 @@ def place_batch(batch: Tree, mesh: Mesh) -> Tree:
 
 def place_indices(indices: Tree, mesh: Mesh) -> Tree:
     """Places indices of several batches [S, N, ...], sharded over N; scalars are replicated."""
-    sharded, everywhere = stacked_batch_sharding(mesh), replicated(mesh)
-    return jax.tree.map(lambda x: _place(x, sharded if np.ndim(x) else everywhere), indices)
+    sharded, unsharded = stacked_batch_sharding(mesh), replicated(mesh)
+    return jax.tree.map(lambda x: _place(x, sharded if np.ndim(x) else unsharded), indices)
 
 
 def replicate_host(tree: Tree, mesh: Mesh) -> Tree:
@@ -257,7 +257,7 @@ def _copy(tree: Tree, sharding: Callable[[Sequence[int]], NamedSharding]) -> Tre
     def copy(x: Any) -> jax.Array:
         if is_key(x):
             bits = np.array(jax.random.key_data(x))
-            return from_numbers(jax.device_put(bits, sharding(())), like=x)
+            return from_numbers(jax.device_put(bits, sharding(())), template=x)
         return jax.device_put(np.array(x), sharding(np.shape(x)))
 
     return jax.tree.map(copy, tree)

@@ -20,7 +20,7 @@ BATCH = 8
 
 def main(folder, topology):
     chips = parse_topology(topology)
-    everywhere = replicated(data_mesh(load_devices(chips)[:1]))
+    sharding = replicated(data_mesh(load_devices(chips)[:1]))
     for path in sorted(Path(folder).glob("*.stablehlo")):
         exported = read_program(path)
         if chips.chip.platform not in exported.platforms:
@@ -29,7 +29,7 @@ def main(folder, topology):
             jax.ShapeDtypeStruct(
                 [size if isinstance(size, int) else BATCH for size in x.shape],
                 x.dtype,
-                sharding=everywhere,
+                sharding=sharding,
             )
             for x in exported.in_avals
         ]

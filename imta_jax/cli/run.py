@@ -47,8 +47,8 @@ from imta_jax.training.phases import check_trained, why_unfinished
 
 _log = logging.getLogger(__name__)
 
-# Fields of `config.data` that change no batch.
-_HOW_DATA_IS_READ: tuple[str, ...] = ("index_dir", "memory_limit_gb", "service")
+# Fields of `config.data` that affect how images are read, but no batch.
+_READER_FIELDS: tuple[str, ...] = ("index_dir", "memory_limit_gb", "service")
 
 MODES = ("all", "doctor", "data", "phase_one", "phase_two", "evaluate", "time", "report")
 
@@ -172,12 +172,12 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     # The folder is created after all checks: a rejected run leaves none.
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
         if is_first_process():
-            _begin(config, data_fingerprint, workdir, mode)
+            _record_start(config, data_fingerprint, workdir, mode)
         for name in due:
             if name not in PHASES:
                 training_has_ended()
             steps[name](config, dataset, workdir)
-        if is_first_process() and evaluates_again:  # results.json is of these settings now
+        if is_first_process() and evaluates_again:  # results.json now has these settings
             write_json(workdir / "config.json", config.to_dict())
         wait_for_all("a run's steps are done")
 
@@ -222,7 +222,7 @@ def _check_inputs(config: RunConfig, workdir: Path, due: Sequence[str]) -> None:
         check_trained(config, workdir, last_phase(config))
 
 
-def _begin(
+def _record_start(
     config: RunConfig, data_fingerprint: Mapping[str, Any], workdir: Path, mode: str
 ) -> None:
     """Deletes temporary files of a killed process; writes `dataset.json` and `config.json`."""
@@ -233,18 +233,19 @@ def _begin(
     component = source_component(config.data.source)
     source = {"source": component} if component else {}
     write_json(workdir / "dataset.json", {**data_fingerprint, **source})
-    recorded = _recorded_config(workdir)  # Again: another process may have begun meanwhile.
+    # Read again: another process may have begun a run in the meantime.
+    recorded = _recorded_config(workdir)
     _check_same_config(config, recorded, workdir, mode)
     if recorded is None:
         write_json(workdir / "config.json", config.to_dict())
 
 
 def _load_checked_data(config: RunConfig, decoder: str = "") -> Dataset:
-    """Loads the data after all checks of the config that need no data, and checks both.
+    """Checks the config, loads the data, and checks that the two fit.
 
     Args:
       config: the settings.
-      decoder: decoder of the image files, where the run resumes.
+      decoder: decoder of the image files that the run to resume began with; "" for a new run.
     """
     check_training_config(config)
     dataset = first_process_first(lambda: load_dataset(config.data, decoder=decoder))
@@ -264,7 +265,7 @@ def _load_run_data(config: RunConfig, workdir: Path) -> tuple[Dataset, dict[str,
 
 
 def _recorded_data(workdir: Path) -> dict[str, Any]:
-    """The fingerprint with which the folder's run began; empty if there is no run.
+    """The fingerprint in `dataset.json` of the folder's run; empty if there is no run.
 
     Runs of older versions have no `dataset.json` and are not checked.
     """
@@ -291,22 +292,24 @@ def _check_same_config(
     """Raises an `InputError` if the folder's run began with another config.
 
     A field that an older run did not record has its default. Sections that change results only by
-    rounding may differ, and with mode "evaluate" the section of the evaluation. The fields of
-    `_HOW_DATA_IS_READ` may differ, and the path of the data, whose content is compared.
+    rounding may differ, and so may the section of the evaluation with mode "evaluate". The fields
+    of `_READER_FIELDS` may differ, and so may the path of the data, whose content is compared.
     """
     if recorded is None:
         return
     ignored = IGNORED_SECTIONS if mode != "evaluate" else (*IGNORED_SECTIONS, "evaluation")
-    theirs, ours = (
+    recorded_fields, current_fields = (
         {name: part for name, part in run.to_dict().items() if name not in ignored}
         for run in (recorded, config)
     )
-    of_data = list(_HOW_DATA_IS_READ)
+    ignored_data_fields = list(_READER_FIELDS)
     if all(can_be_moved(run.data.source) for run in (recorded, config)) and _recorded_data(workdir):
-        of_data.append("source")
-    for fields in (theirs, ours):
-        fields["data"] = {name: v for name, v in fields["data"].items() if name not in of_data}
-    differences = config_differences(theirs, ours)
+        ignored_data_fields.append("source")
+    for fields in (recorded_fields, current_fields):
+        fields["data"] = {
+            name: value for name, value in fields["data"].items() if name not in ignored_data_fields
+        }
+    differences = config_differences(recorded_fields, current_fields)
     if not differences:
         return
     remedy = "use another --workdir, or the same values"
@@ -318,8 +321,8 @@ def _check_same_config(
 
 
 def _evaluation_differences(config: RunConfig, recorded: RunConfig) -> list[str]:
-    theirs, ours = (run.to_dict()["evaluation"] for run in (recorded, config))
-    return config_differences(theirs, ours, "config.evaluation")
+    recorded_fields, current_fields = (run.to_dict()["evaluation"] for run in (recorded, config))
+    return config_differences(recorded_fields, current_fields, "config.evaluation")
 
 
 def _recorded_config(workdir: Path) -> RunConfig | None:

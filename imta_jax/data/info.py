@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class DatasetInfo(NamedTuple):
-    """What a network is built for.
+    """Name, number of classes and image shape of a dataset, which define a network.
 
     Attributes:
       name: name of the dataset.

@@ -48,9 +48,9 @@ def find_image_files(paths: Iterable[str | Path]) -> list[Path]:
       ValueError: a folder without image files.
     """
     found: list[Path] = []
-    for given in map(str, paths):
+    for argument in map(str, paths):
         # Not `expanduser` alone: "~copy.png" is an ordinary name.
-        path = Path(given).expanduser() if given.startswith("~/") else Path(given)
+        path = Path(argument).expanduser() if argument.startswith("~/") else Path(argument)
         if path.is_dir():
             inside = sorted(_images_below(path, set()))
             if not inside:

@@ -151,8 +151,8 @@ def _worker_failure(request: Request, folder: Path, status: int) -> str:
 
 def _traced(folder: Path) -> tuple[ProgramInfo, dict[str, Any]]:
     """The program's description, and what tracing it has shown, as fields of `Compiled`."""
-    found = json.loads((folder / "program.json").read_text())
-    return ProgramInfo(**found.pop("info")), {**found, "cpu_forms": tuple(found["cpu_forms"])}
+    program = json.loads((folder / "program.json").read_text())
+    return ProgramInfo(**program.pop("info")), {**program, "cpu_forms": tuple(program["cpu_forms"])}
 
 
 def _failed(folder: Path, request: Request, seconds: float) -> Compiled:
@@ -174,13 +174,13 @@ def _failed(folder: Path, request: Request, seconds: float) -> Compiled:
 
 def _complete(folder: Path) -> Compiled:
     info, traced = _traced(folder)
-    found = json.loads((folder / "compiled.json").read_text())
-    seconds = found.pop("compile_seconds")
+    sizes = json.loads((folder / "compiled.json").read_text())
+    seconds = sizes.pop("compile_seconds")
     return Compiled(
         info=info,
         text=(folder / "compiled.txt").read_text(),
-        memory_bytes=sum(found.values()),
-        parts=found,
+        memory_bytes=sum(sizes.values()),
+        parts=sizes,
         fits=True,
         full=True,
         compile_seconds=seconds,

@@ -108,13 +108,13 @@ def _fitted(chip: Chip, kernels: float, touched: float, traffic: float) -> float
 def seconds_by_part(work: Work, chip: Chip) -> dict[str, float]:
     """`kernel_seconds` by part of the step, longest first."""
     if work.cycles:
-        found = {part: cycles / chip.clock_hz for part, cycles in work.cycles.items()}
+        seconds = {part: cycles / chip.clock_hz for part, cycles in work.cycles.items()}
     else:
-        found = {
+        seconds = {
             part: _fitted(chip, kernels, work.touched_by_part[part], work.memory_by_part[part])
             for part, kernels in work.kernels_by_part.items()
         }
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
 def collective_seconds(profile: Profile, topology: Topology) -> Seconds:
@@ -184,14 +184,14 @@ def batch_choices(
     overhead = min(profile.step.kernels * chip.kernel_seconds / compiled.kernels.expected, 0.9)
     varying = compiled.step.expected - compiled.messages.expected
     fixed_memory = info.image_bytes + 3 * info.gradient_bytes
-    found = []
+    choices = []
     for images in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
         ratio = padded_images(images, chip) / padded_images(info.images_per_chip, chip)
         scale = overhead + (1 - overhead) * (share * ratio + 1 - share)
         seconds = varying * scale + compiled.messages.expected
         memory = fixed_memory + max(memory_bytes - fixed_memory, 0) * (share * ratio + 1 - share)
-        found.append(BatchChoice(images, images * topology.chips / seconds, memory))
-    return found
+        choices.append(BatchChoice(images, images * topology.chips / seconds, memory))
+    return choices
 
 
 def best_batch(choices: list[BatchChoice], chip: Chip, share: float = 0.9) -> BatchChoice | None:

@@ -127,12 +127,12 @@ def make_plan(
 
     def compile_one(name: str) -> Compiled:
         saved = save / name if save and name != "evaluation" else None
-        found = compile_program(
+        compiled = compile_program(
             Request(config, data, topology, name, on_device, full or bool(save), saved)
         )
-        seconds = found.trace_seconds + found.compile_seconds
+        seconds = compiled.trace_seconds + compiled.compile_seconds
         report(f"{name}: compiled for {topology.name} in {seconds:.0f} s")
-        return found
+        return compiled
 
     names = programs or program_names(config)
     # A full compilation takes up to 10 GB of memory.
@@ -170,8 +170,8 @@ def stores_data_on_device(config: RunConfig, data: DataDescription, topology: To
     """Whether training images are stored on the chips, as `training_pipeline` decides."""
     size = stored_bytes(data.examples["train"], data.image_shape)
     limit = config.data.device_memory_share * topology.chip.memory_bytes
-    wanted = config.data.pipeline
-    return data.are_arrays and (wanted == "device" or (wanted == "auto" and size <= limit))
+    pipeline = config.data.pipeline
+    return data.are_arrays and (pipeline == "device" or (pipeline == "auto" and size <= limit))
 
 
 def plan_program(compiled: Compiled, topology: Topology) -> PlannedProgram:
@@ -180,11 +180,11 @@ def plan_program(compiled: Compiled, topology: Topology) -> PlannedProgram:
     fits = compiled.fits and (needed is None or needed <= topology.chip.memory_bytes)
     if not compiled.text:
         return PlannedProgram(compiled, False, None, None, [], None)
-    found = profile(compiled.text, steps=info.steps, images_per_chip=info.images_per_chip)
-    choices = batch_choices(found, info, topology, needed or 0)
-    estimate = estimate_step(found, info, topology)
+    work = profile(compiled.text, steps=info.steps, images_per_chip=info.images_per_chip)
+    choices = batch_choices(work, info, topology, needed or 0)
+    estimate = estimate_step(work, info, topology)
     best = best_batch(choices, topology.chip)
-    return PlannedProgram(compiled, fits, found, estimate, choices, best)
+    return PlannedProgram(compiled, fits, work, estimate, choices, best)
 
 
 def schedule_hours(
@@ -225,15 +225,15 @@ def advice(program: PlannedProgram, config: RunConfig, memory_limit: float) -> l
     ]
     smaller = max(fitting, default=max(info.images_per_chip // 2, 1))
     settings: Any = phase_settings(config, name)
-    found = [
+    flags = [
         f"--config.{name}.batch_size={smaller * info.chips}",
         f"--config.{name}.accumulate_parts={2 * settings.accumulate_parts}",
     ]
     if settings.compute_dtype == "float32":
-        found.append(f"--config.{name}.compute_dtype=bfloat16")
+        flags.append(f"--config.{name}.compute_dtype=bfloat16")
     if name == "phase_one" and not (settings.rematerialize or settings.rematerialize_layers):
-        found.append("--config.phase_one.rematerialize_layers=True")
-        found.append("--config.phase_one.rematerialize=True")
+        flags.append("--config.phase_one.rematerialize_layers=True")
+        flags.append("--config.phase_one.rematerialize=True")
     if info.image_bytes:
-        found.append("--config.data.pipeline=numpy")
-    return found
+        flags.append("--config.data.pipeline=numpy")
+    return flags

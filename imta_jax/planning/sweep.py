@@ -69,8 +69,8 @@ def sweep(
     for topology in topologies:
         for images in images_per_chip:
             sized = with_batch_size(config, images * topology.chips)
-            found = make_plan(sized, topology, full=full, report=report)
-            rows.append(_row(found, images, prices))
+            plan = make_plan(sized, topology, full=full, report=report)
+            rows.append(_row(plan, images, prices))
     return rows
 
 

@@ -80,12 +80,16 @@ def _compile(request: dict[str, Any], folder: Path) -> None:
 
 def memory_record(compiled: jax.stages.Compiled) -> dict[str, int]:
     """Bytes on one chip: arguments and results, temporary arrays, and code."""
-    found: Any = compiled.memory_analysis()
-    kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    analysis: Any = compiled.memory_analysis()
+    kept = (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
     return {
         "argument_bytes": kept,
-        "temporary_bytes": found.temp_size_in_bytes,
-        "code_bytes": found.generated_code_size_in_bytes,
+        "temporary_bytes": analysis.temp_size_in_bytes,
+        "code_bytes": analysis.generated_code_size_in_bytes,
     }
 
 
@@ -98,8 +102,8 @@ def _write_out_of_memory(message: str, folder: Path) -> None:
 
 def needed_bytes(message: str) -> float | None:
     """Bytes that a program needs on one chip, from the compiler's error; None if unknown."""
-    found = _OUT_OF_MEMORY.search(message)
-    return float(found[1]) * _UNITS[found[2]] if found else None
+    match = _OUT_OF_MEMORY.search(message)
+    return float(match[1]) * _UNITS[match[2]] if match else None
 
 
 def _exit_with(parent: int) -> None:

@@ -17,19 +17,21 @@ def to_json_types(config: Any) -> Any:
     return config
 
 
-def config_differences(theirs: Any, ours: Any, name: str = "config") -> list[str]:
+def config_differences(recorded: Any, current: Any, name: str = "config") -> list[str]:
     """One line per field in which two configs of JSON types differ.
 
     Args:
-      theirs: the config of the run's folder.
-      ours: the config of this launch.
+      recorded: the config of the run's folder.
+      current: the config of this launch.
       name: prefix of the field names.
     """
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        fields = sorted(theirs.keys() | ours.keys())
+    if isinstance(recorded, dict) and isinstance(current, dict):
+        fields = sorted(recorded.keys() | current.keys())
         return [
             line
             for field in fields
-            for line in config_differences(theirs.get(field), ours.get(field), f"{name}.{field}")
+            for line in config_differences(
+                recorded.get(field), current.get(field), f"{name}.{field}"
+            )
         ]
-    return [] if theirs == ours else [f"{name}: the folder's {theirs!r}, now {ours!r}"]
+    return [] if recorded == current else [f"{name}: the folder's {recorded!r}, now {current!r}"]

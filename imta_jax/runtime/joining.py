@@ -47,14 +47,14 @@ def join_advice(has_flags: bool, environment: Mapping[str, str] = os.environ) ->
 
 @contextlib.contextmanager
 def waiting_for(
-    what: str, timeout: int, advice: str = _FLAGS_ADVICE, address: str | None = None
+    awaited: str, timeout: int, advice: str = _FLAGS_ADVICE, address: str | None = None
 ) -> Iterator[None]:
     """Prints every few seconds what the block waits for, and ends the process after the timeout.
 
     JAX would end it with a stack trace of C++ after its own timeout, and raises no exception.
 
     Args:
-      what: what the block waits for, in messages.
+      awaited: name of the process or service that the block waits for, for messages.
       timeout: seconds.
       advice: see `join_advice`.
       address: HOST:PORT that the block connects to, which is examined after the timeout.
@@ -63,26 +63,28 @@ def waiting_for(
       ServiceError: the block raised an error of the network, or did not find what it needs.
     """
     done = threading.Event()
-    error_text = f"error: waited {timeout} s (--join_timeout) for {what}"
-    arguments = (what, timeout, done, lambda: f"{error_text}{problem_of(address)}. {advice}")
+    error_text = f"error: waited {timeout} s (--join_timeout) for {awaited}"
+    arguments = (awaited, timeout, done, lambda: f"{error_text}{problem_of(address)}. {advice}")
     threading.Thread(target=_report, args=arguments, daemon=True).start()
     try:
         yield
     except (RuntimeError, OSError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ServiceError(f"joining {what} failed: {reason}. {advice}") from error
+        raise ServiceError(f"joining {awaited} failed: {reason}. {advice}") from error
     finally:
         done.set()
 
 
-def _report(what: str, timeout: int, done: threading.Event, error_text: Callable[[], str]) -> None:
+def _report(
+    awaited: str, timeout: int, done: threading.Event, error_text: Callable[[], str]
+) -> None:
     start = time.monotonic()
     while not done.wait(min(_LINE_SECONDS, max(start + timeout - time.monotonic(), 0))):
         waited = time.monotonic() - start
         if waited >= timeout:
             _write(error_text())
             os._exit(1)
-        _write(f"waiting for {what} ({waited:.0f} s of {timeout} s)")
+        _write(f"waiting for {awaited} ({waited:.0f} s of {timeout} s)")
 
 
 def problem_of(address: str | None) -> str:

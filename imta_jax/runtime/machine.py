@@ -57,14 +57,14 @@ def cpu_features() -> tuple[str, ...]:
 
 def differences(recorded: Any, expected: Mapping[str, Any], ignored: Sequence[str] = ()) -> str:
     """Names and values that differ, as text; "" if none do."""
-    found = recorded if isinstance(recorded, dict) else {}
+    fields = recorded if isinstance(recorded, dict) else {}
     names = [
         name
-        for name in {**expected, **found}
-        if name not in ignored and found.get(name) != expected.get(name)
+        for name in {**expected, **fields}
+        if name not in ignored and fields.get(name) != expected.get(name)
     ]
     return ", ".join(
-        f"{name} is {found.get(name)!r:.40}, expected {expected.get(name)!r:.40}" for name in names
+        f"{name} is {fields.get(name)!r:.40}, expected {expected.get(name)!r:.40}" for name in names
     )
 
 

@@ -82,6 +82,6 @@ def _check_private(descriptor: int, path: Path, mode: int) -> None:
         )
 
 
-def _check_owner(found: os.stat_result, path: Path) -> None:
-    if found.st_uid != os.getuid():
-        raise NotPrivateError(f"{path} belongs to user {found.st_uid}; expected {os.getuid()}")
+def _check_owner(info: os.stat_result, path: Path) -> None:
+    if info.st_uid != os.getuid():
+        raise NotPrivateError(f"{path} belongs to user {info.st_uid}; expected {os.getuid()}")

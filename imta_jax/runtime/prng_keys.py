@@ -22,10 +22,10 @@ def as_numbers(x: Any) -> Any:
     return x if hasattr(x, "dtype") else jnp.asarray(x)
 
 
-def from_numbers(numbers: Any, like: Any) -> Any:
-    """The inverse of `as_numbers`: PRNG keys if `like` is an array of keys."""
+def from_numbers(numbers: Any, template: Any) -> Any:
+    """The inverse of `as_numbers`: PRNG keys if `template` is an array of keys."""
     return (
-        jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(like))
-        if is_key(like)
+        jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(template))
+        if is_key(template)
         else numbers
     )

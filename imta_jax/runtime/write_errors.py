@@ -33,11 +33,11 @@ class WriteErrorPolicy:
             raise unknown_name("config.checkpoint.on_write_error", self.policy, POLICIES)
 
     @contextlib.contextmanager
-    def writing(self, what: str, folder: Path, required: bool = False) -> Iterator[None]:
+    def writing(self, content: str, folder: Path, required: bool = False) -> Iterator[None]:
         """Applies the policy to an OSError of the block.
 
         Args:
-          what: what the block writes, for messages.
+          content: description of what the block writes, for messages.
           folder: where it is written.
           required: whether training cannot continue without it under any policy.
 
@@ -49,7 +49,7 @@ class WriteErrorPolicy:
         except OSError as error:
             number = error.errno or errno.EIO
             reason = os.strerror(number) if error.errno else str(error)
-            message = f"{what} cannot be written to {folder} ({reason})"
+            message = f"{content} cannot be written to {folder} ({reason})"
             if self.policy == "continue" and not required:
                 _log.error("%s; training continues without it", message)
                 return

@@ -81,8 +81,11 @@ def deviations(candidate: Candidate) -> dict[int, tuple[float, float]]:
     """Relative errors (percent) of parameters and multiply-adds against the table, by d."""
     errors = {}
     for d, printed in HYDRA_COSTS.items():
-        ours = cost(candidate, d)
-        errors[d] = tuple(100 * (o / 1e6 / p - 1) for o, p in zip(ours, printed, strict=True))
+        costs = cost(candidate, d)
+        errors[d] = tuple(
+            100 * (computed / 1e6 / published - 1)
+            for computed, published in zip(costs, printed, strict=True)
+        )
     return errors
 
 

@@ -32,8 +32,8 @@ def read_rows(folder: Path, variants: Iterable[Variant]) -> list[dict[str, Any]]
     paths = (folder / "rows").glob("*.json")
     rows = [row for path in paths if (row := _read_row(path)) is not None]
     place = {variant.name: number for number, variant in enumerate(variants)}
-    wanted = [row for row in rows if row["arm"] in place]
-    return sorted(wanted, key=lambda row: (place[row["arm"]], row["seed"]))
+    selected = [row for row in rows if row["arm"] in place]
+    return sorted(selected, key=lambda row: (place[row["arm"]], row["seed"]))
 
 
 def write_record(

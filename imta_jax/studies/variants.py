@@ -106,8 +106,8 @@ def study_variants(study: StudyConfig) -> list[Variant]:
 
 def unchosen_variants(study: StudyConfig, names: Iterable[str]) -> list[Variant]:
     """Those of the named variants that are not chosen; their configs are parsed, not checked."""
-    wanted = set(names) - set(study.chosen)
-    return [_variant(study, name) for name in study.variants if name in wanted]
+    unchosen = set(names) - set(study.chosen)
+    return [_variant(study, name) for name in study.variants if name in unchosen]
 
 
 def _variant(study: StudyConfig, name: str) -> Variant:

@@ -71,10 +71,10 @@ class FeatureDetachment(Section):
             for_exit = self._on_maps(for_exit, **{**kept, "stopped": "first"})
         return for_exit, for_next_stage
 
-    def _on_maps(self, state: tuple[Any, ...], **how: Any) -> tuple[Any, ...]:
+    def _on_maps(self, state: tuple[Any, ...], **arguments: Any) -> tuple[Any, ...]:
         first = len(state) - 1 if self.maps == "coarsest" else 0
         detached = jax.tree.map(
-            lambda x: stop_channels(x, **how) if _has_channels(x) else x, state[first:]
+            lambda x: stop_channels(x, **arguments) if _has_channels(x) else x, state[first:]
         )
         return (*state[:first], *detached)
 

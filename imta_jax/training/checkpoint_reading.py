@@ -1,4 +1,4 @@
-"""Reading a phase's checkpoints after training: which one is used, and its network.
+"""Reads a phase's checkpoints after training: selects one and restores its network.
 
 Whether a checkpoint is complete is verified by reading it into host memory, without devices, and
 once per process as long as its files do not change.
@@ -145,7 +145,7 @@ def _missing(folder: Path) -> MissingFileError:
 
 
 def _choose(manager: ocp.CheckpointManager, which: str) -> int:
-    """The last or best checkpoint, or the newest other one that can be read."""
+    """The last or best checkpoint; if it cannot be read, the newest readable one."""
     check_which("checkpoint", which)
     epochs = sorted(manager.all_steps(), reverse=True)
     best = manager.best_step() if which == "best" else None
@@ -172,7 +172,7 @@ def _unreadable(folder: Path, damages: Mapping[int, str]) -> MissingFileError:
 def _damage(manager: ocp.CheckpointManager, epoch: int) -> str:
     """Why a checkpoint cannot be read; "" if it can be.
 
-    All of it is read: a truncated one still has its folder and name.
+    All files are read, because a truncated checkpoint still has its folder and name.
     """
     files = _files_of(Path(manager.directory) / str(epoch))
     if files not in _verified:

@@ -94,7 +94,7 @@ def open_manager(
     ignore_errors_of_failed_reads()
     try:
         return _Manager(folder.resolve(), options=options, item_handlers=handlers)
-    except (ValueError, IsADirectoryError) as error:  # Orbax reads the metrics of all.
+    except (ValueError, IsADirectoryError) as error:  # Orbax reads all metrics.
         damaged = _damaged_metrics(folder)
         if not damaged:
             raise
@@ -148,8 +148,8 @@ class CheckpointStore:
         Args:
           name: the epoch, from 1, or the step of a checkpoint within an epoch.
           state: what is saved.
-          meta: JSON that describes it.
-          validation_top1: percent, by which the best checkpoint is chosen.
+          meta: JSON values from which the network is rebuilt.
+          validation_top1: validation accuracy in percent, which selects the best checkpoint.
 
         Raises:
           OSError: the storage fails.
@@ -177,7 +177,7 @@ class CheckpointStore:
         return self._manager.latest_step() or 0
 
     def delete_after(self, name: int) -> None:
-        """Deletes later checkpoints, because a manager saves none that is older than its newest."""
+        """Deletes newer checkpoints. Orbax saves no checkpoint that is older than its newest."""
         for later in [step for step in self._manager.all_steps() if step > name]:
             self._manager.delete(later)
 
@@ -194,7 +194,7 @@ class CheckpointStore:
 
         Args:
           state: state of the same network and optimizer.
-          recipe: return value of `recipe_record`, which is compared; None compares nothing.
+          recipe: return value of `recipe_record` that the checkpoint must have; None for no check.
 
         Returns:
           The restored state and the checkpoint's name; `state` and 0 if there is none.
@@ -266,7 +266,7 @@ def _progress(state: TrainState) -> dict[str, Any]:
 
 
 def restore_target(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """What Orbax restores to: JAX arrays with their shardings, NumPy arrays to NumPy."""
+    """The target of a restore: JAX arrays keep their shardings, NumPy arrays stay on the host."""
     return {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
         if isinstance(x, jax.Array)

@@ -13,35 +13,38 @@ from imta_jax.runtime.registry import (
 
 
 def call_with_options(
-    function: Callable[..., Any], given: Mapping[str, Any], options: Mapping[str, Any], what: str
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    options: Mapping[str, Any],
+    label: str,
 ) -> Any:
     """Calls `function(**given, **options)`.
 
     Args:
       function: factory or function of a component.
-      given: arguments that every component of this kind gets.
+      arguments: arguments that every component of this kind gets.
       options: options that the config sets.
-      what: config field and value, for error messages.
+      label: config field and value, for error messages.
 
     Raises:
       InputError: the function does not accept an argument, needs another option, or rejects a
         value.
     """
-    what = f"{what} ({dotted_path_of(function)})"
-    for name in given.keys() & options.keys():
-        raise InputError(f"option {name!r} of {what}: set the config field instead")
+    label = f"{label} ({dotted_path_of(function)})"
+    for name in arguments.keys() & options.keys():
+        raise InputError(f"option {name!r} of {label}: set the config field instead")
     names = accepted_keywords(function)
     if names is not None:
-        check_names(options, names - given.keys(), f"option of {what}")
+        check_names(options, names - arguments.keys(), f"option of {label}")
     try:
-        signature_of(function).bind(**given, **options)
+        signature_of(function).bind(**arguments, **options)
     except TypeError as error:
         raise InputError(
-            f"{what} is called with the keywords {', '.join([*given, *options])}: {error}"
+            f"{label} is called with the keywords {', '.join([*arguments, *options])}: {error}"
         ) from error
     try:
-        return function(**given, **options)
+        return function(**arguments, **options)
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{what} rejects its options {dict(options)}: {error}") from error
+        raise InputError(f"{label} rejects its options {dict(options)}: {error}") from error

@@ -206,17 +206,17 @@ def training_pipeline(config: DataConfig, dataset: Dataset, mesh: Mesh) -> str:
     Raises:
       InputError: "device" for images that are decoded or resized.
     """
-    wanted, train = config.pipeline, dataset.splits["train"]
+    pipeline, train = config.pipeline, dataset.splits["train"]
     supported = supports_on_device(train, dataset.preprocessing)
-    if wanted == "device" and not supported:
+    if pipeline == "device" and not supported:
         raise InputError(
             'config.data.pipeline="device" needs images stored as arrays of one size; these are'
             ' decoded or resized: use "tf_data" or "auto"'
         )
     fits = supported and fits_device(train, config.device_memory_share, mesh.local_devices[0])
-    if wanted == "device" or (wanted == "auto" and fits):
+    if pipeline == "device" or (pipeline == "auto" and fits):
         return "device"
-    return resolve_host_pipeline(wanted, train, dataset.preprocessing)
+    return resolve_host_pipeline(pipeline, train, dataset.preprocessing)
 
 
 def epoch_arguments(config: RunConfig, name: str) -> dict[str, Any]:

@@ -148,15 +148,15 @@ def _difference(source: np.ndarray, x: Any) -> str:
     return "" if both[0] == both[1] else f"{source.dtype} in the source, {x.dtype} in the network"
 
 
-def _read(given: str) -> dict[str, np.ndarray]:
-    path = local_path(_FIELD, given)
+def _read(source: str) -> dict[str, np.ndarray]:
+    path = local_path(_FIELD, source)
     if not path.exists():
-        raise MissingFileError(f"{_FIELD}={given} does not exist: {path}")
+        raise MissingFileError(f"{_FIELD}={source} does not exist: {path}")
     if path.is_dir():
         phases = [path / name for name in PHASES if (path / name).is_dir()]
         if phases:
             raise InputError(
-                f"{_FIELD}={given} is the folder of a run; give a phase's: "
+                f"{_FIELD}={source} is the folder of a run; give a phase's: "
                 + " or ".join(map(str, phases))
             )
         return read_model_arrays(path)
@@ -164,7 +164,7 @@ def _read(given: str) -> dict[str, np.ndarray]:
     if path.suffix not in readers:
         raise InputError(
             f"{_FIELD} must be a phase's folder of checkpoints, an .npz or a .safetensors file; "
-            f"found {given}"
+            f"found {source}"
         )
     return readers[path.suffix](path)
 
@@ -174,17 +174,17 @@ def _has_begun(folder: Path) -> bool:
     return any(has_readable_checkpoint(path) for path in (folder, folder / "partial"))
 
 
-def _report(found: Assignment, size: int, source: str, folder: Path) -> None:
+def _report(assignment: Assignment, size: int, source: str, folder: Path) -> None:
     record = folder / RECORD
-    write_json(record, {"source": source, **dataclasses.asdict(found)})
-    _log.info("phase_one: %d of %d arrays are from %s", len(found.loaded), size, source)
-    for what, names in (
-        ("not in the source, initialized at random", found.not_loaded),
-        ("not loaded, because shapes differ", found.shapes_differ),
-        ("in the source, but not in the network", found.not_used),
+    write_json(record, {"source": source, **dataclasses.asdict(assignment)})
+    _log.info("phase_one: %d of %d arrays are from %s", len(assignment.loaded), size, source)
+    for description, names in (
+        ("not in the source, initialized at random", assignment.not_loaded),
+        ("not loaded, because shapes differ", assignment.shapes_differ),
+        ("in the source, but not in the network", assignment.not_used),
     ):
         if names:
-            _log.info("phase_one: %d arrays %s: %s", len(names), what, _some(names))
+            _log.info("phase_one: %d arrays %s: %s", len(names), description, _some(names))
     _log.info("phase_one: all names are in %s", record)
 
 

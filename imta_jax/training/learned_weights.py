@@ -166,8 +166,8 @@ class LearnedWeightsStep:
     ) -> tuple[Float[Array, "E N"], tuple[ExitMetrics, nnx.State]]:
         """Cross-entropy of each image at each exit, with metrics and batch statistics."""
         logits, rest = self._logits(params, rest, images)
-        every = jnp.broadcast_to(labels, logits.shape[:-1])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, every)
+        labels_per_exit = jnp.broadcast_to(labels, logits.shape[:-1])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels_per_exit)
         return losses, (exit_metrics(logits, labels), rest)
 
     def _logits(

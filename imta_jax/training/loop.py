@@ -51,7 +51,7 @@ class TrainingLoop:
     patience_epochs: int = 0
 
     def run(self, state: TrainState) -> TrainState:
-        """Trains to the last epoch, from where a callback resumes, and returns the last state.
+        """Trains to the last epoch, from the step that a callback restored; returns the last state.
 
         Raises:
           NonFiniteLossError: the loss or a gradient is not finite.
@@ -94,8 +94,8 @@ class TrainingLoop:
             if progress.stopping or self._check_is_due(progress):
                 self._check(progress, in_flight)
             if progress.stopping:
-                where = f"step {progress.step_in_epoch} of epoch {progress.epoch + 1}"
-                raise Interrupted(f"{self.phase} stopped at {where}, saved")
+                position = f"step {progress.step_in_epoch} of epoch {progress.epoch + 1}"
+                raise Interrupted(f"{self.phase} stopped at {position}, saved")
         self._check(progress, in_flight)
         seconds, steps = time.perf_counter() - start, len(progress.metrics) - first
         row = epoch_row(progress.epoch, progress.step, "train", mean_metrics(progress.metrics))

@@ -53,13 +53,13 @@ def fill_named(classifier: nnx.Module, arrays: Mapping[str, Any]) -> None:
     nnx.update(classifier, fill_tree(variables, jax.device_put(dict(arrays))))
 
 
-def name_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+def name_differences(expected: Mapping[str, Any], stored: Mapping[str, Any]) -> Iterator[str]:
     """One line per array that is missing, superfluous or of another shape."""
-    for name in sorted(expected.keys() - found.keys()):
+    for name in sorted(expected.keys() - stored.keys()):
         yield f"not in the checkpoint: {name}"
-    for name in sorted(found.keys() - expected.keys()):
+    for name in sorted(stored.keys() - expected.keys()):
         yield f"not in this network: {name}"
-    for name in sorted(expected.keys() & found.keys()):
-        ours, theirs = tuple(expected[name].shape), tuple(found[name].shape)
-        if ours != theirs:
-            yield f"{name}: this network {ours}, the checkpoint {theirs}"
+    for name in sorted(expected.keys() & stored.keys()):
+        expected_shape, stored_shape = tuple(expected[name].shape), tuple(stored[name].shape)
+        if expected_shape != stored_shape:
+            yield f"{name}: this network {expected_shape}, the checkpoint {stored_shape}"

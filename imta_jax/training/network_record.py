@@ -71,35 +71,35 @@ def import_registered(meta: Mapping[str, Any]) -> None:
         registry.restore_source(names[part], source, f"config.{section}.{part}")
 
 
-def check_classes(classifier: MultiExitClassifier, meta: Mapping[str, Any], where: str) -> None:
+def check_classes(classifier: MultiExitClassifier, meta: Mapping[str, Any], folder: str) -> None:
     """Checks that backbone and heads of a rebuilt network are of the recorded classes.
 
     Args:
       classifier: rebuilt from the `meta`.
       meta: `meta` of a checkpoint; those of earlier versions have no record and are not checked.
-      where: the checkpoint's folder, for the message.
+      folder: the checkpoint's folder, for the message.
 
     Raises:
       InputError: names what differs.
     """
-    _check(meta, where, backbone_class=_class_of(classifier.backbone))
-    _check(meta, where, heads_class=_class_of(classifier.heads))
+    _check(meta, folder, backbone_class=_class_of(classifier.backbone))
+    _check(meta, folder, heads_class=_class_of(classifier.heads))
 
 
-def check_parameters(classifier: MultiExitClassifier, meta: Mapping[str, Any], where: str) -> None:
+def check_parameters(classifier: MultiExitClassifier, meta: Mapping[str, Any], folder: str) -> None:
     """Checks that the parameters of a rebuilt network are the recorded ones, types included.
 
     Arguments and errors are those of `check_classes`.
     """
-    _check(meta, where, parameters=parameter_fingerprint(classifier))
+    _check(meta, folder, parameters=parameter_fingerprint(classifier))
 
 
-def _check(meta: Mapping[str, Any], where: str, **rebuilt: str) -> None:
+def _check(meta: Mapping[str, Any], folder: str, **rebuilt: str) -> None:
     record = meta.get("network")
     for part, value in rebuilt.items():
         if record is not None and value != record[part]:
             raise InputError(
-                f"{where}: the rebuilt network is another one: {part} is {value}, the "
+                f"{folder}: the rebuilt network is another one: {part} is {value}, the "
                 f"checkpoint's {record[part]}; {FIX}"
             )
 

@@ -87,8 +87,8 @@ def unpacked(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.unpack() if _is_packed(x) else x, tree, is_leaf=_is_packed)
 
 
-def packed_like(tree: Any, like: Any) -> Any:
-    """The inverse of `unpacked`, for a pytree like `like`, with the shardings of its vectors."""
+def packed_like(tree: Any, template: Any) -> Any:
+    """The inverse of `unpacked`: packs a pytree as in `template`, with the same shardings."""
 
     def pack(packed: Any, part: Any) -> Any:
         if not _is_packed(packed):
@@ -98,7 +98,7 @@ def packed_like(tree: Any, like: Any) -> Any:
             vectors, vector=jax.device_put(vectors.vector, packed.vector.sharding)
         )
 
-    return jax.tree.map(pack, like, tree, is_leaf=_is_packed)
+    return jax.tree.map(pack, template, tree, is_leaf=_is_packed)
 
 
 def _is_packed(x: Any) -> bool:

@@ -154,8 +154,8 @@ def train_phase(
       objective: the loss.
       trainable: NNX filter of the trained variables; all others are frozen.
       meta: entries of the checkpoints' `meta` in addition to those of `network_meta`.
-      epochs: those to train, from 0, which the learning-rate schedule spans; earlier ones must have
-        been trained. None for all.
+      epochs: indices, from 0, of the epochs to train, which the learning-rate schedule spans; the
+        epochs before them must be trained already. None trains all epochs.
 
     Raises:
       NonFiniteLossError: training diverged.
@@ -224,7 +224,7 @@ def _callbacks(
 
 
 def _log_start(schedule: str, phase: Phase, settings: PhaseConfig) -> None:
-    """Logs what is trained, and parameter shards or a batch size that waste memory or time."""
+    """Logs the schedule and the number of parameters; warns of wasteful shards or batch sizes."""
     trained, frozen = nnx.state(phase.classifier, phase.trainable, nnx.Param)
     _log.info("%s, %s", schedule, describe_parameters(trained, frozen))
     shards = phase.mesh.shape[PARAMETER_AXIS]
@@ -241,7 +241,7 @@ def _saved_executable(folder: Path, name: str) -> Path:
 
 
 def _patience(settings: PhaseConfig, epochs: range) -> int:
-    """Only the last part of a phase stops early."""
+    """Epochs without improvement after which training stops; 0 unless the phase ends here."""
     return settings.early_stopping_epochs if epochs.stop == settings.total_epochs else 0
 
 
@@ -278,7 +278,7 @@ def phase_is_finished(config: RunConfig, workdir: Path, phase: str) -> bool:
 
 
 def folder_is_finished(config: RunConfig, phase: str, folder: Path) -> bool:
-    """Like `phase_is_finished` with the phase's own folder. A phase of 0 epochs is finished."""
+    """Like `phase_is_finished`, for any folder of checkpoints. A phase of 0 epochs is finished."""
     settings = phase_settings(config, phase)
     epochs, may_stop = settings.total_epochs, settings.early_stopping_epochs > 0
     return epochs == 0 or has_readable_epoch(folder, epochs) or (may_stop and _has_stopped(folder))
@@ -307,7 +307,7 @@ def check_trained(config: RunConfig, workdir: Path, phase: str) -> None:
 
 
 def why_unfinished(config: RunConfig, workdir: Path, phase: str) -> str:
-    """Why a phase trains: which checkpoint it lacks, and where it starts. For the log."""
+    """The reason why a phase is trained and where it starts, for the log."""
     folder, epochs = workdir / phase, phase_settings(config, phase).total_epochs
     saved = sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
     if not saved:

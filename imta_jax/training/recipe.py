@@ -28,13 +28,13 @@ def recipe_record(settings: PhaseConfig) -> dict[str, Any]:
     return {"section": settings.section, "fields": changed}
 
 
-def check_same_recipe(meta: Mapping[str, Any], recipe: Mapping[str, Any], where: str) -> None:
+def check_same_recipe(meta: Mapping[str, Any], recipe: Mapping[str, Any], checkpoint: str) -> None:
     """Compares the recorded fields with those of this launch.
 
     Args:
       meta: `meta` of the checkpoint. Without a record (earlier versions), all fields have defaults.
       recipe: return value of `recipe_record`.
-      where: the checkpoint, for the message.
+      checkpoint: description of the checkpoint, for the message.
 
     Raises:
       AnotherRecipeError: lists the fields that differ; None stands for the default.
@@ -43,6 +43,6 @@ def check_same_recipe(meta: Mapping[str, Any], recipe: Mapping[str, Any], where:
     lines = config_differences(recorded, recipe["fields"], recipe["section"])
     if lines:
         raise AnotherRecipeError(
-            f"{where} was trained with other fields; use its values or another --workdir "
+            f"{checkpoint} was trained with other fields; use its values or another --workdir "
             "(None is the default):\n  " + "\n  ".join(lines)
         )

@@ -262,10 +262,10 @@ def _is_default(settings: PhaseOneConfig | PhaseTwoConfig) -> bool:
     return settings.objective == default and not settings.objective_options
 
 
-def _objective(kind: type[AnyObjective], phase: PhaseConfig, **given: Any) -> AnyObjective:
+def _objective(kind: type[AnyObjective], phase: PhaseConfig, **attributes: Any) -> AnyObjective:
     """An objective whose attributes that are not given are fields of the phase."""
-    names = {field.name for field in dataclasses.fields(kind)} - given.keys()
-    return kind(**given, **{name: getattr(phase, name) for name in names})
+    names = {field.name for field in dataclasses.fields(kind)} - attributes.keys()
+    return kind(**attributes, **{name: getattr(phase, name) for name in names})
 
 
 def mesh_of(config: RunConfig) -> Mesh:

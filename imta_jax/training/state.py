@@ -74,7 +74,7 @@ def create_state(
       trainable: NNX filter of the trained variables; all others are frozen.
       tx: the optimizer.
       mesh: the devices of the state.
-      extra: state of the objective, which is replicated; None for none.
+      extra: state of a `StatefulObjective`, which is replicated, or None.
     """
     graphdef, params, rest = nnx.split(classifier, trainable, ...)
     params, rest = _packed(params, mesh), place_parameters(rest, mesh)
@@ -160,10 +160,10 @@ def _name(path: Any) -> str:
 
 
 def fill_tree(tree: Any, arrays: Mapping[str, Any]) -> Any:
-    """The pytree with the leaves of `arrays`, which `named_arrays` flattened from one like it."""
-    names, like = named_arrays(tree), unpacked(tree)
+    """The inverse of `named_arrays`: a pytree with the structure of `tree` and these arrays."""
+    names, template = named_arrays(tree), unpacked(tree)
     leaves = [
         from_numbers(arrays[name], leaf)
-        for name, leaf in zip(names, jax.tree.leaves(like), strict=True)
+        for name, leaf in zip(names, jax.tree.leaves(template), strict=True)
     ]
-    return packed_like(jax.tree.unflatten(jax.tree.structure(like), leaves), tree)
+    return packed_like(jax.tree.unflatten(jax.tree.structure(template), leaves), tree)

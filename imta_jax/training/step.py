@@ -67,9 +67,11 @@ def train_step(
     ) -> tuple[Float[Array, ""], tuple[ExitMetrics, nnx.State]]:
         chex.assert_equal_shape_prefix([labels, images], 1)
         classifier = nnx.merge(graphdef, params, rest, copy=True)
-        faster = optimize_classifier(classifier, layout=training_layout(mesh), fold_batch_norm=True)
-        loss, metrics = objective(faster, normalize(images, mean, std), labels)
-        check_updated_in_place(faster, classifier)
+        optimized = optimize_classifier(
+            classifier, layout=training_layout(mesh), fold_batch_norm=True
+        )
+        loss, metrics = objective(optimized, normalize(images, mean, std), labels)
+        check_updated_in_place(optimized, classifier)
         _, _, rest = nnx.split(classifier, trainable, ...)
         return loss, (metrics, rest)
 
@@ -180,10 +182,10 @@ def jit_on_device_step(
             state, only = step(state, _batch_of(split, indices, 0))
             return state, jax.tree.map(lambda one: one[None], only)
         one = jax.eval_shape(lambda s: step(s, _batch_of(split, indices, 0))[1], state)
-        none = jax.tree.map(lambda x: jnp.zeros((len(indices.index), *x.shape), x.dtype), one)
-        return jax.lax.fori_loop(0, indices.steps, advance, (state, none))
+        no_metrics = jax.tree.map(lambda x: jnp.zeros((len(indices.index), *x.shape), x.dtype), one)
+        return jax.lax.fori_loop(0, indices.steps, advance, (state, no_metrics))
 
-    everywhere: Any = replicated(mesh)
+    replicated_sharding: Any = replicated(mesh)
     indices: Any = stacked_batch_sharding(mesh)
     shardings = _state_sharding(state, mesh)
     return jax.jit(
@@ -191,10 +193,10 @@ def jit_on_device_step(
         donate_argnums=0,
         in_shardings=(
             shardings,
-            everywhere,
-            OnDeviceIndices(indices, indices, indices, everywhere),
+            replicated_sharding,
+            OnDeviceIndices(indices, indices, indices, replicated_sharding),
         ),
-        out_shardings=(shardings, everywhere),
+        out_shardings=(shardings, replicated_sharding),
     )
 
 

@@ -1,6 +1,6 @@
 """Host batches of decoded and resized images, with TensorFlow or Pillow, ahead of the step.
 
-All random numbers are drawn before (`augmentation.py`), so that each image is a pure function of
+`augmentation.py` draws all random numbers in advance, so that each image is a pure function of
 its batch indices. Decoded images become batches in `collate.py`.
 """
 
@@ -22,7 +22,7 @@ from imta_jax.data.pipeline.pillow_decoding import decode_file, decoded_groups, 
 from imta_jax.errors import InputError
 from imta_jax.runtime.environment import memory_bytes, usable_cores
 
-# Of an image that becomes part of an array. The channel statistics take 24 bytes per value.
+# Largest image that becomes part of an array; the channel statistics take 24 bytes per value.
 _MAX_ARRAY_PIXELS = 4096 * 4096
 _MAX_BATCHES_AHEAD = 16
 
@@ -34,7 +34,7 @@ class HostPipeline:
     Attributes:
       memory_limit_gb: memory limit of their buffers, in 10^9 bytes.
       service: address of a tf.data service's dispatcher, "grpc://HOST:PORT"; "" decodes here.
-        Pillow always does.
+        Pillow always decodes here.
     """
 
     memory_limit_gb: float = 4.0

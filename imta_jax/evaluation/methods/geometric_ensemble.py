@@ -62,8 +62,8 @@ def fit_geometric_ensemble(
       labels: classes, from 0.
     """
     num_exits, num_images, num_classes = logits.shape
-    every = -(-num_images * num_classes // _MAX_VALUES)
-    log_p, labels = log_softmax(logits[:, ::every], axis=-1), labels[::every]
+    stride = -(-num_images * num_classes // _MAX_VALUES)
+    log_p, labels = log_softmax(logits[:, ::stride], axis=-1), labels[::stride]
     prefixes = [log_p[: m + 1] for m in range(num_exits)]
     with ThreadPoolExecutor(usable_cores()) as pool:  # NumPy releases the GIL.
         fits = list(pool.map(lambda prefix: _fit_exit(prefix, labels), prefixes))

@@ -154,12 +154,12 @@ def _first_exit(leaves: Bool[np.ndarray, "e B N"], offset: int) -> Int[np.ndarra
 
 
 def _cells(
-    problem: GridProblem, chosen: Int[np.ndarray, " C"], *exits: int
+    problem: GridProblem, indices: Int[np.ndarray, " C"], *exits: int
 ) -> Int[np.ndarray, " C"]:
     """Flat index of (budget, level - 1, ...) for flat indices of [B, N]."""
     num_images = problem.level.shape[1]
-    cell = chosen // num_images
-    image = chosen - cell * num_images
+    cell = indices // num_images
+    image = indices - cell * num_images
     for e in exits:
         cell = cell * len(problem.grids[e]) + (problem.level[e].take(image) - 1)
     return cell

@@ -50,8 +50,8 @@ def temperatures(logits: ArrayLike, labels: ArrayLike) -> Float64[np.ndarray, " 
       ValueError: see `checked_predictions`.
     """
     logits, labels = checked_predictions((logits, labels), "predictions to calibrate")
-    every = max(1, len(labels) // _SUBSET_IMAGES)
-    subset = Predictions(logits[:, ::every], labels[::every])
+    stride = max(1, len(labels) // _SUBSET_IMAGES)
+    subset = Predictions(logits[:, ::stride], labels[::stride])
     start = _minimizing_inverse(subset, np.ones(len(logits)))
     return 1.0 / _minimizing_inverse(Predictions(logits, labels), start)
 

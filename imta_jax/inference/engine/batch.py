@@ -76,10 +76,10 @@ class BatchRun:
 
 def _slice_parts(parts: Sequence[_Part], begin: int, end: int) -> list[_Part]:
     """The images from `begin` to `end`, counted over all parts."""
-    found = []
+    slices = []
     for output, indices in parts:
-        own = indices[max(begin, 0) : max(end, 0)]
-        if len(own):
-            found.append((output, own))
+        selected = indices[max(begin, 0) : max(end, 0)]
+        if len(selected):
+            slices.append((output, selected))
         begin, end = begin - len(indices), end - len(indices)
-    return found
+    return slices

@@ -136,18 +136,18 @@ def _check_transform(
             f"transform.image_shape is {transform.image_shape}; expected "
             f"{tuple(classifier.image_shape)}, the network's"
         )
-    given = {"mean": mean, "std": std}
-    return replace(transform, **{k: tuple(v) for k, v in given.items() if v is not None})
+    statistics = {"mean": mean, "std": std}
+    return replace(transform, **{k: tuple(v) for k, v in statistics.items() if v is not None})
 
 
 def _check_dtype(dtype: Any) -> np.dtype:
     try:
-        found = jnp.dtype(dtype).name
+        name = jnp.dtype(dtype).name
     except TypeError:  # not a NumPy type name
-        found = dtype
-    if found not in DTYPES:
-        raise unknown_name("dtype", found, DTYPES)
-    return jnp.dtype(found)
+        name = dtype
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
+    return jnp.dtype(name)
 
 
 def _weight(x: Any, dtype: np.dtype) -> jax.Array:

@@ -109,8 +109,8 @@ def choose_sizes(
     """
 
     def relative_time(chosen: Sequence[int]) -> float:
-        some = BatchSizes([sizes[i] for i in chosen], milliseconds[chosen], limit, _PROGRAM_MS)
-        return float(np.average(some.least[1:] / least, weights=weights))
+        candidate = BatchSizes([sizes[i] for i in chosen], milliseconds[chosen], limit, _PROGRAM_MS)
+        return float(np.average(candidate.least[1:] / least, weights=weights))
 
     weights = 1 / np.arange(1, limit + 1)
     least = BatchSizes(sizes, milliseconds, limit, _PROGRAM_MS).least[1:]

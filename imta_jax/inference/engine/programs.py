@@ -208,8 +208,8 @@ def _run_on_flat_maps(
       state: the arrays, flattened.
     """
     maps = tuple(x.reshape(shape.shape) for x, shape in zip(state, shapes, strict=True))
-    found, state = run(weights, thresholds, maps)
-    return found, flattened(state)
+    predictions, state = run(weights, thresholds, maps)
+    return predictions, flattened(state)
 
 
 def _run_segment(
@@ -239,28 +239,33 @@ def _run_segment(
     active = (*active_exits, True)
     ends_network = segment.last == len(stages) - 1
 
-    def run_from(i: int, state: Any, found: _Found | None) -> tuple[_Found, Any]:
+    def run_from(i: int, state: Any, predictions: _Predictions | None) -> tuple[_Predictions, Any]:
         state, logits, score = stages[i](weights[i - segment.first], state)
         # XLA removes the head of an inactive exit unless a later exit reads its logits.
         if active[i - segment.first]:
-            found = _decide(found, i, logits, score, thresholds[i])
+            predictions = _decide(predictions, i, logits, score, thresholds[i])
         if i == segment.last:
-            assert found is not None  # the last exit is active
-            return found, () if ends_network else state
-        if found is not None and active[i - segment.first] and ends_network and len(logits) == 1:
-            now = found
+            assert predictions is not None  # the last exit is active
+            return predictions, () if ends_network else state
+        if (
+            predictions is not None
+            and active[i - segment.first]
+            and ends_network
+            and len(logits) == 1
+        ):
+            final = predictions
             return jax.lax.cond(
-                found.exited[0], lambda: (now, ()), lambda: run_from(i + 1, state, now)
+                predictions.exited[0], lambda: (final, ()), lambda: run_from(i + 1, state, final)
             )
-        return run_from(i + 1, state, found)
+        return run_from(i + 1, state, predictions)
 
-    found, state = run_from(segment.first, state, None)
-    exits = found.exits | jnp.where(found.exited, 0, CONTINUES)
-    bits = jax.lax.bitcast_convert_type(found.confidence, jnp.int32)
-    return jnp.stack([found.labels, exits, bits]), state
+    predictions, state = run_from(segment.first, state, None)
+    exits = predictions.exits | jnp.where(predictions.exited, 0, CONTINUES)
+    bits = jax.lax.bitcast_convert_type(predictions.confidence, jnp.int32)
+    return jnp.stack([predictions.labels, exits, bits]), state
 
 
-class _Found(NamedTuple):
+class _Predictions(NamedTuple):
     """Predictions so far, and whether each image has exited."""
 
     labels: Int32[Array, " N"]
@@ -270,21 +275,21 @@ class _Found(NamedTuple):
 
 
 def _decide(
-    found: _Found | None,
+    earlier: _Predictions | None,
     i: int,
     logits: Float[Array, "N K"],
     score: Float[Array, " N"] | None,
     threshold: Float32[Array, ""],
-) -> _Found:
+) -> _Predictions:
     """Predictions after exit i: those of the images that have not exited are new."""
     probability = jax.nn.softmax(logits).max(axis=-1)
     # Not `>=`: an image with a NaN score exits at once.
     leaves = ~((probability if score is None else score) < threshold)
     at_exit = jnp.full(leaves.shape, i, jnp.int32)
     new = (logits.argmax(axis=-1).astype(jnp.int32), at_exit, probability)
-    if found is None:
-        return _Found(*new, leaves)
+    if earlier is None:
+        return _Predictions(*new, leaves)
     labels, exits, confidence = (
-        jnp.where(found.exited, x, y) for x, y in zip(found[:3], new, strict=True)
+        jnp.where(earlier.exited, x, y) for x, y in zip(earlier[:3], new, strict=True)
     )
-    return _Found(labels, exits, confidence, found.exited | leaves)
+    return _Predictions(labels, exits, confidence, earlier.exited | leaves)

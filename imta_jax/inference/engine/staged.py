@@ -220,10 +220,10 @@ def with_exit_rule(
     # Imported here because an exported network runs without the code of techniques.
     from imta_jax.techniques.exit_rules import get_exit_rule
 
-    found = get_exit_rule(rule)
+    exit_rule = get_exit_rule(rule)
     staged = None
-    if not found.is_default:
-        staged = staged_rule(found, network.num_exits, network.num_classes)
+    if not exit_rule.is_default:
+        staged = staged_rule(exit_rule, network.num_exits, network.num_classes)
     return dataclasses.replace(network, rule=staged)
 
 

@@ -57,8 +57,8 @@ def staged_rule(rule: "ExitRule", num_exits: int, num_classes: int) -> StagedRul
 
     def scorer(i: int) -> ScoreFunction:
         def score(logits: Float[Array, "N K"], carry: Carry) -> tuple[Float[Array, " N"], Carry]:
-            given = jax.tree.unflatten(structures[i], carry) if i else None
-            value, following = rule(logits, given)
+            previous = jax.tree.unflatten(structures[i], carry) if i else None
+            value, following = rule(logits, previous)
             return value, tuple(jax.tree.leaves(following)) if i < num_exits - 1 else ()
 
         return score

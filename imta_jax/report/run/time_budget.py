@@ -30,12 +30,12 @@ def figure_time(run: RunRecord) -> Figure:
     exit_ms, top1 = np.asarray(measured["exit_ms"]), run.exits["top1"].to_numpy(dtype=float)
     figure = new_figure(8.4, 4.6, _title(exit_ms, run))
     axes = figure.subplots()
-    where = f"measured on {measured['device']}, {measured['lanes']} concurrent workers"
+    subtitle = f"measured on {measured['device']}, {measured['lanes']} concurrent workers"
     if measured.get("exits_never_kept"):
-        where += (
+        subtitle += (
             f"; stopping never pays at exit {', '.join(map(str, measured['exits_never_kept']))}"
         )
-    style_axes(axes, title=where, x="milliseconds per image, large batches", y="top-1 (%)")
+    style_axes(axes, title=subtitle, x="milliseconds per image, large batches", y="top-1 (%)")
     points = sorted((row["mean_ms"], row["top1"]) for row in measured["budget_curve"])
     axes.plot(*zip(*points, strict=True), "o-", color=ADAPTIVE, linewidth=2.2, markersize=3)
     axes.plot(exit_ms, top1, color=MUTED, linewidth=1, zorder=2)

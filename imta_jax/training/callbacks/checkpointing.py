@@ -107,10 +107,12 @@ class CheckpointCallback(Callback):
 
     def needs_check(self, progress: Progress) -> bool:
         """Whether the last dispatch passed a multiple of `every_steps` within the epoch."""
-        every, at = self._every_steps, progress.step_in_epoch
-        if not every or at >= progress.steps_per_epoch:  # The epoch's end has its own checkpoint.
+        interval, step = self._every_steps, progress.step_in_epoch
+        if (
+            not interval or step >= progress.steps_per_epoch
+        ):  # The epoch's end has its own checkpoint.
             return False
-        return at // every > (at - progress.last_dispatch_steps) // every
+        return step // interval > (step - progress.last_dispatch_steps) // interval
 
     def on_check(self, progress: Progress, new: list[ExitMetrics]) -> None:
         """Saves within the epoch if that is due or training stops."""

@@ -35,13 +35,13 @@ class NonFiniteCheck(Callback):
         # metrics that are not finite are those of the step that halted it.
         loss = next((m.loss for m in new if not np.isfinite(m.loss).all()), None)
         if loss is None:
-            what = "the gradient is not finite, although every exit's loss is"
+            problem = "the gradient is not finite, although every exit's loss is"
         else:
             exits = ", ".join(str(i + 1) for i in np.flatnonzero(~np.isfinite(loss)))
             values = np.array2string(np.asarray(loss), precision=3)
-            what = f"the loss of exit {exits} is not finite ({values})"
+            problem = f"the loss of exit {exits} is not finite ({values})"
         raise NonFiniteLossError(
-            f"{progress.phase} stopped at step {halted_at + 1}: {what}. Checkpoints of finished "
+            f"{progress.phase} stopped at step {halted_at + 1}: {problem}. Checkpoints of finished "
             f"epochs in {self._folder} are kept; lower {progress.phase}.learning_rate "
             f"(now {float(self._learning_rate(halted_at)):g}) and start in another --workdir"
         )
