@@ -28,7 +28,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imta_jax.errors import ExistingFileError, InputError, MissingFileError
+from imta_jax.errors import (
+    ExistingFileError,
+    InputError,
+    MissingFileError,
+    StorageError,
+    UserError,
+)
 from imta_jax.inference.export.runner_files import READING, RUNNER
 
 # Version 2 describes the preprocessing of images completely; version 1 had `resize`, `mean`, `std`.
@@ -74,6 +80,7 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
 
     Raises:
       FileExistsError: see `check_replaceable`.
+      StorageError: the folder cannot be written.
     """
     folder = Path(os.path.abspath(folder))
     check_replaceable(folder, overwrite)
@@ -82,18 +89,32 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
     partial, former = (
         folder.with_name(f".{folder.name}.{os.getpid()}.{part}") for part in ("partial", "former")
     )
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         write_checksums(partial)
         if folder.exists():
             folder.rename(former)
         partial.rename(folder)
+    except OSError as error:
+        # A failed write names no file.
+        if isinstance(error, UserError) or not _is_below(error.filename, partial):
+            raise
+        raise StorageError(
+            error.errno,
+            f"the export cannot be written to {folder} ({error.strerror}); free space, or choose"
+            " another folder",
+        ) from error
     finally:
         if former.exists() and not folder.exists():
             former.rename(folder)
         for leftover in (partial, former):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_below(name: Any, folder: Path) -> bool:
+    """Whether an OSError's file name is in a folder, or there is none."""
+    return name is None or os.fsdecode(name).startswith(str(folder))
 
 
 def _delete_leftovers(folder: Path) -> None:

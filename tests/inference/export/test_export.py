@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import subprocess
 
@@ -12,6 +13,7 @@ import pytest
 import tiny_run
 
 from imta_jax.cli.run import run
+from imta_jax.errors import StorageError
 from imta_jax.evaluation import confidence, exit_costs
 from imta_jax.inference import (
     AdaptiveClassifier,
@@ -21,7 +23,7 @@ from imta_jax.inference import (
     staged_classifier,
 )
 from imta_jax.inference.export import run_export, stablehlo_folder
-from imta_jax.inference.export.folder import CHECKSUMS, MANIFEST
+from imta_jax.inference.export.folder import CHECKSUMS, MANIFEST, replacing_folder
 
 PIXELS = {"mean": (0.4,), "std": (0.3,)}
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -30,6 +32,20 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 @pytest.fixture
 def folder(exported_folder, tmp_path):
     return shutil.copytree(exported_folder, tmp_path / "copy")
+
+
+def test_full_disk_is_reported_with_the_folder_and_leaves_no_file(tmp_path):
+    size, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with (
+            pytest.raises(StorageError, match=rf"written to {tmp_path}/export \(File too large\)"),
+            replacing_folder(tmp_path / "export") as partial,
+        ):
+            np.savez(partial / "weights.npz", np.zeros(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name, dtype", [("I", "float32"), ("II", "float32"), ("II", "bfloat16")])
