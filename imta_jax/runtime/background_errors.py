@@ -34,7 +34,8 @@ def hold_background_errors() -> None:
     threading.excepthook = lambda caught: _hold(caught.exc_value)
     sys.unraisablehook = lambda caught: _hold(caught.exc_value)
     # JAX warns once per program that it cannot cache.
-    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+    for action in ("reading", "writing"):
+        warnings.filterwarnings("ignore", f"Error {action} persistent compilation cache entry")
 
 
 @functools.cache  # once per process
