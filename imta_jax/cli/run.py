@@ -21,6 +21,7 @@ from imta_jax.distributed import first_process_first, is_first_process, wait_for
 from imta_jax.errors import InputError, MissingPackageError, unknown_name
 from imta_jax.evaluation import evaluate, evaluation_is_finished
 from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences
+from imta_jax.runtime.factories import unread_options_raise
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.runtime.lock import create_workdir, only_run_in
@@ -83,7 +84,8 @@ def run(
     if mode == "doctor":
         from imta_jax.cli.doctor import examine
 
-        dataset = _load_checked_data(parsed)
+        with unread_options_raise():
+            dataset = _load_checked_data(parsed)
         check_initial_parameters(parsed, dataset, workdir)
         print(examine(parsed, dataset, workdir))
         return
@@ -257,7 +259,9 @@ def _load_run_data(config: RunConfig, workdir: Path) -> tuple[Dataset, dict[str,
     """Loads the data and its fingerprint, which must equal the recorded one of a resumed run."""
     recorded = _recorded_data(workdir)
     decoder = recorded.get("decoder", EARLIER_DECODER) if recorded else ""
-    dataset = _load_checked_data(config, decoder)
+    # A run that began with such an option can be resumed.
+    with contextlib.nullcontext() if recorded else unread_options_raise():
+        dataset = _load_checked_data(config, decoder)
     data_record = fingerprint(dataset)
     if recorded:
         _check_same_data(recorded, data_record, workdir)

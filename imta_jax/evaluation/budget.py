@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int32, Num
 
 from imta_jax.errors import InputError
 from imta_jax.evaluation.array_like import ArrayLike
+from imta_jax.evaluation.array_shapes import Bool, Float, Float32, Float64, Int, Int32, Num
 from imta_jax.evaluation.predictions import Predictions, checked_predictions, confidence, predicted
 from imta_jax.evaluation.thresholds import (
     checked_confidence,

@@ -12,10 +12,10 @@ better ("Rethinking Calibration for Early-Exit Neural Networks", arXiv 2508.2149
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int
 
 from imta_jax.errors import InputError
 from imta_jax.evaluation.array_like import ArrayLike
+from imta_jax.evaluation.array_shapes import Bool, Float64, Int
 
 
 class Reliability(NamedTuple):

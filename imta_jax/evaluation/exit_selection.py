@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
 
 from imta_jax.errors import InputError
+from imta_jax.evaluation.array_shapes import Bool, Float
 from imta_jax.evaluation.budget import Outcomes
 from imta_jax.evaluation.thresholds import geometric_quota, thresholds_for_quota
 

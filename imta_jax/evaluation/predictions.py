@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int32, Num
 
 from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
 from imta_jax.evaluation.array_like import ArrayLike
+from imta_jax.evaluation.array_shapes import Bool, Float, Float32, Float64, Int, Int32, Num
 from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.files import replacing
 

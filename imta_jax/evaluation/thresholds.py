@@ -6,10 +6,10 @@ confidence >= threshold, as in the reference code (the paper writes "greater tha
 """
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int32
 
 from imta_jax.errors import InputError
 from imta_jax.evaluation.array_like import ArrayLike
+from imta_jax.evaluation.array_shapes import Bool, Float, Float32, Int, Int32
 
 # Thresholds that no confidence and every confidence reaches.
 NEVER_LEAVE = 1e8

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
-from ml_collections import ConfigDict
 
 from imta_jax.config import HeadsConfig, ModelConfig
 from imta_jax.errors import InputError, unknown_name
@@ -20,10 +19,10 @@ from imta_jax.models.msdnet import MSDNet
 from imta_jax.models.plan import NetworkSpec, plan_network
 from imta_jax.models.presets import NETWORK_PRESETS
 from imta_jax.models.spec_fields import given_fields, read_spec
+from imta_jax.runtime.factories import call_factory
 from imta_jax.runtime.registry import (
     BACKBONES,
     HEADS,
-    call_factory,
     check_names,
     register_backbone,
 )
@@ -142,7 +141,7 @@ def _make_backbone(
     if isinstance(factory, IncludedBackbone):
         return factory(config, **sizes, rngs=rngs)
     field = f"config.model.backbone {config.backbone!r}"
-    backbone = call_factory(factory, ConfigDict(config.options), field, **sizes, rngs=rngs)
+    backbone = call_factory(factory, config.options, field, **sizes, rngs=rngs)
     return check_backbone(backbone, image_shape, field)
 
 

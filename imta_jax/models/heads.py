@@ -12,7 +12,8 @@ from imta_jax.config import HeadsConfig
 from imta_jax.errors import InputError
 from imta_jax.models.checks import check_heads
 from imta_jax.models.classifier import Heads
-from imta_jax.runtime.registry import HEADS, call_factory, dotted_path_of
+from imta_jax.runtime.factories import call_factory
+from imta_jax.runtime.registry import HEADS, dotted_path_of
 
 # Importing the package registers its heads.
 from imta_jax.techniques import IndependentHeads, TransferHeads
@@ -40,12 +41,11 @@ def make_heads(
     """
     factory = HEADS.get(config.transfer, field)
     defaults = {"stop_gradient": config.stop_gradient, "initialization": config.initialization}
-    options = ConfigDict({**defaults, **config.options})
     sizes: Mapping[str, Any] = {"feature_widths": feature_widths, "num_classes": num_classes}
     if HEADS.is_built_in(config.transfer):
-        return factory(options, **sizes, rngs=rngs)
+        return factory(ConfigDict({**defaults, **config.options}), **sizes, rngs=rngs)
     what = f"{field} {config.transfer!r}"
-    heads = call_factory(factory, options, what, **sizes, rngs=rngs)
+    heads = call_factory(factory, config.options, what, defaults=defaults, **sizes, rngs=rngs)
     return check_heads(heads, **sizes, field=what)
 
 

@@ -20,6 +20,7 @@ from imta_jax.models.classifier import MultiExitClassifier, State
 from imta_jax.models.costs import Mark, cumulative_costs
 from imta_jax.models.msdnet import MSDNet
 from imta_jax.models.presets import NETWORK_PRESETS
+from imta_jax.runtime.factories import unread_options_raise
 from imta_jax.runtime.registry import BACKBONES
 
 
@@ -91,7 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     """Prints the table of a network; `--help` lists the arguments."""
     arguments = _parser().parse_args(argv)
     try:
-        print(_described(arguments))
+        with unread_options_raise():
+            print(_described(arguments))
     except UserError as error:
         _parser().error(str(error))
 

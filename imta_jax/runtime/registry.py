@@ -177,40 +177,6 @@ def accepted_keywords(function: Callable[..., Any]) -> frozenset[str] | None:
     return frozenset(parameter.name for parameter in parameters if parameter.kind in by_keyword)
 
 
-def call_factory(factory: Callable[..., Any], options: Any, field: str, **arguments: Any) -> Any:
-    """Calls `factory(options, **arguments)`.
-
-    Args:
-      factory: factory of a backbone, heads, a data source or a metrics writer.
-      options: a `ConfigDict`.
-      field: config field and value, for error messages.
-      **arguments: what every factory of this kind gets.
-
-    Raises:
-      InputError: the factory has another signature, rejects a value, or needs another option.
-    """
-    what = f"{field}: {dotted_path_of(factory)}"
-    try:
-        signature_of(factory).bind(options, **arguments)
-    except TypeError as error:
-        accepted = ", ".join(["options", *(["*"] if arguments else []), *arguments])
-        raise InputError(f"{what} must accept ({accepted}): {error}") from error
-    described = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none"
-    try:
-        return factory(options, **arguments)
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{what} rejects its options ({described}): {error}") from error
-    except (AttributeError, KeyError) as error:
-        missing = str(error).strip("\"'")  # as a ConfigDict raises it
-        if not missing.isidentifier() or missing in options:
-            raise
-        raise InputError(
-            f"{what} reads option {missing!r}, which is not set ({described})"
-        ) from error
-
-
 def check_names(given: Iterable[str], valid: Iterable[str], what: str) -> None:
     """Raises an `InputError` for the first given name that is not valid."""
     valid = list(valid)

@@ -44,6 +44,7 @@ PHASES = ("phase_one", "phase_two")
 INVALID = {
     "--config.model.backbone=my_package.net:make_bakbone": "first: make_backbone",
     "--config.phase_one.objective_options.gama=2": "'gama'; valid, the closest first: gamma",
+    "--config.model.options.widht=(4,8)": "'widht'; valid, the closest first: widths",
     "--config.evaluation.exit_rule=entropi": "first: entropy",
 }
 

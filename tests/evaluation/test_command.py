@@ -48,7 +48,7 @@ def test_command_prints_and_writes_without_importing_jax(files, tmp_path):
 
 
 def test_console_command_needs_only_the_packages_that_the_documentation_names(files, tmp_path):
-    packages = {"imta_jax", "numpy", "scipy", "jaxtyping", "wadler_lindig", "tabulate"}
+    packages = {"imta_jax", "numpy", "scipy"}
     program = import_only(packages) + "from imta_jax.cli.commands import main; main()"
     arguments = ["evaluation", *files, "--costs=10,25,45,70", "--budgets=0.5"]
     done = subprocess.run(
@@ -58,6 +58,9 @@ def test_console_command_needs_only_the_packages_that_the_documentation_names(fi
         text=True,
     )
     assert "budget 50%" in done.stdout, done.stderr
+    table = done.stdout.splitlines()[:4]
+    assert table[0].startswith("method") and set(table[1]) == {"-", " "}
+    assert len(set(map(len, table))) == 1
 
 
 def test_default_budgets_are_at_least_the_cost_of_the_first_exit(files, capsys):

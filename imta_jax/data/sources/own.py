@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from imta_jax.data.source_validation import (
     SourceData,
@@ -28,7 +27,8 @@ from imta_jax.data.sources.encoded_split import index_image_files, source_split
 from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.data.sources.storage import absolute, is_remote, translate_errors
 from imta_jax.errors import InputError, MissingFileError
-from imta_jax.runtime.registry import SOURCES, call_factory, dotted_path_of
+from imta_jax.runtime.factories import call_factory
+from imta_jax.runtime.registry import SOURCES, dotted_path_of
 
 # The images and labels of a split.
 Examples = tuple[np.ndarray | Sequence[str | os.PathLike[str]], np.ndarray | Sequence[int]]
@@ -61,7 +61,7 @@ def read(request: SourceRequest) -> SourceData:
     field = f"config.data.source {request.source!r}"
     factory = SOURCES.get(request.source, "config.data.source")
     what = f"{field} ({dotted_path_of(factory)})"
-    found = call_factory(factory, ConfigDict(dict(request.source_options)), field)
+    found = call_factory(factory, request.source_options, field)
     source = _checked(found, what)
     chosen = choose_splits(request, source.splits, what)
     names = None if source.class_names is None else tuple(source.class_names)

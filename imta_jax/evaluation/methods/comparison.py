@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64
 
 from imta_jax.errors import InputError
 from imta_jax.evaluation.array_like import ArrayLike
+from imta_jax.evaluation.array_shapes import Bool, Float, Float32, Float64
 from imta_jax.evaluation.budget import (
     DEFAULT_QUOTAS,
     Outcomes,

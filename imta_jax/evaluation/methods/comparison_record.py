@@ -74,8 +74,6 @@ def comparison_rows(curves: Mapping[str, MethodCurve]) -> list[dict[str, Any]]:
 
 def comparison_text(record: Mapping[str, Any]) -> str:
     """The points as a text table, with costs as fractions of the last exit's cost."""
-    from tabulate import tabulate  # Imported late: training does not need it.
-
     table_rows = [
         {
             "method": _DISPLAY_NAMES.get(row["method"], row["method"]),
@@ -95,9 +93,21 @@ def comparison_text(record: Mapping[str, Any]) -> str:
         f"images, {level} intervals. The gain is the difference in top-1, "
         "in percentage points, to the geometric sweep at the same validation cost."
     )
-    alignment = ("left", "left", *["right"] * 6)
-    table = tabulate(table_rows, headers="keys", disable_numparse=True, colalign=alignment)
-    return f"{table}\n\n{note}"
+    return f"{_text_table(table_rows, left_aligned=2)}\n\n{note}"
+
+
+def _text_table(rows: Sequence[Mapping[str, str]], left_aligned: int) -> str:
+    """Rows under the names of their columns, of which the first are aligned to the left."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < left_aligned else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
 
 
 def _row(curve: MethodCurve, p: int) -> dict[str, Any]:

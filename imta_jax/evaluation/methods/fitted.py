@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64
 
+from imta_jax.evaluation.array_shapes import Float, Float64
 from imta_jax.evaluation.methods.geometric_ensemble import fit_geometric_ensemble
 from imta_jax.evaluation.methods.learned_gate import (
     PRICES,

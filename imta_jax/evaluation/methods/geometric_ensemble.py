@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from imta_jax.evaluation.array_shapes import Float32, Float64, Int
 from imta_jax.runtime.environment import usable_cores
 
 # Log-probabilities per exit that a fit uses at most: all of 5,000 images with 1,000 classes.

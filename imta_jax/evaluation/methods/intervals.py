@@ -6,10 +6,10 @@ The trained network is fixed: the variation between training seeds is not includ
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Float32, Float64
 
 from imta_jax.errors import InputError
 from imta_jax.evaluation.array_like import ArrayLike
+from imta_jax.evaluation.array_shapes import Float32, Float64
 
 _CHUNK_DRAWS = 2_000_000
 

@@ -16,8 +16,9 @@ The paper trains gates and classifiers in turn; here the trained network does no
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int, Num
 from scipy.special import log_softmax
+
+from imta_jax.evaluation.array_shapes import Bool, Float32, Float64, Int, Num
 
 # Coefficient of a small penalty on the gates' parameters, which separable targets need.
 _RIDGE = 1e-3

@@ -8,8 +8,8 @@ BoostNet. Test images are not used.
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int
 
+from imta_jax.evaluation.array_shapes import Float, Int
 from imta_jax.evaluation.budget import BudgetCurve
 
 

@@ -17,10 +17,10 @@ images. It has more freedom and can overfit them. A coarse grid of quantiles (`l
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int, Num
 
 from imta_jax.errors import InputError
 from imta_jax.evaluation.array_like import ArrayLike
+from imta_jax.evaluation.array_shapes import Float, Float32, Float64, Int, Num
 from imta_jax.evaluation.budget import (
     DEFAULT_QUOTAS,
     Outcomes,

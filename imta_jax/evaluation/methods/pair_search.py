@@ -10,7 +10,8 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int32, Num
+
+from imta_jax.evaluation.array_shapes import Bool, Float, Float32, Float64, Int, Int32, Num
 
 # Rounds over all pairs. A search usually converges after three or four.
 _MAX_ROUNDS = 20

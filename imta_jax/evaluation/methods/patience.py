@@ -6,10 +6,10 @@ same class, so a network with E exits has E operating points.
 """
 
 import numpy as np
-from jaxtyping import Int, Int32
 
 from imta_jax.errors import InputError
 from imta_jax.evaluation.array_like import ArrayLike
+from imta_jax.evaluation.array_shapes import Int, Int32
 
 
 def patience_exits(predictions: ArrayLike, patience: int) -> Int32[np.ndarray, " N"]:

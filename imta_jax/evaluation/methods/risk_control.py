@@ -31,10 +31,10 @@ that first row, the full network, whose excess error is zero.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int8
 
 from imta_jax.errors import InputError, unknown_name
 from imta_jax.evaluation.array_like import ArrayLike
+from imta_jax.evaluation.array_shapes import Bool, Float, Float32, Int, Int8
 from imta_jax.evaluation.budget import checked_outcomes, correct_at
 from imta_jax.evaluation.thresholds import ALWAYS_LEAVE, NEVER_LEAVE, exit_of
 

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
 
+from imta_jax.evaluation.array_shapes import Bool, Float, Float32, Float64, Int, Int32
 from imta_jax.evaluation.budget import correct_at
 from imta_jax.evaluation.methods.monotone_frontier import frontier_indices
 from imta_jax.evaluation.methods.optimized import one_exit_thresholds, optimized_thresholds

@@ -9,10 +9,10 @@ of the other classes. Thresholds are then chosen on scaled confidences.
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int, Num
 
 from imta_jax.errors import InputError
 from imta_jax.evaluation.array_like import ArrayLike
+from imta_jax.evaluation.array_shapes import Float, Float32, Float64, Int, Num
 from imta_jax.evaluation.predictions import (
     Predictions,
     checked_predictions,

@@ -15,15 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from ml_collections import ConfigDict
-
 from imta_jax.config import LogConfig
 from imta_jax.distributed import is_first_process
 from imta_jax.errors import InputError
+from imta_jax.runtime.factories import call_factory
 from imta_jax.runtime.optional_packages import require
 from imta_jax.runtime.registry import (
     METRICS_WRITERS,
-    call_factory,
     check_names,
     dotted_path_of,
 )
@@ -172,7 +170,7 @@ def _key(name: str) -> str:
 
 def _new_writer(name: str, options: Mapping[str, Any], run: LoggedRun) -> MetricsWriter:
     factory, field = METRICS_WRITERS.get(name, _FIELD), f"{_FIELD} {name!r}"
-    writer = call_factory(factory, ConfigDict(dict(options)), field, run=run)
+    writer = call_factory(factory, options, field, run=run)
     for method in ("write", "close"):
         if not callable(getattr(writer, method, None)):
             raise InputError(

@@ -1,0 +1,169 @@
+"""Calls of factories from outside the package with their options, with errors that name the fix."""
+
+import contextlib
+import re
+import traceback
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from imta_jax.errors import InputError, UserError, unknown_name
+from imta_jax.runtime.registry import accepted_keywords, dotted_path_of, signature_of
+
+_Frame = tuple[types.FrameType, int]  # with the line
+_MAX_FRAMES = 3
+# Frames of these packages are not in messages.
+_PACKAGES = ("imta_jax", "jax", "jaxlib", "flax", "ml_collections")
+_UNKNOWN_KEYWORD = re.compile(
+    r"(?P<function>[\w.<>]+)\(\) got an unexpected keyword argument '(?P<name>\w+)'"
+)
+
+
+class UnreadOptionError(InputError, UserWarning):
+    """An option that a factory does not read: an error for a new run, a warning elsewhere."""
+
+
+class Options(ConfigDict):
+    """Options that record which names are read, also those that are not set."""
+
+    _read: set[str]
+    _fields: dict[str, Any]
+
+    def __init__(self, options: Mapping[str, Any]):
+        object.__setattr__(self, "_read", set())
+        super().__init__(dict(options))
+        self._read.clear()
+
+    def read_names(self) -> frozenset[str]:
+        """The names that were read so far."""
+        return frozenset(self._read)
+
+    def __getitem__(self, key: str) -> Any:
+        """The value of an option. ConfigDict's own error would replace a missing name."""
+        self._read.add(str(key).partition(".")[0])
+        if key not in self._fields and "." not in str(key):
+            raise KeyError(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether an option is set, which counts as reading it."""
+        self._read.add(str(key))
+        return key in self._fields
+
+    @property
+    def _ordered_fields(self) -> Mapping[str, Any]:
+        """Iterations, keys and copies read all options."""
+        self._read.update(self._fields)
+        ordered: Any = super()._ordered_fields
+        return ordered
+
+    def copy_and_resolve_references(self, visit_map: Any = None) -> ConfigDict:
+        """A copy, which may be read in any way."""
+        self._read.update(self._fields)
+        return ConfigDict(self.to_dict())
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickles and deep copies are of ConfigDict."""
+        return ConfigDict, (self.to_dict(),)
+
+
+def call_factory(
+    factory: Callable[..., Any],
+    options: Mapping[str, Any],
+    field: str,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> Any:
+    """Calls `factory(options, **arguments)`.
+
+    Args:
+      factory: factory of a backbone, heads, a data source or a metrics writer.
+      options: the factory gets them as a `ConfigDict`.
+      field: config field and value, for error messages.
+      defaults: further options, which the factory need not read.
+      **arguments: what every factory of this kind gets.
+
+    Raises:
+      InputError: the factory has another signature, fails, or needs another option.
+      UnreadOptionError: the factory reads no option of a name. By default this is a warning; see
+        `unread_options_raise`.
+    """
+    what = f"{field}: {dotted_path_of(factory)}"
+    try:
+        signature_of(factory).bind(options, **arguments)
+    except TypeError as error:
+        accepted = ", ".join(["options", *(["*"] if arguments else []), *arguments])
+        raise InputError(f"{what} must accept ({accepted}): {error}") from error
+    recorded = Options({**(defaults or {}), **options})
+    try:
+        result = factory(recorded, **arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _failure(what, error, options, recorded.read_names()) from error
+    for name in options:
+        if name not in recorded.read_names():
+            unread = unknown_name(f"option of {what},", name, recorded.read_names())
+            warnings.warn(UnreadOptionError(str(unread)), stacklevel=2)
+    return result
+
+
+@contextlib.contextmanager
+def unread_options_raise() -> Iterator[None]:
+    """Within this context, an option that a factory does not read is an error.
+
+    Outside, a run or checkpoint that recorded such an option can be used.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnreadOptionError)
+        yield
+
+
+def _failure(what: str, error: Exception, options: Mapping[str, Any], read: Set[str]) -> InputError:
+    """The error for an exception that a factory raised."""
+    described = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none"
+    missing = str(error).strip("\"'")
+    if isinstance(error, AttributeError | KeyError) and missing in read - options.keys():
+        return InputError(f"{what} reads option {missing!r}, which is not set ({described})")
+    frames = _own_frames(error)
+    if unknown := _unknown_keyword(what, error, options, frames):
+        return unknown
+    places = "; ".join(
+        f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
+        for frame, line in frames[-_MAX_FRAMES:]
+    )
+    at = f" ({places})" if places else ""
+    if isinstance(error, ValueError):
+        return InputError(f"{what} rejects its options ({described}): {error}{at}")
+    return InputError(f"{what} failed: {type(error).__name__}: {error}{at}; options: {described}")
+
+
+def _unknown_keyword(
+    what: str, error: Exception, options: Mapping[str, Any], frames: Sequence[_Frame]
+) -> InputError | None:
+    """The error for an option that a factory passes on to a function without such a parameter."""
+    match = _UNKNOWN_KEYWORD.search(str(error)) if isinstance(error, TypeError) else None
+    if not match or match["name"] not in options or not frames:
+        return None
+    frame, _ = frames[-1]
+    path = match["function"].removesuffix(".__init__").split(".")
+    called: Any = {**frame.f_globals, **frame.f_locals}.get(path[0])
+    for name in path[1:]:
+        called = getattr(called, name, None)
+    accepted = accepted_keywords(called) if callable(called) else None
+    if accepted is None:
+        return None
+    return unknown_name(f"option of {what}, which calls {path[-1]},", match["name"], accepted)
+
+
+def _own_frames(error: Exception) -> list[_Frame]:
+    """The frames of an exception that are neither of this package nor of JAX and Flax."""
+    return [
+        (frame, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _PACKAGES
+    ]
