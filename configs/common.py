@@ -19,7 +19,7 @@ from configs.phases import phase_two as phase_two
 def network(preset):
     """The `model` part: a network preset. A field that is set overrides the preset."""
     model = ConfigDict()
-    # Network preset (`python -m imta_jax.models --help` lists them); "" for none: set all fields.
+    # Network preset (`python -m imta_jax.models --help` lists them); "" to set all fields.
     model.preset = preset
     # "msdnet", "resnet", "densenet", "googlenet" or "hydranet"; each uses some of the fields below.
     # Or your own: a registered name, or "package.module:name", which uses `options` instead.
@@ -51,13 +51,14 @@ def network(preset):
     model.bottleneck_factors = config_dict.placeholder(tuple)
     # MSDNet: "max" drops a scale every ceil(layers / scales) layers, "min" as late as possible.
     model.prune = config_dict.placeholder(str)
-    # MSDNet, DenseNet: fraction of channels kept by a transition, 0 to 1; MSDNet: 0 for none.
+    # MSDNet, DenseNet: fraction of channels kept by a transition, 0 to 1; MSDNet: 0 disables them.
     model.reduction = config_dict.placeholder(float)
     # ResNet: blocks per resolution, (3, 3, 3) for ResNet-20. DenseNet: layers per dense block.
     model.depths = config_dict.placeholder(tuple)
     # ResNet, DenseNet: whether blocks have 1x1 bottleneck convolutions.
     model.bottleneck = config_dict.placeholder(bool)
-    # ResNet, DenseNet: indices from 1 of blocks followed by an exit, without the last; () for none.
+    # ResNet, DenseNet: indices, from 1, of the blocks that an exit follows. The last block always
+    # has one and is not listed.
     model.exits = config_dict.placeholder(tuple)
     # HydraNet: number of branches.
     model.branches = config_dict.placeholder(int)
@@ -89,7 +90,7 @@ def data(source, validation_examples):
     images.download = True
     # Split of the source to train on.
     images.train_split = "train"
-    # Validation split: a name, "hold_out" (training images), or "auto" (a split if any).
+    # Validation split: a name, "hold_out" (training images), or "auto" (the source's, if any).
     images.validation_split = "auto"
     # Test split: a name, "hold_out" (training images), or "auto" ("test", else validation).
     images.test_split = "auto"
@@ -182,12 +183,12 @@ def assemble(model, data, phase_one, phase_two, evaluation):
     config.log = ConfigDict()
     # Steps between checks on the host that the losses are finite, 1 or more.
     config.log.check_every_steps = 50
-    # Seconds between log lines of losses, accuracies and throughput; 0 for none.
+    # Seconds between log lines of losses, accuracies and throughput; 0 disables them.
     config.log.line_every_seconds = 60.0
-    # Steps (A, B) of each phase to trace with the profiler; (0, 0) for none.
+    # Steps (A, B) of each phase to trace with the profiler; (0, 0) disables the profiler.
     config.log.profile_steps = (0, 0)
     # Where metrics go in addition to metrics.jsonl: "tensorboard", "wandb", "mlflow", your own
-    # registered names, or "package.module:name"; () for none.
+    # registered names, or "package.module:name"; () for no writer.
     config.log.writers = ("tensorboard",)
     # Options of the writers by their names, such as writer_options.wandb.project.
     config.log.writer_options = ConfigDict()

@@ -10,7 +10,8 @@ def _phase(total_epochs, batch_size, learning_rate_drops):
     phase.total_epochs = total_epochs
     # Images per step, over all devices.
     phase.batch_size = batch_size
-    # Gradient accumulation: number of parts of a batch that are computed in turn; 1 for none.
+    # Gradient accumulation: number of parts of a batch that are computed one after the other; 1
+    # disables it.
     phase.accumulate_parts = 1
     # Images that share the statistics of BatchNorm in training: "global" (the batch), "per_device"
     # (a device's images; results depend on the number of devices) or "group". The last two need no
@@ -36,16 +37,17 @@ def _augmentation(phase):
     # Label smoothing epsilon, 0 to below 1: the cross-entropy is against
     # (1 - epsilon) * label + epsilon / classes. A distillation term is not smoothed.
     phase.label_smoothing = 0.0
-    # RandAugment: random operations per image, applied in turn; 0 for none.
+    # RandAugment: random operations per image, applied one after the other; 0
+    # disables it.
     phase.randaugment_operations = 0
     # RandAugment: strength of the operations, 0 to 30.
     phase.randaugment_magnitude = 9.0
     # Probability (0 to 1) that a random rectangle of an image is replaced by noise.
     phase.random_erasing = 0.0
-    # Mixup: images are mixed with weights from Beta(alpha, alpha); 0 for none. With cutmix too,
-    # each image uses one of the two with probability 1/2.
+    # Mixup: images are mixed with weights from Beta(alpha, alpha); 0 disables it. If cutmix is
+    # on too, each image uses one of the two with probability 1/2.
     phase.mixup_alpha = 0.0
-    # CutMix: a rectangle comes from another image, area from Beta(alpha, alpha); 0 for none.
+    # CutMix: a rectangle comes from another image, area from Beta(alpha, alpha); 0 disables it.
     phase.cutmix_alpha = 0.0
 
 
@@ -64,7 +66,7 @@ def _schedule(phase, learning_rate_drops):
     # steps: multiplier of the learning rate at each drop, above 0, at most 1.
     phase.drop_factor = 0.1
     # Epochs, or a fraction of one, in which the learning rate rises linearly from 0. The schedule
-    # spans the epochs after them. 0 for none.
+    # spans the epochs after them. 0 disables the warm-up.
     phase.warmup_epochs = 0.0
 
 
@@ -82,16 +84,17 @@ def _optimizer(phase):
     # Coefficient of weight decay, applied to every trained parameter: L2 in "sgd", decoupled in
     # the others. Must be 0 for an optimizer that has none.
     phase.weight_decay = 1e-4
-    # Global norm of the gradient above which it is scaled down to this norm; 0 for none.
+    # Global norm of the gradient above which it is scaled down to this norm; 0 disables it.
     phase.gradient_clip_norm = 0.0
     # Decay, below 1, of the exponential moving average of parameters and batch statistics, which is
-    # then validated, evaluated, exported and used by phase II; 0 for none.
+    # then validated, evaluated, exported and used by phase II; 0
+    # disables it.
     phase.ema_decay = 0.0
     # Epochs without a better validation accuracy (mean over exits) after which the phase ends; 0
     # for never. Set evaluation.checkpoint="best" to use the best epoch afterwards.
     phase.early_stopping_epochs = 0
-    # Pairs (regular expression, multiplier of the learning rate). Of a parameter the first pair
-    # counts whose expression is found in its name, as in checkpoints: (("^backbone", 0.1),).
+    # Pairs (regular expression, multiplier of the learning rate): (("^backbone", 0.1),). The first
+    # pair applies whose expression is found in a parameter's name, as in checkpoints.
     phase.learning_rate_multipliers = ()
     # Regular expressions of parameters that are not trained, found anywhere in their names, as in
     # checkpoints: ("^backbone.first", "norm"). Batch statistics whose names match are frozen too.
@@ -117,7 +120,8 @@ def phase_one(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     # Whether an exit trains these channels only (DFS paper) or all channels (authors' code).
     phase.detach_exit = False
     # Mixed regime: epochs, counted in total_epochs, in which the last exit's loss alone is trained
-    # before all exits are trained jointly, each with its own learning-rate schedule; 0 for none.
+    # before all exits are trained jointly, each with its own learning-rate schedule; 0
+    # disables it.
     phase.last_exit_epochs = 0
     # Weights of the images at each exit: "uniform" (1), or "learned" (L2W-DEN; three times the
     # operations per step).

@@ -151,7 +151,7 @@ def data_mesh(
     """A mesh with the axes "data" and "parameters".
 
     Args:
-      devices: devices of all processes; None for all devices.
+      devices: devices of all processes; None uses all devices.
       parameter_shards: devices that share one copy of the parameters and the optimizer state.
 
     Raises:

@@ -100,7 +100,7 @@ def failed_row(name, seed, error="loss not finite at step 12"):
     return {"arm": name, "seed": seed, "status": "failed", "error": error}
 
 
-def ablation(*, leave_out=("OFA",), fail=(("ISC", 2),), **where):
+def ablation(*, leave_out=("OFA",), fail=(("ISC", 2),), **settings):
     variants = {
         name: variant(" + ".join(used) or "plain", used) for name, used in TECHNIQUES.items()
     }
@@ -112,10 +112,10 @@ def ablation(*, leave_out=("OFA",), fail=(("ISC", 2),), **where):
         if name not in leave_out
         for seed in range(3)
     ]
-    return synthetic_study("ablation", variants, rows, **where)
+    return synthetic_study("ablation", variants, rows, **settings)
 
 
-def exits(**where):
+def exits(**settings):
     variants = {
         "plain": variant("MSDNet", [], "cifar_7_exits"),
         "all": variant("Ours", TECHNIQUES["all"], "cifar_7_exits"),
@@ -128,10 +128,10 @@ def exits(**where):
         for seed in range(3)
     ]
     rows += [synthetic_row("hydra_2", 0, exits=1, first=5, phase_two=False)]
-    return synthetic_study("exits", variants, rows, **where)
+    return synthetic_study("exits", variants, rows, **settings)
 
 
-def budget(*, seeds=3, **where):
+def budget(*, seeds=3, **settings):
     variants, rows = {}, []
     for depth in (4, 6, 8):
         for name, used, gain in (("plain", [], 0), ("all", TECHNIQUES["all"], 0.8)):
@@ -148,10 +148,10 @@ def budget(*, seeds=3, **where):
                 synthetic_row(key, s, exits=1, gain=lag, first=2 + place, phase_two=False)
                 for s in range(seeds)
             ]
-    return synthetic_study("budget", variants, rows, seeds=seeds, **where)
+    return synthetic_study("budget", variants, rows, seeds=seeds, **settings)
 
 
-def equilibrium(**where):
+def equilibrium(**settings):
     variants = {
         "off": variant("without GE", []),
         "coarsest": variant("GE, coarsest map", ["GE"], phase_one__equilibrium="coarsest"),
@@ -162,10 +162,10 @@ def equilibrium(**where):
         for gain, name in enumerate(variants)
         for seed in range(3)
     ]
-    return synthetic_study("equilibrium", variants, rows, **where)
+    return synthetic_study("equilibrium", variants, rows, **settings)
 
 
-def distillation(*, seeds=3, **where):
+def distillation(*, seeds=3, **settings):
     variants, rows = {"none": variant("without OFA", ["GE", "ISC"])}, []
     rows += [synthetic_row("none", seed) for seed in range(seeds)]
     for teacher in ("last_exit", "phase_one"):
@@ -184,7 +184,7 @@ def distillation(*, seeds=3, **where):
                 gain = 0.5 - (alpha - 0.5) ** 2 + 0.1 * np.log(temperature)
                 rows += [synthetic_row(name, seed, gain=gain) for seed in range(seeds)]
     rows = [row for row in rows if row["arm"] != "phase_one_0.9_10"]
-    return synthetic_study("distillation", variants, rows, seeds=seeds, **where)
+    return synthetic_study("distillation", variants, rows, seeds=seeds, **settings)
 
 
 def all_studies():

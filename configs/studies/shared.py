@@ -68,7 +68,7 @@ def add_variant(config, name, label, techniques, changes, against=None):
       config: Config of the study.
       name: Name of the variant, also used in file names.
       label: Name in tables and figures.
-      techniques: Those of "GE", "ISC", "OFA" that it uses; None for networks other than MSDNet.
+      techniques: subset of "GE", "ISC", "OFA" that it uses; None for networks other than MSDNet.
       changes: New values of fields of the base, `{"phase_one.equilibrium": "off", ...}`.
       against: Name of the variant it is compared with; the study's baseline by default.
     """
@@ -107,7 +107,7 @@ def add_technique_variant(
     Args:
       config: Config of the study.
       name: Name of the variant.
-      techniques: Those of "GE", "ISC", "OFA" that it uses.
+      techniques: subset of "GE", "ISC", "OFA" that it uses.
       label: Name in tables and figures; by default the techniques joined by "+".
       changes: Further changes, as in `add_variant`.
       phase_two: Whether there is a phase II. Without ISC and OFA it only continues to train the

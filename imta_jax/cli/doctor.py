@@ -43,7 +43,7 @@ _MAX_VALUE_LENGTH = 80
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def examine(config: RunConfig, dataset: Dataset, workdir: Path) -> str:
+def describe_run(config: RunConfig, dataset: Dataset, workdir: Path) -> str:
     """Describes devices, versions, data, config, network and memory of a run, as text.
 
     Args:

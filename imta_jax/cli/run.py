@@ -82,12 +82,12 @@ def run(
         raise InputError("this is the config of a study: add --mode=study")
     parsed = RunConfig.from_mapping(config)
     if mode == "doctor":
-        from imta_jax.cli.doctor import examine
+        from imta_jax.cli.doctor import describe_run
 
         with unread_options_raise():
             dataset = _load_checked_data(parsed)
         check_initial_parameters(parsed, dataset, workdir)
-        print(examine(parsed, dataset, workdir))
+        print(describe_run(parsed, dataset, workdir))
         return
     if mode == "data":
         _preview_data(parsed, workdir)

@@ -51,7 +51,7 @@ def write_preview(
       batch_size: global training batch size.
       seed: seed of order and augmentation.
       mesh: the devices.
-      augmentation: augmentation in the training step, after crop and flip; None for none.
+      augmentation: augmentation in the training step, after crop and flip, or None.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write_images(config, dataset, folder / "preview.npz", seed, augmentation)

@@ -76,14 +76,14 @@ class AdaptiveClassifier:
         default 2 on a CPU with several cores, which one program does not keep busy, else 1.
       exit_fractions: [E], fraction of the images that are expected to leave at each exit
         (`results.json` has them). They decide at which exits stopping pays.
-      dtype: in which the backbone computes, "float32" or "bfloat16".
+      dtype: dtype of the backbone's computation, "float32" or "bfloat16".
       profile_dir: folder of measured profiles; default ~/.cache/imta_jax/profiles.
       transform: how evaluation makes the network's input from an image
         (`Dataset.evaluation_transform`). It has `mean` and `std`, and `predict` pads images of the
         size before padding as training did.
-      exit_rule: what scores an image: a name ("confidence", "entropy", "margin", "patience"), a
-        dotted path, a function, or a `techniques.ExitRule`. By default that of a `StagedNetwork`,
-        else the confidence.
+      exit_rule: rule that scores images: a name ("confidence", "entropy", "margin", "patience"), a
+        dotted path, a function, or a `techniques.ExitRule`. The default is the rule of a
+        `StagedNetwork`, otherwise the confidence.
 
     Raises:
       ValueError: thresholds or fractions that do not fit the network, a size out of range, an
@@ -251,7 +251,9 @@ class AdaptiveClassifier:
         self.measure()
         for table in (self._table, self._table_alone):
             sizes = table.planned_sizes()
-            self.engine.compile((segment, n) for segment, of in sizes.items() for n in of.used)
+            self.engine.compile(
+                (segment, n) for segment, batch in sizes.items() for n in batch.used
+            )
             for before, after in itertools.product(sizes, repeat=2):
                 if before.last + 1 == after.first:
                     self.engine.compile_compaction(after.first, sizes[before], sizes[after])

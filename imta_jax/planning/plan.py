@@ -111,7 +111,7 @@ def make_plan(
       topology: the chips.
       full: generate code. Takes minutes and gives the TPU compiler's cycles.
       save: folder for the executables of the phases, with `full`.
-      programs: names of the programs to compile; None for all.
+      programs: names of the programs to compile; None compiles all.
       report: called with a line when a program is compiled.
 
     Raises:

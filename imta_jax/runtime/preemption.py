@@ -141,7 +141,7 @@ def processes_have_joined(count: int) -> None:
 def training_has_ended() -> None:
     """Makes signals end this process at once from now on, also with several processes.
 
-    JAX's runtime would keep SIGTERM, which only training asks for.
+    JAX's runtime would swallow SIGTERM, which only training polls.
     """
     if _signals is not None and _signals.several_processes:
         _signals.several_processes = False

@@ -100,7 +100,7 @@ def gradient_variance_results(
 ) -> dict[str, Any]:
     """Measures the gradient variance of a trained phase-I network on validation images.
 
-    It is that of the cross-entropy, also for variants with a loss of their own.
+    The gradient is that of the cross-entropy, also for variants with another loss.
 
     Args:
       config: config of the variant.

@@ -1,4 +1,4 @@
-"""Exit rules: the score of an image at an exit. It leaves where the score reaches a threshold.
+"""Exit rules: scores of images. An image leaves at the first exit whose score reaches a threshold.
 
 A rule is a function of JAX arrays:
 
@@ -43,8 +43,8 @@ class ExitRule:
     """A rule with its options.
 
     Attributes:
-      name: registered name or dotted path; of a function that was passed, its own path.
-      function: see the module.
+      name: registered name or dotted path; the path of a function that was passed directly.
+      function: function of logits; see the module docstring.
       options: keyword arguments of the function.
     """
 
@@ -177,7 +177,7 @@ def check_exit_rule(rule: ExitRule, num_exits: int, num_classes: int) -> list[An
 
 
 def _noise(num_exits: int, num_classes: int, num_images: int = 64) -> tuple[np.ndarray, ...]:
-    """Arguments of `ExitRule.fitted`."""
+    """Random logits, labels and costs, as arguments of `ExitRule.fitted`."""
     generator = np.random.default_rng(0)
     logits = generator.normal(size=(num_exits, num_images, num_classes)).astype(np.float32)
     return logits, generator.integers(0, num_classes, num_images), np.arange(1.0, num_exits + 1)

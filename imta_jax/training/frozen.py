@@ -24,7 +24,7 @@ def trained_variables(trainable: Any, settings: PhaseConfig) -> Any:
     """The NNX filter of the variables that a phase trains.
 
     Args:
-      trainable: filter of those that it trains if none is frozen.
+      trainable: filter of the variables that the phase trains if `freeze` is empty.
       settings: config section of the phase.
     """
     if not settings.freeze:

@@ -136,7 +136,7 @@ def assemble_phase(
 
 
 def describe_parameters(trained: Any, frozen: Any) -> str:
-    """The numbers of parameters in two pytrees, and of those that are trained, for the log."""
+    """The number of parameters, and how many of them are trained, for the log."""
     count, not_trained = optax.tree.size(trained), optax.tree.size(frozen)
     text = f"{count + not_trained:,} parameters"
     return f"{text}, {count:,} trained" if not_trained else text

@@ -127,8 +127,8 @@ def check_updated_in_place(updated: nnx.Module, classifier: nnx.Module) -> None:
     it costs nothing.
 
     Args:
-      updated: made by `optimize_classifier` and called since.
-      classifier: the one that it was made from.
+      updated: return value of `optimize_classifier`, after its forward pass.
+      classifier: the argument of `optimize_classifier`.
 
     Raises:
       InputError: names the first variable that was replaced.

@@ -7,7 +7,7 @@ import tiny_run
 from flax import nnx
 
 from imta_jax.cli import doctor
-from imta_jax.cli.doctor import activation_bytes, examine
+from imta_jax.cli.doctor import activation_bytes, describe_run
 from imta_jax.cli.run import run
 from imta_jax.data import load_dataset
 from imta_jax.distributed import data_mesh
@@ -36,7 +36,7 @@ def test_it_prints_the_run_and_creates_no_folder(source, tmp_path, capsys):
 def test_the_network_table_has_the_costs_of_the_built_network(source, tmp_path):
     config = tiny_run.run_config(source)
     dataset = load_dataset(config.data)
-    text = examine(config, dataset, tmp_path)
+    text = describe_run(config, dataset, tmp_path)
     costs = exit_costs(tiny_run.make_phase("phase_one", data_mesh()).classifier)
     assert f"{costs.macs[-1]:,}" in text and f"{costs.params[-1]:,}" in text
 
@@ -44,7 +44,7 @@ def test_the_network_table_has_the_costs_of_the_built_network(source, tmp_path):
 def test_options_that_save_no_memory_on_a_cpu_have_a_note(source, tmp_path):
     def memory(**changes):
         config = tiny_run.run_config(source, **changes)
-        return examine(config, load_dataset(config.data), tmp_path).partition("== memory")[2]
+        return describe_run(config, load_dataset(config.data), tmp_path).partition("== memory")[2]
 
     plain, note = memory(), "not on a CPU"
     assert note not in plain

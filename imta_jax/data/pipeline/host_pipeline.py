@@ -88,7 +88,7 @@ def resized_batches(
       exact: if True (evaluation), an antialiased triangle filter at fractions of pixels, as
         Pillow's bilinear resize. Otherwise (training), bilinear interpolation of windows in whole
         pixels, which is several times as fast.
-      decoder: one of `DECODERS`; None for that of the images.
+      decoder: one of `DECODERS`; None for the decoder of the images.
     """
     plan = plan_decoding(images, indices, size, exact)
     encoded = isinstance(images, EncodedImages)

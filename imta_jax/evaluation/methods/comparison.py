@@ -52,7 +52,8 @@ class MethodCurve:
       method: its name, see `selection`.
       settings: P mappings: `budget` (fraction of the last exit's cost), `patience` (exits), or
         `tolerance_points` with `confidence_level`.
-      thresholds: None if the method has none. Those of `temperature` apply to scaled confidences.
+      thresholds: None if the method has none. Thresholds of `temperature` apply to scaled
+        confidences.
       temperatures: divisors of the logits per exit, or None.
       validation_accuracy: top-1 accuracy on validation images.
       validation_cost: mean per validation image.

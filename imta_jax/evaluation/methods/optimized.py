@@ -57,8 +57,9 @@ def optimized_thresholds(
       correct: [E, N] booleans, whether each exit is correct.
       costs: [E] cumulative cost per exit, or an object with these as `.macs`.
       budgets: [B] largest mean cost per image, in the unit of the costs.
-      starts: thresholds [S, E]. The result is never worse than those within the budget. The default
-        is the geometric sweep. The thresholds that use one exit for all images are always added.
+      starts: thresholds [S, E]. The result is at least as accurate as each start within the budget.
+        The default is the geometric sweep. The thresholds that use one exit for all images are
+        always added.
       levels: number of quantiles of each exit's confidences on the grid, in addition to those of
         the starts.
 

@@ -88,7 +88,7 @@ def risk_controlled_thresholds(
         is `common_thresholds`.
 
     Returns:
-      Thresholds [E], or [tolerances, E]. The full network if nothing else is certified.
+      Thresholds [E], or [tolerances, E]. If no thresholds are certified, those of the full network.
 
     Raises:
       ValueError: shapes that disagree, an unknown guarantee, a number outside its range, or a

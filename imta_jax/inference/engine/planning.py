@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float
 from imta_jax.inference.engine.profile import StageProfile
 from imta_jax.inference.engine.programs import Segment
 
-# Time of the host for one more program.
+# Host time of an additional program, in milliseconds.
 _PROGRAM_MS = 0.1
-# Relative time that may be lost by fewer batch sizes, which saves programs.
+# Largest relative slowdown accepted for leaving out batch sizes, which saves programs.
 _TOLERANCE = 0.02
 
 
@@ -41,7 +41,7 @@ class BatchSizes:
       sizes: compiled batch sizes [S], ascending.
       milliseconds: time of one batch of each size.
       limit: largest number of images.
-      split_ms: additional time if a batch of each size is not the only one.
+      split_ms: additional time per batch of each size if images are split into several batches.
 
     Attributes:
       least: least time for 0 to `limit` images, in milliseconds.

@@ -68,7 +68,7 @@ class StageProfile:
         """Cost of leaving at each exit, in time instead of multiply-adds.
 
         Args:
-          batch_size: one of `sizes`; by default, the one that is fastest per image.
+          batch_size: one of `sizes`; by default, the fastest size per image.
 
         Returns:
           Milliseconds per image, cumulative over the stages.

@@ -13,7 +13,7 @@ class StreamMonitor:
 
     Args:
       drift: monitor of the exit fractions.
-      audit: audit by the last exit; None for none.
+      audit: audit by the last exit, or None.
     """
 
     def __init__(self, drift: DriftMonitor, audit: Audit | None = None):

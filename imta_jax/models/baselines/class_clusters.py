@@ -1,8 +1,8 @@
 """Clusters of classes, one per branch of a HydraNet, and the gate's loss on them.
 
 Mullapudi et al. (CVPR 2018) cluster the classes by their mean features into clusters of equal size,
-so that every branch is used; `config.model.class_clusters` sets such clusters. The default are
-clusters of consecutive classes. The gate is trained to predict the cluster of an image's class.
+so that every branch is used; `config.model.class_clusters` sets such clusters. By default, a
+cluster has consecutive classes. The gate is trained to predict the cluster of an image's class.
 """
 
 import jax

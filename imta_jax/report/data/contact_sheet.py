@@ -37,7 +37,7 @@ class SheetLayout:
     """Positions of the images of a sheet; all lengths in pixels of the figure.
 
     Attributes:
-      scale: Figure pixels per image pixel, an integer.
+      scale: figure pixels per image pixel, an integer.
       side: (height, width) of a drawn image.
       columns: images per row.
       rows: number of rows.

@@ -1,4 +1,4 @@
-"""Figure of easy and hard images: those that use the first exit, and those that need the last."""
+"""Figure of easy images, which leave at the first exit, and hard images, which need the last."""
 
 import numpy as np
 from matplotlib.axes import Axes

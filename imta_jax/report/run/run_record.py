@@ -146,7 +146,7 @@ def run_record(
     Args:
       results: content of a `results.json`, for example of `imta_jax.pretrained.load_pretrained`.
         Sections can be replaced: `results | {"threshold_methods": comparison_record(...)}`.
-      workdir: named in messages.
+      workdir: the run's folder, for error messages.
       config: content of `config.json`.
       **optional: the attributes of `RunRecord` that may be None, for example `gallery`.
 

@@ -66,7 +66,7 @@ class ReportEntry:
 
 
 def collect_entries(studies: Sequence[StudyRecord]) -> list[ReportEntry]:
-    """Draws every table and figure in the paper's order, then those that the paper lacks."""
+    """Draws the paper's tables and figures in its order, then the other ones."""
     by_name = {name: [study for study in studies if study.name == name] for name in STUDIES}
     ablations = by_name["ablation"]
     entries = [

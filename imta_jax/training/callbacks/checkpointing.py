@@ -20,7 +20,7 @@ from imta_jax.training.recipe import RECIPE
 
 _log = logging.getLogger(__name__)
 
-# Folder of the checkpoints within epochs, named by step. Those of epochs are next to it.
+# Folder of the checkpoints within epochs, named by step, in the folder of the epochs' checkpoints.
 PARTIAL = "partial"
 
 

@@ -5,7 +5,7 @@ import re
 import baseline_networks as baselines
 import pytest
 
-from imta_jax.cli.doctor import examine
+from imta_jax.cli.doctor import describe_run
 from imta_jax.cli.run import run
 from imta_jax.config import RunConfig
 from imta_jax.data import load_dataset
@@ -28,5 +28,5 @@ def test_the_doctor_lists_the_fields_and_layers_of_a_baseline(source, tmp_path):
     config = RunConfig.from_mapping(
         baselines.baseline_config(source, "quickstart_resnet_mc", channels=2)
     )
-    text = examine(config, load_dataset(config.data), tmp_path)
+    text = describe_run(config, load_dataset(config.data), tmp_path)
     assert re.search(r"model\.exits +\(3, 4, 6\)", text) and "layer 8" in text
