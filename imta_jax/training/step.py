@@ -58,6 +58,36 @@ def train_step(
     Returns:
       (state, batch) -> (state, metrics).
     """
+    gradients_of = _gradients(graphdef, objective, trainable, mean=mean, std=std, mesh=mesh)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, ExitMetrics]:
+        params = state.trainable.unpack()
+        (loss, (metrics, rest)), grads = _accumulate(
+            lambda rest, *part: gradients_of(params, rest, *part),
+            state.rest,
+            (batch.images, batch.labels),
+            accumulate_parts,
+        )
+        grads: Any = state.trainable.packing.pack(grads)
+        packed: Any = state.trainable
+        updates, opt_state = tx.update(grads, state.opt_state, packed)
+        params: Any = optax.apply_updates(packed, updates)
+        advanced = _advanced(state, params, rest, opt_state)
+        return advance_if_finite(state, advanced, (loss, grads)), metrics
+
+    return step
+
+
+def _gradients(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    trainable: Any,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mesh: Mesh,
+) -> Callable[..., Any]:
+    """(params, rest, images, labels) -> ((loss, (metrics, rest)), gradients of the params)."""
 
     def loss_of(
         params: nnx.State,
@@ -75,24 +105,7 @@ def train_step(
         _, _, rest = nnx.split(classifier, trainable, ...)
         return loss, (metrics, rest)
 
-    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, ExitMetrics]:
-        params = state.trainable.unpack()
-        (loss, (metrics, rest)), grads = _accumulate(
-            lambda rest, *part: value_and_grad(params, rest, *part),
-            state.rest,
-            (batch.images, batch.labels),
-            accumulate_parts,
-        )
-        grads: Any = state.trainable.packing.pack(grads)
-        packed: Any = state.trainable
-        updates, opt_state = tx.update(grads, state.opt_state, packed)
-        params: Any = optax.apply_updates(packed, updates)
-        advanced = _advanced(state, params, rest, opt_state)
-        return advance_if_finite(state, advanced, (loss, grads)), metrics
-
-    return step
+    return jax.value_and_grad(loss_of, has_aux=True)
 
 
 def _advanced(state: TrainState, params: Any, rest: Any, opt_state: Any) -> TrainState:
