@@ -17,8 +17,16 @@ _GRAPH_NAMES = re.compile(
 )
 
 
-def import_tensorflow() -> ModuleType:
+_USES = (
+    "reading datasets of TensorFlow Datasets, files in buckets, and config.data.pipeline='tf_data'"
+)
+
+
+def import_tensorflow(purpose: str = _USES) -> ModuleType:
     """Imports TensorFlow and hides GPUs from it, since it would reserve their memory.
+
+    Args:
+      purpose: what requires it, for the message.
 
     Raises:
       ModuleNotFoundError: TensorFlow is not installed.
@@ -27,9 +35,8 @@ def import_tensorflow() -> ModuleType:
         import tensorflow as tf
     except ImportError as error:
         raise MissingPackageError(
-            "TensorFlow is required to read datasets of TensorFlow Datasets, to read files in"
-            ' buckets, and for config.data.pipeline="tf_data"; it cannot be imported'
-            f" ({error}): {install_command('tfds')}"
+            f"{purpose} requires TensorFlow, which cannot be imported ({error}):"
+            f" {install_command('tfds')}"
         ) from error
 
     # If the caller has already used TensorFlow, its visible devices can no longer be changed.

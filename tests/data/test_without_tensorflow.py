@@ -26,7 +26,8 @@ files = data.load_dataset(dict(source=sys.argv[1], index_dir="", **crop, **field
 assert files.decoder == "pillow"
 split, view = files.splits["train"], files.preprocessing
 assert next(data.train_batches(split, view, batch_size=4, seed=0, epoch=0)).images.any()
-for pipeline, source in (("auto", "cifar10"), ("tf_data", sys.argv[1])):
+sources = ("auto", "cifar10"), ("tf_data", sys.argv[1]), ("auto", "gs://bucket/images")
+for pipeline, source in sources:
     try:
         data.load_dataset(dict(source=source, pipeline=pipeline, **crop, **fields))
     except ModuleNotFoundError as error:
@@ -47,7 +48,8 @@ def test_arrays_and_image_files_need_no_tensorflow(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    source, explicit = done.stdout.splitlines()
+    source, explicit, bucket = done.stdout.splitlines()
+    assert "config.data.source is 'gs://bucket/images'" in bucket and "imta_jax[tfds]" in bucket
     assert "tf_data" in explicit and "imta_jax[tfds]" in explicit
     assert "'cifar10'" in source and "TensorFlow Datasets" in source
     assert "fashion_mnist_small, a path ending in .npz" in source

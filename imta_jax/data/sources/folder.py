@@ -39,6 +39,8 @@ def read(request: SourceRequest) -> SourceData:
     """Indexes or decodes the images; see `sources.load_source`."""
     warn_if_name_is_ambiguous(request.source)
     root = absolute(request.source)
+    if is_remote(root):
+        import_tensorflow(f"config.data.source is {request.source!r}: reading a bucket")
     with translate_errors(root):
         _check_exists(root)
         top = list_folder(root)
