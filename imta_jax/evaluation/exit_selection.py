@@ -17,8 +17,8 @@ from imta_jax.evaluation.budget import Outcomes
 from imta_jax.evaluation.thresholds import geometric_quota, thresholds_for_quota
 
 _QUOTAS = np.geomspace(0.05, 8, 40)
-# Milliseconds that one percent of accuracy is worth, relative to the full network's time.
-_WORTH = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)
+# Trade-offs: milliseconds per percent of accuracy, relative to the full network's time.
+_MS_PER_PERCENT = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 class ExitSelection(NamedTuple):
@@ -39,6 +39,13 @@ class ExitSelection(NamedTuple):
     accuracy: float
 
 
+class _Candidate(NamedTuple):
+    kept: tuple[int, ...]
+    thresholds: Float[np.ndarray, " E"]
+    mean_ms: float
+    accuracy: float
+
+
 def select_exits(
     validation: Outcomes,
     stage_ms: Float[np.ndarray, " E"],
@@ -54,7 +61,8 @@ def select_exits(
       budgets: fractions of the time of the full network in one piece.
 
     Returns:
-      One selection per budget that some selection meets, in the order of the budgets.
+      One selection per budget, in the order of the budgets; budgets below all selections are left
+      out.
 
     Raises:
       ValueError: times that are not one per exit.
@@ -66,29 +74,38 @@ def select_exits(
             f"{num_exits} and {num_exits - 1} for {num_exits} exits"
         )
     full_ms = float(stage_ms.sum() - stop_ms.sum())
-    candidates = []
-    for thresholds in thresholds_for_quota(
-        validation.confidence, geometric_quota(_QUOTAS, num_exits)
-    ):
-        confident = validation.confidence >= thresholds[:, None]
-        confident[-1] = True
-        for worth in _WORTH:
-            kept = _best_exits(
-                confident, validation.correct, stage_ms, stop_ms, 100 * worth * full_ms
-            )
-            candidates.append(
-                (kept, thresholds, *_measured(kept, confident, validation, stage_ms, stop_ms))
-            )
+    candidates = _candidates(validation, stage_ms, stop_ms, full_ms)
     selections = []
     for budget in budgets:
-        within = [c for c in candidates if c[2] <= budget * full_ms]
+        within = [c for c in candidates if c.mean_ms <= budget * full_ms]
         if within:
-            kept, thresholds, ms, accuracy = max(within, key=lambda c: (c[3], -c[2]))
+            kept, thresholds, ms, accuracy = max(within, key=lambda c: (c.accuracy, -c.mean_ms))
             limits = np.where(np.isin(np.arange(num_exits), kept), thresholds, np.inf)
             selections.append(
                 ExitSelection(budget * full_ms, kept, tuple(map(float, limits)), ms, accuracy)
             )
     return selections
+
+
+def _candidates(
+    validation: Outcomes,
+    stage_ms: Float[np.ndarray, " E"],
+    stop_ms: Float[np.ndarray, " E-1"],
+    full_ms: float,
+) -> list[_Candidate]:
+    """The best exits for each set of thresholds and each trade-off of time and accuracy."""
+    quotas = geometric_quota(_QUOTAS, len(validation.confidence))
+    candidates = []
+    for thresholds in thresholds_for_quota(validation.confidence, quotas):
+        confident = validation.confidence >= thresholds[:, None]
+        confident[-1] = True
+        for ms_per_percent in _MS_PER_PERCENT:
+            kept = _best_exits(
+                confident, validation.correct, stage_ms, stop_ms, 100 * ms_per_percent * full_ms
+            )
+            measured = _measured(kept, confident, validation, stage_ms, stop_ms)
+            candidates.append(_Candidate(kept, thresholds, *measured))
+    return candidates
 
 
 def exits_never_kept(selections: Sequence[ExitSelection], num_exits: int) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from imta_jax.models import Heads, MultiExitClassifier, run_heads
 
@@ -20,8 +21,8 @@ class StackedHeads(nnx.Module):
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.state(h) for h in heads))
         self.heads = nnx.merge(nnx.graphdef(heads[0]), stacked)
 
-    def __call__(self, features: Sequence[jax.Array]) -> jax.Array:
-        """Logits [V, E, N, K] from the features of all exits, [N, width] each."""
+    def __call__(self, features: Sequence[Float[Array, "N _"]]) -> Float[Array, "V E N K"]:
+        """The logits of all variants from the features of all exits."""
         graphdef, state = nnx.split(self.heads)
 
         def one(state: nnx.State) -> tuple[jax.Array, nnx.State]:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32
 from scipy.stats import rankdata, spearmanr
 
 from imta_jax.config import DataConfig, PhaseConfig, RunConfig
@@ -68,8 +69,8 @@ def prediction_results(
     }
 
 
-def _ranks(by_exit: np.ndarray) -> list[list[int]]:
-    """Ranks of the first images' confidences [E, N] at exits 1 and 2; 0 is the least confident."""
+def _ranks(by_exit: Float32[np.ndarray, "E N"]) -> list[list[int]]:
+    """Ranks of the first images' confidences at exits 1 and 2; 0 is the least confident."""
     shown = by_exit[:2, :_RANKED_IMAGES]
     return [(rankdata(values, method="ordinal") - 1).astype(int).tolist() for values in shown]
 

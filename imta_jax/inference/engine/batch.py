@@ -22,7 +22,7 @@ class BatchRun:
 
     Args:
       engine: compiled programs and thresholds.
-      images: [N, H, W, C], validated; at most as many as the batch sizes' limit.
+      images: validated images, at most as many as the limit of the batch sizes.
     """
 
     def __init__(self, engine: Engine, images: Shaped[np.ndarray, "N H W C"]):
