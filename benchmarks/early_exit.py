@@ -204,23 +204,23 @@ def throughput(
     return rows
 
 
-def _fastest(found: Measurements) -> str:
+def _fastest(seconds: Measurements) -> str:
     """The way to run the full network with the lowest median time."""
-    ways = [key for key in found if isinstance(key, str)]
-    return min(ways, key=lambda way: float(np.median(found[way][:, 0])))
+    ways = [key for key in seconds if isinstance(key, str)]
+    return min(ways, key=lambda way: float(np.median(seconds[way][:, 0])))
 
 
 def _row(
-    found: Measurements, budget: float, best: str, exits: np.ndarray, macs: np.ndarray
+    seconds: Measurements, budget: float, best: str, exits: np.ndarray, macs: np.ndarray
 ) -> dict[str, Any]:
-    full, ours = found[best], found[budget]
-    speed_up = full[:, 0] / ours[:, 0]
+    full, adaptive = seconds[best], seconds[budget]
+    speed_up = full[:, 0] / adaptive[:, 0]
     saved = macs[-1] / macs[exits].mean()
     return {
         "macs_share": round(1 / saved, 4),
-        "images_per_second": spread(1 / ours[:, 0])["median"],
+        "images_per_second": spread(1 / adaptive[:, 0])["median"],
         "full_images_per_second": spread(1 / full[:, 0])["median"],
-        "latency_ms": spread(1e3 * ours[:, 1])["median"],
+        "latency_ms": spread(1e3 * adaptive[:, 1])["median"],
         "full_latency_ms": spread(1e3 * full[:, 1])["median"],
         "full_way": best,
         "speed_up": spread(speed_up),

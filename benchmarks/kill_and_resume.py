@@ -255,12 +255,12 @@ def one_run(root: Path, name: str, moments: list[Moment]) -> tuple[Row, list[Row
     return row, [{"part": "kills", "run": name, **kill, "equal": not different} for kill in kills]
 
 
-def check(root: Path, wanted: int, seed: int = SEED, control: bool = True) -> Row:
+def check(root: Path, num_kills: int, seed: int = SEED, control: bool = True) -> Row:
     """Does all runs in folders of `root`; returns the rows and the summary.
 
     Args:
       root: a new folder.
-      wanted: number of kills.
+      num_kills: number of kills.
       seed: seed of the random moments.
       control: do the uninterrupted run twice, to check that it is deterministic.
     """
@@ -268,9 +268,11 @@ def check(root: Path, wanted: int, seed: int = SEED, control: bool = True) -> Ro
     names = ("reference", "again")[: 1 + control]
     uninterrupted = [one_run(root, name, [])[0] for name in names]
     runs, kills = [], []
-    while len(kills) < wanted and len(runs) < wanted:  # a run may end before its moments occur
+    while (
+        len(kills) < num_kills and len(runs) < num_kills
+    ):  # a run may end before its moments occur
         rng = np.random.default_rng((seed, len(runs)))
-        moments = draw_moments(rng, wanted - len(kills), uninterrupted[-1]["seconds"])
+        moments = draw_moments(rng, num_kills - len(kills), uninterrupted[-1]["seconds"])
         row, kills_of_run = one_run(root, f"run_{len(runs) + 1}", moments)
         runs, kills = [*runs, row], kills + kills_of_run
     frame = pd.DataFrame(kills)
@@ -281,7 +283,7 @@ def check(root: Path, wanted: int, seed: int = SEED, control: bool = True) -> Ro
     summary["runs_bit_for_bit_equal"] = sum(row["equal"] for row in runs)
     summary["problems"] = sum(bool(row["problems"]) for row in uninterrupted + runs)
     summary["kills_by_place"] = frame["place"].value_counts().to_dict()
-    targets = {"kills": wanted, "runs_bit_for_bit_equal": len(runs), "problems": 0}
+    targets = {"kills": num_kills, "runs_bit_for_bit_equal": len(runs), "problems": 0}
     rows = [*kills, *uninterrupted, *runs, *places]
     return {"seeds": [seed], "rows": rows, "summary": summary, "targets": targets}
 

@@ -57,13 +57,13 @@ def contents(workdir: Path) -> Iterator[tuple[str, Any]]:
         yield from ((name, "exists") for name in modification_times(workdir, pattern))
 
 
-def differences(found: Path, expected: Path) -> list[str]:
+def differences(workdir: Path, reference: Path) -> list[str]:
     """One line per difference between two finished runs."""
     try:
-        ours, theirs = dict(contents(found)), dict(contents(expected))
+        actual, expected = dict(contents(workdir)), dict(contents(reference))
     except Exception as error:  # orbax raises many types for damaged checkpoints
         return [f"cannot be read: {error}"]
-    lines = [f"missing: {name}" for name in theirs.keys() - ours.keys()]
-    lines += [f"unexpected: {name}" for name in ours.keys() - theirs.keys()]
-    lines += [f"differs: {n}" for n in ours.keys() & theirs.keys() if ours[n] != theirs[n]]
+    lines = [f"missing: {name}" for name in expected.keys() - actual.keys()]
+    lines += [f"unexpected: {name}" for name in actual.keys() - expected.keys()]
+    lines += [f"differs: {n}" for n in actual.keys() & expected.keys() if actual[n] != expected[n]]
     return sorted(lines)

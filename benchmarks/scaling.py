@@ -149,22 +149,28 @@ def compiled_row(name: str, phase: str, config: RunConfig, info: Any) -> dict[st
     return row | messages(text) | {"other_collectives": ", ".join(sent) or "none"}
 
 
-def derived_row(preset: str, like: Mapping[str, Any]) -> dict[str, Any]:
-    """Communication in phase I of a network that takes too long to compile, scaled from `like`.
+def derived_row(preset: str, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Communication in phase I of a network that takes too long to compile, scaled from another.
 
     Bytes beyond the gradients scale with the normalized channels, messages with the BatchNorms.
+
+    Args:
+      preset: preset of the network.
+      measured: row of the compiled network.
     """
     config, info = case_of(preset)
     classifier = nnx.eval_shape(lambda: new_phase_one(config, info))
     phase_one_objective(config).set_mode(classifier)
     row = {"part": "bytes", "kind": "derived", "network": preset, "phase": "phase_one"}
     row |= sizes(classifier, ALL_PARAMETERS)
-    beyond = (like["all_reduce_bytes"] - like["gradient_bytes"]) / like["normalised_channels"]
+    beyond = (measured["all_reduce_bytes"] - measured["gradient_bytes"]) / measured[
+        "normalised_channels"
+    ]
     row["all_reduce_bytes"] = row["gradient_bytes"] + round(beyond * row["normalised_channels"])
     row["to_gradients"] = round(row["all_reduce_bytes"] / row["gradient_bytes"], 4)
     for name in ("all_reduces", "in_a_row"):
-        row[name] = round(like[name] * row["normalisations"] / like["normalisations"])
-    return row | {"other_collectives": like["other_collectives"]}
+        row[name] = round(measured[name] * row["normalisations"] / measured["normalisations"])
+    return row | {"other_collectives": measured["other_collectives"]}
 
 
 _running: list[Any] = []  # step, state and batch of this process of weak scaling

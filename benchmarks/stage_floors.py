@@ -137,15 +137,15 @@ def rates(rounds: int) -> dict[str, float]:
     }
 
 
-def network_rows(case: Case, rounds: int, found: Mapping[str, float]) -> list[dict[str, Any]]:
+def network_rows(case: Case, rounds: int, speeds: Mapping[str, float]) -> list[dict[str, Any]]:
     """One row per phase and stage, and one for the full step of each phase."""
-    ours, rows = jax_steps.JaxSteps(case, on_device=False), []
-    layout = Layout.CHWN if is_single_cpu(ours.mesh) else Layout.NHWC
+    steps, rows = jax_steps.JaxSteps(case, on_device=False), []
+    layout = Layout.CHWN if is_single_cpu(steps.mesh) else Layout.NHWC
     for kind in KINDS:
-        classifier = setup.new_phase_one(ours.config, case.dataset_info)
+        classifier = setup.new_phase_one(steps.config, case.dataset_info)
         if kind == "phase_two":
-            classifier = setup.new_phase_two(ours.config, classifier)
-        getattr(setup, f"{kind}_objective")(ours.config).set_mode(classifier)
+            classifier = setup.new_phase_two(steps.config, classifier)
+        getattr(setup, f"{kind}_objective")(steps.config).set_mode(classifier)
         shape = (case.batch_size, *case.dataset_info.image_shape)
         state: Any = jax.random.normal(jax.random.key(SEED), shape)
         about = {"part": "stages", "kind": kind, "network": case.network}
@@ -153,8 +153,8 @@ def network_rows(case: Case, rounds: int, found: Mapping[str, float]) -> list[di
         for i in range(classifier.num_exits):
             stage = Stage(classifier, i, state, layout)
             seconds, state = _time_stage(stage, kind, rounds)
-            own.append({**about, "stage": i + 1, **_against_floors(stage, kind, seconds, found)})
-        step_seconds = least_seconds(lambda kind=kind: getattr(ours, kind)(1), rounds)
+            own.append({**about, "stage": i + 1, **_against_floors(stage, kind, seconds, speeds)})
+        step_seconds = least_seconds(lambda kind=kind: getattr(steps, kind)(1), rounds)
         sums = {name: sum(row[name] for row in own) for name in ("ms", "macs_ms", "bytes_ms")}
         rows += [measurement.rounded(row) for row in own]
         rows.append(
@@ -175,7 +175,7 @@ def _time_stage(stage: Stage, kind: str, rounds: int) -> tuple[float, Any]:
 
 
 def _against_floors(
-    stage: Stage, kind: str, seconds: float, found: Mapping[str, float]
+    stage: Stage, kind: str, seconds: float, speeds: Mapping[str, float]
 ) -> dict[str, Any]:
     macs, read, written = stage.counts()
     times = (3, 3, 2) if kind == "phase_one" else (1, 1, 1)
@@ -183,8 +183,8 @@ def _against_floors(
     return {
         "ms": 1e3 * seconds,
         "macs": macs,
-        "macs_ms": 1e3 * times[0] * macs / found["macs"],
-        "bytes_ms": 1e3 * moved / found["bytes"],
+        "macs_ms": 1e3 * times[0] * macs / speeds["macs"],
+        "bytes_ms": 1e3 * moved / speeds["bytes"],
     }
 
 

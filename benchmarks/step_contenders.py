@@ -90,18 +90,18 @@ def own_process() -> Iterator[Callable[..., Any]]:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
-def modes_for(device: str, wanted: Sequence[str] = ()) -> list[tuple[str, str]]:
+def modes_for(device: str, torch_modes: Sequence[str] = ()) -> list[tuple[str, str]]:
     """(framework, mode) of all contenders on a device, ours first.
 
     Args:
       device: one of `DEVICES`. Several steps per dispatch are timed on accelerators only, and CUDA
         graphs with "cuda" only.
-      wanted: PyTorch's modes; empty for all.
+      torch_modes: PyTorch's modes; empty selects them by device.
     """
     cuda = device == "cuda"
     modes = [("ours", mode) for mode in (OURS[:1] if device == "cpu" else OURS)]
     for mode, (_, compilation) in TORCH_MODES.items():
-        if mode in wanted or (not wanted and (cuda or compilation in (None, "default"))):
+        if mode in torch_modes or (not torch_modes and (cuda or compilation in (None, "default"))):
             modes.append(("pytorch", mode))
     return modes
 

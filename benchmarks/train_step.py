@@ -40,7 +40,7 @@ from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.huge_pages import restart_with_huge_pages
 
 Contender = tuple[str, str]  # framework and mode
-Found = dict[tuple[str, Contender], np.ndarray]  # (kind, contender) -> seconds per step [rounds]
+Timings = dict[tuple[str, Contender], np.ndarray]  # (kind, contender) -> seconds per step [rounds]
 
 CIFAR, IMAGENET = ("cifar_5_exits", "cifar_7_exits"), "imagenet_step_4_published"
 WARM_UP = 2  # steps
@@ -88,7 +88,7 @@ def cases(arguments: Any, networks: Sequence[str], threads: int) -> list[Case]:
 
 def measure(
     case: Case, contenders: Sequence[Contender], rounds: int, steps: int, clock: str = "wall"
-) -> tuple[Found, dict[str, Any]]:
+) -> tuple[Timings, dict[str, Any]]:
     """Times all contenders of a case in turns.
 
     Returns:
@@ -98,7 +98,7 @@ def measure(
     Raises:
       ValueError: the first logits or losses of a contender differ from ours.
     """
-    seconds: Found = {}
+    seconds: Timings = {}
     with contextlib.ExitStack() as stack:
         calls, weights, difference, first = {}, None, {}, {}
         for framework, mode in contenders:
@@ -128,8 +128,8 @@ def _turn(call: Callable[..., Any], kind: str, steps: int, clock: str) -> Callab
     return turn
 
 
-def _difference(values: Sequence[float], ours: Sequence[float]) -> float:
-    difference = np.abs(np.subtract(values, ours)).max() / np.abs(ours).max()
+def _difference(values: Sequence[float], expected: Sequence[float]) -> float:
+    difference = np.abs(np.subtract(values, expected)).max() / np.abs(expected).max()
     return float(f"{difference:.2g}")
 
 
@@ -142,37 +142,37 @@ def _check_agreement(case: Case, difference: Mapping[str, float]) -> None:
         )
 
 
-def step_rows(case: Case, found: Found) -> list[dict[str, Any]]:
+def step_rows(case: Case, timings: Timings) -> list[dict[str, Any]]:
     """One row per kind and contender."""
     about = {"network": case.network, "batch_size": case.batch_size, "precision": case.precision}
     return [
         {"part": "steps", "kind": kind, **about, "framework": framework, "mode": mode}
         | {"ms": spread(1e3 * seconds)}
         | {"images_per_second": spread(case.batch_size / seconds)["median"]}
-        for (kind, (framework, mode)), seconds in found.items()
+        for (kind, (framework, mode)), seconds in timings.items()
     ]
 
 
-def best(found: Found, kind: str, framework: str) -> np.ndarray:
+def best(timings: Timings, kind: str, framework: str) -> np.ndarray:
     """Seconds per step [rounds] of a framework in its mode with the lowest median."""
-    own = [s for (k, (name, _)), s in found.items() if (k, name) == (kind, framework)]
+    own = [s for (k, (name, _)), s in timings.items() if (k, name) == (kind, framework)]
     return min(own, key=np.median)
 
 
-def ratios(found: Found) -> dict[str, np.ndarray]:
+def ratios(timings: Timings) -> dict[str, np.ndarray]:
     """Headline ratios per round; those against PyTorch only if it was measured."""
-    ours = {kind: best(found, kind, "ours") for kind in KINDS}
+    ours = {kind: best(timings, kind, "ours") for kind in KINDS}
     result = {"phase_two_vs_phase_one": ours["phase_two"] / ours["phase_one"]}
-    if any(framework == "pytorch" for _, (framework, _) in found):
+    if any(framework == "pytorch" for _, (framework, _) in timings):
         for kind in ("phase_one", "forward"):
-            result[f"{kind}_vs_torch"] = best(found, kind, "pytorch") / ours[kind]
+            result[f"{kind}_vs_torch"] = best(timings, kind, "pytorch") / ours[kind]
     return dict(sorted(result.items()))
 
 
-def least_ratios(found: Found) -> dict[str, float]:
+def least_ratios(timings: Timings) -> dict[str, float]:
     """Headline ratios of the least times over all rounds and modes."""
     least: dict[tuple[str, str], float] = {}
-    for (kind, (framework, _)), seconds in found.items():
+    for (kind, (framework, _)), seconds in timings.items():
         least[kind, framework] = min(least.get((kind, framework), math.inf), seconds.min())
     kinds = [kind for kind, framework in least if framework == "pytorch"]
     result = {f"{k}_vs_torch": least[k, "pytorch"] / least[k, "ours"] for k in kinds}
@@ -180,9 +180,11 @@ def least_ratios(found: Found) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in result.items()}
 
 
-def summarize(measured: Mapping[Case, Found]) -> dict[str, Any]:
+def summarize(measured: Mapping[Case, Timings]) -> dict[str, Any]:
     """Each headline ratio of the worst case, and of every case."""
-    by_case = {case.name: measurement.medians(ratios(found)) for case, found in measured.items()}
+    by_case = {
+        case.name: measurement.medians(ratios(timings)) for case, timings in measured.items()
+    }
     summary: dict[str, Any] = {}
     for name in sorted({name for own in by_case.values() for name in own} - {"spread"}):
         values = [own[name] for own in by_case.values()]
@@ -191,24 +193,24 @@ def summarize(measured: Mapping[Case, Found]) -> dict[str, Any]:
         summary |= {f"{name} ({case})": value for name, value in own.items() if name != "spread"}
     summary["spread"] = {case: own["spread"] for case, own in by_case.items()}
     summary["spread"] |= {
-        f"{case.name}, least": least_ratios(found) for case, found in measured.items()
+        f"{case.name}, least": least_ratios(timings) for case, timings in measured.items()
     }
     return summary
 
 
-def whole_run_rows(case: Case, found: Found) -> list[dict[str, Any]]:
+def whole_run_rows(case: Case, timings: Timings) -> list[dict[str, Any]]:
     """Hours of the paper's two phases at the measured throughput; PyTorch has phase I only."""
     family = "imagenet" if case.network.startswith("imagenet") else "cifar"
     images, *epochs = SCHEDULES[family]
     steps = images // case.batch_size
     rows = []
-    for framework in dict.fromkeys(framework for _, (framework, _) in found):
+    for framework in dict.fromkeys(framework for _, (framework, _) in timings):
         row = {"part": "whole_runs", "network": case.network, "batch_size": case.batch_size}
         row |= {"precision": case.precision, "framework": framework}
         for kind, count in zip(("phase_one", "phase_two"), epochs, strict=True):
             if framework == "pytorch" and kind == "phase_two":
                 continue
-            seconds = float(np.median(best(found, kind, framework)))
+            seconds = float(np.median(best(timings, kind, framework)))
             row[f"{kind}_images_per_second"] = float(f"{case.batch_size / seconds:.4g}")
             row[f"{kind}_hours"] = float(f"{hours(seconds, steps * count):.4g}")
         rows.append(row)

@@ -34,11 +34,11 @@ def rows(folder):
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
-def assert_same_phase(found, expected, epochs):
+def assert_same_phase(actual, expected, epochs):
     """Compares the final arrays and rows of two phase folders; each epoch has one row per split."""
-    chex.assert_trees_all_equal(saved(found, epochs), saved(expected, epochs))
-    assert rows(found) == rows(expected)
-    assert [(row["epoch"], row["split"]) for row in rows(found)] == [
+    chex.assert_trees_all_equal(saved(actual, epochs), saved(expected, epochs))
+    assert rows(actual) == rows(expected)
+    assert [(row["epoch"], row["split"]) for row in rows(actual)] == [
         (epoch, split) for epoch in range(1, epochs + 1) for split in ("train", "validation")
     ]
 

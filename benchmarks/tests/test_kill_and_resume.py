@@ -256,7 +256,7 @@ def test_a_short_check_passes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("problems", "kills"), [(0, 2), (1, 2), (0, 1)])
 def test_problems_and_missing_kills_set_the_exit_status(problems, kills, tmp_path, monkeypatch):
-    def check(root, wanted, seed):
+    def check(root, num_kills, seed):
         summary = {"kills": kills, "problems": problems}
         return {"seeds": [seed], "rows": [], "summary": summary, "targets": {}}
 

@@ -22,7 +22,7 @@ def seconds(*values):
     return np.array(values, float)
 
 
-FOUND = {
+TIMINGS = {
     ("phase_one", OURS): seconds(2, 4, 2),
     ("forward", OURS): seconds(1, 1, 1),
     ("phase_two", OURS): seconds(1, 1, 1),
@@ -34,12 +34,12 @@ FOUND = {
 
 
 def test_pytorch_is_compared_in_its_fastest_mode():
-    assert train_step.best(FOUND, "phase_one", "pytorch").tolist() == [3, 9, 3]
-    assert train_step.best(FOUND, "forward", "pytorch").tolist() == [2, 2, 2]
+    assert train_step.best(TIMINGS, "phase_one", "pytorch").tolist() == [3, 9, 3]
+    assert train_step.best(TIMINGS, "forward", "pytorch").tolist() == [2, 2, 2]
 
 
 def test_ratios_are_computed_per_round():
-    found = {name: values.tolist() for name, values in train_step.ratios(FOUND).items()}
+    found = {name: values.tolist() for name, values in train_step.ratios(TIMINGS).items()}
     assert found == {
         "forward_vs_torch": [2, 2, 2],
         "phase_one_vs_torch": [1.5, 2.25, 1.5],
@@ -48,7 +48,7 @@ def test_ratios_are_computed_per_round():
 
 
 def test_least_ratios_use_all_modes_and_rounds():
-    found = train_step.least_ratios(FOUND)
+    found = train_step.least_ratios(TIMINGS)
     assert found == {
         "forward_vs_torch": 1.0,
         "phase_one_vs_torch": 0.5,
@@ -57,9 +57,9 @@ def test_least_ratios_use_all_modes_and_rounds():
 
 
 def test_the_summary_has_the_worst_case():
-    faster = {key: values / 2 if key[1] == OURS else values for key, values in FOUND.items()}
+    faster = {key: values / 2 if key[1] == OURS else values for key, values in TIMINGS.items()}
     faster["phase_two", OURS] = seconds(0.9, 0.9, 0.9)
-    summary = train_step.summarize({CASE: FOUND, OTHER: faster})
+    summary = train_step.summarize({CASE: TIMINGS, OTHER: faster})
     assert summary["phase_one_vs_torch"] == 1.5 and summary["forward_vs_torch"] == 2
     assert summary["phase_two_vs_phase_one"] == 0.9
     assert summary[f"phase_one_vs_torch ({OTHER.name})"] == 3
@@ -67,20 +67,20 @@ def test_the_summary_has_the_worst_case():
 
 
 def test_without_pytorch_the_summary_has_no_ratio_to_it():
-    summary = train_step.summarize({CASE: {k: v for k, v in FOUND.items() if k[1] == OURS}})
+    summary = train_step.summarize({CASE: {k: v for k, v in TIMINGS.items() if k[1] == OURS}})
     assert {name for name in summary if "torch" in name} == set()
     assert summary["phase_two_vs_phase_one"] == 0.5
 
 
 def test_hours_follow_the_schedule_of_the_paper():
-    ours, pytorch = train_step.whole_run_rows(CASE, FOUND)
+    ours, pytorch = train_step.whole_run_rows(CASE, TIMINGS)
     # 703 full batches of 64 in 45,000 images, 300 and 180 times.
     assert ours["phase_one_hours"] == pytest.approx(2 * 703 * 300 / 3600, rel=1e-3)
     assert ours["phase_two_hours"] == pytest.approx(1 * 703 * 180 / 3600, rel=1e-3)
     assert ours["phase_one_images_per_second"] == 32
     assert pytorch["phase_one_hours"] == pytest.approx(3 * 703 * 300 / 3600, rel=1e-3)
     assert "phase_two_hours" not in pytorch
-    (row, _) = train_step.whole_run_rows(OTHER, FOUND)
+    (row, _) = train_step.whole_run_rows(OTHER, TIMINGS)
     assert row["phase_one_hours"] == pytest.approx(2 * (1_231_167 // 256) * 90 / 3600, rel=1e-3)
 
 
@@ -112,7 +112,7 @@ def test_gpus_have_more_cases_and_modes():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         (["--device=cuda", "--without-torch"], 'JAX computes on "cpu" here.*[cuda]'),
         (["--device=tpu", "--without-torch"], 'JAX computes on "cpu" here.*[tpu]'),
@@ -124,9 +124,9 @@ def test_gpus_have_more_cases_and_modes():
     ],
 )
 def test_unavailable_devices_and_invalid_values_exit_with_the_valid_ones(
-    given, message, monkeypatch, capsys
+    options, message, monkeypatch, capsys
 ):
-    monkeypatch.setattr(sys, "argv", ["train_step.py", "--out=none.json", *given])
+    monkeypatch.setattr(sys, "argv", ["train_step.py", "--out=none.json", *options])
     monkeypatch.setattr(train_step.measurement, "in_own_process", lambda f, *a: f(*a))
     with pytest.raises(SystemExit):
         train_step.main()

@@ -219,12 +219,12 @@ def recomputed(name: str) -> Arrays:
 
 
 def assert_gradient_close(
-    found: np.ndarray, expected: np.ndarray, tolerance: float, floor: float = 0.0
+    actual: np.ndarray, expected: np.ndarray, tolerance: float, floor: float = 0.0
 ) -> None:
     """Asserts a difference within `tolerance` times the largest element, at least `floor`."""
     scale = max(np.abs(expected).max(), floor)
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= tolerance * scale
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * scale
 
 
 def group(key: str) -> str:

@@ -27,7 +27,7 @@ def _in_a_new_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("path", "expected"),
     [
         ("~", "home"),
         ("~/runs/t", "home/runs/t"),
@@ -37,21 +37,21 @@ def _in_a_new_folder(tmp_path, monkeypatch):
         ("with space/ü", "with space/ü"),
     ],
 )
-def test_a_local_path_is_absolute_with_the_home_folder_expanded(given, expected, tmp_path):
-    assert local_path("--workdir", given) == tmp_path / expected
+def test_a_local_path_is_absolute_with_the_home_folder_expanded(path, expected, tmp_path):
+    assert local_path("--workdir", path) == tmp_path / expected
 
 
 NOT_LOCAL = ["", "  ", "gs://bucket/run", "s3://bucket/run", "GS://bucket", Path("gs://bucket/run")]
 
 
-@pytest.mark.parametrize("given", [*NOT_LOCAL, "~no-such-user/run"])
-def test_other_paths_are_rejected_and_create_nothing(given, tmp_path):
+@pytest.mark.parametrize("path", [*NOT_LOCAL, "~no-such-user/run"])
+def test_other_paths_are_rejected_and_create_nothing(path, tmp_path):
     config = tiny_run.tiny_config("unused.npz")
     for mode in ("all", "doctor", "data", "report", "time"):
         with pytest.raises(ValueError, match="--workdir"):
-            run(config, given, mode)
+            run(config, path, mode)
     with pytest.raises(ValueError, match="--workdir"):
-        run_study({"variants": {}}, given)
+        run_study({"variants": {}}, path)
     assert not list(tmp_path.iterdir())
 
 
@@ -91,12 +91,12 @@ def status_of(command, arguments):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("given", ["", "gs://bucket/file", "~no-such-user/file"])
-def test_commands_reject_other_paths_and_create_nothing(name, given, tmp_path, capsys):
+@pytest.mark.parametrize("path", ["", "gs://bucket/file", "~no-such-user/file"])
+def test_commands_reject_other_paths_and_create_nothing(name, path, tmp_path, capsys):
     command, arguments = COMMANDS[name]
-    assert status_of(command, [argument.replace("PATH", given) for argument in arguments]) == 2
+    assert status_of(command, [argument.replace("PATH", path) for argument in arguments]) == 2
     message = capsys.readouterr().err
-    assert f"{given} " in message and name.partition(".")[2] in message
+    assert f"{path} " in message and name.partition(".")[2] in message
     assert not list(tmp_path.iterdir())
 
 

@@ -111,8 +111,8 @@ def test_scales_multiply_along_a_path():
 
 @pytest.mark.parametrize(("exit_index", "towards_exit"), [(0, 1 / 4), (1, 1 / 3), (3, 1.0)])
 def test_the_two_factors_add_up_to_one(exit_index: int, towards_exit: float):
-    def side(which: int) -> jax.Array:
-        return jax.grad(lambda x: split_gradient((x,), exit_index, 4, "all")[which][0].sum())(
+    def side(index: int) -> jax.Array:
+        return jax.grad(lambda x: split_gradient((x,), exit_index, 4, "all")[index][0].sum())(
             jnp.ones(())
         )
 
@@ -211,8 +211,8 @@ def every_map(maps: Maps) -> list[tuple[int, int]]:
     return [(i, s) for i, stage in enumerate(maps) for s in range(len(stage))]
 
 
-def assert_ratio(found: np.ndarray, plain: np.ndarray, ratio: float) -> None:
-    np.testing.assert_allclose(found, ratio * plain, rtol=1e-4, atol=1e-5 * np.abs(plain).max())
+def assert_ratio(actual: np.ndarray, plain: np.ndarray, ratio: float) -> None:
+    np.testing.assert_allclose(actual, ratio * plain, rtol=1e-4, atol=1e-5 * np.abs(plain).max())
 
 
 def test_probes_of_zero_do_not_change_the_logits(network, images, results):

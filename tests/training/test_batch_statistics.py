@@ -46,10 +46,10 @@ def arrays_after_a_step(phase):
     return tiny_run.to_host(arrays)
 
 
-def assert_close(found, expected):
+def assert_close(actual, expected):
     for name, value in expected.items():
         scale = max(np.abs(value).max(), 1e-2)
-        np.testing.assert_allclose(found[name] / scale, value / scale, atol=5e-5, err_msg=name)
+        np.testing.assert_allclose(actual[name] / scale, value / scale, atol=5e-5, err_msg=name)
 
 
 @pytest.fixture(scope="module")

@@ -100,13 +100,13 @@ def lines_of(path):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def stop_after(processes, which, metrics, lines):
+def stop_after(processes, index, metrics, lines):
     """Sends SIGTERM to one process after a number of metrics lines; returns both logs."""
     deadline = time.monotonic() + 240
     while len(lines_of(metrics)) < lines and time.monotonic() < deadline:
         assert [process.poll() for process in processes] == [None, None]
         time.sleep(0.05)
-    processes[which].send_signal(signal.SIGTERM)
+    processes[index].send_signal(signal.SIGTERM)
     logs = [process.communicate(timeout=240)[1] for process in processes]
     assert [process.returncode for process in processes] == [75, 75], logs
     return logs
