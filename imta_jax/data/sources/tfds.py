@@ -24,10 +24,12 @@ from imta_jax.data.sources.tfds_builder import (
 )
 from imta_jax.data.tensorflow_import import has_tensorflow, import_tensorflow
 from imta_jax.errors import (
+    FilePermissionError,
     InputError,
     MissingFileError,
     MissingPackageError,
     StorageError,
+    message_of,
     unknown_name,
 )
 from imta_jax.runtime.optional_packages import install_command, is_installed
@@ -176,6 +178,12 @@ def _prepare(tfds: Any, builder: Any, request: SourceRequest) -> None:
             raise StorageError(errno.ENOSPC, _disk_full(builder, error)) from error
         if not isinstance(error, OSError):
             raise
+        if error.errno in (errno.EACCES, errno.EROFS):
+            raise FilePermissionError(
+                error.errno,
+                f"dataset {request.source!r} cannot be prepared: {message_of(error)}; set"
+                " config.data.data_dir to a folder that can be written",
+            ) from error
         raise _not_prepared(builder, request, f"downloading it failed ({error})") from error
 
 

@@ -46,6 +46,18 @@ def test_full_disk_raises_with_the_free_space(tmp_path, monkeypatch, kind):
     assert error.value.errno == errno.ENOSPC and not files_in(tmp_path)
 
 
+def test_read_only_data_dir_raises_with_the_field(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def fail(self, **settings):
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "downloads"))
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    message = rf"{tmp_path}/downloads: Read-only file system.*config\.data\.data_dir"
+    with pytest.raises(PermissionError, match=message):
+        load_dataset(config("cifar10", data_dir=str(tmp_path), download=True))
+
+
 @pytest.mark.parametrize("field", ["source", "data_dir"])
 def test_bucket_without_permission_raises_with_login_instructions(monkeypatch, field):
     import tensorflow as tf
