@@ -119,6 +119,12 @@ def test_tensorflow_is_imported_only_in_data():
     assert not [one for one in found if not one.startswith(compared)], found
 
 
+def test_no_module_imports_a_posix_only_module_on_import():
+    posix_only = {"fcntl", "grp", "pwd", "resource", "termios"}
+    nested = "imta_jax/runtime/environment.py"  # within a function that is not reached on Windows
+    assert not [line for line in offending(MODULES, posix_only) if not line.startswith(nested)]
+
+
 def test_configs_import_no_framework():
     found = offending(CONFIGS, {"imta_jax", "tensorflow", "tensorflow_datasets", *ACCELERATED})
     assert not found, found

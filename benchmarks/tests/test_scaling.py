@@ -9,6 +9,7 @@ import tiny_run
 
 from benchmarks import measurement, scaling
 from benchmarks.scaling import MACHINES, Machine
+from imta_jax.data import dataset_info
 
 SMALLEST = {"num_exits": 1, "growth_factors": (1,), "bottleneck_factors": (1,)}
 PLAIN_RING = Machine(100, lambda n: scaling.torus_us(n, axes=1), {"cifar": 10})
@@ -30,6 +31,12 @@ ENTRY %main (p: f32[4]) -> (f32[4], f32[3,3]) {
   ROOT %end = (f32[4]{0}, f32[3,3]{1,0}) tuple(%own, %kernel)
 }
 """
+
+
+def test_the_quickstart_has_the_shape_of_its_padded_images():
+    module, info = scaling.FAMILIES["quickstart"]
+    assert info == dataset_info(module.get_config().data)
+    assert info.image_shape == (32, 32, 1)
 
 
 def test_time_of_an_all_reduce_follows_the_formula():
