@@ -167,7 +167,7 @@ def _set_up_process() -> None:
 
 
 def _set_up_logging() -> logging.Logger:
-    """Configures this package's logger and returns it; of other packages only warnings are shown.
+    """Configures and returns this package's logger. Other packages log warnings only.
 
     Call it before JAX starts a backend: JAX logs every kind of device that the host does not have.
     """

@@ -47,7 +47,7 @@ class PlanOptions:
 
 
 def plan(config: RunConfig | ConfigDict | Mapping[str, Any], options: PlanOptions) -> None:
-    """Prints the plan of a run, and writes it if there is a place.
+    """Prints the plan of a run, and writes it to `--out` or `--workdir` if one is given.
 
     Args:
       config: the settings of the run.

@@ -1,4 +1,4 @@
-"""What a source returns, and the checks that all source data must pass.
+"""The return value of a source, and the checks of its data.
 
 `sources/` reads the data. `dataset.py` turns validated data into a dataset.
 """

@@ -15,7 +15,7 @@ MIN_IMAGES_PER_WORKER = 8
 
 
 class ThresholdsAndFractions(NamedTuple):
-    """When images exit, and how many are expected to.
+    """Thresholds of the exits, and the expected fraction of images at each.
 
     Attributes:
       thresholds: thresholds on the score of the exit rule, per exit.

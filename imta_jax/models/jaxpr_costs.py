@@ -53,7 +53,7 @@ class Counts:
 
 @dataclasses.dataclass
 class Known:
-    """What is known of the variables of a jaxpr.
+    """Properties of the variables of a jaxpr.
 
     Attributes:
       data: variables that depend on the image. All others are computed from parameters and cost
@@ -92,7 +92,7 @@ class Properties:
     zero: bool = False
 
     def join(self, other: "Properties") -> "Properties":
-        """What holds for a variable that is one or the other."""
+        """The properties that both have."""
         return Properties(
             self.data or other.data, self.product and other.product, self.zero and other.zero
         )
@@ -219,7 +219,7 @@ def _check_inner_jaxprs(eqn: core.JaxprEqn) -> None:
 
 
 def _convolve_macs(eqn: core.JaxprEqn) -> int:
-    """Multiply-adds of the convolution that was called for, whatever its form."""
+    """Multiply-adds of a call of `convolve`, independent of the form that computes it."""
     kernel = _shaped(eqn.invars[1])
     return _shaped(eqn.outvars[0]).size * (kernel.size // kernel.shape[-1])
 

@@ -1,4 +1,4 @@
-"""How one CPU computes an MSDNet: the layout of its maps, and the slices of a batch.
+"""The computation of an MSDNet on one CPU: the layout of its maps, and the slices of a batch.
 
 `optimize` makes the forms from these choices. Other devices always compute in NHWC layout and
 whole batches. Measured in docs/results/cpu.md.

@@ -1,4 +1,4 @@
-"""Which maps of an MSDNet each exit needs, so that early exit computes a map once one reads it.
+"""The maps that each exit of an MSDNet reads. Early exit computes a map for its first reader.
 
 An exit reads the coarsest map alone. Of the last layer before an exit it depends on the coarsest
 scale, of the layer before on the two coarsest, and so on. Only later exits depend on the finer maps

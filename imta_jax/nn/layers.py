@@ -1,4 +1,4 @@
-"""Convolution, linear layer, and convolution with batch normalization: what networks are built of.
+"""Convolution, linear layer, and convolution with batch normalization.
 
 Convolutions pad k // 2 on every side, as PyTorch does; `padding="SAME"` differs at stride 2.
 """
@@ -89,6 +89,6 @@ class ConvNorm(nnx.Module):
 
 
 class ConvBNReLU(ConvNorm):
-    """Convolution, batch normalization, ReLU: the unit of which MSDNet is built."""
+    """Convolution, batch normalization and ReLU, the unit of MSDNet."""
 
     relu = True

@@ -58,7 +58,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler reports of a program.
+    """The compiler's report on a program.
 
     Attributes:
       info: the program's description; None if it was not lowered.

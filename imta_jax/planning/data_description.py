@@ -1,4 +1,4 @@
-"""What the programs of a run need to know of its data, without the images."""
+"""The description of a run's data that its programs depend on, without the images."""
 
 import dataclasses
 from typing import Any

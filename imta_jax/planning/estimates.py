@@ -33,7 +33,7 @@ _GPUS_PER_NODE = 8
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-    """A duration: the best guess, and the range in which it is expected."""
+    """A duration: an estimate and its range."""
 
     low: float
     expected: float
@@ -146,7 +146,7 @@ def collective_latency(topology: Topology) -> tuple[float, float]:
 
 
 def padded_images(images: int, chip: Chip) -> int:
-    """Images that a batch on one chip takes the time and memory of."""
+    """Images of a batch on one chip, with the padding that adds to its time and memory."""
     return lanes_padded(images) if chip.platform == "tpu" else images
 
 

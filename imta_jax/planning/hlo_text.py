@@ -59,7 +59,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where it comes from in the traced function, or ""."""
+        """The operation of the traced function that it comes from, or ""."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 

@@ -73,7 +73,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """What a compiled program does in one step.
+    """The work of a compiled program in one step.
 
     Attributes:
       step: the work of one step.

@@ -57,7 +57,7 @@ _SUMS_PER_NORMALIZATION, _SUMS_WITHIN_CHIPS = 4, 2
 
 @dataclasses.dataclass(frozen=True)
 class ProgramInfo:
-    """What is known of a program before it is compiled.
+    """The description of a program before it is compiled.
 
     Attributes:
       name: "phase_one", "phase_two" or "evaluation".
@@ -107,7 +107,7 @@ def program_names(config: RunConfig) -> list[str]:
 def build_program(
     name: str, config: RunConfig, data: DataDescription, mesh: Mesh, *, on_device_data: bool
 ) -> Program:
-    """Puts a program together.
+    """Builds a program of a run.
 
     Args:
       name: one of `program_names`.

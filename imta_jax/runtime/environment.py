@@ -61,7 +61,7 @@ def package_versions(modules: Sequence[ModuleType] = ()) -> dict[str, str]:
 
 
 def environment_record(modules: Sequence[ModuleType] = ()) -> dict[str, Any]:
-    """What every result file records about the machine. The host's name is not included.
+    """Hardware and versions, for result files. The host's name is not included.
 
     Args:
       modules: further modules whose versions matter.

@@ -1,4 +1,4 @@
-"""What compiled programs and measured times depend on: compiler versions, device and CPU."""
+"""The identity of a machine: the compiler, device and CPU that programs and times depend on."""
 
 import functools
 import hashlib

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def executable_identity(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> dict[str, Any]:
-    """What an executable depends on.
+    """The versions and devices that an executable depends on.
 
     Args:
       lowered: the program.

@@ -1,4 +1,4 @@
-"""What a study needs before it trains: datasets, costs per exit, and unchanged earlier variants."""
+"""Preparation of a study: datasets, costs per exit, and a check of earlier variants."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

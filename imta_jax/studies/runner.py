@@ -56,7 +56,7 @@ _log = logging.getLogger(__name__)
 def run_study(
     config: StudyConfig | ConfigDict | Mapping[str, Any], workdir: str | Path
 ) -> dict[str, Any]:
-    """Trains and evaluates what a study lacks, and draws its tables and figures.
+    """Trains and evaluates the missing runs of a study; draws its tables and figures.
 
     Args:
       config: config of a study, from `configs/studies/NAME.py`. Variants and seeds may be added

@@ -105,7 +105,7 @@ def study_variants(study: StudyConfig) -> list[Variant]:
 
 
 def unchosen_variants(study: StudyConfig, names: Iterable[str]) -> list[Variant]:
-    """Those of the named variants that are not chosen; their configs are parsed, not checked."""
+    """The named variants that are not chosen; their configs are parsed, not checked."""
     unchosen = set(names) - set(study.chosen)
     return [_variant(study, name) for name in study.variants if name in unchosen]
 

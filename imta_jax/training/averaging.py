@@ -74,7 +74,7 @@ def with_statistics(rest: nnx.State, statistics: nnx.State) -> nnx.State:
 
 
 def _values(state: TrainState) -> Average:
-    """What is averaged."""
+    """The variables that are averaged."""
     return Average(state.trainable, statistics_of(state.rest))
 
 

@@ -18,7 +18,7 @@ def call_with_options(
     options: Mapping[str, Any],
     label: str,
 ) -> Any:
-    """Calls `function(**given, **options)`.
+    """Calls `function(**arguments, **options)`.
 
     Args:
       function: factory or function of a component.

@@ -133,7 +133,7 @@ class PhaseOneObjective(Section):
     def outputs(
         self, classifier: MultiExitClassifier, images: Float[Array, "N H W C"]
     ) -> tuple[Float[Array, "E N K"], Float[Array, "N K"]]:
-        """Logits, with gradient equilibrium, and those of the teacher, the last exit."""
+        """Logits of all exits, with gradient equilibrium, and of the teacher, the last exit."""
         features = classifier.features(
             images,
             self.equilibrium,
@@ -196,7 +196,7 @@ class PhaseTwoObjective(Section):
     def outputs(
         self, classifier: MultiExitClassifier, images: Float[Array, "N H W C"]
     ) -> tuple[Float[Array, "E N K"], Float[Array, "N K"]]:
-        """Logits and those of the teacher; the gradient stops at the features."""
+        """Logits of all exits and of the teacher; the gradient stops at the features."""
         features = jax.lax.stop_gradient(classifier.features(images))
         logits = classifier.logits(features)
         if self.teacher == "own_last_exit":

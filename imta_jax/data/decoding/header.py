@@ -16,7 +16,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class ImageHeader(NamedTuple):
-    """What the header of an accepted file says.
+    """The header of an accepted file.
 
     Attributes:
       height, width: size of the stored pixels.

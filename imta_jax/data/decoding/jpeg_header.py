@@ -33,7 +33,7 @@ _HEIGHT_OFFSET = 5  # in the segment of a frame: after marker, length and bits p
 
 
 class JpegHeader(NamedTuple):
-    """What the header of a JPEG says.
+    """The header of a JPEG.
 
     Attributes:
       height, width: size in pixels.

@@ -1,4 +1,4 @@
-"""What is decoded for each image of a batch: the window, in pixels at the resolution of decoding.
+"""The plan of decoding: the window of each image, in pixels at the decoded resolution.
 
 A JPEG is cropped while it is decoded, so that only the required part is decompressed. A window with
 many more pixels than required is decoded at a half, a quarter or an eighth of the resolution.
@@ -20,7 +20,7 @@ RATIOS = (1, 2, 4, 8)
 
 
 class DecodePlan(NamedTuple):
-    """What is decoded for each of R positions of `BatchIndices`.
+    """The decoding of R positions of `BatchIndices`.
 
     Attributes:
       index: int64 [R], the example; 0 for padding.

@@ -11,7 +11,7 @@ NAMES = ("fashion_mnist_small",)
 
 
 def accepts(source: str) -> bool:
-    """Whether it is one of `NAMES`."""
+    """Whether the source is one of `NAMES`."""
     return source in NAMES
 
 

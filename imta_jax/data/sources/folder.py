@@ -31,7 +31,7 @@ _MAX_NAMED_FOLDERS = 5
 
 
 def accepts(source: str) -> bool:
-    """Whether it is a path; `tfds_directory` comes first and takes prepared TFDS datasets."""
+    """Whether the source is a path. `tfds_directory`, which comes first, takes TFDS datasets."""
     return is_path(source)
 
 

@@ -17,7 +17,7 @@ _EXPECTED = "train_images, train_labels, test_images, test_labels"
 
 
 def accepts(source: str) -> bool:
-    """Whether it ends in .npz."""
+    """Whether the source ends in .npz."""
     return source.endswith(".npz")
 
 

@@ -36,7 +36,7 @@ Examples = tuple[np.ndarray | Sequence[str | os.PathLike[str]], np.ndarray | Seq
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
-    """What the factory of a data source returns.
+    """The return value of the factory of a data source.
 
     Attributes:
       splits: (images, labels) by the name of the split. Images are an array, uint8 [N, H, W, C] or
@@ -52,7 +52,7 @@ class ImageSource:
 
 
 def accepts(source: str) -> bool:
-    """Whether it is a registered name, an entry point or a dotted path."""
+    """Whether the source is a registered name, an entry point or a dotted path."""
     return SOURCES.accepts(source)
 
 

@@ -30,7 +30,7 @@ _NOT_PREPARED = (AssertionError, KeyError, FileNotFoundError)
 
 
 class _Reader(NamedTuple):
-    """What reading a split needs.
+    """Arguments with which all splits of a dataset are read.
 
     Attributes:
       builder: TFDS builder.

@@ -15,7 +15,7 @@ from imta_jax.errors import MissingFileError
 
 
 def accepts(source: str) -> bool:
-    """Whether it is the path of a folder with a features.json."""
+    """Whether the source is the path of a folder with a features.json."""
     if not is_path(source):
         return False
     if not is_remote(source):

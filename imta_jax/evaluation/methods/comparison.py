@@ -200,7 +200,7 @@ def _curves(
     quotas: Sequence[float],
     intervals: _Intervals,
 ) -> dict[str, MethodCurve]:
-    """Measures what the methods selected."""
+    """Measures the selections of the methods."""
     sweep = sweep_thresholds(splits.validation.confidence, quotas)
     gains = _gains(selections, select_by_thresholds((), sweep, splits), splits, costs)
     ends = _gain_intervals(gains, intervals)
@@ -274,7 +274,7 @@ def correct_at_cost(
     sweep_correct: Bool[np.ndarray, "S N"],
     cost: Float64[np.ndarray, " P"],
 ) -> Float32[np.ndarray, "P N"]:
-    """Probability that a sweep is correct on each image at costs between those of its points.
+    """Probability that a sweep is correct on each image at costs between its points.
 
     Args:
       sweep_cost: costs of S points, in any order.

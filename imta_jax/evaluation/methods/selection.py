@@ -34,7 +34,7 @@ _ROUNDING = 1e-12
 
 
 class SplitOutcomes(NamedTuple):
-    """What the methods use of a split's logits.
+    """Outcomes of a split, from its logits, that the methods use.
 
     Attributes:
       confidence: highest softmax probability, or another score that thresholds apply to.

@@ -28,7 +28,7 @@ _MAX_SCORE = np.nextafter(np.float32(NEVER_LEAVE), np.float32(0))
 
 
 class SegmentPredictions(NamedTuple):
-    """What a segment predicts for its images, in their order.
+    """Predictions of a segment for its images, in their order.
 
     Attributes:
       labels: class predicted at `exit`.
@@ -44,7 +44,7 @@ class SegmentPredictions(NamedTuple):
 
 
 class SegmentOutput(NamedTuple):
-    """What a program returns, on the device.
+    """The results of a program, on the device.
 
     Attributes:
       predictions: int32 [3, B]; `Engine.fetch` reads them.

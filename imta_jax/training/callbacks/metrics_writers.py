@@ -1,4 +1,4 @@
-"""Metrics writers: where the numbers of `metrics.jsonl` go in addition.
+"""Metrics writers: further destinations of the numbers in `metrics.jsonl`.
 
 `config.log.writers` names them: "tensorboard", "wandb", "mlflow", or one of your own:
 
@@ -34,7 +34,7 @@ _EXTRAS = ("wandb", "mlflow")
 
 
 class MetricsWriter(Protocol):
-    """Where metrics go."""
+    """A destination of metrics."""
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the metrics of an epoch on a split.
@@ -52,7 +52,7 @@ class MetricsWriter(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LoggedRun:
-    """What a metrics writer may record about the run.
+    """The description of a run for metrics writers.
 
     Attributes:
       phase: "phase_one" or "phase_two".
@@ -164,7 +164,7 @@ def scalars_of(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _key(name: str) -> str:
-    """The name of a writer's options: of a dotted path, the part after the colon."""
+    """The name of a writer's options; for a dotted path, the part after the colon."""
     return name.rpartition(":")[2]
 
 
