@@ -338,4 +338,6 @@ def _recorded_config(workdir: Path) -> RunConfig | None:
     try:
         return RunConfig.from_mapping(fields)
     except InputError as error:
-        raise InputError(f"{path} is of another version: {error}") from error
+        raise InputError(
+            f"{path} is of another version ({error}); use that version, or another --workdir"
+        ) from error

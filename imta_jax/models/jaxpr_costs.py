@@ -92,7 +92,7 @@ class Properties:
     zero: bool = False
 
     def join(self, other: "Properties") -> "Properties":
-        """The properties that both have."""
+        """The properties of a value that is one of the two."""
         return Properties(
             self.data or other.data, self.product and other.product, self.zero and other.zero
         )

@@ -218,7 +218,9 @@ def plan_network(spec: NetworkSpec) -> NetworkPlan:
             channels = stage[-1].outputs
         stages.append(tuple(stage))
     if any(width == 0 for stage in stages for layer in stage for width in layer.outputs):
-        raise InputError(f"config.model.reduction={spec.reduction} leaves a scale no channels")
+        raise InputError(
+            f"config.model.reduction={spec.reduction} leaves a scale without channels; raise it"
+        )
     coarsest = [stage[-1].outputs[-1] for stage in stages]
     cifar = spec.stem == "cifar"
     heads = tuple(CIFAR_HEAD_WIDTH if cifar else width for width in coarsest)

@@ -82,7 +82,9 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         header.pop("__metadata__", None)
         return {name: _array(name, entry, data) for name, entry in header.items()}
     except (ValueError, TypeError, AttributeError, KeyError, struct.error) as error:
-        raise InputError(f"{path} is not a complete .safetensors file ({error})") from error
+        raise InputError(
+            f"{path} is not a complete .safetensors file ({error}); write or copy it again"
+        ) from error
 
 
 def write_safetensors(
@@ -119,5 +121,7 @@ def _array(name: str, entry: dict[str, Any], data: bytes) -> np.ndarray:
     dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
     start, stop = entry["data_offsets"]
     if not 0 <= start <= stop <= len(data) or stop - start != math.prod(shape) * dtype.itemsize:
-        raise InputError(f"{name}: bytes {start} to {stop} of {len(data)} for {shape} {dtype}")
+        raise InputError(
+            f"{name}: bytes {start} to {stop} of {len(data)}; expected those of {shape} {dtype}"
+        )
     return np.frombuffer(data[start:stop], dtype).reshape(shape)

@@ -46,8 +46,8 @@ def fill_named(classifier: nnx.Module, arrays: Mapping[str, Any]) -> None:
     lines = list(name_differences(named_arrays(variables), arrays))
     if lines:
         raise AnotherNetworkError(
-            f"these arrays are of another network ({len(lines)} differences):\n  "
-            + "\n  ".join(lines[:20])
+            f"these arrays are of another network ({len(lines)} differences); use those of this"
+            " network:\n  " + "\n  ".join(lines[:20])
         )
     # One transfer: `jnp.asarray` would compile a program per shape.
     nnx.update(classifier, fill_tree(variables, jax.device_put(dict(arrays))))

@@ -178,4 +178,6 @@ def check_optimizer(settings: PhaseConfig, params: Any = None) -> None:
         ) from error
     shapes = {key: x.shape for key, x in named.items()}
     if not isinstance(updates, dict) or {k: x.shape for k, x in updates.items()} != shapes:
-        raise InputError(f"{name} must return an update of each parameter's shape")
+        raise InputError(
+            f"{name} must return an update of each parameter's shape; found {updates!r:.200}"
+        )

@@ -201,15 +201,15 @@ def _check_times(
     if compaction_ms.shape != expected:
         raise InputError(f"compaction_ms: expected {expected}; found {compaction_ms.shape}")
     if not ((stage_ms > 0) & np.isfinite(stage_ms)).all():
-        raise InputError("stage_ms: expected finite times above 0")
+        raise InputError(f"stage_ms: expected finite times above 0; found {stage_ms.tolist()}")
     if not np.isfinite(compaction_ms).all():
-        raise InputError("compaction_ms: expected finite times")
+        raise InputError(f"compaction_ms: expected finite times; found {compaction_ms.tolist()}")
     if network_ms is None:
         return
     if network_ms.shape != (num_sizes,):
         raise InputError(f"network_ms: expected [{num_sizes}]; found {network_ms.shape}")
     if not ((network_ms > 0) & np.isfinite(network_ms)).all():
-        raise InputError("network_ms: expected finite times above 0")
+        raise InputError(f"network_ms: expected finite times above 0; found {network_ms.tolist()}")
 
 
 def _check_sizes(sizes: tuple[Any, ...]) -> None:
