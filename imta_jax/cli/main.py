@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
     try:
         from imta_jax.cli.run import run  # raises if no temporary folder can be written
 
-        gc.freeze()  # Never search what was imported.
+        gc.freeze()  # Excludes imported objects from garbage collection.
         gc.enable()
         _set_up_process()
         if _MODE.value == "study":

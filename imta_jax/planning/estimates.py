@@ -20,7 +20,7 @@ from imta_jax.planning.programs import ProgramInfo
 from imta_jax.planning.topologies import Topology
 from imta_jax.runtime.lane_padding import lanes_padded
 
-# Factors for the lower and the upper estimate of the kernels' time. They are judgment: cycles
+# Factors for the lower and the upper estimate of the kernels' time. They are set by hand: cycles
 # exclude waiting, the fit adds its own error, and times of GPU kernels are assumed.
 CYCLES_RANGE, FITTED_RANGE, GPU_RANGE = (0.85, 1.5), (0.7, 1.8), (0.5, 2.5)
 # Seconds of one hop between neighbors on a torus (jax-ml.github.io/scaling-book: about 1 us), and

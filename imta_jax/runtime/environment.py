@@ -70,7 +70,7 @@ def environment_record(modules: Sequence[ModuleType] = ()) -> dict[str, Any]:
       `device` (kind of the first JAX device), `devices` (how many, over all processes), `cpu`,
       `cores` (that this process may use) and `versions`.
     """
-    import jax  # Late: `usable_cores` is also used where JAX is not needed.
+    import jax  # Imported late: `usable_cores` is also used where JAX is not needed.
 
     devices = jax.devices()
     return {

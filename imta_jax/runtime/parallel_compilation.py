@@ -18,7 +18,7 @@ from imta_jax.runtime.environment import usable_cores
 
 DEFAULT_CACHE_DIR = Path("~/.cache/imta_jax")
 
-# Of `cache_every_program`: threads in the context, and the settings before the first of them.
+# State of `cache_every_program`: threads in the context, and the settings before the first of them.
 _lock, _num_users = threading.Lock(), 0
 _before: dict[str, Any] = {}
 

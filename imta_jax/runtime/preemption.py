@@ -49,7 +49,7 @@ class StopRequest:
 
         All processes must call this equally often, and nothing else may use JAX's sync points.
         """
-        import jax  # Late: handlers are installed before JAX is imported.
+        import jax  # Imported late: handlers are installed before JAX is imported.
         from jax.experimental import multihost_utils
 
         self.has_steps = True

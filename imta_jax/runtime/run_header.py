@@ -20,7 +20,7 @@ def log_run_header(workdir: Path) -> None:
     Args:
       workdir: folder of the run.
     """
-    import jax  # Late: reading the command line does not need it.
+    import jax  # Imported late: reading the command line does not need it.
 
     devices, commit = jax.devices(), code_commit()
     versions = f"imta_jax {imta_jax.__version__}, jax {jax.__version__}"

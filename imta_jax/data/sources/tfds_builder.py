@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _EXAMPLES_PER_CHUNK = 1024
 _MAX_REASON = 200  # characters of an exception's message
 _MAX_NAMED_FILES = 3
-# Of a PNG without interlacing, by the number of channels: bit depth 8 and color type.
+# Bit depth 8 and color type of a PNG without interlacing, by the number of channels.
 _HEADER_ENDS = {1: bytes([8, 0, 0, 0, 0]), 3: bytes([8, 2, 0, 0, 0])}
 # TFDS's errors for a split that is not prepared.
 _NOT_PREPARED = (AssertionError, KeyError, FileNotFoundError)

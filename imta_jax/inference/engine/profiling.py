@@ -73,7 +73,7 @@ def cached_profile(
 
     See `load_or_measure_profile`.
     """
-    # That of an export first: its compiled programs are those of the plans made from it.
+    # An export's profile comes first: its compiled programs are those of plans from it.
     for profile in programs.network.profiles:
         if profile.num_workers == num_workers and (found := profile.at_sizes(sizes)) is not None:
             return found

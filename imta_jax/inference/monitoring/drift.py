@@ -23,7 +23,7 @@ from imta_jax.evaluation.array_like import ArrayLike
 
 # An exit with a smaller expected count is left out: the chi-squared distribution of G is a limit.
 _MIN_EXPECTED = 5
-# Stands for exact fractions. The counts of any window are negligible against it.
+# Count that stands for exact fractions; the counts of any window are negligible against it.
 _EXACT = 10**12
 
 
