@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from imta_jax.errors import InputError, unknown_name
 
 _PACKAGE = Path(__file__).parents[1]
-# The folder in a wheel, then in a clone. In a wheel, `shipped` can be put on `sys.path` without making
-# other modules importable.
+# The folder in a wheel, then in a clone. In a wheel, `shipped` can be put on `sys.path` without
+# making other modules importable.
 _FOLDERS = (_PACKAGE / "shipped" / "configs", _PACKAGE.parent / "configs")
 
 
