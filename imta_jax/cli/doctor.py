@@ -58,7 +58,7 @@ def describe_run(config: RunConfig, dataset: Dataset, workdir: Path) -> str:
         "folders": _table(_folders(workdir)),
         "data": _table(_data(config, dataset)),
         "config, after overrides": _table(_fields(config)),
-        "network, per image, independent heads": _network(classifier),
+        f"network, per image, {config.model.heads} heads": _network(classifier),
         "memory of a device in phase I, predicted": _table(_memory(config, dataset, classifier)),
     }
     return "\n\n".join(f"== {title}\n{text}" for title, text in sections.items())
