@@ -2,7 +2,7 @@
 
 `nn.fused` folds, joins and transposes the kernels in each call, because training changes them. Here
 that is done at construction. For a single image it saves a third of the time
-(`docs/results/cpu.md`).
+(`docs/results/cpu_inference.md`).
 """
 
 from collections.abc import Sequence

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 StageState = tuple[Shaped[Array, "..."], ...]
 Weights = Sequence[Array]
-# Smaller batches are computed with the images first. Measured in docs/results/cpu.md.
+# Smaller batches are computed with the images first. See docs/results/cpu_inference.md.
 MIN_IMAGES_LAST = 12
 Stage = Callable[[Weights, StageState], tuple[StageState, Float[Array, "N K"]]]
 # Also returns the score of the exit rule, [N].

@@ -1,6 +1,6 @@
 """Computes a batch slice by slice, so that one CPU keeps the feature maps of a slice in its caches.
 
-A batch of 256 images takes 0.75 of the time (`docs/results/cpu.md`).
+A batch of 256 images takes 0.75 of the time (`docs/results/cpu_inference.md`).
 """
 
 from collections.abc import Callable
