@@ -94,7 +94,7 @@ def kind_of(origin: Origin) -> tuple[str, str]:
         scope = re.search(r"(\d+x\d+)_stride_(\d)", name)
         form = f"{scope[1]} convolutions, stride {scope[2]}" if scope else "other convolutions"
         return form + (": products" if origin.product else ": data movement and sums"), way
-    if "jit(batch_normalize)" in name:
+    if "jit(batch_normalize" in name:
         return "normalization, with ReLU", way
     if name.endswith("/concatenate"):
         return "concatenations, with fused operations", way

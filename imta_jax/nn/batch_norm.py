@@ -187,25 +187,26 @@ def normalize_with(
     mean, variance = statistics
     factor = scale * jax.lax.rsqrt(variance + epsilon)
     broadcast = _broadcaster(channel_axis, x.ndim)
-    y = _at_least_float32(x) * broadcast(factor) + broadcast(bias - mean * factor)
+    y = at_least_float32(x) * broadcast(factor) + broadcast(bias - mean * factor)
     return y.astype(x.dtype)
 
 
 # Input, output if a ReLU follows, mean, variance and scale.
-_Residuals = tuple[jax.Array, jax.Array | None, jax.Array, jax.Array, jax.Array]
+NormalizationResiduals = tuple[jax.Array, jax.Array | None, jax.Array, jax.Array, jax.Array]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool, channel_axis: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return _forward(x, scale, bias, epsilon, relu, channel_axis)[0]
+    return forward_pass(x, scale, bias, epsilon, relu, channel_axis)[0]
 
 
-def _forward(
+def forward_pass(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, relu: bool, channel_axis: int
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], _Residuals]:
-    wide, axes = _at_least_float32(x), _other_axes(channel_axis, x.ndim)
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], NormalizationResiduals]:
+    """The result of `batch_normalize`, and what the backward pass needs."""
+    wide, axes = at_least_float32(x), _other_axes(channel_axis, x.ndim)
     # E[x^2] - E[x]^2 needs one pass, as in Flax. Rounding may take it below 0. It loses three
     # digits where the mean is 100 times the deviation, which feature maps do not reach.
     mean, mean_square = jnp.mean(wide, axes), jnp.mean(wide * wide, axes)
@@ -215,34 +216,60 @@ def _forward(
     return (y, mean, variance), (x, y if relu else None, mean, variance, scale)
 
 
-def _backward(
+def backward_pass(
     epsilon: float,
     relu: bool,
     channel_axis: int,
-    residuals: _Residuals,
+    residuals: NormalizationResiduals,
     cotangents: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, y, mean, variance, scale = residuals
-    wide, gradient = _at_least_float32(x), _at_least_float32(cotangents[0])
+    """The gradients of x, scale and bias; no gradient of the statistics."""
+    x, y = residuals[:2]
+    wide, gradient = at_least_float32(x), at_least_float32(cotangents[0])
     gradient = gradient if y is None else jnp.where(y > 0, gradient, 0)
-    axes, count = _other_axes(channel_axis, x.ndim), x.size // x.shape[channel_axis]
+    axes = _other_axes(channel_axis, x.ndim)
+    sums = jnp.sum(gradient, axes), jnp.sum(gradient * wide, axes)
+    return backward_from_sums(epsilon, channel_axis, residuals, gradient, *sums)
+
+
+def backward_from_sums(
+    epsilon: float,
+    channel_axis: int,
+    residuals: NormalizationResiduals,
+    gradient: jax.Array,
+    bias_gradient: Float[Array, " C"],
+    products: Float[Array, " C"],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradients of x, scale and bias.
+
+    Args:
+      epsilon: see `batch_normalize`.
+      channel_axis: see `batch_normalize`.
+      residuals: from the forward pass.
+      gradient: of the result, masked by the ReLU.
+      bias_gradient: sums of `gradient`.
+      products: sums of `gradient` times x.
+    """
+    x, _, mean, variance, scale = residuals
+    count = x.size // x.shape[channel_axis]
     broadcast = _broadcaster(channel_axis, x.ndim)
     inverse = jax.lax.rsqrt(variance + epsilon)
-    bias_gradient = jnp.sum(gradient, axes)
-    scale_gradient = inverse * (jnp.sum(gradient * wide, axes) - mean * bias_gradient)
+    scale_gradient = inverse * (products - mean * bias_gradient)
     # With g the gradient and n the normalized x: scale * inverse * (g - mean(g) - n * mean(g * n)),
     # written as a * g + b * x + c.
     a = scale * inverse
     b = -a * inverse * scale_gradient / count
     c = -a * bias_gradient / count - b * mean
+    wide = at_least_float32(x)
     x_gradient = broadcast(a) * gradient + broadcast(b) * wide + broadcast(c)
     return x_gradient.astype(x.dtype), scale_gradient, bias_gradient
 
 
-_normalize.defvjp(_forward, _backward)
+_normalize.defvjp(forward_pass, backward_pass)
 
 
-def _at_least_float32(x: jax.Array) -> jax.Array:
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Returns x in float32, or in its own dtype if that is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

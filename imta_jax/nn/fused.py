@@ -27,6 +27,7 @@ from imta_jax.nn.batch_norm import (
 from imta_jax.nn.convolution import add_bias, convolve
 from imta_jax.nn.cpu.channels_first import convolve_channels_first
 from imta_jax.nn.cpu.layout import Layout
+from imta_jax.nn.joint_batch_norm import batch_normalize_branches
 from imta_jax.nn.layers import ConvNorm
 
 
@@ -105,12 +106,17 @@ def normalize_jointly(
         y = normalize_with(x, (joined("mean"), joined("var")), *affine, channel_axis)
         return jnp.split(jax.nn.relu(y) if relu else y, boundaries, axis=channel_axis)
     groups, mesh = norms[0].statistics_groups, norms[0].mesh
-    y, mean, variance = batch_normalize(x, *affine, relu, channel_axis, groups=groups, mesh=mesh)
+    if groups == 1 and channel_axis == -1 and len(norms) > 1:
+        ys, mean, variance = batch_normalize_branches(x, *affine, relu, tuple(boundaries))
+    else:
+        options = {"groups": groups, "mesh": mesh}
+        y, mean, variance = batch_normalize(x, *affine, relu, channel_axis, **options)
+        ys = jnp.split(y, boundaries, axis=channel_axis)
     variance = unbiased_variance(variance, x.size // x.shape[channel_axis] // groups)
     means, variances = jnp.split(mean, boundaries), jnp.split(variance, boundaries)
     for norm, own_mean, own_variance in zip(norms, means, variances, strict=True):
         norm.update_statistics(own_mean, own_variance)
-    return jnp.split(y, boundaries, axis=channel_axis)
+    return ys
 
 
 class FoldedConvNorm(ConvNorm):

@@ -1,0 +1,128 @@
+"""Batch normalization of the output of a convolution that computes several branches.
+
+The function is that of `batch_norm.batch_normalize`, with an array per branch instead of one for
+all channels. On TPUs the backward pass sums the gradient of each branch by itself. XLA fuses these
+sums into the convolutions that compute the gradients. It does not fuse sums over the concatenated
+gradients, which take as long as all convolutions of a layer (`docs/results/accelerators.md`).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from imta_jax.nn.batch_norm import (
+    NormalizationResiduals,
+    at_least_float32,
+    backward_from_sums,
+    backward_pass,
+    forward_pass,
+)
+
+# Arguments of the backward pass: values of the forward pass, bias, gradient of each branch.
+_Residuals = tuple[NormalizationResiduals, jax.Array]
+_Gradients = tuple[jax.Array, jax.Array, jax.Array]
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def batch_normalize_branches(
+    x: Float[Array, "N H W C"],
+    scale: Float[Array, " C"],
+    bias: Float[Array, " C"],
+    epsilon: float,
+    relu: bool,
+    boundaries: tuple[int, ...],
+) -> tuple[list[jax.Array], Float[Array, " C"], Float[Array, " C"]]:
+    """Normalizes x with its own mean and variance per channel, and splits the channels.
+
+    Args:
+      x: maps with the channels of all branches.
+      scale: factor per channel.
+      bias: offset per channel.
+      epsilon: added to the variance.
+      relu: whether ReLU follows.
+      boundaries: channel indices at which a branch ends and the next begins.
+
+    Returns:
+      (maps of each branch, mean, variance), see `batch_norm.batch_normalize`.
+    """
+    return _normalize(x, scale, bias, epsilon, relu, boundaries)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _normalize(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    relu: bool,
+    boundaries: tuple[int, ...],
+) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+    return _forward(x, scale, bias, epsilon, relu, boundaries)[0]
+
+
+def _forward(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    relu: bool,
+    boundaries: tuple[int, ...],
+) -> tuple[tuple[list[jax.Array], jax.Array, jax.Array], _Residuals]:
+    (y, mean, variance), residuals = forward_pass(x, scale, bias, epsilon, relu, -1)
+    return (jnp.split(y, boundaries, axis=-1), mean, variance), (residuals, bias)
+
+
+def _backward(
+    epsilon: float,
+    relu: bool,
+    boundaries: tuple[int, ...],
+    residuals: _Residuals,
+    cotangents: tuple[list[jax.Array], jax.Array, jax.Array],
+) -> _Gradients:
+    return jax.lax.platform_dependent(
+        residuals,
+        cotangents[0],
+        tpu=functools.partial(_sum_by_branch, epsilon, relu, boundaries),
+        default=functools.partial(_sum_jointly, epsilon, relu),
+    )
+
+
+def _sum_jointly(
+    epsilon: float, relu: bool, residuals: _Residuals, gradients: list[jax.Array]
+) -> _Gradients:
+    """The gradients from sums over the concatenated gradients of the branches."""
+    cotangents = (jnp.concatenate(gradients, axis=-1),)
+    return backward_pass(epsilon, relu, -1, residuals[0], cotangents)
+
+
+def _sum_by_branch(
+    epsilon: float,
+    relu: bool,
+    boundaries: tuple[int, ...],
+    residuals: _Residuals,
+    gradients: list[jax.Array],
+) -> _Gradients:
+    """The gradients from sums over the gradient of each branch.
+
+    The mask of the ReLU is computed from x, which the sums read anyway.
+    """
+    (x, _, mean, variance, scale), bias = residuals
+    factor = scale * jax.lax.rsqrt(variance + epsilon)
+    offset = bias - mean * factor
+    masked, sums, products = [], [], []
+    parts = (jnp.split(values, boundaries, axis=-1) for values in (x, factor, offset))
+    for gradient, part, *affine in zip(gradients, *parts, strict=True):
+        wide, gradient = at_least_float32(part), at_least_float32(gradient)
+        if relu:
+            a, b = (values.reshape(1, 1, 1, -1) for values in affine)
+            gradient = jnp.where(wide * a + b > 0, gradient, 0)
+        masked.append(gradient)
+        sums.append(gradient.sum((0, 1, 2)))
+        products.append((gradient * wide).sum((0, 1, 2)))
+    joined = (jnp.concatenate(values, axis=-1) for values in (masked, sums, products))
+    return backward_from_sums(epsilon, -1, residuals[0], *joined)
+
+
+_normalize.defvjp(_forward, _backward)
