@@ -9,6 +9,7 @@ do not cross devices need no communication in the forward pass.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,11 @@ from jaxtyping import Array, Float
 from imta_jax.errors import InputError
 from imta_jax.nn.grouped_batch_norm import Groups, normalize_groups
 from imta_jax.nn.initialization import constant
+
+# TPUs store results of at most so many pixels in float32. Otherwise XLA stores those that only
+# convolutions read in bfloat16, which takes longer, and computes them again for the mask of the
+# ReLU. Larger maps are bound by memory (`docs/results/accelerators.md`).
+_SMALL_PIXELS = 32 * 32
 
 
 class BatchNorm(nnx.Module):
@@ -213,6 +219,8 @@ def forward_pass(
     variance = jnp.maximum(mean_square - mean * mean, 0)
     y = normalize_with(x, (mean, variance), scale, bias, epsilon, channel_axis)
     y = jax.nn.relu(y) if relu else y
+    if math.prod(x.shape[1:-1]) <= _SMALL_PIXELS:
+        y = jax.lax.platform_dependent(y, tpu=jax.lax.optimization_barrier, default=lambda y: y)
     return (y, mean, variance), (x, y if relu else None, mean, variance, scale)
 
 

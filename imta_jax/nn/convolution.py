@@ -43,10 +43,9 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """The convolution of maps and a kernel of one dtype, in the form for the shapes."""
     if kernel.shape[0] == 1 and stride == 1:
         return _matrix_product(x, kernel)
-    if small_convolution.has_few_pixels(x, stride):
-        return small_convolution.convolve_patches(x, kernel)
-    if small_convolution.has_few_channels(x, kernel, stride):
-        return small_convolution.convolve_few_channels(x, kernel, stride, xla_convolution)
+    few_pixels = small_convolution.has_few_pixels(x, stride)
+    if few_pixels or small_convolution.has_few_channels(x, kernel, stride):
+        return small_convolution.convolve_small(x, kernel, stride, xla_convolution)
     return xla_convolution(x, kernel, stride)
 
 

@@ -20,8 +20,6 @@ from imta_jax.nn.batch_norm import (
     forward_pass,
 )
 
-# Arguments of the backward pass: values of the forward pass, bias, gradient of each branch.
-_Residuals = tuple[NormalizationResiduals, jax.Array]
 _Gradients = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -69,16 +67,16 @@ def _forward(
     epsilon: float,
     relu: bool,
     boundaries: tuple[int, ...],
-) -> tuple[tuple[list[jax.Array], jax.Array, jax.Array], _Residuals]:
+) -> tuple[tuple[list[jax.Array], jax.Array, jax.Array], NormalizationResiduals]:
     (y, mean, variance), residuals = forward_pass(x, scale, bias, epsilon, relu, -1)
-    return (jnp.split(y, boundaries, axis=-1), mean, variance), (residuals, bias)
+    return (jnp.split(y, boundaries, axis=-1), mean, variance), residuals
 
 
 def _backward(
     epsilon: float,
     relu: bool,
     boundaries: tuple[int, ...],
-    residuals: _Residuals,
+    residuals: NormalizationResiduals,
     cotangents: tuple[list[jax.Array], jax.Array, jax.Array],
 ) -> _Gradients:
     return jax.lax.platform_dependent(
@@ -90,39 +88,32 @@ def _backward(
 
 
 def _sum_jointly(
-    epsilon: float, relu: bool, residuals: _Residuals, gradients: list[jax.Array]
+    epsilon: float, relu: bool, residuals: NormalizationResiduals, gradients: list[jax.Array]
 ) -> _Gradients:
     """The gradients from sums over the concatenated gradients of the branches."""
     cotangents = (jnp.concatenate(gradients, axis=-1),)
-    return backward_pass(epsilon, relu, -1, residuals[0], cotangents)
+    return backward_pass(epsilon, relu, -1, residuals, cotangents)
 
 
 def _sum_by_branch(
     epsilon: float,
     relu: bool,
     boundaries: tuple[int, ...],
-    residuals: _Residuals,
+    residuals: NormalizationResiduals,
     gradients: list[jax.Array],
 ) -> _Gradients:
-    """The gradients from sums over the gradient of each branch.
-
-    The mask of the ReLU is computed from x, which the sums read anyway.
-    """
-    (x, _, mean, variance, scale), bias = residuals
-    factor = scale * jax.lax.rsqrt(variance + epsilon)
-    offset = bias - mean * factor
+    """The gradients from sums over the gradient of each branch."""
+    x, y = residuals[:2]
+    xs, ys = (jnp.split(maps, boundaries, axis=-1) for maps in (x, x if y is None else y))
     masked, sums, products = [], [], []
-    parts = (jnp.split(values, boundaries, axis=-1) for values in (x, factor, offset))
-    for gradient, part, *affine in zip(gradients, *parts, strict=True):
-        wide, gradient = at_least_float32(part), at_least_float32(gradient)
-        if relu:
-            a, b = (values.reshape(1, 1, 1, -1) for values in affine)
-            gradient = jnp.where(wide * a + b > 0, gradient, 0)
-        masked.append(gradient)
-        sums.append(gradient.sum((0, 1, 2)))
-        products.append((gradient * wide).sum((0, 1, 2)))
+    for gradient, x, y in zip(gradients, xs, ys, strict=True):
+        wide = at_least_float32(gradient)
+        wide = jnp.where(y > 0, wide, 0) if relu else wide
+        masked.append(wide)
+        sums.append(wide.sum((0, 1, 2)))
+        products.append((wide * at_least_float32(x)).sum((0, 1, 2)))
     joined = (jnp.concatenate(values, axis=-1) for values in (masked, sums, products))
-    return backward_from_sums(epsilon, -1, residuals[0], *joined)
+    return backward_from_sums(epsilon, -1, residuals, *joined)
 
 
 _normalize.defvjp(_forward, _backward)

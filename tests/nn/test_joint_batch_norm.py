@@ -23,8 +23,7 @@ def drawn(shape: tuple[int, ...], seed: int, dtype: Any = jnp.float32) -> jax.Ar
 def tpu_form(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chooses the form of TPUs on any device."""
 
-    def chosen(*operands: Any, tpu: Any, default: Any) -> Any:
-        del default
+    def chosen(*operands: Any, tpu: Any, **_: Any) -> Any:
         return tpu(*operands)
 
     monkeypatch.setattr(joint_batch_norm.jax.lax, "platform_dependent", chosen)

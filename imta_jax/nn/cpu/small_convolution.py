@@ -21,7 +21,7 @@ def has_few_pixels(x: jax.Array, stride: int) -> bool:
 
 
 def has_few_channels(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
-    """Whether `convolve_few_channels` supports the shapes and is the faster form on a CPU."""
+    """Whether `convolve_small` supports the shapes and is the faster form on a CPU."""
     size, _, inputs, outputs = kernel.shape
     narrow = inputs < _VECTOR_WIDTH or (stride == 1 and outputs < _VECTOR_WIDTH)
     return size == 3 and narrow and x.shape[2] % 2 == 0
@@ -45,10 +45,10 @@ def convolve_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve_few_channels(
+def convolve_small(
     x: jax.Array, kernel: jax.Array, stride: int, other_devices: Convolution
 ) -> jax.Array:
-    """A 3x3 convolution, in the form for few channels on CPUs and by `other_devices` elsewhere."""
+    """A convolution of few channels or pixels: a form for CPUs, and one for `other_devices`."""
     return jax.lax.platform_dependent(
         x,
         kernel,
@@ -60,7 +60,7 @@ def convolve_few_channels(
 def _forward(
     x: jax.Array, kernel: jax.Array, stride: int, other_devices: Convolution
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return convolve_few_channels(x, kernel, stride, other_devices), (x, kernel)
+    return convolve_small(x, kernel, stride, other_devices), (x, kernel)
 
 
 def _backward(
@@ -81,7 +81,7 @@ def _backward(
     )
 
 
-convolve_few_channels.defvjp(_forward, _backward)
+convolve_small.defvjp(_forward, _backward)
 
 
 def _cpu_form(stride: int) -> Callable[..., jax.Array]:
