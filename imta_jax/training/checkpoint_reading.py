@@ -4,6 +4,7 @@ Whether a checkpoint is complete is verified by reading it into host memory, wit
 once per process as long as its files do not change.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +14,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from imta_jax.config import Checkpoint
-from imta_jax.errors import MissingFileError, unknown_name
+from imta_jax.errors import InputError, MissingFileError, unknown_name
 from imta_jax.models import MultiExitClassifier
 from imta_jax.training.checkpoints import (
     ARRAY_ITEMS,
@@ -195,6 +196,12 @@ def _files_of(folder: Path) -> _Files:
 def _read_to_host(manager: ocp.CheckpointManager, epoch: int) -> None:
     """Reads everything into NumPy arrays: devices may be too small for one unsharded copy."""
     read_json_meta(manager, epoch)
+    # Orbax reads these files only when it restores to devices.
+    for path in (Path(manager.directory) / str(epoch)).glob("*/array_metadatas/*"):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON ({error})") from error
     targets = {
         item: ocp.args.StandardRestore(_host_arrays(manager, epoch, item)) for item in ARRAY_ITEMS
     }

@@ -50,6 +50,14 @@ def test_a_classifier_is_not_loaded_from_a_damaged_checkpoint(copied, caplog):
         load_classifier(copied / "phase_one")
 
 
+def test_metadata_of_arrays_are_verified_although_only_devices_need_them(copied, caplog):
+    for path in (copied / "phase_one" / "3" / "model" / "array_metadatas").iterdir():
+        path.write_bytes(b"\xdd")
+    with caplog.at_level(logging.WARNING, "imta_jax"):
+        _, meta = load_classifier(copied / "phase_one")
+    assert meta["epoch"] == 2 and "array_metadatas" in caplog.text
+
+
 def test_a_damaged_checkpoint_prints_nothing_but_the_error(copied):
     for checkpoint in (copied / "phase_one").glob("[0-9]"):
         lose_the_data(checkpoint)
