@@ -69,6 +69,14 @@ def truncate(checkpoint):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def change_a_weight(checkpoint):
+    """Changes a byte of the arrays, which TensorStore reads without an error."""
+    path = max((checkpoint / "model").rglob("ocdbt.*/d/*"), key=lambda path: path.stat().st_size)
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 255
+    path.write_bytes(contents)
+
+
 def lose_the_optimizer(checkpoint):
     shutil.rmtree(checkpoint / "progress")
 

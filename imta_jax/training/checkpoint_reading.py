@@ -16,6 +16,7 @@ from flax import nnx
 from imta_jax.config import Checkpoint
 from imta_jax.errors import InputError, MissingFileError, unknown_name
 from imta_jax.models import MultiExitClassifier
+from imta_jax.training.checkpoint_checksums import check_checksums
 from imta_jax.training.checkpoints import (
     ARRAY_ITEMS,
     NewerFormatError,
@@ -195,6 +196,7 @@ def _files_of(folder: Path) -> _Files:
 
 def _read_to_host(manager: ocp.CheckpointManager, epoch: int) -> None:
     """Reads everything into NumPy arrays: devices may be too small for one unsharded copy."""
+    check_checksums(manager.directory / str(epoch))
     read_json_meta(manager, epoch)
     # Orbax reads these files only when it restores to devices.
     for path in (Path(manager.directory) / str(epoch)).glob("*/array_metadatas/*"):

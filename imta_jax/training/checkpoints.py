@@ -28,6 +28,7 @@ from imta_jax.errors import InputError
 from imta_jax.runtime.background_errors import ignore_errors_of_failed_reads
 from imta_jax.runtime.write_errors import storage_errors_as_os_errors
 from imta_jax.training.averaging import evaluated_parts, statistics_of, with_statistics
+from imta_jax.training.checkpoint_checksums import check_checksums, write_checksums
 from imta_jax.training.network_arrays import AnotherNetworkError, name_differences
 from imta_jax.training.recipe import AnotherRecipeError, check_same_recipe
 from imta_jax.training.state import Average, TrainState, fill_tree, named_arrays
@@ -125,6 +126,7 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, keep_best: bool = True):
         self.folder, self._keep_best = folder, keep_best
+        self._saving = 0  # name of the checkpoint that is being saved
 
     def __enter__(self) -> Self:
         self._manager = open_manager(self.folder, self._keep_best)
@@ -137,8 +139,9 @@ class CheckpointStore:
         trace: TracebackType | None,
     ) -> None:
         # A background save may have failed too; the error that is being raised is the cause.
-        with contextlib.suppress(Exception) if error else contextlib.nullcontext():
-            self._manager.close()
+        tolerated = contextlib.suppress(Exception) if error else contextlib.nullcontext()
+        with tolerated, contextlib.closing(self._manager):
+            self.wait()
 
     def save(
         self, name: int, state: TrainState, meta: Mapping[str, Any], validation_top1: float
@@ -162,6 +165,7 @@ class CheckpointStore:
                 args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items),
                 metrics={SELECTION_METRIC: float(validation_top1)},
             )
+        self._saving = name
 
     def wait(self) -> None:
         """Waits until everything is saved.
@@ -169,8 +173,11 @@ class CheckpointStore:
         Raises:
           OSError: the storage failed.
         """
+        name, self._saving = self._saving, 0  # 0 after a failure, too
         with storage_errors_as_os_errors():
             self._manager.wait_until_finished()
+        if name and is_first_process():
+            write_checksums(self._manager.directory / str(name))
 
     def newest(self) -> int:
         """The name of the newest checkpoint; 0 if there is none."""
@@ -217,6 +224,7 @@ class CheckpointStore:
     def _restore(
         self, name: int, state: TrainState, recipe: Mapping[str, Any] | None
     ) -> TrainState:
+        check_checksums(self._manager.directory / str(name))
         meta = read_json_meta(self._manager, name)
         if recipe is not None:
             check_same_recipe(meta, recipe, f"checkpoint {name} in {self._manager.directory}")

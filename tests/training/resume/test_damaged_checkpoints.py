@@ -9,7 +9,13 @@ import jax
 import orbax.checkpoint as ocp
 import pytest
 import tiny_run
-from resumed_runs import assert_same_phase, lose_the_data, lose_the_optimizer, truncate
+from resumed_runs import (
+    assert_same_phase,
+    change_a_weight,
+    lose_the_data,
+    lose_the_optimizer,
+    truncate,
+)
 
 from imta_jax.cli.run import run
 from imta_jax.training import (
@@ -23,7 +29,7 @@ from imta_jax.training import (
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.mark.parametrize("damage", [truncate, lose_the_optimizer, lose_the_data])
+@pytest.mark.parametrize("damage", [truncate, lose_the_optimizer, lose_the_data, change_a_weight])
 def test_a_damaged_checkpoint_is_replaced_by_the_older_one(
     damage, config, dataset, copied, finished, caplog
 ):
@@ -48,6 +54,14 @@ def test_a_classifier_is_not_loaded_from_a_damaged_checkpoint(copied, caplog):
         truncate(checkpoint)
     with pytest.raises(FileNotFoundError, match=rf"{copied}/phase_one \(checkpoint 3: .*; checkp"):
         load_classifier(copied / "phase_one")
+
+
+def test_checkpoints_are_read_without_checksums(copied):
+    checkpoint = copied / "phase_one" / "3"
+    (checkpoint / "checksums.json").unlink()
+    assert load_classifier(copied / "phase_one")[1]["epoch"] == 3
+    (checkpoint / "checksums.json").write_text("[1]")
+    assert load_classifier(copied / "phase_one")[1]["epoch"] == 2
 
 
 def test_metadata_of_arrays_are_verified_although_only_devices_need_them(copied, caplog):
