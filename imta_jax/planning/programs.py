@@ -1,6 +1,6 @@
 """The programs of a run, lowered for devices that need not be attached.
 
-They are put together by the same functions as in a run: `training.setup`, `training.step` and
+They are built by the same functions as in a run: `training.setup`, `training.step` and
 `evaluation.collect`. Arrays are replaced by shapes with shardings.
 """
 
@@ -170,9 +170,9 @@ def _on_device_step(
 
 def on_device_split(data: DataDescription, mesh: Mesh) -> OnDeviceSplit:
     """The shapes of the training images and labels on every device."""
-    everywhere, examples = _shape(replicated(mesh)), data.examples["train"]
-    images = everywhere((examples, math.prod(data.image_shape)), jnp.uint8)
-    return OnDeviceSplit(images, everywhere((examples,), jnp.int32), data.image_shape)
+    replicated_shape, examples = _shape(replicated(mesh)), data.examples["train"]
+    images = replicated_shape((examples, math.prod(data.image_shape)), jnp.uint8)
+    return OnDeviceSplit(images, replicated_shape((examples,), jnp.int32), data.image_shape)
 
 
 def _evaluation(config: RunConfig, data: DataDescription, mesh: Mesh) -> Program:

@@ -29,11 +29,11 @@ class CheckpointCallback(Callback):
 
     Args:
       folder: the phase's folder.
-      meta: JSON that every checkpoint contains.
+      meta: JSON values that every checkpoint contains.
       every_steps: steps between checkpoints within an epoch; 0 saves after epochs only.
       write_errors: what happens when a checkpoint cannot be written.
-      example_logits: state -> entries of `meta`, which a resumed state must give again; None for
-        none.
+      example_logits: state -> entries of `meta`, which a resumed state must give again, or
+        None.
     """
 
     def __init__(
@@ -108,9 +108,8 @@ class CheckpointCallback(Callback):
     def needs_check(self, progress: Progress) -> bool:
         """Whether the last dispatch passed a multiple of `every_steps` within the epoch."""
         interval, step = self._every_steps, progress.step_in_epoch
-        if (
-            not interval or step >= progress.steps_per_epoch
-        ):  # The epoch's end has its own checkpoint.
+        # The epoch's end has its own checkpoint.
+        if not interval or step >= progress.steps_per_epoch:
             return False
         return step // interval > (step - progress.last_dispatch_steps) // interval
 
