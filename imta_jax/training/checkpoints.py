@@ -12,7 +12,6 @@ cannot read increases `FORMAT_VERSION`, and `read_json_meta` converts older vers
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,21 +20,19 @@ from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from imta_jax.distributed import is_first_process, wait_for_all
 from imta_jax.errors import InputError
-from imta_jax.runtime.background_errors import ignore_errors_of_failed_reads
 from imta_jax.runtime.write_errors import storage_errors_as_os_errors
 from imta_jax.training.averaging import evaluated_parts, statistics_of, with_statistics
 from imta_jax.training.checkpoint_checksums import check_checksums, write_checksums
+from imta_jax.training.checkpoint_manager import SELECTION_METRIC, open_manager
 from imta_jax.training.network_arrays import AnotherNetworkError, name_differences
 from imta_jax.training.recipe import AnotherRecipeError, check_same_recipe
 from imta_jax.training.state import Average, TrainState, fill_tree, named_arrays
 
 _log = logging.getLogger(__name__)
 
-SELECTION_METRIC = "validation_top1"
 ARRAY_ITEMS = ("model", "progress")
 
 
@@ -45,75 +42,6 @@ FORMAT_VERSION = 1
 
 class NewerFormatError(InputError):
     """A checkpoint was written by a newer version of this package."""
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's manager without its own preemption handling.
-
-    Orbax would use the numbers of checkpoints as JAX's sync points. The loop uses sync points of
-    its own, and decides what to save.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        """Always False."""
-        return False
-
-
-def open_manager(
-    folder: Path, keep_best: bool = True, create: bool = True
-) -> ocp.CheckpointManager:
-    """Opens a folder of checkpoints.
-
-    With several processes, all must open the same folders in the same order.
-
-    Args:
-      folder: absolute or relative path.
-      keep_best: whether saving also keeps the best checkpoint, in addition to the two newest.
-      create: whether the folder is created if it does not exist. False for reading.
-    """
-    # Orbax's own option for the best would delete the newest, which training resumes from.
-    policies: list[Any] = [checkpoint_managers.LatestN(2)]
-    if keep_best:
-        policies.append(
-            checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[SELECTION_METRIC], n=1)
-        )
-    options = ocp.CheckpointManagerOptions(
-        # Orbax's `read_only` would log a warning each time a folder is opened.
-        create=create,
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-        best_fn=lambda metrics: metrics[SELECTION_METRIC],
-        # Two managers are open at once. Without a prefix, their barriers would have equal names.
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            barrier_sync_key_prefix="/".join(folder.parts[-2:])
-        ),
-    )
-    handlers = {
-        "model": ocp.StandardCheckpointHandler(),
-        "progress": ocp.StandardCheckpointHandler(),
-        "meta": ocp.JsonCheckpointHandler(),
-    }
-    ignore_errors_of_failed_reads()
-    try:
-        return _Manager(folder.resolve(), options=options, item_handlers=handlers)
-    except (ValueError, IsADirectoryError) as error:  # Orbax reads all metrics.
-        damaged = _damaged_metrics(folder)
-        if not damaged:
-            raise
-        raise InputError(
-            f"{folder}: metrics of a checkpoint are damaged ({error}); delete them, which keeps the"
-            f" checkpoint: {', '.join(damaged)}"
-        ) from error
-
-
-def _damaged_metrics(folder: Path) -> list[str]:
-    """The folders of metrics that are not JSON."""
-    damaged = []
-    for path in sorted(folder.glob("*/metrics/metrics")):
-        try:
-            json.loads(path.read_bytes())
-        except (ValueError, OSError):
-            damaged.append(str(path.parent))
-    return damaged
 
 
 class CheckpointStore:
@@ -139,6 +67,8 @@ class CheckpointStore:
         trace: TracebackType | None,
     ) -> None:
         # A background save may have failed too; the error that is being raised is the cause.
+        if error and self._manager.blocks_others():
+            return  # closing would wait for processes that wait for this one
         tolerated = contextlib.suppress(Exception) if error else contextlib.nullcontext()
         with tolerated, contextlib.closing(self._manager):
             self.wait()
@@ -159,6 +89,7 @@ class CheckpointStore:
         """
         meta = {**meta, "format_version": FORMAT_VERSION}
         items = {item: ocp.args.StandardSave(arrays) for item, arrays in _arrays(state).items()}
+        self._manager.failure = None
         with storage_errors_as_os_errors():
             self._manager.save(
                 name,
@@ -175,6 +106,7 @@ class CheckpointStore:
         """
         name, self._saving = self._saving, 0  # 0 after a failure, too
         with storage_errors_as_os_errors():
+            self._manager.wait_for_own_save()
             self._manager.wait_until_finished()
         if name and is_first_process():
             write_checksums(self._manager.directory / str(name))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imta_jax.training.checkpoints import open_manager
+from imta_jax.training.checkpoint_manager import open_manager
 
 
 def test_damaged_metrics_raise_with_the_folder_of_the_checkpoint(tmp_path):

@@ -1,6 +1,7 @@
 """Two processes of four devices: the same results as one process of eight, and shared files."""
 
 import json
+import resource
 import shutil
 import signal
 import socket
@@ -145,6 +146,19 @@ def test_saves_of_epochs_and_steps_do_not_block_each_other(source, tmp_path):
     epochs = [json.loads(line)["epoch"] for line in lines_of(metrics)]
     assert epochs == [epoch for epoch in range(1, len(epochs) // 2 + 1) for _ in range(2)]
     assert list((folder / "phase_one" / "partial").glob("[0-9]*"))
+
+
+def test_full_disk_of_one_process_ends_it_with_its_message(source, tmp_path):
+    """The other process, which waits for it, is then aborted by JAX."""
+    more = ("--mode=phase_one", "--compilation_cache=")
+    other, limited = start_two(source, tmp_path / "full", *more)
+    resource.prlimit(limited.pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    log = limited.communicate(timeout=240)[1]
+    other.kill()
+    other.communicate()
+    assert limited.returncode == 1, log
+    assert "a checkpoint cannot be written" in log and "File too large" in log
+    assert "Traceback" not in log
 
 
 def test_stages_are_timed_by_one_process(runs, source, tmp_path):
