@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from imta_jax.inference.export.runner_command import main, thresholds_for, transform_of
 from imta_jax.inference.image_files import read_image
@@ -19,6 +18,8 @@ class Network:
     """The stages of the folder `folder`, with the thresholds of a budget."""
 
     def __init__(self, folder: str | Path, budget: float = 0.5, threads: int = 0):
+        import onnxruntime
+
         folder, options = Path(folder), onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads  # 0: all cores
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # dequantize at loading

@@ -79,7 +79,7 @@ def main(make_network: Callable[[Path, float], Runner], folder: Path, descriptio
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ImportError, UserError, OSError) as error:
-        _print_message(f"error: {message_of(error)}")
+        _print_message(f"error: {message_of(error)}")  # "No module named 'jax'", for example
         return 2
     except KeyboardInterrupt:
         _print_message("interrupted")

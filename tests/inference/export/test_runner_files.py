@@ -15,7 +15,7 @@ from sample_images import make_image
 
 from imta_jax.inference import load_exported
 from imta_jax.inference.command import main
-from imta_jax.inference.export.runner_files import MODULES, READING
+from imta_jax.inference.export.runner_files import MODULES, READING, write_runner
 
 END = b"\xff\xd9"
 JAX = {"jax", "jaxlib", "numpy", "flatbuffers", "ml_dtypes", "opt_einsum", "scipy", "PIL"}
@@ -122,6 +122,21 @@ def test_run_py_reports_an_argument_it_cannot_use_with_exit_code_2(run, image_fo
         assert found.returncode == 2
         (line,) = found.stderr.splitlines()
         assert message in line
+
+
+@pytest.mark.parametrize(("name", "module"), [("onnx", "onnxruntime"), ("stablehlo", "jax")])
+def test_run_py_names_a_package_that_is_not_installed(name, module, tmp_path):
+    write_runner(f"{name}_runner.py", tmp_path)
+    (tmp_path / "manifest.json").write_text('{"stages": [0]}')
+    np.savez(tmp_path / "weights.npz")
+    Image.new("L", (16, 16)).save(tmp_path / "a.png")
+    program = import_only({"numpy", "PIL", READING}) + RUN.format(
+        [f"{tmp_path}/run.py", str(tmp_path)]
+    )
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, capture_output=True, text=True, env=OPTIONS, check=False)
+    assert found.returncode == 2
+    assert found.stderr == f"run.py: error: No module named '{module}'\n"
 
 
 def test_changed_copy_of_a_module_is_found(exported_folder, tmp_path):
