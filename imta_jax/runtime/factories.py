@@ -5,12 +5,12 @@ import re
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from imta_jax.errors import InputError, UserError, unknown_name
+from imta_jax.errors import InputError, UserError, closest_first
 from imta_jax.runtime.registry import accepted_keywords, dotted_path_of, signature_of
 
 _Frame = tuple[types.FrameType, int]  # with the line
@@ -104,11 +104,12 @@ def call_factory(
     except UserError:
         raise
     except Exception as error:
-        raise _failure(what, error, options, recorded.read_names()) from error
+        read = recorded.read_names()
+        raise _failure(what, error, options, read, set(arguments)) from error
     for name in options:
         if name not in recorded.read_names():
-            unread = unknown_name(f"option of {what},", name, recorded.read_names())
-            warnings.warn(UnreadOptionError(str(unread)), stacklevel=2)
+            unread = _unknown_option(what, name, recorded.read_names())
+            warnings.warn(UnreadOptionError(unread), stacklevel=2)
     return result
 
 
@@ -123,15 +124,18 @@ def unread_options_raise() -> Iterator[None]:
         yield
 
 
-def _failure(what: str, error: Exception, options: Mapping[str, Any], read: Set[str]) -> InputError:
+def _failure(
+    what: str, error: Exception, options: Mapping[str, Any], read: Set[str], arguments: Set[str]
+) -> InputError:
     """The error for an exception that a factory raised."""
     described = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none"
     missing = str(error).strip("\"'")
     if isinstance(error, AttributeError | KeyError) and missing in read - options.keys():
         return InputError(f"{what} reads option {missing!r}, which is not set ({described})")
     frames = _own_frames(error)
-    if unknown := _unknown_keyword(what, error, options, frames):
-        return unknown
+    name, accepted = _unknown_keyword(error, frames)
+    if name in options and accepted is not None:
+        return InputError(_unknown_option(what, name, accepted - arguments))
     places = "; ".join(
         f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
         for frame, line in frames[-_MAX_FRAMES:]
@@ -142,22 +146,24 @@ def _failure(what: str, error: Exception, options: Mapping[str, Any], read: Set[
     return InputError(f"{what} failed: {type(error).__name__}: {error}{at}; options: {described}")
 
 
+def _unknown_option(what: str, name: str, valid: Iterable[str]) -> str:
+    closest = ", ".join(closest_first(name, valid)) or "none"
+    return f"{what} has no option {name!r}; valid, the closest first: {closest}"
+
+
 def _unknown_keyword(
-    what: str, error: Exception, options: Mapping[str, Any], frames: Sequence[_Frame]
-) -> InputError | None:
-    """The error for an option that a factory passes on to a function without such a parameter."""
+    error: Exception, frames: Sequence[_Frame]
+) -> tuple[str, frozenset[str] | None]:
+    """An unknown keyword of a call, and those that the called function has, if it is found."""
     match = _UNKNOWN_KEYWORD.search(str(error)) if isinstance(error, TypeError) else None
-    if not match or match["name"] not in options or not frames:
-        return None
+    if not match or not frames:
+        return "", None
     frame, _ = frames[-1]
     path = match["function"].removesuffix(".__init__").split(".")
     called: Any = {**frame.f_globals, **frame.f_locals}.get(path[0])
     for name in path[1:]:
         called = getattr(called, name, None)
-    accepted = accepted_keywords(called) if callable(called) else None
-    if accepted is None:
-        return None
-    return unknown_name(f"option of {what}, which calls {path[-1]},", match["name"], accepted)
+    return match["name"], accepted_keywords(called) if callable(called) else None
 
 
 def _own_frames(error: Exception) -> list[_Frame]:
