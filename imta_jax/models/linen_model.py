@@ -1,21 +1,24 @@
 """A Linen model whose layers run one at a time, with its variables as NNX variables.
 
-`flax.nnx.bridge.ToNNX` initializes the model. It is not called afterwards: it replaces the
-variables that a layer updates, and it does not follow `train()` and `eval()`.
+`flax.nnx.bridge.ToNNX` is not called: it replaces the variables that a layer updates, does not
+follow `train()` and `eval()`, and initializes a model operation by operation.
 """
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen, nnx
 from flax.errors import InvalidRngError
 from flax.nnx import bridge
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.core import Tracer
 
 from imta_jax.errors import InputError
+from imta_jax.runtime.quick_compilation import options_for_one_run
 
 # Names by which Linen layers take the mode, as a parameter of the call or as a field.
 _TRAIN = ("train", "training", "is_training")
@@ -24,7 +27,7 @@ _OWN_MODES = ("deterministic", "use_running_average")
 
 
 class LinenModel(nnx.Module):
-    """A Linen model and its variables, which have the names that `bridge.ToNNX` gives them.
+    """A Linen model and its variables, which have the names and types that `bridge.ToNNX` uses.
 
     In training mode its layers draw random keys and update batch statistics and other collections
     in place. In inference mode they do neither.
@@ -36,14 +39,19 @@ class LinenModel(nnx.Module):
       deterministic, use_running_average: the mode, which `train()` and `eval()` set.
     """
 
-    def __init__(self, bridged: bridge.ToNNX):
-        self.linen_module: linen.Module = bridged.to_nnx__module
-        self.linen_rngs: nnx.Rngs | None = nnx.data(bridged.to_nnx__rngs)
+    def __init__(self, module: linen.Module, variables: Mapping[str, Any], rngs: nnx.Rngs | None):
+        self.linen_module, self.linen_rngs = module, nnx.data(rngs)
         self.frozen_layers: tuple[str, ...] = ()
         self.deterministic = self.use_running_average = False
-        for name, value in vars(bridged).items():
-            if not name.startswith(("to_nnx__", "_pytree__", "_object__")):
-                setattr(self, name, nnx.data(value))
+        for name, value in variables.items():
+            setattr(self, name, nnx.data(value))
+
+    @classmethod
+    def of(cls, bridged: bridge.ToNNX) -> "LinenModel":
+        """The model of an initialized `bridge.ToNNX`, with the same variables."""
+        not_variables = ("to_nnx__", "_pytree__", "_object__")
+        variables = {n: v for n, v in vars(bridged).items() if not n.startswith(not_variables)}
+        return cls(bridged.to_nnx__module, variables, bridged.to_nnx__rngs)
 
     def run(self, find: Callable[[Any, str], Any], layer: str, x: jax.Array) -> jax.Array:
         """Runs one layer in the current mode.
@@ -121,12 +129,34 @@ class LinenModel(nnx.Module):
         }
 
 
-def initialized(module: linen.Module, images: jax.Array, rngs: nnx.Rngs) -> bridge.ToNNX:
-    """Initializes a Linen model with images, in inference mode."""
+def initialized(module: linen.Module, image_shape: Sequence[int], rngs: nnx.Rngs) -> LinenModel:
+    """Initializes a Linen model with an image, in inference mode.
+
+    Args:
+      module: the model.
+      image_shape: (H, W, C).
+      rngs: a fork of it initializes the model, and then gives keys to its layers.
+    """
     mode: dict[str, bool] = {**dict.fromkeys(_OWN_MODES, True), **dict.fromkeys(_TRAIN, False)}
-    bridged = bridge.ToNNX(with_mode(module, mode), rngs=rngs)
-    bridge.lazy_init(bridged, images, **_mode_arguments(module, mode))
-    return bridged
+    module = with_mode(module, mode)
+    arguments: Any = _mode_arguments(module, mode)
+    rngs = rngs.fork()
+    keys = {name: stream() for name, stream in rngs.items()}
+    if "params" not in keys:
+        keys["params"] = keys.pop("default")
+    # Jitted, which compiles one program for all parameters and skips the forward pass.
+    init = jax.jit(
+        lambda keys: module.init(keys, jnp.zeros((1, *image_shape)), **arguments),
+        # Within a trace, JAX rejects compiler options.
+        compiler_options={} if isinstance(keys["params"], Tracer) else options_for_one_run(),
+    )
+    variables = {}
+    for (collection, *path), value in flatten_dict(linen.meta.unbox(init(keys))).items():
+        if tuple(path) in variables:
+            raise InputError(f"two variables of the Linen model have the name {'.'.join(path)}")
+        kind = nnx.variable_type_from_name(collection, allow_register=True)
+        variables[tuple(path)] = kind(value)
+    return LinenModel(module, unflatten_dict(variables), rngs)
 
 
 def drop_unused_keys(model: LinenModel, run: Callable[[LinenModel], Any]) -> None:

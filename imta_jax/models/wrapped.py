@@ -111,7 +111,7 @@ def wrap(
         order.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    model = _nnx_model(module, images, rngs)
+    model = _nnx_model(module, image_shape, rngs)
     names = _expanded(model, layers)
     backbone = WrappedBackbone(model, _split(names, exits), pool)
     shapes, widths = _output_shapes(backbone, images), []
@@ -128,14 +128,14 @@ def wrap(
     return backbone
 
 
-def _nnx_model(module: Any, images: jax.ShapeDtypeStruct, rngs: nnx.Rngs | None) -> nnx.Module:
+def _nnx_model(module: Any, image_shape: Sequence[int], rngs: nnx.Rngs | None) -> nnx.Module:
     """The model as an NNX module; a Linen model is initialized."""
     if isinstance(module, linen.Module):
         if rngs is None:
             raise InputError("rngs is None; a Linen model is initialized with the factory's rngs")
-        module = initialized(module, jnp.zeros(images.shape, images.dtype), rngs)
+        return initialized(module, image_shape, rngs)
     if isinstance(module, bridge.ToNNX):
-        return LinenModel(module)
+        return LinenModel.of(module)
     if not isinstance(module, nnx.Module):
         raise InputError(f"module must be an NNX or Linen module, not a class; found {module!r}")
     return module

@@ -16,7 +16,7 @@ from imta_jax.runtime.registry import accepted_keywords, dotted_path_of, signatu
 _Frame = tuple[types.FrameType, int]  # with the line
 _MAX_FRAMES = 3
 # Frames of these packages are not in messages.
-_PACKAGES = ("imta_jax", "jax", "jaxlib", "flax", "ml_collections")
+_PACKAGES = ("imta_jax", "jax", "jaxlib", "jaxtyping", "flax", "ml_collections")
 _UNKNOWN_KEYWORD = re.compile(
     r"(?P<function>[\w.<>]+)\(\) got an unexpected keyword argument '(?P<name>\w+)'"
 )

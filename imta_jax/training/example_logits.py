@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Float32
 from imta_jax.distributed import replicated
 from imta_jax.models import MultiExitClassifier
 from imta_jax.nn.precision import with_matmul_precision
+from imta_jax.runtime.quick_compilation import options_for_one_run
 from imta_jax.runtime.registry import BACKBONES, HEADS
 from imta_jax.training.averaging import evaluated_parts
 from imta_jax.training.network_arrays import AnotherNetworkError
@@ -146,12 +147,11 @@ def _numbers(shape: Sequence[int]) -> Float32[np.ndarray, "N ..."]:
 def _compile(
     function: Callable[..., Any], *arguments: Any, out_shardings: Any = None
 ) -> tuple[Any, float]:
-    """The compiled function and the tolerance of its logits. It runs once: CPUs compile quickly."""
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    """The compiled function and the tolerance of its logits."""
     jitted = jax.jit(
         with_matmul_precision(function, "highest"),
         out_shardings=out_shardings,
-        compiler_options=options,
+        compiler_options=options_for_one_run(),
     )
     lowered = jitted.lower(*arguments)
     has_16_bits = "f16>" in lowered.as_text()
