@@ -85,7 +85,7 @@ def export(network: Pretrained, points: Any, folder: Path, **options: Any) -> fl
         results=network.results,
         **options,
     )
-    return sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
 def measure(name: str, source: str, options: Any, folder: Path) -> list[dict[str, Any]]:
