@@ -9,13 +9,14 @@ from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from imta_jax.models.msdnet import Bottleneck, MSDNet, MultiScaleLayer
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.cpu.no_inline import no_inline
-from imta_jax.nn.fused import append_conv_norms, fused_conv_norm
+from imta_jax.nn.fused import fused_conv_norm
 from imta_jax.nn.layers import ConvNorm
 
 # One map per live scale in the network's layout, finest first.
@@ -98,34 +99,33 @@ class FusedMSDNet(nnx.Module):
 
     def apply_layer(self, layer: MultiScaleLayer, state: Maps) -> Maps:
         """Runs a layer."""
-        expansions = self._expansions(layer, state)
-        options = {"layout": self.layout, "fold_batch_norm": self.fold_batch_norm}
+        strided, normal = self._branches(layer, state)
         outputs = []
         for scale in range(len(layer.normal)):
-            units, maps = zip(*expansions[scale], strict=True)
-            y = append_conv_norms(state[scale + layer.dropped], units, maps, **options)
+            parts = (state[scale + layer.dropped], strided.get(scale), normal[scale])
+            parts = [y for y in parts if y is not None]
+            y = jnp.concatenate(parts, axis=self.layout.channel_axis)
             if layer.transition:
                 y = self._conv_norm(layer.transition[scale], y)
             # XLA does not fuse into NHWC convolutions: they store their input anyway.
             outputs.append(no_inline(y) if self.layout is Layout.CHWN else y)
         return tuple(outputs)
 
-    def _expansions(
+    def _branches(
         self, layer: MultiScaleLayer, state: Maps
-    ) -> list[list[tuple[ConvNorm, jax.Array]]]:
-        """The 3x3 convolutions of each output scale with their maps, the strided one first.
+    ) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
+        """Outputs of the strided and of the normal branches, by output scale.
 
         A map has up to two readers, whose 1x1 convolutions are computed jointly: the normal branch
         of its scale and the strided branch of the next coarser one.
         """
-        expansions = [[] for _ in layer.normal]
+        outputs: dict[bool, dict[int, jax.Array]] = {True: {}, False: {}}
         scales = set(range(len(layer.normal)))
         for x, readers in zip(state, readers_of_maps(layer, scales), strict=True):
             reduced = self._joint_conv_norm([reader.branch.reduce for reader in readers], x)
-            # The strided branch of a scale reads a finer map, which comes before.
             for reader, y in zip(readers, reduced, strict=True):
-                expansions[reader.scale].append((reader.branch.expand, y))
-        return expansions
+                outputs[reader.strided][reader.scale] = self._conv_norm(reader.branch.expand, y)
+        return outputs[True], outputs[False]
 
     def _conv_norm(self, unit: ConvNorm, x: jax.Array) -> jax.Array:
         return self._joint_conv_norm([unit], x)[0]

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imta_jax.nn.appended_batch_norm import batch_normalize_appended
 from imta_jax.nn.batch_norm import (
     BatchNorm,
     batch_normalize,
@@ -73,45 +72,6 @@ def fused_conv_norm(
     y = y + layout.per_channel(bias.astype(y.dtype))
     y = jax.nn.relu(y) if first.relu else y
     return jnp.split(y, boundaries_of([unit.norm for unit in units]), axis=layout.channel_axis)
-
-
-def append_conv_norms(
-    head: jax.Array,
-    units: Sequence[ConvNorm],
-    inputs: Sequence[jax.Array],
-    *,
-    layout: Layout = Layout.NHWC,
-    fold_batch_norm: bool = False,
-) -> jax.Array:
-    """Applies each unit to its own maps, and appends the outputs to the channels of `head`.
-
-    Args:
-      head: maps in `layout`.
-      units: units with equal ReLU and mode.
-      inputs: maps for each unit, in `layout`.
-      layout: see `fused_conv_norm`.
-      fold_batch_norm: see `fused_conv_norm`.
-
-    Returns:
-      Maps with the channels of `head` and of all units.
-    """
-    norms = [unit.norm for unit in units]
-    fixed = any(norm.use_running_average or norm.statistics_groups > 1 for norm in norms)
-    if fixed or layout is Layout.CHWN or any(unit.conv.bias is not None for unit in units):
-        options = {"layout": layout, "fold_batch_norm": fold_batch_norm}
-        pairs = zip(units, inputs, strict=True)
-        outputs = [fused_conv_norm([unit], x, **options)[0] for unit, x in pairs]
-        return jnp.concatenate([head, *outputs], axis=layout.channel_axis)
-    branches = [
-        convolve(x, unit.conv.kernel[...], cast(int, unit.conv.strides))
-        for unit, x in zip(units, inputs, strict=True)
-    ]
-    scales, biases = [n.scale[...] for n in norms], [n.bias[...] for n in norms]
-    relu, epsilon = units[0].relu, norms[0].epsilon
-    y, means, variances = batch_normalize_appended(head, branches, scales, biases, epsilon, relu)
-    for norm, x, mean, variance in zip(norms, branches, means, variances, strict=True):
-        norm.update_statistics(mean, unbiased_variance(variance, x.size // mean.size))
-    return y
 
 
 def fold(
