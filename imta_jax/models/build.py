@@ -174,8 +174,8 @@ def _factory_of(config: ModelConfig) -> Callable[..., Backbone]:
     name = config.backbone or "msdnet"
     factory = BACKBONES.get(name, "config.model.backbone")
     if not isinstance(factory, IncludedBackbone):
-        what = f"field of config.model with backbone {name!r}, which takes config.model.options:"
-        check_names(given_fields(config), _FOREIGN_FIELDS, what)
+        label = f"field of config.model with backbone {name!r}, which takes config.model.options:"
+        check_names(given_fields(config), _FOREIGN_FIELDS, label)
     return factory
 
 

@@ -22,7 +22,7 @@ def check_backbone(backbone: Any, image_shape: tuple[int, int, int], field: str)
     """Returns the backbone if it fulfills the contract (`classifier.Backbone`).
 
     Args:
-      backbone: what a factory returned.
+      backbone: return value of a factory.
       image_shape: (H, W, C) of the images.
       field: config field and value, for messages.
 
@@ -52,13 +52,13 @@ def check_backbone(backbone: Any, image_shape: tuple[int, int, int], field: str)
             f"{widths!r}"
         )
     images = jax.ShapeDtypeStruct((_NUM_IMAGES, *image_shape), jnp.float32)
-    what = f"{field}: {name}"
-    state = _shapes(f"{what}.stem(images)", backbone, "stem", images)
-    _check_state(f"{what}.stem(images)", state)
+    label = f"{field}: {name}"
+    state = _shapes(f"{label}.stem(images)", backbone, "stem", images)
+    _check_state(f"{label}.stem(images)", state)
     for i in range(exits):
-        state = _shapes(f"{what}.stage({i}, state)", backbone, "stage", i, state)
-        _check_state(f"{what}.stage({i}, state)", state)
-        call = f"{what}.exit_features({i}, state)"
+        state = _shapes(f"{label}.stage({i}, state)", backbone, "stage", i, state)
+        _check_state(f"{label}.stage({i}, state)", state)
+        call = f"{label}.exit_features({i}, state)"
         _check_array(call, _shapes(call, backbone, "exit_features", i, state), widths[i])
     return checked
 
@@ -67,7 +67,7 @@ def check_heads(heads: Any, feature_widths: tuple[int, ...], num_classes: int, f
     """Returns the heads if they fulfill the contract (`classifier.Heads`).
 
     Args:
-      heads: what a factory returned.
+      heads: return value of a factory.
       feature_widths: feature widths of the backbone.
       num_classes: K.
       field: config field and value, for messages.
@@ -92,7 +92,7 @@ def check_heads(heads: Any, feature_widths: tuple[int, ...], num_classes: int, f
     return cast(Heads, heads)
 
 
-def _shapes(what: str, module: nnx.Module, method: str, *arguments: Any) -> Any:
+def _shapes(label: str, module: nnx.Module, method: str, *arguments: Any) -> Any:
     """The shapes that a method returns for a batch, without a change of the module."""
     graphdef, variables = nnx.split(module)
     # Exits are numbers, not arrays: they select modules.
@@ -110,29 +110,29 @@ def _shapes(what: str, module: nnx.Module, method: str, *arguments: Any) -> Any:
     except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{what} failed: {type(error).__name__}: {error}") from error
+        raise InputError(f"{label} failed: {type(error).__name__}: {error}") from error
 
 
-def _check_state(what: str, state: Any) -> None:
+def _check_state(label: str, state: Any) -> None:
     if not isinstance(state, tuple) or not state:
         raise InputError(
-            f"{what} must return a tuple of arrays, finest scale first; found {_described(state)}"
+            f"{label} must return a tuple of arrays, finest scale first; found {_described(state)}"
         )
     for leaf in jax.tree.leaves(state):
         if not leaf.shape or leaf.shape[0] != _NUM_IMAGES:
             raise InputError(
-                f"{what} returned an array {leaf.shape} for {_NUM_IMAGES} images; expected the "
+                f"{label} returned an array {leaf.shape} for {_NUM_IMAGES} images; expected the "
                 "images along the first axis of every array"
             )
 
 
-def _check_array(what: str, found: Any, width: int) -> None:
-    if getattr(found, "shape", None) != (_NUM_IMAGES, width):
+def _check_array(label: str, returned: Any, width: int) -> None:
+    if getattr(returned, "shape", None) != (_NUM_IMAGES, width):
         raise InputError(
-            f"{what} must return an array {(_NUM_IMAGES, width)} for {_NUM_IMAGES} images; found "
-            f"{_described(found)}"
+            f"{label} must return an array {(_NUM_IMAGES, width)} for {_NUM_IMAGES} images; found "
+            f"{_described(returned)}"
         )
 
 
-def _described(found: Any) -> str:
-    return str(found.shape) if hasattr(found, "shape") else repr(found)
+def _described(value: Any) -> str:
+    return str(value.shape) if hasattr(value, "shape") else repr(value)

@@ -44,9 +44,9 @@ def make_heads(
     sizes: Mapping[str, Any] = {"feature_widths": feature_widths, "num_classes": num_classes}
     if HEADS.is_built_in(config.transfer):
         return factory(ConfigDict({**defaults, **config.options}), **sizes, rngs=rngs)
-    what = f"{field} {config.transfer!r}"
-    heads = call_factory(factory, config.options, what, defaults=defaults, **sizes, rngs=rngs)
-    return check_heads(heads, **sizes, field=what)
+    label = f"{field} {config.transfer!r}"
+    heads = call_factory(factory, config.options, label, defaults=defaults, **sizes, rngs=rngs)
+    return check_heads(heads, **sizes, field=label)
 
 
 def start_heads(heads: Heads, earlier: Heads) -> None:

@@ -47,8 +47,8 @@ def read_spec(kind: type[Spec], config: ModelConfig) -> Spec:
     fields = {field.name: field for field in dataclasses.fields(cast(Any, kind))}
     for name in settings:
         if name not in fields:
-            what = f"field of config.model with backbone {backbone!r}:"
-            raise unknown_name(what, name, fields)
+            label = f"field of config.model with backbone {backbone!r}:"
+            raise unknown_name(label, name, fields)
     required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
     missing = ", ".join(sorted(required - set(settings)))
     if missing:

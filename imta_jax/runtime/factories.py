@@ -85,19 +85,19 @@ def call_factory(
       options: the factory gets them as a `ConfigDict`.
       field: config field and value, for error messages.
       defaults: further options, which the factory need not read.
-      **arguments: what every factory of this kind gets.
+      **arguments: arguments that every factory of this kind gets.
 
     Raises:
       InputError: the factory has another signature, fails, or needs another option.
       UnreadOptionError: the factory reads no option of a name. By default this is a warning; see
         `unread_options_raise`.
     """
-    what = f"{field}: {dotted_path_of(factory)}"
+    label = f"{field}: {dotted_path_of(factory)}"
     try:
         signature_of(factory).bind(options, **arguments)
     except TypeError as error:
         accepted = ", ".join(["options", *(["*"] if arguments else []), *arguments])
-        raise InputError(f"{what} must accept ({accepted}): {error}") from error
+        raise InputError(f"{label} must accept ({accepted}): {error}") from error
     recorded = Options({**(defaults or {}), **options})
     try:
         result = factory(recorded, **arguments)
@@ -105,10 +105,10 @@ def call_factory(
         raise
     except Exception as error:
         read = recorded.read_names()
-        raise _failure(what, error, options, read, set(arguments)) from error
+        raise _failure(label, error, options, read, set(arguments)) from error
     for name in options:
         if name not in recorded.read_names():
-            unread = _unknown_option(what, name, recorded.read_names())
+            unread = _unknown_option(label, name, recorded.read_names())
             warnings.warn(UnreadOptionError(unread), stacklevel=2)
     return result
 
@@ -125,30 +125,30 @@ def unread_options_raise() -> Iterator[None]:
 
 
 def _failure(
-    what: str, error: Exception, options: Mapping[str, Any], read: Set[str], arguments: Set[str]
+    label: str, error: Exception, options: Mapping[str, Any], read: Set[str], arguments: Set[str]
 ) -> InputError:
     """The error for an exception that a factory raised."""
     described = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none"
     missing = str(error).strip("\"'")
     if isinstance(error, AttributeError | KeyError) and missing in read - options.keys():
-        return InputError(f"{what} reads option {missing!r}, which is not set ({described})")
+        return InputError(f"{label} reads option {missing!r}, which is not set ({described})")
     frames = _own_frames(error)
     name, accepted = _unknown_keyword(error, frames)
     if name in options and accepted is not None:
-        return InputError(_unknown_option(what, name, accepted - arguments))
+        return InputError(_unknown_option(label, name, accepted - arguments))
     places = "; ".join(
         f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
         for frame, line in frames[-_MAX_FRAMES:]
     )
     at = f" ({places})" if places else ""
     if isinstance(error, ValueError):
-        return InputError(f"{what} rejects its options ({described}): {error}{at}")
-    return InputError(f"{what} failed: {type(error).__name__}: {error}{at}; options: {described}")
+        return InputError(f"{label} rejects its options ({described}): {error}{at}")
+    return InputError(f"{label} failed: {type(error).__name__}: {error}{at}; options: {described}")
 
 
-def _unknown_option(what: str, name: str, valid: Iterable[str]) -> str:
+def _unknown_option(label: str, name: str, valid: Iterable[str]) -> str:
     closest = ", ".join(closest_first(name, valid)) or "none"
-    return f"{what} has no option {name!r}; valid, the closest first: {closest}"
+    return f"{label} has no option {name!r}; valid, the closest first: {closest}"
 
 
 def _unknown_keyword(

@@ -134,13 +134,13 @@ class Registry:
         """
         if name in self:
             return
-        what = f"{field} {name!r}, registered by"
+        label = f"{field} {name!r}, registered by"
         if source.startswith("__main__:") or "<" in source:
             raise InputError(
-                f"{what} {source}, cannot be imported: register it in this process, or move it to "
+                f"{label} {source}, cannot be imported: register it in this process, or move it to "
                 "a module"
             )
-        component = _import_dotted_path(source, what)
+        component = _import_dotted_path(source, label)
         # Another module than the one that defines it may have registered it.
         self._components.setdefault(name, component)
 
@@ -177,28 +177,34 @@ def accepted_keywords(function: Callable[..., Any]) -> frozenset[str] | None:
     return frozenset(parameter.name for parameter in parameters if parameter.kind in by_keyword)
 
 
-def check_names(given: Iterable[str], valid: Iterable[str], what: str) -> None:
-    """Raises an `InputError` for the first given name that is not valid."""
+def check_names(names: Iterable[str], valid: Iterable[str], label: str) -> None:
+    """Raises an `InputError` for the first name that is not valid."""
     valid = list(valid)
-    for name in given:
+    for name in names:
         if name not in valid:
             if not valid:
-                raise InputError(f"unknown {what} {name!r}; expected none")
-            raise unknown_name(what, name, valid)
+                raise InputError(f"unknown {label} {name!r}; expected none")
+            raise unknown_name(label, name, valid)
 
 
 def check_options(
-    function: Callable[..., Any], options: Mapping[str, Any], what: str, given: int
+    function: Callable[..., Any], options: Mapping[str, Any], label: str, num_positional: int
 ) -> None:
-    """Checks that a function accepts options as keywords, after `given` positional arguments.
+    """Checks that a function accepts options as keywords.
+
+    Args:
+      function: called with positional arguments and the options.
+      options: values by name.
+      label: description of the function, for messages.
+      num_positional: number of positional arguments of the call.
 
     Raises:
       InputError: an unknown option, with the closest valid one first.
     """
     names = accepted_keywords(function)
     if names is not None:
-        positional = list(signature_of(function).parameters)[:given]
-        check_names(options, names - set(positional), f"option of {what}")
+        positional = list(signature_of(function).parameters)[:num_positional]
+        check_names(options, names - set(positional), f"option of {label}")
 
 
 @functools.cache

@@ -145,7 +145,7 @@ def get_exit_rule(
     name = rule if isinstance(rule, str) else dotted_path_of(rule)
     options = dict(options or {})
     # The function gets logits and a carry from the driver, the options from the config.
-    check_options(function, options, f"{field} {name!r}", given=1)
+    check_options(function, options, f"{field} {name!r}", num_positional=1)
     if _CARRY in options:
         raise InputError(f"option of {field} {name!r}: 'carry' is not an option")
     return ExitRule(name, function, options)

@@ -52,10 +52,10 @@ class ExampleLogits:
         values = np.round(self._of(state).astype(np.float64), 7).tolist()
         return {EXAMPLE_LOGITS: {"values": values, "tolerance": self._tolerance}}
 
-    def check(self, state: TrainState, meta: Mapping[str, Any], where: str) -> None:
+    def check(self, state: TrainState, meta: Mapping[str, Any], checkpoint: str) -> None:
         """`check_example_logits` for a restored state."""
         if EXAMPLE_LOGITS in meta:
-            _compare(self._of(state), meta, where)
+            _compare(self._of(state), meta, checkpoint)
 
     def _of(self, state: TrainState) -> np.ndarray:
         parts = evaluated_parts(state)
@@ -87,14 +87,14 @@ def foreign_parts(meta: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_example_logits(
-    classifier: MultiExitClassifier, meta: Mapping[str, Any], where: str
+    classifier: MultiExitClassifier, meta: Mapping[str, Any], checkpoint: str
 ) -> None:
     """Compares the logits of a restored classifier with those of its checkpoint.
 
     Args:
       classifier: rebuilt and restored.
       meta: `meta` of the checkpoint; without a record nothing is compared.
-      where: the checkpoint's folder, for the message.
+      checkpoint: number and folder of the checkpoint, for messages.
 
     Raises:
       AnotherNetworkError: they differ; the message names the factories and the exit.
@@ -107,10 +107,10 @@ def check_example_logits(
         return _logits(nnx.merge(graphdef, state, copy=True), meta)
 
     compiled, _ = _compile(logits, state)
-    _compare(np.asarray(compiled(state)), meta, where)
+    _compare(np.asarray(compiled(state)), meta, checkpoint)
 
 
-def _compare(values: np.ndarray, meta: Mapping[str, Any], where: str) -> None:
+def _compare(values: np.ndarray, meta: Mapping[str, Any], checkpoint: str) -> None:
     record = meta[EXAMPLE_LOGITS]
     recorded = np.array(record["values"])
     allowed = record["tolerance"] * np.abs(recorded).max()
@@ -120,8 +120,8 @@ def _compare(values: np.ndarray, meta: Mapping[str, Any], where: str) -> None:
         return
     factories = " and ".join(f"{field} {name}" for field, name in foreign_parts(meta).items())
     raise AnotherNetworkError(
-        f"{where}: the code of {factories} computes another network than when this checkpoint was"
-        f" saved. With equal parameters, logits of exit {wrong[0] + 1} for two fixed images differ"
+        f"{checkpoint}: the code of {factories} computes another network than when it was saved."
+        f" With equal parameters, logits of exit {wrong[0] + 1} for two fixed images differ"
         f" by up to {per_exit[wrong[0]]:.3g}; expected at most {allowed:.3g}: {FIX}"
     )
 

@@ -110,7 +110,8 @@ def loss_objective(
     field = f"{settings.section}.objective"
     loss = OBJECTIVES.get(settings.objective, field)
     name = f"{field} {settings.objective!r}"
-    check_options(loss, settings.objective_options, f"{name} ({dotted_path_of(loss)})", given=2)
+    label = f"{name} ({dotted_path_of(loss)})"
+    check_options(loss, settings.objective_options, label, num_positional=2)
     names = accepted_keywords(loss) or frozenset()
     fields = {n: v for n, v in settings.to_dict().items() if n in names}
     arguments = {**fields, **settings.objective_options}

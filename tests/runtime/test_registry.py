@@ -135,8 +135,8 @@ def test_a_source_that_is_gone_is_named(losses, package, source, error, message)
 
 
 def test_unknown_options_list_the_closest_first():
-    check_options(hinge, {"margin": 2}, "loss", given=2)
+    check_options(hinge, {"margin": 2}, "loss", num_positional=2)
     with pytest.raises(InputError, match=r"option of loss 'margn'.*first: margin"):
-        check_options(hinge, {"margn": 2}, "loss", given=2)
+        check_options(hinge, {"margn": 2}, "loss", num_positional=2)
     with pytest.raises(InputError, match=r"option of loss 'labels'"):
-        check_options(hinge, {"labels": 2}, "loss", given=2)
+        check_options(hinge, {"labels": 2}, "loss", num_positional=2)
