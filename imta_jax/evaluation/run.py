@@ -41,7 +41,8 @@ from imta_jax.models import MultiExitClassifier
 from imta_jax.models.costs import ExitCosts, exit_costs
 from imta_jax.runtime.environment import environment_record
 from imta_jax.runtime.files import write_json
-from imta_jax.runtime.json_files import read_json_lines, read_json_or_none
+from imta_jax.runtime.json_files import read_json_or_none
+from imta_jax.runtime.metric_rows import read_metric_rows
 from imta_jax.runtime.run_header import code_commit, command_line
 from imta_jax.training import last_phase, load_classifier, read_meta
 from imta_jax.training.metrics import training_seconds
@@ -192,7 +193,7 @@ def _phase_record(config: RunConfig, workdir: Path, name: str) -> dict[str, Any]
     if phase.total_epochs == 0:
         return None
     folder = workdir / name
-    rows = read_json_lines(folder / "metrics.jsonl")
+    rows = read_metric_rows(folder / "metrics.jsonl")
     train = [row for row in rows if row["split"] == "train"]
     last = train[-1] if train else {"epoch": phase.total_epochs}
     validation = [row for row in rows if row["split"] == "validation"]

@@ -19,7 +19,12 @@ from imta_jax.runtime.shipped_configs import config_file
 
 # A full disk, an exceeded quota or file size, a read-only file system: not a bug.
 _NO_TEMPORARY_FOLDER = "No usable temporary directory"  # of Python's tempfile, on a full disk
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_DISK_REMEDIES = {
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "delete files, or ask for a larger quota",
+    errno.EROFS: "mount it with write access",
+    errno.EFBIG: "raise the limit of the file size (ulimit -f)",
+}
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -47,9 +52,9 @@ def plain_message(error: Exception) -> str | None:
             f"error: {message_of(error)}: free space in one of them, or set the environment"
             " variable TMPDIR to a folder on another disk, then run the same command"
         )
-    if getattr(error, "errno", None) in _DISK_ERRORS:
+    if remedy := _DISK_REMEDIES.get(getattr(error, "errno", None)):
         return (
-            f"error: the disk cannot be written ({message_of(error)}): free space, or choose a"
+            f"error: the disk cannot be written ({message_of(error)}): {remedy}, or choose a"
             " --workdir on another disk, then run the same command to resume"
         )
     return None

@@ -8,7 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imta_jax.errors import UserError
+from imta_jax.errors import ExistingFileError, UserError
+
+
+def create_folder(folder: Path) -> None:
+    """Creates a folder and those that contain it, unless they exist.
+
+    Raises:
+      ExistingFileError: a file has its name.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        path = next((path for path in (folder, *folder.parents) if path.is_file()), folder)
+        raise ExistingFileError(
+            f"{path} is a file; expected a folder; rename or delete the file"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -23,12 +38,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
       path: the file to write.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(path.parent)
     # In the same folder, because a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         yield temporary
         os.replace(temporary, path)
+    except IsADirectoryError as error:
+        raise ExistingFileError(
+            f"{path} is a folder; expected a file; rename or delete the folder"
+        ) from error
     except OSError as error:
         if not isinstance(error, UserError) and error.filename in (None, str(temporary)):
             error.filename = str(path)
@@ -50,7 +69,7 @@ def append_or_restore(path: Path, content: bytes) -> None:
     Raises:
       OSError: the file cannot be written; it has its former length.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(path.parent)
     # Unbuffered: closing a buffered file would write the rest of the bytes after the failure.
     with path.open("ab", buffering=0) as file:
         length, left = file.seek(0, os.SEEK_END), memoryview(content)

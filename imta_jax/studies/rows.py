@@ -19,7 +19,7 @@ from imta_jax.evaluation.predictions import confidence
 from imta_jax.evaluation.results import exit_rows
 from imta_jax.models import MultiExitClassifier
 from imta_jax.nn.pixels import normalize
-from imta_jax.runtime.json_files import read_json_lines
+from imta_jax.runtime.metric_rows import read_metric_rows
 from imta_jax.studies.gradient_variance import gradient_variance
 from imta_jax.training import PhaseOneObjective, metrics
 from imta_jax.training.loss_objective import LossObjective
@@ -84,14 +84,14 @@ def validation_curve(folder: Path, exits: slice) -> list[dict[str, Any]]:
     """
     return [
         {"epoch": line["epoch"], "top1": line["top1_per_exit"][exits]}
-        for line in read_json_lines(folder / "metrics.jsonl")
+        for line in read_metric_rows(folder / "metrics.jsonl")
         if line["split"] == "validation"
     ]
 
 
 def training_seconds(folder: Path, phase: PhaseConfig) -> float:
     """Time in seconds that the training steps of a phase took, from its metrics."""
-    rows = read_json_lines(folder / "metrics.jsonl")
+    rows = read_metric_rows(folder / "metrics.jsonl")
     train = [row for row in rows if row["split"] == "train"]
     return metrics.training_seconds(train, phase.batch_size)
 

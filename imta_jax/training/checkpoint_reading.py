@@ -43,6 +43,14 @@ def has_readable_epoch(folder: Path, epoch: int) -> bool:
         return newest >= epoch and not _damage(manager, newest)
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether `folder` holds a checkpoint, which may be damaged."""
+    if not folder.is_dir():
+        return False
+    with open_manager(folder, create=False) as manager:
+        return bool(manager.all_steps())
+
+
 def has_readable_checkpoint(folder: Path) -> bool:
     """Whether `read_meta` and `restore_model` find a checkpoint in `folder`."""
     if not folder.is_dir():

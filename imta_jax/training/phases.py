@@ -17,6 +17,7 @@ from imta_jax.models import MultiExitClassifier, resolve_model_config
 from imta_jax.training.batch_statistics import batch_padding_hint
 from imta_jax.training.callbacks import Callback, LoggedRun, default_callbacks
 from imta_jax.training.checkpoint_reading import (
+    has_checkpoint,
     has_readable_checkpoint,
     has_readable_epoch,
     read_meta,
@@ -294,7 +295,8 @@ def _has_stopped(folder: Path) -> bool:
 def check_trained(config: RunConfig, workdir: Path, phase: str) -> None:
     """Raises a MissingFileError that names the fix unless a phase has a readable checkpoint."""
     folder = workdir / phase
-    if has_readable_checkpoint(folder):
+    if has_checkpoint(folder):
+        read_meta(folder)  # raises, with the reasons, if no checkpoint can be read
         return
     if phase_settings(config, phase).total_epochs == 0:
         fix = f"config.{phase}.total_epochs is 0; expected at least 1"
@@ -302,8 +304,7 @@ def check_trained(config: RunConfig, workdir: Path, phase: str) -> None:
         modes = ", then ".join(f"--mode={name}" for name in PHASES[: PHASES.index(phase) + 1])
         command = "python launch.py --config=... --workdir=..."
         fix = f"train it first: {command} without --mode, or with {modes}"
-    kind = "readable checkpoint" if folder.is_dir() else "checkpoint"
-    raise MissingFileError(f"no {kind} in {folder}; {fix}")
+    raise MissingFileError(f"no checkpoint in {folder}; {fix}")
 
 
 def why_unfinished(config: RunConfig, workdir: Path, phase: str) -> str:

@@ -44,14 +44,23 @@ def test_errors_of_our_checks_have_a_plain_message(tmp_path):
         assert message.startswith("error: ") and value in message
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG])
-def test_disk_errors_have_a_plain_message_whoever_raises_them(number):
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free space"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "write access"),
+        (errno.EFBIG, "ulimit -f"),
+    ],
+)
+def test_disk_errors_have_a_plain_message_whoever_raises_them(number, remedy):
     class FullDisk:
         def write(self, *_):
             raise OSError(number, os.strerror(number))
 
     message = command_line.plain_message(caught(lambda: print("row", file=FullDisk())))
     assert os.strerror(number) in message and "--workdir" in message and "\n" not in message
+    assert remedy in message and ("free space" in message) == (number == errno.ENOSPC)
 
 
 def test_bugs_keep_their_traceback(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from imta_jax.errors import StorageError, message_of
+from imta_jax.errors import ExistingFileError, StorageError, message_of
 from imta_jax.runtime.files import append_or_restore, replacing, write_atomically, write_json
 
 
@@ -32,6 +32,15 @@ def test_a_full_disk_is_reported_with_the_path(tmp_path):
     with pytest.raises(StorageError) as caught, replacing(path):
         raise StorageError(28, "the disk is full")
     assert str(caught.value) == "the disk is full"
+
+
+def test_a_file_in_place_of_a_folder_and_the_reverse_are_errors_with_the_path(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ExistingFileError, match=rf"{tmp_path}/file is a file.*delete"):
+        write_atomically(tmp_path / "file" / "below" / "a", "")
+    with pytest.raises(ExistingFileError, match=rf"{tmp_path}/folder is a folder.*delete"):
+        write_atomically(tmp_path / "folder", "")
 
 
 def test_the_old_file_is_read_until_the_write_is_complete(tmp_path):

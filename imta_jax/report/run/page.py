@@ -23,7 +23,7 @@ from imta_jax.report.run.summary import TOLERANCE_POINTS, cards, operating_point
 from imta_jax.report.run.tables import all_tables, tables_markdown
 from imta_jax.report.run.time_budget import figure_time
 from imta_jax.report.style import format_percentage, format_share
-from imta_jax.runtime.files import write_atomically
+from imta_jax.runtime.files import create_folder, write_atomically
 
 SECTIONS = (
     Section(
@@ -113,11 +113,12 @@ def write_report(workdir: str | Path) -> Path:
 
     Raises:
       FileNotFoundError: `results.json` does not exist.
+      FileExistsError: `report` is a file.
       ValueError: `results.json` is damaged or incomplete.
     """
     run = load_run(workdir)
     folder = run.workdir / "report"
-    folder.mkdir(exist_ok=True)
+    create_folder(folder)
     figures = draw_figures(run, SECTIONS)
     write_figures(folder, SECTIONS, figures)
     write_atomically(folder / "tables.md", tables_markdown(run))

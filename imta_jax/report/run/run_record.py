@@ -17,7 +17,8 @@ import pandas as pd
 from imta_jax.config import PHASES
 from imta_jax.errors import InputError, MissingFileError
 from imta_jax.report.fonts import drawable_name
-from imta_jax.runtime.json_files import read_json, read_json_lines, read_json_or_none
+from imta_jax.runtime.json_files import read_json, read_json_or_none
+from imta_jax.runtime.metric_rows import read_metric_rows
 from imta_jax.runtime.paths import local_path
 
 _log = logging.getLogger(__name__)
@@ -233,7 +234,7 @@ def read_metrics(workdir: str | Path) -> pd.DataFrame | None:
     """
     paths = {phase: Path(workdir) / phase / "metrics.jsonl" for phase in PHASES}
     rows = [
-        {**row, "phase": phase} for phase, path in paths.items() for row in read_json_lines(path)
+        {**row, "phase": phase} for phase, path in paths.items() for row in read_metric_rows(path)
     ]
     if not rows:
         return None

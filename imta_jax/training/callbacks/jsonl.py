@@ -7,7 +7,8 @@ from typing import Any
 
 from imta_jax.distributed import is_first_process
 from imta_jax.runtime.files import write_atomically
-from imta_jax.runtime.json_files import append_json_line, read_json_lines
+from imta_jax.runtime.json_files import append_json_line
+from imta_jax.runtime.metric_rows import read_metric_rows
 from imta_jax.runtime.write_errors import WriteErrorPolicy
 from imta_jax.training.callbacks.base import Callback, Progress
 
@@ -37,7 +38,7 @@ class JsonlWriter(Callback):
         if not is_first_process() or not self.path.exists():
             return
         with self._write_errors.writing("metrics", self._folder):
-            rows = [row for row in read_json_lines(self.path) if row["epoch"] <= progress.epoch]
+            rows = [row for row in read_metric_rows(self.path) if row["epoch"] <= progress.epoch]
             write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def on_metrics(self, progress: Progress, row: Mapping[str, Any]) -> None:

@@ -56,6 +56,17 @@ def test_a_classifier_is_not_loaded_from_a_damaged_checkpoint(copied, caplog):
         load_classifier(copied / "phase_one")
 
 
+def test_an_evaluation_without_a_readable_checkpoint_names_each_damage(config, copied, caplog):
+    for checkpoint in (copied / "phase_one").glob("[0-9]"):
+        (checkpoint / "model" / "_METADATA").write_text("")
+    message = rf"{copied}/phase_one \(checkpoint 3: .*; checkpoint 2: .*restore the folder"
+    with pytest.raises(FileNotFoundError, match=message):
+        phases.check_trained(config, copied, "phase_one")
+    shutil.rmtree(copied / "phase_one")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*--mode=phase_one"):
+        phases.check_trained(config, copied, "phase_one")
+
+
 def test_checkpoints_are_read_without_checksums(copied):
     checkpoint = copied / "phase_one" / "3"
     (checkpoint / "checksums.json").unlink()
