@@ -114,14 +114,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if not all(image.strip() for image in arguments.images):
-        raise InputError("an image path is empty; expected an image file or a folder")
+    paths = find_image_files(arguments.images)
     exported = load_exported(
         arguments.folder,
         check_golden=not arguments.skip_golden_check,
         trust_compiled=arguments.trust_compiled,
     )
-    paths = find_image_files(arguments.images)
     # Memory is allocated for full batches: a batch is at most as large as the number of files.
     arguments.batch_size = min(arguments.batch_size, max(len(paths), _BATCH_SIZE))
     adaptive, thresholds = _adaptive(exported, arguments)

@@ -4,6 +4,9 @@ Files that training would leave out are refused for the same reason. `Evaluation
 the steps after decoding.
 """
 
+import errno
+import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -40,49 +43,80 @@ def find_image_files(paths: Iterable[str | Path]) -> list[Path]:
     """Lists the given files, and the names with an image suffix in the given folders, in order.
 
     Hidden files and folders in the given folders are ignored and links are followed, as in
-    training. Pipes, folders and broken links with such names are listed, and `read_image` refuses
-    them.
+    training. Pipes, folders and broken links with such names are listed, and so are folders and
+    files that may not be read: `read_image` refuses them.
 
     Raises:
       FileNotFoundError: a path does not exist.
-      ValueError: a folder without image files.
+      ValueError: an empty path, or a folder without image files.
     """
     found: list[Path] = []
     for argument in map(str, paths):
+        if not argument.strip():  # `Path` would take it as the current folder
+            raise InputError("an image path is empty; expected an image file or a folder")
         # Not `expanduser` alone: "~copy.png" is an ordinary name.
         path = Path(argument).expanduser() if argument.startswith("~/") else Path(argument)
-        if path.is_dir():
-            inside = sorted(_images_below(path, set()))
-            if not inside:
-                raise InputError(
-                    f"{path}: no image files in this folder; expected {' '.join(SUFFIXES)}"
-                )
-            found += inside
-        elif path.exists() or path.is_symlink():  # `read_image` refuses a broken link
+        try:
+            found += _images_of(path)
+        except MissingFileError:
+            raise
+        except OSError:  # in a folder that may not be read
             found.append(path)
-        else:
-            raise MissingFileError(f"{path} does not exist; expected an image file or a folder")
     return found
 
 
+def _images_of(path: Path) -> list[Path]:
+    """The path of a file, or those in a folder."""
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
+        inside = sorted(_images_below(path, set()))
+        if not inside:
+            raise InputError(
+                f"{path}: no image files in this folder; expected {' '.join(SUFFIXES)}"
+            )
+        return inside
+    if mode or path.is_symlink():  # `read_image` refuses a broken link
+        return [path]
+    raise MissingFileError(f"{path} does not exist; expected an image file or a folder")
+
+
 def _images_below(folder: Path, above: set[tuple[int, int]]) -> Iterator[Path]:
-    """Names with an image suffix in a folder and the folders in it.
+    """Names with an image suffix in a folder and the folders in it, and what may not be read.
 
     Args:
       folder: the folder.
       above: device and inode of the folders that contain it, which a link may lead back to.
     """
-    state = folder.stat()
+    try:
+        state, inside = folder.stat(), os.listdir(folder)
+    except OSError:
+        yield folder
+        return
     inode = (state.st_dev, state.st_ino)
     if inode in above:
         return
-    for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.name.lower().endswith(SUFFIXES):
+    for path in (folder / name for name in inside if not name.startswith(".")):
+        try:
+            if path.name.lower().endswith(SUFFIXES):
+                yield path
+            elif stat.S_ISDIR(_mode(path)):
+                yield from _images_below(path, {*above, inode})
+        except OSError:  # its kind cannot be read, as in a folder with mode 0444
             yield path
-        elif path.is_dir():
-            yield from _images_below(path, {*above, inode})
+
+
+def _mode(path: Path) -> int:
+    """The mode of a file or folder after links; 0 for a link to nothing or to itself.
+
+    Unlike `Path.is_dir`, it raises an OSError in a folder that may not be read, in every
+    version of Python.
+    """
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return 0
+        raise
 
 
 def read_image(path: str | Path, transform: EvaluationTransform) -> DecodedImage:
@@ -128,7 +162,10 @@ def decode_contents(contents: bytes, transform: EvaluationTransform) -> DecodedI
 
 def _contents(path: Path) -> bytes:
     try:
-        if not path.is_file():  # reading a pipe could block
+        mode = _mode(path)
+        if stat.S_ISDIR(mode):
+            os.scandir(path).close()  # raises for a folder that may not be read
+        if not stat.S_ISREG(mode):  # reading a pipe could block
             raise RefusedImageError(Refusal.NOT_A_FILE)
         if path.stat().st_size > MAX_FILE_BYTES:
             raise RefusedImageError(Refusal.LARGE_FILE)

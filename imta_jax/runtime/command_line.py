@@ -52,7 +52,7 @@ def plain_message(error: Exception) -> str | None:
             f"error: {message_of(error)}: free space in one of them, or set the environment"
             " variable TMPDIR to a folder on another disk, then run the same command"
         )
-    if remedy := _DISK_REMEDIES.get(getattr(error, "errno", None)):
+    if remedy := _DISK_REMEDIES.get(getattr(error, "errno", None) or 0):
         return (
             f"error: the disk cannot be written ({message_of(error)}): {remedy}, or choose a"
             " --workdir on another disk, then run the same command to resume"

@@ -1,7 +1,9 @@
 """Image files for inference: preprocessing, search and invalid files."""
 
+import errno
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +151,50 @@ def test_names_in_a_folder_that_are_not_files_are_listed_and_refused(tmp_path):
     for path in others:
         with pytest.raises(ValueError, match=rf"{path.name}.*not a regular file"):
             read_image(path, small(16, 16, 3))
+
+
+@pytest.fixture
+def locked(png_folder, monkeypatch):
+    """A folder below `png_folder` that seems to have mode 000, since tests may run as root."""
+    folder = png_folder / "locked"
+    folder.mkdir()
+    make_image(16, 16).save(folder / "a.png")
+
+    def deny(module, name, is_denied):
+        function = getattr(module, name)
+
+        def checked(path, *arguments, **options):
+            if is_denied(Path(path)):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return function(path, *arguments, **options)
+
+        monkeypatch.setattr(module, name, checked)
+
+    for name in ("listdir", "scandir"):
+        deny(os, name, lambda path: path == folder)
+    deny(Path, "stat", lambda path: folder in path.parents)
+    return folder
+
+
+def test_folder_that_may_not_be_read_is_listed_and_refused(png_folder, locked):
+    *images, path = find_image_files([png_folder])
+    assert len(images) == 5 and path == locked
+    assert find_image_files([locked]) == [locked]
+    with pytest.raises(ValueError, match=r"locked.*cannot be read"):
+        read_image(path, small(16, 16, 3))
+
+
+def test_file_in_a_folder_that_may_not_be_read_is_listed_and_refused(locked):
+    assert find_image_files([locked / "a.png"]) == [locked / "a.png"]
+    with pytest.raises(ValueError, match=r"a\.png.*cannot be read"):
+        read_image(locked / "a.png", small(16, 16, 3))
+
+
+def test_empty_path_is_not_the_current_folder(png_folder, monkeypatch):
+    monkeypatch.chdir(png_folder)
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match="image path is empty"):
+            find_image_files([empty])
 
 
 def test_pipe_raises_without_being_opened(tmp_path):

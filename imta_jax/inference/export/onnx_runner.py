@@ -4,13 +4,13 @@ Each image leaves at the first exit whose highest softmax probability reaches th
 have a copy of this file, which imports `image_reading` of the same folder; see `runner_files`.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from imta_jax.inference.export.runner_command import main, thresholds_for, transform_of
+from imta_jax.inference.export.runner_manifest import read_manifest
 from imta_jax.inference.image_files import read_image
 
 
@@ -23,7 +23,7 @@ class Network:
         folder, options = Path(folder), onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads  # 0: all cores
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # dequantize at loading
-        self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self.manifest = read_manifest(folder, newest=1, stages="files")
         self.stages = [
             onnxruntime.InferenceSession(folder / name, options) for name in self.manifest["files"]
         ]

@@ -66,7 +66,8 @@ def main(make_network: Callable[[Path, float], Runner], folder: Path, descriptio
       description: what the command does, for `--help`.
 
     Returns:
-      0; 1 if an image was skipped; 2 if an argument is invalid; 130 after Ctrl-C.
+      0; 1 if an image was skipped; 2 if an argument is invalid or the export is damaged; 130 after
+      Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog=_PROGRAM, description=description)
     parser.add_argument("images", nargs="+", help="image files, or folders of them")
@@ -74,16 +75,29 @@ def main(make_network: Callable[[Path, float], Runner], folder: Path, descriptio
     arguments = parser.parse_args()
     try:
         paths = find_image_files(arguments.images)
-        return _classify(make_network(folder, arguments.budget), paths)
+        return _classify(_load(make_network, folder, arguments.budget), paths)
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ImportError, UserError, OSError) as error:
-        _print_message(f"error: {message_of(error)}")  # "No module named 'jax'", for example
+        # "No module named 'jax'", for example
+        _print_message(on_one_line(f"error: {message_of(error)}".replace("\n", " ")))
         return 2
     except KeyboardInterrupt:
         _print_message("interrupted")
         return _INTERRUPTED
+
+
+def _load(make_network: Callable[[Path, float], Runner], folder: Path, budget: float) -> Runner:
+    try:
+        return make_network(folder, budget)
+    except (ImportError, UserError, OSError):
+        raise
+    except Exception as error:  # the readers of programs and weights raise many types for damage
+        raise InputError(
+            f"{folder} cannot be loaded ({type(error).__name__}: {error}); copy the export again, "
+            "or install the versions of its manifest.json"
+        ) from error
 
 
 def _classify(network: Runner, paths: Sequence[Path]) -> int:
@@ -103,6 +117,8 @@ def _classify(network: Runner, paths: Sequence[Path]) -> int:
             if not math.isfinite(confidence):
                 _print_message(f"skipped: {name}: the logits are not finite; the network overflows")
                 continue
+            if label >= len(network.manifest["class_names"]):
+                raise InputError(f"class_names has no name for class {label}; export it again")
             label_name = on_one_line(network.manifest["class_names"][label])
             line = f"{name}\t{label_name}\t{confidence:.4f}\t{exit_ + 1}"
             print(printable(line, sys.stdout.encoding))

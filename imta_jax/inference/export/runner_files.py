@@ -7,6 +7,7 @@ as this package. The copies import each other from their folder and need NumPy a
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 
 RUNNER, READING = "run.py", "image_reading"
@@ -22,6 +23,7 @@ MODULES = (
     "data.pipeline.decoded_part",
     "data.pipeline.evaluation_transform",
     "inference.export.runner_command",
+    "inference.export.runner_manifest",
     "inference.image_files",
     "inference.printable_text",
 )
@@ -32,8 +34,19 @@ _IMPORT_FROM_MODULE = re.compile(
 )
 _IMPORT_OF_MODULES = re.compile(r"^from imta_jax\.data\.decoding import", re.MULTILINE)
 _JAXTYPING = re.compile(r"^from jaxtyping import .*\n", re.MULTILINE)
-# `run.py` may be imported, too: its folder is then not searched for modules.
-_SEARCH_FOLDER = "sys.path.insert(0, str(Path(__file__).parent))\n"
+_READING_IMPORTS = re.compile(rf"(?:^from {READING}\..*\n)+", re.MULTILINE)
+# `run.py` may be imported, too: its folder is then not searched for modules. A module may be
+# missing or damaged, and so may a package that it imports.
+_IMPORT_FROM_FOLDER = """\
+sys.path.insert(0, str(Path(__file__).parent))
+try:
+{imports}except Exception as error:
+    if __name__ != "__main__":
+        raise
+    remedy = "copy the export again, or install the missing package"
+    print(f"run.py: error: {{error}}; {{remedy}}", file=sys.stderr)
+    sys.exit(2)
+"""
 
 
 def write_runner(source: str, folder: Path) -> None:
@@ -45,7 +58,7 @@ def write_runner(source: str, folder: Path) -> None:
     """
     runner = Path(__file__).with_name(source).read_text(encoding="utf-8")
     runner = _IMPORT_FROM_MODULE.sub(rf"from {READING}.\1 import", runner)
-    runner = runner.replace(f"from {READING}.", f"{_SEARCH_FOLDER}from {READING}.", 1)
+    runner = _READING_IMPORTS.sub(_in_folder, runner, count=1)
     (folder / RUNNER).write_text(runner, encoding="utf-8")
     reading = folder / READING
     reading.mkdir()
@@ -57,6 +70,10 @@ def write_runner(source: str, folder: Path) -> None:
         (reading / module.name).write_text(
             _standalone(module.read_text(encoding="utf-8")), encoding="utf-8"
         )
+
+
+def _in_folder(imports: re.Match[str]) -> str:
+    return _IMPORT_FROM_FOLDER.format(imports=textwrap.indent(imports[0], "    "))
 
 
 def _standalone(source: str) -> str:

@@ -5,7 +5,6 @@ whose score, by default the highest softmax probability, reaches the threshold. 
 copy of this file, which imports `image_reading` of the same folder; see `runner_files`.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from imta_jax.inference.export.runner_command import main, thresholds_for, transform_of
+from imta_jax.inference.export.runner_manifest import read_manifest
 from imta_jax.inference.image_files import read_image
 
 Arrays = list[np.ndarray]
@@ -24,8 +24,9 @@ def load_stages(folder: Path, manifest: dict[str, Any]) -> list[Callable[[Arrays
 
     The first one also normalizes uint8 pixels.
     """
-    with np.load(folder / "weights.npz", allow_pickle=False) as file:
-        arrays, stages = dict(file), []
+    # Opened here: np.load leaks the file handle if the file is not an archive.
+    with (folder / "weights.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        arrays, stages = dict(archive), []
     for i, described in enumerate(manifest["stages"]):
         program = read_program(folder / f"stage_{i}.stablehlo")
         names, dtypes = described["weights"], [aval.dtype for aval in program.in_avals]
@@ -92,8 +93,10 @@ class Network:
     """The stages of the folder `folder`, with the thresholds of a budget."""
 
     def __init__(self, folder: str | Path, budget: float = 0.5):
+        import jax.export  # noqa: F401  # a missing package is reported before damage
+
         folder = Path(folder)
-        self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self.manifest = read_manifest(folder, newest=3, stages="stages")
         self.stages = load_stages(folder, self.manifest)
         self.rules = [exit_rule(folder, i) for i in range(len(self.stages))]
         self.transform = transform_of(self.manifest)

@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from sample_images import make_image
 
 from imta_jax.inference import load_exported
 from imta_jax.inference.command import main
+from imta_jax.inference.export import runner_command
+from imta_jax.inference.export.folder import write_checksums
 from imta_jax.inference.export.runner_files import MODULES, READING, write_runner
 
 END = b"\xff\xd9"
@@ -77,16 +80,27 @@ def image_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=PACKAGES)
-def run(request, classifier, export, exported_folder, tmp_path_factory):
-    """A function that calls `run.py` without this package."""
-    folder = exported_folder
+def format_(request):
     if request.param == "onnx":
         pytest.importorskip("onnxruntime")
-        folder = export(classifier, tmp_path_factory.mktemp("onnx") / "export", format="onnx")
+    return request.param
 
-    def call(*arguments):
+
+@pytest.fixture(scope="module")
+def runner_folder(format_, classifier, export, exported_folder, tmp_path_factory):
+    """An export. Tests must not change it."""
+    if format_ == "stablehlo":
+        return exported_folder
+    return export(classifier, tmp_path_factory.mktemp("onnx") / "export", format="onnx")
+
+
+@pytest.fixture(scope="module")
+def run(format_, runner_folder):
+    """A function that calls `run.py` without this package."""
+
+    def call(*arguments, folder=runner_folder):
         argv = [str(folder / "run.py"), *map(str, arguments)]
-        program = import_only(PACKAGES[request.param]) + RUN.format(argv)
+        program = import_only(PACKAGES[format_]) + RUN.format(argv)
         command = [sys.executable, "-c", program]
         return subprocess.run(command, capture_output=True, text=True, env=OPTIONS, check=False)
 
@@ -122,6 +136,104 @@ def test_run_py_reports_an_argument_it_cannot_use_with_exit_code_2(run, image_fo
         assert found.returncode == 2
         (line,) = found.stderr.splitlines()
         assert message in line
+
+
+def manifest_with(**changes):
+    """A function that changes fields of a manifest; None deletes the field."""
+
+    def change(folder):
+        manifest = json.loads((folder / "manifest.json").read_text()) | changes
+        kept = {name: value for name, value in manifest.items() if value is not None}
+        (folder / "manifest.json").write_text(json.dumps(kept))
+
+    return change
+
+
+def manifest_as(content):
+    """A function that replaces a manifest."""
+    return lambda folder: (folder / "manifest.json").write_bytes(content)
+
+
+def without_thresholds(folder):
+    """Deletes the thresholds of a manifest."""
+    points = json.loads((folder / "manifest.json").read_text())["operating_points"]
+    manifest_with(operating_points=[{**p, "thresholds": None} for p in points])(folder)
+
+
+def files_of(folder, pattern):
+    """The only or first file of a pattern."""
+    return sorted(folder.glob(pattern))[0]
+
+
+def cut(pattern, part):
+    """A function that keeps the first bytes of a file; `part` is their fraction."""
+
+    def change(folder):
+        path = files_of(folder, pattern)
+        path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+
+    return change
+
+
+DAMAGES = {
+    "manifest_empty": (manifest_as(b""), "manifest.json is damaged"),
+    "manifest_cut": (cut("manifest.json", 0.5), "manifest.json is damaged"),
+    "manifest_object": (manifest_as(b"{}"), "manifest.json is damaged"),
+    "manifest_list": (manifest_as(b"[]"), "manifest.json is damaged"),
+    "manifest_bytes": (manifest_as(b'{"format_version": "\xff"}'), "manifest.json is damaged"),
+    "no_thresholds": (without_thresholds, "manifest.json is damaged"),
+    "no_points": (manifest_with(operating_points=[]), "operating_points"),
+    "no_names": (manifest_with(class_names=None), "class_names"),
+    "newer": (manifest_with(format_version=99), "format_version is 99; this run.py reads 1 to"),
+    "version_text": (manifest_with(format_version="x"), "format_version"),
+    "stage_empty": (cut("stage_0.*", 0), ""),
+    "stage_cut": (cut("stage_0.*", 0.5), ""),
+    "stage_missing": (lambda folder: files_of(folder, "stage_1.*").unlink(), "stage_1"),
+}
+FEW_NAMES = manifest_with(class_names=[])
+WITH_OLD_CHECKSUMS = {
+    "few_names": (FEW_NAMES, "manifest.json is damaged or was changed"),
+    "stage_replaced": (
+        lambda folder: files_of(folder, "stage_0.*").write_bytes(
+            files_of(folder, "stage_1.*").read_bytes()
+        ),
+        "stage_0",
+    ),
+    "no_checksums": (lambda folder: (folder / "SHA256SUMS").unlink(), "SHA256SUMS"),
+}
+
+
+WITH_NEW_CHECKSUMS = {"few_names": (FEW_NAMES, "class_names has no name for class")}
+
+
+@pytest.mark.parametrize("checksums", ["old", "new"])
+def test_damaged_export_is_one_line_with_exit_code_2(
+    checksums, format_, runner_folder, image_folder, tmp_path, monkeypatch, capsys
+):
+    network = import_module(f"imta_jax.inference.export.{format_}_runner").Network
+    monkeypatch.setattr(sys, "argv", ["run.py", str(image_folder / "gray.png")])
+    damages = DAMAGES | (WITH_OLD_CHECKSUMS if checksums == "old" else WITH_NEW_CHECKSUMS)
+    if format_ == "stablehlo":
+        damages["weights_cut"] = cut("weights.npz", 0.5), ""
+    for name, (damage, message) in damages.items():
+        folder = shutil.copytree(runner_folder, tmp_path / name)
+        damage(folder)
+        if checksums == "new":
+            write_checksums(folder)
+        assert runner_command.main(network, folder, "") == 2, name
+        output = capsys.readouterr()
+        (line,) = output.err.splitlines()
+        assert message in line
+        assert not output.out
+
+
+def test_missing_folder_of_modules_is_one_line_with_exit_code_2(run, runner_folder, tmp_path):
+    folder = shutil.copytree(runner_folder, tmp_path / "export")
+    shutil.rmtree(folder / READING)
+    found = run("a.png", folder=folder)
+    assert found.returncode == 2
+    (line,) = found.stderr.splitlines()
+    assert READING in line and "copy the export again" in line
 
 
 @pytest.mark.parametrize(("name", "module"), [("onnx", "onnxruntime"), ("stablehlo", "jax")])
