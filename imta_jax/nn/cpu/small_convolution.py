@@ -48,13 +48,12 @@ def convolve_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def convolve_small(
     x: jax.Array, kernel: jax.Array, stride: int, other_devices: Convolution
 ) -> jax.Array:
-    """A convolution of few channels or pixels: a form for CPUs, and one for `other_devices`."""
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        cpu=_cpu_form(stride),
-        default=functools.partial(other_devices, stride=stride),
-    )
+    """A convolution of few channels or pixels: a form for CPUs, and one for `other_devices`.
+
+    GPUs compute few pixels as CPUs do. With `other_devices`, XLA would copy all parameters into
+    another layout in every dispatch.
+    """
+    return jax.lax.platform_dependent(x, kernel, **_forms(x, stride, other_devices))
 
 
 def _forward(
@@ -73,19 +72,24 @@ def _backward(
     def gradients_of(form: Callable[..., jax.Array]) -> Callable[..., Gradients]:
         return lambda x, kernel, gradient: jax.vjp(form, x, kernel)[1](gradient)
 
-    return jax.lax.platform_dependent(
-        *residuals,
-        gradient,
-        cpu=gradients_of(_cpu_form(stride)),
-        default=gradients_of(functools.partial(other_devices, stride=stride)),
-    )
+    forms = _forms(residuals[0], stride, other_devices)
+    gradients = {platform: gradients_of(form) for platform, form in forms.items()}
+    return jax.lax.platform_dependent(*residuals, gradient, **gradients)
 
 
 convolve_small.defvjp(_forward, _backward)
 
 
-def _cpu_form(stride: int) -> Callable[..., jax.Array]:
-    return _convolve_column_pairs if stride == 1 else convolve_patches
+def _forms(
+    x: jax.Array, stride: int, other_devices: Convolution
+) -> dict[str, Callable[..., jax.Array]]:
+    """The form of each platform."""
+    form = functools.partial(other_devices, stride=stride)
+    return {
+        "cpu": _convolve_column_pairs if stride == 1 else convolve_patches,
+        "tpu": form,
+        "default": convolve_patches if has_few_pixels(x, stride) else form,
+    }
 
 
 def _convolve_column_pairs(x: jax.Array, kernel: jax.Array) -> jax.Array:
