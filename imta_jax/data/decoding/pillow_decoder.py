@@ -100,17 +100,12 @@ def import_pillow() -> ModuleType:
     return PIL
 
 
-def decode_at_ratio(
-    contents: bytes, ratio: int
-) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+def decode_at_ratio(contents: bytes, ratio: int) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an accepted file to RGB, without checking again whether it is accepted.
 
     Args:
       contents: the whole file.
       ratio: 1; for a JPEG also 2, 4 or 8, by which its height and width are divided.
-
-    Returns:
-      The pixels, and the height and width that are stored in the file.
 
     Raises:
       RefusedImageError: the file is damaged.
@@ -118,11 +113,10 @@ def decode_at_ratio(
     is_jpeg = contents.startswith(jpeg_header.SIGNATURE)
     essential = (jpeg_without_metadata if is_jpeg else png_without_metadata)(contents)
     with _damage_refused(), _opened(essential) as image:
-        stored = (image.height, image.width)
         if ratio > 1:
             # Pillow divides by the largest power of 2 that leaves at least this size.
             image.draft(None, (image.width // ratio, image.height // ratio))
-        return _pixels(image, 3), stored
+        return _pixels(image, 3)
 
 
 def _decode(contents: bytes, channels: int) -> UInt8[np.ndarray, "H W C"]:

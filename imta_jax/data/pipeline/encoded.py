@@ -27,6 +27,8 @@ class EncodedImages:
       orientation: uint8 [N], the EXIF orientation to apply to stored pixels; 1 applies none.
       feature: key of the image in a record; "" for image files.
       decoder: library that decodes them in batches, see `decoder.py`.
+      states: int64 [N, 2], modification time in ns and size in bytes of local files when they were
+        indexed; None for others. `changed_images.py` uses them.
     """
 
     files: np.ndarray
@@ -37,6 +39,7 @@ class EncodedImages:
     orientation: np.ndarray
     feature: str = ""
     decoder: str = TF_DATA
+    states: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.file_id)
@@ -52,6 +55,7 @@ class EncodedImages:
             self.orientation[chosen],
             self.feature,
             self.decoder,
+            None if self.states is None else self.states[chosen],
         )
 
     @property
@@ -77,3 +81,13 @@ class EncodedImages:
         path = "".join(c if c.isprintable() else "\ufffd" for c in decoded)
         offset = self.offset[index]
         return path if offset == WHOLE_FILE else f"{path}, record at byte {offset}"
+
+
+def read_file(images: EncodedImages, index: int) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    with open(images.path(index), "rb") as file:
+        return file.read()

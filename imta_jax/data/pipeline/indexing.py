@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int32, Int64, UInt8
 from imta_jax.data.decoding.pillow_decoder import import_pillow
 from imta_jax.data.decoding.refusal import MAX_FILE_BYTES, Refusal, RefusedImageError
 from imta_jax.data.pipeline.decoder import PILLOW, TF_DATA
-from imta_jax.data.pipeline.encoded import EncodedImages
+from imta_jax.data.pipeline.encoded import EncodedImages, read_file
 from imta_jax.data.pipeline.inspection import (
     COLUMNS,
     DIGEST,
@@ -31,7 +31,7 @@ from imta_jax.data.pipeline.inspection import (
     collect,
     inspect_bytes,
 )
-from imta_jax.data.pipeline.pillow_decoding import on_threads, read_file
+from imta_jax.data.pipeline.pillow_decoding import on_threads
 from imta_jax.data.pipeline.stored_index import Indexed, load_or_scan
 from imta_jax.data.pipeline.tf_decoding import reader, without_autograph
 from imta_jax.data.pipeline.tf_execution import reading_errors

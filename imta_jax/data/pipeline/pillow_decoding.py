@@ -17,10 +17,15 @@ from imta_jax.data.decoding.exif import apply_orientation
 from imta_jax.data.decoding.pillow_decoder import decode_at_ratio
 from imta_jax.data.decoding.refusal import RefusedImageError
 from imta_jax.data.pipeline.batch_indices import PADDING_INDEX, BatchIndices
+from imta_jax.data.pipeline.changed_images import (
+    changed_images_error,
+    check_unchanged,
+    describe_change,
+)
 from imta_jax.data.pipeline.decode_plan import RATIOS, DecodePlan
-from imta_jax.data.pipeline.encoded import EncodedImages
+from imta_jax.data.pipeline.encoded import EncodedImages, read_file
 from imta_jax.data.pipeline.evaluation_transform import resize_cut
-from imta_jax.errors import InputError, StorageError, message_of
+from imta_jax.errors import InputError, message_of
 from imta_jax.runtime.environment import usable_cores
 
 _GROUP_SIZE = 8  # images per task of a thread
@@ -53,7 +58,8 @@ def decoded_groups(
       Positions in `indices` and decoded images, as `collate_batches` takes them.
 
     Raises:
-      StorageError: a file cannot be read or decoded, or has another size than when it was indexed.
+      StorageError: a file cannot be read or decoded, or does not fit its index; see
+        `changed_images`.
     """
     places = np.flatnonzero(indices.index != PADDING_INDEX)
     groups = [places[i : i + _GROUP_SIZE] for i in range(0, len(places), _GROUP_SIZE)]
@@ -76,18 +82,13 @@ def decode_file(images: EncodedImages, index: int, ratio: int = 1) -> UInt8[np.n
       StorageError: see `decoded_groups`.
     """
     try:
-        contents = read_file(images, index)
-        pixels, stored = decode_at_ratio(contents, ratio)
-        if stored == tuple(images.stored_sizes[index].tolist()):
-            return pixels
-        reason = f"its size is now {stored[0]} x {stored[1]} pixels"
+        pixels = decode_at_ratio(read_file(images, index), ratio)
     except (OSError, RefusedImageError) as error:
-        reason = message_of(error)
-    raise StorageError(
-        f"reading images failed: {reason}\nIf an image was changed, moved or removed after the run"
-        " began, restore it and run the same command again; a run does not resume with other data\n"
-        f"  {images.name(index)}"
-    )
+        change = describe_change(images, index, read_file)
+        found = change or f"{images.name(index)}: {message_of(error)}"
+        raise changed_images_error([found]) from error
+    check_unchanged(images, np.array([index]))
+    return pixels
 
 
 def check_files(images: EncodedImages) -> None:
@@ -101,16 +102,6 @@ def check_files(images: EncodedImages) -> None:
             'config.data.pipeline is "pillow", which reads local image files; expected "tf_data"'
             f' or "auto" for {images.name(0)}'
         )
-
-
-def read_file(images: EncodedImages, index: int) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-      OSError: the file cannot be read.
-    """
-    with open(images.path(index), "rb") as file:
-        return file.read()
 
 
 def on_threads(

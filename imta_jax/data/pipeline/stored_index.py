@@ -123,8 +123,9 @@ def _check_arrays(indexed: Indexed) -> None:
 
 
 def _image_fields() -> list[str]:
-    # The index does not depend on the decoder, and is used by both.
-    return [name for name in EncodedImages.__dataclass_fields__ if name != "decoder"]
+    # The index does not depend on the decoder, and its name depends on the states of the files.
+    others = ("decoder", "states")
+    return [name for name in EncodedImages.__dataclass_fields__ if name not in others]
 
 
 def _other_fields() -> list[str]:

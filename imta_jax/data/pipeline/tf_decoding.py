@@ -9,9 +9,11 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from imta_jax.data.pipeline.changed_images import describe_change
 from imta_jax.data.pipeline.decode_plan import RATIOS
 from imta_jax.data.pipeline.encoded import EncodedImages
-from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.data.tensorflow_import import import_tensorflow, short_message
+from imta_jax.errors import StorageError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -142,18 +144,19 @@ def decode_whole_image(contents: "tf.Tensor") -> "tf.Tensor":
     )
 
 
-def find_damaged(images: EncodedImages, index: np.ndarray) -> list[str]:
-    """The names of those images (index: int [G]) that no longer decode to their indexed size."""
-    tf, contents_of, found = import_tensorflow(), reader(images), []
-    for i in np.unique(index):
+def find_changed(images: EncodedImages, index: np.ndarray) -> list[str]:
+    """Describes those images (index: int [G]) that no longer fit their index."""
+    tf, contents_of = import_tensorflow(), reader(images)
+
+    def read(_: EncodedImages, i: int) -> bytes:
         try:
-            pixels = decode_whole_image(contents_of(tf.constant([i]))[0])
-            if tuple(pixels.shape[:2]) == tuple(images.stored_sizes[i]):
-                continue
-        except tf.errors.OpError:
-            pass
-        found.append(images.name(i))
-    return found
+            contents: Any = contents_of(tf.constant([i], tf.int64))[0]
+        except tf.errors.OpError as error:
+            raise StorageError(short_message(error)) from error
+        return contents.numpy()
+
+    changes = [describe_change(images, i, read) for i in np.unique(index).tolist()]
+    return [change for change in changes if change]
 
 
 def _resize(pixels: "tf.Tensor", window: "tf.Tensor", cut: "tf.Tensor", size: int) -> "tf.Tensor":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from imta_jax.data.pipeline.changed_images import RESTORE_IMAGES
 from imta_jax.data.tensorflow_import import import_tensorflow, short_message
 from imta_jax.errors import ServiceError, StorageError
 
@@ -71,11 +72,7 @@ def reading_errors(what: str = "reading images") -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        raise StorageError(
-            f"{what} failed: {short_message(error)}\nIf an image was changed, moved or removed"
-            " after the run began, restore it and run the same command again; a run does not"
-            " resume with other data"
-        ) from error
+        raise StorageError(f"{what} failed: {short_message(error)}\n{RESTORE_IMAGES}") from error
 
 
 def _elements(dataset: "tf.data.Dataset") -> Iterator[tuple[np.ndarray, ...]]:

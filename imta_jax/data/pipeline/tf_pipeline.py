@@ -11,6 +11,7 @@ import numpy as np
 
 from imta_jax.data.decoding.exif import apply_orientation
 from imta_jax.data.pipeline.batch_indices import BatchIndices
+from imta_jax.data.pipeline.changed_images import changed_images_error, check_unchanged
 from imta_jax.data.pipeline.collate import (
     DecodeGroups,
     decode_order,
@@ -20,14 +21,13 @@ from imta_jax.data.pipeline.decode_plan import DecodePlan, max_group_bytes
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.data.pipeline.tf_decoding import (
     decode_whole_image,
-    find_damaged,
+    find_changed,
     make_decoder,
     reader,
     without_autograph,
 )
 from imta_jax.data.pipeline.tf_execution import from_service, on_this_host, reading_errors
 from imta_jax.data.tensorflow_import import import_tensorflow
-from imta_jax.errors import StorageError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -91,9 +91,11 @@ def _decoded(
         elements = from_service(dataset, len(groups.places), host.service)
     else:
         # No buffer of decoded images: those that are resized at once are still in the cache.
-        elements = _naming_damaged(on_this_host(dataset), images, plan.index[groups.places])
+        elements = _naming_changed(on_this_host(dataset), images, plan.index[groups.places])
     for number, *pixels in elements:
         places = groups.places[number]
+        if isinstance(images, EncodedImages):
+            check_unchanged(images, plan.index[places])
         first = plan.margin[places]
         columns = zip(pixels, first, first + plan.width[places], strict=True)
         cut = (image[:, start:end] for image, start, end in columns)
@@ -107,10 +109,10 @@ def _oriented(image: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(apply_orientation(image, orientation))
 
 
-def _naming_damaged(
+def _naming_changed(
     elements: Iterator[T], images: np.ndarray | EncodedImages, index: np.ndarray
 ) -> Iterator[T]:
-    """Yields the same elements; adds the names of damaged images to an OSError.
+    """Yields the same elements; turns an OSError into one that names the changed images.
 
     Args:
       elements: decoded groups in order.
@@ -124,8 +126,10 @@ def _naming_damaged(
             done += 1
     except OSError as error:
         is_encoded = isinstance(images, EncodedImages)
-        names = find_damaged(images, index[done]) if is_encoded and done < len(index) else []
-        raise StorageError("\n  ".join([str(error), *names])) from error
+        changes = find_changed(images, index[done]) if is_encoded and done < len(index) else []
+        if not changes:
+            raise
+        raise changed_images_error(changes) from error
 
 
 def decode_all(images: EncodedImages) -> np.ndarray:
@@ -149,9 +153,17 @@ def decode_all(images: EncodedImages) -> np.ndarray:
     # Stored images differ in size if only some of them are transposed.
     same_size = bool((images.stored_sizes == images.sizes).all())
     per_chunk = int(np.clip(_CHUNK_BYTES // decoded[0].nbytes, 1, _DECODED_PER_CHUNK))
-    with reading_errors():
-        for chunk in dataset.batch(per_chunk if same_size else 1).as_numpy_iterator():
-            for i, image in enumerate(chunk, start):
-                decoded[i] = apply_orientation(image, images.orientation[i])
-            start += len(chunk)
+    per_chunk = per_chunk if same_size else 1
+    starts = np.arange(0, len(images), per_chunk)[:, None]
+    groups = np.minimum(starts + np.arange(per_chunk), len(images) - 1)
+    for chunk in _naming_changed(_chunks(dataset.batch(per_chunk)), images, groups):
+        for i, image in enumerate(chunk, start):
+            decoded[i] = apply_orientation(image, images.orientation[i])
+        start += len(chunk)
+    check_unchanged(images, np.arange(len(images)))
     return decoded
+
+
+def _chunks(dataset: "tf.data.Dataset") -> Iterator[np.ndarray]:
+    with reading_errors():
+        yield from dataset.as_numpy_iterator()

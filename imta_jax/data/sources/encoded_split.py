@@ -65,7 +65,11 @@ def index_image_files(
     indexed = index_files(
         without_sizes, np.array(labels, np.int32), unopened, check_size, key, options
     )
-    return indexed._replace(images=dataclasses.replace(indexed.images, decoder=decoder))
+    known = np.array([(state.mtime_ns, state.size) for state in states], np.int64).reshape(-1, 2)
+    images = dataclasses.replace(
+        indexed.images, decoder=decoder, states=known if without_sizes.are_local_files else None
+    )
+    return indexed._replace(images=images)
 
 
 def _refusal_unopened(state: FileState) -> Refusal:

@@ -145,7 +145,8 @@ def test_image_damaged_during_a_run_raises_with_its_name(tmp_path, contents):
     Path(path).write_bytes(half if contents is None else contents)
     with pytest.raises(OSError, match=rf"{path}") as error:
         list(train_batches(split, CROP, batch_size=len(split), seed=0, epoch=0))
-    assert str(error.value).splitlines()[2:] == [f"  {path}"]
+    (line,) = str(error.value).splitlines()[2:]
+    assert line.startswith(f"  {path}: now refused (")
     assert "{{" not in str(error.value)
     assert "Iterator::" not in str(error.value)
 
