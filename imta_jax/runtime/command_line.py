@@ -144,7 +144,7 @@ def _exit_on_bad_config(argv: Sequence[str]) -> None:
     file, preset = _config_file_and_preset(argv)
     if not file:
         return
-    if not Path(file).is_file():
+    if not os.path.isfile(file):
         names = ", ".join(map(str, sorted(Path(file).parent.glob("*.py")))) or "none"
         sys.exit(f"--config={file}: no such file; config files in that folder: {names}")
     if not preset:

@@ -1,12 +1,13 @@
 """Paths that users give, read once where they enter the program."""
 
 import argparse
+import errno
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from imta_jax.errors import InputError
+from imta_jax.errors import FilePermissionError, InputError
 
 # `Path` shortens "gs://bucket" to "gs:/bucket". A drive such as "C:/" has one letter.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -22,7 +23,9 @@ def local_path(name: str, value: str | os.PathLike[str]) -> Path:
       value: the path, which need not exist.
 
     Raises:
-      InputError: the path is empty, is an address such as gs://, or names an unknown user's home.
+      InputError: the path is empty, is an address such as gs://, names an unknown user's home, or
+        is too long for the file system.
+      FilePermissionError: a folder above it may not be opened.
     """
     path = os.fspath(value)
     if not path.strip():
@@ -35,7 +38,26 @@ def local_path(name: str, value: str | os.PathLike[str]) -> Path:
     expanded = os.path.expanduser(path)
     if path.startswith("~") and expanded == path:
         raise InputError(f"{name}={path} names no user's home folder; write ./{path} for a name")
+    _check_accessible(name, path, expanded)
     return Path(expanded).absolute()
+
+
+def _check_accessible(name: str, path: str, expanded: str) -> None:
+    """Raises an error if the system refuses the path, whether or not the file exists."""
+    try:
+        os.lstat(expanded)
+    except PermissionError as error:
+        raise FilePermissionError(
+            error.errno,
+            f"{name}={path} cannot be opened: permission denied; run chmod u+rx on the folders"
+            " above it, or choose another path",
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(
+                f"{name}={path} cannot be a path: {error.strerror}; expected names of at most 255"
+                " bytes"
+            ) from error
 
 
 def path_argument(name: str) -> Callable[[str], Path]:
@@ -44,7 +66,7 @@ def path_argument(name: str) -> Callable[[str], Path]:
     def read(value: str) -> Path:
         try:
             return local_path(name, value)
-        except InputError as error:
+        except (InputError, FilePermissionError) as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return read

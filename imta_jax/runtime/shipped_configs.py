@@ -3,6 +3,7 @@
 In a clone they are the files of `configs/`. A wheel holds copies of them (`setup.py`).
 """
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def config_file(value: str) -> str:
     Raises:
       InputError: no shipped config has this name.
     """
-    if not value or value.endswith(".py") or Path(value).is_file():
+    if not value or value.endswith(".py") or os.path.isfile(value):
         return value
     shipped = shipped_configs()
     if value not in shipped:

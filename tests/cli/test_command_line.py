@@ -144,6 +144,8 @@ def test_the_launcher_exits_with_status_1_and_a_traceback_on_request(tmp_path, m
         ("configs/quickstart.py:nope", "unknown preset 'nope'; valid, the closest first: paper"),
         ("configs/studies/ablation.py:nope", "unknown preset 'nope'; valid: quickstart"),
         ("configs/nofile.py", "no such file; config files in that folder: configs/cifar10.py"),
+        ("x" * 300, "valid, the closest first: "),
+        (f"{'x' * 300}.py", "no such file"),
         ("cifar1000", "unknown config 'cifar1000'; valid, the closest first: cifar100, cifar10"),
         ("cifar100:nope", "unknown preset 'nope'; valid, the closest first: paper"),
     ],

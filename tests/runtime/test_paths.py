@@ -1,6 +1,8 @@
 """Paths of users: expanded once, and rejected if they are not local folders."""
 
 import dataclasses
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,18 @@ def _in_a_new_folder(tmp_path, monkeypatch):
 )
 def test_a_local_path_is_absolute_with_the_home_folder_expanded(path, expected, tmp_path):
     assert local_path("--workdir", path) == tmp_path / expected
+
+
+def test_too_long_and_forbidden_paths_are_rejected_with_their_name(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"--workdir=x{300} .*255"):
+        local_path("--workdir", "x" * 300)
+
+    def lstat(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    with pytest.raises(PermissionError, match=r"--workdir=runs/t .*chmod"):
+        local_path("--workdir", "runs/t")
 
 
 NOT_LOCAL = ["", "  ", "gs://bucket/run", "s3://bucket/run", "GS://bucket", Path("gs://bucket/run")]

@@ -7,10 +7,12 @@ package are registered instead; see `own.py`.
 `source_validation.py` checks what was read.
 """
 
+from types import ModuleType
+
 from imta_jax.data.source_validation import SourceData
 from imta_jax.data.sources import embedded, folder, npz, own, tfds, tfds_directory
 from imta_jax.data.sources.request import SourceRequest
-from imta_jax.data.sources.storage import can_be_moved
+from imta_jax.data.sources.storage import can_be_moved, check_permitted
 from imta_jax.errors import InputError
 from imta_jax.runtime.registry import SOURCES, dotted_path_of
 
@@ -31,13 +33,19 @@ def load_source(request: SourceRequest) -> SourceData:
       ModuleNotFoundError: TensorFlow or TFDS is required and not installed.
       OSError: the disk is full.
     """
-    kind = next(kind for kind in _KINDS if kind.accepts(request.source))
+    kind = _kind_of(request.source)
     if request.source_options and kind is not own:
         raise InputError(
             f"config.data.source {request.source!r} has no options; found"
             f" config.data.source_options {', '.join(request.source_options)}"
         )
     return kind.read(request)
+
+
+def _kind_of(source: str) -> ModuleType:
+    """The module that reads a source. Raises an OSError if the system refuses its path."""
+    check_permitted(source)
+    return next(kind for kind in _KINDS if kind.accepts(source))
 
 
 def tfds_description(source: str, *, one_shape: bool) -> tuple[str, int, tuple[int, ...]] | None:
@@ -54,7 +62,7 @@ def tfds_description(source: str, *, one_shape: bool) -> tuple[str, int, tuple[i
       ValueError: an unknown name, no images with one class label each, or different shapes.
       ModuleNotFoundError: TFDS or TensorFlow is not installed.
     """
-    kind = next(kind for kind in _KINDS if kind.accepts(source))
+    kind = _kind_of(source)
     return tfds.describe(source, one_shape=one_shape) if kind is tfds else None
 
 

@@ -8,7 +8,6 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from imta_jax.data.tensorflow_import import import_tensorflow, short_message
@@ -26,7 +25,7 @@ _PARALLEL_REQUESTS = 64
 
 def is_path(source: str) -> bool:
     """Whether a source is a path: it starts like one, or such a folder exists."""
-    return "://" in source or source.startswith(_PATH_STARTS) or Path(source).is_dir()
+    return "://" in source or source.startswith(_PATH_STARTS) or os.path.isdir(source)
 
 
 def is_remote(path: str) -> bool:
@@ -44,6 +43,43 @@ def absolute(path: str) -> str:
     if is_remote(path):
         return path.rstrip("/")
     return os.path.abspath(os.path.expanduser(path.removeprefix(_LOCAL_SCHEME)))
+
+
+def check_permitted(source: str) -> None:
+    """Checks that the system permits access to a source that is a local file or folder.
+
+    Args:
+      source: `config.data.source`. It need not exist.
+
+    Raises:
+      FilePermissionError: a folder on the path may not be opened, or the folder not be listed.
+      StorageError: the path cannot be used, for example because a name is too long.
+    """
+    if not can_be_moved(source):
+        return
+    path = absolute(source)
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except PermissionError as error:
+        raise _not_permitted(path) from error
+    except OSError as error:
+        raise StorageError(
+            error.errno,
+            f"config.data.source is {path}, which cannot be used: {error.strerror}; expected the"
+            " path of a file or folder",
+        ) from error
+    if stat.S_ISDIR(mode) and not os.access(path, os.R_OK | os.X_OK):
+        raise _not_permitted(path)
+
+
+def _not_permitted(path: str) -> FilePermissionError:
+    return FilePermissionError(
+        errno.EACCES,
+        f"config.data.source is {path}, which this user may not read: permission denied; run"
+        " chmod u+rX on it and on the folders above it, or copy the data",
+    )
 
 
 class FileState(NamedTuple):

@@ -1,11 +1,13 @@
 """Sources that cannot be read: unknown names, full disks and buckets."""
 
 import errno
+import os
 
 import pytest
 from array_datasets import config, files_in
 
 from imta_jax.data import load_dataset
+from imta_jax.errors import UserError
 
 
 @pytest.mark.parametrize("source", ["", "  "])
@@ -20,6 +22,36 @@ def test_empty_source_raises(source):
 def test_unknown_source_lists_valid_ones_closest_first(source, closest):
     with pytest.raises(ValueError, match=rf"'{source}'.*: {closest}, .*\.npz"):
         load_dataset(config(source))
+
+
+@pytest.mark.parametrize("source", ["/tmp/LONG", "/tmp/LONG.npz", "LONG.npz", "~/LONG/a", "LONG"])
+def test_too_long_name_raises_with_the_field(source):
+    long = "x" * 300
+    with pytest.raises(
+        (OSError, ValueError), match=rf"(config\.data\.source|dataset).*{long}"
+    ) as error:
+        load_dataset(config(source.replace("LONG", long)))
+    assert isinstance(error.value, UserError)
+
+
+@pytest.mark.parametrize("refused", ["stat", "access"])
+def test_folder_without_permissions_raises_with_the_field(tmp_path, monkeypatch, refused):
+    """As for a folder of mode 000, and for a folder in one of mode 000."""
+    (tmp_path / "pets").mkdir()
+
+    def stat(path, **options):
+        if str(path).startswith(f"{tmp_path}/pets"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return system_stat(path, **options)
+
+    system_stat = os.stat
+    if refused == "stat":
+        monkeypatch.setattr(os, "stat", stat)
+    else:
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    message = rf"config\.data\.source is {tmp_path}/pets, .*permission denied"
+    with pytest.raises(PermissionError, match=message):
+        load_dataset(config(f"{tmp_path}/pets"))
 
 
 def full_disks():
