@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imta_jax.errors import ExistingFileError, UserError
+from imta_jax.errors import ExistingFileError, FilePermissionError, UserError
 
 
 def create_folder(folder: Path) -> None:
@@ -16,6 +16,7 @@ def create_folder(folder: Path) -> None:
 
     Raises:
       ExistingFileError: a file has its name.
+      FilePermissionError: it may not be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -24,6 +25,14 @@ def create_folder(folder: Path) -> None:
         raise ExistingFileError(
             f"{path} is a file; expected a folder; rename or delete the file"
         ) from error
+    except PermissionError as error:
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(path: Path, error: PermissionError) -> FilePermissionError:
+    return FilePermissionError(
+        error.errno, f"{path} cannot be written ({error.strerror}); make its folder writable"
+    )
 
 
 @contextlib.contextmanager
@@ -50,6 +59,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         ) from error
     except OSError as error:
         if not isinstance(error, UserError) and error.filename in (None, str(temporary)):
+            if isinstance(error, PermissionError):
+                raise _not_writable(path, error) from error
             error.filename = str(path)
         raise
     finally:

@@ -1,10 +1,12 @@
+import errno
 import json
+import os
 import resource
 from pathlib import Path
 
 import pytest
 
-from imta_jax.errors import ExistingFileError, StorageError, message_of
+from imta_jax.errors import ExistingFileError, FilePermissionError, StorageError, message_of
 from imta_jax.runtime.files import append_or_restore, replacing, write_atomically, write_json
 
 
@@ -41,6 +43,17 @@ def test_a_file_in_place_of_a_folder_and_the_reverse_are_errors_with_the_path(tm
         write_atomically(tmp_path / "file" / "below" / "a", "")
     with pytest.raises(ExistingFileError, match=rf"{tmp_path}/folder is a folder.*delete"):
         write_atomically(tmp_path / "folder", "")
+
+
+@pytest.mark.parametrize("module", [(os, "replace"), (Path, "mkdir")])
+def test_a_folder_that_may_not_be_written_is_named(module, tmp_path, monkeypatch):
+    def deny(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(*module, deny)
+    with pytest.raises(FilePermissionError, match=rf"{tmp_path}/new.*writable") as caught:
+        write_atomically(tmp_path / "new" / "file", "")
+    assert caught.value.errno == errno.EACCES
 
 
 def test_the_old_file_is_read_until_the_write_is_complete(tmp_path):

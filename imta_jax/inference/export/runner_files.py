@@ -34,7 +34,7 @@ _IMPORT_FROM_MODULE = re.compile(
 )
 _IMPORT_OF_MODULES = re.compile(r"^from imta_jax\.data\.decoding import", re.MULTILINE)
 _JAXTYPING = re.compile(r"^from jaxtyping import .*\n", re.MULTILINE)
-_READING_IMPORTS = re.compile(rf"(?:^from {READING}\..*\n)+", re.MULTILINE)
+_READING_IMPORTS = re.compile(rf"^import numpy as np\n\n(?:^from {READING}\..*\n)+", re.MULTILINE)
 # `run.py` may be imported, too: its folder is then not searched for modules. A module may be
 # missing or damaged, and so may a package that it imports.
 _IMPORT_FROM_FOLDER = """\
