@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import imta_jax
 _log = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 10
+_HEAD = re.compile(r"^# branch\.oid ([0-9a-f]+)$", re.MULTILINE)
 
 
 def log_run_header(workdir: Path) -> None:
@@ -59,17 +61,14 @@ def code_commit() -> str | None:
 
 def git_commit(folder: Path) -> str | None:
     """The commit that is checked out in a folder; see `code_commit`."""
-    head = _git(folder, "rev-parse", "HEAD")
-    if not head:
-        return None
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return f"{head} (modified)" if changed else head
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(folder), "--no-optional-locks", *arguments]
+    status = ["status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    command = ["git", "-C", str(folder), "--no-optional-locks", *status]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
     except (OSError, subprocess.SubprocessError):  # no Git, or a slow file system
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    head = _HEAD.search(done.stdout)
+    if head is None:  # no repository, or one without a commit
+        return None
+    is_modified = any(not line.startswith("#") for line in done.stdout.splitlines())
+    return f"{head[1]} (modified)" if is_modified else head[1]

@@ -12,6 +12,7 @@ A factory gets the learning rate and the number of steps by name, and the option
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -149,8 +150,10 @@ def check_schedule(settings: PhaseConfig) -> None:
     schedule: Callable[[Any], Any] = _main_schedule(settings, 1000)
     name = f"{settings.section}.schedule {settings.schedule!r}"
     try:
-        rate = np.asarray(schedule(0))
+        rate = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
     except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{name} failed for step 0: {type(error).__name__}: {error}") from error
-    if rate.shape != () or not np.issubdtype(rate.dtype, np.number):
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{name} failed for a traced step: {reason}") from error
+    shape, dtype = getattr(rate, "shape", None), getattr(rate, "dtype", np.dtype(object))
+    if shape != () or not jnp.issubdtype(dtype, jnp.number):
         raise InputError(f"{name} must return one number per step; found {rate!r}")

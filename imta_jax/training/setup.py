@@ -117,8 +117,10 @@ def assemble_phase(
     objective.set_mode(classifier)
     freeze_statistics(classifier, settings)
     set_statistics_groups(classifier, statistics_groups(settings, mesh.size), mesh)
-    nnx.pop(classifier, nnx.Intermediate)  # Left by earlier calls; a step does not return any.
-    graphdef, variables = nnx.split(classifier)
+    graphdef, intermediates, variables = nnx.split(classifier, nnx.Intermediate, ...)
+    if intermediates:  # Left by earlier calls; a step does not return any.
+        nnx.pop(classifier, nnx.Intermediate)
+        graphdef, variables = nnx.split(classifier)
     check_variables(variables)
     _warn_of_other_dtypes(classifier)
     arguments: Any = {"mean": mean, "std": std, "mesh": mesh}

@@ -121,6 +121,20 @@ def test_a_schedule_that_cannot_be_built_raises_with_field_and_value(changes, me
         check_schedule(settings(**changes))
 
 
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        (lambda step: jnp.ones(3) * step, r"own.*one number.*\(3,\)"),
+        (lambda step: 1.0 if step < 3 else 0.5, "own.*traced"),
+        (lambda step: "0.1", "own.*traced.*str"),
+    ],
+)
+def test_a_schedule_that_gives_no_traced_number_raises(rate, message, monkeypatch):
+    monkeypatch.setitem(SCHEDULES._components, "own", lambda learning_rate, total_steps: rate)
+    with pytest.raises(ValueError, match=message):
+        check_schedule(settings(schedule="own"))
+
+
 def test_a_warm_up_that_leaves_no_steps_raises():
     with pytest.raises(ValueError, match=r"phase_one\.warmup_epochs.*10.*10"):
         settings(warmup_epochs=10)
