@@ -1,6 +1,5 @@
 """Command-line errors: unknown config fields, and errors that are printed without a traceback."""
 
-import errno
 import os
 import re
 import runpy
@@ -16,15 +15,9 @@ from ml_collections import ConfigDict
 from imta_jax.errors import InputError, UserError, message_of, unknown_name
 from imta_jax.runtime.background_errors import print_held_errors
 from imta_jax.runtime.shipped_configs import config_file
+from imta_jax.runtime.write_errors import DISK_REMEDIES
 
-# A full disk, an exceeded quota or file size, a read-only file system: not a bug.
 _NO_TEMPORARY_FOLDER = "No usable temporary directory"  # of Python's tempfile, on a full disk
-_DISK_REMEDIES = {
-    errno.ENOSPC: "free space",
-    errno.EDQUOT: "delete files, or ask for a larger quota",
-    errno.EROFS: "mount it with write access",
-    errno.EFBIG: "raise the limit of the file size (ulimit -f)",
-}
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -52,7 +45,7 @@ def plain_message(error: Exception) -> str | None:
             f"error: {message_of(error)}: free space in one of them, or set the environment"
             " variable TMPDIR to a folder on another disk, then run the same command"
         )
-    if remedy := _DISK_REMEDIES.get(getattr(error, "errno", None) or 0):
+    if remedy := DISK_REMEDIES.get(getattr(error, "errno", None) or 0):
         return (
             f"error: the disk cannot be written ({message_of(error)}): {remedy}, or choose a"
             " --workdir on another disk, then run the same command to resume"

@@ -14,6 +14,20 @@ _log = logging.getLogger(__name__)
 
 POLICIES = ("stop", "continue")
 
+# Errors of the disk, which are not bugs -> what to do.
+DISK_REMEDIES = {
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "delete files, or ask for a larger quota",
+    errno.EROFS: "mount the disk with write access",
+    errno.EFBIG: "raise the limit of the file size (ulimit -f)",
+}
+_OTHER_REMEDY = "check the disk and the permissions of the folder"
+
+
+def write_remedy(number: int | None) -> str:
+    """What to do after a failed write with an error number of the operating system."""
+    return DISK_REMEDIES.get(number or 0, _OTHER_REMEDY)
+
 
 @dataclasses.dataclass(frozen=True)
 class WriteErrorPolicy:
@@ -55,8 +69,8 @@ class WriteErrorPolicy:
                 return
             raise StorageError(
                 number,
-                f"{message}. Free space, or make the folder writable, then run the same command:"
-                " training resumes from the last checkpoint",
+                f"{message}; {write_remedy(number)}, then run the same command: training resumes"
+                " from the last checkpoint",
             ) from error
 
 

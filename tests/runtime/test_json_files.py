@@ -1,8 +1,10 @@
 """JSON files of a run: damaged files, failed writes and the write error policy."""
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import resource
 
 import pytest
@@ -124,6 +126,22 @@ def test_a_failed_write_of_metrics_raises_under_the_policy_stop(tmp_path):
         ):
             metrics.on_train_start(progress())
             metrics.on_metrics(progress(), row(1))
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free space"),
+        (errno.EROFS, "write access"),
+        (errno.EACCES, "permissions of the folder"),
+    ],
+)
+def test_the_advice_after_a_failed_write_fits_its_cause(number, remedy, tmp_path):
+    with (
+        pytest.raises(OSError, match=rf"{tmp_path} \({os.strerror(number)}\); .*{remedy}"),
+        WriteErrorPolicy("stop").writing("metrics", tmp_path),
+    ):
+        raise OSError(number, os.strerror(number))
 
 
 def test_tensorboard_reads_the_rows_before_and_after_a_failure(tmp_path):

@@ -36,6 +36,7 @@ from imta_jax.errors import (
     UserError,
 )
 from imta_jax.inference.export.runner_files import READING, RUNNER
+from imta_jax.runtime.write_errors import write_remedy
 
 # Version 2 describes the preprocessing of images completely; version 1 had `resize`, `mean`, `std`.
 FORMAT, VERSION = "imta_jax export", 2
@@ -102,8 +103,8 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
             raise
         raise StorageError(
             error.errno,
-            f"the export cannot be written to {folder} ({error.strerror}); free space, or choose"
-            " another folder",
+            f"the export cannot be written to {folder} ({error.strerror});"
+            f" {write_remedy(error.errno)}, or choose another folder",
         ) from error
     finally:
         if former.exists() and not folder.exists():
