@@ -124,8 +124,8 @@ class DataFindings:
 def similar_classes(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Groups of class names that look alike.
 
-    They are equal after Unicode normalization, without letter case, invisible characters, and
-    spaces at their ends, or if Cyrillic and Greek letters are replaced by Latin ones.
+    They are equal after Unicode normalization and without letter case, invisible characters and
+    spaces at their ends, also if Cyrillic and Greek letters are replaced by similar Latin ones.
     """
     groups: dict[str, list[int]] = {}  # positions; a group with several appearances is repeated
     for position, name in enumerate(names):

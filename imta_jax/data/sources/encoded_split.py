@@ -157,10 +157,19 @@ def _with_reason(indexed: Indexed, index: int) -> str:
     """The name of a refused image with the reason."""
     path, refusal = indexed.images.path(index), Refusal(indexed.refusal[index])
     reason = refusal.reason
-    is_local_file = indexed.images.offset[index] == WHOLE_FILE and os.path.isfile(path)
-    if refusal == Refusal.UNREADABLE and is_local_file and not os.access(path, os.R_OK):
-        reason = "no read permission"
+    is_file = indexed.images.offset[index] == WHOLE_FILE
+    if refusal == Refusal.UNREADABLE and is_file and _is_forbidden(path):
+        reason = "cannot be read: permission denied"
     return f"{indexed.images.name(index)} ({reason})"
+
+
+def _is_forbidden(path: bytes) -> bool:
+    """Whether a local file exists and may not be read, or is in a folder that may not be opened."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return not os.access(path, os.R_OK)
 
 
 def _check_one_size(images: EncodedImages, where: str) -> None:

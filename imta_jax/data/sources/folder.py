@@ -18,11 +18,11 @@ from imta_jax.data.sources.folder_layout import (
     misplaced_images,
     nested_root,
 )
-from imta_jax.data.sources.request import SourceRequest, choose_splits
+from imta_jax.data.sources.request import SourceRequest, choose_splits, could_be_chosen
 from imta_jax.data.sources.storage import absolute, is_path, is_remote, translate_errors
 from imta_jax.data.sources.tfds import warn_if_name_is_ambiguous
 from imta_jax.data.tensorflow_import import import_tensorflow
-from imta_jax.errors import InputError, MissingFileError
+from imta_jax.errors import FilePermissionError, InputError, MissingFileError
 
 _log = logging.getLogger(__name__)
 
@@ -44,11 +44,11 @@ def read(request: SourceRequest) -> SourceData:
     with translate_errors(root):
         _check_exists(root)
         top = list_folder(root)
-        splits = {name: list_folder(f"{root}/{name}") for name in top.folders}
+        splits = _list_splits(request, top)
         chosen = _choose_splits(request, top, splits)
         # Only the splits that are used define classes.
         listed = {split: class_listings(splits[split]) for split in chosen.values()}
-        others = [ignored_names(one.values(), f"{root}/{split}") for split, one in listed.items()]
+        others = [ignored_names(one.values(), top.child(split)) for split, one in listed.items()]
         ignored = tuple(one for one in others if one.counts)
         _check_classes(listed)
         misplaced = misplaced_images(top, splits, listed)
@@ -56,8 +56,8 @@ def read(request: SourceRequest) -> SourceData:
         names = sorted(set().union(*listed.values()))
         found = {}
         for role, split in chosen.items():
-            indexed = _indexed(listed[split], names, request, f"{root}/{split}")
-            found[role] = source_split(indexed, request, f"{root}/{split}")
+            indexed = _indexed(listed[split], names, request, top.child(split))
+            found[role] = source_split(indexed, request, top.child(split))
     name = os.path.basename(root)
     return SourceData(
         name,
@@ -73,6 +73,19 @@ def _check_exists(root: str) -> None:
     is_folder = import_tensorflow().io.gfile.isdir if is_remote(root) else os.path.isdir
     if not is_folder(root):
         raise MissingFileError(f"no folder {root}; {_LAYOUT}")
+
+
+def _list_splits(request: SourceRequest, root: Listing) -> dict[str, Listing]:
+    """The listings of the folders in the root, without unreadable ones that are not used."""
+    splits = {}
+    for name in root.folders:
+        try:
+            splits[name] = list_folder(root.child(name))
+        except FilePermissionError as error:
+            if could_be_chosen(request, name):
+                raise
+            _log.warning("ignoring a folder that no split uses: %s", error)
+    return splits
 
 
 def _choose_splits(
@@ -124,6 +137,6 @@ def _indexed(
 ) -> Indexed:
     """The index of a split's images."""
     label = {name: k for k, name in enumerate(class_names)}
-    files = [f"{one.path}/{image}" for one in classes.values() for image in one.images]
+    files = [one.child(image) for one in classes.values() for image in one.images]
     labels = [label[name] for name, one in classes.items() for _ in one.images]
     return index_image_files(files, labels, class_names, request, where)

@@ -4,6 +4,7 @@ Hidden files and folders, whose names start with a dot, are ignored.
 """
 
 import collections
+import errno
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,10 @@ class Listing:
     path: str
     folders: list[str]
     files: list[str]
+
+    def child(self, name: str) -> str:
+        """The path of a name in the folder."""
+        return f"{self.path.rstrip('/')}/{name}"
 
     @property
     def images(self) -> list[str]:
@@ -75,10 +80,15 @@ def _names(path: str) -> list[str]:
     if is_remote(path):
         return import_tensorflow().io.gfile.listdir(path)
     try:
+        if not os.access(path, os.X_OK) and os.path.isdir(path):  # names, but no files
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return os.listdir(path)
+    except PermissionError as error:
+        raise FilePermissionError(
+            error.errno, f"cannot read {path}: permission denied; run chmod u+rx on this folder"
+        ) from error
     except OSError as error:
-        kind = FilePermissionError if isinstance(error, PermissionError) else StorageError
-        raise kind(error.errno, f"cannot read {path}: {error.strerror}") from error
+        raise StorageError(error.errno, f"cannot read {path}: {error.strerror}") from error
 
 
 def _check_utf8(path: str, names: Iterable[str]) -> None:
@@ -92,7 +102,7 @@ def _check_utf8(path: str, names: Iterable[str]) -> None:
 
 def class_listings(split: Listing) -> dict[str, Listing]:
     """The listings of the class folders of a split."""
-    paths = {name: f"{split.path}/{name}" for name in split.folders}
+    paths = {name: split.child(name) for name in split.folders}
     return {name: list_folder(path, many_images=True) for name, path in paths.items()}
 
 
@@ -135,8 +145,9 @@ def misplaced_images(
         found.append(_loose(split.path, split, f"{remedy} {split.path}/CLASS"))
     for name, classes in chosen.items():
         count = sum(_count_below(listing) for listing in classes.values())
-        where = f"{root.path}/{name}/CLASS/FOLDER"
-        found.append(MisplacedImages(where, count, f"move them to {root.path}/{name}/CLASS"))
+        where = f"{splits[name].path}/CLASS/FOLDER"
+        found.append(MisplacedImages(where, count, f"move them to {splits[name].path}/CLASS"))
+    found += [_unused(split, name) for name, split in splits.items() if name not in chosen]
     return tuple(one for one in found if one.count)
 
 
@@ -160,9 +171,9 @@ def nested_root(splits: Mapping[str, Listing]) -> str:
     """A folder below the root that has class folders with images in its folders; "" if none."""
     for split in splits.values():
         for name in split.folders:
-            inside = list_folder(f"{split.path}/{name}")
+            inside = list_folder(split.child(name))
             if not inside.images and any(
-                list_folder(f"{inside.path}/{folder}").images for folder in inside.folders[:1]
+                list_folder(inside.child(folder)).images for folder in inside.folders[:1]
             ):
                 return split.path
     return ""
@@ -172,13 +183,23 @@ def _loose(where: str, listing: Listing, remedy: str) -> MisplacedImages:
     return MisplacedImages(where, len(listing.images), remedy)
 
 
+def _unused(split: Listing, name: str) -> MisplacedImages:
+    """The images in the folders of a split that is not used. In a bucket, they are not counted."""
+    remedy = (
+        f"set config.data.train_split, validation_split or test_split to {name}, or move them to"
+        " ROOT/SPLIT/CLASS"
+    )
+    count = 0 if is_remote(split.path) else _count_below(split)
+    return MisplacedImages(f"{split.path}/FOLDER", count, remedy)
+
+
 def _count_below(listing: Listing) -> int:
     """Number of images in the folders below a class folder. Links in them are not followed."""
     walk = import_tensorflow().io.gfile.walk if is_remote(listing.path) else os.walk
     return sum(
         is_image(name) and not name.startswith(".")
         for folder in listing.folders
-        for _, _, files in walk(f"{listing.path}/{folder}")
+        for _, _, files in walk(listing.child(folder))
         for name in files
     )
 

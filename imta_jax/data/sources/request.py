@@ -67,6 +67,14 @@ class SourceRequest:
         return cls(**{name: getattr(config, name) for name in names}, encoded=encoded)
 
 
+def could_be_chosen(request: SourceRequest, name: str) -> bool:
+    """Whether `choose_splits` may choose a split of this name."""
+    optional = (request.validation_split, _VALIDATION_NAMES), (request.test_split, _TEST_NAMES)
+    return name == request.train_split or any(
+        name == value or (value == "auto" and name in usual) for value, usual in optional
+    )
+
+
 def choose_splits(request: SourceRequest, available: Iterable[str], where: str) -> dict[str, str]:
     """Chooses the splits of a source for training, validation and testing.
 

@@ -120,6 +120,8 @@ def file_states(paths: Sequence[str]) -> list[FileState]:
 def _local_state(path: str) -> FileState:
     try:
         found = os.stat(path)
+    except PermissionError:  # of a folder on the path; reading the file reports it
+        return FileState(regular=True)
     except OSError:  # for example a broken link
         return FileState()
     regular = stat.S_ISREG(found.st_mode)

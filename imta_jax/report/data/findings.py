@@ -68,8 +68,9 @@ def _similar_classes(record: DataRecord) -> list[tuple[str, str]]:
     return [
         (
             f"Class names that look alike: {', '.join(map(repr, names))}.",
-            "They are equal after Unicode normalization, without letter case, invisible characters"
-            " and spaces at their ends.",
+            "They are equal after Unicode normalization and without letter case, invisible"
+            " characters and spaces at their ends, also if Cyrillic and Greek letters are replaced"
+            " by similar Latin ones.",
         )
         for names in record.findings.similar_classes
     ]

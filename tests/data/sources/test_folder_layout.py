@@ -1,10 +1,13 @@
 """Image folders: layouts that raise, and files that are not part of the dataset."""
 
+import errno
 import os
 
 import pytest
 from image_folders import NAMES, contents, folder, load, read
 from sample_images import make_image, write
+
+from imta_jax.data.sources.folder_layout import Listing
 
 
 def test_files_with_other_extensions_are_ignored_with_a_warning(tmp_path, caplog):
@@ -130,3 +133,67 @@ def test_folder_above_the_dataset_raises_with_its_path(tmp_path):
     root = folder(tmp_path)
     with pytest.raises(ValueError, match=rf"config\.data\.source={root}"):
         read(tmp_path)
+
+
+@pytest.fixture
+def forbid(monkeypatch):
+    """A function that takes the read and execute permissions of a folder, also from root."""
+    access, listdir, stat = os.access, os.listdir, os.stat
+
+    def forbid(folder, *, may_list=False):
+        def inside(path):
+            return os.fsdecode(path).startswith(f"{folder}/")
+
+        def refuse(path):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+
+        def is_refused(path):
+            return inside(path) or os.fsdecode(path) == str(folder)
+
+        monkeypatch.setattr(os, "access", lambda p, mode: not is_refused(p) and access(p, mode))
+        monkeypatch.setattr(os, "stat", lambda p, **o: refuse(p) if inside(p) else stat(p, **o))
+        if not may_list:
+            monkeypatch.setattr(os, "listdir", lambda p: refuse(p) if is_refused(p) else listdir(p))
+
+    return forbid
+
+
+def test_unreadable_folder_that_no_split_uses_is_a_warning(tmp_path, caplog, forbid):
+    root = folder(tmp_path, each=2)
+    (root / "zzz").mkdir()
+    forbid(root / "zzz")
+    assert set(read(root).splits) == {"train", "test"}
+    assert f"{root}/zzz" in caplog.text and "permission denied" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [("test", {}), ("val", {}), ("mine", {"validation_split": "mine"}), ("train/dog", {})],
+)
+@pytest.mark.parametrize("may_list", [False, True])
+def test_unreadable_folder_that_is_used_raises_with_the_fix(
+    tmp_path, forbid, name, fields, may_list
+):
+    root = folder(tmp_path, each=2)
+    (root / name).mkdir(exist_ok=True)
+    forbid(root / name, may_list=may_list)
+    with pytest.raises(PermissionError, match=rf"{root}/{name}: permission denied; .*chmod u\+rx"):
+        read(root, **fields)
+
+
+def test_images_in_splits_that_are_not_used_are_counted(tmp_path, caplog):
+    root = folder(tmp_path, each=2)
+    write(root, {"other/x/y/z.png": make_image(8, 8), "val/cat/1.png": make_image(8, 8)})
+    source = read(root, validation_split="hold_out")
+    assert [(one.where, one.count) for one in source.misplaced] == [
+        (f"{root}/other/FOLDER", 1),
+        (f"{root}/val/FOLDER", 1),
+    ]
+    assert (
+        f"1 images in {root}/val/FOLDER; to read them, set config.data.train_split" in caplog.text
+    )
+
+
+def test_paths_below_the_root_of_the_file_system_have_one_slash():
+    assert Listing("/", [], []).child("data") == "/data"
+    assert Listing("/data", [], []).child("train") == "/data/train"

@@ -1,10 +1,16 @@
 """Image folders: images that cannot be decoded or read."""
 
+import errno
 import os
 
 import pytest
-from image_folders import contents, folder, load, paths, read, write_broken_images
-from sample_images import write
+from image_folders import NAMES, contents, folder, load, paths, read, write_broken_images
+from sample_images import config, write
+
+from imta_jax.data.sources import SourceRequest
+from imta_jax.data.sources.encoded_split import index_image_files, source_split
+
+SPLITS = ("train", "test")
 
 
 def test_undecodable_images_are_skipped_counted_and_logged(tmp_path, caplog):
@@ -94,3 +100,21 @@ def test_unreadable_file_is_skipped_and_unreadable_folder_raises(tmp_path):
     with pytest.raises(PermissionError, match="pets"):
         read(root, max_undecodable=0.5)
     (root / "train/dog").chmod(0o700)
+
+
+def test_files_in_a_folder_that_may_not_be_opened_are_named_so(tmp_path, caplog, monkeypatch):
+    root, stat = folder(tmp_path, each=3), os.stat
+    images = [[str(root / f"{s}/{n}/{i}.jpg") for n in NAMES for i in range(3)] for s in SPLITS]
+
+    def refuse(path, **options):
+        if os.fsdecode(path) == images[0][0]:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    (root / "train/cat/0.jpg").unlink()  # so that reading it fails, also for root
+    where, labels = "mine", [0] * 3 + [1] * 3 + [2] * 3
+    request = SourceRequest.from_config(config(root, max_undecodable=0.5), encoded=True)
+    indexed = index_image_files(images[0], labels, NAMES, request, where)
+    source_split(indexed, request, where)
+    assert f"{images[0][0]} (cannot be read: permission denied)" in caplog.text
