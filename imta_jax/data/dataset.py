@@ -15,7 +15,11 @@ from jaxtyping import Int64
 from ml_collections import ConfigDict
 
 from imta_jax.config import DataConfig
-from imta_jax.data.channel_statistics import ChannelStatistics, channel_statistics
+from imta_jax.data.channel_statistics import (
+    ChannelStatistics,
+    ConstantChannelError,
+    channel_statistics,
+)
 from imta_jax.data.findings import (
     DataFindings,
     find_duplicates,
@@ -119,13 +123,16 @@ def load_dataset(
     if decoder and config.pipeline == "auto":
         request = replace(request, pipeline=decoder)
     source = _read(request)
-    return build_dataset(
-        source,
-        preprocessing,
-        validation_examples=config.validation_examples,
-        validation_seed=config.validation_seed,
-        test_examples=config.test_examples,
-    )
+    try:
+        return build_dataset(
+            source,
+            preprocessing,
+            validation_examples=config.validation_examples,
+            validation_seed=config.validation_seed,
+            test_examples=config.test_examples,
+        )
+    except ConstantChannelError as error:
+        raise InputError(f"config.data.source={request.source}: {error}") from error
 
 
 def dataset_info(config: DataConfig | ConfigDict | Mapping[str, Any]) -> DatasetInfo:
@@ -223,7 +230,8 @@ def _findings(source: SourceData, splits: Mapping[str, Split]) -> DataFindings:
         if isinstance(images, EncodedImages):
             return images.name(position)
         origin = split if split in source.splits else "train"
-        return f"{origin} image {splits[split].source_index[position]}"
+        index, files = splits[split].source_index[position], source.splits[origin].files
+        return f"{origin} image {index}" if files is None else files.name(index)
 
     findings = DataFindings(
         {name: split.findings for name, split in source.splits.items()},

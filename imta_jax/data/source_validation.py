@@ -29,6 +29,7 @@ class SourceSplit(NamedTuple):
       skipped: number of images that were left out and are not among the N.
       digests: int64 [N], hashes of the images' files; None to hash the pixels of arrays.
       findings: what else was found in the split.
+      files: the N files that an array was decoded from; None for other arrays.
     """
 
     images: Images
@@ -36,6 +37,7 @@ class SourceSplit(NamedTuple):
     skipped: int = 0
     digests: np.ndarray | None = None
     findings: SplitFindings = SplitFindings()
+    files: EncodedImages | None = None
 
 
 class SourceData(NamedTuple):
@@ -198,7 +200,11 @@ def _check_label_range(name: str, labels: np.ndarray, num_classes: int | None) -
     if outside.any():
         first = int(np.argmax(outside))
         last_class = "K-1" if num_classes is None else num_classes - 1
+        hint = _WITHHELD if labels[first] == -1 else ""
+        if num_classes is not None and labels[first] >= num_classes:
+            hint = f"; there are {num_classes} classes: correct class_names, one name per class, or"
+            hint += " the labels"
         raise InputError(
             f"{name} label at index {first} is {labels[first]}, expected 0 to {last_class};"
-            f" {int(outside.sum())} labels are outside{_WITHHELD if labels[first] == -1 else ''}"
+            f" {int(outside.sum())} labels are outside{hint}"
         )

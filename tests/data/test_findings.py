@@ -128,3 +128,14 @@ def test_holdout_leaves_images_in_every_class_if_possible(counts, examples):
 
 def test_quotas_without_small_classes_follow_the_largest_remainders():
     assert class_quotas(np.array([10, 20, 33]), 20).tolist() == [3, 6, 11]
+
+
+def test_duplicates_of_a_decoded_folder_are_named_by_file(tmp_path, caplog):
+    root = folder(tmp_path)
+    copied = (root / "train/cat/1.png").read_bytes()
+    write(root, {"train/cat/0.png": b"left out", "test/dog/2.png": copied})
+    fields = {"preprocessing": "padded_crop", "validation_examples": 2, "max_undecodable": 0.5}
+    dataset = load_dataset(config(root, **fields))
+    (example,) = dataset.findings.duplicates.examples
+    assert example == f"{root}/train/cat/1.png = {root}/test/dog/2.png"
+    assert example in caplog.text

@@ -108,10 +108,11 @@ def source_split(
     if not request.encoded:
         _check_one_size(images, where)
     pixels: Any = images
+    files = None if request.encoded else images
     if not request.encoded:
         apply_exif = request.exif_orientation == "apply"
         pixels = decode_all(images) if channels == 3 else _decode_luminance(images, apply_exif)
-    return SourceSplit(pixels, labels, len(bad), indexed.digest[good], findings)
+    return SourceSplit(pixels, labels, len(bad), indexed.digest[good], findings, files)
 
 
 def _decode_luminance(images: EncodedImages, apply_exif: bool) -> UInt8[np.ndarray, "N H W 1"]:

@@ -79,14 +79,13 @@ def _names(path: str) -> list[str]:
     """The names in a folder. Names of local files that are not UTF-8 have surrogates."""
     if is_remote(path):
         return import_tensorflow().io.gfile.listdir(path)
+    forbidden = f"cannot read {path}: permission denied; run chmod u+rx on this folder"
+    if os.path.isdir(path) and not os.access(path, os.X_OK):  # it can be listed at most
+        raise FilePermissionError(errno.EACCES, forbidden)
     try:
-        if not os.access(path, os.X_OK) and os.path.isdir(path):  # names, but no files
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return os.listdir(path)
     except PermissionError as error:
-        raise FilePermissionError(
-            error.errno, f"cannot read {path}: permission denied; run chmod u+rx on this folder"
-        ) from error
+        raise FilePermissionError(error.errno, forbidden) from error
     except OSError as error:
         raise StorageError(error.errno, f"cannot read {path}: {error.strerror}") from error
 

@@ -13,6 +13,8 @@ from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.errors import UNREADABLE_ARCHIVE, FilePermissionError, InputError, MissingFileError
 from imta_jax.runtime.paths import local_path
 
+# NumPy takes a file that does not start like this for pickled data, also if an archive follows.
+_ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 _EXPECTED = "train_images, train_labels, test_images, test_labels"
 
 
@@ -68,7 +70,9 @@ def _check_readable(path: Path) -> None:
         )
     if not os.access(path, os.R_OK):
         raise FilePermissionError(errno.EACCES, "no read permission; run chmod u+r", str(path))
-    if not zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        starts_like_zip = file.read(len(_ZIP_STARTS[0])) in _ZIP_STARTS
+    if not starts_like_zip or not zipfile.is_zipfile(path):
         raise InputError(f"{path} is not an .npz archive or is truncated; write it by np.savez")
 
 

@@ -133,3 +133,22 @@ def test_npz_that_numpy_cannot_read_raises_with_the_member(npz, kind):
 def test_missing_file_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.npz"):
         load_dataset(config(tmp_path / "nowhere.npz"))
+
+
+def test_constant_images_raise_with_the_field_and_the_path(npz):
+    path = npz(train_images=np.zeros_like(ARRAYS["train_images"]))
+    with pytest.raises(ValueError, match=rf"config\.data\.source={path}: channel 0 .* 0 "):
+        load_dataset(config(path))
+
+
+def test_bytes_before_an_archive_raise_without_advice_to_unpickle(npz):
+    path = npz()
+    path.write_bytes(b"bytes in front" + path.read_bytes())
+    with pytest.raises(ValueError, match=rf"{path} is not an \.npz archive") as error:
+        load_dataset(config(path))
+    assert "pickle" not in str(error.value)
+
+
+def test_too_few_class_names_raise_with_their_number(npz):
+    with pytest.raises(ValueError, match=r"expected 0 to 1; .* 2 classes: correct class_names"):
+        load_dataset(config(npz(class_names=np.array(["a", "b"]))))
