@@ -27,12 +27,13 @@ FIX = (
 
 
 def network_record(
-    classifier: MultiExitClassifier, model: ModelConfig, heads: HeadsConfig
+    classifier: MultiExitClassifier, variables: nnx.State, model: ModelConfig, heads: HeadsConfig
 ) -> dict[str, Any]:
     """The record of a classifier.
 
     Args:
       classifier: classifier of either phase.
+      variables: `nnx.state` of the classifier.
       model: `config.model`.
       heads: the phase-II heads.
     """
@@ -45,14 +46,14 @@ def network_record(
     return {
         "backbone_class": _class_of(classifier.backbone),
         "heads_class": _class_of(classifier.heads),
-        "parameters": parameter_fingerprint(classifier),
+        "parameters": parameter_fingerprint(variables),
         "registered_by": {part: source for part, source in sources.items() if source},
     }
 
 
-def parameter_fingerprint(classifier: nnx.Module) -> str:
-    """A digest of paths, shapes and dtypes of parameters and batch statistics."""
-    arrays = named_arrays(nnx.state(classifier, nnx.Any(nnx.Param, nnx.BatchStat)))
+def parameter_fingerprint(variables: nnx.State) -> str:
+    """A digest of paths, shapes and dtypes of the parameters and batch statistics in a state."""
+    arrays = named_arrays(nnx.filter_state(variables, nnx.Any(nnx.Param, nnx.BatchStat)))
     tree = sorted([name, list(x.shape), str(x.dtype)] for name, x in arrays.items())
     return hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:16]
 
@@ -91,7 +92,7 @@ def check_parameters(classifier: MultiExitClassifier, meta: Mapping[str, Any], f
 
     Arguments and errors are those of `check_classes`.
     """
-    _check(meta, folder, parameters=parameter_fingerprint(classifier))
+    _check(meta, folder, parameters=parameter_fingerprint(nnx.state(classifier)))
 
 
 def _check(meta: Mapping[str, Any], folder: str, **rebuilt: str) -> None:

@@ -172,7 +172,7 @@ def train_phase(
     feed = training_feed(config, name, dataset, phase, state, _saved_executable(folder, name))
     schedule = f"{name}: {epochs.stop} epochs of {steps} steps, input: {feed.name}"
     _log_start(schedule, phase, settings)
-    meta = {**network_meta(config, dataset, name, classifier), **(meta or {})}
+    meta = {**network_meta(config, dataset, name, phase), **(meta or {})}
     TrainingLoop(
         phase=name,
         total_epochs=epochs.stop,
@@ -226,7 +226,7 @@ def _callbacks(
 
 def _log_start(schedule: str, phase: Phase, settings: PhaseConfig) -> None:
     """Logs the schedule and the number of parameters; warns of wasteful shards or batch sizes."""
-    trained, frozen = nnx.state(phase.classifier, phase.trainable, nnx.Param)
+    trained, frozen = nnx.filter_state(phase.variables, phase.trainable, nnx.Param)
     _log.info("%s, %s", schedule, describe_parameters(trained, frozen))
     shards = phase.mesh.shape[PARAMETER_AXIS]
     if hint := parameter_shards_hint(shards, sum(x.nbytes for x in jax.tree.leaves(trained))):
@@ -246,16 +246,14 @@ def _patience(settings: PhaseConfig, epochs: range) -> int:
     return settings.early_stopping_epochs if epochs.stop == settings.total_epochs else 0
 
 
-def network_meta(
-    config: RunConfig, dataset: Dataset, phase: str, classifier: MultiExitClassifier
-) -> dict[str, Any]:
+def network_meta(config: RunConfig, dataset: Dataset, name: str, phase: Phase) -> dict[str, Any]:
     """The `meta` of a checkpoint, from which the network is rebuilt without config and dataset."""
     heads = config.heads
     options = {"options": heads.options} if heads.options else {}
     return {
-        "phase": phase,
+        "phase": name,
         "seed": config.seed,
-        RECIPE: recipe_record(phase_settings(config, phase)),
+        RECIPE: recipe_record(phase_settings(config, name)),
         "model": resolve_model_config(config.model),
         "heads": {
             "transfer": heads.transfer,
@@ -263,7 +261,7 @@ def network_meta(
             "start": heads.start,
             **options,
         },
-        "network": network_record(classifier, config.model, heads),
+        "network": network_record(phase.classifier, phase.variables, config.model, heads),
         "dataset": dataset.name,
         "image_shape": list(dataset.image_shape),
         "class_names": list(dataset.class_names),

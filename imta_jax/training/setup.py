@@ -62,6 +62,7 @@ class Phase:
       trainable: NNX filter of the trained variables; all others are frozen.
       optimizer: optimizer of the trained variables.
       graphdef: the classifier's structure.
+      variables: the classifier's variables when the phase was assembled.
       step: one training step, a pure function that is not compiled yet.
       mesh: the devices.
       has_average: whether the state has a moving average.
@@ -72,6 +73,7 @@ class Phase:
     trainable: Any
     optimizer: optax.GradientTransformation
     graphdef: nnx.GraphDef
+    variables: nnx.State
     step: TrainStep
     mesh: Mesh
     has_average: bool = False
@@ -134,7 +136,9 @@ def assemble_phase(
     has_average = settings.ema_decay > 0
     if has_average:
         step = with_average(step, settings.ema_decay)
-    return Phase(classifier, objective, trainable, optimizer, graphdef, step, mesh, has_average)
+    return Phase(
+        classifier, objective, trainable, optimizer, graphdef, variables, step, mesh, has_average
+    )
 
 
 def describe_parameters(trained: Any, frozen: Any) -> str:
