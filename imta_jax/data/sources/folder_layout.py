@@ -4,6 +4,7 @@ Hidden files and folders, whose names start with a dot, are ignored.
 """
 
 import collections
+import contextlib
 import errno
 import logging
 import os
@@ -170,12 +171,16 @@ def nested_root(splits: Mapping[str, Listing]) -> str:
     """A folder below the root that has class folders with images in its folders; "" if none."""
     for split in splits.values():
         for name in split.folders:
-            inside = list_folder(split.child(name))
-            if not inside.images and any(
-                list_folder(inside.child(folder)).images for folder in inside.folders[:1]
-            ):
-                return split.path
+            with contextlib.suppress(FilePermissionError, StorageError):  # other folders may do
+                if _is_split(list_folder(split.child(name))):
+                    return split.path
     return ""
+
+
+def _is_split(folder: Listing) -> bool:
+    """Whether a folder has no images itself, but its first folder has."""
+    first = folder.folders[:1]
+    return not folder.images and any(list_folder(folder.child(name)).images for name in first)
 
 
 def _loose(where: str, listing: Listing, remedy: str) -> MisplacedImages:

@@ -197,3 +197,11 @@ def test_images_in_splits_that_are_not_used_are_counted(tmp_path, caplog):
 def test_paths_below_the_root_of_the_file_system_have_one_slash():
     assert Listing("/", [], []).child("data") == "/data"
     assert Listing("/data", [], []).child("train") == "/data/train"
+
+
+def test_unreadable_folders_do_not_hide_the_advice_to_choose_a_dataset_below(tmp_path, forbid):
+    root = folder(tmp_path / "all")
+    (tmp_path / "all/etc/a").mkdir(parents=True)
+    forbid(tmp_path / "all/etc/a")
+    with pytest.raises(ValueError, match=rf"config\.data\.source={root}"):
+        read(tmp_path / "all")
