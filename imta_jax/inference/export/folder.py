@@ -103,7 +103,7 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
             raise
         raise StorageError(
             error.errno,
-            f"the export cannot be written to {folder} ({error.strerror});"
+            f"the export cannot be written to {folder} ({error.strerror or error});"
             f" {write_remedy(error.errno)}, or choose another folder",
         ) from error
     finally:
