@@ -3,9 +3,7 @@
 JAX's persistent cache is looked up after a step was traced and lowered, which takes seconds for a
 deep network. Tracing uses one core, and XLA can load an executable on another at the same time. So
 the executable that the last launch of a config used is read ahead of time, and used only if the
-lowered program is the one that it was compiled from. The results of a stale executable are never
-used. On CPU, where the first step takes a second, it also runs while Python traces the step; see
-`_run_ahead`.
+lowered program is the one that it was compiled from. A stale executable is never run.
 
 Executables are read with pickle and run as machine code. So only files of this user are read, with
 mode 0600 in a folder with mode 0700 (see `private_files`); others are ignored with a warning.
@@ -28,7 +26,6 @@ from typing import Any, NamedTuple
 import flax
 import jax
 import jaxlib
-import numpy as np
 from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
@@ -41,21 +38,12 @@ _log = logging.getLogger(__name__)
 
 
 class _Entry(NamedTuple):
-    """A loaded executable and what it was compiled from.
-
-    Attributes:
-      key: hash of the program and of the environment; see `_program_key`.
-      run: the executable.
-      arguments: structure of the arguments.
-      results: structure of the results.
-      donated: whether an argument is donated, for each leaf.
-    """
+    """A loaded executable, the key of its program, and the structure of arguments and results."""
 
     key: str
     run: Callable[..., Any]
     arguments: jax.tree_util.PyTreeDef  # pyright: ignore[reportInvalidTypeForm]
     results: jax.tree_util.PyTreeDef  # pyright: ignore[reportInvalidTypeForm]
-    donated: list[bool]
 
     def matches(self, lowered: jax.stages.Lowered) -> bool:
         """Whether it takes and returns the same pytrees, which equal programs need not do."""
@@ -88,13 +76,13 @@ class CachedExecutable:
 
     def __call__(self, *arguments: Any) -> Any:
         """Calls the step; arguments that the jitted step donates are donated."""
-        if self._run is None:
-            self._run = self._load_saved(arguments)
-        if self._run is None and not _folder():
-            self._run = self._jitted
-        if self._run is None:
-            return self._first_call(arguments)
-        return self._run(*arguments)
+        run = self._run
+        if run is None:
+            run = self._load_saved(arguments)
+            if run is None:
+                run = self._load_or_compile(arguments) if _folder() else self._jitted
+            self._run = run
+        return run(*arguments)
 
     def _load_saved(self, arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
         if self._saved is None or not is_saved(self._saved):
@@ -102,70 +90,20 @@ class CachedExecutable:
         lowered = self._jitted.lower(*arguments)
         return load_executable(self._saved, lowered, self._mesh_devices)
 
-    def _first_call(self, arguments: tuple[Any, ...]) -> Any:
-        """Loads or compiles the step and calls it."""
-        prefetched = _prefetched.pop(self._label, None)
-        ahead = _background().submit(_run_ahead, prefetched, self._devices, arguments)
+    def _load_or_compile(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         lowered = self._jitted.lower(*arguments)
         key = _program_key(lowered, self._devices)
-        entry = self._find(key, lowered, prefetched.result() if prefetched else None)
-        self._run = entry.run if entry else self._compile(key, lowered)
-        results = ahead.result()
-        if results is None or not entry or not prefetched or entry is not prefetched.result():
-            return self._run(*arguments)
-        for argument, donated in zip(jax.tree.leaves(arguments), entry.donated, strict=True):
-            if donated:
-                argument.delete()
-        return results
-
-    def _find(
-        self, key: str, lowered: jax.stages.Lowered, prefetched: _Entry | None
-    ) -> _Entry | None:
-        """The executable of a program, prefetched or read now; None if there is none."""
-        entry = prefetched if prefetched and prefetched.key == key else _read(key)
-        if entry is None or not entry.matches(lowered):
-            return None
-        _background().submit(_write_last_key, self._label, key)
-        return entry
-
-    def _compile(self, key: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        prefetched = _prefetched.pop(self._label, None)
+        entry = prefetched.result() if prefetched else None
+        if entry is None or entry.key != key:
+            entry = _read(key)
+        if entry and entry.matches(lowered):
+            _background().submit(_write_last_key, self._label, key)
+            return entry.run
         with without_jax_cache():
             compiled = lowered.compile()
-        donated = [x.donated for x in jax.tree.leaves(lowered.args_info)]
-        _background().submit(_write, self._label, key, compiled, self._devices, donated)
+        _background().submit(_write, self._label, key, compiled, self._devices)
         return compiled
-
-
-def _run_ahead(
-    prefetched: Future[_Entry | None] | None, devices: Sequence[int], arguments: tuple[Any, ...]
-) -> Any:
-    """Starts a prefetched executable on CPU, with copies of the arguments that it donates.
-
-    It runs while the caller traces the step. The caller uses the results if the lowered program
-    turns out to be the one of the executable.
-
-    Returns:
-      The results; None if the executable does not fit the arguments or this environment.
-    """
-    entry = prefetched.result() if prefetched else None
-    if entry is None or jax.default_backend() != "cpu":
-        return None
-    if not entry.key.endswith(_environment_key(devices)):
-        return None
-    leaves, tree = jax.tree.flatten((arguments, {}))
-    try:
-        if tree != entry.arguments:
-            return None
-        donated = [i for i, is_donated in enumerate(entry.donated) if is_donated]
-        shardings = [leaves[i].sharding for i in donated]
-        # One call for all: this thread waits for Python's global lock after each call.
-        copies = jax.device_put([np.array(leaves[i]) for i in donated], shardings)
-        for i, copy in zip(donated, copies, strict=True):
-            leaves[i] = copy
-        return entry.run(*jax.tree.unflatten(tree, leaves)[0])
-    except Exception as error:  # Other shapes, and pytree classes of an older version.
-        _log.debug("the last step of this config is not run ahead: %s", error)
-        return None
 
 
 def prefetch_executable(label: str) -> None:
@@ -194,12 +132,7 @@ def _folder() -> Path | None:
 
 def _program_key(lowered: jax.stages.Lowered, devices: Sequence[int]) -> str:
     """Hash of everything that affects the executable or whether this machine can run it."""
-    program = hashlib.sha256(lowered.as_text().encode()).hexdigest()
-    return f"{program}-{_environment_key(devices)}"
-
-
-def _environment_key(devices: Sequence[int]) -> str:
-    """Hash of versions, devices, flags and settings."""
+    digest = hashlib.sha256(lowered.as_text().encode())
     client = jax.local_devices()[0].client
     flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     versions = (
@@ -210,8 +143,9 @@ def _environment_key(devices: Sequence[int]) -> str:
     )
     kinds = [device.device_kind for device in jax.devices()]
     settings = sorted(item for item in jax.config.values.items() if "_cache_" not in item[0])
-    parts = (versions, kinds, list(devices), flags, settings, cpu_features())
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    for part in (versions, kinds, devices, flags, settings, cpu_features()):
+        digest.update(repr(part).encode())
+    return digest.hexdigest()
 
 
 def _read_last(label: str) -> _Entry | None:
@@ -229,7 +163,7 @@ def _read(key: str) -> _Entry | None:
     if content is None:
         return None
     try:
-        program, arguments, results, ids, donated = pickle.loads(zlib.decompress(content))
+        program, arguments, results, ids = pickle.loads(zlib.decompress(content))
         devices = {device.id: device for device in jax.devices()}
         run = serialize_executable.deserialize_and_load(
             program, arguments, results, execution_devices=[devices[i] for i in ids]
@@ -238,18 +172,12 @@ def _read(key: str) -> _Entry | None:
         path, kind = f"{_folder()}/{key}.step", type(error).__name__
         _log.info("%s cannot be read (%s: %s); compiling", path, kind, error)
         return None
-    return _Entry(key, run, arguments, results, donated)
+    return _Entry(key, run, arguments, results)
 
 
-def _write(
-    label: str,
-    key: str,
-    compiled: jax.stages.Compiled,
-    devices: Sequence[int],
-    donated: Sequence[bool],
-) -> None:
+def _write(label: str, key: str, compiled: jax.stages.Compiled, devices: Sequence[int]) -> None:
     try:
-        content = (*serialize_executable.serialize(compiled), devices, donated)
+        content = (*serialize_executable.serialize(compiled), devices)
     except (ValueError, NotImplementedError) as error:  # Some backends cannot serialize.
         _log.debug("the compiled step is not cached: %s", error)
         return

@@ -1,7 +1,6 @@
 """The executable cache: same results, and never the executable of another program."""
 
 import os
-import queue
 from typing import NamedTuple
 
 import chex
@@ -52,65 +51,6 @@ def test_another_program_of_the_same_label_is_not_run(cache):
     third = launch(TABLE, mesh)
     assert not third.compiled
     np.testing.assert_allclose(third.results[0], state + x * TABLE, rtol=1e-6)
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """A queue of the keys of the executables that are called."""
-    keys, read = queue.SimpleQueue(), executable_cache._read
-
-    def read_recorded(key):
-        entry = read(key)
-        if entry is None:
-            return None
-
-        def run(*arguments):
-            keys.put(key)
-            return entry.run(*arguments)
-
-        return entry._replace(run=run)
-
-    monkeypatch.setattr(executable_cache, "_read", read_recorded)
-    return keys
-
-
-def test_the_prefetched_executable_runs_once_while_the_step_is_traced(cache, calls, monkeypatch):
-    mesh, as_text = data_mesh(), jax.stages.Lowered.as_text
-    launch(TABLE, mesh)
-
-    def wait_for_call(lowered):
-        assert calls.get(timeout=60)
-        return as_text(lowered)
-
-    monkeypatch.setattr(jax.stages.Lowered, "as_text", wait_for_call)
-    second = launch(TABLE, mesh)
-    assert calls.empty() and second.donated and not second.compiled
-
-
-def test_results_of_another_program_are_discarded(cache, calls):
-    mesh = data_mesh()
-    launch(TABLE, mesh)
-    second = launch(TABLE + 1, mesh)
-    assert calls.qsize() == 1 and second.compiled and second.donated
-    state, x = jax.device_get(arguments(mesh))
-    np.testing.assert_allclose(second.results[0], state + x * (TABLE + 1), rtol=1e-6)
-
-
-def test_an_executable_for_another_cpu_is_not_run(cache, calls, monkeypatch):
-    mesh = data_mesh()
-    launch(TABLE, mesh)
-    monkeypatch.setattr(executable_cache, "cpu_features", lambda: ("another",))
-    assert launch(TABLE, mesh).compiled and calls.empty()
-
-
-def test_an_executable_for_other_shapes_is_not_used(cache, calls):
-    mesh = data_mesh()
-    launch(TABLE, mesh)
-    x = jnp.ones(3)
-    step = CachedExecutable(jax.jit(lambda state, x: (state + x, x)), "label", mesh)
-    found, compiled = call_in_new_process(lambda: step(x, x))
-    assert compiled
-    np.testing.assert_array_equal(found[0], [2, 2, 2])
 
 
 @pytest.mark.parametrize(
