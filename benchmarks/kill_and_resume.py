@@ -268,9 +268,8 @@ def check(root: Path, num_kills: int, seed: int = SEED, control: bool = True) ->
     names = ("reference", "again")[: 1 + control]
     uninterrupted = [one_run(root, name, [])[0] for name in names]
     runs, kills = [], []
-    while (
-        len(kills) < num_kills and len(runs) < num_kills
-    ):  # a run may end before its moments occur
+    # A run may end before its moments occur.
+    while len(kills) < num_kills and len(runs) < num_kills:
         rng = np.random.default_rng((seed, len(runs)))
         moments = draw_moments(rng, num_kills - len(kills), uninterrupted[-1]["seconds"])
         row, kills_of_run = one_run(root, f"run_{len(runs) + 1}", moments)

@@ -10,8 +10,7 @@ def _phase(total_epochs, batch_size, learning_rate_drops):
     phase.total_epochs = total_epochs
     # Images per step, over all devices.
     phase.batch_size = batch_size
-    # Gradient accumulation: number of parts of a batch that are computed one after the other; 1
-    # disables it.
+    # Gradient accumulation: parts of a batch that are computed in sequence; 1 disables it.
     phase.accumulate_parts = 1
     # Images that share the statistics of BatchNorm in training: "global" (the batch), "per_device"
     # (a device's images; results depend on the number of devices) or "group". The last two need no
@@ -37,8 +36,7 @@ def _augmentation(phase):
     # Label smoothing epsilon, 0 to below 1: the cross-entropy is against
     # (1 - epsilon) * label + epsilon / classes. A distillation term is not smoothed.
     phase.label_smoothing = 0.0
-    # RandAugment: random operations per image, applied one after the other; 0
-    # disables it.
+    # RandAugment: random operations per image, applied in sequence; 0 disables it.
     phase.randaugment_operations = 0
     # RandAugment: strength of the operations, 0 to 30.
     phase.randaugment_magnitude = 9.0
@@ -87,8 +85,7 @@ def _optimizer(phase):
     # Global norm of the gradient above which it is scaled down to this norm; 0 disables it.
     phase.gradient_clip_norm = 0.0
     # Decay, below 1, of the exponential moving average of parameters and batch statistics, which is
-    # then validated, evaluated, exported and used by phase II; 0
-    # disables it.
+    # then validated, evaluated, exported and used by phase II; 0 disables it.
     phase.ema_decay = 0.0
     # Epochs without a better validation accuracy (mean over exits) after which the phase ends; 0
     # for never. Set evaluation.checkpoint="best" to use the best epoch afterwards.
@@ -120,8 +117,7 @@ def phase_one(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     # Whether an exit trains these channels only (DFS paper) or all channels (authors' code).
     phase.detach_exit = False
     # Mixed regime: epochs, counted in total_epochs, in which the last exit's loss alone is trained
-    # before all exits are trained jointly, each with its own learning-rate schedule; 0
-    # disables it.
+    # before all exits are trained jointly, each with its own learning-rate schedule; 0 disables it.
     phase.last_exit_epochs = 0
     # Weights of the images at each exit: "uniform" (1), or "learned" (L2W-DEN; three times the
     # operations per step).

@@ -34,10 +34,6 @@ PUBLISHED_STATISTICS = {
 }
 
 
-class ConstantChannelError(InputError):
-    """All training images have the same value in a channel."""
-
-
 def channel_statistics(images: UInt8[np.ndarray, "N H W C"]) -> ChannelStatistics:
     """Computes the statistics over all pixels, exactly, from integer sums.
 
@@ -45,7 +41,7 @@ def channel_statistics(images: UInt8[np.ndarray, "N H W C"]) -> ChannelStatistic
       images: training images.
 
     Raises:
-      ConstantChannelError: a channel is constant, so that it cannot be normalized.
+      InputError: a channel is constant, so that it cannot be normalized.
     """
     pixels = images.size // images.shape[-1]
     total, squares = _channel_sums(images)
@@ -53,10 +49,10 @@ def channel_statistics(images: UInt8[np.ndarray, "N H W C"]) -> ChannelStatistic
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
     if not std.all():
         channel = int(np.argmin(std))
-        raise ConstantChannelError(
-            f"channel {channel} of the training images is {mean[channel]:g} in every pixel;"
-            " expected pixels that differ, since a constant channel cannot be normalized; check how"
-            " the images were written, or remove this channel"
+        raise InputError(
+            f"config.data.source: channel {channel} of the training images is {mean[channel]:g} in"
+            " every pixel; expected pixels that differ, since a constant channel cannot be"
+            " normalized; check how the images were written, or remove this channel"
         )
     return ChannelStatistics(tuple((mean / 255).tolist()), tuple((std / 255).tolist()), _COMPUTED)
 

@@ -15,11 +15,7 @@ from jaxtyping import Int64
 from ml_collections import ConfigDict
 
 from imta_jax.config import DataConfig
-from imta_jax.data.channel_statistics import (
-    ChannelStatistics,
-    ConstantChannelError,
-    channel_statistics,
-)
+from imta_jax.data.channel_statistics import ChannelStatistics, channel_statistics
 from imta_jax.data.findings import (
     DataFindings,
     find_duplicates,
@@ -123,16 +119,13 @@ def load_dataset(
     if decoder and config.pipeline == "auto":
         request = replace(request, pipeline=decoder)
     source = _read(request)
-    try:
-        return build_dataset(
-            source,
-            preprocessing,
-            validation_examples=config.validation_examples,
-            validation_seed=config.validation_seed,
-            test_examples=config.test_examples,
-        )
-    except ConstantChannelError as error:
-        raise InputError(f"config.data.source={request.source}: {error}") from error
+    return build_dataset(
+        source,
+        preprocessing,
+        validation_examples=config.validation_examples,
+        validation_seed=config.validation_seed,
+        test_examples=config.test_examples,
+    )
 
 
 def dataset_info(config: DataConfig | ConfigDict | Mapping[str, Any]) -> DatasetInfo:

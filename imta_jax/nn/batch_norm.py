@@ -219,7 +219,7 @@ def forward_pass(
     variance = jnp.maximum(mean_square - mean * mean, 0)
     y = normalize_with(x, (mean, variance), scale, bias, epsilon, channel_axis)
     y = jax.nn.relu(y) if relu else y
-    if math.prod(x.shape[1:-1]) <= _SMALL_PIXELS:
+    if channel_axis == -1 and math.prod(x.shape[1:-1]) <= _SMALL_PIXELS:  # CHWN is for CPUs
         y = jax.lax.platform_dependent(y, tpu=jax.lax.optimization_barrier, default=lambda y: y)
     return (y, mean, variance), (x, y if relu else None, mean, variance, scale)
 
@@ -253,8 +253,8 @@ def backward_from_sums(
     Args:
       epsilon: see `batch_normalize`.
       channel_axis: see `batch_normalize`.
-      residuals: from the forward pass.
-      gradient: of the result, masked by the ReLU.
+      residuals: second result of `forward_pass`.
+      gradient: gradient of the result, masked by the ReLU.
       bias_gradient: sums of `gradient`.
       products: sums of `gradient` times x.
     """

@@ -48,18 +48,6 @@ def batch_normalize_branches(
     return _normalize(x, scale, bias, epsilon, relu, boundaries)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _normalize(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    epsilon: float,
-    relu: bool,
-    boundaries: tuple[int, ...],
-) -> tuple[list[jax.Array], jax.Array, jax.Array]:
-    return _forward(x, scale, bias, epsilon, relu, boundaries)[0]
-
-
 def _forward(
     x: jax.Array,
     scale: jax.Array,
@@ -116,4 +104,5 @@ def _sum_by_branch(
     return backward_from_sums(epsilon, -1, residuals, *joined)
 
 
+_normalize = jax.custom_vjp(lambda *arguments: _forward(*arguments)[0], nondiff_argnums=(3, 4, 5))
 _normalize.defvjp(_forward, _backward)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from imta_jax.errors import InputError, message_of
 from imta_jax.runtime.files import write_json
+from imta_jax.training.checkpoint_manager import ARRAY_ITEMS
 
 _log = logging.getLogger(__name__)
 CHECKSUMS = "checksums.json"
-_ARRAY_ITEMS = ("model", "progress")
 _NOT_NEEDED = "array_metadatas"  # Orbax restores without it.
 
 
@@ -52,7 +52,7 @@ def check_checksums(checkpoint: str | os.PathLike[str]) -> None:
 
 
 def _array_files(checkpoint: Path) -> list[str]:
-    files = (path for item in _ARRAY_ITEMS for path in (checkpoint / item).rglob("*"))
+    files = (path for item in ARRAY_ITEMS for path in (checkpoint / item).rglob("*"))
     names = (path.relative_to(checkpoint) for path in files if path.is_file())
     return sorted(name.as_posix() for name in names if _NOT_NEEDED not in name.parts)
 

@@ -13,6 +13,7 @@ from imta_jax.errors import InputError
 from imta_jax.runtime.background_errors import ignore_errors_of_failed_reads
 
 SELECTION_METRIC = "validation_top1"
+ARRAY_ITEMS = ("model", "progress")
 _POLL_SECONDS = 0.01
 
 
@@ -81,11 +82,8 @@ def open_manager(folder: Path, keep_best: bool = True, create: bool = True) -> M
             barrier_sync_key_prefix="/".join(folder.parts[-2:])
         ),
     )
-    handlers = {
-        "model": ocp.StandardCheckpointHandler(),
-        "progress": ocp.StandardCheckpointHandler(),
-        "meta": ocp.JsonCheckpointHandler(),
-    }
+    handlers: dict[str, Any] = {item: ocp.StandardCheckpointHandler() for item in ARRAY_ITEMS}
+    handlers["meta"] = ocp.JsonCheckpointHandler()
     ignore_errors_of_failed_reads()
     try:
         return Manager(folder.resolve(), options=options, item_handlers=handlers)

@@ -17,9 +17,8 @@ from imta_jax.config import Checkpoint
 from imta_jax.errors import InputError, MissingFileError, unknown_name
 from imta_jax.models import MultiExitClassifier
 from imta_jax.training.checkpoint_checksums import check_checksums
-from imta_jax.training.checkpoint_manager import open_manager
+from imta_jax.training.checkpoint_manager import ARRAY_ITEMS, open_manager
 from imta_jax.training.checkpoints import (
-    ARRAY_ITEMS,
     NewerFormatError,
     check_same_network,
     read_json_meta,

@@ -33,9 +33,6 @@ from imta_jax.training.state import Average, TrainState, fill_tree, named_arrays
 
 _log = logging.getLogger(__name__)
 
-ARRAY_ITEMS = ("model", "progress")
-
-
 # Checkpoints without the entry are of version 1.
 FORMAT_VERSION = 1
 

@@ -116,7 +116,9 @@ def _measure(
     tables = _measure_sizes(programs, measured, num_workers, is_stopped)
     network = programs.network.name
     profile = StageProfile(network, _device(), _versions(), num_workers, measured, *tables)
-    return profile.at_sizes(sizes) or profile
+    interpolated = profile.at_sizes(sizes)
+    assert interpolated is not None, "the smallest and the largest size are measured"
+    return interpolated
 
 
 def _measure_sizes(

@@ -36,8 +36,8 @@ def read_manifest(folder: Path, newest: int, stages: str) -> dict[str, Any]:
         version = manifest["format_version"]
         if type(version) is int and version > newest:
             raise InputError(
-                f"{path}: format_version is {version}; this run.py reads 1 to {newest}; use the "
-                "run.py of that export"
+                f"{path}: format_version is {version}; this run.py reads up to {newest}; use "
+                "the run.py of that export"
             )
         _check_fields(path, manifest, len(manifest[stages]))
     except InputError:

@@ -184,7 +184,7 @@ DAMAGES = {
     "no_thresholds": (without_thresholds, "manifest.json is damaged"),
     "no_points": (manifest_with(operating_points=[]), "operating_points"),
     "no_names": (manifest_with(class_names=None), "class_names"),
-    "newer": (manifest_with(format_version=99), "format_version is 99; this run.py reads 1 to"),
+    "newer": (manifest_with(format_version=99), "format_version is 99; this run.py reads up to"),
     "version_text": (manifest_with(format_version="x"), "format_version"),
     "stage_empty": (cut("stage_0.*", 0), ""),
     "stage_cut": (cut("stage_0.*", 0.5), ""),
