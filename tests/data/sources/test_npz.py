@@ -135,9 +135,9 @@ def test_missing_file_raises(tmp_path):
         load_dataset(config(tmp_path / "nowhere.npz"))
 
 
-def test_constant_images_raise_with_the_field_and_the_path(npz):
+def test_constant_images_raise_with_the_field(npz):
     path = npz(train_images=np.zeros_like(ARRAYS["train_images"]))
-    with pytest.raises(ValueError, match=rf"config\.data\.source={path}: channel 0 .* 0 "):
+    with pytest.raises(ValueError, match=r"config\.data\.source: channel 0 .* 0 "):
         load_dataset(config(path))
 
 
