@@ -268,16 +268,16 @@ def _with_held_out_splits(
     Returns:
       "train", "validation" and "test", in this order.
     """
-    found = dict(splits)
+    by_role = dict(splits)
     for name, (examples, seed) in held_out.items():
-        if name in found:
-            _log.info("%s: split of the source, %d images", name, len(found[name]))
+        if name in by_role:
+            _log.info("%s: split of the source, %d images", name, len(by_role[name]))
             continue
-        train = found["train"]
+        train = by_role["train"]
         chosen = stratified_holdout(train.labels, examples=examples, seed=seed, split=name)
-        found["train"], found[name] = train.select(~chosen), train.select(chosen)
-        _log.info("%s: %d held-out training images", name, len(found[name]))
-    return {name: found[name] for name in ("train", "validation", "test")}
+        by_role["train"], by_role[name] = train.select(~chosen), train.select(chosen)
+        _log.info("%s: %d held-out training images", name, len(by_role[name]))
+    return {name: by_role[name] for name in ("train", "validation", "test")}
 
 
 def _statistics(train: Split, preprocessing: Preprocessing) -> ChannelStatistics:
@@ -285,10 +285,10 @@ def _statistics(train: Split, preprocessing: Preprocessing) -> ChannelStatistics
     if isinstance(preprocessing, PaddedCrop):
         return channel_statistics(train.array)
     sample = np.unique(np.linspace(0, len(train) - 1, _STATISTICS_SAMPLE).astype(np.int64))
-    some = train.select(sample)
-    indices = eval_indices(preprocessing.eval_windows(some.sizes), batch_size=1)
+    sampled = train.select(sample)
+    indices = eval_indices(preprocessing.eval_windows(sampled.sizes), batch_size=1)
     batches = resized_batches(
-        some.images, indices, 1, HostPipeline(), size=preprocessing.size, exact=True
+        sampled.images, indices, 1, HostPipeline(), size=preprocessing.size, exact=True
     )
     pixels = np.concatenate([images for images, _ in batches])
     return channel_statistics(pixels)._replace(

@@ -64,12 +64,12 @@ class MisplacedImages:
     """Images that are not read because of where they are.
 
     Attributes:
-      where: a folder, or a pattern of folders.
+      folder: a folder, or a pattern of folders.
       count: number of images.
       remedy: the flag that reads them, or where to move them.
     """
 
-    where: str
+    folder: str
     count: int
     remedy: str
 
@@ -79,11 +79,11 @@ class IgnoredNames:
     """Files and folders in class folders that are ignored because of their suffix.
 
     Attributes:
-      where: the folder of the class folders.
+      folder: the folder of the class folders.
       counts: number of names by suffix, such as ".webp", "folder" or "no extension".
     """
 
-    where: str
+    folder: str
     counts: Mapping[str, int]
 
 
@@ -116,8 +116,8 @@ class DataFindings:
                 "examples": list(self.duplicates.examples),
             },
             "similar_classes": [list(names) for names in self.similar_classes],
-            "misplaced": [[one.where, one.count, one.remedy] for one in self.misplaced],
-            "ignored": [[one.where, dict(one.counts)] for one in self.ignored],
+            "misplaced": [[m.folder, m.count, m.remedy] for m in self.misplaced],
+            "ignored": [[names.folder, dict(names.counts)] for names in self.ignored],
         }
 
 
@@ -165,27 +165,27 @@ def find_duplicates(
     split = np.repeat(np.arange(len(splits)), [len(digests[name]) for name in splits])
     position = np.concatenate([np.arange(len(digests[name])) for name in splits])
     label = np.concatenate([labels[name] for name in splits])
-    every = np.concatenate([digests[name] for name in splits])
-    _, group, sizes = np.unique(every, return_inverse=True, return_counts=True)
+    all_digests = np.concatenate([digests[name] for name in splits])
+    _, group, sizes = np.unique(all_digests, return_inverse=True, return_counts=True)
     repeated = np.flatnonzero(sizes[group] > 1)
     repeated = repeated[np.argsort(group[repeated], kind="stable")]
     first_of_group = np.flatnonzero(np.diff(group[repeated], prepend=-1))
-    across: Counter[tuple[str, str]] = Counter()
+    between_splits: Counter[tuple[str, str]] = Counter()
     in_two_classes, pairs = 0, []
-    for same in np.split(repeated, first_of_group[1:]) if len(repeated) else []:
-        present = Counter(split[same].tolist())
+    for indices in np.split(repeated, first_of_group[1:]) if len(repeated) else []:
+        present = Counter(split[indices].tolist())
         for later, earlier in itertools.product(present, present):
             if later > earlier:
-                across[splits[later], splits[earlier]] += present[later]
-        in_two_classes += len(same) if len(set(label[same].tolist())) > 1 else 0
-        differs = (split[same] != split[same[0]]) | (label[same] != label[same[0]])
+                between_splits[splits[later], splits[earlier]] += present[later]
+        in_two_classes += len(indices) if len(set(label[indices].tolist())) > 1 else 0
+        differs = (split[indices] != split[indices[0]]) | (label[indices] != label[indices[0]])
         # The first image of each split.
-        pairs += [(same[0], i) for i in {split[i]: i for i in same[differs][::-1]}.values()]
+        pairs += [(indices[0], i) for i in {split[i]: i for i in indices[differs][::-1]}.values()]
     examples = tuple(
         " = ".join(name_of(splits[split[i]], int(position[i])) for i in pair)
         for pair in _different_first(pairs, split)[:_MAX_EXAMPLES]
     )
-    return Duplicates(dict(across), in_two_classes, examples)
+    return Duplicates(dict(between_splits), in_two_classes, examples)
 
 
 def _different_first(

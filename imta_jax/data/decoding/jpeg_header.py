@@ -162,11 +162,11 @@ def jpeg_segments(contents: bytes) -> Iterator[Segment]:
       RefusedImageError: there is no end marker, or a marker that decoders do not know.
     """
     position, scan_ends = 2, None
-    while found := _MARKER.search(contents, position):
-        start, marker = found.end() - 2, found[1][0]
+    while match := _MARKER.search(contents, position):
+        start, marker = match.end() - 2, match[1][0]
         if marker == _EOI:
             return
-        position = found.end()
+        position = match.end()
         if marker in _WITHOUT_LENGTH:
             continue
         if marker not in _KNOWN:

@@ -141,7 +141,7 @@ def check_png_pixels(contents: bytes) -> None:
             rows = stream.decompress(compressed[start : start + _BYTES_AT_ONCE])
         except zlib.error as error:  # also a wrong checksum of the pixels
             raise RefusedImageError(Refusal.DAMAGED) from error
-        known = all(one.has_known_filters(rows, position) for one in passes)
+        known = all(pass_.has_known_filters(rows, position) for pass_ in passes)
         position += len(rows)
         if position > size or not known:
             raise RefusedImageError(Refusal.DAMAGED)

@@ -64,29 +64,31 @@ def describe_change(
         contents = read(images, index)
         header = read_header(contents)
         decode_image(contents)
-        found = _described(header.is_jpeg, header.height, header.width)
+        current = _described(header.is_jpeg, header.height, header.width)
     except RefusedImageError as error:
-        found = f"refused ({error})"
+        current = f"refused ({error})"
     except OSError as error:
-        found = f"unreadable ({message_of(error)})"
-    return "" if found == indexed else f"{images.name(index)}: now {found}, indexed as {indexed}"
+        current = f"unreadable ({message_of(error)})"
+    return (
+        "" if current == indexed else f"{images.name(index)}: now {current}, indexed as {indexed}"
+    )
 
 
 def changed_images_error(changes: Sequence[str]) -> StorageError:
     """The error for changed images, from values of `describe_change`."""
     count = len(changes)
-    found = "1 image has changed" if count == 1 else f"{count} images have changed"
-    lines = [f"reading images failed: {found} since indexing\n{RESTORE_IMAGES}", *changes]
+    summary = "1 image has changed" if count == 1 else f"{count} images have changed"
+    lines = [f"reading images failed: {summary} since indexing\n{RESTORE_IMAGES}", *changes]
     return StorageError("\n  ".join(lines))
 
 
 def _state(path: bytes) -> tuple[int, int]:
     """Modification time in ns and size in bytes; -1 of a file that does not exist."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return (-1, -1)
-    return found.st_mtime_ns, found.st_size
+    return status.st_mtime_ns, status.st_size
 
 
 def _described(is_jpeg: bool, height: int, width: int) -> str:

@@ -29,11 +29,11 @@ class DecodeGroups(NamedTuple):
 
     Attributes:
       kind: how they are decoded, see `decode_plan.DecodePlan`.
-      places: int64 [K, G], positions in `BatchIndices` of the G images of each of K groups.
+      positions: int64 [K, G], positions in `BatchIndices` of the G images of each of K groups.
     """
 
     kind: int
-    places: np.ndarray
+    positions: np.ndarray
 
 
 def group_for_decoding(
@@ -55,12 +55,12 @@ def group_for_decoding(
     """
     valid, groups = np.flatnonzero(index != PADDING_INDEX), []
     for one_kind in np.unique(kind[valid]).tolist():
-        places = valid[kind[valid] == one_kind]
-        full = places[: len(places) // _GROUP_SIZE * _GROUP_SIZE].reshape(-1, _GROUP_SIZE)
+        positions = valid[kind[valid] == one_kind]
+        full = positions[: len(positions) // _GROUP_SIZE * _GROUP_SIZE].reshape(-1, _GROUP_SIZE)
         near = full[:, -1] // batch_size - full[:, 0] // batch_size <= 1
-        single = np.concatenate([full[~near].ravel(), places[full.size :]])
+        single = np.concatenate([full[~near].ravel(), positions[full.size :]])
         groups += [DecodeGroups(one_kind, full[near]), DecodeGroups(one_kind, single[:, None])]
-    return [one for one in groups if len(one.places)]
+    return [group for group in groups if len(group.positions)]
 
 
 def decode_order(groups: Sequence[DecodeGroups], batch_size: int) -> np.ndarray:
@@ -69,7 +69,7 @@ def decode_order(groups: Sequence[DecodeGroups], batch_size: int) -> np.ndarray:
     Returns:
       int [sum of K]: for each decoding step, the element of `groups` that the next group is from.
     """
-    first = [one.places[:, 0] for one in groups]
+    first = [group.positions[:, 0] for group in groups]
     batch = np.concatenate([np.zeros(0, np.int64), *first]) // batch_size
     owner = np.repeat(np.arange(len(groups)), list(map(len, first)))
     return owner[np.argsort(batch, kind="stable")]
@@ -115,15 +115,15 @@ def collate_batches(
     with ThreadPoolExecutor(max(resizers, 1), "imta_jax batch") as threads:
         for batch in range(batches):
             while remaining[batch]:
-                places, images = next(decoded)
-                owners, slots = (part.tolist() for part in np.divmod(places, batch_size))
+                positions, images = next(decoded)
+                owners, slots = (part.tolist() for part in np.divmod(positions, batch_size))
                 targets = [opened(b).images[i] for b, i in zip(owners, slots, strict=True)]
                 if resizers:
-                    job = threads.submit(_write_images, targets, images, indices.flip[places])
+                    job = threads.submit(_write_images, targets, images, indices.flip[positions])
                     for owner in set(owners):
                         opened(owner).jobs.append(job)
                 else:
-                    _write_images(targets, images, indices.flip[places])
+                    _write_images(targets, images, indices.flip[positions])
                 np.subtract.at(remaining, owners, 1)
             finished = opened(batch)
             for job in finished.jobs:

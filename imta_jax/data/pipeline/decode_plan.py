@@ -98,7 +98,7 @@ def max_group_bytes(
 ) -> int:
     """The largest memory of a group's decoded pixels, before they are resized."""
     if isinstance(images, np.ndarray):
-        return int(images[0].nbytes * groups.places.shape[1])
+        return int(images[0].nbytes * groups.positions.shape[1])
     whole = images.sizes[plan.index]  # images other than JPEGs are decoded completely
     decoded = (plan.cut[:, 2:] if groups.kind else whole).astype(np.int64)
-    return int(3 * decoded[groups.places].prod(axis=-1).sum(axis=1).max())
+    return int(3 * decoded[groups.positions].prod(axis=-1).sum(axis=1).max())

@@ -306,27 +306,27 @@ def _filter(
 
 
 def _padding(fields: Mapping[str, Any], size: tuple[int, int], resize: int | None) -> Padding:
-    found = fields.get("padding", NO_PADDING)
+    value = fields.get("padding", NO_PADDING)
     try:
-        (above, below), (left, right) = found
+        (above, below), (left, right) = value
     except (TypeError, ValueError):
         above = below = left = right = -1
     counts = (above, below, left, right)
     valid = all(type(count) is int and count >= 0 for count in counts)
     if not valid or above + below >= size[0] or left + right >= size[1]:
         raise InputError(
-            f"padding is {found!r}; expected [[above, below], [left, right]] in pixels, less than "
+            f"padding is {value!r}; expected [[above, below], [left, right]] in pixels, less than "
             f"{size[0]} and {size[1]} together"
         )
     if resize is not None and any(counts):
-        raise InputError(f"padding is {found!r}; expected zeros, since resize is {resize}")
+        raise InputError(f"padding is {value!r}; expected zeros, since resize is {resize}")
     return (above, below), (left, right)
 
 
-def _numbers(name: str, found: Any, count: int, least: float) -> tuple[float, ...]:
-    numbers = isinstance(found, list | tuple) and all(type(v) in (int, float) for v in found)
-    if not numbers or len(found) != count or not all(least <= v < np.inf for v in found):
+def _numbers(name: str, value: Any, count: int, least: float) -> tuple[float, ...]:
+    numbers = isinstance(value, list | tuple) and all(type(v) in (int, float) for v in value)
+    if not numbers or len(value) != count or not all(least <= v < np.inf for v in value):
         raise InputError(
-            f"{name} is {found!r}; expected {count} finite numbers, none below {least:g}"
+            f"{name} is {value!r}; expected {count} finite numbers, none below {least:g}"
         )
-    return tuple(float(value) for value in found)
+    return tuple(float(value) for value in value)

@@ -53,13 +53,13 @@ class IndexOptions:
 
     Attributes:
       index_dir: folder of stored indexes; "" stores nothing.
-      where: the split, for progress and log.
+      split_name: the split, for progress and log messages.
       memory_limit_gb: memory for decoded images, in 10^9 bytes.
       decoder: one of `DECODERS`; "pillow" reads the files without TensorFlow.
     """
 
     index_dir: str
-    where: str
+    split_name: str
     memory_limit_gb: float = 4.0
     decoder: str = TF_DATA
 
@@ -97,15 +97,15 @@ def index_files(
     def scan() -> Indexed:
         chosen = np.flatnonzero(unopened == Refusal.NONE)
         if options.decoder == PILLOW:
-            table = _columns_by_pillow(images, chosen, options)
+            rows = _columns_by_pillow(images, chosen, options)
         else:
-            table = _columns_by_tensorflow(images, chosen, options, check_size)
-        found = np.zeros((len(images), COLUMNS), np.int64)
-        found[:, ORIENTATION] = 1
-        found[:, REFUSAL] = np.where(unopened == Refusal.NONE, Refusal.UNREADABLE, unopened)
-        found[table[:, 0]] = table[:, 1:]
-        options.inspector.decode_postponed(found, reader_of_bytes(images))
-        return _completed(images, labels, found)
+            rows = _columns_by_tensorflow(images, chosen, options, check_size)
+        table = np.zeros((len(images), COLUMNS), np.int64)
+        table[:, ORIENTATION] = 1
+        table[:, REFUSAL] = np.where(unopened == Refusal.NONE, Refusal.UNREADABLE, unopened)
+        table[rows[:, 0]] = rows[:, 1:]
+        options.inspector.decode_postponed(table, reader_of_bytes(images))
+        return _completed(images, labels, table)
 
     return _load_or_scan(scan, unopened == Refusal.NONE, key, options)
 
@@ -138,7 +138,7 @@ def _columns_by_tensorflow(
         without_autograph(row), num_parallel_calls=tf.data.AUTOTUNE, deterministic=False
     )
     # Files that cannot be read are dropped.
-    return collect(rows.ignore_errors(), len(chosen), options.where)
+    return collect(rows.ignore_errors(), len(chosen), options.split_name)
 
 
 def _is_too_large(path: bytes) -> np.bool:
@@ -161,7 +161,7 @@ def _columns_by_pillow(
     rows = with_progress(
         on_threads(columns, chosen.tolist(), usable_cores()),
         total=len(chosen),
-        description=f"index {options.where}",
+        description=f"index {options.split_name}",
         unit="images",
         size_of=lambda row: 1,
         log=_log,
@@ -209,12 +209,12 @@ def index_records(
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=False,
         )
-        table = collect(rows, examples, options.where)
+        table = collect(rows, examples, options.split_name)
         table = table[np.lexsort((table[:, 1], table[:, 0]))]
         images = _record_images(table[:, :3], shards, feature)
-        found = table[:, 4:].copy()
-        inspector.decode_postponed(found, reader_of_bytes(images))
-        return _completed(images, table[:, 3].astype(np.int32), found)
+        columns = table[:, 4:].copy()
+        inspector.decode_postponed(columns, reader_of_bytes(images))
+        return _completed(images, table[:, 3].astype(np.int32), columns)
 
     return _load_or_scan(scan, np.True_, key, options)
 
@@ -226,7 +226,7 @@ def _load_or_scan(
         return _inspect_again(indexed, opened, options)
 
     return load_or_scan(
-        scan, inspect_again, key=key, index_dir=options.index_dir, where=options.where
+        scan, inspect_again, key=key, index_dir=options.index_dir, split_name=options.split_name
     )
 
 
@@ -234,20 +234,20 @@ def _inspect_again(
     indexed: Indexed, opened: np.ndarray | np.bool, options: IndexOptions
 ) -> Indexed:
     """Inspects the refused images again; returns the same object if nothing changed."""
-    found = np.zeros((len(indexed.labels), COLUMNS), np.int64)
-    found[:, [HEIGHT, WIDTH]] = indexed.images.sizes
-    found[:, IS_JPEG] = indexed.images.is_jpeg
-    found[:, ORIENTATION] = indexed.images.orientation
-    found[:, REFUSAL], found[:, DIGEST] = indexed.refusal, indexed.digest
+    columns = np.zeros((len(indexed.labels), COLUMNS), np.int64)
+    columns[:, [HEIGHT, WIDTH]] = indexed.images.sizes
+    columns[:, IS_JPEG] = indexed.images.is_jpeg
+    columns[:, ORIENTATION] = indexed.images.orientation
+    columns[:, REFUSAL], columns[:, DIGEST] = indexed.refusal, indexed.digest
     read = reader_of_bytes(indexed.images)
     for i in np.flatnonzero((indexed.refusal != Refusal.NONE) & opened).tolist():
         with contextlib.suppress(OSError, RefusedImageError):  # still cannot be read
-            found[i] = inspect_bytes(read(i))
-    changed = found[:, REFUSAL] != indexed.refusal
+            columns[i] = inspect_bytes(read(i))
+    changed = columns[:, REFUSAL] != indexed.refusal
     if not changed.any():
         return indexed
-    _log.info("%d images of %s that were refused have changed", changed.sum(), options.where)
-    return _completed(indexed.images, indexed.labels, found)
+    _log.info("%d images of %s that were refused have changed", changed.sum(), options.split_name)
+    return _completed(indexed.images, indexed.labels, columns)
 
 
 def _record_images(
@@ -269,19 +269,19 @@ def _record_images(
 
 
 def _completed(
-    images: EncodedImages, labels: Int32[np.ndarray, " N"], found: Int64[np.ndarray, "N columns"]
+    images: EncodedImages, labels: Int32[np.ndarray, " N"], columns: Int64[np.ndarray, "N columns"]
 ) -> Indexed:
     """Adds the columns of `inspection.py`."""
     completed = EncodedImages(
         images.files,
         images.file_id,
         images.offset,
-        found[:, [HEIGHT, WIDTH]].astype(np.int32),
-        found[:, IS_JPEG] > 0,
-        found[:, ORIENTATION].astype(np.uint8),
+        columns[:, [HEIGHT, WIDTH]].astype(np.int32),
+        columns[:, IS_JPEG] > 0,
+        columns[:, ORIENTATION].astype(np.uint8),
         images.feature,
     )
-    return Indexed(completed, labels, found[:, REFUSAL].astype(np.uint8), found[:, DIGEST])
+    return Indexed(completed, labels, columns[:, REFUSAL].astype(np.uint8), columns[:, DIGEST])
 
 
 def reader_of_bytes(images: EncodedImages) -> Callable[[int], bytes]:

@@ -52,8 +52,8 @@ class Inspector:
     def columns_in_graph(self, contents: "tf.Tensor") -> list["tf.Tensor"]:
         """Like `columns`, as a TensorFlow operation; int64 scalars."""
         tf = import_tensorflow()
-        found = tf.numpy_function(self.columns, [contents], tf.int64, stateful=False)
-        return tf.unstack(tf.ensure_shape(found, [COLUMNS]))
+        columns = tf.numpy_function(self.columns, [contents], tf.int64, stateful=False)
+        return tf.unstack(tf.ensure_shape(columns, [COLUMNS]))
 
     def decode_postponed(
         self, table: Int64[np.ndarray, "N columns"], read: Callable[[int], bytes]
@@ -83,19 +83,21 @@ def inspect_bytes(contents: bytes) -> Int64[np.ndarray, " columns"]:
     return _columns(contents, MAX_PIXELS)
 
 
-def collect(rows: "tf.data.Dataset", examples: int, where: str) -> Int64[np.ndarray, "N columns"]:
+def collect(
+    dataset: "tf.data.Dataset", examples: int, split_name: str
+) -> Int64[np.ndarray, "N columns"]:
     """Runs a dataset of int64 vectors with a progress bar."""
     tf = import_tensorflow()
     chunks = with_progress(
-        rows.batch(_IMAGES_PER_CHUNK).prefetch(tf.data.AUTOTUNE).as_numpy_iterator(),
+        dataset.batch(_IMAGES_PER_CHUNK).prefetch(tf.data.AUTOTUNE).as_numpy_iterator(),
         total=examples,
-        description=f"index {where}",
+        description=f"index {split_name}",
         unit="images",
         size_of=len,
         log=_log,
     )
     found = list(chunks)
-    spec: Any = rows.element_spec
+    spec: Any = dataset.element_spec
     return np.concatenate([np.zeros((0, spec.shape[0]), np.int64), *found])
 
 

@@ -38,36 +38,36 @@ def mix_images(
     """
     for_mixup, for_cutmix, for_choice = jax.random.split(key, 3)
     others, count = jnp.roll(images, 1, axis=0), images.shape[0]
-    mixed, share = images, jnp.zeros(count)
+    mixed, weight = images, jnp.zeros(count)
     if mixup_alpha > 0:
-        share = _symmetric_beta(for_mixup, mixup_alpha, count)
-        mixed = mixup(images, others, share)
+        weight = _symmetric_beta(for_mixup, mixup_alpha, count)
+        mixed = mixup(images, others, weight)
     if cutmix_alpha > 0:
         inside = random_rectangles(for_cutmix, cutmix_alpha, images.shape)
-        cut = jnp.where(inside[..., None], others, images)
+        pasted = jnp.where(inside[..., None], others, images)
         use = jax.random.bernoulli(for_choice, 0.5 if mixup_alpha > 0 else 1.0, (count,))
-        mixed = jnp.where(use[:, None, None, None], cut, mixed)
-        share = jnp.where(use, inside.mean(axis=(1, 2)), share)
-    return mixed, mixed_labels(labels, jnp.roll(labels, 1), share, num_classes)
+        mixed = jnp.where(use[:, None, None, None], pasted, mixed)
+        weight = jnp.where(use, inside.mean(axis=(1, 2)), weight)
+    return mixed, mixed_labels(labels, jnp.roll(labels, 1), weight, num_classes)
 
 
 def mixup(
     images: UInt8[Array, "N H W C"],
     others: UInt8[Array, "N H W C"],
-    share: Float[Array, " N"],
+    weight: Float[Array, " N"],
 ) -> UInt8[Array, "N H W C"]:
     """(1 - share) * images + share * others, rounded."""
     own = images.astype(jnp.float32)
     change = others.astype(jnp.float32) - own
-    return jnp.round(own + share[:, None, None, None] * change).astype(jnp.uint8)
+    return jnp.round(own + weight[:, None, None, None] * change).astype(jnp.uint8)
 
 
 def mixed_labels(
-    labels: Int[Array, " N"], others: Int[Array, " N"], share: Float[Array, " N"], num_classes: int
+    labels: Int[Array, " N"], others: Int[Array, " N"], weight: Float[Array, " N"], num_classes: int
 ) -> Float[Array, "N K"]:
     """Probabilities of classes: 1 - share of the image's class and share of the other's."""
     own, other = (jax.nn.one_hot(x, num_classes) for x in (labels, others))
-    return (1 - share)[:, None] * own + share[:, None] * other
+    return (1 - weight)[:, None] * own + weight[:, None] * other
 
 
 def random_rectangles(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> Bool[Array, "N H W"]:

@@ -76,7 +76,7 @@ def supports_on_device(split: Split, preprocessing: Preprocessing) -> bool:
 
 def fits_device(
     split: Split,
-    share: float,
+    memory_share: float,
     device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]
 ) -> bool:
     """Whether the images take at most a fraction `share` of a device's memory.
@@ -84,7 +84,7 @@ def fits_device(
     The memory of a CPU device is the host's memory.
     """
     size = stored_bytes(len(split), split.array.shape[1:])
-    return size <= share * _memory_bytes(device)
+    return size <= memory_share * _memory_bytes(device)
 
 
 def stored_bytes(examples: int, image_shape: Sequence[int]) -> int:

@@ -61,11 +61,13 @@ def decoded_groups(
       StorageError: a file cannot be read or decoded, or does not fit its index; see
         `changed_images`.
     """
-    places = np.flatnonzero(indices.index != PADDING_INDEX)
-    groups = [places[i : i + _GROUP_SIZE] for i in range(0, len(places), _GROUP_SIZE)]
+    positions = np.flatnonzero(indices.index != PADDING_INDEX)
+    groups = [positions[i : i + _GROUP_SIZE] for i in range(0, len(positions), _GROUP_SIZE)]
 
     def decode(group: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        return group, [_decode_place(images, plan, place, size, exact) for place in group.tolist()]
+        return group, [
+            _decode_image(images, plan, position, size, exact) for position in group.tolist()
+        ]
 
     return on_threads(decode, groups, _parallel(images, plan.index, memory_limit_gb))
 
@@ -85,8 +87,8 @@ def decode_file(images: EncodedImages, index: int, ratio: int = 1) -> UInt8[np.n
         pixels = decode_at_ratio(read_file(images, index), ratio)
     except (OSError, RefusedImageError) as error:
         change = describe_change(images, index, read_file)
-        found = change or f"{images.name(index)}: {message_of(error)}"
-        raise changed_images_error([found]) from error
+        problem = change or f"{images.name(index)}: {message_of(error)}"
+        raise changed_images_error([problem]) from error
     check_unchanged(images, np.array([index]))
     return pixels
 
@@ -132,24 +134,24 @@ def _parallel(images: np.ndarray | EncodedImages, index: np.ndarray, memory_limi
     return int(np.clip(memory_limit_gb * 1e9 / 4 // largest, 1, usable_cores()))
 
 
-def _decode_place(
-    images: np.ndarray | EncodedImages, plan: DecodePlan, place: int, size: int, exact: bool
+def _decode_image(
+    images: np.ndarray | EncodedImages, plan: DecodePlan, position: int, size: int, exact: bool
 ) -> np.ndarray:
     """The pixels of one position: a crop of a JPEG, or a resized image."""
-    index, kind = int(plan.index[place]), int(plan.kind[place])
+    index, kind = int(plan.index[position]), int(plan.kind[position])
     if isinstance(images, np.ndarray):
         pixels = images[index]
     else:
         pixels = decode_file(images, index, RATIOS[kind - 1] if kind else 1)
-    top, left, height, width = plan.cut[place].tolist()
+    top, left, height, width = plan.cut[position].tolist()
     part = pixels[top : top + height, left : left + width]
     if kind and not exact:
-        margin = int(plan.margin[place])
+        margin = int(plan.margin[position])
         # A copy, so that the other pixels are freed.
-        part = part[:, margin : margin + int(plan.width[place])].copy()
+        part = part[:, margin : margin + int(plan.width[position])].copy()
     else:
-        part = resize_cut(part, plan.window[place], plan.cut[place], (size, size))
-    orientation = int(plan.orientation[place])
+        part = resize_cut(part, plan.window[position], plan.cut[position], (size, size))
+    orientation = int(plan.orientation[position])
     if orientation == 1:
         return part
     return np.ascontiguousarray(apply_orientation(part, orientation))

@@ -47,10 +47,10 @@ def randaugment(
       operations: number of operations per image.
       magnitude: strength of the operations, 0 to `LARGEST_MAGNITUDE`.
     """
-    for one in jax.random.split(key, operations):
-        which, sign = jax.random.split(one)
-        operation = jax.random.randint(which, images.shape[:1], 0, len(OPERATIONS))
-        negative = jax.random.bernoulli(sign, 0.5, images.shape[:1])
+    for operation_key in jax.random.split(key, operations):
+        choice_key, sign_key = jax.random.split(operation_key)
+        operation = jax.random.randint(choice_key, images.shape[:1], 0, len(OPERATIONS))
+        negative = jax.random.bernoulli(sign_key, 0.5, images.shape[:1])
         images = apply_operations(images, operation, magnitude, 1.0 - 2.0 * negative)
     return images
 

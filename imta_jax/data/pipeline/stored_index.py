@@ -44,7 +44,7 @@ def load_or_scan(
     *,
     key: Any,
     index_dir: str,
-    where: str,
+    split_name: str,
 ) -> Indexed:
     """Loads the index that is stored under `key`, or computes and stores it.
 
@@ -54,7 +54,7 @@ def load_or_scan(
         been temporary; returns the same object if nothing changed.
       key: a value that changes whenever the images change; its repr names the file.
       index_dir: folder of stored indexes; "" stores nothing.
-      where: the split, for messages.
+      split_name: the split, for messages.
     """
     if not index_dir:
         return scan()
@@ -64,18 +64,18 @@ def load_or_scan(
     try:
         path = Path(index_dir).expanduser() / f"{name}.npz"
     except RuntimeError as error:  # the home folder is unknown
-        _log.warning("cannot store the index of %s in %s (%s)", where, index_dir, error)
+        _log.warning("cannot store the index of %s in %s (%s)", split_name, index_dir, error)
         return scan()
     loaded = _loaded(path)
     if loaded is None:
-        _log.info("reading every image of %s once, to store an index in %s", where, path)
+        _log.info("reading every image of %s once, to store an index in %s", split_name, path)
     indexed = scan() if loaded is None else inspect_again(loaded)
     if indexed is loaded:
         return indexed
     try:
         _save(path, indexed)
     except OSError as error:
-        _log.warning("cannot store the index of %s in %s (%s)", where, path, error)
+        _log.warning("cannot store the index of %s in %s (%s)", split_name, path, error)
         return indexed
     return indexed._replace(path=str(path))
 

@@ -114,7 +114,7 @@ def _reader_of(images: np.ndarray | EncodedImages) -> Read:
     if isinstance(images, EncodedImages):
         return reader(images)
     tf, image_of = import_tensorflow(), _lookup(images)
-    return lambda index: [image_of(one) for one in tf.unstack(index)]
+    return lambda index: [image_of(i) for i in tf.unstack(index)]
 
 
 def _decode_cut(encoded: bool, kind: int, source: "tf.Tensor", cut: "tf.Tensor") -> "tf.Tensor":

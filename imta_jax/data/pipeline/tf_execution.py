@@ -66,13 +66,13 @@ def from_service(
 
 
 @contextlib.contextmanager
-def reading_errors(what: str = "reading images") -> Iterator[None]:
+def reading_errors(action: str = "reading images") -> Iterator[None]:
     """Turns TensorFlow's errors into OSErrors that explain how to continue."""
     tf = import_tensorflow()
     try:
         yield
     except tf.errors.OpError as error:
-        raise StorageError(f"{what} failed: {short_message(error)}\n{RESTORE_IMAGES}") from error
+        raise StorageError(f"{action} failed: {short_message(error)}\n{RESTORE_IMAGES}") from error
 
 
 def _elements(dataset: "tf.data.Dataset") -> Iterator[tuple[np.ndarray, ...]]:

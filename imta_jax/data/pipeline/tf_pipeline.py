@@ -65,9 +65,9 @@ def decoded_groups(
 
     The arguments are those of `host_pipeline.resized_batches`, and `plan` is of `plan_decoding`.
     """
-    every = group_for_decoding(indices.index, plan.kind, batch_size)
-    running = [_decoded(images, plan, groups, host, size, exact) for groups in every]
-    return (next(running[turn]) for turn in decode_order(every, batch_size))
+    groups = group_for_decoding(indices.index, plan.kind, batch_size)
+    running = [_decoded(images, plan, kind_groups, host, size, exact) for kind_groups in groups]
+    return (next(running[turn]) for turn in decode_order(groups, batch_size))
 
 
 def _decoded(
@@ -80,27 +80,27 @@ def _decoded(
 ) -> Iterator[tuple[np.ndarray, Sequence[np.ndarray]]]:
     """Decodes groups of one kind; yields positions [G] and decoded images, group after group."""
     tf = import_tensorflow()
-    decode = make_decoder(images, groups.kind, groups.places.shape[1], size, exact)
-    number = np.arange(len(groups.places))
-    inputs = (number, *(values[groups.places] for values in (plan.index, plan.window, plan.cut)))
+    decode = make_decoder(images, groups.kind, groups.positions.shape[1], size, exact)
+    number = np.arange(len(groups.positions))
+    inputs = (number, *(values[groups.positions] for values in (plan.index, plan.window, plan.cut)))
     dataset = tf.data.Dataset.from_tensor_slices(inputs).map(
         without_autograph(lambda number, *rest: (number, *decode(*rest))),
         num_parallel_calls=host.parallel_groups(max_group_bytes(images, plan, groups)),
     )
     if host.service:
-        elements = from_service(dataset, len(groups.places), host.service)
+        elements = from_service(dataset, len(groups.positions), host.service)
     else:
         # No buffer of decoded images: those that are resized at once are still in the cache.
-        elements = _naming_changed(on_this_host(dataset), images, plan.index[groups.places])
+        elements = _naming_changed(on_this_host(dataset), images, plan.index[groups.positions])
     for number, *pixels in elements:
-        places = groups.places[number]
+        positions = groups.positions[number]
         if isinstance(images, EncodedImages):
-            check_unchanged(images, plan.index[places])
-        first = plan.margin[places]
-        columns = zip(pixels, first, first + plan.width[places], strict=True)
+            check_unchanged(images, plan.index[positions])
+        first = plan.margin[positions]
+        columns = zip(pixels, first, first + plan.width[positions], strict=True)
         cut = (image[:, start:end] for image, start, end in columns)
-        oriented = zip(cut, plan.orientation[places].tolist(), strict=True)
-        yield places, [_oriented(image, orientation) for image, orientation in oriented]
+        oriented = zip(cut, plan.orientation[positions].tolist(), strict=True)
+        yield positions, [_oriented(image, orientation) for image, orientation in oriented]
 
 
 def _oriented(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -34,7 +34,7 @@ def index_image_files(
     labels: Sequence[int],
     class_names: Sequence[str],
     request: SourceRequest,
-    where: str,
+    split_name: str,
 ) -> Indexed:
     """Inspects image files, or reads their stored index.
 
@@ -43,7 +43,7 @@ def index_image_files(
       labels: class of each file, from 0.
       class_names: names of all classes of the source.
       request: `index_dir`, `memory_limit_gb` and `decoder` are used.
-      where: the split, for messages.
+      split_name: the split, for messages.
     """
     count, states = len(files), file_states(files)
     without_sizes = EncodedImages(
@@ -61,7 +61,7 @@ def index_image_files(
     decoder = request.decoder
     if decoder == PILLOW:
         check_files(without_sizes)
-    options = IndexOptions(request.index_dir, where, request.memory_limit_gb, decoder)
+    options = IndexOptions(request.index_dir, split_name, request.memory_limit_gb, decoder)
     indexed = index_files(
         without_sizes, np.array(labels, np.int32), unopened, check_size, key, options
     )
@@ -80,14 +80,14 @@ def _refusal_unopened(state: FileState) -> Refusal:
 
 
 def source_split(
-    indexed: Indexed, request: SourceRequest, where: str, channels: int = 3
+    indexed: Indexed, request: SourceRequest, split_name: str, channels: int = 3
 ) -> SourceSplit:
     """Leaves out refused images; decodes the others unless they are to stay encoded.
 
     Args:
       indexed: all images of the split.
       request: `encoded`, `max_undecodable` and `exif_orientation` are used.
-      where: the split, for messages.
+      split_name: the split, for messages.
       channels: channels of arrays, 3 (RGB) or 1 (luminance).
 
     Raises:
@@ -97,16 +97,16 @@ def source_split(
     bad, good = np.flatnonzero(indexed.refusal), np.flatnonzero(indexed.refusal == Refusal.NONE)
     named = tuple(_with_reason(indexed, i) for i in bad[:_MAX_NAMED_IMAGES].tolist())
     if len(bad):
-        _report_refused(indexed, len(bad), named, request.max_undecodable, where)
+        _report_refused(indexed, len(bad), named, request.max_undecodable, split_name)
     if len(good) == 0:
-        raise InputError(f"{where} has 0 images, expected at least 1")
+        raise InputError(f"{split_name} has 0 images, expected at least 1")
     images, labels = indexed.images[good], indexed.labels[good]
     reasons = collections.Counter(Refusal(code).reason for code in indexed.refusal[bad].tolist())
     rotated = collections.Counter(images.orientation[images.orientation != 1].tolist())
     findings = SplitFindings(dict(reasons.most_common()), named, dict(sorted(rotated.items())))
-    images = _oriented(images, request.exif_orientation, rotated.total(), where)
+    images = _oriented(images, request.exif_orientation, rotated.total(), split_name)
     if not request.encoded:
-        _check_one_size(images, where)
+        _check_one_size(images, split_name)
     pixels: Any = images
     files = None if request.encoded else images
     if not request.encoded:
@@ -122,7 +122,7 @@ def _decode_luminance(images: EncodedImages, apply_exif: bool) -> UInt8[np.ndarr
     return np.stack(decoded)
 
 
-def _oriented(images: EncodedImages, policy: str, rotated: int, where: str) -> EncodedImages:
+def _oriented(images: EncodedImages, policy: str, rotated: int, split_name: str) -> EncodedImages:
     """The images with the orientation that the decoders apply."""
     if policy == "apply":
         sizes = displayed_sizes(images.sizes, images.orientation)
@@ -133,25 +133,25 @@ def _oriented(images: EncodedImages, policy: str, rotated: int, where: str) -> E
             " config.data.exif_orientation=apply",
             rotated,
             len(images),
-            where,
+            split_name,
         )
     return dataclasses.replace(images, orientation=np.ones_like(images.orientation))
 
 
 def _report_refused(
-    indexed: Indexed, count: int, named: tuple[str, ...], limit: float, where: str
+    indexed: Indexed, count: int, named: tuple[str, ...], limit: float, split_name: str
 ) -> None:
     """Raises a ValueError if more than a fraction `limit` of the images is refused, else warns."""
     total = len(indexed.refusal)
     more = f" and {count - len(named)} more" if count > len(named) else ""
-    found = f"{count} of {total} images of {where} cannot be used: {', '.join(named)}{more}"
+    summary = f"{count} of {total} images of {split_name} cannot be used: {', '.join(named)}{more}"
     stored = f"; the index of these images is {indexed.path}" if indexed.path else ""
     if count > limit * total:
         raise InputError(
-            f"{found}; config.data.max_undecodable is {limit:g}: replace or remove these images,"
+            f"{summary}; config.data.max_undecodable is {limit:g}: replace or remove these images,"
             f" or raise it{stored}"
         )
-    _log.warning("%s; they are left out%s", found, stored)
+    _log.warning("%s; they are left out%s", summary, stored)
 
 
 def _with_reason(indexed: Indexed, index: int) -> str:
@@ -173,12 +173,12 @@ def _is_forbidden(path: bytes) -> bool:
     return not os.access(path, os.R_OK)
 
 
-def _check_one_size(images: EncodedImages, where: str) -> None:
-    other = np.flatnonzero((images.sizes != images.sizes[0]).any(axis=1))
-    if len(other):
-        first, differing = images.sizes[0].tolist(), images.sizes[other[0]].tolist()
+def _check_one_size(images: EncodedImages, split_name: str) -> None:
+    differing = np.flatnonzero((images.sizes != images.sizes[0]).any(axis=1))
+    if len(differing):
+        i, sizes = differing[0], images.sizes.tolist()
         raise InputError(
-            f"{where}: {images.name(other[0])} has {differing} pixels (height, width), but"
-            f" {images.name(0)} has {first}; set config.data.preprocessing=random_area_crop (see"
+            f"{split_name}: {images.name(i)} has {sizes[i]} pixels (height, width), but"
+            f" {images.name(0)} has {sizes[0]}; set config.data.preprocessing=random_area_crop (see"
             " configs/imagenet.py), which resizes images to config.data.image_size"
         )

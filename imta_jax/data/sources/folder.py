@@ -48,23 +48,24 @@ def read(request: SourceRequest) -> SourceData:
         chosen = _choose_splits(request, top, splits)
         # Only the splits that are used define classes.
         listed = {split: class_listings(splits[split]) for split in chosen.values()}
-        others = [ignored_names(one.values(), top.child(split)) for split, one in listed.items()]
-        ignored = tuple(one for one in others if one.counts)
+        ignored = [
+            ignored_names(classes.values(), top.child(split)) for split, classes in listed.items()
+        ]
         _check_classes(listed)
         misplaced = misplaced_images(top, splits, listed)
         _warn_of_misplaced(misplaced)
         names = sorted(set().union(*listed.values()))
-        found = {}
+        source_splits = {}
         for role, split in chosen.items():
             indexed = _indexed(listed[split], names, request, top.child(split))
-            found[role] = source_split(indexed, request, top.child(split))
+            source_splits[role] = source_split(indexed, request, top.child(split))
     name = os.path.basename(root)
     return SourceData(
         name,
-        found,
+        source_splits,
         tuple(names),
         misplaced=misplaced,
-        ignored=ignored,
+        ignored=tuple(names for names in ignored if names.counts),
         decoder=request.decoder,
     )
 
@@ -112,8 +113,10 @@ def _choose_splits(
 
 
 def _warn_of_misplaced(misplaced: tuple[MisplacedImages, ...]) -> None:
-    for one in misplaced:
-        _log.warning("ignoring %d images in %s; to read them, %s", one.count, one.where, one.remedy)
+    for images in misplaced:
+        _log.warning(
+            "ignoring %d images in %s; to read them, %s", images.count, images.folder, images.remedy
+        )
 
 
 def _check_classes(listed: Mapping[str, Mapping[str, Listing]]) -> None:
@@ -133,10 +136,10 @@ def _first_few(paths: list[str]) -> str:
 
 
 def _indexed(
-    classes: Mapping[str, Listing], class_names: list[str], request: SourceRequest, where: str
+    classes: Mapping[str, Listing], class_names: list[str], request: SourceRequest, split_name: str
 ) -> Indexed:
     """The index of a split's images."""
     label = {name: k for k, name in enumerate(class_names)}
-    files = [one.child(image) for one in classes.values() for image in one.images]
-    labels = [label[name] for name, one in classes.items() for _ in one.images]
-    return index_image_files(files, labels, class_names, request, where)
+    files = [listing.child(image) for listing in classes.values() for image in listing.images]
+    labels = [label[name] for name, listing in classes.items() for _ in listing.images]
+    return index_image_files(files, labels, class_names, request, split_name)

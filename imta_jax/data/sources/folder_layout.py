@@ -106,7 +106,7 @@ def class_listings(split: Listing) -> dict[str, Listing]:
     return {name: list_folder(path, many_images=True) for name, path in paths.items()}
 
 
-def ignored_names(classes: Iterable[Listing], where: str) -> IgnoredNames:
+def ignored_names(classes: Iterable[Listing], folder: str) -> IgnoredNames:
     """Finds and logs the names in class folders that do not have the suffix of an image."""
     others = [
         f"{name}{'/' if name in listing.folders else ''}"
@@ -119,11 +119,11 @@ def ignored_names(classes: Iterable[Listing], where: str) -> IgnoredNames:
         _log.warning(
             "ignoring %d files or folders in the class folders of %s (%s); only %s are read",
             len(others),
-            where,
+            folder,
             ", ".join(f"{count} {kind}" for kind, count in counts.items()),
             ", ".join(SUFFIXES),
         )
-    return IgnoredNames(where, counts)
+    return IgnoredNames(folder, counts)
 
 
 def misplaced_images(
@@ -138,17 +138,17 @@ def misplaced_images(
       splits: its folders, by name.
       chosen: the class folders of the splits that are used.
     """
-    found = [_loose(root.path, root, "move them to ROOT/SPLIT/CLASS")]
+    misplaced = [_loose(root.path, root, "move them to ROOT/SPLIT/CLASS")]
     for name, split in splits.items():
         flat = not split.folders and name not in chosen
         remedy = f"{name} has no class folders: move them to" if flat else "move them to"
-        found.append(_loose(split.path, split, f"{remedy} {split.path}/CLASS"))
+        misplaced.append(_loose(split.path, split, f"{remedy} {split.path}/CLASS"))
     for name, classes in chosen.items():
         count = sum(_count_below(listing) for listing in classes.values())
-        where = f"{splits[name].path}/CLASS/FOLDER"
-        found.append(MisplacedImages(where, count, f"move them to {splits[name].path}/CLASS"))
-    found += [_unused(split, name) for name, split in splits.items() if name not in chosen]
-    return tuple(one for one in found if one.count)
+        folder = f"{splits[name].path}/CLASS/FOLDER"
+        misplaced.append(MisplacedImages(folder, count, f"move them to {splits[name].path}/CLASS"))
+    misplaced += [_unused(split, name) for name, split in splits.items() if name not in chosen]
+    return tuple(images for images in misplaced if images.count)
 
 
 def layout_hint(root: Listing, splits: Mapping[str, Listing]) -> str:
@@ -183,8 +183,8 @@ def _is_split(folder: Listing) -> bool:
     return not folder.images and any(list_folder(folder.child(name)).images for name in first)
 
 
-def _loose(where: str, listing: Listing, remedy: str) -> MisplacedImages:
-    return MisplacedImages(where, len(listing.images), remedy)
+def _loose(folder: str, listing: Listing, remedy: str) -> MisplacedImages:
+    return MisplacedImages(folder, len(listing.images), remedy)
 
 
 def _unused(split: Listing, name: str) -> MisplacedImages:

@@ -92,7 +92,7 @@ def _split_names(archive: np.lib.npyio.NpzFile, path: Path) -> list[str]:
 
 def _member(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
     try:
-        found: object = archive[key]
+        value: object = archive[key]
     except ValueError as error:
         if "allow_pickle" not in str(error):
             raise _damaged(path, key, error) from error
@@ -102,10 +102,10 @@ def _member(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
         ) from error
     except (OSError, *UNREADABLE_ARCHIVE) as error:
         raise _damaged(path, key, error) from error
-    if isinstance(found, np.ndarray):
-        return found
+    if isinstance(value, np.ndarray):
+        return value
     # NumPy returns the bytes of a member that does not start like an array.
-    size = len(found) if isinstance(found, bytes) else 0
+    size = len(value) if isinstance(value, bytes) else 0
     raise _damaged(path, key, f"{size} bytes that are not a NumPy array" if size else "it is empty")
 
 
@@ -123,6 +123,6 @@ def _class_names(names: np.ndarray | None, path: Path) -> tuple[str, ...] | None
         )
     name, count = Counter(names.tolist()).most_common(1)[0]
     if count > 1 or not all(names):
-        found = f"{count} classes named {name!r}" if count > 1 else "a class without a name"
-        raise InputError(f"{path}: class_names has {found}; expected a unique name per class")
+        problem = f"{count} classes named {name!r}" if count > 1 else "a class without a name"
+        raise InputError(f"{path}: class_names has {problem}; expected a unique name per class")
     return tuple(names.tolist())

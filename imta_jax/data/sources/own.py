@@ -60,14 +60,18 @@ def read(request: SourceRequest) -> SourceData:
     """Calls the factory, and indexes or decodes its files; see `sources.load_source`."""
     field = f"config.data.source {request.source!r}"
     factory = SOURCES.get(request.source, "config.data.source")
-    what = f"{field} ({dotted_path_of(factory)})"
-    found = call_factory(factory, request.source_options, field)
-    source = _checked(found, what)
-    chosen = choose_splits(request, source.splits, what)
+    source_name = f"{field} ({dotted_path_of(factory)})"
+    returned = call_factory(factory, request.source_options, field)
+    source = _checked(returned, source_name)
+    chosen = choose_splits(request, source.splits, source_name)
     names = None if source.class_names is None else tuple(source.class_names)
-    train_labels = _labels(source.splits[chosen["train"]][1], f"{what} split {chosen['train']!r}")
+    train_labels = _labels(
+        source.splits[chosen["train"]][1], f"{source_name} split {chosen['train']!r}"
+    )
     splits = {
-        role: _split(source.splits[name], names, train_labels, request, f"{what} split {name!r}")
+        role: _split(
+            source.splits[name], names, train_labels, request, f"{source_name} split {name!r}"
+        )
         for role, name in chosen.items()
     }
     # Only files have digests.
@@ -76,49 +80,54 @@ def read(request: SourceRequest) -> SourceData:
     return SourceData(source.name or request.source, splits, names, decoder=decoder)
 
 
-def _checked(found: Any, what: str) -> ImageSource:
+def _checked(returned: Any, source_name: str) -> ImageSource:
     """The source, if it is of the documented form.
 
     Raises:
       InputError: names the first part that is not.
     """
-    if not isinstance(found, ImageSource):
-        raise InputError(f"{what} must return an imta_jax.data.ImageSource; found {_kind(found)}")
-    if not isinstance(found.splits, Mapping) or not found.splits:
+    if not isinstance(returned, ImageSource):
         raise InputError(
-            f'{what}: splits must be a mapping like {{"train": (images, labels), ...}}; found '
-            f"{_kind(found.splits)}"
+            f"{source_name} must return an imta_jax.data.ImageSource; found {_kind(returned)}"
         )
-    for name, examples in found.splits.items():
+    if not isinstance(returned.splits, Mapping) or not returned.splits:
+        raise InputError(
+            f'{source_name}: splits must be a mapping like {{"train": (images, labels), ...}};'
+            f" found {_kind(returned.splits)}"
+        )
+    for name, examples in returned.splits.items():
         if not isinstance(name, str) or not isinstance(examples, tuple | list):
             raise InputError(
-                f"{what}: splits must map names to (images, labels); found {name!r}: "
+                f"{source_name}: splits must map names to (images, labels); found {name!r}: "
                 f"{_kind(examples)}"
             )
         if len(examples) != 2:
             raise InputError(
-                f"{what}: split {name!r} must be (images, labels); found {len(examples)} entries"
+                f"{source_name}: split {name!r} must be (images, labels); found {len(examples)}"
+                " entries"
             )
-    if not isinstance(found.name, str):
-        raise InputError(f"{what}: name must be a string; found {found.name!r}")
-    _check_class_names(found.class_names, what)
-    return found
+    if not isinstance(returned.name, str):
+        raise InputError(f"{source_name}: name must be a string; found {returned.name!r}")
+    _check_class_names(returned.class_names, source_name)
+    return returned
 
 
-def _check_class_names(names: Any, what: str) -> None:
+def _check_class_names(names: Any, source_name: str) -> None:
     if names is None:
         return
     one_per_class = isinstance(names, Sequence | np.ndarray) and not isinstance(names, str)
     if not one_per_class or getattr(names, "ndim", 1) == 0 or len(names) == 0:
-        raise InputError(f"{what}: class_names must be one name per class; found {names!r:.80}")
+        raise InputError(
+            f"{source_name}: class_names must be one name per class; found {names!r:.80}"
+        )
     for name in names:
         if not isinstance(name, str) or not name:
             raise InputError(
-                f"{what}: class_names must be strings that are not empty; found {name!r}"
+                f"{source_name}: class_names must be strings that are not empty; found {name!r}"
             )
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
-        raise InputError(f"{what}: class_names must differ; found {count} named {name!r}")
+        raise InputError(f"{source_name}: class_names must differ; found {count} named {name!r}")
 
 
 def _split(
@@ -126,54 +135,54 @@ def _split(
     class_names: tuple[str, ...] | None,
     train_labels: np.ndarray,
     request: SourceRequest,
-    where: str,
+    split_name: str,
 ) -> SourceSplit:
-    images, labels = examples[0], _labels(examples[1], where)
+    images, labels = examples[0], _labels(examples[1], split_name)
     if isinstance(images, np.ndarray):
         if images.dtype == np.object_ or images.dtype.kind in "US":
             images = images.tolist()
         else:
             return SourceSplit(images, labels)
-    files = _files(images, where)
+    files = _files(images, split_name)
     # Labels are checked here, because refused files are left out before the usual checks.
     pixels = np.zeros((len(files), 1, 1, 1), np.uint8)
-    validate_split(where, pixels, labels)
+    validate_split(split_name, pixels, labels)
     try:
         names = class_names or numbered_classes(train_labels)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    validate_split(where, pixels, labels, len(names))
-    with translate_errors(where):
-        indexed = index_image_files(files, labels.tolist(), names, request, where)
-        return source_split(indexed, request, where)
+        raise InputError(f"{split_name}: {error}") from error
+    validate_split(split_name, pixels, labels, len(names))
+    with translate_errors(split_name):
+        indexed = index_image_files(files, labels.tolist(), names, request, split_name)
+        return source_split(indexed, request, split_name)
 
 
-def _labels(labels: Any, where: str) -> np.ndarray:
+def _labels(labels: Any, split_name: str) -> np.ndarray:
     """The labels as an array; `validate_split` checks its type and shape."""
     try:
         return np.asarray(labels)
     except ValueError as error:  # from lists of different lengths
         raise InputError(
-            f"{where}: labels must be integers [N], one class per image ({error})"
+            f"{split_name}: labels must be integers [N], one class per image ({error})"
         ) from error
 
 
-def _files(images: Any, where: str) -> list[str]:
+def _files(images: Any, split_name: str) -> list[str]:
     """Absolute paths; the first one must exist, which detects another working directory."""
     if isinstance(images, str | bytes | memoryview) or not isinstance(images, Sequence):
         raise InputError(
-            f"{where}: images must be a uint8 array or a list of paths; found {_kind(images)}"
+            f"{split_name}: images must be a uint8 array or a list of paths; found {_kind(images)}"
         )
     files = []
     for i, path in enumerate(images):
-        given = os.fspath(path) if isinstance(path, os.PathLike) else path
-        if not isinstance(given, str) or not _is_file_name(given):
-            found = ascii(given) if isinstance(given, str) else _kind(path)
-            raise InputError(f"{where}: image {i} must be a path; found {found}")
-        files.append(absolute(given))
+        file_name = os.fspath(path) if isinstance(path, os.PathLike) else path
+        if not isinstance(file_name, str) or not _is_file_name(file_name):
+            description = ascii(file_name) if isinstance(file_name, str) else _kind(path)
+            raise InputError(f"{split_name}: image {i} must be a path; found {description}")
+        files.append(absolute(file_name))
     if files and not is_remote(files[0]) and not os.path.exists(files[0]):
         raise MissingFileError(
-            f"{where}: no file {files[0]}; paths must be absolute or start in {os.getcwd()}"
+            f"{split_name}: no file {files[0]}; paths must be absolute or start in {os.getcwd()}"
         )
     return files
 

@@ -75,7 +75,9 @@ def could_be_chosen(request: SourceRequest, name: str) -> bool:
     )
 
 
-def choose_splits(request: SourceRequest, available: Iterable[str], where: str) -> dict[str, str]:
+def choose_splits(
+    request: SourceRequest, available: Iterable[str], source_name: str
+) -> dict[str, str]:
     """Chooses the splits of a source for training, validation and testing.
 
     "auto" takes a split with a usual name that has no other role. If there is none, training images
@@ -85,7 +87,7 @@ def choose_splits(request: SourceRequest, available: Iterable[str], where: str) 
     Args:
       request: its three split fields are the name of a split, "auto" or "hold_out".
       available: names of the source's splits.
-      where: the source, for messages.
+      source_name: the source, for messages.
 
     Returns:
       Split names by role: "train" and, unless they are to be held out, "validation" and "test".
@@ -93,26 +95,27 @@ def choose_splits(request: SourceRequest, available: Iterable[str], where: str) 
     Raises:
       ValueError: a split that does not exist or has two roles, or no images to test with.
     """
-    found = list(available)
-    chosen = {"train": _existing(request.train_split, found, "train", where)}
-    test = _choose(request.test_split, found, "test", where, _TEST_NAMES, chosen)
+    names = list(available)
+    chosen = {"train": _existing(request.train_split, names, "train", source_name)}
+    test = _choose(request.test_split, names, "test", source_name, _TEST_NAMES, chosen)
     if test is None and request.test_examples <= 0:
         raise InputError(
-            f"{where} has no test split, only: {', '.join(found)}; set config.data.test_split to"
-            " one of them, or config.data.test_examples to a number of training images to hold out"
+            f"{source_name} has no test split, only: {', '.join(names)}; set"
+            " config.data.test_split to one of them, or config.data.test_examples to a number of"
+            " training images to hold out"
         )
     chosen |= {"test": test} if test else {}
     validation = _choose(
-        request.validation_split, found, "validation", where, _VALIDATION_NAMES, chosen
+        request.validation_split, names, "validation", source_name, _VALIDATION_NAMES, chosen
     )
     return chosen | ({"validation": validation} if validation else {})
 
 
 def _choose(
     value: str,
-    found: list[str],
+    names: list[str],
     role: str,
-    where: str,
+    source_name: str,
     usual: tuple[str, ...],
     taken: dict[str, str],
 ) -> str | None:
@@ -120,23 +123,23 @@ def _choose(
     if value == HOLD_OUT:
         return None
     if value == "auto":
-        free = [name for name in usual if name in found and name not in taken.values()]
+        free = [name for name in usual if name in names and name not in taken.values()]
         return free[0] if free else None
-    name = _existing(value, found, role, where)
-    for other, split in taken.items():
+    name = _existing(value, names, role, source_name)
+    for other_role, split in taken.items():
         if split == name:
             raise InputError(
-                f"config.data.{role}_split and config.data.{other}_split are both {name!r};"
+                f"config.data.{role}_split and config.data.{other_role}_split are both {name!r};"
                 " expected different splits, so that no image has two roles"
             )
     return name
 
 
-def _existing(name: str, found: list[str], role: str, where: str) -> str:
-    if name not in found:
-        valid = found if role == "train" else [*found, "auto", HOLD_OUT]
+def _existing(name: str, names: list[str], role: str, source_name: str) -> str:
+    if name not in names:
+        valid = names if role == "train" else [*names, "auto", HOLD_OUT]
         raise InputError(
-            f"config.data.{role}_split is {name!r}, but {where} has no such split; valid, the"
+            f"config.data.{role}_split is {name!r}, but {source_name} has no such split; valid, the"
             f" closest first: {', '.join(closest_first(name, valid))}"
         )
     return name

@@ -119,22 +119,22 @@ def file_states(paths: Sequence[str]) -> list[FileState]:
 
 def _local_state(path: str) -> FileState:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except PermissionError:  # of a folder on the path; reading the file reports it
         return FileState(regular=True)
     except OSError:  # for example a broken link
         return FileState()
-    regular = stat.S_ISREG(found.st_mode)
-    return FileState(found.st_mtime_ns, found.st_size, os.access(path, os.R_OK), regular)
+    regular = stat.S_ISREG(status.st_mode)
+    return FileState(status.st_mtime_ns, status.st_size, os.access(path, os.R_OK), regular)
 
 
 def _remote_state(path: str) -> FileState:
     tf = import_tensorflow()
     try:
-        found = tf.io.gfile.stat(path)
+        status = tf.io.gfile.stat(path)
     except tf.errors.OpError:  # reading the file reports it
         return UNKNOWN_STATE
-    return FileState(found.mtime_nsec, found.length, True, not found.is_directory)
+    return FileState(status.mtime_nsec, status.length, True, not status.is_directory)
 
 
 @contextlib.contextmanager
@@ -157,10 +157,10 @@ def translate_errors(path: str) -> Iterator[None]:
         if tf is None:
             raise
         # TFDS re-raises TensorFlow's errors as RuntimeErrors.
-        found = error.__cause__ if isinstance(error, RuntimeError) else error
-        if not isinstance(found, tf.errors.OpError):
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, tf.errors.OpError):
             raise
-        raise _translated(found, path) from error
+        raise _translated(cause, path) from error
 
 
 def _translated(error: "tf.errors.OpError", path: str) -> Exception:

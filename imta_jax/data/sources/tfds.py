@@ -57,8 +57,8 @@ def read(request: SourceRequest) -> SourceData:
     data_dir = _folder("data_dir", request.data_dir)
     with translate_errors(data_dir or request.source):
         try:
-            what = f"config.data.source is {request.source!r}, which TFDS cannot describe"
-            with described_by_tfds(what, "correct the name, or prepare damaged files again"):
+            problem = f"config.data.source is {request.source!r}, which TFDS cannot describe"
+            with described_by_tfds(problem, "correct the name, or prepare damaged files again"):
                 builder = tfds.builder(request.source, data_dir=data_dir)
         except AssertionError as error:  # TFDS's error for an unknown version
             raise InputError(str(error)) from error
@@ -194,15 +194,15 @@ def _is_disk_full(error: Exception) -> bool:
 
 
 def _manual_dir(builder: Any, request: SourceRequest) -> str:
-    given = _folder("manual_dir", request.manual_dir)
-    return given or f"{builder.data_dir_root}/downloads/manual"
+    folder = _folder("manual_dir", request.manual_dir)
+    return folder or f"{builder.data_dir_root}/downloads/manual"
 
 
-def _folder(field: str, given: str) -> str | None:
+def _folder(field: str, path: str) -> str | None:
     """The absolute path of a local folder, or the address of a bucket; None for ""."""
-    if not given or is_remote(given):
-        return given.rstrip("/") or None
-    return str(local_path(f"config.data.{field}", given))
+    if not path or is_remote(path):
+        return path.rstrip("/") or None
+    return str(local_path(f"config.data.{field}", path))
 
 
 def _check_archives(builder: Any, request: SourceRequest) -> None:
@@ -248,12 +248,12 @@ def _other_versions(builder: Any) -> str:
     if not tf.io.gfile.isdir(folder):
         return ""
     names = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
-    found = [name for name in names if re.fullmatch(r"\d+\.\d+\.\d+", name) and name != wanted]
-    if not found:
+    versions = [name for name in names if re.fullmatch(r"\d+\.\d+\.\d+", name) and name != wanted]
+    if not versions:
         return ""
     return (
-        f"; {folder} has version {', '.join(found)} instead of {wanted}: to read one, set"
-        f" config.data.source={folder}/{found[-1]}"
+        f"; {folder} has version {', '.join(versions)} instead of {wanted}: to read one, set"
+        f" config.data.source={folder}/{versions[-1]}"
     )
 
 

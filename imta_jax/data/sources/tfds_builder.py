@@ -68,18 +68,18 @@ def read_builder(
     if not request.encoded:
         check_one_shape(builder, reader.image_key)
     read = _read_indexed if request.encoded else _read_arrays
-    found = {role: read(reader, split) for role, split in chosen.items()}
+    splits_by_role = {role: read(reader, split) for role, split in chosen.items()}
     names = tuple(builder.info.features[reader.label_key].names)
     # Published statistics belong to the dataset's usual splits, whatever part of them is read.
-    return SourceData(builder.name, found, names, PUBLISHED_STATISTICS.get(builder.name))
+    return SourceData(builder.name, splits_by_role, names, PUBLISHED_STATISTICS.get(builder.name))
 
 
 @contextlib.contextmanager
-def described_by_tfds(what: str, remedy: str) -> Iterator[None]:
+def described_by_tfds(problem: str, remedy: str) -> Iterator[None]:
     """Turns errors of TFDS about the description of a dataset into one type.
 
     Args:
-      what: the dataset, the start of the message.
+      problem: the dataset, the start of the message.
       remedy: the end of the message.
 
     Raises:
@@ -94,7 +94,7 @@ def described_by_tfds(what: str, remedy: str) -> Iterator[None]:
         if isinstance(error, others) and not of_files:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_REASON]
-        raise InputError(f"{what} ({reason}); {remedy}") from error
+        raise InputError(f"{problem} ({reason}); {remedy}") from error
 
 
 def _is_from_tfds(error: Exception) -> bool:
@@ -120,7 +120,7 @@ def feature_keys(builder: Any) -> tuple[str, str]:
     features, keys = builder.info.features, builder.info.supervised_keys
     if keys is None:  # unknown for a dataset that is read without its code
         candidates = ([key for key in features if type(features[key]) is kind] for kind in kinds)
-        keys = tuple(found[0] for found in candidates if len(found) == 1)
+        keys = tuple(keys_of_kind[0] for keys_of_kind in candidates if len(keys_of_kind) == 1)
     if [type(features[key]) for key in keys] != kinds:
         raise InputError(
             f"TFDS dataset {builder.name} has the features {', '.join(features)}; expected images"
@@ -130,11 +130,11 @@ def feature_keys(builder: Any) -> tuple[str, str]:
 
 
 def _check_format(builder: Any) -> None:
-    found = builder.info.file_format.value
-    if found != "tfrecord":
+    file_format = builder.info.file_format.value
+    if file_format != "tfrecord":
         raise InputError(
-            f"TFDS dataset {builder.name} has the file format {found}, expected tfrecord; prepare"
-            " it in another folder with file_format='tfrecord'"
+            f"TFDS dataset {builder.name} has the file format {file_format}, expected tfrecord;"
+            " prepare it in another folder with file_format='tfrecord'"
         )
 
 
@@ -187,8 +187,8 @@ def _has_plain_pngs_only(reader: _Reader, split: str, channels: int) -> bool:
 
     def is_plain(example: dict[str, "tf.Tensor"]) -> "tf.Tensor":
         contents = tf.strings.join([example[key], bytes(41)])  # at least as long as the parts
-        found = [tf.strings.substr(contents, i, len(part)) == part for i, part in parts]
-        return tf.reduce_all(found)
+        matches = [tf.strings.substr(contents, i, len(part)) == part for i, part in parts]
+        return tf.reduce_all(matches)
 
     dataset = _as_dataset(reader, split, {key: tfds.decode.SkipDecoding()})
     if dataset.element_spec[key].dtype != tf.string:  # synthetic images of tfds.testing.mock_data
@@ -210,7 +210,7 @@ def _read_indexed(reader: _Reader, split: str, channels: int = 3) -> SourceSplit
     shards = [str(path) for path in info.filepaths]
     if not shards:
         raise InputError(f"TFDS dataset {builder.name}: split {split!r} has 0 images")
-    where = f"{builder.name} {split}"
+    split_name = f"{builder.name} {split}"
 
     def parse(record: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
         example = features.deserialize_example(
@@ -224,22 +224,22 @@ def _read_indexed(reader: _Reader, split: str, channels: int = 3) -> SourceSplit
         feature=reader.image_key,
         examples=info.num_examples,
         key=("records", keys, written.mtime_nsec, shards, file_states(shards)),
-        options=IndexOptions(request.index_dir, where, request.memory_limit_gb),
+        options=IndexOptions(request.index_dir, split_name, request.memory_limit_gb),
     )
-    found = np.bincount(indexed.images.file_id, minlength=len(shards)).tolist()
-    _check_record_counts(where, shards, found, info.shard_lengths)
-    return source_split(indexed, request, where, channels)
+    record_counts = np.bincount(indexed.images.file_id, minlength=len(shards)).tolist()
+    _check_record_counts(split_name, shards, record_counts, info.shard_lengths)
+    return source_split(indexed, request, split_name, channels)
 
 
 def _check_record_counts(
-    where: str, shards: Sequence[str], found: Sequence[int], expected: Sequence[int]
+    split_name: str, shards: Sequence[str], counts: Sequence[int], expected: Sequence[int]
 ) -> None:
     """Raises an InputError unless each file has as many records as dataset_info.json lists."""
-    if len(expected) != len(found):  # a dataset of an older TFDS lists none
+    if len(expected) != len(counts):  # a dataset of an older TFDS lists none
         return
     differing = [
         f"{path} has {count} instead of {length}"
-        for path, count, length in zip(shards, found, expected, strict=True)
+        for path, count, length in zip(shards, counts, expected, strict=True)
         if count != length
     ]
     if differing:
@@ -247,7 +247,7 @@ def _check_record_counts(
             len(differing) > _MAX_NAMED_FILES
         )
         raise InputError(
-            f"{where} has {sum(found)} records, but its dataset_info.json lists {sum(expected)}:"
-            f" {', '.join(differing[:_MAX_NAMED_FILES])}{more}; copy these files again, or prepare"
-            " the dataset again"
+            f"{split_name} has {sum(counts)} records, but its dataset_info.json lists"
+            f" {sum(expected)}: {', '.join(differing[:_MAX_NAMED_FILES])}{more}; copy these files"
+            " again, or prepare the dataset again"
         )

@@ -32,8 +32,8 @@ def read(request: SourceRequest) -> SourceData:
     warn_if_name_is_ambiguous(request.source)
     path = absolute(request.source)
     with translate_errors(path):
-        what = f"{path}: features.json or dataset_info.json is missing or damaged"
-        with described_by_tfds(what, "copy the folder again, or prepare the dataset again"):
+        problem = f"{path}: features.json or dataset_info.json is missing or damaged"
+        with described_by_tfds(problem, "copy the folder again, or prepare the dataset again"):
             builder = tfds.builder_from_directory(path)
         return read_builder(
             builder, request, lambda reason: MissingFileError(f"{path} is incomplete: {reason}")

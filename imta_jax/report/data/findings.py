@@ -78,19 +78,19 @@ def _similar_classes(record: DataRecord) -> list[tuple[str, str]]:
 
 def _misplaced(record: DataRecord) -> list[tuple[str, str]]:
     return [
-        (f"{pluralize(count, 'image')} in {where} not read.", f"To read them, {remedy}.")
-        for where, count, remedy in record.findings.misplaced
+        (f"{pluralize(count, 'image')} in {folder} not read.", f"To read them, {remedy}.")
+        for folder, count, remedy in record.findings.misplaced
     ]
 
 
 def _ignored(record: DataRecord) -> list[tuple[str, str]]:
     warnings = []
-    for where, counts in record.findings.ignored:
+    for folder, counts in record.findings.ignored:
         total = pluralize(sum(counts.values()), "file or folder", "files or folders")
         kinds = ", ".join(f"{kind} ({count:,})" for kind, count in counts.items())
         warnings.append(
             (
-                f"{total} in the class folders of {where} not read: {kinds}.",
+                f"{total} in the class folders of {folder} not read: {kinds}.",
                 "Only names that end in .jpg, .jpeg or .png are read. Rename JPEGs and PNGs, and"
                 " convert other images.",
             )

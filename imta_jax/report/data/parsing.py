@@ -120,8 +120,8 @@ def _findings(summary: dict[str, Any]) -> Findings:
         similar_classes=tuple(tuple(map(str, names)) for names in entry["similar_classes"]),
         misplaced=tuple((str(a), int(n), str(b)) for a, n, b in entry["misplaced"]),
         ignored=tuple(
-            (str(where), {str(kind): int(count) for kind, count in counts.items()})
-            for where, counts in entry.get("ignored", ())  # earlier versions lack it
+            (str(folder), {str(kind): int(count) for kind, count in counts.items()})
+            for folder, counts in entry.get("ignored", ())  # earlier versions lack it
         ),
     )
 

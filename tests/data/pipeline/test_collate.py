@@ -28,20 +28,20 @@ def test_groups_contain_every_image_once_and_have_one_kind(batch_size, padding):
     index = random_indices(6, batch_size, min(padding, 6 * batch_size)).index
     kind = np.random.default_rng(3).choice(3, len(index), p=(0.9, 0.08, 0.02))
     groups = group_for_decoding(index, kind, batch_size)
-    every = np.concatenate([np.zeros(0, int), *(g.places.ravel() for g in groups)])
+    every = np.concatenate([np.zeros(0, int), *(g.positions.ravel() for g in groups)])
     np.testing.assert_array_equal(np.sort(every), np.flatnonzero(index != PADDING_INDEX))
     for group in groups:
-        assert (np.diff(group.places.ravel()) > 0).all()
-        assert (np.ptp(group.places // batch_size, axis=1) <= 1).all()
-        assert (kind[group.places] == group.kind).all()
-        assert group.places.shape[1] in (1, 16)
+        assert (np.diff(group.positions.ravel()) > 0).all()
+        assert (np.ptp(group.positions // batch_size, axis=1) <= 1).all()
+        assert (kind[group.positions] == group.kind).all()
+        assert group.positions.shape[1] in (1, 16)
 
 
 @pytest.mark.parametrize("batch_size", [8, 64])
 def test_fewer_than_sixteen_images_of_a_kind_are_decoded_one_by_one(batch_size):
     index = random_indices(10, batch_size, padding=5).index
     groups = group_for_decoding(index, np.ones(len(index), int), batch_size)
-    assert sum(g.places.size for g in groups if g.places.shape[1] == 1) < 16
+    assert sum(g.positions.size for g in groups if g.positions.shape[1] == 1) < 16
 
 
 @pytest.mark.parametrize("batch_size", [5, 96])
@@ -49,10 +49,10 @@ def test_decode_order_completes_batches_in_order(batch_size):
     index = random_indices(6, batch_size, padding=3).index
     kind = np.random.default_rng(4).choice(3, len(index), p=(0.7, 0.2, 0.1))
     groups = group_for_decoding(index, kind, batch_size)
-    running = [iter(g.places[:, 0] // batch_size) for g in groups]
+    running = [iter(g.positions[:, 0] // batch_size) for g in groups]
     batches = [next(running[turn]) for turn in decode_order(groups, batch_size)]
     assert batches == sorted(batches)
-    assert len(batches) == sum(len(g.places) for g in groups)
+    assert len(batches) == sum(len(g.positions) for g in groups)
 
 
 def bilinear(image, size):

@@ -91,7 +91,7 @@ def test_images_at_other_levels_are_counted_and_logged(tmp_path, caplog):
     root = folder(tmp_path)
     names = ["0.jpg", "train/1.jpg", "train/2.png", "val/3.jpg", "train/cat/sub/deep/4.jpg"]
     source = read(write(root, {name: make_image(9, 9) for name in names}))
-    assert [(one.where, one.count) for one in source.misplaced] == [
+    assert [(images.folder, images.count) for images in source.misplaced] == [
         (str(root), 1),
         (f"{root}/train", 2),
         (f"{root}/val", 1),
@@ -185,7 +185,7 @@ def test_images_in_splits_that_are_not_used_are_counted(tmp_path, caplog):
     root = folder(tmp_path, each=2)
     write(root, {"other/x/y/z.png": make_image(8, 8), "val/cat/1.png": make_image(8, 8)})
     source = read(root, validation_split="hold_out")
-    assert [(one.where, one.count) for one in source.misplaced] == [
+    assert [(images.folder, images.count) for images in source.misplaced] == [
         (f"{root}/other/FOLDER", 1),
         (f"{root}/val/FOLDER", 1),
     ]
