@@ -21,6 +21,7 @@ from imta_jax.runtime.joining import (
     check_port_is_free,
     is_single_slurm_task,
     join_advice,
+    may_have_others,
     slurm_local_devices,
     slurm_warning,
     waiting_for,
@@ -60,7 +61,8 @@ def join_processes(
 
     Raises:
       InputError: only some of the three values are given, they do not fit, the coordinator's port
-        is in use, or a pod of a Kubernetes Job cannot find the others.
+        is in use, a pod of a Kubernetes Job cannot find the others, or JAX has computed before and
+        the process may not be alone.
       ServiceError: joining failed for another reason.
     """
     are_set = [value is not None for value in (coordinator, count, index)]
@@ -79,18 +81,36 @@ def join_processes(
         check_kubernetes()
     try:
         with waiting_for(others, timeout, join_advice(coordinator is not None), address):
-            jax.distributed.initialize(
-                coordinator,
-                count,
-                index,
-                local_device_ids=slurm_local_devices(),
-                initialization_timeout=timeout + 60,
-            )
+            _initialize(coordinator, count, index, timeout)
+    except InputError:
+        if any(are_set) or may_have_others(jax.default_backend()):
+            raise
     except ValueError:
         if any(are_set):
             raise
     if message := slurm_warning():
         _log.warning(message)
+
+
+def _initialize(
+    coordinator: str | None, count: int | None, index: int | None, timeout: int
+) -> None:
+    """Joins the others. Raises an InputError if JAX has computed before."""
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            index,
+            local_device_ids=slurm_local_devices(),
+            initialization_timeout=timeout + 60,
+        )
+    except RuntimeError as error:
+        if "must be called before" not in str(error):
+            raise
+        raise InputError(
+            "the config file, or a module that it imports, computes with JAX on import, before the"
+            " processes of this run join; move the computation into a function, or use NumPy"
+        ) from error
 
 
 def _check_place(coordinator: str, count: int, index: int) -> None:

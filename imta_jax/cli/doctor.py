@@ -27,6 +27,7 @@ from imta_jax.training import mesh_of, new_phase_one, training_pipeline
 from imta_jax.training.batch_statistics import batch_padding_hint
 from imta_jax.training.callbacks.progress import device_memory_limit
 from imta_jax.training.setup import phase_one_objective, phase_seed, phase_settings
+from imta_jax.training.unused_fields import unused_fields
 
 _PACKAGES = (
     "jax",
@@ -114,6 +115,8 @@ def _fields(config: RunConfig) -> Iterator[tuple[str, Any]]:
     resolved = {**config.to_dict(), "model": resolve_model_config(config.model)}
     for name, value in flat_fields(resolved):
         yield name, textwrap.shorten(str(value), _MAX_VALUE_LENGTH)
+    for note in unused_fields(config):
+        yield "note", note
 
 
 def _network(classifier: MultiExitClassifier) -> str:

@@ -45,6 +45,7 @@ from imta_jax.training import (
 from imta_jax.training.checkpoint_reading import has_readable_epoch
 from imta_jax.training.checks import check_field_values, check_initial_parameters
 from imta_jax.training.phases import check_trained, why_unfinished
+from imta_jax.training.unused_fields import unused_fields
 
 _log = logging.getLogger(__name__)
 
@@ -161,6 +162,8 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     for phase in [name for name in due if name in PHASES][:1]:
         prefetch_executable(executable_label(config, phase))
     log_run_header(workdir)
+    for note in unused_fields(config):
+        _log.info("%s", note)
     if "evaluate" in due:
         require("train", "writing the results of an evaluation", "pyarrow")
     steps: dict[str, Callable[[RunConfig, Dataset, Path], Any]] = {

@@ -210,7 +210,7 @@ def with_collaborative_heads(
         feature_widths=tuple(classifier.backbone.feature_widths),
         num_classes=num_classes,
         rngs=rngs,
-        field="heads_config.transfer",
+        field="config.phase_two.transfer" if config is heads_config else "heads_config.transfer",
     )
     if config.start == "phase_one":
         start_heads(heads, classifier.heads)

@@ -13,6 +13,8 @@ from flax import nnx
 
 from imta_jax.errors import InputError
 from imta_jax.models.classifier import Backbone, Heads
+from imta_jax.runtime.factories import failure_of
+from imta_jax.runtime.registry import dotted_path_of
 
 _NUM_IMAGES = 2
 _METHODS = ("stem", "stage", "exit_features")
@@ -30,7 +32,9 @@ def check_backbone(backbone: Any, image_shape: tuple[int, int, int], field: str)
       InputError: names the attribute, method or shape that is wrong, and what was expected.
     """
     if not isinstance(backbone, nnx.Module):
-        raise InputError(f"{field}: the factory must return a flax.nnx.Module; found {backbone!r}")
+        raise InputError(
+            f"{field}: the factory must return a flax.nnx.Module; found {_kind_of(backbone)}"
+        )
     name = type(backbone).__name__
     missing = [
         member
@@ -78,7 +82,7 @@ def check_heads(heads: Any, feature_widths: tuple[int, ...], num_classes: int, f
     if not isinstance(heads, nnx.Module) or not callable(heads):
         raise InputError(
             f"{field}: the factory must return a flax.nnx.Module with __call__(i, features, "
-            f"carry) -> (logits, carry); found {heads!r}"
+            f"carry) -> (logits, carry); found {_kind_of(heads)}"
         )
     carry = None
     for i, width in enumerate(feature_widths):
@@ -107,10 +111,8 @@ def _shapes(label: str, module: nnx.Module, method: str, *arguments: Any) -> Any
 
     try:
         return jax.eval_shape(call, variables, arrays)
-    except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{label} failed: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise failure_of(label, error) from error
 
 
 def _check_state(label: str, state: Any) -> None:
@@ -132,6 +134,11 @@ def _check_array(label: str, returned: Any, width: int) -> None:
             f"{label} must return an array {(_NUM_IMAGES, width)} for {_NUM_IMAGES} images; found "
             f"{_described(returned)}"
         )
+
+
+def _kind_of(value: Any) -> str:
+    """None, or the class of a value. Modules of Linen print their attributes in many lines."""
+    return "None" if value is None else dotted_path_of(value)
 
 
 def _described(value: Any) -> str:

@@ -140,13 +140,21 @@ def initialized(module: linen.Module, image_shape: Sequence[int], rngs: nnx.Rngs
     mode: dict[str, bool] = {**dict.fromkeys(_OWN_MODES, True), **dict.fromkeys(_TRAIN, False)}
     module = with_mode(module, mode)
     arguments: Any = _mode_arguments(module, mode)
+
+    def call(module: Any, x: jax.Array, **arguments: bool) -> Any:
+        if not isinstance(module, linen.Sequential):
+            return module(x, **arguments)
+        for layer in module.layers:  # a sequential model passes no mode on
+            x = layer(x, **_mode_arguments(layer, mode))
+        return x
+
     rngs = rngs.fork()
     keys = {name: stream() for name, stream in rngs.items()}
     if "params" not in keys:
         keys["params"] = keys.pop("default")
     # Jitted, which compiles one program for all parameters and skips the forward pass.
     init = jax.jit(
-        lambda keys: module.init(keys, jnp.zeros((1, *image_shape)), **arguments),
+        lambda keys: module.init(keys, jnp.zeros((1, *image_shape)), **arguments, method=call),
         # Within a trace, JAX rejects compiler options.
         compiler_options={} if isinstance(keys["params"], Tracer) else options_for_one_run(),
     )

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 from imta_jax.errors import InputError, closest_first
 from imta_jax.models.classifier import State
 from imta_jax.models.linen_model import LinenModel, drop_unused_keys, initialized
+from imta_jax.runtime.factories import failure_of
 
 Pool = Callable[[jax.Array], jax.Array]
 
@@ -253,15 +254,13 @@ def _shape_of(run: Callable[..., Any], backbone: WrappedBackbone, x: Any, part: 
 
     try:
         return nnx.eval_shape(output, backbone, x)
-    except (TypeError, ValueError, AttributeError, IndexError, KeyError, FlaxError) as error:
+    except Exception as error:
         hint = ""
         if isinstance(error, FlaxError):
             hint = (
-                ". A Linen layer must be initialized (`bridge.lazy_init`), and must draw no random "
+                "; a Linen layer must be initialized (`bridge.lazy_init`), and must draw no random "
                 "numbers and change no statistics in inference mode, which it takes as an argument "
                 "`train`, `training`, `is_training`, `deterministic` or `use_running_average`"
             )
-        shapes = jax.tree.map(jnp.shape, x)
-        raise InputError(
-            f"{part} fails for an input of shape {shapes}: {type(error).__name__}: {error}{hint}"
-        ) from error
+        label = f"{part}, called with an input of shape {jax.tree.map(jnp.shape, x)},"
+        raise failure_of(label, error, hint) from error

@@ -136,14 +136,34 @@ def _failure(
     name, accepted = _unknown_keyword(error, frames)
     if name in options and accepted is not None:
         return InputError(_unknown_option(label, name, accepted - arguments))
+    if isinstance(error, ValueError):
+        return InputError(f"{label} rejects its options ({described}): {error}{_places(frames)}")
+    reason = f"{type(error).__name__}: {error}{_places(frames)}"
+    return InputError(f"{label} failed: {reason}; options: {described}")
+
+
+def failure_of(label: str, error: Exception, fix: str = "") -> UserError:
+    """The error for an exception that a component from outside the package raised.
+
+    Args:
+      label: the call that failed, for example "config.phase_one.objective 'focal'".
+      error: the exception. A `UserError` is returned unchanged.
+      fix: advice, appended to the message.
+    """
+    if isinstance(error, UserError):
+        return error
+    reason = str(error).strip().partition("\n")[0]
+    places = _places(_own_frames(error))
+    return InputError(f"{label} failed: {type(error).__name__}: {reason}{places}{fix}")
+
+
+def _places(frames: Sequence[_Frame]) -> str:
+    """The last lines of code of an exception, in parentheses."""
     places = "; ".join(
         f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
         for frame, line in frames[-_MAX_FRAMES:]
     )
-    at = f" ({places})" if places else ""
-    if isinstance(error, ValueError):
-        return InputError(f"{label} rejects its options ({described}): {error}{at}")
-    return InputError(f"{label} failed: {type(error).__name__}: {error}{at}; options: {described}")
+    return f" ({places})" if places else ""
 
 
 def _unknown_option(label: str, name: str, valid: Iterable[str]) -> str:

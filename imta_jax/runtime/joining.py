@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from imta_jax.errors import InputError, ServiceError
 
 _LINE_SECONDS, _PROBE_SECONDS = 5.0, 3.0
+_CLUSTER_VARIABLES = {"KUBERNETES_SERVICE_HOST", "OMPI_MCA_orte_hnp_uri", "SLURM_JOB_ID"}
 _FLAGS_ADVICE = (
     "Check --coordinator_address, --num_processes and --process_id, and that all processes run"
 )
@@ -123,6 +124,11 @@ def check_port_is_free(port: int) -> None:
                     f"coordinator_address has port {port}, which another process on this host uses;"
                     " choose another port"
                 ) from error
+
+
+def may_have_others(platform: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a cluster may have started this process. TPU hosts ask a server for the others."""
+    return platform == "tpu" or not _CLUSTER_VARIABLES.isdisjoint(environment)
 
 
 def is_single_slurm_task(environment: Mapping[str, str] = os.environ) -> bool:

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Num
 
 from imta_jax.errors import InputError
+from imta_jax.runtime.factories import failure_of
 from imta_jax.runtime.registry import (
     EXIT_RULES,
     accepted_keywords,
@@ -166,13 +167,11 @@ def check_exit_rule(rule: ExitRule, num_exits: int, num_classes: int) -> list[An
         rule = rule.fitted(*_noise(num_exits, num_classes))
         for _ in range(num_exits):
             carries.append(jax.eval_shape(rule, logits, carries[-1])[1])
-    except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"exit rule {rule.name!r} failed at exit {len(carries)} for logits {logits.shape}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    except Exception as error:
+        label = (
+            f"exit rule {rule.name!r}, called at exit {len(carries)} with logits {logits.shape},"
+        )
+        raise failure_of(label, error) from error
     return carries[1:]
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from imta_jax.errors import InputError
+from imta_jax.errors import InputError, UserError
+from imta_jax.runtime.factories import failure_of
 from imta_jax.runtime.registry import (
     accepted_keywords,
     check_names,
@@ -44,7 +45,9 @@ def call_with_options(
         ) from error
     try:
         return function(**arguments, **options)
+    except UserError:
+        raise
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{label} rejects its options {dict(options)}: {error}") from error
+    except Exception as error:
+        raise failure_of(label, error, f"; options: {dict(options)}") from error

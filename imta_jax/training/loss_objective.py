@@ -18,11 +18,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.errors import TraceContextError
 from jaxtyping import Array, Float
 
 from imta_jax.config import PhaseOneConfig, PhaseTwoConfig
 from imta_jax.errors import InputError
 from imta_jax.models import MultiExitClassifier
+from imta_jax.runtime.factories import failure_of
 from imta_jax.runtime.registry import (
     OBJECTIVES,
     accepted_keywords,
@@ -87,10 +89,11 @@ class LossObjective:
         names = accepted_keywords(self.loss)
         extra = {_TEACHER: jax.lax.stop_gradient(teacher)} if _TEACHER in (names or ()) else {}
         value = jnp.asarray(self.loss(logits, labels, **extra, **self.arguments))
-        if value.shape not in ((), logits.shape[:1]):
+        is_real = jnp.issubdtype(value.dtype, jnp.floating)
+        if value.shape not in ((), logits.shape[:1]) or not is_real:
             raise InputError(
                 f"{self.name} must return a scalar or one loss per exit, shape "
-                f"{logits.shape[:1]}; found {value.shape}"
+                f"{logits.shape[:1]}, of a floating-point type; found {value.shape} {value.dtype}"
             )
         return value.sum() if self.exit_losses == "sum" else value.mean()
 
@@ -145,20 +148,19 @@ def check_loss(
       mixed_labels: whether labels are probabilities of classes; see `PhaseConfig.mixes_labels`.
 
     Raises:
-      InputError: the loss fails, or returns another shape.
+      InputError: the loss fails, returns another shape or type, or keeps state.
     """
     logits = jax.ShapeDtypeStruct((num_exits, 2, num_classes), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
     if mixed_labels:
         labels = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
     teacher = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
+    mixed = " (the probability of each class, with mixup or cutmix)" if mixed_labels else ""
+    label = f"{objective.name}, called with logits {logits.shape} and labels {labels.shape}{mixed},"
     try:
-        jax.eval_shape(objective.total, logits, labels, teacher)
-    except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        mixed = " (the probability of each class, with mixup or cutmix)" if mixed_labels else ""
-        raise InputError(
-            f"{objective.name} failed for logits {logits.shape} and labels {labels.shape}{mixed}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        with jax.checking_leaks():
+            jax.eval_shape(objective.total, logits, labels, teacher)
+    except Exception as error:
+        keeps_state = isinstance(error, TraceContextError) or "Leaked trace" in str(error)
+        fix = "; a loss keeps no state between calls: keep it in a variable of the heads"
+        raise failure_of(label, error, fix if keeps_state else "") from error

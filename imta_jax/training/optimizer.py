@@ -21,6 +21,7 @@ import optax
 
 from imta_jax.config import PhaseConfig
 from imta_jax.errors import InputError
+from imta_jax.runtime.factories import failure_of
 from imta_jax.runtime.registry import OPTIMIZERS, accepted_keywords, register_optimizer
 from imta_jax.training.factories import call_with_options
 from imta_jax.training.packing import Packed
@@ -171,11 +172,12 @@ def check_optimizer(settings: PhaseConfig, params: Any = None) -> None:
     name = f"{settings.section}.optimizer {settings.optimizer!r}"
     try:
         updates = jax.eval_shape(lambda p: tx.update(p, tx.init(p), p)[0], named)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise InputError(
-            f"{name} failed: {type(error).__name__}: {error}; it is called as init(params) and "
-            "update(gradients, state, params), with dictionaries of names to arrays"
-        ) from error
+    except Exception as error:
+        fix = (
+            "; it is called as init(params) and update(gradients, state, params), with dictionaries"
+            " of names to arrays"
+        )
+        raise failure_of(name, error, fix) from error
     shapes = {key: x.shape for key, x in named.items()}
     if not isinstance(updates, dict) or {k: x.shape for k, x in updates.items()} != shapes:
         raise InputError(

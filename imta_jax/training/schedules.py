@@ -19,6 +19,7 @@ import optax
 
 from imta_jax.config import PhaseConfig
 from imta_jax.errors import InputError
+from imta_jax.runtime.factories import failure_of
 from imta_jax.runtime.registry import SCHEDULES, accepted_keywords, register_schedule
 from imta_jax.training.factories import call_with_options
 
@@ -27,6 +28,7 @@ RATE_NAMES = ("learning_rate", "peak_value", "init_value")
 STEPS_NAMES = ("total_steps", "decay_steps", "transition_steps")
 # Fields of a phase that a factory of this package gets by name.
 _FIELDS = ("learning_rate_drops", "drop_factor")
+_CHECKED_STEPS = 1000
 
 
 def step_schedule(
@@ -145,15 +147,25 @@ def check_schedule(settings: PhaseConfig) -> None:
 
     Raises:
       InputError: an unknown name or option, a factory with other parameters, or a schedule that is
-        not a function from a step to a scalar.
+        not a function from a step to a scalar of at least 0.
     """
-    schedule: Callable[[Any], Any] = _main_schedule(settings, 1000)
+    schedule: Callable[[Any], Any] = _main_schedule(settings, _CHECKED_STEPS)
     name = f"{settings.section}.schedule {settings.schedule!r}"
     try:
         rate = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
-    except (TypeError, ValueError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{name} failed for a traced step: {reason}") from error
+    except Exception as error:
+        raise failure_of(f"{name}, called with a traced step,", error) from error
     shape, dtype = getattr(rate, "shape", None), getattr(rate, "dtype", np.dtype(object))
     if shape != () or not jnp.issubdtype(dtype, jnp.number):
         raise InputError(f"{name} must return one number per step; found {rate!r}")
+    if not SCHEDULES.is_built_in(settings.schedule):
+        for step in (0, _CHECKED_STEPS // 2, _CHECKED_STEPS - 1):
+            _check_rate(float(schedule(jnp.int32(step))), name, step)
+
+
+def _check_rate(rate: float, name: str, step: int) -> None:
+    if not 0 <= rate < float("inf"):
+        raise InputError(
+            f"{name} must return learning rates of at least 0; found {rate:g} at step {step} of "
+            f"{_CHECKED_STEPS}"
+        )

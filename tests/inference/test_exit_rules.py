@@ -136,7 +136,9 @@ def test_export_has_rule_programs_and_a_new_version_only_with_another_rule(class
         (lambda logits: logits, r"shape \(1,\); found \(1, 4\)"),
         (lambda logits, carry: logits[:, 0], r"must return \(score, carry\)"),
         (lambda logits, carry: (logits[:, 0], jnp.zeros(3)), r"first axis.*size 1; found \(3,\)"),
-        (lambda logits: logits.no_such, r"failed at exit 1.*AttributeError"),
+        (lambda logits: logits.no_such, r"at exit 1.*AttributeError"),
+        (lambda logits: [][0 if logits.any() else 1], r"at exit 1.*Tracer.*test_exit_rules\.py"),
+        (lambda logits: 1 // 0, r"at exit 1.*ZeroDivisionError.*test_exit_rules\.py"),
     ],
 )
 def test_rules_of_another_shape_are_rejected(rule, message):

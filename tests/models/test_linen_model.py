@@ -146,6 +146,15 @@ def test_layers_of_a_sequential_model_need_no_mode_of_their_own():
     assert (before == 0).any() and (backbone.module.layers_1["mean"][...] != 0).any()
 
 
+def test_layers_of_a_sequential_model_get_the_mode_as_a_required_parameter():
+    model = linen.Sequential([Residual(4), Residual(8, 2)])
+    backbone = imta_jax.wrap(model, exits=["layers.0"], image_shape=SHAPE, rngs=nnx.Rngs(0))
+    backbone.train()
+    last_output(backbone)
+    means = [getattr(backbone.module, f"layers_{i}")["BatchNorm_0"]["mean"] for i in range(2)]
+    assert all((mean[...] != 0).any() for mean in means)
+
+
 def test_frozen_statistics_of_a_layer_do_not_change_and_those_of_a_method_raise():
     backbone = wrapped("resnet")
     backbone.train()

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import own_package
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from imta_jax.errors import InputError
 from imta_jax.models import build_classifier, run_heads, with_collaborative_heads
@@ -102,6 +102,10 @@ BROKEN = {
     "num_exits": (0, r"num_exits.*found 0"),
     "stem": (lambda self, images: images, r"stem\(images\) must return a tuple.*\(2, 8, 8, 1\)"),
     "stage": (lambda self, i, state: (state[0][0],), r"stage\(0, state\).*\(8, 8, 1\).*first axis"),
+    "raises": (
+        lambda self, i, state: 1 // 0,
+        r"stage\(0, state\).*ZeroDivisionError.*networks\.py",
+    ),
     "exit_features": (
         lambda self, i, state: state[0],
         r"exit_features\(0, state\).*\(2, 1\).*found \(2, 8, 8, 1\)",
@@ -112,7 +116,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_errors_name_the_part_of_a_backbone_that_is_wrong(name, monkeypatch):
     value, message = BROKEN[name]
-    broken = type("Backbone", (Backbone,), {name: value})
+    broken = type("Backbone", (Backbone,), {"stage" if name == "raises" else name: value})
     monkeypatch.setitem(BACKBONES._components, "broken", lambda options, **sizes: broken())
     with pytest.raises(InputError, match=rf"config\.model\.backbone 'broken'.*{message}"):
         build(backbone="broken")
@@ -129,6 +133,9 @@ def test_errors_name_missing_methods_and_another_signature(monkeypatch):
         build(backbone="empty")
     with pytest.raises(InputError, match=r"'wrong'.*image_shape"):
         build(backbone="wrong")
+    monkeypatch.setitem(BACKBONES._components, "linen", lambda options, **sizes: linen.Dense(3))
+    with pytest.raises(InputError, match=r"'linen'.*found flax.*:Dense$"):
+        build(backbone="linen")
     with pytest.raises(InputError, match=r"'none'.*nnx\.Module; found None"):
         build(backbone="none")
     with pytest.raises(InputError, match=r"class|IndependentHeads.*image_shape"):

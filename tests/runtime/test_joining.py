@@ -5,9 +5,11 @@ import socket
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from imta_jax.distributed import join_processes
+from imta_jax.errors import InputError
 from imta_jax.runtime.joining import (
     check_kubernetes,
     is_single_slurm_task,
@@ -279,6 +281,19 @@ def test_a_single_slurm_task_does_not_initialize_jax_distributed(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "1")
     monkeypatch.setattr("jax.distributed.initialize", None)
     join_processes()
+
+
+def test_jax_may_compute_before_a_process_that_is_alone_but_not_before_others_join(monkeypatch):
+    for name in ("KUBERNETES_SERVICE_HOST", "OMPI_MCA_orte_hnp_uri", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    jax.numpy.ones(()).block_until_ready()
+    join_processes()
+    with pytest.raises(InputError, match=r"config file.*import"):
+        join_processes(f"localhost:{free_port()}", 2, 0)
+    for name, value in (SLURM | {"SLURM_NTASKS": "4"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"config file.*import"):
+        join_processes()
 
 
 def test_one_slurm_task_per_node_uses_all_gpus_of_the_node(monkeypatch):

@@ -1,5 +1,7 @@
 """Loss functions as objectives: arguments by name, reductions, and errors before training."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,5 +117,34 @@ def test_errors_name_the_loss_and_the_option(changes, message):
 
 def test_a_loss_of_another_shape_is_rejected_before_training():
     objective = phase_one_objective(config(phase_one__objective="wrong_shape"))
-    with pytest.raises(InputError, match=r"'wrong_shape'.*\(2,\); found \(2, 2, 3\)"):
+    with pytest.raises(InputError, match=r"'wrong_shape'.*\(2,\).*found \(2, 2, 3\)"):
         check_loss(objective, 2, 3)
+
+
+def stateful_loss(state, logits, labels):
+    state.append(cross_entropy(logits, labels).mean() + state[-1])
+    return state[-1]
+
+
+def variable_loss(variable, logits, labels):
+    variable[...] = cross_entropy(logits, labels).mean() + variable[...]
+    return variable[...]
+
+
+BAD_LOSSES = {
+    "complex": (lambda logits, labels: logits.mean() * 1j, r"floating-point.*complex64"),
+    "integer": (lambda logits, labels: (logits > 0).sum(), r"floating-point.*int32"),
+    "failing": (lambda logits, labels: 1 // 0, r"ZeroDivisionError.*test_loss_objective\.py"),
+    "stateful": (functools.partial(stateful_loss, [0.0]), "state.*variable of the heads"),
+    "variable": (
+        functools.partial(variable_loss, nnx.Variable(jnp.zeros(()))),
+        "state.*variable of the heads",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LOSSES)
+def test_a_loss_that_fails_or_keeps_state_is_rejected_before_training(name):
+    loss, message = BAD_LOSSES[name]
+    with pytest.raises(InputError, match=rf"config\.objective.*{message}"):
+        check_loss(LossObjective(None, "sum", loss, {}, "config.objective"), 2, 3)

@@ -127,6 +127,8 @@ def test_a_schedule_that_cannot_be_built_raises_with_field_and_value(changes, me
         (lambda step: jnp.ones(3) * step, r"own.*one number.*\(3,\)"),
         (lambda step: 1.0 if step < 3 else 0.5, "own.*traced"),
         (lambda step: "0.1", "own.*traced.*str"),
+        (lambda step: 0.1 - step, r"own.*at least 0.*-499\.9 at step 500"),
+        (lambda step: jnp.log(step - 1.0), r"own.*at least 0.*nan at step 0"),
     ],
 )
 def test_a_schedule_that_gives_no_traced_number_raises(rate, message, monkeypatch):
