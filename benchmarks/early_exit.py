@@ -101,9 +101,9 @@ class Contenders:
         classifier.warm_up()
         return classifier
 
-    def full_ways(self, batch_size: int) -> dict[str, Callable[[np.ndarray], Any]]:
+    def full_programs(self, batch_size: int) -> dict[str, Callable[[np.ndarray], Any]]:
         """Ways to run the full network on a batch: form, slice size, slices at a time."""
-        ways: dict[str, Callable[[np.ndarray], Any]] = {}
+        programs: dict[str, Callable[[np.ndarray], Any]] = {}
         # An accelerator computes a batch fastest in one piece.
         slices = SLICES if jax.default_backend() == "cpu" else ()
         for form in ("images first", "images last", "evaluation"):
@@ -112,18 +112,18 @@ class Contenders:
                 for threads in (1, 2):
                     if program and (threads == 1 or batch_size // size > 1):
                         name = f"{form}, slices of {size}, {threads} at a time"
-                        ways[name] = self._slicing(program, size, threads)
-        return ways
+                        programs[name] = self._slicing(program, size, threads)
+        return programs
 
-    def fastest_ways(
+    def fastest_programs(
         self, batch_size: int, images: np.ndarray
     ) -> dict[str, Callable[[np.ndarray], Any]]:
         """The fastest ways in a few rounds. They are measured again together with the engine."""
-        ways = self.full_ways(batch_size)
+        programs = self.full_programs(batch_size)
         images = images[: max(batch_size, 64)]
-        seconds = take_turns({k: timed(run, images, batch_size) for k, run in ways.items()}, 5)
-        ranked = sorted(ways, key=lambda way: float(np.median(seconds[way][:, 0])))
-        return {way: ways[way] for way in ranked[:FINALISTS]}
+        seconds = take_turns({k: timed(run, images, batch_size) for k, run in programs.items()}, 5)
+        ranked = sorted(programs, key=lambda name: float(np.median(seconds[name][:, 0])))
+        return {name: programs[name] for name in ranked[:FINALISTS]}
 
     def _full_program(self, form: str, size: int) -> Callable[[np.ndarray], Any] | None:
         """The network up to its last exit as one program: images -> labels and confidences."""
@@ -189,7 +189,7 @@ def throughput(
     images = np.resize(contenders.images, (calls * batch_size, *contenders.images.shape[1:]))
     adaptive = {budget: contenders.adaptive(budget) for budget in size["budgets"]}
     work: dict[Any, Callable[[np.ndarray], Any]] = {b: a.predict for b, a in adaptive.items()}
-    work |= contenders.fastest_ways(batch_size, images)
+    work |= contenders.fastest_programs(batch_size, images)
     seconds = take_turns(
         {k: timed(run, images, batch_size) for k, run in work.items()}, size["rounds"]
     )
@@ -206,8 +206,8 @@ def throughput(
 
 def _fastest(seconds: Measurements) -> str:
     """The way to run the full network with the lowest median time."""
-    ways = [key for key in seconds if isinstance(key, str)]
-    return min(ways, key=lambda way: float(np.median(seconds[way][:, 0])))
+    names = [key for key in seconds if isinstance(key, str)]
+    return min(names, key=lambda name: float(np.median(seconds[name][:, 0])))
 
 
 def _row(
@@ -267,13 +267,15 @@ def draw(rows: list[dict[str, Any]], title: str) -> Figure:
     style_axes(axes, x="speed-up in multiply-adds", y="measured speed-up over the full network")
     sizes = sorted({row["batch_size"] for row in rows})
     shades = ["#9bb7d4", "#5b7fa6", "#0b7a75", "#0a4f4c", "#1f2328"]
-    most = max(1 / row["macs_share"] for row in rows)
-    axes.plot([1, most], [1, most], color="#667080", linewidth=1, linestyle=(0, (4, 3)))
-    axes.annotate("ideal", (most, most), ha="right", va="bottom", color="#667080")
+    largest = max(1 / row["macs_share"] for row in rows)
+    axes.plot([1, largest], [1, largest], color="#667080", linewidth=1, linestyle=(0, (4, 3)))
+    axes.annotate("ideal", (largest, largest), ha="right", va="bottom", color="#667080")
     for shade, size in zip(shades, sizes, strict=False):
-        own = sorted((r for r in rows if r["batch_size"] == size), key=lambda r: -r["macs_share"])
-        saved = [1 / row["macs_share"] for row in own]
-        speed = [row["speed_up"]["median"] for row in own]
+        of_size = sorted(
+            (r for r in rows if r["batch_size"] == size), key=lambda r: -r["macs_share"]
+        )
+        saved = [1 / row["macs_share"] for row in of_size]
+        speed = [row["speed_up"]["median"] for row in of_size]
         axes.plot(saved, speed, "o-", color=shade, label=f"batches of {size}")
     axes.legend(frameon=False, loc="upper left")
     return figure
@@ -326,8 +328,8 @@ def main() -> None:
         arguments.out, (jax, jaxlib, flax, np), result | {"rows": [*rows, stream]}
     )
     figure = Path(arguments.out).with_suffix(".png")
-    where = f"{jax.devices()[0].device_kind}, {data}"
-    draw(rows, f"Early exits in time: {where}").savefig(figure)
+    setup = f"{jax.devices()[0].device_kind}, {data}"
+    draw(rows, f"Early exits in time: {setup}").savefig(figure)
     print(f"\n{figure}")
 
 

@@ -46,7 +46,7 @@ def logits_of(network: Network, split: Split) -> Predictions:
     for start in range(0, len(split), _BATCH):
         state, logits = [split.array[start : start + _BATCH]], []
         for stage in network.stages:
-            names = [given.name for given in stage.get_inputs()]
+            names = [tensor.name for tensor in stage.get_inputs()]
             *state, of_exit = stage.run(None, dict(zip(names, state, strict=True)))
             logits.append(of_exit)
         batches.append(np.stack(logits))

@@ -30,10 +30,10 @@ def _row(network: str, device: str, folder: Path) -> dict[str, Any]:
     folder.mkdir()
     data = write_images(folder / "images.npz", family)
     row = {"part": "first_step", "network": network, "batch_size": batch_size, "images": count}
-    for when in ("cold", "warm"):
-        command = launch_command(network, family, data, folder, when)
+    for cache in ("cold", "warm"):
+        command = launch_command(network, family, data, folder, cache)
         seconds = seconds_to_line(command, LINE, device)
-        row[f"{when}_s"] = float(f"{seconds:.4g}")
+        row[f"{cache}_s"] = float(f"{seconds:.4g}")
     return row
 
 
@@ -48,7 +48,7 @@ def write_images(path: Path, family: str) -> Path:
     return path
 
 
-def launch_command(network: str, family: str, data: Path, folder: Path, when: str) -> list[str]:
+def launch_command(network: str, family: str, data: Path, folder: Path, cache: str) -> list[str]:
     """The command of a run that logs every step."""
     _, _, count, batch_size = DATA[family]
     config = "imagenet" if family == "imagenet" else "cifar10"
@@ -67,7 +67,7 @@ def launch_command(network: str, family: str, data: Path, folder: Path, when: st
     }
     return [
         *(sys.executable, str(ROOT / "launch.py"), f"--config={ROOT}/configs/{config}.py"),
-        *(f"--workdir={folder / when}", "--mode=phase_one", f"--compilation_cache={folder}/cache"),
+        *(f"--workdir={folder / cache}", "--mode=phase_one", f"--compilation_cache={folder}/cache"),
         *(f"--config.{name}={value}" for name, value in settings.items()),
     ]
 

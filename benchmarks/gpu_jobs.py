@@ -50,8 +50,8 @@ def steps(settings: Settings) -> Iterator[dict[str, Any]]:
     step_contenders.set_environment(settings.folder / "inductor", settings.device)
     network = "quickstart" if settings.quick else NETWORK
     case = Case(network, settings.batch_size, settings.precision, settings.device, usable_cores())
-    about = {"network": network, "precision": case.precision, "batch_size": case.batch_size}
-    about |= {"framework": settings.framework, "mode": settings.mode}
+    header = {"network": network, "precision": case.precision, "batch_size": case.batch_size}
+    header |= {"framework": settings.framework, "mode": settings.mode}
     start = time.perf_counter()
     weights = _weights(settings)
     arrays = step_contenders.begin(case, settings.framework, settings.mode, weights)
@@ -65,7 +65,7 @@ def steps(settings: Settings) -> Iterator[dict[str, Any]]:
             step_contenders.work(kind, count, "wall")[0] for _ in range(_WARM_UP + settings.calls)
         ]
         ms = 1e3 * float(np.median(calls[_WARM_UP:]))
-        row = {"part": "steps", "kind": kind, **about, "ms": round(ms, 4)}
+        row = {"part": "steps", "kind": kind, **header, "ms": round(ms, 4)}
         row |= {"least_ms": round(1e3 * min(calls[_WARM_UP:]), 4), "first": first}
         row |= {"images_per_second": round(1e3 * case.batch_size / ms)}
         yield row | {"start_s": round(compiled, 1), "program_bytes": _program_bytes(settings)}
@@ -130,8 +130,8 @@ def of_noise(name: str) -> Any:
     pixels = {key: meta[key] for key in ("mean", "std")}
     predictions = collect_predictions(classifier, split, batch_size=500, pipeline="numpy", **pixels)
     halves = [
-        outcomes(Predictions(predictions.logits[:, own], labels[own]))
-        for own in (slice(1000), slice(1000, None))
+        outcomes(Predictions(predictions.logits[:, half], labels[half]))
+        for half in (slice(1000), slice(1000, None))
     ]
     return Source(classifier, meta, split.images[1000:], *halves)
 

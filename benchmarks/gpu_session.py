@@ -177,9 +177,9 @@ def _differences(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     largest: dict[str, float] = {}
     for row in steps:
         first = next(
-            one["first"]
-            for one in steps
-            if all(one[name] == row[name] for name in ("kind", "precision", "batch_size"))
+            step["first"]
+            for step in steps
+            if all(step[name] == row[name] for name in ("kind", "precision", "batch_size"))
         )
         pairs = zip(row["first"], first, strict=True)
         difference = max(abs(a - b) for a, b in pairs) / max(map(abs, first))
@@ -192,16 +192,16 @@ def _planned(rows: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any
     """Predictions of the planner relative to what was measured."""
     ratios = {}
     for plan in (row for row in rows if row["part"] == "plan"):
-        same = [
+        earlier = [
             row
             for row in steps
             if (row["framework"], row["mode"], row["kind"]) == ("ours", "batches", "phase_one")
             and all(row[name] == plan[name] for name in ("batch_size", "precision"))
         ]
-        if same and plan["step_ms"]:
-            ratios["planned_vs_measured_step"] = round(plan["step_ms"] / same[0]["ms"], 3)
-        if same and plan["memory_bytes"] and same[0]["program_bytes"]:
-            ratio = plan["memory_bytes"] / same[0]["program_bytes"]
+        if earlier and plan["step_ms"]:
+            ratios["planned_vs_measured_step"] = round(plan["step_ms"] / earlier[0]["ms"], 3)
+        if earlier and plan["memory_bytes"] and earlier[0]["program_bytes"]:
+            ratio = plan["memory_bytes"] / earlier[0]["program_bytes"]
             ratios["planned_vs_measured_memory"] = round(ratio, 3)
     return ratios
 

@@ -145,8 +145,8 @@ def time_image_pipelines(root: str, batch_size: int, rounds: int, cores: int) ->
 
 def pillow_difference(dataset: Dataset, batch_size: int) -> float:
     """Mean absolute pixel difference (0 to 255) of Pillow's and our images over an epoch."""
-    both = zip(*(CONTENDERS[n](dataset, batch_size, 0) for n in ("ours", "pillow")), strict=True)
-    return float(np.mean([np.abs(a.astype(int) - b).mean() for a, b in both]))
+    pairs = zip(*(CONTENDERS[n](dataset, batch_size, 0) for n in ("ours", "pillow")), strict=True)
+    return float(np.mean([np.abs(a.astype(int) - b).mean() for a, b in pairs]))
 
 
 def image_rows(times: Measurements, cores: int) -> list[dict[str, Any]]:
@@ -166,5 +166,7 @@ def image_rows(times: Measurements, cores: int) -> list[dict[str, Any]]:
 def image_ratios(times: Measurements, suffix: str) -> Measurements:
     """Throughput of our pipeline over that of the others, in CPU time."""
     cpu = {name: seconds[:, 1] for name, seconds in times.items()}
-    others = {"pillow": cpu["pillow"], "bare_decode": cpu["bare_decode"]}
-    return {f"imagenet_vs_{name}{suffix}": other / cpu["ours"] for name, other in others.items()}
+    references = {"pillow": cpu["pillow"], "bare_decode": cpu["bare_decode"]}
+    return {
+        f"imagenet_vs_{name}{suffix}": seconds / cpu["ours"] for name, seconds in references.items()
+    }

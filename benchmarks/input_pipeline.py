@@ -86,8 +86,8 @@ def training_feeds(config: RunConfig) -> tuple[dict[str, Feed], TrainState]:
     compiled = jit_batch_step(phase.step, mesh, state)  # one program for all feeds from the host
     from_host = feed_of(pipeline="numpy").items
     batch = place_batch(next(iter(from_host(0, 0))), mesh)
-    always = Feed("constant", lambda epoch, step: itertools.repeat(batch), lambda b: 1, compiled)
-    feeds = {"constant": always, "device": feed_of(pipeline="device")}
+    constant = Feed("constant", lambda epoch, step: itertools.repeat(batch), lambda b: 1, compiled)
+    feeds = {"constant": constant, "device": feed_of(pipeline="device")}
     feeds["cutting"] = cutting_feed(feeds["device"], copy_to_devices(dataset.splits["train"], mesh))
     feeds["numpy"] = host_feed("numpy", from_host, compiled, mesh)
     if steps_per_dispatch(config, mesh) > 1:  # on accelerators "device" does several per dispatch
@@ -100,7 +100,7 @@ def cutting_feed(device: Feed, images: OnDeviceSplit) -> Feed:
 
     @jax.jit
     def cut(images: OnDeviceSplit, indices: OnDeviceIndices) -> Batch:
-        return jax.lax.map(lambda one: on_device_batch(images, *one), indices[:3])
+        return jax.lax.map(lambda step_indices: on_device_batch(images, *step_indices), indices[:3])
 
     def advance(state: TrainState, indices: OnDeviceIndices) -> tuple[TrainState, Batch]:
         return state, jax.block_until_ready(cut(images, place_indices(indices, data_mesh())))
@@ -168,7 +168,7 @@ def step_rows(steps: Measurements) -> list[dict[str, Any]]:
     """One row per feed: time per step and ratio to the constant batch."""
     rows = []
     for name, seconds in steps.items():
-        clock, cpu = (spread(1e3 * one) for one in seconds.T)
+        clock, cpu = (spread(1e3 * times) for times in seconds.T)
         row = {"part": "cifar", "feed": name, "ms_per_step": clock, "cpu_ms_per_step": cpu}
         rows.append(row | {"to_constant": spread((seconds / steps["constant"])[:, 0])})
     return rows

@@ -123,7 +123,11 @@ MOMENTS = (
 
 def draw_moments(rng: np.random.Generator, most: int, run_seconds: float) -> list[Moment]:
     """At most `most` moments in the order of the run, which takes `run_seconds` uninterrupted."""
-    drawn = [m for n, of in MOMENTS for m in rng.choice(np.array(of, object), n, replace=False)]
+    drawn = [
+        m
+        for n, candidates in MOMENTS
+        for m in rng.choice(np.array(candidates, object), n, replace=False)
+    ]
     # Two moments for any start of the program: those of the last stage are never skipped.
     for longest in (0.4 * run_seconds, run_seconds):
         drawn.insert(rng.integers(len(drawn) + 1), Moment(len(STAGES) - 1, longest))

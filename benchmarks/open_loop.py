@@ -172,7 +172,7 @@ def summarize(exchanges: Sequence[Exchange], labels: np.ndarray) -> dict[str, An
     shed = Counter(e.response.get("error") for e in exchanges if e.status == 503)
     milliseconds = [e.milliseconds for e in completed] or [float("nan")]
     p50, p90, p99 = np.percentile(milliseconds, (50, 90, 99))
-    own = [e for e in exchanges if e.response.get("id") == e.identifier]
+    answered = [e for e in exchanges if e.response.get("id") == e.identifier]
     exits = Counter(e.response["exit"] for e in completed)
     late = sum(not e.response["in_time"] for e in completed)
     wrong = [e for e in completed if labels[e.response["exit"] - 1, e.image] != e.response["label"]]
@@ -182,7 +182,7 @@ def summarize(exchanges: Sequence[Exchange], labels: np.ndarray) -> dict[str, An
         "shed": sum(shed.values()) / len(exchanges),
         "lost": sum(e.status == 0 for e in exchanges),
         "other": sum(e.status not in (0, 200, 503) for e in exchanges),
-        "doubled": sum(e.status != 0 for e in exchanges) - len(own),
+        "doubled": sum(e.status != 0 for e in exchanges) - len(answered),
         "wrong": len(wrong),
         "late": late / max(len(completed), 1),
         "ms": {"p50": float(p50), "p90": float(p90), "p99": float(p99)},

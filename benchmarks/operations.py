@@ -71,9 +71,9 @@ class Program:
             elif match := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line):
                 called = re.search(r"calls=%?([\w.\-]+)", line)
                 inside = computations.get(called[1] if called else "", Origin("", False))
-                own = re.search(r'op_name="([^"]*)"', line)
+                match = re.search(r'op_name="([^"]*)"', line)
                 product = bool(PRODUCT.search(line)) or inside.product
-                origin = Origin(own[1] if own else inside.name, product)
+                origin = Origin(match[1] if match else inside.name, product)
                 self.origins[match[1]] = origin
                 before = computations.get(computation, origin)
                 name = origin.name or before.name
@@ -87,18 +87,18 @@ class Program:
 def kind_of(origin: Origin) -> tuple[str, str]:
     """(Kind of operation; "forward", "backward" or "update") of a source."""
     name = origin.name
-    way = "backward" if "transpose(" in name else "forward" if "jvp(" in name else "update"
+    pass_ = "backward" if "transpose(" in name else "forward" if "jvp(" in name else "update"
     if not name:
         return "copies", ""
     if "jit(convolve" in name:
         scope = re.search(r"(\d+x\d+)_stride_(\d)", name)
         form = f"{scope[1]} convolutions, stride {scope[2]}" if scope else "other convolutions"
-        return form + (": products" if origin.product else ": data movement and sums"), way
+        return form + (": products" if origin.product else ": data movement and sums"), pass_
     if "jit(batch_normalize" in name:
-        return "normalization, with ReLU", way
+        return "normalization, with ReLU", pass_
     if name.endswith("/concatenate"):
-        return "concatenations, with fused operations", way
-    return ("optimizer and checks" if way == "update" else "other"), way
+        return "concatenations, with fused operations", pass_
+    return ("optimizer and checks" if pass_ == "update" else "other"), pass_
 
 
 def own_times(events: Iterable[tuple[str, float, float]]) -> Counter[str]:
@@ -107,16 +107,16 @@ def own_times(events: Iterable[tuple[str, float, float]]) -> Counter[str]:
     Args:
       events: name, start and duration in nanoseconds of the events of one thread or stream.
     """
-    own: Counter[str] = Counter()
+    self_time: Counter[str] = Counter()
     open_events: list[tuple[str, float]] = []  # (name, end)
     for name, start, duration in sorted(events, key=lambda e: (e[1], -e[2])):
         while open_events and open_events[-1][1] <= start:
             open_events.pop()
         if open_events:
-            own[open_events[-1][0]] -= duration
-        own[name] += duration
+            self_time[open_events[-1][0]] -= duration
+        self_time[name] += duration
         open_events.append((name, start + duration))
-    return own
+    return self_time
 
 
 def traced(folder: Path) -> Counter[str]:
@@ -132,8 +132,8 @@ def traced(folder: Path) -> Counter[str]:
     total: Counter[str] = Counter()
     for line in (line for plane in planes for line in plane.lines):
         events = ((dict(e.stats).get("hlo_op"), e.start_ns, e.duration_ns) for e in line.events)
-        for name, own in own_times(e for e in events if e[0]).items():
-            total[name] += own
+        for name, nanoseconds in own_times(e for e in events if e[0]).items():
+            total[name] += nanoseconds
     if not total:
         raise RuntimeError(f"the trace of {jax.devices()[0]} has no instructions")
     return total
@@ -153,9 +153,9 @@ def phase_rows(steps: jax_steps.JaxSteps, phase: str, count: int) -> list[dict[s
     times = kind_times(program, lambda: take(count))
     total = sum(times.values())
     rows = [
-        {"operations": what, "way": way, "ms": nanoseconds / 1e6 / count}
+        {"operations": kind, "way": pass_, "ms": nanoseconds / 1e6 / count}
         | {"share": nanoseconds / total}
-        for (what, way), nanoseconds in times.most_common()
+        for (kind, pass_), nanoseconds in times.most_common()
     ]
     last = {"operations": ALL, "way": "", "ms": total / 1e6 / count, "whole_ms": 1e3 * step_seconds}
     return [measurement.rounded({"part": phase, **row}) for row in (*rows, last)]
@@ -186,8 +186,8 @@ def run(size: Mapping[str, Any]) -> dict[str, Any]:
         for row in rows
         if row.get("share", 0) >= 0.1
     }
-    about = {"seeds": [SEED], **size, "data": "noise", "notes": NOTES, "targets": {}}
-    return about | {"rows": rows, "summary": summary}
+    header = {"seeds": [SEED], **size, "data": "noise", "notes": NOTES, "targets": {}}
+    return header | {"rows": rows, "summary": summary}
 
 
 def main() -> None:

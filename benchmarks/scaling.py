@@ -302,11 +302,11 @@ def computed_row(
         "efficiency_gradients_overlap": step / (max(step, gradients) + chain),
         "efficiency_full_overlap": step / max(step, gradients, chain),
     }
-    about = {"part": "computed", "kind": "computed", "network": network, "machine": name}
-    about |= {"chips": chips, "step_ms_is": "given" if network in given_ms else "assumed"}
+    header = {"part": "computed", "kind": "computed", "network": network, "machine": name}
+    header |= {"chips": chips, "step_ms_is": "given" if network in given_ms else "assumed"}
     times = {"step_ms": step, "gradients_ms": gradients}
     times |= {"statistics_ms": statistics, "statistics_row_ms": chain}
-    return about | {key: round(value, 3) for key, value in (times | efficiency).items()}
+    return header | {key: round(value, 3) for key, value in (times | efficiency).items()}
 
 
 def run(size: Mapping[str, Any], given_ms: Mapping[str, float]) -> dict[str, Any]:
@@ -320,9 +320,9 @@ def run(size: Mapping[str, Any], given_ms: Mapping[str, float]) -> dict[str, Any
     headline = sent[-2]  # phase I of cifar_7_exits
     sent.append(derived_row("imagenet_step_4", headline))
     seconds = weak_scaling(size["rounds"], size["block"])
-    about = {"part": "weak_scaling", "kind": "measured", "network": "quickstart"}
+    header = {"part": "weak_scaling", "kind": "measured", "network": "quickstart"}
     times = {n: {"ms_per_step": measurement.spread(1e3 * s)} for n, s in seconds.items()}
-    rows = [*sent, *(about | {"processes": name} | found for name, found in times.items())]
+    rows = [*sent, *(header | {"processes": name} | row for name, row in times.items())]
     for network in (headline, sent[-1]):
         rows += [computed_row(n, m, network, given_ms) for m in MACHINES for n in CHIPS]
     ratios = {
@@ -337,8 +337,10 @@ def run(size: Mapping[str, Any], given_ms: Mapping[str, float]) -> dict[str, Any
 def main() -> None:
     """Measures, prints the tables and writes the result."""
     parser = result_file.argument_parser(__doc__)
-    about = "NETWORK=MS, time of a phase-I step on one chip, replaces the assumed one; repeatable"
-    parser.add_argument("--step_ms", action="append", default=[], help=about)
+    help_text = (
+        "NETWORK=MS, time of a phase-I step on one chip, replaces the assumed one; repeatable"
+    )
+    parser.add_argument("--step_ms", action="append", default=[], help=help_text)
     arguments = parser.parse_args()
     pairs = (pair.split("=") for pair in arguments.step_ms)
     result = run(QUICK if arguments.quick else FULL, {n: float(ms) for n, ms in pairs})

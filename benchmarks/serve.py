@@ -69,8 +69,8 @@ def export_and_images(folder: Path) -> tuple[list[bytes], np.ndarray]:
     height, width = transform.source_size
     for image in load_dataset(get_config().data).splits["test"].images[:NUM_IMAGES]:
         buffer = io.BytesIO()
-        cut = np.asarray(image)[top : top + height, left : left + width, 0]
-        Image.fromarray(cut).save(buffer, "JPEG", quality=95)
+        cropped = np.asarray(image)[top : top + height, left : left + width, 0]
+        Image.fromarray(cropped).save(buffer, "JPEG", quality=95)
         bodies.append(buffer.getvalue())
     pixels = np.stack([decode_contents(body, transform).pixels for body in bodies])
     never = [2.0] * classifier.num_exits
@@ -125,8 +125,8 @@ class FinishedLoads:
 
     def find(self, part: str, rate: float) -> dict[str, Any] | None:
         """The row of a load, if it is finished."""
-        found = (row for row in self.rows if (row["part"], row["rate"]) == (part, rate))
-        return next(found, None)
+        rows = (row for row in self.rows if (row["part"], row["rate"]) == (part, rate))
+        return next(rows, None)
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds a row and writes the file."""
@@ -175,10 +175,10 @@ async def terminate_under_load(
     running = asyncio.create_task(load)
     await asyncio.sleep(1)
     process.send_signal(signal.SIGTERM)
-    at = time.perf_counter()
+    terminated_at = time.perf_counter()
     exchanges = await running
-    before = [e for e in exchanges if e.sent_at < at - 0.05]
-    pending = sum(e.sent_at + e.milliseconds / 1e3 > at for e in before)
+    before = [e for e in exchanges if e.sent_at < terminated_at - 0.05]
+    pending = sum(e.sent_at + e.milliseconds / 1e3 > terminated_at for e in before)
     code = await asyncio.to_thread(process.wait, 60)
     return {
         "sent_before_sigterm": len(before),

@@ -61,8 +61,8 @@ class Stage:
 
     def __init__(self, classifier: MultiExitClassifier, i: int, state: Any, layout: Layout):
         def is_own(path: tuple[Any, ...], value: Any) -> bool:
-            mine = path[0] == "backbone" and (path[2] == i or (i == 0 and path[1] == "first"))
-            return mine and isinstance(value, nnx.Param)
+            in_stage = path[0] == "backbone" and (path[2] == i or (i == 0 and path[1] == "first"))
+            return in_stage and isinstance(value, nnx.Param)
 
         self.i, self.state, self.layout = i, state, layout
         self.graphdef, self.params, self.rest = nnx.split(classifier, is_own, ...)
@@ -148,17 +148,18 @@ def network_rows(case: Case, rounds: int, speeds: Mapping[str, float]) -> list[d
         getattr(setup, f"{kind}_objective")(steps.config).set_mode(classifier)
         shape = (case.batch_size, *case.dataset_info.image_shape)
         state: Any = jax.random.normal(jax.random.key(SEED), shape)
-        about = {"part": "stages", "kind": kind, "network": case.network}
-        own = []
+        header = {"part": "stages", "kind": kind, "network": case.network}
+        stages = []
         for i in range(classifier.num_exits):
             stage = Stage(classifier, i, state, layout)
             seconds, state = _time_stage(stage, kind, rounds)
-            own.append({**about, "stage": i + 1, **_against_floors(stage, kind, seconds, speeds)})
+            floors = _against_floors(stage, kind, seconds, speeds)
+            stages.append({**header, "stage": i + 1, **floors})
         step_seconds = least_seconds(lambda kind=kind: getattr(steps, kind)(1), rounds)
-        sums = {name: sum(row[name] for row in own) for name in ("ms", "macs_ms", "bytes_ms")}
-        rows += [measurement.rounded(row) for row in own]
+        sums = {name: sum(row[name] for row in stages) for name in ("ms", "macs_ms", "bytes_ms")}
+        rows += [measurement.rounded(row) for row in stages]
         rows.append(
-            measurement.rounded({**about, "stage": "all", **sums, "whole_ms": 1e3 * step_seconds})
+            measurement.rounded({**header, "stage": "all", **sums, "whole_ms": 1e3 * step_seconds})
         )
     return rows
 

@@ -41,9 +41,9 @@ def run(size: Mapping[str, Any]) -> dict[str, Any]:
     """Rows and summary."""
     memory, timed = {}, {}
     losses: dict[str, Losses] = {}
-    for name, (precision, how) in OPTIONS.items():
+    for name, (precision, settings) in OPTIONS.items():
         print(f"compiling: {name}", flush=True)
-        steps = JaxSteps(Case(size["network"], size["batch_size"], precision), **how)
+        steps = JaxSteps(Case(size["network"], size["batch_size"], precision), **settings)
         memory[name] = round(steps.compiled_memory("phase_one", size["steps"]) / 1e6, 1)
         timed[name] = _timed(steps, size["steps"], losses.setdefault(name, []))
     seconds = take_turns(timed, size["rounds"])
@@ -55,8 +55,8 @@ def run(size: Mapping[str, Any]) -> dict[str, Any]:
     ratios = {f"time of {n}": seconds[n] / seconds[PLAIN] for n in OPTIONS if n != PLAIN}
     summary = measurement.medians(ratios)
     summary |= {f"memory of {name}": memory[name] / memory[PLAIN] for name in OPTIONS}
-    about = {"seeds": [SEED], **size, "data": "noise", "targets": {}}
-    return about | {"rows": rows, "summary": summary}
+    header = {"seeds": [SEED], **size, "data": "noise", "targets": {}}
+    return header | {"rows": rows, "summary": summary}
 
 
 def _timed(steps: JaxSteps, count: int, last: Losses) -> Callable[[int], float]:

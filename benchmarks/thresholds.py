@@ -111,7 +111,9 @@ def run(size: Mapping[str, int]) -> dict[str, Any]:
         for name, seconds in separate.items()
     ]
     comparisons = [measurement.in_own_process(all_methods, size) for _ in range(size["rounds"])]
-    columns = {name: np.array([found[name] for found in comparisons]) for name in comparisons[0]}
+    columns = {
+        name: np.array([comparison[name] for comparison in comparisons]) for name in comparisons[0]
+    }
     together = {name: measurement.spread(values) for name, values in columns.items()}
     rows.append({"part": "all methods", "budgets": BUDGETS, **size, **together})
     summary = {

@@ -108,11 +108,11 @@ class MultiScaleLayer(nn.Module):
         """Maps the feature maps of the live scales, finest first, to those of the next layer."""
         outputs = []
         for scale, normal in enumerate(self.normal):
-            at = scale + self.dropped
-            parts = [state[at]]
+            source = scale + self.dropped
+            parts = [state[source]]
             if scale >= self.unstrided:
-                parts.append(self.strided[scale - self.unstrided](state[at - 1]))
-            joined = torch.cat([*parts, normal(state[at])], dim=1)
+                parts.append(self.strided[scale - self.unstrided](state[source - 1]))
+            joined = torch.cat([*parts, normal(state[source])], dim=1)
             outputs.append(self.transition[scale](joined) if self.transition else joined)
         return outputs
 
@@ -223,11 +223,13 @@ def new_network(
     channels = arrays["backbone.first.first.conv.weight"].shape[1]
     spec = read_spec(NetworkSpec, ModelConfig.from_mapping(fields))
     network = TorchMSDNet(plan_network(spec), num_classes, channels)
-    own = {n: x for n, x in network.state_dict().items() if not n.endswith("batches_tracked")}
-    if own.keys() != arrays.keys():
-        raise ValueError(f"names differ: {sorted(own.keys() ^ arrays.keys())[:10]}")
+    parameters = {
+        n: x for n, x in network.state_dict().items() if not n.endswith("batches_tracked")
+    }
+    if parameters.keys() != arrays.keys():
+        raise ValueError(f"names differ: {sorted(parameters.keys() ^ arrays.keys())[:10]}")
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in parameters.items():
             # load_state_dict would also require num_batches_tracked.
             tensor.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])).reshape(tensor.shape))
     return network
@@ -235,7 +237,7 @@ def new_network(
 
 def exit_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy [E] of logits [E, N, K] against labels [N]."""
-    return torch.stack([nn.functional.cross_entropy(one, labels) for one in logits])
+    return torch.stack([nn.functional.cross_entropy(exit_logits, labels) for exit_logits in logits])
 
 
 def verify() -> dict[str, float]:
@@ -299,9 +301,10 @@ def _gradients_share(
     worst = 0.0
     for published, values in expected.items():
         gradient = by_name[names[published]].grad
-        own = np.zeros_like(values) if gradient is None else gradient.numpy()
+        actual = np.zeros_like(values) if gradient is None else gradient.numpy()
         largest = np.abs(values).max()
-        worst = max(worst, np.abs(own - values).max() / (1e-4 * largest if largest else 1e-12))
+        tolerance = 1e-4 * largest if largest else 1e-12
+        worst = max(worst, np.abs(actual - values).max() / tolerance)
     return float(worst)
 
 

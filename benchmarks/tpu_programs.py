@@ -79,8 +79,8 @@ def rows_of(network: str, topology: str, images: int) -> list[dict[str, Any]]:
     result = make_plan(config, chips, report=lambda line: print(line, file=sys.stderr))
     record = plan_record(result)
     hours = record["hours"].get("total")
-    about = {"part": topology, "network": network, "topology": topology, "full": record["full"]}
-    return [about | row(program) | {"hours": hours} for program in record["programs"]]
+    header = {"part": topology, "network": network, "topology": topology, "full": record["full"]}
+    return [header | row(program) | {"hours": hours} for program in record["programs"]]
 
 
 def row(program: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,16 +106,16 @@ def row(program: Mapping[str, Any]) -> dict[str, Any]:
 
 def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Headline values, over phase I of all networks, by topology."""
-    first = [one for one in rows if one["program"] == "phase_one"]
+    first = [row for row in rows if row["program"] == "phase_one"]
     values: dict[str, Any] = {}
-    for topology in dict.fromkeys(one["topology"] for one in first):
-        of_topology = [one for one in first if one["topology"] == topology]
-        fitting = [one for one in of_topology if one["fits"]]
-        sent = [one["sent_bytes"] / one["gradient_bytes"] for one in fitting]
+    for topology in dict.fromkeys(row["topology"] for row in first):
+        of_topology = [row for row in first if row["topology"] == topology]
+        fitting = [row for row in of_topology if row["fits"]]
+        sent = [row["sent_bytes"] / row["gradient_bytes"] for row in fitting]
         values |= {
             f"phase_one_compiles {topology}": len(fitting) / len(of_topology),
             f"all_reduce_bytes_vs_parameters {topology}": max(sent, default=None),
-            f"padding_waste {topology}": max((one["padding"] for one in fitting), default=None),
+            f"padding_waste {topology}": max((row["padding"] for row in fitting), default=None),
         }
     return values
 

@@ -144,9 +144,9 @@ def _check_agreement(case: Case, difference: Mapping[str, float]) -> None:
 
 def step_rows(case: Case, timings: Timings) -> list[dict[str, Any]]:
     """One row per kind and contender."""
-    about = {"network": case.network, "batch_size": case.batch_size, "precision": case.precision}
+    header = {"network": case.network, "batch_size": case.batch_size, "precision": case.precision}
     return [
-        {"part": "steps", "kind": kind, **about, "framework": framework, "mode": mode}
+        {"part": "steps", "kind": kind, **header, "framework": framework, "mode": mode}
         | {"ms": spread(1e3 * seconds)}
         | {"images_per_second": spread(case.batch_size / seconds)["median"]}
         for (kind, (framework, mode)), seconds in timings.items()
@@ -155,17 +155,17 @@ def step_rows(case: Case, timings: Timings) -> list[dict[str, Any]]:
 
 def best(timings: Timings, kind: str, framework: str) -> np.ndarray:
     """Seconds per step [rounds] of a framework in its mode with the lowest median."""
-    own = [s for (k, (name, _)), s in timings.items() if (k, name) == (kind, framework)]
-    return min(own, key=np.median)
+    seconds = [s for (k, (name, _)), s in timings.items() if (k, name) == (kind, framework)]
+    return min(seconds, key=np.median)
 
 
 def ratios(timings: Timings) -> dict[str, np.ndarray]:
     """Headline ratios per round; those against PyTorch only if it was measured."""
-    ours = {kind: best(timings, kind, "ours") for kind in KINDS}
-    result = {"phase_two_vs_phase_one": ours["phase_two"] / ours["phase_one"]}
+    our_seconds = {kind: best(timings, kind, "ours") for kind in KINDS}
+    result = {"phase_two_vs_phase_one": our_seconds["phase_two"] / our_seconds["phase_one"]}
     if any(framework == "pytorch" for _, (framework, _) in timings):
         for kind in ("phase_one", "forward"):
-            result[f"{kind}_vs_torch"] = best(timings, kind, "pytorch") / ours[kind]
+            result[f"{kind}_vs_torch"] = best(timings, kind, "pytorch") / our_seconds[kind]
     return dict(sorted(result.items()))
 
 
@@ -186,12 +186,12 @@ def summarize(measured: Mapping[Case, Timings]) -> dict[str, Any]:
         case.name: measurement.medians(ratios(timings)) for case, timings in measured.items()
     }
     summary: dict[str, Any] = {}
-    for name in sorted({name for own in by_case.values() for name in own} - {"spread"}):
-        values = [own[name] for own in by_case.values()]
+    for name in sorted(set().union(*by_case.values()) - {"spread"}):
+        values = [ratio[name] for ratio in by_case.values()]
         summary[name] = max(values) if name == "phase_two_vs_phase_one" else min(values)
-    for case, own in by_case.items():
-        summary |= {f"{name} ({case})": value for name, value in own.items() if name != "spread"}
-    summary["spread"] = {case: own["spread"] for case, own in by_case.items()}
+    for case, ratio in by_case.items():
+        summary |= {f"{name} ({case})": value for name, value in ratio.items() if name != "spread"}
+    summary["spread"] = {case: ratio["spread"] for case, ratio in by_case.items()}
     summary["spread"] |= {
         f"{case.name}, least": least_ratios(timings) for case, timings in measured.items()
     }
@@ -241,10 +241,10 @@ def run(arguments: Any) -> dict[str, Any]:
         measured[case] = times
         rows += step_rows(case, times)
     rows += [row for case, times in measured.items() for row in whole_run_rows(case, times)]
-    about = {"seeds": [SEED], "notes": NOTES, "targets": TARGETS, "apart_from_ours": differences}
-    about |= {"clock": arguments.clock, "threads": arguments.threads or cores}
-    about |= {"same_as_recorded": verified, "torch": _torch_version(arguments.without_torch)}
-    return about | {"rows": rows, "summary": summarize(measured)}
+    record = {"seeds": [SEED], "notes": NOTES, "targets": TARGETS, "apart_from_ours": differences}
+    record |= {"clock": arguments.clock, "threads": arguments.threads or cores}
+    record |= {"same_as_recorded": verified, "torch": _torch_version(arguments.without_torch)}
+    return record | {"rows": rows, "summary": summarize(measured)}
 
 
 def add_launches(result: dict[str, Any], networks: Sequence[str], device: str) -> None:
@@ -253,8 +253,8 @@ def add_launches(result: dict[str, Any], networks: Sequence[str], device: str) -
 
     launch_rows = first_step_rows(networks, device)
     result["rows"] += launch_rows
-    for when in ("cold", "warm"):
-        result["summary"][f"launch_to_first_step_{when}_s"] = launch_rows[0][f"{when}_s"]
+    for cache in ("cold", "warm"):
+        result["summary"][f"launch_to_first_step_{cache}_s"] = launch_rows[0][f"{cache}_s"]
 
 
 def _torch_version(without_torch: bool) -> str:

@@ -27,8 +27,8 @@ class Source(NamedTuple):
 def of_run(run: Path) -> Source:
     """The network that a finished run evaluated."""
     config = json.loads((run / "config.json").read_text())
-    which = config["evaluation"]["checkpoint"]
-    classifier, meta = load_classifier(run / last_phase(config), which)
+    checkpoint = config["evaluation"]["checkpoint"]
+    classifier, meta = load_classifier(run / last_phase(config), checkpoint)
     images = load_dataset(config["data"]).splits["test"].images
     validation, test = (
         outcomes(load_predictions(run / "evaluation" / f"logits_{split}.npz"))
@@ -50,7 +50,7 @@ def of_pretrained(name: str, data: str) -> Source:
     predictions = collect_predictions(classifier, split, batch_size=250, **fields)
     half = len(predictions.labels) // 2
     first, second = (
-        outcomes(Predictions(predictions.logits[:, own], predictions.labels[own]))
-        for own in (slice(half), slice(half, None))
+        outcomes(Predictions(predictions.logits[:, images], predictions.labels[images]))
+        for images in (slice(half), slice(half, None))
     )
     return Source(classifier, meta, split.images[half:], first, second)

@@ -57,11 +57,11 @@ def call_in_new_process(call: Callable[[], Any]) -> tuple[Any, bool]:
 
 def launch(table: np.ndarray, mesh, label: str = "label") -> Launch:
     """Calls a cached step once, as in a new process."""
-    given = arguments(mesh)
+    step_arguments = arguments(mesh)
     results, compiled = call_in_new_process(
-        lambda: CachedExecutable(make_step(table, mesh), label, mesh)(*given)
+        lambda: CachedExecutable(make_step(table, mesh), label, mesh)(*step_arguments)
     )
-    return Launch(jax.device_get(results), given[0].is_deleted(), compiled)
+    return Launch(jax.device_get(results), step_arguments[0].is_deleted(), compiled)
 
 
 def stored(folder: Path) -> set[str]:

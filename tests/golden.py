@@ -113,8 +113,8 @@ def phase_two_network(stop_gradient: bool) -> MultiExitClassifier:
 
 def below(name: str, prefix: str) -> dict[str, np.ndarray]:
     """The arrays of a file whose names start with `prefix`, which is cut off."""
-    found = arrays(name).items()
-    return {key.removeprefix(prefix): value for key, value in found if key.startswith(prefix)}
+    actual = arrays(name).items()
+    return {key.removeprefix(prefix): value for key, value in actual if key.startswith(prefix)}
 
 
 def published_arrays(classifier: MultiExitClassifier) -> dict[str, np.ndarray]:

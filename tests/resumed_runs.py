@@ -53,10 +53,10 @@ def killed_at(killed_epoch, batch):
     batches = feed.train_batches
 
     def until_killed(split, preprocessing, *, epoch, **settings):
-        for i, found in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
+        for i, actual in enumerate(batches(split, preprocessing, epoch=epoch, **settings)):
             if (epoch, i) == (killed_epoch, batch):
                 raise Killed
-            yield found
+            yield actual
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(feed, "train_batches", until_killed)

@@ -10,11 +10,11 @@ def variant_of(study, name):
 def accuracies(study, name, key="top1"):
     """[seeds, exits], read directly from the rows of `study.json`."""
     rows = [r for r in study["rows"] if r["arm"] == name and r["status"] == "done"]
-    return np.array([[one[key] for one in row["exits"]] for row in rows])
+    return np.array([[exit_[key] for exit_ in row["exits"]] for row in rows])
 
 
 def texts(figure):
-    return [one.get_text() for one in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+    return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
 
 
 def legend_of(axes):

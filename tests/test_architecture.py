@@ -103,20 +103,20 @@ def test_imports_go_to_a_lower_layer_or_stay_in_the_folder(path: Path):
 
 
 def test_the_package_itself_imports_only_lazy_imports():
-    found = {name for _, name in imports(PACKAGE / "__init__.py")}
-    assert found == {"imta_jax.runtime.lazy_imports"}
+    actual = {name for _, name in imports(PACKAGE / "__init__.py")}
+    assert actual == {"imta_jax.runtime.lazy_imports"}
 
 
 def test_report_runs_without_jax():
     paths = [path for path in MODULES if layer_name(path) == "report"]
-    assert paths and not (found := offending(paths, ACCELERATED)), found
+    assert paths and not (actual := offending(paths, ACCELERATED)), actual
 
 
 def test_tensorflow_is_imported_only_in_data():
     elsewhere = [path for path in [*MODULES, *SCRIPTS] if PACKAGE / "data" not in path.parents]
-    found = offending(elsewhere, {"tensorflow", "tensorflow_datasets"})
+    actual = offending(elsewhere, {"tensorflow", "tensorflow_datasets"})
     compared = ("benchmarks/input_pipeline", "benchmarks/image_files")
-    assert not [one for one in found if not one.startswith(compared)], found
+    assert not [path for path in actual if not path.startswith(compared)], actual
 
 
 def test_no_module_imports_a_posix_only_module_on_import():
@@ -126,8 +126,8 @@ def test_no_module_imports_a_posix_only_module_on_import():
 
 
 def test_configs_import_no_framework():
-    found = offending(CONFIGS, {"imta_jax", "tensorflow", "tensorflow_datasets", *ACCELERATED})
-    assert not found, found
+    actual = offending(CONFIGS, {"imta_jax", "tensorflow", "tensorflow_datasets", *ACCELERATED})
+    assert not actual, actual
 
 
 @parametrize_modules(MODULES)
@@ -227,11 +227,11 @@ def test_texts_have_no_private_words():
     folders = ("imta_jax", "configs", "benchmarks", "examples", "notebooks", "docs", "tests")
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     texts = [path for path in paths if path.suffix in (".py", ".md", ".ipynb", ".jinja")]
-    found = [
+    actual = [
         f"{name_of(path)}:{number}: {match[0]}"
         for path in texts
         if path != Path(__file__)
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
         for match in pattern.finditer(line)
     ]
-    assert not found, found
+    assert not actual, actual

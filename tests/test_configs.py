@@ -34,8 +34,8 @@ def get_config(name, *preset):
 
 
 def test_every_config_file_is_listed_here():
-    found = {path.stem for path in (tiny_run.ROOT / "configs").glob("*.py")}
-    assert found == {*NAMES, "common", "phases"}
+    actual = {path.stem for path in (tiny_run.ROOT / "configs").glob("*.py")}
+    assert actual == {*NAMES, "common", "phases"}
 
 
 @functools.cache
@@ -169,8 +169,8 @@ def python(*arguments):
 def test_configs_do_not_import_jax_or_tensorflow():
     loaded = "; ".join(f"import configs.{name}; configs.{name}.get_config()" for name in NAMES)
     forbidden = "{'imta_jax', 'jax', 'flax', 'tensorflow', 'orbax'}"
-    found = f"import sys; {loaded}; print(sorted({forbidden} & sys.modules.keys()))"
-    assert python("-c", found) == "[]"
+    actual = f"import sys; {loaded}; print(sorted({forbidden} & sys.modules.keys()))"
+    assert python("-c", actual) == "[]"
 
 
 QUICKSTART = "--config=configs/quickstart.py"

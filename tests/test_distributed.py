@@ -24,23 +24,23 @@ pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 @pytest.fixture(scope="module")
-def one():
+def one_device():
     return data_mesh(jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
-def eight():
+def eight_devices():
     assert len(jax.devices()) == 8
     return data_mesh()
 
 
 @pytest.fixture(scope="module")
-def classifier(one):
-    return tiny_run.make_phase("phase_one", one).classifier
+def classifier(one_device):
+    return tiny_run.make_phase("phase_one", one_device).classifier
 
 
-def test_the_default_mesh_has_every_device(eight):
-    assert eight.size == 8 and eight.shape == {"data": 8, "parameters": 1}
+def test_the_default_mesh_has_every_device(eight_devices):
+    assert eight_devices.size == 8 and eight_devices.shape == {"data": 8, "parameters": 1}
 
 
 def test_shards_of_few_parameters_are_reported_with_what_they_save():
@@ -50,9 +50,9 @@ def test_shards_of_few_parameters_are_reported_with_what_they_save():
 
 
 @pytest.mark.parametrize("name", ["phase_one", "phase_two"])
-def test_eight_devices_train_like_one(name, one, eight):
+def test_eight_devices_train_like_one(name, one_device, eight_devices):
     results = []
-    for mesh in (one, eight):
+    for mesh in (one_device, eight_devices):
         # In the published phase II, running statistics depend on the batch over all devices.
         phase = tiny_run.make_phase(name, mesh, "published", **{f"{name}__learning_rate": 1e-3})
         state = phase.new_state()
@@ -71,31 +71,33 @@ def test_eight_devices_train_like_one(name, one, eight):
 
 
 @pytest.mark.parametrize("count", [1, 21, 40])
-def test_evaluation_counts_every_image_once_on_any_number_of_devices(classifier, one, eight, count):
+def test_evaluation_counts_every_image_once_on_any_number_of_devices(
+    classifier, one_device, eight_devices, count
+):
     images, labels = tiny_run.draw_images(count, seed=3)
     split = Split(images, labels.astype(np.int32), np.arange(count))
-    found = collect_predictions(
-        classifier, split, batch_size=16, mesh=eight, pipeline="numpy", **tiny_run.PIXELS
+    actual = collect_predictions(
+        classifier, split, batch_size=16, mesh=eight_devices, pipeline="numpy", **tiny_run.PIXELS
     )
-    assert found.logits.shape == (2, count, 3)
-    np.testing.assert_array_equal(found.labels, labels)
+    assert actual.logits.shape == (2, count, 3)
+    np.testing.assert_array_equal(actual.labels, labels)
     evaluated = nnx.clone(classifier)
     evaluated.eval()
     expected = nnx.jit(lambda c, x: c(x))(evaluated, normalize(images, **tiny_run.PIXELS))
-    np.testing.assert_allclose(found.logits, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual.logits, expected, rtol=1e-4, atol=1e-5)
     alone = collect_predictions(
-        classifier, split, batch_size=16, mesh=one, pipeline="numpy", **tiny_run.PIXELS
+        classifier, split, batch_size=16, mesh=one_device, pipeline="numpy", **tiny_run.PIXELS
     )
-    np.testing.assert_allclose(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual.logits, alone.logits, rtol=1e-4, atol=1e-5)
 
 
-def test_evaluation_does_not_change_the_mode_of_the_classifier(classifier, one):
+def test_evaluation_does_not_change_the_mode_of_the_classifier(classifier, one_device):
     images, labels = tiny_run.draw_images(3, seed=0)
     split = Split(images, labels.astype(np.int32), np.arange(3))
     classifier.train()
     before = tiny_run.to_host(nnx.state(classifier))
     collect_predictions(
-        classifier, split, batch_size=8, mesh=one, pipeline="numpy", **tiny_run.PIXELS
+        classifier, split, batch_size=8, mesh=one_device, pipeline="numpy", **tiny_run.PIXELS
     )
     assert not classifier.backbone.stages[0][0].normal[0].reduce.norm.use_running_average
     chex.assert_trees_all_equal(nnx.state(classifier), before)
@@ -104,22 +106,22 @@ def test_evaluation_does_not_change_the_mode_of_the_classifier(classifier, one):
 @pytest.mark.parametrize(
     ("size", "nearest"), [(12, "8 or 16"), (7, "8"), (0, "8"), (-8, "8"), (1001, "1000 or 1008")]
 )
-def test_an_indivisible_batch_size_is_rejected_with_the_nearest(eight, size, nearest):
+def test_an_indivisible_batch_size_is_rejected_with_the_nearest(eight_devices, size, nearest):
     with pytest.raises(ValueError) as error:
-        check_batch_size(size, eight, "config.phase_one.batch_size")
+        check_batch_size(size, eight_devices, "config.phase_one.batch_size")
     message = str(error.value)
     assert message.startswith(f"config.phase_one.batch_size={size} ")
     assert "8 devices" in message and message.endswith(f": {nearest}")
 
 
 @pytest.mark.parametrize("size", [8, 64, 1000])
-def test_a_divisible_batch_size_passes(eight, one, size):
-    check_batch_size(size, eight, "batch_size")
-    check_batch_size(size + 1, one, "batch_size")
+def test_a_divisible_batch_size_passes(eight_devices, one_device, size):
+    check_batch_size(size, eight_devices, "batch_size")
+    check_batch_size(size + 1, one_device, "batch_size")
 
 
-def test_a_batch_is_split_evenly(eight):
-    placed = place_batch(tiny_run.draw_batch(16, seed=0), eight)
+def test_a_batch_is_split_evenly(eight_devices):
+    placed = place_batch(tiny_run.draw_batch(16, seed=0), eight_devices)
     assert {shard.data.shape[0] for shard in placed.images.addressable_shards} == {2}
     assert len(placed.images.addressable_shards) == 8
 
@@ -134,8 +136,8 @@ def test_donating_placed_arrays_does_not_delete_the_originals(devices):
     np.testing.assert_array_equal(original["kernel"], np.arange(4.0))
 
 
-def test_a_training_step_does_not_change_the_arrays_of_the_classifier(one):
-    phase = tiny_run.make_phase("phase_two", one)
+def test_a_training_step_does_not_change_the_arrays_of_the_classifier(one_device):
+    phase = tiny_run.make_phase("phase_two", one_device)
     before = tiny_run.to_host(nnx.state(phase.classifier))
-    phase.step(phase.new_state(), place_batch(tiny_run.draw_batch(16, seed=0), one))
+    phase.step(phase.new_state(), place_batch(tiny_run.draw_batch(16, seed=0), one_device))
     chex.assert_trees_all_equal(nnx.state(phase.classifier), before)

@@ -36,7 +36,7 @@ def prepare(folder, class_name, examples, *, shape, version="1.0.0", shards=1, *
         "VERSION": tfds.core.Version(version),
         "_info": info,
         "_split_generators": lambda self, manager: {
-            split: enumerate(some) for split, some in examples.items()
+            split: enumerate(split_examples) for split, split_examples in examples.items()
         },
         "_generate_examples": lambda self: None,
         "__module__": __name__,

@@ -66,9 +66,9 @@ def test_all_feeds_return_the_same_batches(tmp_path):
 def test_contenders_take_turns_and_the_first_round_does_not_count():
     seen = []
     measure = {name: lambda r, n=name: seen.append(n + str(r)) or r for name in "ab"}
-    found = measurement.take_turns(measure, rounds=2)
+    seconds = measurement.take_turns(measure, rounds=2)
     assert seen == ["a0", "b0", "b1", "a1", "a2", "b2"]
-    assert {name: values.tolist() for name, values in found.items()} == {"a": [1, 2], "b": [1, 2]}
+    assert {name: values.tolist() for name, values in seconds.items()} == {"a": [1, 2], "b": [1, 2]}
 
 
 def test_in_own_process_runs_in_another_process():
@@ -97,11 +97,11 @@ def test_the_script_writes_rows_summary_and_targets(files, tmp_path, monkeypatch
         "imagenet": "16 JPEGs of a test, median 375 x 500 pixels",
         "cifar": "an .npz",
     }
-    every = usable_cores()
-    parts = [f"imagenet, cores: {cores}" for cores in sorted({1, every}) for _ in range(4)]
+    all_cores = usable_cores()
+    parts = [f"imagenet, cores: {cores}" for cores in sorted({1, all_cores}) for _ in range(4)]
     parts += ["cifar"] * 4 + ["memory"]
     assert [row["part"] for row in result["rows"]] == parts
-    assert [len(cores) for cores in bound] == sorted({1, every})
+    assert [len(cores) for cores in bound] == sorted({1, all_cores})
     assert {row["contender"] for row in result["rows"][:4]} == set(image_files.CONTENDERS)
     summary = result["summary"]
     assert result["targets"].keys() < summary.keys()

@@ -99,8 +99,8 @@ def test_sharded_parameters_train_like_replicated_ones(name, mesh):
         state, _ = step(state, place_batch(batch, four))
         expected, _ = replicated.step(expected, place_batch(batch, mesh))
     for key, value in named_arrays(expected.trainable).items():
-        found, scale = named_arrays(state.trainable)[key], max(np.abs(value).max(), 1e-3)
-        np.testing.assert_allclose(found / scale, value / scale, atol=2e-4, err_msg=key)
+        actual, scale = named_arrays(state.trainable)[key], max(np.abs(value).max(), 1e-3)
+        np.testing.assert_allclose(actual / scale, value / scale, atol=2e-4, err_msg=key)
 
 
 def test_the_largest_divisible_axis_is_sharded():
@@ -134,8 +134,8 @@ def test_accumulated_gradients_equal_those_of_the_full_batch(mesh):
         state, metrics = step(phase.new_state(), batch)
         assert int(state.step) == 1
         results.append(named_arrays(state.trainable) | {"loss": metrics.loss, "top1": metrics.top1})
-    for found in results[1:]:
-        chex.assert_trees_all_close(found, results[0], rtol=1e-4, atol=1e-6)
+    for actual in results[1:]:
+        chex.assert_trees_all_close(actual, results[0], rtol=1e-4, atol=1e-6)
 
 
 def test_accumulation_updates_batch_statistics_part_by_part(mesh):

@@ -14,7 +14,7 @@ def measured(seconds_per_image, rounds=3):
 
 
 @pytest.fixture
-def found():
+def seconds():
     return {
         "images first, slices of 16": measured(1.0),
         "images last, slices of 16": measured(1.1),
@@ -23,13 +23,13 @@ def found():
     }
 
 
-def test_the_full_network_runs_in_its_fastest_way(found):
-    assert early_exit._fastest(found) == "images first, slices of 16"
+def test_the_full_network_runs_in_its_fastest_way(seconds):
+    assert early_exit._fastest(seconds) == "images first, slices of 16"
 
 
-def test_efficiency_is_speed_up_over_the_speed_up_in_macs(found):
+def test_efficiency_is_speed_up_over_the_speed_up_in_macs(seconds):
     exits = np.array([0] * 50 + [2] * 50)  # Mean multiply-adds: 60 of 100.
-    row = early_exit._row(found, 0.5, early_exit._fastest(found), exits, MACS)
+    row = early_exit._row(seconds, 0.5, early_exit._fastest(seconds), exits, MACS)
     assert row["macs_share"] == 0.6
     assert row["speed_up"]["median"] == pytest.approx(1 / 0.6, rel=1e-3)
     assert row["efficiency"]["median"] == pytest.approx(1.0, rel=1e-3)

@@ -25,8 +25,8 @@ print(json.dumps([cases.case_config(n).to_dict() for n in ("cifar_5_exits", "ima
 
 
 def arguments(tmp_path, **changes):
-    given = {"out": tmp_path / "session.json", "device": "cuda", "quick": False, "minutes": 1.0}
-    return argparse.Namespace(**{**given, **changes})
+    values = {"out": tmp_path / "session.json", "device": "cuda", "quick": False, "minutes": 1.0}
+    return argparse.Namespace(**{**values, **changes})
 
 
 def test_the_engine_is_measured_at_all_batch_sizes_and_ours_before_pytorch(tmp_path):
@@ -40,18 +40,18 @@ def test_the_engine_is_measured_at_all_batch_sizes_and_ours_before_pytorch(tmp_p
 
 
 def test_a_session_resumes_and_repeats_what_did_not_end(tmp_path, monkeypatch):
-    found, problems = [], {"b": "stopped after 1 s"}
+    jobs_run, problems = [], {"b": "stopped after 1 s"}
     monkeypatch.setattr(
         gpu_session,
         "run_job",
-        lambda job, *_: found.append(job.name) or problems.get(job.name, ""),
+        lambda job, *_: jobs_run.append(job.name) or problems.get(job.name, ""),
     )
     jobs, path = [Job(name, "steps", {}, 1.0) for name in "abc"], tmp_path / "rows.jsonl"
     run_session(jobs, path, arguments(tmp_path))
-    assert found == ["a", "b", "c"]
+    assert jobs_run == ["a", "b", "c"]
     problems.clear()
     run_session(jobs, path, arguments(tmp_path))
-    assert found == ["a", "b", "c", "b"]
+    assert jobs_run == ["a", "b", "c", "b"]
 
 
 def test_no_job_starts_after_the_end_of_the_session(tmp_path, monkeypatch):
@@ -100,9 +100,9 @@ def test_configs_are_the_same_without_ml_collections():
     cifar, on_imagenet = json.loads(done.stdout)
     expected = cifar10.get_config()
     expected.model.preset = "cifar_5_exits"
-    for found, config in ((cifar, expected), (on_imagenet, imagenet.get_config())):
-        assert found["phase_one"] == json.loads(config.phase_one.to_json_best_effort())
-        assert found["model"] == json.loads(config.model.to_json_best_effort())
+    for actual, config in ((cifar, expected), (on_imagenet, imagenet.get_config())):
+        assert actual["phase_one"] == json.loads(config.phase_one.to_json_best_effort())
+        assert actual["model"] == json.loads(config.model.to_json_best_effort())
 
 
 @pytest.mark.parametrize("name", ["steps", "engine", "plan"])

@@ -116,7 +116,7 @@ DAMAGE = {
 def test_the_comparison_finds_a_difference(damage, line, copied, reference):
     damage(copied)
     lines = differences(copied, reference)
-    assert any(found.startswith(line) for found in lines), lines
+    assert any(difference.startswith(line) for difference in lines), lines
 
 
 def test_times_and_temporary_folders_are_not_compared(copied, reference):
@@ -271,7 +271,7 @@ def test_problems_and_missing_kills_set_the_exit_status(problems, kills, tmp_pat
                 kill_and_resume.main(arguments)
     finally:
         jax.config.update("jax_platforms", before)
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert found["summary"]["kills"] == kills and str(tmp_path) not in str(found)
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["summary"]["kills"] == kills and str(tmp_path) not in str(result)
     remaining = list(tmp_path.glob("kill_and_resume_*"))
     assert bool(remaining) == (problems > 0 or kills < 2)

@@ -28,11 +28,11 @@ def test_convolutions_are_named_by_size_stride_and_direction(convolution, size, 
 
     step = jax.jit(jax.value_and_grad(loss, (0, 1)))
     program = Program(step.lower(x, kernel).compile().as_text())
-    found = {kind for kind in map(program.kind, program.origins) if "convolutions" in kind[0]}
-    products = {kind for kind in found if kind[0].endswith("products")}
+    kinds = {kind for kind in map(program.kind, program.origins) if "convolutions" in kind[0]}
+    products = {kind for kind in kinds if kind[0].endswith("products")}
     name = f"{size}x{size} convolutions, stride {stride}: products"
     assert products == {(name, "forward"), (name, "backward")}
-    assert all(kind[0].startswith(f"{size}x{size} ") for kind in found)
+    assert all(kind[0].startswith(f"{size}x{size} ") for kind in kinds)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,6 @@ def test_times_by_kind_add_up_to_the_step(monkeypatch):
         known = {row["operations"].partition(":")[0] for row in rows}
         assert {"1x1 convolutions, stride 1", "3x3 convolutions, stride 1"} <= known
         assert "other convolutions" not in known
-        ways = {row["way"] for row in rows if row["operations"].endswith("products")}
+        passes = {row["way"] for row in rows if row["operations"].endswith("products")}
         # The backbone is frozen in phase II and has no backward pass.
-        assert ways == ({"forward", "backward"} if phase == "phase_one" else {"forward"})
+        assert passes == ({"forward", "backward"} if phase == "phase_one" else {"forward"})

@@ -69,15 +69,15 @@ SENT |= {"all_reduces": 300, "in_a_row": 100}
 
 
 @pytest.mark.parametrize("name", MACHINES)
-@pytest.mark.parametrize("given", [{}, {"cifar_7_exits": 0.01}, {"imagenet_step_4": 1.0}])
-def test_efficiency_is_at_most_one_and_higher_with_overlap(name, given):
+@pytest.mark.parametrize("given_ms", [{}, {"cifar_7_exits": 0.01}, {"imagenet_step_4": 1.0}])
+def test_efficiency_is_at_most_one_and_higher_with_overlap(name, given_ms):
     before = 1.0
     for chips in scaling.CHIPS:
-        row = scaling.computed_row(chips, name, SENT, given)
+        row = scaling.computed_row(chips, name, SENT, given_ms)
         assert row["kind"] == "computed" and row["chips"] == chips
-        assert row["step_ms_is"] == ("given" if "cifar_7_exits" in given else "assumed")
+        assert row["step_ms_is"] == ("given" if "cifar_7_exits" in given_ms else "assumed")
         worst, between, best = (
-            row[f"efficiency_{how}_overlap"] for how in ("no", "gradients", "full")
+            row[f"efficiency_{overlap}_overlap"] for overlap in ("no", "gradients", "full")
         )
         assert 0 < worst <= between <= best <= 1 and worst <= before
         assert row["statistics_row_ms"] < row["statistics_ms"]

@@ -25,11 +25,11 @@ async def run_against(response_to, rate=400.0, seconds=0.25):
                 break
             fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
             await reader.readexactly(int(fields["content-length"]))
-            found = response_to(fields["x-request-id"])
-            if found is None:
+            response = response_to(fields["x-request-id"])
+            if response is None:
                 break
-            status, response = found
-            body = json.dumps(response).encode()
+            status, content = response
+            body = json.dumps(content).encode()
             writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n\r\n".encode())
             writer.write(body)
         writer.close()
@@ -55,10 +55,11 @@ def right(identifier):
 
 
 def test_right_responses_are_counted():
-    found = asyncio.run(run_against(lambda identifier: (200, right(identifier))))
-    assert (found["sent"], found["completed"], found["exit"]) == (100, 100, {"1": 0, "2": 100})
-    assert not (found["lost"] or found["doubled"] or found["wrong"] or found["shed"])
-    assert 0 < found["ms"]["p50"] <= found["ms"]["p99"]
+    summary = asyncio.run(run_against(lambda identifier: (200, right(identifier))))
+    assert summary["sent"] == summary["completed"] == 100
+    assert summary["exit"] == {"1": 0, "2": 100}
+    assert not (summary["lost"] or summary["doubled"] or summary["wrong"] or summary["shed"])
+    assert 0 < summary["ms"]["p50"] <= summary["ms"]["p99"]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_each_fault_is_counted(change, name):
         every_fifth = int(identifier.split("-")[1]) % 5 == 1
         return change(right(identifier)) if every_fifth else (200, right(identifier))
 
-    found = asyncio.run(run_against(response_to))
-    counts = {key: found[key] for key in ("lost", "doubled", "wrong")}
-    counts["shed"] = round(100 * found["shed"])
+    summary = asyncio.run(run_against(response_to))
+    counts = {key: summary[key] for key in ("lost", "doubled", "wrong")}
+    counts["shed"] = round(100 * summary["shed"])
     assert counts == dict.fromkeys(counts, 0) | {name: 20}

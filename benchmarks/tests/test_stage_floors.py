@@ -44,16 +44,16 @@ def test_multiply_adds_of_stages_add_up_to_those_of_the_network(classifier, layo
 def test_stages_in_sequence_compute_the_features_of_the_network(classifier):
     expected = nnx.clone(classifier).features(IMAGES)
     for stage, features in zip(stages(classifier, Layout.CHWN), expected, strict=True):
-        found = stage.forward(stage.params, stage.rest, stage.state)[1]
-        np.testing.assert_allclose(found, features, rtol=1e-4, atol=1e-5)
+        actual = stage.forward(stage.params, stage.rest, stage.state)[1]
+        np.testing.assert_allclose(actual, features, rtol=1e-4, atol=1e-5)
 
 
 def test_a_stage_has_gradients_of_its_own_parameters_only(classifier):
     total = 0
     for stage in stages(classifier, Layout.CHWN):
-        given = (stage.params, stage.rest, stage.state)
-        gradient = jax.tree.map(jnp.ones_like, stage.forward(*given))
-        to_params = stage.both(*given, gradient)[0]
+        inputs = (stage.params, stage.rest, stage.state)
+        gradient = jax.tree.map(jnp.ones_like, stage.forward(*inputs))
+        to_params = stage.both(*inputs, gradient)[0]
         assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(to_params))
         total += sum(leaf.size for leaf in jax.tree.leaves(to_params))
     backbone = nnx.state(classifier.backbone, nnx.Param)

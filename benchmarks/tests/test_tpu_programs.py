@@ -32,11 +32,11 @@ def test_every_network_has_a_config_for_each_batch():
 
 
 def test_rows_and_summary_have_the_headline_numbers():
-    found = row(PROGRAM)
-    assert found["step_ms"]["expected"] == 2.0 and found["images_per_second"] == 256000
-    about = {"network": "n", "topology": "v5e:2x2"}
+    actual = row(PROGRAM)
+    assert actual["step_ms"]["expected"] == 2.0 and actual["images_per_second"] == 256000
+    header = {"network": "n", "topology": "v5e:2x2"}
     missing = {"program": "phase_one", "fits": False, "padding": None}
-    values = summary([found | about, missing | about])
+    values = summary([actual | header, missing | header])
     assert values == {
         "phase_one_compiles v5e:2x2": 0.5,
         "all_reduce_bytes_vs_parameters v5e:2x2": 1.03,

@@ -39,8 +39,8 @@ def test_pytorch_is_compared_in_its_fastest_mode():
 
 
 def test_ratios_are_computed_per_round():
-    found = {name: values.tolist() for name, values in train_step.ratios(TIMINGS).items()}
-    assert found == {
+    ratios = {name: values.tolist() for name, values in train_step.ratios(TIMINGS).items()}
+    assert ratios == {
         "forward_vs_torch": [2, 2, 2],
         "phase_one_vs_torch": [1.5, 2.25, 1.5],
         "phase_two_vs_phase_one": [0.5, 0.25, 0.5],
@@ -48,8 +48,8 @@ def test_ratios_are_computed_per_round():
 
 
 def test_least_ratios_use_all_modes_and_rounds():
-    found = train_step.least_ratios(TIMINGS)
-    assert found == {
+    ratios = train_step.least_ratios(TIMINGS)
+    assert ratios == {
         "forward_vs_torch": 1.0,
         "phase_one_vs_torch": 0.5,
         "phase_two_vs_phase_one": 0.5,
@@ -162,7 +162,8 @@ def test_batches_and_on_device_images_give_the_same_losses(monkeypatch):
     tiny = dataclasses.replace(settings, model=model)
     monkeypatch.setattr(cases, "case_config", lambda network: tiny)
     case = Case("tiny", 4)
-    batches, on_device = (jax_steps.JaxSteps(case, on_device=how) for how in (False, True))
+    batches = jax_steps.JaxSteps(case, on_device=False)
+    on_device = jax_steps.JaxSteps(case, on_device=True)
     assert cases.model_fields("tiny") == resolve_model_config(model)
     assert all((batches.weights[n] == on_device.weights[n]).all() for n in batches.weights)
     np.testing.assert_allclose(batches.phase_one(2), on_device.phase_one(2), rtol=1e-4)

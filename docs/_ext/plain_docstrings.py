@@ -22,7 +22,7 @@ def escape(line: str) -> str:
 
 
 def escape_docstring(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+    app: Sphinx, kind: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
     """Escapes a docstring's lines in place, except in literal blocks and doctests."""
     literal, indent = False, 0
@@ -36,23 +36,23 @@ def escape_docstring(
 
 
 def skip_tuple_fields(
-    app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any
+    app: Sphinx, kind: str, name: str, obj: Any, skip: bool, options: Any
 ) -> bool | None:
     """Leaves out a named tuple's automatic "Alias for field number 0"; its class lists them."""
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
 def class_signature(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returned: str
+    app: Sphinx, kind: str, name: str, obj: Any, options: Any, signature: str, returned: str
 ) -> tuple[str, str] | None:
     """The signature of `__init__`, without `self`, instead of a metaclass's `*args, **kwargs`."""
-    if what != "class" or not (signature or "").startswith("(*args"):
+    if kind != "class" or not (signature or "").startswith("(*args"):
         return None
     if getattr(obj, "_is_protocol", False):  # is not called
         return "", ""
-    found = inspect.signature(obj.__init__)
-    shown = found.replace(parameters=list(found.parameters.values())[1:])
-    return stringify_signature(shown, unqualified_typehints=True), ""
+    init = inspect.signature(obj.__init__)
+    without_self = init.replace(parameters=list(init.parameters.values())[1:])
+    return stringify_signature(without_self, unqualified_typehints=True), ""
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

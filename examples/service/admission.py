@@ -55,7 +55,7 @@ class Admission:
         finally:
             self.in_flight -= 1
 
-    def record(self, expected_ms: float, found_ms: float) -> None:
+    def record(self, expected_ms: float, stage_ms: float) -> None:
         """Adds a completed request to the average."""
-        ratio = found_ms / max(expected_ms, 1e-3)
+        ratio = stage_ms / max(expected_ms, 1e-3)
         self._slowdown += _WEIGHT * (ratio - self._slowdown)

@@ -79,8 +79,8 @@ def _write_images(
 
     The label of a mixed image is the class with the largest share.
     """
-    shown = min(_SHOWN_IMAGES, len(dataset.splits["train"]))
-    train = next(_host_batches(config, dataset, shown, seed))
+    num_shown = min(_SHOWN_IMAGES, len(dataset.splits["train"]))
+    train = next(_host_batches(config, dataset, num_shown, seed))
     if augmentation is not None:
         train = jax.tree.map(np.asarray, jax.jit(augmentation)(0, train))
     classes = train.labels if train.labels.ndim == 1 else train.labels.argmax(axis=1)

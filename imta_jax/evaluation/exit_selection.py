@@ -77,9 +77,9 @@ def select_exits(
     candidates = _candidates(validation, stage_ms, stop_ms, full_ms)
     selections = []
     for budget in budgets:
-        within = [c for c in candidates if c.mean_ms <= budget * full_ms]
-        if within:
-            kept, thresholds, ms, accuracy = max(within, key=lambda c: (c.accuracy, -c.mean_ms))
+        affordable = [c for c in candidates if c.mean_ms <= budget * full_ms]
+        if affordable:
+            kept, thresholds, ms, accuracy = max(affordable, key=lambda c: (c.accuracy, -c.mean_ms))
             limits = np.where(np.isin(np.arange(num_exits), kept), thresholds, np.inf)
             selections.append(
                 ExitSelection(budget * full_ms, kept, tuple(map(float, limits)), ms, accuracy)
@@ -151,10 +151,11 @@ def _measured(
     stop_ms: Float[np.ndarray, " E-1"],
 ) -> tuple[float, float]:
     """Mean milliseconds and accuracy in percent, if images leave at the kept exits only."""
-    own = np.asarray(kept)
-    exits = own[confident[own].argmax(axis=0)]  # the first kept exit that is confident
+    kept_exits = np.asarray(kept)
+    # The first kept exit that is confident.
+    exits = kept_exits[confident[kept_exits].argmax(axis=0)]
     # Stages up to each exit, without the stops at the exits before it that are not kept.
-    skipped = np.where(np.isin(np.arange(len(stop_ms)), own), 0.0, stop_ms)
+    skipped = np.where(np.isin(np.arange(len(stop_ms)), kept_exits), 0.0, stop_ms)
     exit_ms = np.cumsum(stage_ms) - np.concatenate([[0.0], np.cumsum(skipped)])
     correct = outcomes.correct[exits, np.arange(len(exits))]
     return float(exit_ms[exits].mean()), 100 * float(correct.mean())

@@ -50,19 +50,19 @@ def find_image_files(paths: Iterable[str | Path]) -> list[Path]:
       FileNotFoundError: a path does not exist.
       ValueError: an empty path, or a folder without image files.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for argument in map(str, paths):
         if not argument.strip():  # `Path` would take it as the current folder
             raise InputError("an image path is empty; expected an image file or a folder")
         # Not `expanduser` alone: "~copy.png" is an ordinary name.
         path = Path(argument).expanduser() if argument.startswith("~/") else Path(argument)
         try:
-            found += _images_of(path)
+            files += _images_of(path)
         except MissingFileError:
             raise
         except OSError:  # in a folder that may not be read
-            found.append(path)
-    return found
+            files.append(path)
+    return files
 
 
 def _images_of(path: Path) -> list[Path]:

@@ -56,8 +56,8 @@ def quantize_classifier(classifier: MultiExitClassifier) -> MultiExitClassifier:
 def quantize(array: Float32[np.ndarray, "..."], axis: int) -> Int8Array:
     """Rounds an array to int8 with one scale per index of an axis."""
     others = tuple(i for i in range(array.ndim) if i != axis)
-    most = np.abs(array).max(axis=others, keepdims=True)
-    scale = np.where(most > 0, most / _MOST, 1).astype(np.float32)
+    largest = np.abs(array).max(axis=others, keepdims=True)
+    scale = np.where(largest > 0, largest / _MOST, 1).astype(np.float32)
     return Int8Array(np.rint(array / scale).astype(np.int8), scale)
 
 
@@ -89,13 +89,13 @@ def _scales(rows: Float32[np.ndarray, "n m"]) -> Float32[np.ndarray, " n"] | Non
     Returns:
       The scales; None if a row has none.
     """
-    most = np.abs(rows).max(axis=1)
+    largest = np.abs(rows).max(axis=1)
     scales = np.ones(len(rows), np.float32)
-    pending = np.flatnonzero(most > 0)
-    for largest in range(_MOST, 0, -1):
-        steps = rows[pending] / (most[pending, None] / largest)
-        exact = np.abs(steps - np.rint(steps)).max(axis=1) < _TOLERANCE * largest / _MOST
-        scales[pending[exact]] = most[pending[exact]] / largest
+    pending = np.flatnonzero(largest > 0)
+    for integer in range(_MOST, 0, -1):
+        steps = rows[pending] / (largest[pending, None] / integer)
+        exact = np.abs(steps - np.rint(steps)).max(axis=1) < _TOLERANCE * integer / _MOST
+        scales[pending[exact]] = largest[pending[exact]] / integer
         pending = pending[~exact]
         if not len(pending):
             return scales

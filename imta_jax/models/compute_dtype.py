@@ -51,9 +51,9 @@ def dtype_deviations(classifier: MultiExitClassifier) -> list[str]:
 
     expected = jnp.dtype(classifier.compute_dtype)
     return [
-        f"{part}: {other}"
+        f"{part}: {dtype}"
         for part, maps in jax.eval_shape(maps_of, state, images).items()
-        for other in sorted({x.dtype.name for x in jax.tree.leaves(maps) if _differs(x, expected)})
+        for dtype in sorted({x.dtype.name for x in jax.tree.leaves(maps) if _differs(x, expected)})
     ]
 
 

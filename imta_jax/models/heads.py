@@ -58,9 +58,9 @@ def start_heads(heads: Heads, earlier: Heads) -> None:
     Raises:
       InputError: the heads have other variables and no such method.
     """
-    own, other = nnx.state(heads), nnx.state(earlier)
-    if _shapes_by_path(own) == _shapes_by_path(other):
-        nnx.update(heads, jax.tree.map(jnp.array, other))
+    state, earlier_state = nnx.state(heads), nnx.state(earlier)
+    if _shapes_by_path(state) == _shapes_by_path(earlier_state):
+        nnx.update(heads, jax.tree.map(jnp.array, earlier_state))
         return
     linear = isinstance(heads, IndependentHeads | TransferHeads)
     start_from = getattr(heads, "start_from", None)

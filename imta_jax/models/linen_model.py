@@ -68,8 +68,8 @@ class LinenModel(nnx.Module):
         mutable = sorted({path[0] for path in values} - {"params"}) if is_training else []
 
         def call(module: linen.Module, x: jax.Array) -> Any:
-            found = find(module, layer)
-            return found(x, **_mode_arguments(found, mode))
+            layer_function = find(module, layer)
+            return layer_function(x, **_mode_arguments(layer_function, mode))
 
         module, rngs = with_mode(self.linen_module, mode), self._keys() if is_training else {}
         tree = unflatten_dict(values)

@@ -5,8 +5,8 @@ to the heads, gradient equilibrium to the driver (`classifier.py`). Training, ev
 inference run faster forms over the same variables (`optimize.py`).
 """
 
+import functools
 import itertools
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -25,18 +25,12 @@ class Stem(nnx.Module):
 
     def __init__(self, plan: NetworkPlan, image_channels: int, *, rngs: nnx.Rngs):
         init = get_initialization(plan.spec.initialization)
+        unit = functools.partial(ConvBNReLU, init=init, rngs=rngs)
         channels = plan.stem_channels
         self.pools = plan.spec.stem == "imagenet"
         kernel, stride = (7, 2) if self.pools else (3, 1)
-        self.first = ConvBNReLU(
-            image_channels, channels[0], kernel, stride, use_bias=self.pools, init=init, rngs=rngs
-        )
-        self.coarser = nnx.List(
-            [
-                ConvBNReLU(finer, coarser, 3, 2, init=init, rngs=rngs)
-                for finer, coarser in itertools.pairwise(channels)
-            ]
-        )
+        self.first = unit(image_channels, channels[0], kernel, stride, use_bias=self.pools)
+        self.coarser = nnx.List([unit(i, o, 3, 2) for i, o in itertools.pairwise(channels)])
 
     def __call__(self, images: Float[Array, "N H W C"]) -> State:
         """Maps images to one map per scale."""
@@ -53,10 +47,9 @@ class Bottleneck(nnx.Module):
     """A 1x1 convolution, then a 3x3 convolution with stride 1 or 2."""
 
     def __init__(self, branch: Branch, *, init: Initialization, rngs: nnx.Rngs):
-        self.reduce = ConvBNReLU(branch.inputs, branch.width, 1, init=init, rngs=rngs)
-        self.expand = ConvBNReLU(
-            branch.width, branch.outputs, 3, branch.stride, init=init, rngs=rngs
-        )
+        unit = functools.partial(ConvBNReLU, init=init, rngs=rngs)
+        self.reduce = unit(branch.inputs, branch.width, 1)
+        self.expand = unit(branch.width, branch.outputs, 3, branch.stride)
 
     def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N h w O"]:
         """Maps x to [N, H / stride, W / stride, outputs]."""
@@ -79,13 +72,11 @@ class MultiScaleLayer(nnx.Module):
     """
 
     def __init__(self, layer: Layer, *, init: Initialization, rngs: nnx.Rngs):
-        self.strided = nnx.List(
-            [Bottleneck(b, init=init, rngs=rngs) for b in layer.strided if b is not None]
-        )
-        self.normal = nnx.List([Bottleneck(b, init=init, rngs=rngs) for b in layer.normal])
-        self.transition = nnx.List(
-            [ConvBNReLU(i, o, 1, init=init, rngs=rngs) for i, o in layer.transition or ()]
-        )
+        unit = functools.partial(ConvBNReLU, init=init, rngs=rngs)
+        branch = functools.partial(Bottleneck, init=init, rngs=rngs)
+        self.strided = nnx.List([branch(b) for b in layer.strided if b is not None])
+        self.normal = nnx.List([branch(b) for b in layer.normal])
+        self.transition = nnx.List([unit(i, o, 1) for i, o in layer.transition or ()])
         self.dropped = len(layer.inputs) - len(layer.normal)
         self.unstrided = len(self.normal) - len(self.strided)
 
@@ -108,9 +99,8 @@ class ExitFeatures(nnx.Module):
     """The features of an exit: two strided convolutions of the coarsest map, then pooling."""
 
     def __init__(self, inputs: int, width: int, *, init: Initialization, rngs: nnx.Rngs):
-        self.convolutions = nnx.List(
-            [ConvBNReLU(i, width, 3, 2, init=init, rngs=rngs) for i in (inputs, width)]
-        )
+        unit = functools.partial(ConvBNReLU, init=init, rngs=rngs)
+        self.convolutions = nnx.List([unit(i, width, 3, 2) for i in (inputs, width)])
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N F"]:
         """Maps the coarsest map to pooled features.
@@ -138,12 +128,8 @@ class MSDNet(nnx.Module):
         self.num_exits = len(plan.stages)
         self.feature_widths = plan.head_widths
         self.first = Stem(plan, image_channels, rngs=rngs)
-        self.stages = nnx.List(
-            [
-                nnx.List([MultiScaleLayer(layer, init=init, rngs=rngs) for layer in stage])
-                for stage in plan.stages
-            ]
-        )
+        layer = functools.partial(MultiScaleLayer, init=init, rngs=rngs)
+        self.stages = nnx.List([nnx.List(map(layer, stage)) for stage in plan.stages])
         widths = zip(plan.head_inputs, plan.head_widths, strict=True)
         self.exits = nnx.List([ExitFeatures(i, w, init=init, rngs=rngs) for i, w in widths])
 
@@ -153,17 +139,9 @@ class MSDNet(nnx.Module):
 
     def stage(self, i: int, state: State) -> State:
         """Runs the layers before exit i (from 0)."""
-        for layer in self.layers(i):
-            state = self.apply_layer(layer, state)
+        for layer in self.stages[i]:
+            state = layer(state)
         return state
-
-    def layers(self, i: int) -> Sequence[MultiScaleLayer]:
-        """The layers before exit i (from 0)."""
-        return self.stages[i]
-
-    def apply_layer(self, layer: MultiScaleLayer, state: State) -> State:
-        """Runs a layer."""
-        return layer(state)
 
     def exit_features(self, i: int, state: State) -> Float[Array, "N F"]:
         """Pooled features of exit i, from the coarsest map."""

@@ -79,10 +79,10 @@ def load_devices(topology: Topology) -> list[Any]:
 
 def _describe(topology: Topology) -> list[Any]:
     if topology.chip.platform == "cuda":
-        described = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             platform="cuda", target_config=topology.target_config, topology=gpu_grid(topology)
         )
-        return described.devices
+        return description.devices
     kind, _, shape = topology.name.partition(":")
     # Without it, each of a v4 chip's two cores is a device.
     options = {"chip_config_name": "megacore"} if kind == "v4" else {}

@@ -124,8 +124,8 @@ def collective_seconds(profile: Profile, topology: Topology) -> Seconds:
         return Seconds(0, 0, 0)
     sent = 2 * (chips - 1) / chips * sum(profile.step.collective_bytes.values())
     low, high = (
-        sent / (share * topology.chip.link_bandwidth) + profile.chain * latency
-        for share, latency in zip(_LINK_SHARE, collective_latency(topology), strict=True)
+        sent / (fraction * topology.chip.link_bandwidth) + profile.chain * latency
+        for fraction, latency in zip(_LINK_SHARE, collective_latency(topology), strict=True)
     )
     return Seconds(low, (low + high) / 2, high)
 
@@ -180,16 +180,18 @@ def batch_choices(
       memory_bytes: memory that the compiled program takes.
     """
     chip, compiled = topology.chip, estimate_step(profile, info, topology)
-    share = profile.step.batch_bytes / max(profile.step.touched_bytes, 1)
+    fraction = profile.step.batch_bytes / max(profile.step.touched_bytes, 1)
     overhead = min(profile.step.kernels * chip.kernel_seconds / compiled.kernels.expected, 0.9)
     varying = compiled.step.expected - compiled.messages.expected
     fixed_memory = info.image_bytes + 3 * info.gradient_bytes
     choices = []
     for images in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
         ratio = padded_images(images, chip) / padded_images(info.images_per_chip, chip)
-        scale = overhead + (1 - overhead) * (share * ratio + 1 - share)
+        scale = overhead + (1 - overhead) * (fraction * ratio + 1 - fraction)
         seconds = varying * scale + compiled.messages.expected
-        memory = fixed_memory + max(memory_bytes - fixed_memory, 0) * (share * ratio + 1 - share)
+        memory = fixed_memory + max(memory_bytes - fixed_memory, 0) * (
+            fraction * ratio + 1 - fraction
+        )
         choices.append(BatchChoice(images, images * topology.chips / seconds, memory))
     return choices
 

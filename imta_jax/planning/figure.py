@@ -36,7 +36,7 @@ def write_sweep_figure(rows: Sequence[SweepRow], path: Path) -> Path:
         style_axes(axes, title=title, x="images per chip")
         axes.set_xscale("log", base=2)
         images = sorted({row.images_per_chip for row in rows})
-        axes.set_xticks(images, [str(one) for one in images], minor=False)
+        axes.set_xticks(images, [str(count) for count in images], minor=False)
         axes.minorticks_off()
         if logarithmic:
             _set_log_scale(axes)
@@ -72,6 +72,6 @@ def _draw(axes: Axes, rows: Sequence[SweepRow], value: Callable[[SweepRow], floa
     for i, name in enumerate(names):
         color = to_hex(matplotlib.colormaps["viridis"](0.9 * i / max(len(names) - 1, 1)))
         of_topology = [row for row in rows if row.topology == name and row.fits]
-        points = [(row.images_per_chip, found) for row in of_topology if (found := value(row))]
+        points = [(row.images_per_chip, y) for row in of_topology if (y := value(row))]
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=color, label=name, markersize=4)

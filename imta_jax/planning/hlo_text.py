@@ -60,14 +60,14 @@ class Instruction:
     @property
     def op_name(self) -> str:
         """The operation of the traced function that it comes from, or ""."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found[1] if found else ""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
 
     @property
     def cycles(self) -> int:
         """The compiler's estimate; 0 without one."""
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
-        return int(found[1]) if found else 0
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+        return int(match[1]) if match else 0
 
     @property
     def bytes(self) -> int:
@@ -112,8 +112,8 @@ class Module:
 
     def called(self, instruction: Instruction, attribute: str) -> str:
         """Name of the computation in an attribute such as "body"; "" without it."""
-        found = re.search(rf"\b{attribute}=(%[^,\s]+)", instruction.attributes)
-        return found[1] if found else ""
+        match = re.search(rf"\b{attribute}=(%[^,\s]+)", instruction.attributes)
+        return match[1] if match else ""
 
 
 def _instructions(body: str) -> Iterator[Instruction]:
@@ -125,7 +125,7 @@ def _instructions(body: str) -> Iterator[Instruction]:
 @functools.lru_cache(maxsize=100_000)
 def array_shapes(text: str) -> tuple[ArrayShape, ...]:
     """The arrays of a type such as "(f32[3]{0:T(128)}, bf16[8,128]{1,0})"."""
-    return tuple(_array(*found) for found in _ARRAY.findall(text))
+    return tuple(_array(*fields) for fields in _ARRAY.findall(text))
 
 
 def _array(dtype: str, dims: str, order: str, layout: str) -> ArrayShape:

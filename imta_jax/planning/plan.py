@@ -139,7 +139,7 @@ def make_plan(
     workers = 1 if full or save else min(usable_cores(), _MAX_PROCESSES)
     with ThreadPoolExecutor(workers) as pool:
         compiled = list(pool.map(compile_one, names))
-    planned = [plan_program(one, topology) for one in compiled]
+    planned = [plan_program(program, topology) for program in compiled]
     hours = schedule_hours(config, data, planned)
     return Plan(config, data, topology, full or bool(save), on_device, planned, hours)
 
@@ -157,11 +157,11 @@ def check_batches(config: RunConfig, topology: Topology) -> None:
         if settings.batch_size % multiple:
             wrong.append((f"config.{name}.batch_size", settings.batch_size, multiple))
     if wrong:
-        found = ", ".join(f"{field}={size}" for field, size, _ in wrong)
+        sizes = ", ".join(f"{field}={size}" for field, size, _ in wrong)
         nearest = " ".join(f"--{field}={-(-size // n) * n}" for field, size, n in wrong)
         full = " ".join(f"--{field}={LANES * topology.chips}" for field, *_ in wrong)
         raise InputError(
-            f"{found} cannot be divided by the {topology.chips} chips of {topology.name}; the next"
+            f"{sizes} cannot be divided by the {topology.chips} chips of {topology.name}; the next"
             f" sizes that can: {nearest}; with {LANES} images per chip: {full}"
         )
 
@@ -194,7 +194,11 @@ def schedule_hours(
 
     The time of the host's input pipeline, checkpoints and start is not included.
     """
-    steps = {one.name: one.estimate.step for one in programs if one.estimate and one.fits}
+    steps = {
+        program.name: program.estimate.step
+        for program in programs
+        if program.estimate and program.fits
+    }
     if "evaluation" not in steps or len(steps) < len(programs):
         return {}
     size, hours = config.evaluation.batch_size, {}
@@ -208,8 +212,8 @@ def schedule_hours(
     images = data.examples["validation"] + data.examples["test"]
     hours["evaluation"] = evaluation.times(-(-images // size))
     total = Seconds(0, 0, 0)
-    for one in hours.values():
-        total = total.plus(one)
+    for phase_hours in hours.values():
+        total = total.plus(phase_hours)
     return {**hours, "total": total}
 
 

@@ -63,12 +63,12 @@ class Work:
     def add(self, other: "Work", times: float) -> None:
         """Adds `times` repetitions of `other`."""
         for field in dataclasses.fields(self):
-            mine, added = getattr(self, field.name), getattr(other, field.name)
-            if isinstance(mine, Counter):
+            current, added = getattr(self, field.name), getattr(other, field.name)
+            if isinstance(current, Counter):
                 for key, value in added.items():
-                    mine[key] += value * times
+                    current[key] += value * times
             else:
-                setattr(self, field.name, mine + added * times)
+                setattr(self, field.name, current + added * times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,69 +111,83 @@ def profile(text: str, *, steps: int, images_per_chip: int) -> Profile:
 
 def _step_loop(module: Module) -> Instruction | None:
     """The loop over steps: the one with the longest body in the entry computation."""
-    loops = [one for one in module.instructions(module.entry) if one.opcode == "while"]
+    loops = [
+        instruction
+        for instruction in module.instructions(module.entry)
+        if instruction.opcode == "while"
+    ]
     return max(
-        loops, key=lambda one: len(module.instructions(module.called(one, "body"))), default=None
+        loops,
+        key=lambda instruction: len(module.instructions(module.called(instruction, "body"))),
+        default=None,
     )
 
 
 def _trips(loop: Instruction) -> int:
-    found = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
-    return int(found[1]) if found else 1
+    match = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    return int(match[1]) if match else 1
 
 
 def _work(module: Module, computation: str, images: int) -> tuple[Work, int]:
     """The work of a computation, and the length of its longest chain of collectives."""
     total, defined, depth = Work(), {}, {}
-    for one in module.instructions(computation):
-        before = max((depth.get(operand, 0) for operand in one.operands), default=0)
-        operands = [defined[name] for name in one.operands if name in defined]
-        own = 0
-        if one.opcode == "while":
-            inner, chain = _work(module, module.called(one, "body"), images)
-            total.add(inner, _trips(one))
-            own = chain * _trips(one)
-        elif kind := collective_kind(one):
+    for instruction in module.instructions(computation):
+        before = max((depth.get(operand, 0) for operand in instruction.operands), default=0)
+        operands = [defined[name] for name in instruction.operands if name in defined]
+        executions = 0
+        if instruction.opcode == "while":
+            inner, chain = _work(module, module.called(instruction, "body"), images)
+            total.add(inner, _trips(instruction))
+            executions = chain * _trips(instruction)
+        elif kind := collective_kind(instruction):
             total.collectives[kind] += 1
-            total.collective_bytes[kind] += collective_result_bytes(one, kind)
-            own = 1
+            total.collective_bytes[kind] += collective_result_bytes(instruction, kind)
+            executions = 1
         else:
-            _count_kernel(total, one, operands, images)
-        defined[one.name], depth[one.name] = one, before + own
+            _count_kernel(total, instruction, operands, images)
+        defined[instruction.name], depth[instruction.name] = instruction, before + executions
     return total, max(depth.values(), default=0)
 
 
-def collective_kind(one: Instruction) -> str:
+def collective_kind(instruction: Instruction) -> str:
     """The kind of collective that an instruction starts, or ""."""
-    return next((kind for kind in COLLECTIVES if one.opcode in (kind, f"{kind}-start")), "")
+    return next((kind for kind in COLLECTIVES if instruction.opcode in (kind, f"{kind}-start")), "")
 
 
-def collective_result_bytes(one: Instruction, kind: str) -> int:
+def collective_result_bytes(instruction: Instruction, kind: str) -> int:
     """Bytes of a collective's result; the start of an asynchronous one lists operands too."""
-    lists_operands = one.opcode.endswith("-start") and kind != "all-reduce"
-    return one.bytes // 2 if lists_operands else one.bytes
+    lists_operands = instruction.opcode.endswith("-start") and kind != "all-reduce"
+    return instruction.bytes // 2 if lists_operands else instruction.bytes
 
 
-def _count_kernel(total: Work, one: Instruction, operands: list[Instruction], images: int) -> None:
-    part = part_of(one)
-    if one.opcode in _COPIES_ENDED:
-        _count_traffic(total, part, one.padded_bytes)
-    if one.opcode not in (*_KERNELS, *_MOVES) or any(n in one.attributes for n in _NO_WORK):
+def _count_kernel(
+    total: Work, instruction: Instruction, operands: list[Instruction], images: int
+) -> None:
+    part = part_of(instruction)
+    if instruction.opcode in _COPIES_ENDED:
+        _count_traffic(total, part, instruction.padded_bytes)
+    if instruction.opcode not in (*_KERNELS, *_MOVES) or any(
+        n in instruction.attributes for n in _NO_WORK
+    ):
         return
-    shapes = [shape for each in (one, *operands) for shape in each.shapes]
+    shapes = [shape for each in (instruction, *operands) for shape in each.shapes]
     _count_traffic(total, part, sum(s.padded_bytes for s in shapes if s.in_device_memory))
-    if one.opcode in _MOVES and not one.cycles and not _LIBRARY.search(one.attributes):
+    if (
+        instruction.opcode in _MOVES
+        and not instruction.cycles
+        and not _LIBRARY.search(instruction.attributes)
+    ):
         return
     touched = sum(shape.padded_bytes for shape in shapes)
     total.kernels += 1
-    total.bytes += one.bytes
-    total.padded_bytes += one.padded_bytes
+    total.bytes += instruction.bytes
+    total.padded_bytes += instruction.padded_bytes
     total.touched_bytes += touched
     total.batch_bytes += sum(s.padded_bytes for s in shapes if images in s.dims)
     total.kernels_by_part[part] += 1
     total.touched_by_part[part] += touched
-    if one.cycles:
-        total.cycles[part] += one.cycles
+    if instruction.cycles:
+        total.cycles[part] += instruction.cycles
 
 
 def _count_traffic(total: Work, part: str, size: int) -> None:
@@ -181,33 +195,34 @@ def _count_traffic(total: Work, part: str, size: int) -> None:
     total.memory_by_part[part] += size
 
 
-def part_of(one: Instruction) -> str:
+def part_of(instruction: Instruction) -> str:
     """The part of a step that an instruction belongs to."""
-    return next(part for part, pattern in _PARTS.items() if pattern.search(one.op_name))
+    return next(part for part, pattern in _PARTS.items() if pattern.search(instruction.op_name))
 
 
 def host_transfers(text: str) -> list[str]:
     """Names of instructions that exchange data with the host, such as callbacks."""
     return [
-        one.name
-        for one in Module(text).all_instructions()
-        if one.opcode.removesuffix("-start") in _HOST or _HOST_TARGETS.search(one.attributes)
+        instruction.name
+        for instruction in Module(text).all_instructions()
+        if instruction.opcode.removesuffix("-start") in _HOST
+        or _HOST_TARGETS.search(instruction.attributes)
     ]
 
 
 def arrays_of_type(text: str, dtype: str) -> list[str]:
     """Names of instructions whose result has a type such as "f64"."""
     return [
-        one.name
-        for one in Module(text).all_instructions()
-        if any(shape.dtype == dtype for shape in one.shapes)
+        instruction.name
+        for instruction in Module(text).all_instructions()
+        if any(shape.dtype == dtype for shape in instruction.shapes)
     ]
 
 
 def gathered(text: str, minimum_bytes: int) -> Iterator[tuple[str, int]]:
     """(name, bytes) of all-gathers and all-to-alls of at least `minimum_bytes`."""
-    for one in Module(text).all_instructions():
-        if collective_kind(one) in ("all-gather", "all-to-all"):
-            size = collective_result_bytes(one, "all-gather")
+    for instruction in Module(text).all_instructions():
+        if collective_kind(instruction) in ("all-gather", "all-to-all"):
+            size = collective_result_bytes(instruction, "all-gather")
             if size >= minimum_bytes:
-                yield one.name, size
+                yield instruction.name, size

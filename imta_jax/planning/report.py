@@ -40,7 +40,7 @@ def plan_text(plan: Plan) -> str:
         f" {'on each chip' if plan.on_device_data else 'from the host'}"
     )
     headers = ["", *(program.name for program in plan.programs)]
-    cells = [[name, *(cell(one) for one in plan.programs)] for name, cell in _rows(plan)]
+    cells = [[name, *(cell(program) for program in plan.programs)] for name, cell in _rows(plan)]
     table = tabulate(cells, headers=headers, tablefmt="simple", disable_numparse=True)
     lines = [title, "", table, "", *_hours(plan), *_warnings(plan)]
     note = _NOTES[plan.full, chip.platform]
@@ -164,14 +164,14 @@ def _waiting(program: PlannedProgram, config: RunConfig) -> str | None:
     """What to change if a step waits for the collectives of batch statistics."""
     if program.name == "evaluation" or program.estimate is None or program.profile is None:
         return None
-    share = program.estimate.messages.expected / program.estimate.step.expected
+    fraction = program.estimate.messages.expected / program.estimate.step.expected
     settings, chain = phase_settings(config, program.name), program.profile.chain
-    if settings.batch_statistics != "global" or share < _WAITING_SHARE or chain < _LONG_CHAIN:
+    if settings.batch_statistics != "global" or fraction < _WAITING_SHARE or chain < _LONG_CHAIN:
         return None
     return (
-        f"{program.name}: a step waits {share:.0%} of its time for collectives, {chain} of them one"
-        f" after the other; with --config.{program.name}.batch_statistics=per_device, or group, no"
-        " statistics are sent in the forward and backward pass"
+        f"{program.name}: a step waits {fraction:.0%} of its time for collectives, {chain} of"
+        f" them one after the other; with --config.{program.name}.batch_statistics=per_device, or"
+        " group, no statistics are sent in the forward and backward pass"
     )
 
 

@@ -77,19 +77,19 @@ def read_pretrained(path: str | Path) -> Pretrained:
         # Opened here: np.load leaks the file handle if the file is not an archive.
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
-        about = json.loads(bytes(arrays.pop(_ABOUT)).decode())
+        record = json.loads(bytes(arrays.pop(_ABOUT)).decode())
     # An .npy file loads as an array, which is not a context manager: TypeError.
     except (KeyError, *UNREADABLE_ARCHIVE) as error:
         raise InputError(
             f"{path}: expected an .npz written by write_pretrained ({error})"
         ) from error
-    classifier = empty_classifier(about["meta"])
+    classifier = empty_classifier(record["meta"])
     try:
         fill_named(classifier, {n: a.astype(np.float32) for n, a in arrays.items()})
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
     classifier.eval()
-    return Pretrained(classifier, about["meta"], about["results"])
+    return Pretrained(classifier, record["meta"], record["results"])
 
 
 def write_pretrained(
@@ -115,8 +115,8 @@ def write_pretrained(
     phase = results["environment"]["evaluated_phase"]
     classifier, meta = load_classifier(workdir / phase)
     arrays = named_arrays(nnx.state(classifier, nnx.Any(nnx.Param, nnx.BatchStat)))
-    about = {"meta": meta | {"note": note}, "results": {name: results[name] for name in _SECTIONS}}
+    record = {"meta": meta | {"note": note}, "results": {name: results[name] for name in _SECTIONS}}
     stored: dict[str, Any] = {name: np.asarray(array, dtype) for name, array in arrays.items()}
     # As bytes: NumPy would pickle an array of objects.
-    stored[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    stored[_ABOUT] = np.frombuffer(json.dumps(record).encode(), np.uint8)
     np.savez_compressed(path, **stored)  # type: ignore[arg-type]

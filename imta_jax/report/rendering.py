@@ -91,7 +91,7 @@ def render(
         autoescape=True,
         undefined=StrictUndefined,
     )
-    embedded = [(one, figures[one.name]) for one in sections if one.name in figures]
+    embedded = [(section, figures[section.name]) for section in sections if section.name in figures]
     return environment.get_template(template).render(sections=embedded, **values)
 
 

@@ -206,10 +206,10 @@ _SCALARS: Mapping[type, tuple[type, str]] = {
 
 
 def _converted_scalar(value: Any, kind: type, name: str) -> Any:
-    accepted, words = _SCALARS[kind]
+    accepted, expected_type = _SCALARS[kind]
     is_bool = isinstance(value, bool)
     if not isinstance(value, accepted) or (is_bool and kind is not bool):
-        raise InputError(f"{name} must be {words}; found {value!r}")
+        raise InputError(f"{name} must be {expected_type}; found {value!r}")
     if kind is float and math.isinf(value):
         raise InputError(f"{name} must be finite; found {value!r}")
     return kind(value)

@@ -128,18 +128,18 @@ def _failure(
     label: str, error: Exception, options: Mapping[str, Any], read: Set[str], arguments: Set[str]
 ) -> InputError:
     """The error for an exception that a factory raised."""
-    described = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none"
+    options_text = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none"
     missing = str(error).strip("\"'")
     if isinstance(error, AttributeError | KeyError) and missing in read - options.keys():
-        return InputError(f"{label} reads option {missing!r}, which is not set ({described})")
+        return InputError(f"{label} reads option {missing!r}, which is not set ({options_text})")
     frames = _own_frames(error)
     name, accepted = _unknown_keyword(error, frames)
     if name in options and accepted is not None:
         return InputError(_unknown_option(label, name, accepted - arguments))
     if isinstance(error, ValueError):
-        return InputError(f"{label} rejects its options ({described}): {error}{_places(frames)}")
-    reason = f"{type(error).__name__}: {error}{_places(frames)}"
-    return InputError(f"{label} failed: {reason}; options: {described}")
+        return InputError(f"{label} rejects its options ({options_text}): {error}{_source_lines(frames)}")
+    reason = f"{type(error).__name__}: {error}{_source_lines(frames)}"
+    return InputError(f"{label} failed: {reason}; options: {options_text}")
 
 
 def failure_of(label: str, error: Exception, fix: str = "") -> UserError:
@@ -153,17 +153,17 @@ def failure_of(label: str, error: Exception, fix: str = "") -> UserError:
     if isinstance(error, UserError):
         return error
     reason = str(error).strip().partition("\n")[0]
-    places = _places(_own_frames(error))
-    return InputError(f"{label} failed: {type(error).__name__}: {reason}{places}{fix}")
+    lines = _source_lines(_own_frames(error))
+    return InputError(f"{label} failed: {type(error).__name__}: {reason}{lines}{fix}")
 
 
-def _places(frames: Sequence[_Frame]) -> str:
+def _source_lines(frames: Sequence[_Frame]) -> str:
     """The last lines of code of an exception, in parentheses."""
-    places = "; ".join(
+    lines = "; ".join(
         f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
         for frame, line in frames[-_MAX_FRAMES:]
     )
-    return f" ({places})" if places else ""
+    return f" ({lines})" if lines else ""
 
 
 def _unknown_option(label: str, name: str, valid: Iterable[str]) -> str:

@@ -244,8 +244,8 @@ def _import_dotted_path(path: str, field: str) -> Callable[..., Any]:
 def _names_in(module: Any) -> list[str]:
     """Names that a module defines; of a package that only imports them, all public callables."""
     names = {name: value for name, value in vars(module).items() if not name.startswith("__")}
-    own = [n for n, x in names.items() if getattr(x, "__module__", "") == module.__name__]
-    return own or [n for n, x in names.items() if callable(x) and not n.startswith("_")]
+    defined = [n for n, x in names.items() if getattr(x, "__module__", "") == module.__name__]
+    return defined or [n for n, x in names.items() if callable(x) and not n.startswith("_")]
 
 
 BACKBONES = Registry("backbone", "imta_jax.backbones")

@@ -113,8 +113,10 @@ def _candidates() -> Iterator[Candidate]:
         (1, 2), ("linear", "branch"), "AB", ("sum", "concatenate", "project")
     ):
         style = (gate, shortcut, combiner)
-        none, one = (cost(Candidate(stem_groups, n, n, *style), d) for n in (0, 1))
-        stored, run = ((t - n) / (o - n) for t, n, o in zip((params, macs), none, one, strict=True))
+        no_block, one_block = (cost(Candidate(stem_groups, n, n, *style), d) for n in (0, 1))
+        stored, run = (
+            (t - n) / (o - n) for t, n, o in zip((params, macs), no_block, one_block, strict=True)
+        )
         for branches, active in itertools.product(_around(stored), _around(run)):
             if 1 <= active <= branches:
                 yield Candidate(stem_groups, branches, active, *style)

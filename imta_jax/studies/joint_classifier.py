@@ -25,11 +25,11 @@ class StackedHeads(nnx.Module):
         """The logits of all variants from the features of all exits."""
         graphdef, state = nnx.split(self.heads)
 
-        def one(state: nnx.State) -> tuple[jax.Array, nnx.State]:
+        def run_variant(state: nnx.State) -> tuple[jax.Array, nnx.State]:
             heads = nnx.merge(graphdef, state, copy=True)
             return run_heads(heads, features), nnx.state(heads)
 
-        logits, state = jax.vmap(one)(state)
+        logits, state = jax.vmap(run_variant)(state)
         nnx.update(self.heads, state)  # Batch statistics, in training mode.
         return logits
 
@@ -51,7 +51,7 @@ class JointClassifier(MultiExitClassifier):
         entries = [(g, i, v) for g, m in enumerate(groups.values()) for i, v in enumerate(m)]
         stacked_order = [variant for _, _, variant in entries]
         self.order = tuple(stacked_order.index(v) for v in range(len(variants)))
-        self.places = tuple(entries[position][:2] for position in self.order)
+        self.members = tuple(entries[position][:2] for position in self.order)
         stacked = nnx.List(
             [StackedHeads([variants[v].heads for v in members]) for members in groups.values()]
         )
@@ -72,10 +72,10 @@ class JointClassifier(MultiExitClassifier):
 
     def variant(self, index: int) -> MultiExitClassifier:
         """One variant as an ordinary phase-II classifier on the shared backbone."""
-        group, place = self.places[index]
+        group, member = self.members[index]
         return MultiExitClassifier(
             self.backbone,
-            self.heads[group].variant(place),
+            self.heads[group].variant(member),
             num_classes=self.num_classes,
             image_shape=self.image_shape,
             phase_one_heads=self.phase_one_heads,

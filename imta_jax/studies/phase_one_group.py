@@ -151,8 +151,8 @@ class PhaseOneGroup:
             indices = range(first, min(first + per_pass, len(variants)))
             classifier = JointClassifier([trained.variant(index) for index in indices])
             pair = self._predictions(configs[0], classifier)
-            for place, index in enumerate(indices):
-                validation, test = (_of_variant(split, place, exits) for split in pair)
+            for position, index in enumerate(indices):
+                validation, test = (_of_variant(split, position, exits) for split in pair)
                 in_metrics = slice(index * exits, (index + 1) * exits)
                 predictions = VariantPredictions(validation, test, folder, in_metrics)
                 yield variants[index], predictions
@@ -173,8 +173,8 @@ class PhaseOneGroup:
         return self.folder / f"phase_two-{_digest(json.dumps(settings, sort_keys=True))}"
 
 
-def _of_variant(predictions: Predictions, place: int, exits: int) -> Predictions:
-    logits = predictions.logits[place * exits : (place + 1) * exits]
+def _of_variant(predictions: Predictions, position: int, exits: int) -> Predictions:
+    logits = predictions.logits[position * exits : (position + 1) * exits]
     return Predictions(np.ascontiguousarray(logits), predictions.labels)
 
 

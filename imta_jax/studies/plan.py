@@ -112,8 +112,8 @@ def check_settings_unchanged(settings: Mapping[str, Any], folder: Path) -> None:
         lines += config_differences(before, now, f"arms.{name}")
     if lines:
         more = len(lines) - _MAX_LISTED_FIELDS
-        shown = lines[:_MAX_LISTED_FIELDS] + ([f"... and {more} more"] if more > 0 else [])
+        listed = lines[:_MAX_LISTED_FIELDS] + ([f"... and {more} more"] if more > 0 else [])
         raise InputError(
             f"{folder} has results of variants with other settings; use another --workdir, or "
-            "restore these values:\n  " + "\n  ".join(shown)
+            "restore these values:\n  " + "\n  ".join(listed)
         )

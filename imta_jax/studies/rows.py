@@ -71,8 +71,8 @@ def prediction_results(
 
 def _ranks(by_exit: Float32[np.ndarray, "E N"]) -> list[list[int]]:
     """Ranks of the first images' confidences at exits 1 and 2; 0 is the least confident."""
-    shown = by_exit[:2, :_RANKED_IMAGES]
-    return [(rankdata(values, method="ordinal") - 1).astype(int).tolist() for values in shown]
+    ranked = by_exit[:2, :_RANKED_IMAGES]
+    return [(rankdata(values, method="ordinal") - 1).astype(int).tolist() for values in ranked]
 
 
 def validation_curve(folder: Path, exits: slice) -> list[dict[str, Any]]:

@@ -31,9 +31,9 @@ def read_rows(folder: Path, variants: Iterable[Variant]) -> list[dict[str, Any]]
     """Reads the existing rows of some variants, in the order of the variants, then by seed."""
     paths = (folder / "rows").glob("*.json")
     rows = [row for path in paths if (row := _read_row(path)) is not None]
-    place = {variant.name: number for number, variant in enumerate(variants)}
-    selected = [row for row in rows if row["arm"] in place]
-    return sorted(selected, key=lambda row: (place[row["arm"]], row["seed"]))
+    position = {variant.name: number for number, variant in enumerate(variants)}
+    selected = [row for row in rows if row["arm"] in position]
+    return sorted(selected, key=lambda row: (position[row["arm"]], row["seed"]))
 
 
 def write_record(
@@ -122,16 +122,16 @@ def summarize(
     summary = []
     for name, number in dict.fromkeys((name, number) for name, _, number in exits):
         seeds = [s for v, s, n in exits if (v, n) == (name, number)]
-        own = {seed: exits[name, seed, number] for seed in seeds}
-        other = against[name]
+        by_seed = {seed: exits[name, seed, number] for seed in seeds}
+        baseline = against[name]
         differences = [
-            own[s]["top1"] - exits[other, s, number]["top1"]
+            by_seed[s]["top1"] - exits[baseline, s, number]["top1"]
             for s in seeds
-            if other != name and (other, s, number) in exits
+            if baseline != name and (baseline, s, number) in exits
         ]
         entry: dict[str, Any] = {"arm": name, "exit": number, "seeds": len(seeds)}
         for field in ("top1", "validation_top1"):
-            entry |= _mean_and_std(field, [e[field] for e in own.values()])
+            entry |= _mean_and_std(field, [e[field] for e in by_seed.values()])
         summary.append(entry | _mean_and_std("difference", differences))
     return summary
 

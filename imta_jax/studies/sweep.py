@@ -71,16 +71,16 @@ class SweepConfig(Section):
             yield dict(zip(values, combination, strict=True))
 
     def _random(self, values: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-        drawn: list[dict[str, Any]] = []
+        settings: list[dict[str, Any]] = []
         for attempt in range(self.samples * _ATTEMPTS_PER_SAMPLE):
             setting = {
                 name: _drawn(entries, _uniform(self.seed, attempt, name))
                 for name, entries in values.items()
             }
-            if setting not in drawn:
-                drawn.append(setting)
+            if setting not in settings:
+                settings.append(setting)
                 yield setting
-            if len(drawn) == self.samples:
+            if len(settings) == self.samples:
                 return
 
 

@@ -238,11 +238,11 @@ def check_same_network(
     """
     lines = list(name_differences(expected, getattr(manager.item_metadata(name), item)))
     if lines:
-        shown = lines[:20] + ([f"... and {len(lines) - 20} more"] if len(lines) > 20 else [])
+        listed = lines[:20] + ([f"... and {len(lines) - 20} more"] if len(lines) > 20 else [])
         raise AnotherNetworkError(
             f"the checkpoint of epoch {name} in {manager.directory} is of another network "
             f"({len(lines)} differences); use the config and code it was trained with, or another "
-            "--workdir:\n  " + "\n  ".join(shown)
+            "--workdir:\n  " + "\n  ".join(listed)
         )
 
 

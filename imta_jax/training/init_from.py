@@ -107,11 +107,11 @@ def assign(
     }
     loaded = {n: sources[n] for n in network if n in sources and n not in differ}
     if not loaded:
-        there = [f"{name} {arrays[source].shape}" for name, source in sources.items()]
+        available = [f"{name} {arrays[source].shape}" for name, source in sources.items()]
         expected = [f"{name} {tuple(x.shape)}" for name, x in network.items()]
         raise InputError(
             f"{_FIELD}={settings.init_from}: none of its {len(arrays)} arrays fits the network. "
-            f"Names there, after init_from_map: {_some(there)}; in the network: "
+            f"Names there, after init_from_map: {_some(available)}; in the network: "
             f"{_some(expected)}; shapes that differ: {_some(differ)}. Set {_FIELD}_map"
         )
     missing = [name for name in network if name not in sources]
@@ -144,8 +144,10 @@ def _difference(source: np.ndarray, x: Any) -> str:
     """What keeps an array from being loaded; "" if nothing does."""
     if source.shape != x.shape:
         return f"{source.shape} in the source, {x.shape} in the network"
-    both = [jnp.issubdtype(dtype, jnp.floating) for dtype in (source.dtype, x.dtype)]
-    return "" if both[0] == both[1] else f"{source.dtype} in the source, {x.dtype} in the network"
+    are_float = [jnp.issubdtype(dtype, jnp.floating) for dtype in (source.dtype, x.dtype)]
+    if are_float[0] == are_float[1]:
+        return ""
+    return f"{source.dtype} in the source, {x.dtype} in the network"
 
 
 def _read(source: str) -> dict[str, np.ndarray]:

@@ -113,7 +113,7 @@ class LearnedWeightsStep:
         )
         swapped = tuple(x[::-1] for x in halves)
         (rest, extra), results = jax.lax.scan(
-            lambda carry, both: self._half(state, carry, *both),
+            lambda carry, pair: self._half(state, carry, *pair),
             (state.rest, state.extra),
             (halves, swapped),
         )
@@ -123,15 +123,15 @@ class LearnedWeightsStep:
         advanced = dataclasses.replace(state, step=state.step + 1, **changed)
         return advance_if_finite(state, advanced, (loss, gradient, extra["network"])), metrics
 
-    def _half(self, state: TrainState, carry: Any, own: Any, other: Any) -> tuple[Any, Any]:
-        """Trains the weight network for the images `own`, with the meta images `other`.
+    def _half(self, state: TrainState, carry: Any, half: Any, meta: Any) -> tuple[Any, Any]:
+        """Trains the weight network for one half, with the other half as meta images.
 
         Returns:
           ((rest, weight network and its optimizer), (gradient, loss, metrics)).
         """
         rest, extra = carry
         losses, pullback, (metrics, new_rest) = jax.vjp(
-            lambda params: self._losses(params, rest, *own), state.trainable.unpack(), has_aux=True
+            lambda params: self._losses(params, rest, *half), state.trainable.unpack(), has_aux=True
         )
 
         def gradient(network: WeightNetwork) -> nnx.State:
@@ -140,7 +140,7 @@ class LearnedWeightsStep:
 
         def loss_after_virtual_step(network: WeightNetwork) -> Float[Array, ""]:
             params, _ = self._optimizer_step(state, gradient(network))
-            images, labels = other
+            images, labels = meta
             logits, _ = self._logits(params.unpack(), rest, images)
             return meta_loss(logits, labels, leaving_counts(len(logits), len(labels)))
 

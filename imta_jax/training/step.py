@@ -121,7 +121,7 @@ def _accumulate(
     if parts == 1:
         return gradients_of(rest, *batch)
 
-    def one(carry: tuple[nnx.State, Any], part: tuple[jax.Array, ...]) -> tuple[Any, None]:
+    def add_part(carry: tuple[nnx.State, Any], part: tuple[jax.Array, ...]) -> tuple[Any, None]:
         rest, total = carry
         (loss, (metrics, rest)), grads = gradients_of(rest, *part)
         return (rest, jax.tree.map(jnp.add, total, (loss, metrics, grads))), None
@@ -131,7 +131,7 @@ def _accumulate(
     shapes = jax.eval_shape(gradients_of, rest, *(x[0] for x in split))
     (loss, (metrics, _)), grads = shapes
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, metrics, grads))
-    (rest, total), _ = jax.lax.scan(one, (rest, zeros), tuple(split))
+    (rest, total), _ = jax.lax.scan(add_part, (rest, zeros), tuple(split))
     loss, metrics, grads = jax.tree.map(lambda x: x / parts, total)
     return (loss, (metrics, rest)), grads
 
@@ -189,13 +189,14 @@ def jit_on_device_step(
         def advance(i: Int[Array, ""], carry: tuple[TrainState, ExitMetrics]):
             state, metrics = carry
             state, step_metrics = step(state, _batch_of(split, indices, i))
-            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, step_metrics)
+            return state, jax.tree.map(lambda x, y: x.at[i].set(y), metrics, step_metrics)
 
         if len(indices.index) == 1:  # Without a loop, compilers optimize more.
-            state, only = step(state, _batch_of(split, indices, 0))
-            return state, jax.tree.map(lambda one: one[None], only)
-        one = jax.eval_shape(lambda s: step(s, _batch_of(split, indices, 0))[1], state)
-        no_metrics = jax.tree.map(lambda x: jnp.zeros((len(indices.index), *x.shape), x.dtype), one)
+            state, metrics = step(state, _batch_of(split, indices, 0))
+            return state, jax.tree.map(lambda x: x[None], metrics)
+        shapes = jax.eval_shape(lambda s: step(s, _batch_of(split, indices, 0))[1], state)
+        count = len(indices.index)
+        no_metrics = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)
         return jax.lax.fori_loop(0, indices.steps, advance, (state, no_metrics))
 
     replicated_sharding: Any = replicated(mesh)

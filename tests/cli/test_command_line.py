@@ -23,9 +23,9 @@ from imta_jax.training import NonFiniteLossError
 
 
 def caught(function):
-    with pytest.raises(Exception) as found:
+    with pytest.raises(Exception) as raised:
         function()
-    return found.value
+    return raised.value
 
 
 def hold_twice(folder):
@@ -164,9 +164,11 @@ def test_a_shipped_config_is_found_by_its_name(name):
     file = str(tiny_run.ROOT / "configs" / f"{name}.py")
     for preset in ("", ":published"):
         for value in ([f"--config={name}{preset}"], ["--config", f"{name}{preset}"]):
-            found = command_line._with_config_files(["launch.py", *value, "config=x", "--mode=all"])
-            assert "=".join(found[1:-2]) == f"--config={file}{preset}"
-            assert found[-2:] == ["config=x", "--mode=all"]
+            actual = command_line._with_config_files(
+                ["launch.py", *value, "config=x", "--mode=all"]
+            )
+            assert "=".join(actual[1:-2]) == f"--config={file}{preset}"
+            assert actual[-2:] == ["config=x", "--mode=all"]
 
 
 def test_an_unknown_command_is_a_one_line_error(tmp_path):

@@ -23,13 +23,13 @@ def test_damaged_json_files_are_named_and_written_again(config, finished, tmp_pa
         assert str(copy / name) in caplog.text
     for name in ("config.json", "dataset.json"):
         assert (copy / name).read_bytes() == (finished / name).read_bytes()
-    found, expected = (
+    actual, expected = (
         json.loads((folder / "results.json").read_text()) for folder in (copy, finished)
     )
-    assert found["exits"] == expected["exits"]
-    assert found["phases"]["phase_one"] == expected["phases"]["phase_one"]
-    assert found["phases"]["phase_two"]["epochs"] == 2
-    assert found["phases"]["phase_two"]["seconds"] is None
+    assert actual["exits"] == expected["exits"]
+    assert actual["phases"]["phase_one"] == expected["phases"]["phase_one"]
+    assert actual["phases"]["phase_two"]["epochs"] == 2
+    assert actual["phases"]["phase_two"]["seconds"] is None
 
 
 def test_damaged_results_are_named_by_what_reads_them(config, finished, tmp_path):

@@ -14,7 +14,7 @@ from imta_jax.evaluation.predictions import confidence
 
 
 def test_a_run_writes_the_documented_files(finished):
-    found = files(finished)
+    actual = files(finished)
     for name in (
         "config.json",
         "dataset.json",
@@ -26,13 +26,13 @@ def test_a_run_writes_the_documented_files(finished):
         "results.json",
         "report/index.html",
     ):
-        assert name in found
+        assert name in actual
     for phase, epoch in (("phase_one", 3), ("phase_two", 2)):
         assert (finished / phase / str(epoch) / "model").is_dir()
-        assert any(name.startswith(f"{phase}/tensorboard/events") for name in found)
+        assert any(name.startswith(f"{phase}/tensorboard/events") for name in actual)
     for ending in (".png", ".md"):
-        assert any(name.startswith("report/") and name.endswith(ending) for name in found)
-    assert not [name for name in found if name.endswith(".partial")]
+        assert any(name.startswith("report/") and name.endswith(ending) for name in actual)
+    assert not [name for name in actual if name.endswith(".partial")]
 
 
 def test_config_json_holds_the_config(config, finished):
@@ -114,9 +114,9 @@ def test_thresholds_do_not_depend_on_test_labels(config, source, trained, result
     np.savez(tmp_path / "thirds.npz", **arrays)
     changed = tiny_run.tiny_config(tmp_path / "thirds.npz")
     run(changed, trained, "evaluate")
-    found = json.loads((trained / "results.json").read_text())
+    actual = json.loads((trained / "results.json").read_text())
     for field in ("budget_curve", "reported_budgets"):
-        for row, before in zip(found[field], results[field], strict=True):
+        for row, before in zip(actual[field], results[field], strict=True):
             assert row["thresholds"] == before["thresholds"]
             assert row["validation_top1"] == before["validation_top1"]
-    assert found["exits"][1]["top1"] != results["exits"][1]["top1"]
+    assert actual["exits"][1]["top1"] != results["exits"][1]["top1"]

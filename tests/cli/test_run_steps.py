@@ -44,9 +44,9 @@ def test_each_mode_does_one_step(config, finished, results, tmp_path):
     assert {name for name in files(tmp_path) if "phase_" not in name} == {
         name for name in files(finished) if "phase_" not in name
     }
-    found = json.loads((tmp_path / "results.json").read_text())
+    actual = json.loads((tmp_path / "results.json").read_text())
     for field in ("exits", "budget_curve", "reported_budgets"):
-        assert found[field] == results[field]
+        assert actual[field] == results[field]
 
 
 def test_a_finished_run_is_evaluated_again_with_other_settings(source, finished, tmp_path):
@@ -57,11 +57,11 @@ def test_a_finished_run_is_evaluated_again_with_other_settings(source, finished,
     with pytest.raises(ValueError, match=r"config\.seed: the folder's 0, now 7"):
         run(tiny_run.tiny_config(source, **margin, seed=7), copy, "evaluate")
     run(tiny_run.tiny_config(source, **margin), copy, "evaluate")
-    found, before = (
+    actual, before = (
         json.loads((folder / "results.json").read_text()) for folder in (copy, finished)
     )
-    assert found["exit_rule"]["name"] == "margin" and "exit_rule" not in before
-    assert found["exits"] == before["exits"]
+    assert actual["exit_rule"]["name"] == "margin" and "exit_rule" not in before
+    assert actual["exits"] == before["exits"]
     config = json.loads((copy / "config.json").read_text())
     assert config["evaluation"].pop("exit_rule") == "margin"
     original = json.loads((finished / "config.json").read_text())
@@ -99,12 +99,12 @@ def test_a_rejected_mode_leaves_no_folder(mode, config, tmp_path):
 def test_without_phase_two_phase_one_is_evaluated(source, trained):
     shutil.rmtree(trained / "phase_two")
     run(tiny_run.tiny_config(source, phase_two__total_epochs=0), trained)
-    found = json.loads((trained / "results.json").read_text())
-    assert found["environment"]["evaluated_phase"] == "phase_one"
-    assert found["phases"]["phase_two"] is None
+    actual = json.loads((trained / "results.json").read_text())
+    assert actual["environment"]["evaluated_phase"] == "phase_one"
+    assert actual["phases"]["phase_two"] is None
     assert not (trained / "phase_two").exists()
     last = metrics(trained / "phase_one")[-1]
-    for row, measured in zip(found["exits"], last["top1_per_exit"], strict=True):
+    for row, measured in zip(actual["exits"], last["top1_per_exit"], strict=True):
         assert row["validation_top1"] == pytest.approx(measured, abs=1e-4)
     assert (trained / "report" / "index.html").exists()
 
@@ -113,8 +113,8 @@ def test_a_run_may_resume_with_another_mesh(source, finished, trained, results):
     shutil.copy(finished / "config.json", trained)
     run(tiny_run.tiny_config(source, mesh__parameter_shards=4), trained, "evaluate")
     assert (trained / "config.json").read_bytes() == (finished / "config.json").read_bytes()
-    found = json.loads((trained / "results.json").read_text())
-    assert [e["top1"] for e in found["exits"]] == [e["top1"] for e in results["exits"]]
+    actual = json.loads((trained / "results.json").read_text())
+    assert [e["top1"] for e in actual["exits"]] == [e["top1"] for e in results["exits"]]
 
 
 def test_after_the_evaluation_no_phase_is_needed(config, finished, tmp_path, caplog):
@@ -137,11 +137,11 @@ def test_after_phase_two_began_phase_one_is_not_needed(config, results, trained,
         run(config, trained)
     assert "phase_two: the newest checkpoint in" in caplog.text
     assert not (trained / "phase_one").exists()
-    found = named_arrays(nnx.state(load_classifier(trained / "phase_two")[0]))
-    chex.assert_trees_all_equal(found, expected)
-    found = json.loads((trained / "results.json").read_text())
-    assert found["exits"] == results["exits"]
-    assert found["phases"]["phase_one"]["checkpoint_epoch"] is None
+    actual = named_arrays(nnx.state(load_classifier(trained / "phase_two")[0]))
+    chex.assert_trees_all_equal(actual, expected)
+    actual = json.loads((trained / "results.json").read_text())
+    assert actual["exits"] == results["exits"]
+    assert actual["phases"]["phase_one"]["checkpoint_epoch"] is None
 
 
 def test_a_phase_that_starts_again_says_why(config, trained, monkeypatch, caplog):

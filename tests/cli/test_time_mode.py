@@ -15,12 +15,12 @@ from imta_jax.runtime.lock import only_run_in
 def test_mode_time_measures_exits_and_adds_them_to_the_report(config, finished, results, tmp_path):
     timed = shutil.copytree(finished, tmp_path / "timed")
     run(config, timed, mode="time")
-    found = json.loads((timed / "evaluation" / "time.json").read_text())
-    assert len(found["exit_ms"]) == 2 and 0 < found["exit_ms"][0] < found["exit_ms"][1]
-    for row, of_macs in zip(found["budget_curve"], results["budget_curve"], strict=True):
+    actual = json.loads((timed / "evaluation" / "time.json").read_text())
+    assert len(actual["exit_ms"]) == 2 and 0 < actual["exit_ms"][0] < actual["exit_ms"][1]
+    for row, of_macs in zip(actual["budget_curve"], results["budget_curve"], strict=True):
         # The sweep's thresholds do not depend on costs, so images take the same exits.
         assert row["thresholds"] == of_macs["thresholds"] and row["top1"] == of_macs["top1"]
-        assert row["mean_ms"] == pytest.approx(np.dot(row["exit_fractions"], found["exit_ms"]))
+        assert row["mean_ms"] == pytest.approx(np.dot(row["exit_fractions"], actual["exit_ms"]))
     profile = json.loads((timed / "evaluation" / "stage_profile.json").read_text())
     assert np.shape(profile["stage_ms"]) == (2, len(profile["sizes"]))
     assert (timed / "report" / "time.png").exists()

@@ -27,8 +27,8 @@ def folder(root, splits=("train", "test"), names=("cat", "dog")):
 def test_class_names_that_look_alike_are_grouped_and_logged(tmp_path, names, caplog):
     assert similar_classes([names[0], "dog", names[1]]) == (names,)
     dataset = load_dataset(config(folder(tmp_path, names=(*names, "dog"))))
-    (found,) = dataset.findings.similar_classes
-    assert set(found) == set(names)
+    (actual,) = dataset.findings.similar_classes
+    assert set(actual) == set(names)
     assert repr(names[0]) in caplog.text and repr(names[1]) in caplog.text
 
 
@@ -61,18 +61,18 @@ def test_duplicates_are_counted_across_splits_and_classes():
     digests = {"train": [1, 2, 3, 3, 4], "validation": [5, 1], "test": [2, 2, 6, 5]}
     labels = {"train": [0, 0, 1, 0, 1], "validation": [1, 0], "test": [0, 1, 1, 1]}
     arrays = {name: np.array(values, np.int64) for name, values in digests.items()}
-    found = find_duplicates(
+    actual = find_duplicates(
         arrays,
         {name: np.array(values, np.int32) for name, values in labels.items()},
         lambda split, i: f"{split} {i}",
     )
-    assert found.across_splits == {
+    assert actual.across_splits == {
         ("validation", "train"): 1,
         ("test", "train"): 2,
         ("test", "validation"): 1,
     }
-    assert found.in_two_classes == 2 + 3  # Of digest 3, and of digest 2.
-    assert found.examples == (
+    assert actual.in_two_classes == 2 + 3  # Of digest 3, and of digest 2.
+    assert actual.examples == (
         "train 0 = validation 1",
         "train 1 = test 0",
         "train 2 = train 3",
@@ -83,9 +83,9 @@ def test_duplicates_are_counted_across_splits_and_classes():
 def test_examples_of_duplicates_have_one_of_each_two_splits():
     digests = {"train": np.array([*range(9), *range(9)]), "test": np.array([8, 99])}
     labels = {name: np.arange(len(values), dtype=np.int32) for name, values in digests.items()}
-    found = find_duplicates(digests, labels, lambda split, i: f"{split} {i}")
-    assert len(found.examples) == 5
-    assert found.examples[:2] == ("train 0 = train 9", "train 8 = test 0")
+    actual = find_duplicates(digests, labels, lambda split, i: f"{split} {i}")
+    assert len(actual.examples) == 5
+    assert actual.examples[:2] == ("train 0 = train 9", "train 8 = test 0")
 
 
 def test_distinct_images_have_no_duplicates():
@@ -99,8 +99,8 @@ def test_equal_images_in_two_splits_are_logged_with_their_names(tmp_path, prepro
     root = folder(tmp_path)
     write(root, {"test/dog/9.png": (root / "train/cat/1.png").read_bytes()})
     dataset = load_dataset(config(root, preprocessing=preprocessing, image_size=8, resize=9))
-    found = dataset.findings.duplicates
-    assert sum(found.across_splits.values()) == 1 and found.in_two_classes == 2
+    actual = dataset.findings.duplicates
+    assert sum(actual.across_splits.values()) == 1 and actual.in_two_classes == 2
     assert "1 test images are also" in caplog.text
 
 

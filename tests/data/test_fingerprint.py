@@ -35,8 +35,8 @@ def encoded(paths):
 
 
 def test_fingerprint_of_the_same_data_is_equal_after_json(dataset):
-    found = fingerprint(dataset)
-    assert fingerprint_differences(json.loads(json.dumps(found)), fingerprint(dataset)) == []
+    actual = fingerprint(dataset)
+    assert fingerprint_differences(json.loads(json.dumps(actual)), fingerprint(dataset)) == []
 
 
 @pytest.mark.parametrize("field", ["images", "labels", "source_index"])
@@ -61,8 +61,8 @@ def test_changed_counts_and_classes_are_reported(dataset):
 def test_moved_folder_has_the_same_fingerprint(dataset):
     def fingerprint_of(*paths):
         images = encoded([path.encode() for path in paths])
-        some = {f: getattr(dataset.splits["train"], f)[:2] for f in ("labels", "source_index")}
-        return fingerprint(with_train(dataset, images=images, **some))
+        fields = {f: getattr(dataset.splits["train"], f)[:2] for f in ("labels", "source_index")}
+        return fingerprint(with_train(dataset, images=images, **fields))
 
     before = fingerprint_of("/a/train/cat/1.jpg", "/a/train/dog/2.jpg")
     moved = fingerprint_of("/b/c/train/cat/1.jpg", "/b/c/train/dog/2.jpg")

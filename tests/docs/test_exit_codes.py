@@ -23,13 +23,13 @@ def classes():
     for module in pkgutil.walk_packages(imta_jax.__path__, "imta_jax."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    found, queue = {}, [errors.UserError]
+    actual, queue = {}, [errors.UserError]
     while queue:
         for kind in queue.pop().__subclasses__():
             if kind.__module__.startswith("imta_jax."):
-                found[kind.__name__] = kind
+                actual[kind.__name__] = kind
                 queue.append(kind)
-    return found
+    return actual
 
 
 def test_the_page_lists_every_exception_with_its_base(classes):
@@ -54,9 +54,9 @@ def test_each_exception_ends_a_run_with_code_1_and_one_line(name, classes, monke
         error = kind(errno.EIO, "runs/a: damaged; restore it")
     else:
         error = kind("runs/a: damaged; restore it")
-    with pytest.raises((SystemExit, Exited)) as found:
+    with pytest.raises((SystemExit, Exited)) as raised:
         command_line.exit_with_error(error, show_traceback=False)
-    assert found.value.args == (1,)
+    assert raised.value.args == (1,)
     first, *others = capsys.readouterr().err.splitlines()
     assert first.endswith(f"error: {error}") and len(others) == 1
 

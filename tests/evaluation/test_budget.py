@@ -33,19 +33,19 @@ def golden_outcomes(golden: dict[str, np.ndarray], name: str) -> budget.Outcomes
 
 
 def test_sweep_matches_reference(golden):
-    found = budget.curve_of_outcomes(
+    actual = budget.curve_of_outcomes(
         golden_outcomes(golden, "val"), golden_outcomes(golden, "test"), golden["flops"]
     )
-    np.testing.assert_array_equal(found.quota, golden["p_over_20"] / 20)
-    np.testing.assert_array_equal(found.thresholds, golden["T"])
-    np.testing.assert_allclose(found.validation_accuracy, golden["val_acc"], rtol=1e-12)
-    np.testing.assert_allclose(found.accuracy, golden["test_acc"], rtol=1e-12)
-    np.testing.assert_allclose(found.validation_cost, golden["val_flops"], rtol=1e-5)
-    np.testing.assert_allclose(found.mean_cost, golden["test_flops"], rtol=1e-5)
+    np.testing.assert_array_equal(actual.quota, golden["p_over_20"] / 20)
+    np.testing.assert_array_equal(actual.thresholds, golden["T"])
+    np.testing.assert_allclose(actual.validation_accuracy, golden["val_acc"], rtol=1e-12)
+    np.testing.assert_allclose(actual.accuracy, golden["test_acc"], rtol=1e-12)
+    np.testing.assert_allclose(actual.validation_cost, golden["val_flops"], rtol=1e-5)
+    np.testing.assert_allclose(actual.mean_cost, golden["test_flops"], rtol=1e-5)
     np.testing.assert_array_equal(
-        np.rint(400 * found.validation_exit_fractions), golden["val_exit_counts"]
+        np.rint(400 * actual.validation_exit_fractions), golden["val_exit_counts"]
     )
-    np.testing.assert_array_equal(np.rint(600 * found.exit_fractions), golden["test_exit_counts"])
+    np.testing.assert_array_equal(np.rint(600 * actual.exit_fractions), golden["test_exit_counts"])
 
 
 def test_every_image_leaves_exactly_once(curve):
@@ -63,10 +63,10 @@ def test_expected_cost_rises_with_quota(curve):
 
 
 def test_curve_accepts_pairs_and_costs_with_macs(curve):
-    found = budget.budget_curve(
+    actual = budget.budget_curve(
         tuple(split(0)), tuple(split(1)), SimpleNamespace(macs=tuple(int(c) for c in COSTS))
     )
-    chex.assert_trees_all_equal(dataclasses.asdict(found), dataclasses.asdict(curve))
+    chex.assert_trees_all_equal(dataclasses.asdict(actual), dataclasses.asdict(curve))
 
 
 def test_test_images_do_not_influence_thresholds(curve):

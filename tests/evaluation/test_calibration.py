@@ -52,11 +52,11 @@ def test_error_does_not_depend_on_image_order():
 
 
 def test_bins_include_their_upper_edge_and_the_first_includes_zero():
-    found = reliability(np.array([0.0, 0.25, 0.26, 0.5, 1.0]), np.array([0, 1, 1, 0, 1], bool), 4)
-    np.testing.assert_array_equal(found.edges, [0, 0.25, 0.5, 0.75, 1])
-    np.testing.assert_array_equal(found.count, [2, 2, 0, 1])
-    np.testing.assert_allclose(found.confidence, [0.125, 0.38, np.nan, 1])
-    np.testing.assert_allclose(found.accuracy, [0.5, 0.5, np.nan, 1])
+    actual = reliability(np.array([0.0, 0.25, 0.26, 0.5, 1.0]), np.array([0, 1, 1, 0, 1], bool), 4)
+    np.testing.assert_array_equal(actual.edges, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_array_equal(actual.count, [2, 2, 0, 1])
+    np.testing.assert_allclose(actual.confidence, [0.125, 0.38, np.nan, 1])
+    np.testing.assert_allclose(actual.accuracy, [0.5, 0.5, np.nan, 1])
 
 
 def test_errors_are_per_exit():
@@ -104,8 +104,8 @@ def test_auroc_equals_the_probability_over_all_pairs():
     generator = np.random.default_rng(3)
     confidence = generator.integers(0, 20, (2, 200)) / 20  # Many ties.
     correct = generator.random((2, 200)) < confidence
-    found = failure_prediction_auroc(confidence, correct)
-    for c, right, area in zip(confidence, correct, found, strict=True):
+    actual = failure_prediction_auroc(confidence, correct)
+    for c, right, area in zip(confidence, correct, actual, strict=True):
         difference = c[right][:, None] - c[~right][None, :]
         assert area == pytest.approx(((difference > 0) + 0.5 * (difference == 0)).mean())
 
@@ -113,14 +113,14 @@ def test_auroc_equals_the_probability_over_all_pairs():
 def test_auroc_depends_on_the_order_of_confidences_only():
     generator = np.random.default_rng(4)
     confidence, correct = generator.random((3, 100)), generator.random((3, 100)) < 0.5
-    found = failure_prediction_auroc(confidence, correct)
-    np.testing.assert_allclose(failure_prediction_auroc(confidence**3 / 7, correct), found)
-    np.testing.assert_allclose(failure_prediction_auroc(-confidence, correct), 1 - found)
+    actual = failure_prediction_auroc(confidence, correct)
+    np.testing.assert_allclose(failure_prediction_auroc(confidence**3 / 7, correct), actual)
+    np.testing.assert_allclose(failure_prediction_auroc(-confidence, correct), 1 - actual)
 
 
 def test_auroc_of_equal_confidences_is_one_half():
-    found = failure_prediction_auroc(np.full((1, 4), 0.7), np.array([[1, 0, 0, 1]], bool))
-    assert found == pytest.approx([0.5])
+    actual = failure_prediction_auroc(np.full((1, 4), 0.7), np.array([[1, 0, 0, 1]], bool))
+    assert actual == pytest.approx([0.5])
 
 
 def test_auroc_is_undefined_if_all_predictions_are_correct_or_all_wrong():

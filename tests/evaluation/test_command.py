@@ -136,8 +136,8 @@ def written(files, out, *options):
 def test_tolerances_and_confidence_level_are_those_of_the_guarantees(files, tmp_path):
     record = written(files, tmp_path / "out.json", "--tolerance=3,10", "--confidence=0.8")
     assert record["confidence_level"] == 0.8
-    found = {p["tolerance_points"] for p in record["points"] if p["method"] == "clipped"}
-    assert found == {3.0, 10.0}
+    actual = {p["tolerance_points"] for p in record["points"] if p["method"] == "clipped"}
+    assert actual == {3.0, 10.0}
     # The last exit lets every image leave.
     assert all(p["thresholds"][-1] is None for p in record["points"] if p["method"] == "sweep")
 

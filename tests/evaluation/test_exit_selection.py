@@ -34,8 +34,8 @@ def test_kept_exits_have_the_least_cost_of_all_subsets(seed):
         return total
 
     subsets = [(*early, 3) for n in range(4) for early in itertools.combinations(range(3), n)]
-    found = _best_exits(confident, outcomes.correct, stage_ms, stop_ms, error_ms)
-    assert cost(found) == pytest.approx(min(map(cost, subsets)))
+    actual = _best_exits(confident, outcomes.correct, stage_ms, stop_ms, error_ms)
+    assert cost(actual) == pytest.approx(min(map(cost, subsets)))
 
 
 def test_exit_whose_stop_costs_more_than_it_saves_is_never_kept():

@@ -32,23 +32,23 @@ def rows() -> list[dict]:
 def test_points_have_the_values_of_their_rows(rows):
     points = operating_points(rows, COSTS[-1])
     assert len(points) == len(rows)
-    for found, row in zip(points, rows, strict=True):
-        assert found.thresholds == tuple(row["thresholds"])
-        assert found.mean_cost == row["mean_macs"]
-        assert found.cost_share == row["mean_macs"] / 70
-        assert found.budget == row["validation_mean_macs"] / 70
-        assert found.budget == pytest.approx(np.dot(found.validation_exit_fractions, COSTS) / 70)
-        assert (found.validation_top1, found.top1) == (row["validation_top1"], row["top1"])
-        assert found.exit_fractions == tuple(row["exit_fractions"])
+    for actual, row in zip(points, rows, strict=True):
+        assert actual.thresholds == tuple(row["thresholds"])
+        assert actual.mean_cost == row["mean_macs"]
+        assert actual.cost_share == row["mean_macs"] / 70
+        assert actual.budget == row["validation_mean_macs"] / 70
+        assert actual.budget == pytest.approx(np.dot(actual.validation_exit_fractions, COSTS) / 70)
+        assert (actual.validation_top1, actual.top1) == (row["validation_top1"], row["top1"])
+        assert actual.exit_fractions == tuple(row["exit_fractions"])
 
 
 def test_rows_of_older_results_give_points_without_a_budget(rows):
     keys = ("quota", "thresholds", "mean_macs", "validation_top1", "top1", "exit_fractions")
     older = [{key: row[key] for key in keys} for row in rows]
-    for found, expected in zip(
+    for actual, expected in zip(
         operating_points(older, 70), operating_points(rows, 70), strict=True
     ):
-        assert found == dataclasses.replace(expected, budget=None, validation_exit_fractions=None)
+        assert actual == dataclasses.replace(expected, budget=None, validation_exit_fractions=None)
 
 
 @pytest.mark.parametrize("older", [False, True])
@@ -71,12 +71,12 @@ def test_budget_curve_of_a_run_without_results_raises(tmp_path):
 
 def test_rows_with_other_costs_equal_a_sweep_with_those_costs(rows):
     exit_ms = np.array([0.5, 0.8, 1.7, 2.0])
-    found = rows_with_costs(rows, exit_ms, "mean_ms")
+    actual = rows_with_costs(rows, exit_ms, "mean_ms")
     expected = budget_curve(split(0), split(1), exit_ms).rows("mean_ms")
-    assert [list(row) for row in found] == [list(row) for row in expected]
-    for one, other in zip(found, expected, strict=True):
-        for key, value in other.items():
-            assert one[key] == pytest.approx(value, rel=1e-12)
+    assert [list(row) for row in actual] == [list(row) for row in expected]
+    for row, expected_row in zip(actual, expected, strict=True):
+        for key, value in expected_row.items():
+            assert row[key] == pytest.approx(value, rel=1e-12)
 
 
 def test_best_point_ignores_test_images(rows):

@@ -16,10 +16,10 @@ def test_confidence_is_highest_softmax_probability():
     logits = split(0).logits * 10
     exponentials = np.exp(logits.astype(np.float64))
     expected = (exponentials / exponentials.sum(axis=-1, keepdims=True)).max(axis=-1)
-    found = predictions.confidence(logits)
-    assert found.dtype == np.float32
-    assert found.shape == (4, 500)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    actual = predictions.confidence(logits)
+    assert actual.dtype == np.float32
+    assert actual.shape == (4, 500)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 def test_confidence_is_finite_for_extreme_logits():
@@ -110,10 +110,10 @@ def test_low_precision_logits_are_accepted(tmp_path, name):
     dtype = jnp.dtype(name)
     logits, labels = split(0)
     low = logits.astype(dtype)
-    for given in (low, jnp.asarray(low)):
-        found = predictions.checked_predictions((given, labels), "test")
-        assert found.logits.dtype == np.float32
-        np.testing.assert_array_equal(found.logits, low.astype(np.float32))
+    for logits in (low, jnp.asarray(low)):
+        actual = predictions.checked_predictions((logits, labels), "test")
+        assert actual.logits.dtype == np.float32
+        np.testing.assert_array_equal(actual.logits, low.astype(np.float32))
     predictions.save_predictions(tmp_path / "a.npz", (jnp.asarray(low), labels))
     loaded = predictions.load_predictions(tmp_path / "a.npz")
     np.testing.assert_array_equal(loaded.logits, low.astype(np.float32))
@@ -142,9 +142,9 @@ def test_probabilities_instead_of_logits_raise(dtype):
     logits, labels = split(0)
     exponentials = np.exp(logits)
     probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
-    given = probabilities.astype(jnp.dtype(dtype))
+    low_precision = probabilities.astype(jnp.dtype(dtype))
     with pytest.raises(ValueError, match=r"exit 1\b.*np\.log"):
-        predictions.checked_predictions((given, labels), "test")
+        predictions.checked_predictions((low_precision, labels), "test")
     mixed = np.concatenate([logits[:1], probabilities[1:]])
     with pytest.raises(ValueError, match=r"exit 2\b.*np\.log"):
         predictions.checked_predictions((mixed, labels), "test")

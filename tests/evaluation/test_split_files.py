@@ -34,10 +34,10 @@ def test_confidences_as_scores_give_the_points_of_their_logits(files):
 
 def test_exits_do_not_depend_on_the_scale_of_the_scores():
     rescaled = [Outcomes(100 * scores - 60, correct) for scores, correct in SCORES]
-    found = compare_outcomes(*rescaled, COSTS, [0.3, 0.6])
-    assert found.keys() == COMMON - {"expectation", "clipped", "net"}
+    actual = compare_outcomes(*rescaled, COSTS, [0.3, 0.6])
+    assert actual.keys() == COMMON - {"expectation", "clipped", "net"}
     expected = compare_outcomes(*SCORES, COSTS, [0.3, 0.6])
-    for method, curve in found.items():
+    for method, curve in actual.items():
         np.testing.assert_array_equal(curve.exit_fractions, expected[method].exit_fractions)
 
 

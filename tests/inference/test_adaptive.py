@@ -73,10 +73,10 @@ def test_flat_maps_between_programs_give_the_same_predictions(
     adaptive = AdaptiveClassifier(classifier, thresholds, **settings)
     assert adaptive.programs.flat
     assert {len(x.shape) for x in adaptive.programs.state_shapes(1, 4)} == {2}
-    found = adaptive.predict(images)
-    np.testing.assert_array_equal(found.exit, expected.exit)
-    np.testing.assert_array_equal(found.labels, expected.labels)
-    np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-4)
+    actual = adaptive.predict(images)
+    np.testing.assert_array_equal(actual.exit, expected.exit)
+    np.testing.assert_array_equal(actual.labels, expected.labels)
+    np.testing.assert_allclose(actual.confidence, expected.confidence, rtol=1e-4)
 
 
 def test_normalized_floats_and_uint8_pixels_get_the_same_labels(classifier, images, thresholds):
@@ -201,8 +201,8 @@ def test_packed_stages_do_not_compute_maps_that_only_later_exits_read(fields):
 
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 1)).astype(np.float32)
     packed = optimize_classifier(network, prepare_weights=True)
-    for expected, found in both(network.backbone, packed.backbone, images):
-        chex.assert_trees_all_close(found, expected, atol=2e-5)
+    for expected, actual in both(network.backbone, packed.backbone, images):
+        chex.assert_trees_all_close(actual, expected, atol=2e-5)
 
 
 def test_backbone_without_an_optimized_form_gives_the_same_predictions(
@@ -211,9 +211,9 @@ def test_backbone_without_an_optimized_form_gives_the_same_predictions(
     expected = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
     monkeypatch.setattr(classifier_stages, "_prepared", lambda classifier, *_: classifier)
     monkeypatch.setattr(classifier_stages, "computes_faster_images_last", lambda _: False)
-    found = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
-    np.testing.assert_array_equal(found.exit, expected.exit)
-    np.testing.assert_array_equal(found.labels, expected.labels)
+    actual = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
+    np.testing.assert_array_equal(actual.exit, expected.exit)
+    np.testing.assert_array_equal(actual.labels, expected.labels)
 
 
 def test_bfloat16_exits_are_those_of_bfloat16_logits(classifier, images):

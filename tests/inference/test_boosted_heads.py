@@ -61,13 +61,13 @@ def test_early_exit_and_stream_predict_from_the_sum_of_all_exits_so_far(
     adaptive = AdaptiveClassifier(
         classifier, [threshold, 0.0], mean=meta["mean"], std=meta["std"], **OPTIONS
     )
-    found = adaptive.predict(test_images)
+    actual = adaptive.predict(test_images)
     leaves = probabilities[0].max(axis=-1) >= threshold
     assert 0 < leaves.sum() < len(leaves)
-    np.testing.assert_array_equal(found.exit, np.where(leaves, 0, 1))
-    labels = expected.argmax(axis=-1)[found.exit, np.arange(len(leaves))]
-    np.testing.assert_array_equal(found.labels, labels)
+    np.testing.assert_array_equal(actual.exit, np.where(leaves, 0, 1))
+    labels = expected.argmax(axis=-1)[actual.exit, np.arange(len(leaves))]
+    np.testing.assert_array_equal(actual.labels, labels)
     with AdaptiveStream(adaptive) as stream:
         streamed = stream.submit(test_images).result()
     np.testing.assert_array_equal(streamed.labels, labels)
-    np.testing.assert_array_equal(streamed.exit, found.exit)
+    np.testing.assert_array_equal(streamed.exit, actual.exit)

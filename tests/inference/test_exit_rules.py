@@ -72,11 +72,11 @@ def test_exits_are_equal_in_simulation_engine_stream_and_export(rule, classifier
     thresholds = [float(row[15] + row[25]) / 2 for row in ordered[:-1]] + [-1e8]
     expected = exit_of(scores, thresholds)
     adaptive = AdaptiveClassifier(classifier, thresholds, exit_rule=rule, num_workers=1)
-    found = adaptive.predict(IMAGES)
-    np.testing.assert_array_equal(found.exit, expected)
-    np.testing.assert_array_equal(found.labels, predicted(logits)[expected, np.arange(40)])
+    actual = adaptive.predict(IMAGES)
+    np.testing.assert_array_equal(actual.exit, expected)
+    np.testing.assert_array_equal(actual.labels, predicted(logits)[expected, np.arange(40)])
     p = np.asarray(jax.nn.softmax(logits)).max(-1)[expected, np.arange(40)]
-    np.testing.assert_allclose(found.confidence, p, atol=1e-5)
+    np.testing.assert_allclose(actual.confidence, p, atol=1e-5)
     with AdaptiveStream(adaptive) as stream:
         np.testing.assert_array_equal(stream.submit(IMAGES).result().exit, expected)
     point = OperatingPoint(0.8, tuple(map(float, thresholds)), (0.4, 0.3, 0.3), 50.0, 50.0)
@@ -106,8 +106,8 @@ def test_a_fitted_gate_leaves_at_even_odds_where_the_gates_do(price):
     inputs = gate_inputs(logits, labels)
     expected = fit_gates(inputs, np.arange(1.0, 5), price).exits(inputs.uncertainty)
     assert 0 < expected.mean() < 3
-    found = exit_of(exit_scores(logits, fitted), [0.0, 0.0, 0.0, -1e8])
-    np.testing.assert_array_equal(found, expected)
+    actual = exit_of(exit_scores(logits, fitted), [0.0, 0.0, 0.0, -1e8])
+    np.testing.assert_array_equal(actual, expected)
     # Another process reads it from JSON; it is not fitted again.
     read = read_exit_rule(json.loads(json.dumps(exit_rule_record(fitted))))
     assert read == fitted == read.fitted(logits[:, :9], labels[:9], np.arange(1.0, 5))
@@ -116,10 +116,10 @@ def test_a_fitted_gate_leaves_at_even_odds_where_the_gates_do(price):
 def test_export_has_rule_programs_and_a_new_version_only_with_another_rule(classifier, tmp_path):
     point = OperatingPoint(0.8, (0.5, 0.5, 0.0), (0.4, 0.3, 0.3), 50.0, 50.0)
     transform = PaddedCrop(padding=0, flip=False).evaluation_transform((16, 16, 1), (0.0,), (1.0,))
-    given = {"points": [point], "class_names": "abcd", "mean": (0.0,), "std": (1.0,)}
-    given |= {"preprocessing": transform, "platforms": ("cpu",)}
-    export_classifier(classifier, tmp_path / "plain", **given)
-    export_classifier(classifier, tmp_path / "margin", **given, exit_rule="margin")
+    arguments = {"points": [point], "class_names": "abcd", "mean": (0.0,), "std": (1.0,)}
+    arguments |= {"preprocessing": transform, "platforms": ("cpu",)}
+    export_classifier(classifier, tmp_path / "plain", **arguments)
+    export_classifier(classifier, tmp_path / "margin", **arguments, exit_rule="margin")
     manifests = [
         json.loads((tmp_path / n / "manifest.json").read_text()) for n in ("plain", "margin")
     ]

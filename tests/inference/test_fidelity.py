@@ -139,8 +139,8 @@ def test_command_predicts_files_as_the_evaluation_predicts_images(case, capsys):
     at_exit = test.logits[exits, np.arange(len(files))]
     assert [row["class"] for row in printed] == at_exit.argmax(axis=-1).tolist()
     assert [row["exit"] - 1 for row in printed] == exits.tolist()
-    found = [row["confidence"] for row in printed]
-    np.testing.assert_allclose(found, probabilities[exits, np.arange(len(files))], atol=1e-5)
+    actual = [row["confidence"] for row in printed]
+    np.testing.assert_allclose(actual, probabilities[exits, np.arange(len(files))], atol=1e-5)
     correct = [row["class"] == label for row, label in zip(printed, test.labels, strict=True)]
     assert np.mean(correct) == np.mean(at_exit.argmax(axis=-1) == test.labels)
 
@@ -153,8 +153,8 @@ def test_files_are_read_as_the_pixels_of_the_evaluation(case):
     assert transform == dataset.evaluation_transform
     split = dataset.splits["test"]
     expected = evaluation_images(split, dataset.preprocessing, np.arange(len(split)))
-    found = np.stack([read_image(file, transform).pixels for file in files])
-    np.testing.assert_array_equal(found, expected)
+    actual = np.stack([read_image(file, transform).pixels for file in files])
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_images_are_padded_as_in_training(case):
@@ -172,8 +172,8 @@ def test_images_are_padded_as_in_training(case):
     from_export = AdaptiveClassifier(load_exported(export).network, [0, 0], **options)
     direct = AdaptiveClassifier(classifier, [0, 0], transform=transform, **options)
     for adaptive in (from_export, direct):
-        for given in (images, padded, floats):
-            np.testing.assert_allclose(adaptive.logits(given), test.logits, atol=1e-4)
+        for inputs in (images, padded, floats):
+            np.testing.assert_allclose(adaptive.logits(inputs), test.logits, atol=1e-4)
     wrong = images[:, 1:]
     with pytest.raises(ValueError, match=rf"\[N, {height}, {width}, .*{list(wrong.shape)[1]}"):
         from_export.predict(wrong)

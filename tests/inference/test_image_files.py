@@ -101,8 +101,8 @@ def test_links_in_folders_are_followed_as_in_training(png_folder, tmp_path):
     (tmp_path / "given").mkdir()
     (tmp_path / "given/linked").symlink_to(png_folder)
     (png_folder / "above").symlink_to(tmp_path / "given")  # a cycle
-    found = find_image_files([tmp_path / "given"])
-    assert [path.name for path in found] == [f"{i}.png" for i in range(5)]
+    actual = find_image_files([tmp_path / "given"])
+    assert [path.name for path in actual] == [f"{i}.png" for i in range(5)]
 
 
 def test_image_in_a_folder_with_the_name_of_an_image_is_ignored_as_in_training(png_folder):

@@ -65,12 +65,12 @@ def test_responses_are_the_predictions_of_the_network(client, exported, images):
     expected = exported.adaptive(0.9, max_batch_size=8).predict(pixels)
     for i, content in enumerate(contents):
         response = client.post("/classify", content=content, headers={"x-request-id": f"r{i}"})
-        found = response.json()
-        assert response.status_code == 200 and found["id"] == f"r{i}" and found["in_time"]
+        actual = response.json()
+        assert response.status_code == 200 and actual["id"] == f"r{i}" and actual["in_time"]
         assert response.headers["x-request-id"] == f"r{i}"
-        assert found["label"] == expected.labels[i] and found["exit"] == expected.exit[i] + 1
-        assert found["class"] == exported.class_names[found["label"]]
-        assert found["confidence"] == pytest.approx(expected.confidence[i], abs=1e-5)
+        assert actual["label"] == expected.labels[i] and actual["exit"] == expected.exit[i] + 1
+        assert actual["class"] == exported.class_names[actual["label"]]
+        assert actual["confidence"] == pytest.approx(expected.confidence[i], abs=1e-5)
     assert metric(client, "latency_seconds_count") == 6
     assert metric(client, 'latency_seconds{quantile="0.5"}') > 0
     assert client.get("/live").status_code == 200

@@ -51,17 +51,17 @@ def statistics(network: MultiExitClassifier) -> Arrays:
 
 @nnx.jit
 def evaluation_arrays(network: MultiExitClassifier, images: jax.Array) -> dict[str, jax.Array]:
-    found = {"eval/logits": network(images)}
+    actual = {"eval/logits": network(images)}
     for i, pooled in enumerate(network.features(images)):
-        found[f"eval/features_{i}"] = pooled
+        actual[f"eval/features_{i}"] = pooled
 
     def record_channel_means(b: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         for s, features in enumerate(state):
-            found[f"eval/block{b}_scale{s}_chmean"] = features.mean(axis=(1, 2))
+            actual[f"eval/block{b}_scale{s}_chmean"] = features.mean(axis=(1, 2))
         return state
 
     network.features(images, tap=record_channel_means)
-    return found
+    return actual
 
 
 def evaluation_of(name: str) -> Arrays:
@@ -105,30 +105,30 @@ def gradients_of(
 
 
 def recomputed_phase_one(name: str) -> Arrays:
-    found = evaluation_of(name)
+    actual = evaluation_of(name)
     if "train/loss" not in golden.arrays(name):
-        return found
+        return actual
     _, plain = gradients_of(name, "off")
     results, coarsest = gradients_of(name, "coarsest", Layout.CHWN)
     _, everywhere = gradients_of(name, "all", Layout.NHWC)
-    found |= results | renamed(plain, "grad_plain/")
+    actual |= results | renamed(plain, "grad_plain/")
     for prefix, gradients in (("grad_ge/", coarsest), ("grad_ge_allscales/", everywhere)):
         blocks = {key: value for key, value in gradients.items() if key.startswith("blocks.")}
-        found |= renamed(blocks, prefix)
+        actual |= renamed(blocks, prefix)
         # Not recorded, because the published code does not rescale them.
         for key in gradients.keys() - blocks.keys():
             assert_gradient_close(gradients[key], golden.arrays(name)[f"grad_plain/{key}"], 1e-4)
-    return found
+    return actual
 
 
 def phase_two_losses(
     prefix: str, logits: jax.Array, frozen: jax.Array, labels: jax.Array
 ) -> Arrays:
     """All losses of one setting; `frozen` are the phase-I last exit's logits."""
-    found = {f"{prefix}/ce_per_exit": cross_entropy(logits, labels)}
+    actual = {f"{prefix}/ce_per_exit": cross_entropy(logits, labels)}
     for tag, (temperature, gamma) in TAGS.items():
         kwargs = {"alpha": 1 - gamma, "temperature": temperature}
-        found[f"{prefix}/official_loss_{tag}"] = one_for_all_loss(
+        actual[f"{prefix}/official_loss_{tag}"] = one_for_all_loss(
             logits,
             labels,
             frozen,
@@ -138,13 +138,13 @@ def phase_two_losses(
             **kwargs,
         )
         for teacher, teacher_logits in (("frozen", frozen), ("own", logits[-1])):
-            found[f"{prefix}/kl_per_exit_{teacher}_{tag}"] = teacher_divergence(
+            actual[f"{prefix}/kl_per_exit_{teacher}_{tag}"] = teacher_divergence(
                 logits, teacher_logits, temperature=temperature
             )
             for variant, last in (("lastCE", "cross_entropy"), ("eq7all", "mixed")):
                 for squared in (False, True):
                     key = f"{variant}_{teacher}_{'TT' if squared else 'noTT'}_{tag}"
-                    found[f"{prefix}/paper_loss_{key}"] = one_for_all_loss(
+                    actual[f"{prefix}/paper_loss_{key}"] = one_for_all_loss(
                         logits,
                         labels,
                         teacher_logits,
@@ -152,7 +152,7 @@ def phase_two_losses(
                         last_exit=last,
                         **kwargs,
                     )
-    return found
+    return actual
 
 
 @nnx.jit
@@ -186,20 +186,20 @@ def phase_two_setting(prefix: str, backbone_trains: bool) -> Arrays:
         network.backbone.eval()
     features = in_mode(network, golden.images("phase2"))
     logits, teacher = network.logits(features), network.phase_one_logits(features)
-    found = {f"{prefix}/logits": logits, f"{prefix}/teacher_logits": teacher}
-    found |= phase_two_losses(prefix, logits, teacher, labels)
+    actual = {f"{prefix}/logits": logits, f"{prefix}/teacher_logits": teacher}
+    actual |= phase_two_losses(prefix, logits, teacher, labels)
     moved = statistics(network)
     if not backbone_trains:
         moved = {key: value for key, value in moved.items() if key.startswith("isc_modules.")}
-    found |= renamed(moved, f"{prefix}/bn_after/")
+    actual |= renamed(moved, f"{prefix}/bn_after/")
     for path, stop_gradient in (("nostop", False), ("stopgrad", True)):
         network = golden.phase_two_network(stop_gradient)
         network.train()
         for tag, numbers in TAGS.items():
             gradients = heads_gradients(network, features, labels, *map(jnp.float32, numbers))
             by_name = golden.published_gradients(network, gradients, HEADS)
-            found |= renamed(by_name, f"{prefix}/grad_{path}_{tag}/")
-    return found
+            actual |= renamed(by_name, f"{prefix}/grad_{path}_{tag}/")
+    return actual
 
 
 def recomputed_phase_two() -> Arrays:
@@ -207,15 +207,15 @@ def recomputed_phase_two() -> Arrays:
     network.eval()
     features = in_mode(network, images)
     earlier = [network.phase_one_heads(i, f, None)[0] for i, f in enumerate(features)]
-    found = {"eval/logits": network.logits(features), "eval/phase1_logits": jnp.stack(earlier)}
-    found |= phase_two_setting("train", backbone_trains=True)
-    return found | phase_two_setting("bbeval", backbone_trains=False)
+    actual = {"eval/logits": network.logits(features), "eval/phase1_logits": jnp.stack(earlier)}
+    actual |= phase_two_setting("train", backbone_trains=True)
+    return actual | phase_two_setting("bbeval", backbone_trains=False)
 
 
 @functools.cache
 def recomputed(name: str) -> Arrays:
-    found = recomputed_phase_two() if name == "phase2" else recomputed_phase_one(name)
-    return {key: np.asarray(value) for key, value in found.items()}
+    actual = recomputed_phase_two() if name == "phase2" else recomputed_phase_one(name)
+    return {key: np.asarray(value) for key, value in actual.items()}
 
 
 def assert_gradient_close(
@@ -239,21 +239,23 @@ GROUPS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "one"), GROUPS, ids=[f"{n}-{g}" for n, g in GROUPS])
-def test_recomputed_arrays_equal_the_recorded_arrays(name: str, one: str):
-    expected = {key: golden.arrays(name)[key] for key in golden.outputs(name) if group(key) == one}
-    found = {key: recomputed(name)[key] for key in expected}
+@pytest.mark.parametrize(("name", "array_group"), GROUPS, ids=[f"{n}-{g}" for n, g in GROUPS])
+def test_recomputed_arrays_equal_the_recorded_arrays(name: str, array_group: str):
+    expected = {
+        key: golden.arrays(name)[key] for key in golden.outputs(name) if group(key) == array_group
+    }
+    actual = {key: recomputed(name)[key] for key in expected}
     largest = max(np.abs(value).max() for value in expected.values())
     for key, value in expected.items():
         if "grad_" in key:
             # BatchNorm over four samples amplifies rounding in phase II (golden numbers' README).
             phase_two = name == "phase2"
             tolerance, floor = (1e-3, 1e-3 * largest) if phase_two else (1e-4, 0.0)
-            assert_gradient_close(found[key], value, tolerance, floor)
+            assert_gradient_close(actual[key], value, tolerance, floor)
         elif "loss" in key or key.split("/")[-1].startswith(("ce_", "kl_")):
-            np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-7, err_msg=key)
+            np.testing.assert_allclose(actual[key], value, rtol=1e-5, atol=1e-7, err_msg=key)
         else:
-            np.testing.assert_allclose(found[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
+            np.testing.assert_allclose(actual[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
 
 
 @pytest.mark.parametrize("name", PARITY_FILES)
@@ -268,10 +270,10 @@ def test_recomputed_names_are_the_recorded_names(name: str):
 
 def test_unused_parameters_have_no_gradient():
     unused = golden.metadata("msdnet_cifar_small")["params_without_gradient"]
-    found = recomputed("msdnet_cifar_small")
+    actual = recomputed("msdnet_cifar_small")
     without_gradient = [
         key.removeprefix("grad_plain/")
-        for key, value in found.items()
+        for key, value in actual.items()
         if key.startswith("grad_plain/") and not value.any()
     ]
     assert sorted(without_gradient) == sorted(unused)

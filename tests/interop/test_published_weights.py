@@ -88,14 +88,14 @@ def tiny() -> MultiExitClassifier:
 
 
 def test_error_lists_all_differences_and_nothing_is_copied(tiny):
-    given = randomize(golden.untrained(golden.TINY, seed=1), seed=0)
-    del given["blocks.0.0.layers.0.net.0.weight"], given["classifier.1.linear.bias"]
-    given["blocks.9.0.layers.0.net.0.weight"] = np.zeros(3)
-    given["isc_modules.0.0.bias"] = np.zeros(128)
-    given["classifier.0.linear.weight"] = given["classifier.0.linear.weight"].T
+    arrays = randomize(golden.untrained(golden.TINY, seed=1), seed=0)
+    del arrays["blocks.0.0.layers.0.net.0.weight"], arrays["classifier.1.linear.bias"]
+    arrays["blocks.9.0.layers.0.net.0.weight"] = np.zeros(3)
+    arrays["isc_modules.0.0.bias"] = np.zeros(128)
+    arrays["classifier.0.linear.weight"] = arrays["classifier.0.linear.weight"].T
     before = every_array(tiny)
     with pytest.raises(ValueError, match=r"\b5\b") as raised:
-        load_published_weights(tiny, given)
+        load_published_weights(tiny, arrays)
     for line in (
         "missing: blocks.0.0.layers.0.net.0.weight",
         "missing: classifier.1.linear.bias",
@@ -108,19 +108,19 @@ def test_error_lists_all_differences_and_nothing_is_copied(tiny):
 
 
 def test_batch_counters_are_ignored(tiny):
-    given = randomize(golden.untrained(golden.TINY, seed=1), seed=0)
+    arrays = randomize(golden.untrained(golden.TINY, seed=1), seed=0)
     counters = {
         key.replace("running_mean", "num_batches_tracked"): np.int64(7)
-        for key in given
+        for key in arrays
         if key.endswith("running_mean")
     }
-    load_published_weights(tiny, given | counters)
-    chex.assert_trees_all_equal(golden.published_arrays(tiny), given)
+    load_published_weights(tiny, arrays | counters)
+    chex.assert_trees_all_equal(golden.published_arrays(tiny), arrays)
 
 
 def test_float16_weights_become_float32(tiny):
-    given = randomize(golden.untrained(golden.TINY, seed=1), seed=0)
-    load_published_weights(tiny, {key: value.astype(np.float16) for key, value in given.items()})
+    arrays = randomize(golden.untrained(golden.TINY, seed=1), seed=0)
+    load_published_weights(tiny, {key: value.astype(np.float16) for key, value in arrays.items()})
     assert {leaf.dtype for leaf in every_array(tiny)} == {np.dtype(np.float32)}
 
 

@@ -70,5 +70,5 @@ def test_missing_file_raises_with_its_name(tmp_path: Path):
 def test_plain_arrays_are_read_unchanged(tmp_path: Path):
     written = {"classifier.0.bias": np.arange(3.0), "classifier.0.weight": np.ones((3, 2))}
     np.savez(tmp_path / "weights.npz", **written)
-    found = read_weights(tmp_path / "weights.npz")
-    chex.assert_trees_all_equal(dict(found), written)
+    actual = read_weights(tmp_path / "weights.npz")
+    chex.assert_trees_all_equal(dict(actual), written)

@@ -131,9 +131,9 @@ def test_counting_does_not_change_the_classifier(small, mode: str):
 
 def test_an_abstract_classifier_has_the_same_costs(small):
     abstract = nnx.eval_shape(lambda: golden.untrained(golden.TINY | {"num_exits": 3}))
-    expected, found = exit_costs(small), exit_costs(abstract)
+    expected, actual = exit_costs(small), exit_costs(abstract)
     for field in ("macs", "published_ops", "params"):
-        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
+        np.testing.assert_array_equal(getattr(actual, field), getattr(expected, field))
 
 
 def test_costs_grow_with_every_exit(small):

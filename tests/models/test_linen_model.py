@@ -118,11 +118,11 @@ def test_outputs_and_statistics_are_those_of_the_models_own_apply(name, monkeypa
 def test_initial_variables_are_those_of_the_bridge_of_flax():
     bridged = bridge.ToNNX(sequential(train=False), rngs=nnx.Rngs(0))
     bridge.lazy_init(bridged, IMAGES)
-    found, expected = (
+    actual, expected = (
         nnx.to_pure_dict(nnx.state(model, (nnx.Param, nnx.BatchStat)))
         for model in (wrapped("sequential").module, bridged)
     )
-    chex.assert_trees_all_close(found, expected, rtol=1e-6)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-6)
 
 
 def test_every_call_in_training_draws_another_key_and_inference_draws_none():

@@ -51,15 +51,15 @@ def test_logits_in_slices_equal_those_at_once(count: int, side: int, sliced: boo
     in_slices, at_once = logits_on(one, network(side)), logits_on(eight, network(side))
     assert ("scan" in str(jax.make_jaxpr(in_slices)(images))) == sliced
     assert "scan" not in str(jax.make_jaxpr(at_once)(images))
-    found, expected = jax.jit(in_slices)(images), jax.jit(at_once)(images)
-    assert found.shape == (2, count, CLASSES)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    actual, expected = jax.jit(in_slices)(images), jax.jit(at_once)(images)
+    assert actual.shape == (2, count, CLASSES)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_a_classifier_in_training_mode_is_evaluated_in_inference_mode() -> None:
     classifier = nnx.merge(*network(), copy=True)
     classifier.train()
     images = jnp.asarray(draw_images(128, 0)[0])
-    found = logits_on(data_mesh(jax.devices()[:1]), nnx.split(classifier))(images)
+    actual = logits_on(data_mesh(jax.devices()[:1]), nnx.split(classifier))(images)
     classifier.eval()
-    np.testing.assert_allclose(found, classifier(normalize(images, **PIXELS)), atol=1e-5)
+    np.testing.assert_allclose(actual, classifier(normalize(images, **PIXELS)), atol=1e-5)

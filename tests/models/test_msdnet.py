@@ -177,13 +177,13 @@ def test_plans_have_the_recorded_structure(config: dict):
     plan = plan_of(golden.model_fields(config["args"]))
     factors, channels = plan.spec.growth_factors, plan.stem_channels
     stem = [list(pair) for pair in zip((3, *channels), channels, strict=False)]
-    found = [{"kind": "first", "block": 1, "scale_in_out_channels": stem}]
+    actual = [{"kind": "first", "block": 1, "scale_in_out_channels": stem}]
     for block, stage in enumerate(plan.stages, start=1):
         for layer in stage:
-            found += recorded_layer(layer, block, factors)
+            actual += recorded_layer(layer, block, factors)
     # The published constructor's growth argument, equal for all layers.
     expected = [{k: v for k, v in e.items() if k != "growth"} for e in config["structure"]]
-    assert found == expected
+    assert actual == expected
     assert {e["growth"] for e in config["structure"] if "growth" in e} == {plan.spec.growth_rate}
     assert [len(stage) for stage in plan.stages] == config["steps"]
     heads = zip(plan.head_inputs, plan.head_widths, strict=True)
@@ -210,10 +210,10 @@ def test_given_fields_override_those_of_the_preset():
 
 def test_abstract_construction_has_the_same_shapes(tiny):
     abstract = nnx.eval_shape(lambda: golden.untrained(golden.TINY | {"num_exits": 3}))
-    found, expected = (
+    actual, expected = (
         jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), nnx.state(n)) for n in (abstract, tiny)
     )
-    assert found == expected
+    assert actual == expected
 
 
 def test_equal_seeds_give_equal_parameters():

@@ -50,11 +50,11 @@ class Model(nnx.Module):
 
 
 def outputs(backbone):
-    state, found = backbone.stem(IMAGES), []
+    state, actual = backbone.stem(IMAGES), []
     for i in range(backbone.num_exits):
         state = backbone.stage(i, state)
-        found.append(backbone.exit_features(i, state))
-    return found
+        actual.append(backbone.exit_features(i, state))
+    return actual
 
 
 def test_last_exit_has_the_output_of_the_model():
@@ -223,6 +223,6 @@ def test_a_factory_may_return_a_wrapped_model(monkeypatch):
     ],
 )
 def test_errors_name_the_layer_or_argument(change, message):
-    given = {"module": sequential(), "exits": ["layers.1"], "image_shape": SHAPE} | change
+    arguments = {"module": sequential(), "exits": ["layers.1"], "image_shape": SHAPE} | change
     with pytest.raises(InputError, match=message):
-        imta_jax.wrap(given.pop("module"), **given)
+        imta_jax.wrap(arguments.pop("module"), **arguments)

@@ -42,9 +42,9 @@ def test_value_and_gradient_equal_the_definition(shape: tuple[int, ...], relu: b
     def reference(*arguments: jax.Array) -> jax.Array:
         return (by_definition(*arguments, relu) * weights).sum()
 
-    found = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(x, scale, bias)
+    actual = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(x, scale, bias)
     expected = jax.jit(jax.value_and_grad(reference, (0, 1, 2)))(x, scale, bias)
-    chex.assert_trees_all_close(found, expected, rtol=2e-4, atol=2e-4)
+    chex.assert_trees_all_close(actual, expected, rtol=2e-4, atol=2e-4)
 
 
 def test_gradient_is_orthogonal_to_the_mean_and_the_scale() -> None:
@@ -102,8 +102,8 @@ def test_groups_are_normalized_like_batches_of_their_own(channel_axis: int) -> N
         return (y * weights).sum(), (y, *(sum(pair) / 2 for pair in moments))
 
     differentiated = [jax.jit(jax.value_and_grad(f, (0, 1, 2), True)) for f in (grouped, separate)]
-    found, expected = (f(x, scale, bias) for f in differentiated)
-    chex.assert_trees_all_close(found, expected, rtol=2e-4, atol=2e-4)
+    actual, expected = (f(x, scale, bias) for f in differentiated)
+    chex.assert_trees_all_close(actual, expected, rtol=2e-4, atol=2e-4)
 
 
 @pytest.fixture

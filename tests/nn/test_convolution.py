@@ -58,8 +58,8 @@ def test_every_implementation_equals_the_definition(
     def in_layout(x, kernel):
         return layout.transpose(CONVOLUTIONS[layout](layout.transpose(x), kernel, stride))
 
-    found, found_transposed = jax.vjp(in_layout, x, kernel)
-    chex.assert_trees_all_close(found, expected, rtol=0, atol=1e-4)
+    actual, found_transposed = jax.vjp(in_layout, x, kernel)
+    chex.assert_trees_all_close(actual, expected, rtol=0, atol=1e-4)
     gradient = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
     chex.assert_trees_all_close(
         found_transposed(gradient), transposed(gradient), rtol=1e-5, atol=1e-4

@@ -56,20 +56,20 @@ def plain(relu: bool) -> Any:
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_the_form_of_other_devices_is_bit_for_bit_the_plain_one(relu: bool) -> None:
-    found, expected = (result_and_gradient(form(relu)) for form in (joint, plain))
-    chex.assert_trees_all_equal(found, expected)
+    actual, expected = (result_and_gradient(form(relu)) for form in (joint, plain))
+    chex.assert_trees_all_equal(actual, expected)
 
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_the_form_of_tpus_has_the_same_results_and_gradients(tpu_form: None, relu: bool) -> None:
-    found, expected = (result_and_gradient(form(relu)) for form in (joint, plain))
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+    actual, expected = (result_and_gradient(form(relu)) for form in (joint, plain))
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_form_of_tpus_keeps_the_dtypes_of_bfloat16_maps(tpu_form: None) -> None:
-    found, expected = (result_and_gradient(form(True), jnp.bfloat16) for form in (joint, plain))
-    chex.assert_trees_all_equal_dtypes(found, expected)
-    chex.assert_trees_all_close(found[1][1:], expected[1][1:], rtol=2e-2, atol=0.5)
+    actual, expected = (result_and_gradient(form(True), jnp.bfloat16) for form in (joint, plain))
+    chex.assert_trees_all_equal_dtypes(actual, expected)
+    chex.assert_trees_all_close(actual[1][1:], expected[1][1:], rtol=2e-2, atol=0.5)
 
 
 def test_sums_of_the_form_of_tpus_read_one_branch_each(tpu_form: None) -> None:

@@ -150,12 +150,12 @@ ADDRESSES = {
 def test_an_address_in_pyproject_gives_the_badge_and_installs_from_there(address, tmp_path):
     pyproject = tmp_path / "pyproject.toml"
     pyproject.write_text(f'[project.urls]\nRepository = "{address}"\n')
-    found = store_outputs.repository_address(pyproject)
+    actual = store_outputs.repository_address(pyproject)
     notebook = nbformat.read(NOTEBOOKS / "early_exit.ipynb", as_version=4)
     for _ in range(2):  # a second time changes nothing
-        store_outputs.set_address(notebook, found, "early_exit")
+        store_outputs.set_address(notebook, actual, "early_exit")
     title, install = (cell.source for cell in notebook.cells[:2])
-    assert f'"imta_jax[train,report] @ git+{found}"' in install
+    assert f'"imta_jax[train,report] @ git+{actual}"' in install
     badge = ADDRESSES[address]
     assert title.count("colab.research.google.com/github") == (badge is not None)
     assert badge is None or f"{badge}early_exit.ipynb" in title.splitlines()[2]

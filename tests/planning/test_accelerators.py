@@ -72,12 +72,12 @@ def test_a_program_fits_and_runs_on_the_chips_alone(name, programs):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_chips_exchange_gradients_and_statistics_only(name, programs):
-    info, found = programs[1][name].info, profile_of(programs[1][name])
+    info, actual = programs[1][name].info, profile_of(programs[1][name])
     assert not list(gathered(programs[1][name].text, minimum_bytes=1))
-    sent = sum(found.step.collective_bytes.values())
+    sent = sum(actual.step.collective_bytes.values())
     # Loss, accuracy and the flag of finite gradients are a few numbers per exit.
     assert sent <= 1.05 * (info.gradient_bytes + info.statistics_bytes) + 256
-    assert set(+found.step.collectives) <= {"all-reduce"}
+    assert set(+actual.step.collectives) <= {"all-reduce"}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

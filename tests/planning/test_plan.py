@@ -42,10 +42,10 @@ class Compiler:
 
 @pytest.fixture
 def compiler(hlo, monkeypatch):
-    found = Compiler(hlo("step"))
-    monkeypatch.setattr(planning, "compile_program", found)
+    actual = Compiler(hlo("step"))
+    monkeypatch.setattr(planning, "compile_program", actual)
     monkeypatch.setattr(planning, "check_compiler", lambda topology: None)
-    return found
+    return actual
 
 
 @pytest.fixture
@@ -54,49 +54,49 @@ def config(source):
 
 
 def test_a_plan_has_the_programs_and_hours_of_the_run(compiler, config):
-    found = make_plan(config, parse_topology("v5e:2x2"))
-    assert found.fits and [p.name for p in found.programs] == list(MEMORY)
+    actual = make_plan(config, parse_topology("v5e:2x2"))
+    assert actual.fits and [p.name for p in actual.programs] == list(MEMORY)
     assert {request.program for request in compiler.requests} == set(MEMORY)
-    step = found.programs[0].estimate.step
+    step = actual.programs[0].estimate.step
     assert step.low < step.expected < step.high
-    evaluation = found.programs[2].estimate.step.expected / 3600
+    evaluation = actual.programs[2].estimate.step.expected / 3600
     # 3 epochs of 3 steps, and 2 validation batches after each.
-    assert found.hours["phase_one"].expected == pytest.approx(
+    assert actual.hours["phase_one"].expected == pytest.approx(
         3 * (3 * step.expected / 3600 + 2 * evaluation)
     )
-    parts = [hours.expected for name, hours in found.hours.items() if name != "total"]
-    assert found.hours["total"].expected == pytest.approx(sum(parts))
+    parts = [hours.expected for name, hours in actual.hours.items() if name != "total"]
+    assert actual.hours["total"].expected == pytest.approx(sum(parts))
 
 
 def test_a_plan_is_text_and_json(compiler, config):
-    found = make_plan(config, parse_topology("v5e:2x2"))
-    text = plan_text(found)
+    actual = make_plan(config, parse_topology("v5e:2x2"))
+    text = plan_text(actual)
     for part in ("3.00 of 16.9", "16 (4)", "3 all-reduce", "not", "phase_two", "128"):
         assert part in text
-    record = json.loads(json.dumps(plan_record(found), allow_nan=False))
+    record = json.loads(json.dumps(plan_record(actual), allow_nan=False))
     assert record["programs"][0]["messages_in_a_row"] == 2
     assert record["programs"][0]["cycles"] == 4500
     assert record["fits"] and record["hours"]["total"]["expected"] > 0
 
 
 def test_a_step_that_waits_for_statistics_names_the_field(compiler, config):
-    found = make_plan(config, parse_topology("v5e:2x2"))
-    assert "batch_statistics" not in plan_text(found)
-    first = found.programs[0]
+    actual = make_plan(config, parse_topology("v5e:2x2"))
+    assert "batch_statistics" not in plan_text(actual)
+    first = actual.programs[0]
     waiting = dataclasses.replace(
         first,
         profile=dataclasses.replace(first.profile, chain=75),
         estimate=dataclasses.replace(first.estimate, messages=first.estimate.step.times(0.4)),
     )
-    text = plan_text(dataclasses.replace(found, programs=[waiting, *found.programs[1:]]))
+    text = plan_text(dataclasses.replace(actual, programs=[waiting, *actual.programs[1:]]))
     assert "40%" in text and "75 of them" in text
     assert "--config.phase_one.batch_statistics=per_device" in text
 
 
 def test_shards_of_a_small_network_are_reported(compiler, config):
     mesh = dataclasses.replace(config.mesh, parameter_shards=2)
-    found = make_plan(dataclasses.replace(config, mesh=mesh), parse_topology("v5e:2x2"))
-    assert "config.mesh.parameter_shards=2 saves at most" in plan_text(found)
+    actual = make_plan(dataclasses.replace(config, mesh=mesh), parse_topology("v5e:2x2"))
+    assert "config.mesh.parameter_shards=2 saves at most" in plan_text(actual)
 
 
 def test_a_failed_compilation_reports_the_error_and_not_the_end_of_the_log(config, tmp_path):
@@ -123,12 +123,12 @@ def test_needed_memory_is_read_from_the_error_of_the_compiler(message, gigabytes
 @pytest.mark.parametrize("needed", [99e9, None])
 def test_a_program_that_does_not_fit_names_the_fields_to_change(needed, compiler, config):
     compiler.memory["phase_one"] = needed
-    found = make_plan(config, parse_topology("v5e:2x2"))
-    assert not found.fits and not found.hours
-    text = plan_text(found)
+    actual = make_plan(config, parse_topology("v5e:2x2"))
+    assert not actual.fits and not actual.hours
+    text = plan_text(actual)
     for field in ("batch_size", "accumulate_parts", "compute_dtype=bfloat16", "rematerialize"):
         assert f"--config.phase_one.{field}" in text
-    assert plan_record(found)["programs"][0]["advice"]
+    assert plan_record(actual)["programs"][0]["advice"]
 
 
 def test_evaluation_that_does_not_fit_names_its_batch(compiler, config):
@@ -221,9 +221,9 @@ def test_saved_executables_go_to_the_folder_of_the_run(compiler, source, tmp_pat
     ],
 )
 def test_invalid_flags_are_rejected(options, message, source):
-    given = PlanOptions(**{"topologies": ("v5e:2x2",), **options})
+    flags = PlanOptions(**{"topologies": ("v5e:2x2",), **options})
     with pytest.raises(InputError, match=message):
-        plan(tiny_run.tiny_config(source), given)
+        plan(tiny_run.tiny_config(source), flags)
 
 
 def test_only_main_memory_counts():

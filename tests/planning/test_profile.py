@@ -19,18 +19,18 @@ from imta_jax.planning.profile import arrays_of_type, gathered, host_transfers, 
     ],
 )
 def test_layouts_give_padded_sizes(text, size, padded, in_device_memory):
-    (found,) = array_shapes(text)
-    assert (found.bytes, found.padded_bytes) == (size, padded)
-    assert found.in_device_memory is in_device_memory
+    (actual,) = array_shapes(text)
+    assert (actual.bytes, actual.padded_bytes) == (size, padded)
+    assert actual.in_device_memory is in_device_memory
 
 
 def test_instructions_have_opcode_operands_and_results(hlo):
     module = Module(hlo("step"))
-    found = {one.name: one for one in module.instructions(module.entry)}
-    fusion = found["%fusion.2"]
+    actual = {instruction.name: instruction for instruction in module.instructions(module.entry)}
+    fusion = actual["%fusion.2"]
     assert (fusion.opcode, fusion.operands, len(fusion.shapes)) == ("fusion", ("%fusion.1",), 2)
     assert fusion.cycles == 3000 and "batch_normalize" in fusion.op_name
-    assert "%add.1" not in found, "of another computation"
+    assert "%add.1" not in actual, "of another computation"
 
 
 def test_a_step_is_summarized(hlo):
@@ -53,13 +53,13 @@ def test_arrays_of_the_batch_are_counted(hlo):
 
 
 def test_a_loop_over_steps_is_separated_from_the_dispatch(hlo):
-    found = profile(hlo("loop"), steps=50, images_per_chip=16)
-    assert found.step.kernels == 4, "an inner loop of four trips"
-    assert found.step.collectives == {"all-reduce": 1} and found.chain == 1
+    actual = profile(hlo("loop"), steps=50, images_per_chip=16)
+    assert actual.step.kernels == 4, "an inner loop of four trips"
+    assert actual.step.collectives == {"all-reduce": 1} and actual.chain == 1
     # The copy of the dataset reads and writes its padded layouts.
     images = 32 * 32 * 8 * 45056 + 45000 * 32 * 32 * 128
-    assert found.dispatch.memory_bytes == images
-    assert found.dispatch.kernels == 0 and not +found.dispatch.collectives
+    assert actual.dispatch.memory_bytes == images
+    assert actual.dispatch.kernels == 0 and not +actual.dispatch.collectives
 
 
 def test_host_transfers_float64_and_gathers_are_found(hlo):

@@ -79,11 +79,11 @@ def test_a_planned_step_is_the_step_of_a_run(name, pipeline, changes, source):
 def test_an_abstract_state_has_shapes_types_and_shardings_of_a_new_one(name, changes):
     config = tiny_run.run_config("unused.npz", **changes)
     mesh = data_mesh(jax.devices()[:2], parameter_shards=config.mesh.parameter_shards)
-    arguments = (optimizer_of(config, name, 3),)
-    given = {**tiny_run.PIXELS, "mesh": mesh}
+    optimizer = optimizer_of(config, name, 3)
+    arguments = {**tiny_run.PIXELS, "mesh": mesh}
     classifier = new_phase_one(config, tiny_run.INFO)
-    real = build_phase(name, config, classifier, *arguments, **given).new_state()
-    phase = abstract_phase(name, config, tiny_run.INFO, *arguments, **given)
+    real = build_phase(name, config, classifier, optimizer, **arguments).new_state()
+    phase = abstract_phase(name, config, tiny_run.INFO, optimizer, **arguments)
     assert described(abstract_state(phase)) == described(real)
 
 

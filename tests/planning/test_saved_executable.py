@@ -40,8 +40,8 @@ def load(saved, mesh):
 def test_a_saved_executable_computes_the_step(saved, mesh):
     arguments = cached_steps.arguments(mesh)
     expected = cached_steps.make_step(cached_steps.TABLE, mesh)(*cached_steps.arguments(mesh))
-    found = load(saved, mesh)(*arguments)
-    np.testing.assert_array_equal(found[0], expected[0])
+    actual = load(saved, mesh)(*arguments)
+    np.testing.assert_array_equal(actual[0], expected[0])
     assert arguments[0].is_deleted(), "donated"
 
 

@@ -56,10 +56,10 @@ def test_a_file_describes_another_gpu(tmp_path):
     text = GPU_TARGETS["h100"].read_text().replace("core_count: 132", "core_count: 66")
     path = tmp_path / "half.txtpb"
     path.write_text(text)
-    found, h100 = parse_topology(f"{path}:4"), parse_topology("h100:4")
-    assert found.target_config == text
-    assert found.chip.matrix_flops == pytest.approx(h100.chip.matrix_flops / 2)
-    assert found.chip.memory_bytes == h100.chip.memory_bytes
+    actual, h100 = parse_topology(f"{path}:4"), parse_topology("h100:4")
+    assert actual.target_config == text
+    assert actual.chip.matrix_flops == pytest.approx(h100.chip.matrix_flops / 2)
+    assert actual.chip.memory_bytes == h100.chip.memory_bytes
 
 
 def test_a_file_that_describes_no_gpu_is_rejected(tmp_path):

@@ -26,22 +26,22 @@ def test_files_are_small_enough_to_ship():
 
 @pytest.mark.parametrize("name", pretrained.pretrained_names())
 def test_metadata_and_results_fit_the_network(name):
-    found = pretrained.load_pretrained(name)
-    exits = found.results["exits"]
-    assert len(exits) == found.classifier.num_exits
-    assert found.classifier.num_classes == len(found.meta["class_names"])
-    assert found.meta["note"] and found.results["dataset"]["examples"]["test"] >= 2000
-    assert all(len(point["thresholds"]) == len(exits) for point in found.results["budget_curve"])
+    actual = pretrained.load_pretrained(name)
+    exits = actual.results["exits"]
+    assert len(exits) == actual.classifier.num_exits
+    assert actual.classifier.num_classes == len(actual.meta["class_names"])
+    assert actual.meta["note"] and actual.results["dataset"]["examples"]["test"] >= 2000
+    assert all(len(point["thresholds"]) == len(exits) for point in actual.results["budget_curve"])
 
 
 def test_quickstart_network_reaches_its_recorded_accuracy():
-    found = pretrained.load_pretrained("quickstart")
+    actual = pretrained.load_pretrained("quickstart")
     from configs import quickstart
 
     dataset = load_dataset(quickstart.get_config().data.to_dict())
-    pixels = {name: found.meta[name] for name in ("mean", "std")}
-    test = collect_predictions(found.classifier, dataset.splits["test"], batch_size=400, **pixels)
-    recorded = [exit_["top1"] for exit_ in found.results["exits"]]
+    pixels = {name: actual.meta[name] for name in ("mean", "std")}
+    test = collect_predictions(actual.classifier, dataset.splits["test"], batch_size=400, **pixels)
+    recorded = [exit_["top1"] for exit_ in actual.results["exits"]]
     # Rounding differs between machines and may change the class of 2 of the 2,000 images.
     np.testing.assert_allclose(anytime_accuracy(test), recorded, atol=0.11)
 
@@ -103,10 +103,10 @@ def test_written_network_is_read_unchanged(tmp_path, dtype, close):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "load_classifier", lambda folder: source[:2])
         pretrained.write_pretrained(workdir, path, dtype=dtype, note="mine")
-    found = pretrained.read_pretrained(path)
-    assert found.meta == source.meta | {"note": "mine"} and found.results == source.results
+    actual = pretrained.read_pretrained(path)
+    assert actual.meta == source.meta | {"note": "mine"} and actual.results == source.results
     found_arrays, expected_arrays = (
-        named_arrays(nnx.state(network.classifier, nnx.Param)) for network in (found, source)
+        named_arrays(nnx.state(network.classifier, nnx.Param)) for network in (actual, source)
     )
     rtol = 1e-3 if close else 0
     chex.assert_trees_all_close(found_arrays, expected_arrays, atol=close, rtol=rtol)

@@ -34,4 +34,4 @@ def test_installed_fallback_fonts_are_used(monkeypatch):
     figure.suptitle("title")
     figure_images(figure)
     families = [text.get_fontfamily() for text in figure.findobj(Text)]
-    assert families and all(one == ["DejaVu Sans", "DejaVu Serif"] for one in families)
+    assert families and all(fonts == ["DejaVu Sans", "DejaVu Serif"] for fonts in families)

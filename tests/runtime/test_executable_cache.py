@@ -64,10 +64,10 @@ def test_another_program_of_the_same_label_is_not_run(cache):
     ids=["flags", "cpu", "version", "config"],
 )
 def test_the_key_depends_on_flags_cpu_version_and_config(cache, change, monkeypatch):
-    mesh, given = data_mesh(), arguments(data_mesh())
-    lowered = make_step(TABLE, mesh).lower(*given)
+    mesh, step_arguments = data_mesh(), arguments(data_mesh())
+    lowered = make_step(TABLE, mesh).lower(*step_arguments)
     key = executable_cache._program_key(lowered, [0])
-    assert key == executable_cache._program_key(make_step(TABLE, mesh).lower(*given), [0])
+    assert key == executable_cache._program_key(make_step(TABLE, mesh).lower(*step_arguments), [0])
     try:
         change(monkeypatch)
         assert executable_cache._program_key(lowered, [0]) != key
@@ -85,18 +85,18 @@ def test_other_argument_pytrees_are_compiled_again(cache):
     mesh = data_mesh()
     _, x = arguments(mesh)
 
-    def compiles(given, value_of):
-        step = jax.jit(lambda given: {"y": value_of(given) * jnp.asarray(TABLE)})
+    def compiles(x_tree, value_of):
+        step = jax.jit(lambda x_tree: {"y": value_of(x_tree) * jnp.asarray(TABLE)})
         cached = CachedExecutable(step, "label", mesh)
-        found, compiled = call_in_new_process(lambda: cached(given))
-        np.testing.assert_allclose(found["y"], x * TABLE, rtol=1e-6)
+        actual, compiled = call_in_new_process(lambda: cached(x_tree))
+        np.testing.assert_allclose(actual["y"], x * TABLE, rtol=1e-6)
         return compiled
 
-    assert compiles({"a": x}, lambda given: given["a"])
-    assert compiles({"b": x}, lambda given: given["b"])
-    assert not compiles({"b": x}, lambda given: given["b"])
-    assert compiles(Renamed(x), lambda given: given.x)
-    assert not compiles(Renamed(x), lambda given: given.x)
+    assert compiles({"a": x}, lambda x_tree: x_tree["a"])
+    assert compiles({"b": x}, lambda x_tree: x_tree["b"])
+    assert not compiles({"b": x}, lambda x_tree: x_tree["b"])
+    assert compiles(Renamed(x), lambda x_tree: x_tree.x)
+    assert not compiles(Renamed(x), lambda x_tree: x_tree.x)
 
 
 class Versioned:
@@ -127,10 +127,10 @@ def test_an_executable_of_an_older_version_is_compiled_again(cache, monkeypatch)
     )
 
     def compiles():
-        step = jax.jit(lambda given: given.x * jnp.asarray(TABLE))
+        step = jax.jit(lambda argument: argument.x * jnp.asarray(TABLE))
         cached = CachedExecutable(step, "label", mesh)
-        found, compiled = call_in_new_process(lambda: cached(Tagged(x, Versioned())))
-        np.testing.assert_allclose(found, x * TABLE, rtol=1e-6)
+        actual, compiled = call_in_new_process(lambda: cached(Tagged(x, Versioned())))
+        np.testing.assert_allclose(actual, x * TABLE, rtol=1e-6)
         return compiled
 
     assert compiles() and not compiles()

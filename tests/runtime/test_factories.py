@@ -96,7 +96,7 @@ def test_an_exception_of_the_factory_is_one_message_with_its_lines(raise_error, 
         return raise_error()
 
     line = make.__code__.co_firstlineno + 2
-    with pytest.raises(InputError, match=message) as found:
+    with pytest.raises(InputError, match=message) as raised:
         call(make, {"width": 4})
-    assert f"{__file__}:{line} in make" in str(found.value)
-    assert "registry.py" not in str(found.value) and "\n" not in str(found.value)
+    assert f"{__file__}:{line} in make" in str(raised.value)
+    assert "registry.py" not in str(raised.value) and "\n" not in str(raised.value)

@@ -203,8 +203,8 @@ def start_tasks(kind, indices, timeout):
 @pytest.mark.parametrize("kind", ["slurm", "tpu"])
 def test_two_tasks_of_a_cluster_join(kind):
     tasks = start_tasks(kind, (0, 1), timeout=120)
-    found = [task.communicate(timeout=240) for task in tasks]
-    assert [out.split() for out, _ in found] == [["0", "2"], ["1", "2"]], found
+    actual = [task.communicate(timeout=240) for task in tasks]
+    assert [out.split() for out, _ in actual] == [["0", "2"], ["1", "2"]], actual
 
 
 KUBERNETES_PROGRAM = """
@@ -307,10 +307,10 @@ def test_one_slurm_task_per_node_uses_all_gpus_of_the_node(monkeypatch):
         assert slurm_local_devices(SLURM | changed) is None
     for name, value in (SLURM | {"SLURM_NTASKS": "4"}).items():
         monkeypatch.setenv(name, value)
-    given = {}
-    monkeypatch.setattr("jax.distributed.initialize", lambda *_, **rest: given.update(rest))
+    calls = {}
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_, **rest: calls.update(rest))
     join_processes()
-    assert given["local_device_ids"] == [*range(8)]
+    assert calls["local_device_ids"] == [*range(8)]
 
 
 def test_unused_gpus_are_reported_with_the_flag():

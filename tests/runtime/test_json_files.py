@@ -152,9 +152,9 @@ def test_tensorboard_reads_the_rows_before_and_after_a_failure(tmp_path):
         with largest_file(path.stat().st_size + 100):
             events.on_metrics(progress(), row(2))
         events.on_metrics(progress(), row(3))
-    found = [Event.FromString(x.numpy()) for x in tf.data.TFRecordDataset(str(path))]
-    assert found[0].file_version == "brain.Event:2" and not found[0].summary.value
-    values = {(e.step, v.tag): v.simple_value for e in found for v in e.summary.value}
+    actual = [Event.FromString(x.numpy()) for x in tf.data.TFRecordDataset(str(path))]
+    assert actual[0].file_version == "brain.Event:2" and not actual[0].summary.value
+    values = {(e.step, v.tag): v.simple_value for e in actual for v in e.summary.value}
     assert {step for step, _ in values} == {3, 9}
     assert values[3, "train/loss"] == 0.5 and values[9, "train/top1_per_exit/20"] == 50
 

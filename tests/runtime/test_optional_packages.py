@@ -23,7 +23,10 @@ DISTRIBUTIONS = {
 
 
 def distributions(requirements):
-    return {re.split(r"[^\w-]", one.replace("imta_jax", "imta-jax"))[0] for one in requirements}
+    return {
+        re.split(r"[^\w-]", requirement.replace("imta_jax", "imta-jax"))[0]
+        for requirement in requirements
+    }
 
 
 @pytest.mark.parametrize("extra", optional_packages._MODULES)

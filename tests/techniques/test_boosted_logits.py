@@ -45,8 +45,10 @@ def test_logits_follow_the_recursion():
 
 def test_weight_one_is_the_identity_transfer_and_weight_zero_independent_exits():
     for weight, kind in ((1.0, "identity"), (0.0, "independent")):
-        found = run_heads(heads_of(weight=weight), FEATURES)
-        np.testing.assert_allclose(found, run_heads(heads_of(kind), FEATURES), rtol=1e-6, atol=1e-6)
+        actual = run_heads(heads_of(weight=weight), FEATURES)
+        np.testing.assert_allclose(
+            actual, run_heads(heads_of(kind), FEATURES), rtol=1e-6, atol=1e-6
+        )
 
 
 def test_the_loss_of_an_exit_trains_its_own_layer_and_features_only():

@@ -21,8 +21,8 @@ LOG_P = LOGITS - np.log(np.exp(LOGITS.astype(np.float64)).sum(axis=-1, keepdims=
 def test_the_targets_are_smoothed_labels(labels, targets, epsilon):
     smooth = (1 - epsilon) * targets + epsilon / K
     expected = -(smooth * LOG_P).sum(axis=-1).mean(axis=-1)
-    found = cross_entropy(LOGITS, labels, label_smoothing=epsilon)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    actual = cross_entropy(LOGITS, labels, label_smoothing=epsilon)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("last_exit", ["mixed", "cross_entropy"])
@@ -34,8 +34,8 @@ def test_distillation_smooths_the_cross_entropy_only(last_exit):
     if last_exit == "cross_entropy":
         per_exit[-1] = entropy[-1]
     conventions = {"alpha": 0.4, "temperature": 2.0, "last_exit": last_exit}
-    found = one_for_all_loss(LOGITS, MIXED, teacher, **conventions, label_smoothing=0.2)
-    np.testing.assert_allclose(found, per_exit.sum(), rtol=1e-5)
+    actual = one_for_all_loss(LOGITS, MIXED, teacher, **conventions, label_smoothing=0.2)
+    np.testing.assert_allclose(actual, per_exit.sum(), rtol=1e-5)
 
 
 def test_a_masked_class_without_probability_adds_nothing():

@@ -32,10 +32,10 @@ def towards(side: int, detachment: FeatureDetachment, equilibrium: str = "off") 
         sides = detachment(*split_gradient(state, 1, 4, equilibrium))
         return sum(x.sum() for x in sides[side])
 
-    found = jax.grad(total)(STATE)
-    for gradient in found:
+    actual = jax.grad(total)(STATE)
+    for gradient in actual:
         np.testing.assert_array_equal(gradient[0], gradient[1])
-    return [np.asarray(gradient[0]) for gradient in found]
+    return [np.asarray(gradient[0]) for gradient in actual]
 
 
 # The operator.
@@ -45,8 +45,8 @@ def towards(side: int, detachment: FeatureDetachment, equilibrium: str = "off") 
     ("fraction", "kept"), [(0.5, [1, 1, 0, 0, 0]), (0.25, [1, 1, 1, 1, 0]), (0.9, [0, 0, 0, 0, 0])]
 )
 def test_gradient_of_the_last_channels_stops(fraction: float, kept: list[int]):
-    found = jax.grad(lambda x: (stop_channels(x, fraction=fraction) ** 2).sum())(STATE[1])
-    np.testing.assert_array_equal(found, 2 * np.asarray(STATE[1]) * kept)
+    actual = jax.grad(lambda x: (stop_channels(x, fraction=fraction) ** 2).sum())(STATE[1])
+    np.testing.assert_array_equal(actual, 2 * np.asarray(STATE[1]) * kept)
 
 
 def test_first_and_last_channels_are_complements():
@@ -58,8 +58,8 @@ def test_first_and_last_channels_are_complements():
 
 
 def test_channels_may_be_on_any_axis():
-    found = jax.grad(lambda x: stop_channels(x, axis=0).sum())(jnp.ones((4, 3)))
-    np.testing.assert_array_equal(found, np.repeat([[1.0], [0.0]], 2, axis=0) * np.ones((4, 3)))
+    actual = jax.grad(lambda x: stop_channels(x, axis=0).sum())(jnp.ones((4, 3)))
+    np.testing.assert_array_equal(actual, np.repeat([[1.0], [0.0]], 2, axis=0) * np.ones((4, 3)))
 
 
 @pytest.mark.parametrize("maps", DETACHED_MAPS)
@@ -144,8 +144,8 @@ def gradients(graphdef, state, detachment: FeatureDetachment, layout: Layout):
 
 def of_network(network, detachment, layout=Layout.NHWC):
     graphdef, params, rest = nnx.split(network, nnx.Param, ...)
-    loss, found = gradients(graphdef, (params, rest), detachment, layout)
-    return loss, nnx.to_pure_dict(found)
+    loss, actual = gradients(graphdef, (params, rest), detachment, layout)
+    return loss, nnx.to_pure_dict(actual)
 
 
 def test_detachment_changes_gradients_of_the_backbone_but_not_the_loss(network):
@@ -165,9 +165,9 @@ def test_detachment_changes_gradients_of_the_backbone_but_not_the_loss(network):
 def test_channels_are_those_of_the_maps_in_every_layout(network):
     detachment = FeatureDetachment(maps="all", fraction=0.25, from_exit=True)
     _, expected = of_network(network, detachment)
-    _, found = of_network(network, detachment, Layout.CHWN)
+    _, actual = of_network(network, detachment, Layout.CHWN)
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
-    chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-4 * scale)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-3, atol=1e-4 * scale)
 
 
 def test_a_later_loss_does_not_reach_the_last_channels_of_the_coarsest_map(network):
@@ -185,10 +185,10 @@ def test_a_later_loss_does_not_reach_the_last_channels_of_the_coarsest_map(netwo
         )
         return cross_entropy(network.logits(features), LABELS)[-1]
 
-    found = jax.grad(of_last_exit)(zeros)
-    channels = found[-1].shape[-1]
+    actual = jax.grad(of_last_exit)(zeros)
+    channels = actual[-1].shape[-1]
     m = round(channels / 2)
     assert 0 < m < channels
-    assert np.abs(found[-1][..., :m]).max() > 0
-    np.testing.assert_array_equal(found[-1][..., m:], 0)
-    assert all(np.abs(x[..., -1]).max() > 0 for x in found[:-1])
+    assert np.abs(actual[-1][..., :m]).max() > 0
+    np.testing.assert_array_equal(actual[-1][..., m:], 0)
+    assert all(np.abs(x[..., -1]).max() > 0 for x in actual[:-1])

@@ -44,9 +44,9 @@ def random_vector(seed: int) -> jax.Array:
 class RescalingTest(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     def test_rescaling_returns_any_tree_bit_for_bit(self):
-        found = self.variant(lambda tree: rescale_gradient(tree, 0.3))(TREE)
-        chex.assert_trees_all_equal(found, TREE, strict=True)
-        chex.assert_trees_all_equal_dtypes(found, TREE)
+        actual = self.variant(lambda tree: rescale_gradient(tree, 0.3))(TREE)
+        chex.assert_trees_all_equal(actual, TREE, strict=True)
+        chex.assert_trees_all_equal_dtypes(actual, TREE)
 
     @chex.variants(with_jit=True, without_jit=True)
     def test_both_sides_of_a_split_equal_the_state(self):
@@ -71,9 +71,9 @@ def test_gradients_of_a_tree_keep_structure_and_types():
     def total(tree: dict) -> jax.Array:
         return sum(leaf.astype(jnp.float32).sum() for leaf in jax.tree.leaves(tree))
 
-    found = jax.grad(lambda tree: total(rescale_gradient(tree, 0.5)))(floats)
+    actual = jax.grad(lambda tree: total(rescale_gradient(tree, 0.5)))(floats)
     expected = jax.tree.map(lambda x: jnp.full_like(x, 0.5), floats)
-    chex.assert_trees_all_equal(found, expected, strict=True)
+    chex.assert_trees_all_equal(actual, expected, strict=True)
 
 
 def test_integers_in_a_tree_keep_the_gradient_of_floats():
@@ -82,8 +82,8 @@ def test_integers_in_a_tree_keep_the_gradient_of_floats():
         return x[index] ** 2
 
     x = random_vector(3)
-    found = jax.grad(loss)(x, jnp.asarray(2))
-    np.testing.assert_allclose(found, jnp.zeros(5).at[2].set(x[2]), rtol=1e-6)
+    actual = jax.grad(loss)(x, jnp.asarray(2))
+    np.testing.assert_allclose(actual, jnp.zeros(5).at[2].set(x[2]), rtol=1e-6)
 
 
 def test_a_traced_scale_works_and_receives_no_gradient():
@@ -102,8 +102,8 @@ def test_rescaling_works_under_vmap():
 
 def test_scales_multiply_along_a_path():
     x = random_vector(7)
-    found = jax.grad(lambda x: rescale_gradient(rescale_gradient(x, 0.5), 0.25).sum())(x)
-    np.testing.assert_allclose(found, np.full(5, 0.125), rtol=1e-6)
+    actual = jax.grad(lambda x: rescale_gradient(rescale_gradient(x, 0.5), 0.25).sum())(x)
+    np.testing.assert_allclose(actual, np.full(5, 0.125), rtol=1e-6)
 
 
 # The split.
@@ -203,7 +203,7 @@ def results(network: MultiExitClassifier, images: jax.Array) -> dict[str, Result
 
 @pytest.fixture(scope="module")
 def gradients(results: dict[str, Results]) -> dict[str, Maps]:
-    return {mode: found.gradients for mode, found in results.items()}
+    return {mode: actual.gradients for mode, actual in results.items()}
 
 
 def every_map(maps: Maps) -> list[tuple[int, int]]:
@@ -219,9 +219,9 @@ def test_probes_of_zero_do_not_change_the_logits(network, images, results):
     graphdef, state = nnx.split(network)
     forward = jax.jit(lambda state: nnx.merge(graphdef, state, copy=True)(images, "all"))
     expected = forward(state)
-    for found in results.values():
+    for actual in results.values():
         # Batch normalization over few positions amplifies rounding.
-        np.testing.assert_allclose(found.logits, expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(actual.logits, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_every_exit_reaches_every_earlier_stage_and_no_later_one(gradients):

@@ -75,22 +75,22 @@ class HeadsTest(chex.TestCase):
     def test_identity_transfer_sums_the_independent_logits(self, start):
         classifier = phase_two(phase_one(), transfer="identity", start=start)
         expected = independent_logits(classifier).cumsum(axis=0)
-        found = self.variant(call(classifier))(IMAGES)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        actual = self.variant(call(classifier))(IMAGES)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
     @chex.variants(with_jit=True, without_jit=True)
     @parameterized.parameters("phase_one", "fresh")
     def test_without_transfer_exits_are_independent(self, start):
         classifier = phase_two(phase_one(), transfer="none", start=start)
-        found = self.variant(call(classifier))(IMAGES)
-        np.testing.assert_allclose(found, independent_logits(classifier), rtol=1e-5, atol=1e-6)
+        actual = self.variant(call(classifier))(IMAGES)
+        np.testing.assert_allclose(actual, independent_logits(classifier), rtol=1e-5, atol=1e-6)
 
     @chex.variants(with_jit=True, without_jit=True)
     def test_linear_transfer_equals_the_formula(self):
         """The exit's linear layer reads [features, ReLU(BatchNorm(Linear(previous logits)))]."""
         classifier = phase_two(phase_one(), transfer="linear", start="fresh")
         classifier.train()
-        found = self.variant(call(classifier))(IMAGES)
+        actual = self.variant(call(classifier))(IMAGES)
         heads, previous = classifier.heads, None
         for i, joined in enumerate(map(np.asarray, classifier.features(IMAGES))):
             if i > 0:
@@ -98,7 +98,7 @@ class HeadsTest(chex.TestCase):
                 prior = (prior - prior.mean(0)) / np.sqrt(prior.var(0) + 1e-5)
                 joined = np.concatenate([joined, np.maximum(prior, 0)], axis=1)
             previous = affine(heads.linears[i], joined)
-            np.testing.assert_allclose(found[i], previous, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(actual[i], previous, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("transfer", TRANSFERS)
@@ -174,8 +174,8 @@ def test_none_and_linear_transfer_start_with_phase_one_logits(transfer: str):
     first = phase_one()
     before = np.asarray(first(IMAGES))
     # Zero weights add exact zeros, but a longer dot product may be summed in another order.
-    found = phase_two(first, transfer=transfer)(IMAGES)
-    np.testing.assert_allclose(found, before, rtol=1e-6, atol=1e-6)
+    actual = phase_two(first, transfer=transfer)(IMAGES)
+    np.testing.assert_allclose(actual, before, rtol=1e-6, atol=1e-6)
 
 
 def test_a_linear_transfer_starts_with_a_nonzero_gradient():
@@ -232,8 +232,8 @@ def test_heads_fit_an_msdnet(transfer: str):
         first, {"transfer": transfer}, num_classes=10, rngs=nnx.Rngs(0)
     )
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
-    found = nnx.eval_shape(lambda network, images: network(images), second, images)
-    assert found.shape == (2, 2, 10) and found.dtype == jnp.float32
+    actual = nnx.eval_shape(lambda network, images: network(images), second, images)
+    assert actual.shape == (2, 2, 10) and actual.dtype == jnp.float32
 
 
 # Errors.

@@ -69,17 +69,17 @@ class FormulaTest(chex.TestCase):
         convention=CONVENTIONS, weights=[(0.9, 1.0), (0.1, 3.0), (0.0, 0.5), (1.0, 3.0)]
     )
     def test_loss_equals_the_formula_in_every_convention(self, convention, weights):
-        found = self.variant(loss_with(*weights, convention))(LOGITS, LABELS, TEACHER)
-        chex.assert_shape(found, ())
-        chex.assert_type(found, jnp.float32)
-        np.testing.assert_allclose(found, reference_loss(*weights, convention), rtol=1e-5)
+        actual = self.variant(loss_with(*weights, convention))(LOGITS, LABELS, TEACHER)
+        chex.assert_shape(actual, ())
+        chex.assert_type(actual, jnp.float32)
+        np.testing.assert_allclose(actual, reference_loss(*weights, convention), rtol=1e-5)
 
     @chex.variants(with_jit=True, without_jit=True)
     def test_defaults_are_those_of_the_paper(self):
         loss = functools.partial(one_for_all_loss, alpha=0.5, temperature=2.0)
-        found = self.variant(loss)(LOGITS, LABELS, TEACHER)
+        actual = self.variant(loss)(LOGITS, LABELS, TEACHER)
         expected = reference_loss(0.5, 2.0, ("batch", False, "mixed"))
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
     @chex.variants(with_jit=True, without_jit=True)
     def test_extreme_logits_have_a_finite_loss_and_gradient(self):
@@ -89,8 +89,8 @@ class FormulaTest(chex.TestCase):
 
     @chex.variants(with_jit=True, without_jit=True)
     def test_cross_entropy_of_uniform_logits_is_log_of_the_classes(self):
-        found = self.variant(cross_entropy)(jnp.zeros((E, N, K)), jnp.arange(N))
-        np.testing.assert_allclose(found, np.full(E, np.log(K)), rtol=1e-6)
+        actual = self.variant(cross_entropy)(jnp.zeros((E, N, K)), jnp.arange(N))
+        np.testing.assert_allclose(actual, np.full(E, np.log(K)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
@@ -106,17 +106,17 @@ def test_the_last_exit_as_its_own_teacher_is_trained_by_labels_only():
         return one_for_all_loss(logits, LABELS, logits[-1], alpha=0.3, temperature=2.0)
 
     plain = jax.grad(lambda logits: cross_entropy(logits, LABELS).sum())(LOGITS)
-    found = jax.grad(loss)(jnp.asarray(LOGITS))
-    np.testing.assert_allclose(found[-1], 0.3 * plain[-1], rtol=1e-5, atol=1e-7)
-    assert np.abs(found[0] - 0.3 * plain[0]).max() > 1e-3
+    actual = jax.grad(loss)(jnp.asarray(LOGITS))
+    np.testing.assert_allclose(actual[-1], 0.3 * plain[-1], rtol=1e-5, atol=1e-7)
+    assert np.abs(actual[0] - 0.3 * plain[0]).max() > 1e-3
 
 
 def test_divergence_is_positive_and_vanishes_with_its_gradient_at_the_teacher():
     assert (teacher_divergence(LOGITS, TEACHER, temperature=2.0) > 0).all()
-    found, gradient = jax.value_and_grad(
+    actual, gradient = jax.value_and_grad(
         lambda logits: teacher_divergence(logits, TEACHER, temperature=2.0).sum()
     )(jnp.broadcast_to(TEACHER, (E, N, K)))
-    assert float(found) == pytest.approx(0, abs=1e-6)
+    assert float(actual) == pytest.approx(0, abs=1e-6)
     np.testing.assert_allclose(gradient, np.zeros((E, N, K)), atol=1e-7)
 
 
@@ -130,8 +130,8 @@ def test_divergence_reductions_differ_by_the_number_of_classes():
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_a_constant_added_to_the_logits_does_not_change_the_loss(convention):
     loss = loss_with(0.4, 3.0, convention)
-    found, expected = loss(LOGITS + 50, LABELS, TEACHER - 20), loss(LOGITS, LABELS, TEACHER)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    actual, expected = loss(LOGITS + 50, LABELS, TEACHER - 20), loss(LOGITS, LABELS, TEACHER)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -145,8 +145,8 @@ def test_a_class_that_is_masked_in_all_logits_does_not_change_the_divergence(red
         return jnp.concatenate([x, jnp.full((*x.shape[:-1], 1), -jnp.inf)], axis=-1)
 
     expected, gradient = jax.value_and_grad(divergence)(LOGITS, TEACHER)
-    found, masked_gradient = jax.value_and_grad(divergence)(mask(LOGITS), mask(TEACHER))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    actual, masked_gradient = jax.value_and_grad(divergence)(mask(LOGITS), mask(TEACHER))
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
     np.testing.assert_allclose(masked_gradient[..., :-1], gradient, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(masked_gradient[..., -1], 0)
     loss = one_for_all_loss(
@@ -158,8 +158,8 @@ def test_a_class_that_is_masked_in_all_logits_does_not_change_the_divergence(red
 def test_half_precision_logits_are_computed_in_float32():
     half = jnp.asarray(LOGITS, jnp.bfloat16)
     loss = loss_with(0.5, 3.0, ("batch", False, "mixed"))
-    found, expected = (loss(x, LABELS, TEACHER) for x in (half, half.astype(jnp.float32)))
-    chex.assert_trees_all_equal(found, expected, strict=True)
+    actual, expected = (loss(x, LABELS, TEACHER) for x in (half, half.astype(jnp.float32)))
+    chex.assert_trees_all_equal(actual, expected, strict=True)
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ LOSSES = jnp.asarray(np.random.default_rng(1).exponential(size=(3, 20)), jnp.flo
 def test_weights_equal_the_formula():
     """Two exits, one hidden unit: u = tanh((2, -1) * relu(l_1 + 3 l_2 - 1))."""
     network = WeightNetwork(*map(jnp.asarray, ([[1.0], [3.0]], [-1.0], [[2.0, -1.0]], [0.0, 0.0])))
-    found = sample_weights(network, jnp.asarray([[0.1, 0.5], [0.1, 0.4]]), scale=0.8)
+    actual = sample_weights(network, jnp.asarray([[0.1, 0.5], [0.1, 0.4]]), scale=0.8)
     hidden = np.array([0.0, 0.7])
     u = np.tanh(np.outer([2.0, -1.0], hidden))
-    np.testing.assert_allclose(found, 1 + 0.8 * (u - u.mean(axis=0)), rtol=1e-6)
+    np.testing.assert_allclose(actual, 1 + 0.8 * (u - u.mean(axis=0)), rtol=1e-6)
 
 
 def test_weights_of_an_image_have_mean_one_and_stay_within_the_scale():
@@ -61,8 +61,8 @@ def test_meta_loss_lets_the_most_confident_images_leave_first():
     labels = np.array([0, 0, 1, 0])
     nats = np.log(np.exp(z).sum(-1)) - z[:, np.arange(4), labels]
     expected = nats[0, [0, 2]].mean() + nats[1, [1, 3]].mean()
-    found = meta_loss(jnp.asarray(z, jnp.float32), jnp.asarray(labels), (2, 2))
-    assert found == pytest.approx(expected, rel=1e-5)
+    actual = meta_loss(jnp.asarray(z, jnp.float32), jnp.asarray(labels), (2, 2))
+    assert actual == pytest.approx(expected, rel=1e-5)
 
 
 def test_exits_without_an_image_add_nothing():

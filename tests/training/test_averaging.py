@@ -41,19 +41,19 @@ def phase(mesh):
 def history(phase):
     """The states before training and after each step, and the last one itself."""
     state = phase.new_state()
-    found = [(values(state), evaluated(state))]
+    actual = [(values(state), evaluated(state))]
     for step in range(STEPS):
         batch = place_batch(tiny_run.draw_batch(16, step), phase.mesh)
         state, _ = phase.step(state, batch)
-        found.append((values(state), evaluated(state)))
-    return found, state
+        actual.append((values(state), evaluated(state)))
+    return actual, state
 
 
 def test_the_average_follows_its_formula(phase, history):
-    found, _ = history
-    names, average = averaged_names(phase), found[0][0]
+    actual, _ = history
+    names, average = averaged_names(phase), actual[0][0]
     assert any(name.endswith("mean") for name in names) and any("kernel" in name for name in names)
-    for step, (after, averaged) in enumerate(found[1:], start=1):
+    for step, (after, averaged) in enumerate(actual[1:], start=1):
         decay = min(DECAY, (1 + step) / (10 + step))
         average = {
             name: decay * average[name] + (1 - decay) * x if name in names else x
@@ -102,7 +102,7 @@ def test_a_checkpoint_holds_the_average_as_its_model_and_restores_both(phase, hi
         checkpoints.save(1, state, {}, 0.0)
         checkpoints.wait()
         stored = checkpoints._manager.item_metadata(1)
-        found, _ = checkpoints.restore_latest(phase.new_state())
+        actual, _ = checkpoints.restore_latest(phase.new_state())
     assert set(stored.model) == set(named_arrays(nnx.state(phase.classifier)))
-    chex.assert_trees_all_equal(found, state)
-    assert jax.tree.structure(found) == jax.tree.structure(state)
+    chex.assert_trees_all_equal(actual, state)
+    assert jax.tree.structure(actual) == jax.tree.structure(state)

@@ -21,20 +21,20 @@ def test_frozen_parameters_and_their_statistics_do_not_change(mesh):
     # One of the convolutions that are computed jointly, so that modes within a group differ.
     frozen = ("^backbone.first", r"normal\.0\.", "kernel$")
     phase = tiny_run.make_phase("phase_one", mesh, phase_one__freeze=frozen)
-    found, names = changed(phase)
+    actual, names = changed(phase)
     kept = {
         name
         for name in names
         if name.startswith("backbone.first") or ".normal.0." in name or name.endswith("kernel")
     }
     assert any(name.endswith("mean") for name in kept)
-    assert found == names - kept
+    assert actual == names - kept
 
 
 def test_only_matching_statistics_are_frozen(mesh):
     phase = tiny_run.make_phase("phase_one", mesh, phase_one__freeze=("norm.(scale|bias)$",))
-    found, names = changed(phase)
-    assert names - found == {n for n in names if n.endswith(("scale", "norm.bias"))}
+    actual, names = changed(phase)
+    assert names - actual == {n for n in names if n.endswith(("scale", "norm.bias"))}
 
 
 @pytest.mark.parametrize(

@@ -71,9 +71,9 @@ def test_all_arrays_of_a_checkpoint_are_loaded(tmp_path, other):
         checkpoints.save(3, state, {}, 0.0)
     for folder in (tmp_path / "phase_one", tmp_path / "phase_one" / "3"):
         load_initial_parameters(target, settings(folder), tmp_path / "new")
-        found = arrays_of(target)
-        assert found.keys() == other.keys()
-        assert all(np.array_equal(found[name], other[name]) for name in found)
+        actual = arrays_of(target)
+        assert actual.keys() == other.keys()
+        assert all(np.array_equal(actual[name], other[name]) for name in actual)
         target = new_network(0)
     with pytest.raises(ValueError, match=r"init_from.*folder of a run.*phase_one"):
         load_initial_parameters(target, settings(tmp_path), tmp_path / "new")

@@ -77,24 +77,24 @@ def test_a_step_equals_nested_differentiation(phase):
         return jax.grad(weighted)(params)
 
     @jax.jit
-    def to_network(network, own, other):
+    def to_network(network, half, meta):
         def loss(network):
-            updates, _ = tx.update(gradient_of(network, *own), opt_state, params)
-            logits = logits_of(optax.apply_updates(params, updates), other[0])
-            return meta_loss(logits, other[1], leaving_counts(2, 8))
+            updates, _ = tx.update(gradient_of(network, *half), opt_state, params)
+            logits = logits_of(optax.apply_updates(params, updates), meta[0])
+            return meta_loss(logits, meta[1], leaving_counts(2, 8))
 
         return jax.grad(loss)(network)
 
     gradients = []
-    for own, other in (halves, halves[::-1]):
-        updates, adam_state = adam.update(to_network(network, own, other), adam_state)
+    for half, meta in (halves, halves[::-1]):
+        updates, adam_state = adam.update(to_network(network, half, meta), adam_state)
         network = optax.apply_updates(network, updates)
-        gradients.append(gradient_of(network, *own))
+        gradients.append(gradient_of(network, *half))
     state, metrics = after_a_step(phase)
     moments = state.extra["optimizer"][0].mu
-    for found, expected in zip(moments, adam_state[0].mu, strict=True):
+    for actual, expected in zip(moments, adam_state[0].mu, strict=True):
         assert np.abs(expected).max() > 0
-        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
+        np.testing.assert_allclose(actual, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *gradients)
     updates, _ = tx.update(mean, opt_state, params)
     chex.assert_trees_all_close(

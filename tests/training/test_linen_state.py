@@ -80,9 +80,9 @@ def test_early_exit_and_exports_have_the_logits_of_the_evaluation(finished, tmp_
     images, _ = tiny_run.draw_images(tiny_run.TEST_IMAGES, 1)
     logits = load_predictions(finished / "evaluation" / "logits_test.npz").logits
     adaptive = AdaptiveClassifier.from_run(finished, budget=0.9)
-    found = adaptive.predict(images)
-    chosen = logits[found.exit, np.arange(len(images))]
-    np.testing.assert_array_equal(found.labels, chosen.argmax(-1))
+    actual = adaptive.predict(images)
+    chosen = logits[actual.exit, np.arange(len(images))]
+    np.testing.assert_array_equal(actual.labels, chosen.argmax(-1))
     export_run(finished, tmp_path / "export", platforms=["cpu"])
     network = load_exported(tmp_path / "export").network
     exported = jax.jit(network.logits)(network.weights, images)

@@ -27,7 +27,7 @@ TEACHER = LOGITS[-1] + 1.0
 
 @pytest.fixture(autouse=True)
 def losses(monkeypatch):
-    given = {
+    inputs = {
         "per_exit": lambda logits, labels: cross_entropy(logits, labels),
         "scaled": lambda logits, labels, *, scale=1.0: scale * cross_entropy(logits, labels).sum(),
         "with_teacher": lambda logits, labels, teacher_logits, *, alpha: one_for_all_loss(
@@ -36,7 +36,7 @@ def losses(monkeypatch):
         "wrong_shape": lambda logits, labels: logits,
         "needs_margin": lambda logits, labels, *, margin: margin,
     }
-    for name, loss in given.items():
+    for name, loss in inputs.items():
         monkeypatch.setitem(OBJECTIVES._components, name, loss)
 
 

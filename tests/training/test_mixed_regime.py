@@ -99,9 +99,11 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
 def test_each_part_has_its_own_schedule_of_the_learning_rate(config):
     """Drops after 1/2 and 3/4 of 4 and of 8 steps."""
     first, second = phase_schedule(config.phase_one, 4), phase_schedule(config.phase_one, 12, 4)
-    found = [float(first(step)) for step in range(4)] + [float(second(s)) for s in range(4, 12)]
+    actual = [float(first(step)) for step in range(4)] + [float(second(s)) for s in range(4, 12)]
     factors = [1, 1, 0.1, 0.01, 1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
-    np.testing.assert_allclose(found, config.phase_one.learning_rate * np.array(factors), rtol=1e-6)
+    np.testing.assert_allclose(
+        actual, config.phase_one.learning_rate * np.array(factors), rtol=1e-6
+    )
 
 
 def test_a_run_logs_the_learning_rates_of_both_parts(config, finished):

@@ -118,12 +118,12 @@ def test_paper_teacher_is_the_last_exit_of_the_network(paper_phase_two):
 def test_masked_sums_exclude_padding():
     logits = jax.random.normal(jax.random.key(0), (2, 6, 3))
     labels, mask = jnp.array([0, 1, 2, 0, 0, 0]), jnp.arange(6) < 4
-    found = jax.jit(masked_sums)(logits, labels, mask)
+    actual = jax.jit(masked_sums)(logits, labels, mask)
     expected = jax.jit(masked_sums)(logits[:, :4], labels[:4], mask[:4])
-    chex.assert_trees_all_close(found, expected, rtol=1e-6)
-    assert int(found["count"]) == 4
+    chex.assert_trees_all_close(actual, expected, rtol=1e-6)
+    assert int(actual["count"]) == 4
     nats = mean_cross_entropy(np.asarray(logits[:, :4], np.float64), labels[:4])
-    np.testing.assert_allclose(found["loss"] / 4, nats, rtol=1e-5)
+    np.testing.assert_allclose(actual["loss"] / 4, nats, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

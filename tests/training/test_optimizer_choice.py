@@ -96,7 +96,7 @@ def test_packing_does_not_change_an_optimizer(changes, plain):
 
 def test_multipliers_scale_the_learning_rate_of_their_parameters():
     multipliers = (("kernel$", 0.5), ("^backbone", 3.0))
-    found = trained_packed(learning_rate_multipliers=multipliers)
+    actual = trained_packed(learning_rate_multipliers=multipliers)
 
     def plain(rate):
         return trained(
@@ -110,7 +110,7 @@ def test_multipliers_scale_the_learning_rate_of_their_parameters():
         "backbone": {**tripled["backbone"], "kernel": halved["backbone"]["kernel"]},
         "heads": halved["heads"],
     }
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_an_optimizer_of_another_package_sees_names_and_arrays():

@@ -114,11 +114,11 @@ def test_a_checkpoint_restores_a_state_with_other_sharding_and_packing(shards, t
     with CheckpointStore(tmp_path) as checkpoints:
         checkpoints.save(1, saved, {}, 0.0)
         checkpoints.wait()
-        found, _ = checkpoints.restore_latest(other)
-    places = [jax.tree.map(lambda x: x.sharding, state) for state in (found, other)]
+        actual, _ = checkpoints.restore_latest(other)
+    places = [jax.tree.map(lambda x: x.sharding, state) for state in (actual, other)]
     assert places[0] == places[1]
     for part in ("trainable", "rest", "opt_state"):
-        found_part, saved_part = (named_arrays(getattr(x, part)) for x in (found, saved))
+        found_part, saved_part = (named_arrays(getattr(x, part)) for x in (actual, saved))
         chex.assert_trees_all_equal(found_part, saved_part)
 
 
@@ -138,8 +138,8 @@ def test_a_step_updates_each_parameter_as_without_packing():
 
     updates, moments = phase.optimizer.update(jax.jit(jax.grad(loss))(before), moments, before)
     expected = named_arrays(optax.apply_updates(before, updates)) | named_arrays(moments)
-    found = named_arrays(state.trainable) | named_arrays(state.opt_state)
-    chex.assert_trees_all_close(found, expected, rtol=2e-3, atol=2e-5)
+    actual = named_arrays(state.trainable) | named_arrays(state.opt_state)
+    chex.assert_trees_all_close(actual, expected, rtol=2e-3, atol=2e-5)
 
 
 def test_a_checkpoint_has_every_parameter_under_its_name(tmp_path):
@@ -149,7 +149,7 @@ def test_a_checkpoint_has_every_parameter_under_its_name(tmp_path):
         checkpoints.save(1, state, {}, 0.0)
         checkpoints.wait()
         stored = checkpoints._manager.item_metadata(1)
-        found, _ = checkpoints.restore_latest(phase.new_state())
+        actual, _ = checkpoints.restore_latest(phase.new_state())
     names = named_arrays(nnx.state(phase.classifier))
     assert {n: tuple(x.shape) for n, x in stored.model.items()} == {
         name: x.shape for name, x in names.items()
@@ -158,4 +158,4 @@ def test_a_checkpoint_has_every_parameter_under_its_name(tmp_path):
         n.rsplit("trace.")[-1].removesuffix(".value") for n in stored.progress if "trace" in n
     }
     assert moments == set(named_arrays(nnx.state(phase.classifier, nnx.Param)))
-    chex.assert_trees_all_equal(found, state)
+    chex.assert_trees_all_equal(actual, state)

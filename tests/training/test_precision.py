@@ -23,8 +23,8 @@ def precisions(lowered):
     """The precisions of all products of a program."""
     products = _PRODUCT.findall(lowered.as_text())
     assert products
-    found = [re.search(r"(HIGHEST|HIGH)\b", product) for product in products]
-    return {match[1] if match else "DEFAULT" for match in found}
+    actual = [re.search(r"(HIGHEST|HIGH)\b", product) for product in products]
+    return {match[1] if match else "DEFAULT" for match in actual}
 
 
 @pytest.mark.parametrize("precision", ["default", "high", "highest"])

@@ -79,11 +79,11 @@ def test_a_run_resumes_with_another_number_of_devices(runs, source, tmp_path):
     (log,) = finish(start(source, moved, 2))
     assert "phase_one epoch 1/2" not in log and "phase_one epoch 2/2" in log
     for phase in ("phase_one", "phase_two"):
-        found = arrays(moved / phase)
+        actual = arrays(moved / phase)
         for name, expected in arrays(one / phase).items():
             scale = max(np.abs(expected).max(), 1e-3)
             np.testing.assert_allclose(
-                found[name] / scale, expected / scale, atol=2e-4, err_msg=name
+                actual[name] / scale, expected / scale, atol=2e-4, err_msg=name
             )
     logits = [np.load(folder / "evaluation/logits_test.npz")["logits"] for folder in (one, moved)]
     np.testing.assert_allclose(*logits, atol=2e-3)

@@ -53,25 +53,25 @@ CASES = [
 
 @pytest.mark.parametrize(("changes", "expected"), CASES)
 def test_a_schedule_has_the_values_of_its_formula(changes, expected):
-    found = phase_schedule(settings(**changes), STEPS)
-    np.testing.assert_array_equal(values(found), values(expected(0.2, STEPS)))
+    actual = phase_schedule(settings(**changes), STEPS)
+    np.testing.assert_array_equal(values(actual), values(expected(0.2, STEPS)))
 
 
 def test_warm_up_with_cosine_equals_optax():
-    found = phase_schedule(settings(schedule="cosine"), STEPS, warmup_steps=7)
+    actual = phase_schedule(settings(schedule="cosine"), STEPS, warmup_steps=7)
     expected = optax.warmup_cosine_decay_schedule(0.0, 0.2, 7, STEPS)
-    np.testing.assert_allclose(values(found), values(expected), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(values(actual), values(expected), rtol=1e-6, atol=1e-9)
 
 
 def test_the_schedule_spans_the_steps_after_the_warm_up():
-    found = values(phase_schedule(settings(), STEPS, warmup_steps=8))
-    np.testing.assert_allclose(found[:9], 0.2 * np.arange(9) / 8, rtol=1e-6)
-    np.testing.assert_array_equal(found[8:], values(phase_schedule(settings(), 32), 32))
+    actual = values(phase_schedule(settings(), STEPS, warmup_steps=8))
+    np.testing.assert_allclose(actual[:9], 0.2 * np.arange(9) / 8, rtol=1e-6)
+    np.testing.assert_array_equal(actual[8:], values(phase_schedule(settings(), 32), 32))
 
 
 def test_a_warm_up_of_a_fraction_of_an_epoch_is_rounded_to_steps():
-    found = epochs_schedule(settings(warmup_epochs=0.5), range(10), 4)
-    np.testing.assert_array_equal(values(found), values(phase_schedule(settings(), STEPS, 0, 2)))
+    actual = epochs_schedule(settings(warmup_epochs=0.5), range(10), 4)
+    np.testing.assert_array_equal(values(actual), values(phase_schedule(settings(), STEPS, 0, 2)))
 
 
 def test_parts_of_a_phase_have_schedules_and_warm_ups_of_their_own():
@@ -92,8 +92,8 @@ def halving():
 
 
 def test_a_registered_schedule_gets_rate_steps_and_options(halving):
-    found = phase_schedule(settings(schedule="halving", schedule_options={"parts": 4}), STEPS)
-    np.testing.assert_allclose(values(found)[::10], [0.2, 0.1, 0.05, 0.025], rtol=1e-6)
+    actual = phase_schedule(settings(schedule="halving", schedule_options={"parts": 4}), STEPS)
+    np.testing.assert_allclose(values(actual)[::10], [0.2, 0.1, 0.05, 0.025], rtol=1e-6)
 
 
 REJECTED = [

@@ -61,8 +61,8 @@ def test_the_evaluation_step_is_traced_once_over_batches(phase_one, mesh):
 def test_rematerialization_gives_the_same_step(field, mesh, phase_one):
     rematerialized = tiny_run.make_phase("phase_one", mesh, **{f"phase_one__{field}": True})
     _, expected = tiny_run.arrays_around_steps(phase_one, BATCHES[:1])
-    _, found = tiny_run.arrays_around_steps(rematerialized, BATCHES[:1])
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+    _, actual = tiny_run.arrays_around_steps(rematerialized, BATCHES[:1])
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("field", ["rematerialize", "rematerialize_layers"])
@@ -87,8 +87,8 @@ def test_bfloat16_feature_maps_keep_float32_parameters(mesh):
     assert all(x.dtype == np.float32 for x in arrays.values() if x.dtype.kind == "f")
     chex.assert_tree_all_finite(metrics.loss)
     # bfloat16 has eight bits of mantissa: close to the float32 step, but not equal.
-    found = tiny_run.to_host(arrays)
-    differences = [np.abs(found[n] - expected[n]).max() for n in expected]
+    actual = tiny_run.to_host(arrays)
+    differences = [np.abs(actual[n] - expected[n]).max() for n in expected]
     assert 0 < max(differences) < 0.1
 
 

@@ -64,14 +64,14 @@ def test_published_phase_two_changes_heads_and_backbone_statistics(published_pha
 
 def count(jaxpr, primitive):
     """Number of occurrences of a primitive in a jaxpr and its nested jaxprs."""
-    found = sum(equation.primitive.name == primitive for equation in jaxpr.eqns)
+    actual = sum(equation.primitive.name == primitive for equation in jaxpr.eqns)
     for equation in jaxpr.eqns:
         for value in equation.params.values():
             for inner in jax.tree.leaves(value, is_leaf=lambda x: hasattr(x, "eqns")):
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
-                    found += count(inner, primitive)
-    return found
+                    actual += count(inner, primitive)
+    return actual
 
 
 def convolutions(phase):

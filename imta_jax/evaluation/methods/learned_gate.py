@@ -97,8 +97,8 @@ def fit_gates(inputs: GateInputs, costs: Num[np.ndarray, " E"], price: float) ->
     mean = inputs.uncertainty.mean(axis=1, keepdims=True)
     deviation = inputs.uncertainty.std(axis=1, keepdims=True) + 1e-6
     standardized = (inputs.uncertainty - mean) / deviation
-    ones = max(1, target.sum())
-    weight = np.where(target, (target.size - target.sum()) / ones, 1.0)
+    num_exiting = max(1, target.sum())
+    weight = np.where(target, (target.size - target.sum()) / num_exiting, 1.0)
     fitted = [_logistic(*gate) for gate in zip(standardized, target, weight, strict=True)]
     parameters = np.array(fitted).reshape(-1, 5)
     return Gates(parameters[:, :4], parameters[:, 4], mean, deviation)

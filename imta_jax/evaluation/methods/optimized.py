@@ -106,8 +106,8 @@ def _best_starts(
     cost = costs.take(exits).sum(axis=1)
     num_correct = correct_at(exits, outcomes.correct).sum(axis=1)
     score = score_of(num_correct, cost, costs[-1] * exits.shape[1])
-    within = cost[None, :] <= totals[:, None]
-    return starts[np.where(within, score[None, :], -np.inf).argmax(axis=1)]
+    fits = cost[None, :] <= totals[:, None]
+    return starts[np.where(fits, score[None, :], -np.inf).argmax(axis=1)]
 
 
 def _on_grid(
@@ -119,9 +119,9 @@ def _on_grid(
 ) -> GridProblem:
     """Quantiles of each exit's confidences and the starts' thresholds as a grid."""
     num_images = outcomes.confidence.shape[1]
-    at = np.unique(np.linspace(0, num_images - 1, min(levels, num_images)).astype(int))
+    ranks = np.unique(np.linspace(0, num_images - 1, min(levels, num_images)).astype(int))
     grids = [
-        _grid(np.sort(c)[::-1][at], starts[:, i]) for i, c in enumerate(outcomes.confidence[:-1])
+        _grid(np.sort(c)[::-1][ranks], starts[:, i]) for i, c in enumerate(outcomes.confidence[:-1])
     ]
     grids.append(np.array([ALWAYS_LEAVE], np.float32))
     level = [

@@ -75,8 +75,8 @@ def cached_profile(
     """
     # An export's profile comes first: its compiled programs are those of plans from it.
     for profile in programs.network.profiles:
-        if profile.num_workers == num_workers and (found := profile.at_sizes(sizes)) is not None:
-            return found
+        if profile.num_workers == num_workers and (times := profile.at_sizes(sizes)) is not None:
+            return times
     try:
         return StageProfile.load(_cache_path(programs, sizes, num_workers, folder))
     except FileNotFoundError:

@@ -180,7 +180,9 @@ class StagedNetwork:
             accepted.insert(0, (*self.transform.source_size, self.image_shape[2]))
         if len(shape) == 4 and shape[1:] in accepted:
             return
-        shapes = [f"[N, {', '.join(map(str, one))}]" for one in dict.fromkeys(accepted)]
+        shapes = [
+            f"[N, {', '.join(map(str, image_shape))}]" for image_shape in dict.fromkeys(accepted)
+        ]
         if self.transform is None:
             fix = "preprocess them as in evaluation; with `transform`, images are padded"
         elif self.transform.resize is None:

@@ -86,10 +86,8 @@ def read_rule(folder: Path, manifest: Mapping[str, Any]) -> StagedRule | None:
         read_program(folder / export_folder.rule_name(i)) for i in range(len(manifest["stages"]))
     ]
     sizes = [len(program.in_avals) - 1 for program in programs]
-    described = manifest["exit_rule"]
-    return StagedRule(
-        described["name"], described["options"], tuple(map(_scorer, programs)), tuple(sizes)
-    )
+    entry = manifest["exit_rule"]
+    return StagedRule(entry["name"], entry["options"], tuple(map(_scorer, programs)), tuple(sizes))
 
 
 def _scorer(program: jax.export.Exported) -> ScoreFunction:

@@ -256,15 +256,15 @@ def _verify_checksums(folder: Path, required: list[str]) -> None:
         path = folder / name
         if not path.is_file():
             raise InputError(f"{path} is missing; {_EXPORT_AGAIN}")
-        found = _digest(path)
+        digest = _digest(path)
         if name not in checksums:
             raise InputError(
                 f"{folder / CHECKSUMS} is damaged: it does not list {name}; {_EXPORT_AGAIN}"
             )
-        if found != checksums[name]:
+        if digest != checksums[name]:
             raise InputError(
                 f"{path} or {CHECKSUMS} is damaged or was changed ({path.stat().st_size} bytes): "
-                f"SHA-256 {found[:12]}..., expected {checksums[name][:12]}...; {_EXPORT_AGAIN}"
+                f"SHA-256 {digest[:12]}..., expected {checksums[name][:12]}...; {_EXPORT_AGAIN}"
             )
 
 

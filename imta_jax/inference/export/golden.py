@@ -121,24 +121,24 @@ def check_golden(
             "network again"
         ) from error
     try:
-        found_by_form = _logits_of_forms(network, transform, images)
+        logits_by_form = _logits_of_forms(network, transform, images)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    for form, found in found_by_form:
-        if found.shape != expected.shape:
-            raise InputError(f"{path}: logits have shape {expected.shape}; expected {found.shape}")
-        _check_equal(path, form, expected, found, TOLERANCES[dtype])
+    for form, logits in logits_by_form:
+        if logits.shape != expected.shape:
+            raise InputError(f"{path}: logits have shape {expected.shape}; expected {logits.shape}")
+        _check_equal(path, form, expected, logits, TOLERANCES[dtype])
 
 
 def _check_equal(
     path: Path,
     form: str,
     expected: Float32[np.ndarray, "E N K"],
-    found: Float32[np.ndarray, "E N K"],
+    logits: Float32[np.ndarray, "E N K"],
     tolerance: float,
 ) -> None:
     range_ = expected.max(axis=(1, 2)) - expected.min(axis=(1, 2))
-    difference = np.abs(found - expected).max(axis=(1, 2)) / np.maximum(range_, 1e-6)
+    difference = np.abs(logits - expected).max(axis=(1, 2)) / np.maximum(range_, 1e-6)
     wrong = np.flatnonzero(~(difference <= tolerance))  # also NaN
     if len(wrong):
         named = ", ".join(f"exit {e + 1} by {difference[e]:.1%}" for e in wrong)
@@ -156,13 +156,13 @@ def _logits_of_forms(
     """Logits of every form of the network, with a description of the form."""
     forms = [("", network)]
     if last := network.images_last:
-        other = dataclasses.replace(
+        images_last = dataclasses.replace(
             network, stages=last.stages, weights=last.weights, images_last=None
         )
-        forms.append((", with the programs for larger batches,", other))
+        forms.append((", with the programs for larger batches,", images_last))
     with ThreadPoolExecutor() as pool:  # compiles the forms at the same time
-        found = pool.map(lambda form: _logits(form[1], transform, images), forms)
-        return [(form, logits) for (form, _), logits in zip(forms, found, strict=True)]
+        all_logits = pool.map(lambda form: _logits(form[1], transform, images), forms)
+        return [(form, logits) for (form, _), logits in zip(forms, all_logits, strict=True)]
 
 
 def _logits(

@@ -193,25 +193,25 @@ def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
 
 def _stages_of(
     folder: Path,
-    described: Sequence[dict[str, Any]],
+    entries: Sequence[dict[str, Any]],
     programs: Sequence[jax.export.Exported],
     transform: EvaluationTransform,
 ) -> StagesAndWeights:
     """Stages that run exported programs, with their weights."""
     first = functools.partial(_normalize_and_run, programs[0], transform)
     later = (functools.partial(_run, program) for program in programs[1:])
-    return StagesAndWeights((first, *later), _read_weights(folder, described, programs))
+    return StagesAndWeights((first, *later), _read_weights(folder, entries, programs))
 
 
 def _images_last(
     folder: Path, manifest: dict[str, Any], transform: EvaluationTransform
 ) -> StagesAndWeights | None:
     """The stages for larger batches on a CPU; None on other devices and in earlier exports."""
-    described = manifest.get("images_last")
-    if described is None or platform_here() != "cpu":
+    entries = manifest.get("images_last")
+    if entries is None or platform_here() != "cpu":
         return None
-    paths = [folder / export_folder.images_last_name(i) for i in range(len(described))]
-    return _stages_of(folder, described, [read_program(path) for path in paths], transform)
+    paths = [folder / export_folder.images_last_name(i) for i in range(len(entries))]
+    return _stages_of(folder, entries, [read_program(path) for path in paths], transform)
 
 
 def _run(
@@ -234,7 +234,7 @@ def _normalize_and_run(
 
 
 def _read_weights(
-    folder: Path, described: Sequence[dict[str, Any]], programs: Sequence[jax.export.Exported]
+    folder: Path, entries: Sequence[dict[str, Any]], programs: Sequence[jax.export.Exported]
 ) -> tuple[list[jax.Array], ...]:
     """The weights of each stage on the device. Stages share arrays of the same name."""
     path = folder / export_folder.WEIGHTS
@@ -244,7 +244,7 @@ def _read_weights(
     except UNREADABLE_ARCHIVE as error:
         raise InputError(f"{path} cannot be read ({error}); export the network again") from error
     checked: dict[str, np.ndarray] = {}
-    for stage, program in zip(described, programs, strict=True):
+    for stage, program in zip(entries, programs, strict=True):
         (expected, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
         for name, aval in zip(stage["weights"], expected, strict=True):
             if name in checked:
@@ -262,7 +262,7 @@ def _read_weights(
             check_finite(name, array, str(path))
             checked[name] = array
     on_device = jax.device_put(checked)  # `jnp.asarray` would compile a program per shape
-    return tuple([on_device[name] for name in stage["weights"]] for stage in described)
+    return tuple([on_device[name] for name in stage["weights"]] for stage in entries)
 
 
 def _check_versions(folder: Path, manifest: dict[str, Any]) -> None:
@@ -274,12 +274,12 @@ def _check_versions(folder: Path, manifest: dict[str, Any]) -> None:
             f"the network again with --platforms={','.join([*platforms, here])}, or run it on "
             "another platform (JAX_PLATFORMS=cpu)"
         )
-    found = manifest["calling_convention_version"]
+    version = manifest["calling_convention_version"]
     least = jax.export.minimum_supported_calling_convention_version
     most = jax.export.maximum_supported_calling_convention_version
-    if not least <= found <= most:
+    if not least <= version <= most:
         raise InputError(
-            f"{folder}: calling_convention_version is {found} (jax {manifest['versions']['jax']}); "
-            f"jax {jax.__version__} reads {least} to {most}; install that jax, or export the "
-            "network again"
+            f"{folder}: calling_convention_version is {version} (jax "
+            f"{manifest['versions']['jax']}); jax {jax.__version__} reads {least} to {most}; "
+            "install that jax, or export the network again"
         )

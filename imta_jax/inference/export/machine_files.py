@@ -79,13 +79,13 @@ def read_profiles(folder: Path, manifest: Mapping[str, Any]) -> tuple[StageProfi
 
 
 def _check_profile(profile: StageProfile, manifest: Mapping[str, Any]) -> None:
-    for name, found, expected in [
+    for name, value, expected in [
         ("network", profile.network, manifest["name"]),
         ("number of stages", len(profile.stage_ms), len(manifest["stages"])),
         ("type of num_workers", type(profile.num_workers), int),
     ]:
-        if found != expected:
-            raise InputError(f"{name} is {found!r}; expected {expected!r}")
+        if value != expected:
+            raise InputError(f"{name} is {value!r}; expected {expected!r}")
 
 
 def write_compiled(folder: Path, cache: Path) -> None:

@@ -33,21 +33,21 @@ def check_manifest(manifest: Mapping[str, Any], programs: Sequence[jax.export.Ex
     """
     shape, classes, exits = _image_shape(programs[0]), _num_classes(programs[-1]), len(programs)
     names, rows = manifest["class_names"], manifest["exits"]
-    for field, found, expected in [
+    for field, value, expected in [
         ("image_shape", manifest["image_shape"], shape),
         ("number of exits", len(rows), exits),
         ("number of class_names", len(names), classes),
         ("exits.exit", [row["exit"] for row in rows], list(range(1, exits + 1))),
     ]:
-        if found != expected:
-            raise InputError(f"{field} is {found}; the programs expect {expected}")
-    for field, found in [
+        if value != expected:
+            raise InputError(f"{field} is {value}; the programs expect {expected}")
+    for field, value in [
         ("class_names", names),
         ("platforms", manifest["platforms"]),
         ("name, dtype, evaluated_dtype", [manifest[k] for k in _TEXTS]),
     ]:
-        if not isinstance(found, list) or not all(isinstance(value, str) for value in found):
-            raise InputError(f"{field} is {found}; expected texts")
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise InputError(f"{field} is {value}; expected texts")
     if manifest["dtype"] not in _DTYPES:
         raise InputError(f"dtype is {manifest['dtype']!r}; expected one of {_DTYPES}")
     _check_exits(rows)
@@ -56,11 +56,11 @@ def check_manifest(manifest: Mapping[str, Any], programs: Sequence[jax.export.Ex
 
 def _check_exits(rows: Sequence[Mapping[str, Any]]) -> None:
     """Checks costs and accuracies of the exits."""
-    for cost in ("macs", "published_ops", "params"):
-        found = [row[cost] for row in rows]
-        _check_numbers(f"exits.{cost}", found, len(rows), least=1)
-        if cost == "macs" and any(after <= before for before, after in itertools.pairwise(found)):
-            raise InputError(f"exits.macs is {found}; expected rising costs")
+    for name in ("macs", "published_ops", "params"):
+        costs = [row[name] for row in rows]
+        _check_numbers(f"exits.{name}", costs, len(rows), least=1)
+        if name == "macs" and any(after <= before for before, after in itertools.pairwise(costs)):
+            raise InputError(f"exits.macs is {costs}; expected rising costs")
     for row in rows:
         for accuracy in _PERCENTAGES & row.keys():
             _check_numbers(f"exits.{accuracy}", [row[accuracy]], 1, least=0, most=100)
@@ -72,20 +72,22 @@ def _check_points(points: Sequence[Mapping[str, Any]], exits: int) -> None:
         raise InputError("operating_points is empty; expected thresholds for at least one budget")
     for point in points:
         budget, fractions = point["budget"], point["exit_fractions"]
-        above_zero, most = sys.float_info.min, 1 + _ROUNDING
-        _check_numbers("operating_points.budget", [budget], 1, least=above_zero, most=most)
+        above_zero, at_most_one = sys.float_info.min, 1 + _ROUNDING
+        _check_numbers("operating_points.budget", [budget], 1, least=above_zero, most=at_most_one)
         _check_numbers("operating_points.thresholds", point["thresholds"], exits)
-        _check_numbers("operating_points.exit_fractions", fractions, exits, least=0, most=most)
-        if sum(fractions) > most:
+        _check_numbers(
+            "operating_points.exit_fractions", fractions, exits, least=0, most=at_most_one
+        )
+        if sum(fractions) > at_most_one:
             raise InputError(
                 f"operating_points.exit_fractions is {fractions}; expected a sum of at most 1"
             )
         for accuracy in ("validation_top1", "top1"):
-            found = [point[accuracy]]
-            _check_numbers(f"operating_points.{accuracy}", found, 1, least=0, most=100)
+            values = [point[accuracy]]
+            _check_numbers(f"operating_points.{accuracy}", values, 1, least=0, most=100)
 
 
-def check_finite(name: str, weights: np.ndarray, where: str) -> None:
+def check_finite(name: str, weights: np.ndarray, file_name: str) -> None:
     """Checks an array of weights.
 
     Raises:
@@ -95,7 +97,7 @@ def check_finite(name: str, weights: np.ndarray, where: str) -> None:
     if not finite.all():
         index = np.argwhere(~finite)[0].tolist()
         raise InputError(
-            f"{where}: {name} is {weights[tuple(index)]} at {index}; expected finite weights; "
+            f"{file_name}: {name} is {weights[tuple(index)]} at {index}; expected finite weights; "
             "export a network that did not diverge"
         )
 
@@ -158,13 +160,13 @@ def _num_classes(last: jax.export.Exported) -> int:
 
 
 def _check_numbers(
-    field: str, found: Any, count: int, *, least: float | None = None, most: float | None = None
+    field: str, values: Any, count: int, *, least: float | None = None, most: float | None = None
 ) -> None:
     """Checks that a field is a list of `count` finite numbers, from `least` to `most`."""
     low, high = -sys.float_info.max if least is None else least, most or sys.float_info.max
-    numbers = isinstance(found, list) and all(type(value) in (int, float) for value in found)
-    if numbers and len(found) == count and all(low <= value <= high for value in found):
+    numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+    if numbers and len(values) == count and all(low <= value <= high for value in values):
         return
     range_ = "" if least is None else f", none below {least:g}"
     range_ += "" if most is None else f", none above {most:g}"
-    raise InputError(f"{field} is {found}; expected {count} finite numbers{range_}")
+    raise InputError(f"{field} is {values}; expected {count} finite numbers{range_}")

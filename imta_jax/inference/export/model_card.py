@@ -21,7 +21,7 @@ _USE = {
 
 def write_model_card(
     folder: Path,
-    described: Mapping[str, Any],
+    manifest: Mapping[str, Any],
     results: Mapping[str, Any],
     *,
     format: str,
@@ -31,12 +31,12 @@ def write_model_card(
 
     Args:
       folder: existing folder.
-      described: entries of the manifest about classes, exits, operating points and preprocessing.
+      manifest: entries of the manifest about classes, exits, operating points and preprocessing.
       results: sections `dataset` and `phases` of a `results.json`; may be empty.
       format: format of the export.
       weights: "float32" or "int8".
     """
-    lines = [*_front_matter(), *_body(described, results, format, weights), ""]
+    lines = [*_front_matter(), *_body(manifest, results, format, weights), ""]
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -46,22 +46,22 @@ def _front_matter() -> Iterator[str]:
 
 
 def _body(
-    described: Mapping[str, Any], results: Mapping[str, Any], format: str, weights: str
+    manifest: Mapping[str, Any], results: Mapping[str, Any], format: str, weights: str
 ) -> Iterator[str]:
-    origin, classes = described["origin"], described["class_names"]
+    origin, classes = manifest["origin"], manifest["class_names"]
     dataset = results.get("dataset", {})
     name = origin.get("dataset", dataset.get("name", _UNKNOWN))
-    yield f"# Image classifier with {len(described['exits'])} exits, trained on {name}"
+    yield f"# Image classifier with {len(manifest['exits'])} exits, trained on {name}"
     yield from ("", _wrapped(_INTRODUCTION))
     yield from ("", "## Use", "", _wrapped(_USE[format]), "")
-    yield _wrapped(described["preprocessing"]["description"])
+    yield _wrapped(manifest["preprocessing"]["description"])
     yield from ("", f"{len(classes)} classes: {', '.join(classes)}.")
     yield from ("", "## Data and training", "")
     yield from _data(dataset, name)
     yield from _schedule(results.get("phases", {}), origin)
-    yield from ("", "## Exits", "", _exits(described["exits"]))
+    yield from ("", "## Exits", "", _exits(manifest["exits"]))
     yield from ("", "## Operating points", "", _wrapped(_POINTS), "")
-    yield _points(described["operating_points"])
+    yield _points(manifest["operating_points"])
     yield from ("", f"Weights: {weights}. {_WEIGHTS[weights]}")
     yield from ("", "## Intended use and limits", "", _LIMITS)
     yield from ("", "## License", "", _wrapped(_LICENSE))
@@ -117,8 +117,8 @@ def _schedule(phases: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[
 def _exits(rows: Sequence[Mapping[str, Any]]) -> str:
     names = {"top1": "test top-1, %", "validation_top1": "validation top-1, %", "ece": "ECE, %"}
     costs = {"exit": "exit", "macs": "multiply-adds", "params": "parameters"}
-    shown = costs | {key: text for key, text in names.items() if key in rows[0]}
-    table = [{text: row[key] for key, text in shown.items()} for row in rows]
+    columns = costs | {key: text for key, text in names.items() if key in rows[0]}
+    table = [{text: row[key] for key, text in columns.items()} for row in rows]
     return tabulate(table, headers="keys", tablefmt="github", intfmt=",", floatfmt=".2f")
 
 

@@ -27,13 +27,13 @@ from imta_jax.runtime.files import write_json
 
 
 def write_onnx(
-    network: StagedNetwork, described: Mapping[str, Any], folder: Path, *, int8: bool
+    network: StagedNetwork, manifest: Mapping[str, Any], folder: Path, *, int8: bool
 ) -> None:
     """Writes the models, the manifest and the runner.
 
     Args:
       network: takes uint8 images.
-      described: entries of the manifest about classes, exits, operating points and preprocessing.
+      manifest: entries of the manifest about classes, exits, operating points and preprocessing.
       folder: existing folder.
       int8: whether weights are stored as int8 where that is exact (see `quantization`).
 
@@ -62,7 +62,7 @@ def write_onnx(
         "image_shape": list(network.image_shape),
         "versions": package_versions() | {"onnx": import_onnx().__version__},
         "files": files,
-        **described,
+        **manifest,
     }
     write_json(folder / export_folder.MANIFEST, manifest, allow_nan=False)
     write_runner("onnx_runner.py", folder)

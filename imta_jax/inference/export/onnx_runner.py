@@ -37,16 +37,16 @@ class Network:
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels, exits from 0 and confidences of uint8 images [N, H, W, C]."""
         labels, exits = np.zeros(len(images), int), np.zeros(len(images), int)
-        confidence, rest, state = np.zeros(len(images)), np.arange(len(images)), [images]
+        confidence, active, state = np.zeros(len(images)), np.arange(len(images)), [images]
         for i, stage in enumerate(self.stages):
-            names = [given.name for given in stage.get_inputs()]
+            names = [tensor.name for tensor in stage.get_inputs()]
             outputs = stage.run(None, dict(zip(names, state, strict=True)))
             *state, logits = map(np.asarray, outputs)
-            best = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
-            labels[rest], exits[rest], confidence[rest] = logits.argmax(axis=1), i, best
-            kept = best < np.float32(self.thresholds[i])
-            rest, state = rest[kept], [array[kept] for array in state]
-            if not len(rest):
+            scores = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+            labels[active], exits[active], confidence[active] = logits.argmax(axis=1), i, scores
+            continues = scores < np.float32(self.thresholds[i])
+            active, state = active[continues], [array[continues] for array in state]
+            if not len(active):
                 break
         return labels, exits, confidence
 

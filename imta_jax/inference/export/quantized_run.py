@@ -30,11 +30,11 @@ def evaluate_quantized(
     """
     dataset = load_dataset(run.config.data)
     expected = run.results["dataset"]["examples"]
-    found = {name: len(split) for name, split in dataset.splits.items()}
-    if found != expected:
+    counts = {name: len(split) for name, split in dataset.splits.items()}
+    if counts != expected:
         raise InputError(
-            f"config.data.source={run.config.data.source} has {found} images; expected {expected}, "
-            "those of the run"
+            f"config.data.source={run.config.data.source} has {counts} images; expected "
+            f"{expected}, those of the run"
         )
     classifier = quantize_classifier(run.classifier)
     validation, test = (

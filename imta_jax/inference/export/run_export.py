@@ -172,5 +172,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (UserError, OSError) as error:
         parser.error(message_of(error))
     size = sum(path.stat().st_size for path in arguments.folder.rglob("*") if path.is_file())
-    what = f"for {', '.join(platforms)}" if arguments.format == FORMATS[0] else arguments.format
-    print(f"{arguments.folder}: {size / 1e6:.1f} MB, {what}")
+    target = f"for {', '.join(platforms)}" if arguments.format == FORMATS[0] else arguments.format
+    print(f"{arguments.folder}: {size / 1e6:.1f} MB, {target}")

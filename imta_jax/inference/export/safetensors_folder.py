@@ -26,13 +26,13 @@ MODEL = "model.safetensors"
 
 
 def write_safetensors(
-    classifier: MultiExitClassifier, described: Mapping[str, Any], folder: Path
+    classifier: MultiExitClassifier, manifest: Mapping[str, Any], folder: Path
 ) -> None:
     """Writes the variables and the manifest.
 
     Args:
       classifier: phase I or II.
-      described: entries of the manifest about classes, exits, operating points and preprocessing.
+      manifest: entries of the manifest about classes, exits, operating points and preprocessing.
       folder: existing folder.
 
     Raises:
@@ -48,6 +48,6 @@ def write_safetensors(
         "format_version": 1,
         "image_shape": list(classifier.image_shape),
         "versions": package_versions(),
-        **described,
+        **manifest,
     }
     write_json(folder / export_folder.MANIFEST, manifest, allow_nan=False)

@@ -31,7 +31,7 @@ _FILE_NAMES = (export_folder.program_name, export_folder.images_last_name, expor
 
 def write_stablehlo(
     classifier: MultiExitClassifier,
-    described: Mapping[str, Any],
+    manifest: Mapping[str, Any],
     transform: EvaluationTransform,
     *,
     platforms: Sequence[str],
@@ -43,7 +43,7 @@ def write_stablehlo(
 
     Args:
       classifier: in inference mode; with `int8`, of `quantize_classifier`.
-      described: entries of the manifest about classes, exits, operating points and preprocessing.
+      manifest: entries of the manifest about classes, exits, operating points and preprocessing.
       transform: preprocessing of its images.
       platforms: platforms to compile for.
       dtype: in which the backbone computes.
@@ -58,7 +58,7 @@ def write_stablehlo(
     programs = _export_programs(network, network, platforms)
     for_cpu = _export_programs(network, network.images_last, ("cpu",))
     rules = export_rule(network.rule, network.num_classes, platforms)
-    manifest = {**_describe_network(network, programs, names, dtype), **described}
+    manifest = {**_describe_network(network, programs, names, dtype), **manifest}
     if int8:
         arrays = _as_int8(arrays)
         manifest["weights"] = "int8"
@@ -78,10 +78,10 @@ def _as_int8(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The kernels as int8 with their scales; other arrays are unchanged."""
     stored: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
-        found = exact_int8(array)
-        stored[name] = array if found is None else found.integers
-        if found is not None:
-            stored[export_folder.scale_name(name)] = found.scale
+        quantized = exact_int8(array)
+        stored[name] = array if quantized is None else quantized.integers
+        if quantized is not None:
+            stored[export_folder.scale_name(name)] = quantized.scale
     return stored
 
 
@@ -173,6 +173,6 @@ def _describe_network(
         "calling_convention_version": programs[0].calling_convention_version,
         "versions": package_versions(),
         "stages": [{"weights": list(stage_names)} for stage_names in names[0]],
-        **({"images_last": [{"weights": list(of)} for of in names[1]]} if names[1:] else {}),
+        **({"images_last": [{"weights": list(n)} for n in names[1]]} if names[1:] else {}),
         **describe_rule(network.rule),
     }

@@ -27,13 +27,13 @@ def load_stages(folder: Path, manifest: dict[str, Any]) -> list[Callable[[Arrays
     # Opened here: np.load leaks the file handle if the file is not an archive.
     with (folder / "weights.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
         arrays, stages = dict(archive), []
-    for i, described in enumerate(manifest["stages"]):
+    for i, entry in enumerate(manifest["stages"]):
         program = read_program(folder / f"stage_{i}.stablehlo")
-        names, dtypes = described["weights"], [aval.dtype for aval in program.in_avals]
+        names, dtypes = entry["weights"], [aval.dtype for aval in program.in_avals]
         weights = [_weight(arrays, *pair) for pair in zip(names, dtypes, strict=False)]
         stages.append(for_any_batch_size(program, weights))
-    first, recipe = stages[0], manifest["preprocessing"]
-    return [lambda state: first([_normalize(state[0], recipe)]), *stages[1:]]
+    first, preprocessing = stages[0], manifest["preprocessing"]
+    return [lambda state: first([_normalize(state[0], preprocessing)]), *stages[1:]]
 
 
 def read_program(path: Path) -> Any:
@@ -65,8 +65,8 @@ def _weight(arrays: dict[str, np.ndarray], name: str, dtype: np.dtype) -> np.nda
     return array.view(dtype) if array.dtype == np.uint16 else array  # bits of bfloat16
 
 
-def _normalize(pixels: np.ndarray, recipe: dict[str, Any]) -> np.ndarray:
-    mean, std = (np.array(recipe[name]) for name in ("mean", "std"))
+def _normalize(pixels: np.ndarray, preprocessing: dict[str, Any]) -> np.ndarray:
+    mean, std = (np.array(preprocessing[name]) for name in ("mean", "std"))
     return pixels * (1 / (255 * std)).astype(np.float32) + (-mean / std).astype(np.float32)
 
 
@@ -109,16 +109,20 @@ class Network:
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels, exits from 0 and confidences of uint8 images [N, H, W, C]."""
         labels, exits = np.zeros(len(images), int), np.zeros(len(images), int)
-        confidence, rest = np.zeros(len(images)), np.arange(len(images))
+        confidence, active = np.zeros(len(images)), np.arange(len(images))
         state, memory = [images], []
         for i, (stage, rule) in enumerate(zip(self.stages, self.rules, strict=True)):
             *state, logits = stage(state)
             scores, memory = rule(logits, memory)
-            labels[rest], exits[rest] = logits.argmax(axis=1), i
-            confidence[rest] = highest_probability(logits)
-            kept = scores < np.float32(self.thresholds[i])
-            rest, state, memory = rest[kept], [a[kept] for a in state], [a[kept] for a in memory]
-            if not len(rest):
+            labels[active], exits[active] = logits.argmax(axis=1), i
+            confidence[active] = highest_probability(logits)
+            continues = scores < np.float32(self.thresholds[i])
+            active, state, memory = (
+                active[continues],
+                [a[continues] for a in state],
+                [a[continues] for a in memory],
+            )
+            if not len(active):
                 break
         return labels, exits, confidence
 

@@ -87,18 +87,18 @@ def export_classifier(
     check_machine_files(platforms, format, profile=profile, compiled=compiled)
     _check_arguments(classifier, points, class_names, mean, std)
     transform = _transform(preprocessing, classifier.image_shape, mean, std)
-    described = _describe(classifier, class_names, transform, accuracy, points, origin or {})
+    manifest = _describe(classifier, class_names, transform, accuracy, points, origin or {})
     options = {"platforms": platforms, "dtype": dtype, "exit_rule": exit_rule}
-    write = _prepare(classifier, described, transform, format, weights, options)
+    write = _prepare(classifier, manifest, transform, format, weights, options)
     with export_folder.replacing_folder(folder, overwrite=overwrite) as partial:
         write(partial)
-        write_model_card(partial, described, results or {}, format=format, weights=weights)
+        write_model_card(partial, manifest, results or {}, format=format, weights=weights)
         add_machine_files(partial, compiled, profile=profile)
 
 
 def _prepare(
     classifier: MultiExitClassifier,
-    described: Mapping[str, Any],
+    manifest: Mapping[str, Any],
     transform: EvaluationTransform,
     format: str,
     weights: str,
@@ -108,12 +108,12 @@ def _prepare(
     int8 = weights == "int8"
     classifier = quantize_classifier(classifier) if int8 else classifier
     if format == "stablehlo":
-        return write_stablehlo(classifier, described, transform, int8=int8, **options)
+        return write_stablehlo(classifier, manifest, transform, int8=int8, **options)
     if format == "onnx":
         network = staged_classifier(classifier, transform=transform, images_last=False)
         network = with_exit_rule(network, options["exit_rule"])
-        return functools.partial(write_onnx, network, described, int8=int8)
-    return functools.partial(write_safetensors, classifier, described)
+        return functools.partial(write_onnx, network, manifest, int8=int8)
+    return functools.partial(write_safetensors, classifier, manifest)
 
 
 def check_choices(
@@ -201,7 +201,7 @@ def _check_arguments(
 ) -> None:
     """Checks the lengths of the arguments against the classifier."""
     exits, channels = classifier.num_exits, classifier.image_shape[2]
-    for name, found, expected in [
+    for name, length, expected in [
         ("class_names", len(class_names), classifier.num_classes),
         ("mean", len(mean), channels),
         ("std", len(std), channels),
@@ -211,7 +211,7 @@ def _check_arguments(
             for point in points
         ),
     ]:
-        if found != expected:
-            raise InputError(f"{name}: expected {expected} values for this network; found {found}")
+        if length != expected:
+            raise InputError(f"{name}: expected {expected} values for this network; found {length}")
     if not points:
         raise InputError("points is empty; expected thresholds for at least one budget")

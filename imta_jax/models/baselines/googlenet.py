@@ -71,8 +71,8 @@ class Inception(nnx.Module):
     def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N H2 W2 O"]:
         """Maps I channels to `outputs` channels O; a max-pool before halves H and W."""
         x = pool_by_two(x) if self.pools else x
-        around = nnx.max_pool(x, (3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
-        branches = (self.one(x), self.three(x), self.five(x), self.pooled(around))
+        max_pooled = nnx.max_pool(x, (3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+        branches = (self.one(x), self.three(x), self.five(x), self.pooled(max_pooled))
         return jnp.concatenate(branches, axis=-1)
 
 

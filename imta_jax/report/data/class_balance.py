@@ -156,8 +156,8 @@ def _unbroken(text: str) -> str:
     return tied.replace(f"”,{NO_BREAK_SPACE}“", "”, “")
 
 
-def _label(axes: Axes, place: tuple[float, float], text: str, side: str, color: str) -> None:
-    axes.text(*place, text, ha=side, va="bottom", fontsize=9, color=color, parse_math=False)
+def _label(axes: Axes, point: tuple[float, float], text: str, side: str, color: str) -> None:
+    axes.text(*point, text, ha=side, va="bottom", fontsize=9, color=color, parse_math=False)
 
 
 def _panel_title(record: DataRecord, split: str) -> str:

@@ -69,18 +69,18 @@ def sheet_layout(count: int, height: int, width: int) -> SheetLayout:
     """Lays out `count` images of a size in pixels: small ones enlarged, six to eight per row."""
     scale = max(1, round(IDEAL_SIDE_PIXELS / max(height, width)))
     side = scale * height, scale * width
-    across = side[1] + GAP_PIXELS
+    cell_width = side[1] + GAP_PIXELS
     available = WIDTH_PIXELS - 2 * MARGIN_PIXELS
-    columns = min(max(round(available / across), COLUMNS[0]), COLUMNS[1])
+    columns = min(max(round(available / cell_width), COLUMNS[0]), COLUMNS[1])
     # Narrow images get a full column, which their names need.
-    across = max(across, available // columns)
+    cell_width = max(cell_width, available // columns)
     return SheetLayout(
         scale=scale,
         side=side,
         columns=columns,
         rows=-(-count // columns),
-        pitch=(side[0] + NAME_PIXELS + GAP_PIXELS, across),
-        width=max(WIDTH_PIXELS, 2 * MARGIN_PIXELS + columns * across),
+        pitch=(side[0] + NAME_PIXELS + GAP_PIXELS, cell_width),
+        width=max(WIDTH_PIXELS, 2 * MARGIN_PIXELS + columns * cell_width),
     )
 
 
@@ -100,9 +100,9 @@ def compose_sheet(images: np.ndarray, layout: SheetLayout) -> np.ndarray:
         large = image.repeat(layout.scale, axis=0).repeat(layout.scale, axis=1)
         (top, left), (height, width) = layout.corner(index), layout.side
         bottom, right = top + height, left + width
-        around = [slice(top - FRAME_PIXELS, bottom + FRAME_PIXELS)]
-        around += [slice(left - FRAME_PIXELS, right + FRAME_PIXELS)]
-        sheet[tuple(around)] = frame
+        framed = [slice(top - FRAME_PIXELS, bottom + FRAME_PIXELS)]
+        framed += [slice(left - FRAME_PIXELS, right + FRAME_PIXELS)]
+        sheet[tuple(framed)] = frame
         sheet[top:bottom, left:right] = large  # Broadcasts a single channel to three.
     return sheet
 
@@ -142,13 +142,13 @@ def figure_contact_sheet(record: DataRecord, split: str = "train") -> Figure:
     return figure
 
 
-def _note(record: DataRecord, split: str, shown: int) -> str:
+def _note(record: DataRecord, split: str, num_shown: int) -> str:
     """Number, size and preprocessing of the images."""
     total = record.splits[split].examples
     height, width = record.previews[split].images.shape[1:3]
     evaluation = "Preprocessing of test images, without augmentation."
     applied = truncate(record.preprocessing, 400) if split == "train" else evaluation
-    return f"{shown:,} of {total:,} images, {height} x {width} pixels. {applied}"
+    return f"{num_shown:,} of {total:,} images, {height} x {width} pixels. {applied}"
 
 
 def _draw_sheet(figure: Figure, sheet: np.ndarray) -> None:

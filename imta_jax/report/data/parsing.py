@@ -109,7 +109,9 @@ def _findings(summary: dict[str, Any]) -> Findings:
             split: {str(reason): int(count) for reason, count in record["reasons"].items()}
             for split, record in left_out.items()
         },
-        left_out_files={split: list(map(str, one["files"])) for split, one in left_out.items()},
+        left_out_files={
+            split: list(map(str, record["files"])) for split, record in left_out.items()
+        },
         rotated={
             split: sum(map(int, counts.values())) for split, counts in entry["orientations"].items()
         },

@@ -205,12 +205,12 @@ def _name_bands(
     fractions = np.stack([np.interp(places, costs, share) for share in fractions])
     tops = np.cumsum(fractions, axis=0)
     for exit_, color in enumerate(colors):
-        at = int(np.argmax(fractions[exit_]))
-        if fractions[exit_, at] < 7:
+        widest = int(np.argmax(fractions[exit_]))
+        if fractions[exit_, widest] < 7:
             continue
         axes.annotate(
             f"exit {exit_ + 1}",
-            (places[at], tops[exit_, at] - fractions[exit_, at] / 2),
+            (places[widest], tops[exit_, widest] - fractions[exit_, widest] / 2),
             ha="center",
             va="center",
             fontsize=9.5,
@@ -222,14 +222,14 @@ def _name_bands(
 def _mark_cost(axes: Axes, cost: float) -> None:
     axes.axvline(cost, color="white", linewidth=1.6, linestyle=(0, (3, 2)))
     low, high = axes.get_xlim()
-    place = (cost - low) / (high - low)
+    x = (cost - low) / (high - low)
     axes.annotate(
         "operating point",
         (cost, 100),
         xytext=(0, 3),
         textcoords="offset points",
         # A centered text at an edge of the axes would overlap the tick labels.
-        ha="left" if place < 0.1 else "right" if place > 0.9 else "center",
+        ha="left" if x < 0.1 else "right" if x > 0.9 else "center",
         fontsize=9,
         color=INK,
         annotation_clip=False,

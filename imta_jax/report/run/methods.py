@@ -144,10 +144,10 @@ def _title(optimized: pd.DataFrame) -> str:
 
 def _draw_accuracy(axes: Axes, points: pd.DataFrame, method: str, style: str, color: str) -> None:
     cost = points["mean_cost"].to_numpy(dtype=float) / MILLION
-    look: dict[str, Any] = {"markersize": 4, "linewidth": 1.6, "zorder": 4}
+    line_style: dict[str, Any] = {"markersize": 4, "linewidth": 1.6, "zorder": 4}
     if method == "sweep":  # Larger than the markers of other methods, which may hide it.
-        look = {"markersize": 9, "markerfacecolor": "white", "linewidth": 1.6, "zorder": 3}
-    axes.plot(cost, points["top1"], style, color=color, **look)
+        line_style = {"markersize": 9, "markerfacecolor": "white", "linewidth": 1.6, "zorder": 3}
+    axes.plot(cost, points["top1"], style, color=color, **line_style)
     if method in WITH_BAND:
         low, high = points["top1_low"], points["top1_high"]
         axes.fill_between(cost, low, high, color=color, alpha=0.12, linewidth=0, zorder=1)
@@ -159,15 +159,15 @@ def _draw_gain(axes: Axes, points: pd.DataFrame, style: str, color: str) -> None
     # A bootstrap interval may exclude the mean if predictions agree on nearly all images.
     low, high = points["gain_low"].to_numpy(), points["gain_high"].to_numpy()
     ends = np.maximum([gain - low, high - gain], 0)
-    look = {"markersize": 4, "linewidth": 1.2, "elinewidth": 1, "alpha": 0.85}
-    axes.errorbar(cost, gain, yerr=ends, fmt=style, color=color, zorder=4, **look)
+    line_style = {"markersize": 4, "linewidth": 1.2, "elinewidth": 1, "alpha": 0.85}
+    axes.errorbar(cost, gain, yerr=ends, fmt=style, color=color, zorder=4, **line_style)
 
 
 def _name_methods(axes: Axes, methods: Collection[str]) -> None:
     """Labels the drawn methods above the axes, where they cannot cross a curve."""
-    look = {"fontsize": 8.5, "fontweight": "bold"}
+    font = {"fontsize": 8.5, "fontweight": "bold"}
     names: list[Artist] = [
-        TextArea(name, textprops=look | {"color": color})
+        TextArea(name, textprops=font | {"color": color})
         for method, _, color, name in DRAWN
         if method in methods
     ]

@@ -122,8 +122,8 @@ def _line(
 ) -> None:
     """Draws a line, with markers for few epochs, since a single point has no line."""
     marker = "o" if len(epochs) < 6 else ""
-    look: dict[str, Any] = {"linewidth": 1.7, **style}
-    axes.plot(epochs, values, marker=marker, markersize=4, color=color, **look)
+    line_style: dict[str, Any] = {"linewidth": 1.7, **style}
+    axes.plot(epochs, values, marker=marker, markersize=4, color=color, **line_style)
 
 
 def _accuracy_limits(phases: list[_PhaseMetrics]) -> tuple[float, float]:

@@ -56,12 +56,12 @@ def figure_study_budget(study: StudyRecord) -> Figure:
 def network_family(variant: VariantRecord) -> str:
     """The family of a network other than MSDNet, for example "ResNet" for "resnet_20"."""
     known = {"resnet": "ResNet", "densenet": "DenseNet", "hydra": "Hydra-Res"}
-    plain = (variant.network.lower() or variant.name.lower()).removeprefix("quickstart_")
+    name = (variant.network.lower() or variant.name.lower()).removeprefix("quickstart_")
     # "hydra_resnet" is a Hydra-Res; "wide_resnet" is not a ResNet.
-    matches = [name for name in ("hydra", "densenet", "resnet") if name in plain]
-    if matches and (matches[0] == "hydra" or plain.startswith(matches[0])):
+    matches = [family for family in ("hydra", "densenet", "resnet") if family in name]
+    if matches and (matches[0] == "hydra" or name.startswith(matches[0])):
         return known[matches[0]]
-    return re.split(r"[_-]?\d", plain)[0] or variant.label
+    return re.split(r"[_-]?\d", name)[0] or variant.label
 
 
 def _draw_adaptive_variants(axes: Axes, study: StudyRecord) -> None:
@@ -71,10 +71,10 @@ def _draw_adaptive_variants(axes: Axes, study: StudyRecord) -> None:
         if len(costs):
             label = _curve_label(variant)
             # matplotlib omits labels that start with an underscore from the legend.
-            shown = f"_{label}" if label in named else label
+            legend_label = f"_{label}" if label in named else label
             style = FAMILY_LINES.get(network_family(variant), "solid")
             color = colors[variant.name]
-            draw_band(axes, costs / MILLION, top1, color, shown, linestyle=style)
+            draw_band(axes, costs / MILLION, top1, color, legend_label, linestyle=style)
             named.add(label)
             end = costs[-1] / MILLION, top1[:, -1].mean()
             numbered_circle(axes, study.top1(variant).shape[1], *end, color, size=10)
@@ -97,8 +97,8 @@ def _draw_families(axes: Axes, study: StudyRecord) -> None:
     for variant in study.variants:
         if variant.techniques is None:
             families.setdefault(network_family(variant), []).append(variant)
-    for place, (family, variants) in enumerate(families.items()):
-        color = FAMILY_COLORS.get(family, ("#9c6b4f", MUTED)[place % 2])
+    for i, (family, variants) in enumerate(families.items()):
+        color = FAMILY_COLORS.get(family, ("#9c6b4f", MUTED)[i % 2])
         finished = [variant for variant in variants if study.finished(variant)]
         for variant in variants:
             if variant not in finished:
@@ -125,8 +125,8 @@ def _draw_family(
 def _draw_readings(axes: Axes, dataset: str) -> None:
     """Values read from published figures: faint points, with their source in the legend."""
     readings = paper.readings_of(dataset)
-    for place, reading in enumerate(readings):
-        earlier = sum(r.series == reading.series for r in readings[:place])
+    for i, reading in enumerate(readings):
+        earlier = sum(r.series == reading.series for r in readings[:i])
         adaptive = ("o", "P", "v")[earlier % 3]
         axes.plot(
             *zip(*reading.points, strict=True),

@@ -59,7 +59,9 @@ def curve_gains(study: StudyRecord, variant: VariantRecord) -> tuple[np.ndarray,
     costs = common_costs([row for pair in pairs for row in pair])
     if not len(costs):
         return costs, np.zeros((0, 0))
-    return costs, np.array([curve_at(own, costs) - curve_at(other, costs) for own, other in pairs])
+    return costs, np.array(
+        [curve_at(row, costs) - curve_at(baseline, costs) for row, baseline in pairs]
+    )
 
 
 def validation_curves(
@@ -77,4 +79,6 @@ def validation_curves(
     epochs = sorted(set.intersection(*map(set, by_epoch))) if by_epoch else []
     if not epochs:
         return np.zeros(0), np.zeros((0, 0, 0))
-    return np.array(epochs), np.array([[one[e] for e in epochs] for one in by_epoch], dtype=float)
+    return np.array(epochs), np.array(
+        [[accuracy[e] for e in epochs] for accuracy in by_epoch], dtype=float
+    )

@@ -94,8 +94,8 @@ def command(study: str, preset: str = "") -> str:
 
 def not_run(study: str, dataset: str = "") -> str:
     """A note that a study has not been run (on a dataset of the paper), with the command."""
-    where = f" on {paper.DATASET_NAMES[dataset]}" if dataset else ""
-    return f"The study `{study}` has not been run{where}. Run `{command(study, dataset)}`."
+    suffix = f" on {paper.DATASET_NAMES[dataset]}" if dataset else ""
+    return f"The study `{study}` has not been run{suffix}. Run `{command(study, dataset)}`."
 
 
 def _table(table: StudyTable) -> ReportEntry:
@@ -130,8 +130,8 @@ def _figures(
     source: str,
 ) -> list[ReportEntry]:
     """The figure of each study, or one note that the study `source` has not been run."""
-    drawn = [_figure(heading, caption, draw, study) for study in studies]
-    return drawn or [ReportEntry(heading, missing=not_run(source))]
+    figures = [_figure(heading, caption, draw, study) for study in studies]
+    return figures or [ReportEntry(heading, missing=not_run(source))]
 
 
 def _table_one(studies: list[StudyRecord]) -> list[ReportEntry]:
@@ -144,11 +144,11 @@ def _table_one(studies: list[StudyRecord]) -> list[ReportEntry]:
 def _tables_two_and_three(studies: list[StudyRecord]) -> list[ReportEntry]:
     entries = []
     for printed in paper.ABLATIONS:
-        own = [s for s in studies if paper.paper_ablation(s.known_dataset or "") is printed]
-        entries += [_table(ablation_table(study)) for study in own]
+        of_dataset = [s for s in studies if paper.paper_ablation(s.known_dataset or "") is printed]
+        entries += [_table(ablation_table(study)) for study in of_dataset]
         if not any(study.known_dataset == printed.dataset for study in studies):
-            remark = not_run("ablation", printed.dataset)
-            entries.append(_table(unrun_ablation_table(printed.dataset, remark)))
+            note = not_run("ablation", printed.dataset)
+            entries.append(_table(unrun_ablation_table(printed.dataset, note)))
     return entries
 
 
@@ -156,10 +156,10 @@ def _budgets(studies: list[StudyRecord]) -> list[ReportEntry]:
     entries = []
     for dataset, number in paper.BUDGET_FIGURES.items():
         heading = f"Figure {number}: budgeted batch classification"
-        own = [study for study in studies if study.known_dataset == dataset]
-        drawn = [_figure(heading, "budget", figure_study_budget, study) for study in own]
+        of_dataset = [study for study in studies if study.known_dataset == dataset]
+        figures = [_figure(heading, "budget", figure_study_budget, study) for study in of_dataset]
         title = f"{heading} on {paper.DATASET_NAMES[dataset]}"
-        entries += drawn or [ReportEntry(title, missing=not_run("budget", dataset))]
+        entries += figures or [ReportEntry(title, missing=not_run("budget", dataset))]
     heading = "Figures 2, 3 and 5: budgeted batch classification"
     others = [study for study in studies if study.known_dataset is None]
     entries += [_figure(heading, "budget", figure_study_budget, study) for study in others]
@@ -186,14 +186,14 @@ def _with_pairs(studies: list[StudyRecord], technique: str) -> list[StudyRecord]
 
 def _distillation(studies: list[StudyRecord]) -> list[ReportEntry]:
     heading = "Distillation: alpha and temperature"
-    drawn = _figures(heading, "distillation", figure_distillation, studies, "distillation")
-    return drawn + [_table(distillation_table(study)) for study in studies]
+    figures = _figures(heading, "distillation", figure_distillation, studies, "distillation")
+    return figures + [_table(distillation_table(study)) for study in studies]
 
 
 def _equilibrium(studies: list[StudyRecord]) -> list[ReportEntry]:
     heading = "Equilibrium: gradient variance per stage"
-    drawn = _figures(heading, "variance", figure_gradient_variance, studies, "equilibrium")
-    return drawn + [_table(equilibrium_table(study)) for study in studies]
+    figures = _figures(heading, "variance", figure_gradient_variance, studies, "equilibrium")
+    return figures + [_table(equilibrium_table(study)) for study in studies]
 
 
 def _recipes(studies: list[StudyRecord]) -> list[ReportEntry]:

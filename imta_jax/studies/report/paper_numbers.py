@@ -243,9 +243,11 @@ def known_dataset(name: str | None) -> str | None:
 
     A reduced version ("cifar10_small") counts as another dataset: accuracies are not comparable.
     """
-    plain = (name or "").lower().replace("-", "").replace("_", "").replace("ilsvrc", "imagenet")
-    plain = plain.removesuffix("2012")
-    return plain if plain in DATASET_NAMES else None
+    normalized = (
+        (name or "").lower().replace("-", "").replace("_", "").replace("ilsvrc", "imagenet")
+    )
+    normalized = normalized.removesuffix("2012")
+    return normalized if normalized in DATASET_NAMES else None
 
 
 def dataset_title(name: str | None) -> str:

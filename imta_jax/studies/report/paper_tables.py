@@ -26,15 +26,15 @@ def ablation_table(study: StudyRecord) -> StudyTable:
     source = f"paper, {paper.DATASET_NAMES[printed.dataset]}"
     ours = f"ours, {study.dataset_title}"
     exits = max([len(printed.top1[frozenset()]), *(study.top1(v).shape[1] for v in study.variants)])
-    rows, shown = [], set()
+    rows, printed_keys = [], set()
     for variant in study.variants:
         techniques = variant.techniques
         marks = _check_marks(techniques)
-        if techniques in printed.top1.keys() - shown:
-            shown.add(techniques)
+        if techniques in printed.top1.keys() - printed_keys:
+            printed_keys.add(techniques)
             rows.append([*marks, source, EMPTY, *_printed(printed, techniques, exits)])
         # Check marks do not distinguish two variants with the same techniques.
-        ambiguous = sum(other.techniques == techniques for other in study.variants) > 1
+        ambiguous = sum(v.techniques == techniques for v in study.variants) > 1
         name = f"{ours} ({variant.label})" if ambiguous or techniques is None else ours
         rows += [[*marks, *row] for row in accuracy_rows(study, variant, exits, name)]
     columns = [*paper.TECHNIQUES, "source", "finished seeds", *exit_columns(exits)]
@@ -46,12 +46,12 @@ def ablation_table(study: StudyRecord) -> StudyTable:
     )
 
 
-def unrun_ablation_table(dataset: str, remark: str) -> StudyTable:
+def unrun_ablation_table(dataset: str, note: str) -> StudyTable:
     """Table 2 or 3 as printed, with empty cells for ours.
 
     Args:
       dataset: "cifar100" or "imagenet".
-      remark: why ours is empty, and the command to run.
+      note: why ours is empty, and the command to run.
     """
     printed = paper.paper_ablation(dataset)
     name, exits = paper.DATASET_NAMES[dataset], len(printed.top1[frozenset()])
@@ -65,11 +65,11 @@ def unrun_ablation_table(dataset: str, remark: str) -> StudyTable:
         heading=f"Table {printed.number}: accuracy at different exits on {name}",
         provenance=f"ours: not run; paper: {name}, {paper.SCHEDULES[dataset]}",
         frame=pd.DataFrame(rows, columns=columns),
-        notes=(remark, printed.remark),
+        notes=(note, printed.remark),
     )
 
 
-def paper_notes(study: StudyRecord, dataset: str, remark: str) -> tuple[str, ...]:
+def paper_notes(study: StudyRecord, dataset: str, note: str) -> tuple[str, ...]:
     """Notes on the origin of the paper's rows and on how far ours are comparable with them."""
     name = paper.DATASET_NAMES[dataset]
     notes = [f"Paper: {name}, {paper.SCHEDULES[dataset]}, seeds not stated."]
@@ -78,7 +78,7 @@ def paper_notes(study: StudyRecord, dataset: str, remark: str) -> tuple[str, ...
             f"Our numbers are for {study.dataset_title}, the paper's for {name}: compare the signs "
             "and the order of differences, not the accuracies."
         )
-    return (*notes, *([remark] if remark else []))
+    return (*notes, *([note] if note else []))
 
 
 def _check_marks(techniques: frozenset[str] | None) -> list[str]:
@@ -89,9 +89,9 @@ def _check_marks(techniques: frozenset[str] | None) -> list[str]:
 
 def _printed(printed: paper.AblationTable, techniques: frozenset[str], exits: int) -> list[str]:
     """A row of the paper, with differences to the paper's baseline in parentheses."""
-    plain = printed.top1[frozenset()]
+    baseline = printed.top1[frozenset()]
     cells = [
         f"{value:.2f}" + (f" ({format_signed(value - base, 2)})" if techniques else "")
-        for value, base in zip(printed.top1[techniques], plain, strict=True)
+        for value, base in zip(printed.top1[techniques], baseline, strict=True)
     ]
     return padded(cells, exits)

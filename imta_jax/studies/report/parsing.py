@@ -94,11 +94,11 @@ def _variant(name: str, entry: Mapping[str, Any]) -> VariantRecord:
 
 
 def _check_row(row: Mapping[str, Any], names: set[str], source: str) -> None:
-    where = f"{source}, row of variant {row.get('arm')!r}, seed {row.get('seed')!r}"
+    location = f"{source}, row of variant {row.get('arm')!r}, seed {row.get('seed')!r}"
     if row.get("arm") not in names:
-        raise InputError(f"{where}: unknown variant; the study has {', '.join(sorted(names))}")
+        raise InputError(f"{location}: unknown variant; the study has {', '.join(sorted(names))}")
     if row.get("status") not in ("done", "failed"):
-        raise InputError(f"{where}: status must be done or failed; found {row.get('status')!r}")
+        raise InputError(f"{location}: status must be done or failed; found {row.get('status')!r}")
     missing = [name for name in _REQUIRED_IN_ROW if not row.get(name)]
     if row["status"] == "done" and missing:
-        raise InputError(f"{where}: status is done, but the row has no {', '.join(missing)}")
+        raise InputError(f"{location}: status is done, but the row has no {', '.join(missing)}")

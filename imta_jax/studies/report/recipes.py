@@ -103,9 +103,9 @@ def _row(study: StudyRecord, variant: VariantRecord, exits: int) -> list[str]:
 
 def _relative_time(study: StudyRecord, variant: VariantRecord) -> str:
     ratios = [
-        _seconds(own) / _seconds(other)
-        for own, other in study.paired_rows(variant)
-        if _seconds(own) and _seconds(other)
+        _seconds(row) / _seconds(baseline_row)
+        for row, baseline_row in study.paired_rows(variant)
+        if _seconds(row) and _seconds(baseline_row)
     ]
     return f"{np.mean(ratios):.2f}" if ratios else EMPTY
 

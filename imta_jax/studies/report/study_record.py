@@ -130,11 +130,11 @@ class StudyRecord:
 
         Variants of another network are not compared, since their exits lie at other depths.
         """
-        same = [v for v in self.variants if v.network == variant.network]
+        of_network = [v for v in self.variants if v.network == variant.network]
         candidates = [
-            v for name in (variant.against, self.baseline) for v in same if v.name == name
+            v for name in (variant.against, self.baseline) for v in of_network if v.name == name
         ]
-        candidates += [v for v in same if v.is_plain]
+        candidates += [v for v in of_network if v.is_plain]
         return candidates[0] if candidates and candidates[0] != variant else None
 
     def paired_rows(
@@ -144,15 +144,17 @@ class StudyRecord:
         baseline = self.baseline_of(variant)
         if baseline is None:
             return []
-        own, other = self.finished(variant), self.finished(baseline)
-        return [(own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())]
+        rows, baseline_rows = self.finished(variant), self.finished(baseline)
+        return [
+            (rows[seed], baseline_rows[seed]) for seed in sorted(rows.keys() & baseline_rows.keys())
+        ]
 
     def differences(self, variant: VariantRecord, split: str = "test") -> np.ndarray:
         """Top-1 minus the baseline's of the same seed: [common seeds, common exits], or [0, 0]."""
         pairs = self.paired_rows(variant)
-        own, other = (accuracies([pair[i] for pair in pairs], split) for i in (0, 1))
-        exits = min(own.shape[1], other.shape[1])
-        return own[:, :exits] - other[:, :exits]
+        values, baseline_values = (accuracies([pair[i] for pair in pairs], split) for i in (0, 1))
+        exits = min(values.shape[1], baseline_values.shape[1])
+        return values[:, :exits] - baseline_values[:, :exits]
 
     def provenance(self) -> str:
         """One line with study, dataset, schedule, seeds and hardware of the numbers."""
@@ -170,9 +172,9 @@ class StudyRecord:
         schedules = [row["schedule"] for v in self.variants for row in self.finished(v).values()]
         if not schedules:
             return "no finished runs"
-        one = _join_distinct(_phase(schedule.get("phase_one")) for schedule in schedules)
-        two = _join_distinct(_phase(schedule.get("phase_two")) for schedule in schedules)
-        return f"phase I: {one}; phase II: {two}"
+        phase_one = _join_distinct(_phase(schedule.get("phase_one")) for schedule in schedules)
+        phase_two = _join_distinct(_phase(schedule.get("phase_two")) for schedule in schedules)
+        return f"phase I: {phase_one}; phase II: {phase_two}"
 
     def _data(self) -> str:
         examples = (self.dataset or {}).get("examples") or {}

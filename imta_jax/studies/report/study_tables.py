@@ -67,8 +67,9 @@ def gains_at(study: StudyRecord, variant: VariantRecord, cost: float) -> np.ndar
 def _gain_texts(study: StudyRecord, variant: VariantRecord) -> list[str]:
     gains = curve_gains(study, variant)[1]
     averaged = gains.mean(axis=1) if gains.size else np.zeros(0)
-    both = averaged, gains_at(study, variant, claimed_cost(study))
-    return [mean_texts(values[:, None], difference=True)[0] for values in both]
+    at_claimed_cost = gains_at(study, variant, claimed_cost(study))
+    columns = (averaged, at_claimed_cost)
+    return [mean_texts(values[:, None], difference=True)[0] for values in columns]
 
 
 def _budget_row(study: StudyRecord, variant: VariantRecord) -> list[str]:
@@ -80,9 +81,9 @@ def _budget_row(study: StudyRecord, variant: VariantRecord) -> list[str]:
     exits = study.top1(variant).shape[1]
     last = mean_texts(study.top1(variant)[:, -1:])
     difference = mean_texts(study.differences(variant)[:, -1:], difference=True) or [EMPTY]
-    at = np.array([curve_at(row, full * np.array(COST_FRACTIONS)) for row in rows.values()])
+    accuracies = np.array([curve_at(row, full * np.array(COST_FRACTIONS)) for row in rows.values()])
     # A network with one exit has one cost and no smaller budgets.
-    partial = mean_texts(at) if exits > 1 else [EMPTY] * len(COST_FRACTIONS)
+    partial = mean_texts(accuracies) if exits > 1 else [EMPTY] * len(COST_FRACTIONS)
     gains = _gain_texts(study, variant)
     return [*texts, format_count(full), str(exits), *last, *difference, *partial, *gains]
 

@@ -39,10 +39,10 @@ def variant_colors(study: StudyRecord) -> dict[str, str]:
     return colors
 
 
-def add_provenance(figure: Figure, study: StudyRecord, remark: str = "") -> None:
+def add_provenance(figure: Figure, study: StudyRecord, note: str = "") -> None:
     """Writes the study's provenance in small type below all axes, after a remark."""
     width = int(CHARACTERS_PER_INCH * figure.get_figwidth())
-    lines = [line for text in (remark, study.provenance()) for line in textwrap.wrap(text, width)]
+    lines = [line for text in (note, study.provenance()) for line in textwrap.wrap(text, width)]
     text = figure.supxlabel("\n".join(lines), x=0.012, ha="left", fontsize=7, color=MUTED)
     text.set_parse_math(False)
 

@@ -115,21 +115,21 @@ def _draw_heatmap(
     axes.set_xticks(range(len(temperatures)), [f"{value:g}" for value in temperatures])
     axes.set_yticks(range(len(alphas)), [f"{value:g}" for value in alphas])
     for (alpha, temperature), variant in cells.items():
-        place = temperatures.index(temperature), alphas.index(alpha)
-        _write_cell(axes, study, variant, place, image)
+        cell = temperatures.index(temperature), alphas.index(alpha)
+        _write_cell(axes, study, variant, cell, image)
     return image
 
 
 def _write_cell(
-    axes: Axes, study: StudyRecord, variant: VariantRecord, place: tuple[int, int], image: AxesImage
+    axes: Axes, study: StudyRecord, variant: VariantRecord, cell: tuple[int, int], image: AxesImage
 ) -> None:
     value = _validation(study, variant)
     known = np.isfinite(value)
     text = f"{value:.2f}" if known else study.status(variant).replace(" ", "\n")
     color = text_color_on(to_hex(tuple(image.to_rgba(np.array([value]))[0]))) if known else MUTED
-    axes.text(*place, text, ha="center", va="center", fontsize=8.5, color=color)
+    axes.text(*cell, text, ha="center", va="center", fontsize=8.5, color=color)
     if variant == _best(study):
-        corner = place[0] - 0.5, place[1] - 0.5
+        corner = cell[0] - 0.5, cell[1] - 0.5
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#c0392b", linewidth=2.5))
 
 
@@ -149,8 +149,8 @@ def _sweep_title(study: StudyRecord) -> str:
 
 
 def _other_variants(study: StudyRecord, panels: dict[str, Cells]) -> str:
-    shown = {variant.name for cells in panels.values() for variant in cells.values()}
-    others = [variant for variant in study.variants if variant.name not in shown]
+    in_panels = {variant.name for cells in panels.values() for variant in cells.values()}
+    others = [variant for variant in study.variants if variant.name not in in_panels]
     finished = [variant for variant in others if study.finished(variant)]
     texts = [f"{variant.label} {_validation(study, variant):.2f}" for variant in finished]
     texts += [f"{v.label} {study.status(v)}" for v in others if v not in finished]
@@ -168,14 +168,14 @@ def figure_gradient_variance(study: StudyRecord) -> Figure:
     style_axes(axes, x="output of stage", y="variance of the gradient over images")
     axes.set_yscale("log")
     colors, stages, seeds = variant_colors(study), 1, 1
-    for place, variant in enumerate(study.variants):
+    for position, variant in enumerate(study.variants):
         total, losses = gradient_variances(study, variant)
         seeds = max(seeds, len(total))
         if not total.size:
             add_missing_to_legend(axes, study, variant, colors[variant.name])
             continue
         # Variants are drawn side by side, since their crosses and bars may coincide.
-        x = np.arange(1, total.shape[1] + 1) + 0.11 * (place - (len(study.variants) - 1) / 2)
+        x = np.arange(1, total.shape[1] + 1) + 0.11 * (position - (len(study.variants) - 1) / 2)
         _draw_variance(axes, x, (total, losses), colors[variant.name], variant.label)
         stages = max(stages, total.shape[1])
     axes.set_xticks(range(1, stages + 1))
@@ -195,17 +195,17 @@ def _draw_variance(
     bars = np.nan_to_num(np.minimum(deviation, 0.999 * mean))
     axes.plot(x, mean, "o-", color=color, markersize=5.5, linewidth=1.2, label=label)
     axes.errorbar(x, mean, bars, color=color, capsize=2, linestyle="")
-    own = mean_and_std(np.where(losses > 0, losses, np.nan))[0]
+    mean_loss = mean_and_std(np.where(losses > 0, losses, np.nan))[0]
     style = {"color": color, "markersize": 6.5, "markeredgewidth": 1.6, "zorder": 4}
-    axes.plot(x + 0.045, own, "x", label=f"{label}: sum of losses", **style)
+    axes.plot(x + 0.045, mean_loss, "x", label=f"{label}: sum of losses", **style)
 
 
 def _variance_title(study: StudyRecord) -> str:
     """States the ratio of stage 1's variance without GE to that with GE."""
     plain = [variant for variant in study.variants if variant.is_plain]
     using = [variant for variant in study.variants if "GE" in (variant.techniques or ())]
-    both = [gradient_variances(study, group[0])[0] for group in (plain, using) if group]
-    if len(both) < 2 or not all(values.size for values in both):
+    means = [gradient_variances(study, group[0])[0] for group in (plain, using) if group]
+    if len(means) < 2 or not all(values.size for values in means):
         return f"Variance of the gradient at each stage on {study.dataset_title}"
-    ratio = both[0][:, 0].mean() / both[1][:, 0].mean()
+    ratio = means[0][:, 0].mean() / means[1][:, 0].mean()
     return f"Gradient variance at stage 1: {ratio:.1f} times as large without GE as with GE"

@@ -26,7 +26,9 @@ def sweep_table(study: StudyRecord) -> StudyTable:
     rows = [_row(study, fields, str(rank), variant) for rank, variant in enumerate(ranked, 1)]
     rows += [_row(study, fields, EMPTY, variant) for variant in unrun]
     columns = ["rank", *fields.values(), "finished seeds"]
-    columns += [f"{split}, {what}" for split in _SPLITS for what in ("mean of exits", "last exit")]
+    columns += [
+        f"{split}, {exits}" for split in _SPLITS for exits in ("mean of exits", "last exit")
+    ]
     return StudyTable(
         heading=f"Sweep ({study.title})",
         provenance=study.provenance(),

@@ -34,18 +34,18 @@ TABLE_ONE_COLUMNS = (
 _NO_CELLS = (EMPTY,) * 5
 
 
-def classifiers_table(study: StudyRecord | None, remark: str = "") -> StudyTable:
+def classifiers_table(study: StudyRecord | None, note: str = "") -> StudyTable:
     """Table 1: single classifiers, the paper's rows and those of variants that the paper lacks.
 
     Args:
       study: a study of exits, or None for the paper's numbers only.
-      remark: why ours is empty, without a study.
+      note: why ours is empty, without a study.
     """
     printed = {(row.model, row.number): _printed_row(row) for row in paper.TABLE_ONE}
-    own = {} if study is None else _own_rows(study, printed)
-    names = [*printed, *(key for key in own if key not in printed)]
+    measured = {} if study is None else _own_rows(study, printed)
+    names = [*printed, *(key for key in measured if key not in printed)]
     rows = [
-        [*printed.get(key, [key[0], *[EMPTY] * 3]), *own.get(key, ["not run", *_NO_CELLS])]
+        [*printed.get(key, [key[0], *[EMPTY] * 3]), *measured.get(key, ["not run", *_NO_CELLS])]
         for key in names
     ]
     title = "Table 1: individual classifiers"
@@ -56,7 +56,7 @@ def classifiers_table(study: StudyRecord | None, remark: str = "") -> StudyTable
     )
     if study is None:
         heading, provenance = f"{title} on CIFAR-100", f"ours: not run; {printed_of}"
-        notes = (remark,)
+        notes = (note,)
     else:
         heading, provenance = f"{title} ({study.title})", study.provenance()
         notes = (SPREAD_NOTE, *paper_notes(study, "cifar100", ""), *failures(study))

@@ -129,8 +129,8 @@ def figure_ranks(study: StudyRecord) -> Figure:
         draw_placeholder(grid[0], NO_PAIR)
     for axes, (plain, using) in zip(grid, pairs, strict=False):
         _draw_ranks(axes, study, plain, using[0])
-    remark = "Points: one seed. Spearman's correlation: mean ± standard deviation over seeds."
-    add_provenance(figure, study, remark)
+    note = "Points: one seed. Spearman's correlation: mean ± standard deviation over seeds."
+    add_provenance(figure, study, note)
     return figure
 
 
@@ -170,9 +170,9 @@ def _correlation_text(study: StudyRecord, variant: VariantRecord) -> str:
 
 
 def _rank_title(study: StudyRecord, pairs: list[Pair]) -> str:
-    shown = (pairs[0][0], pairs[0][1][0]) if pairs else ()
-    both = [rank_correlations(study, variant) for variant in shown]
-    if not both or not all(len(values) for values in both):
+    variants = (pairs[0][0], pairs[0][1][0]) if pairs else ()
+    correlations = [rank_correlations(study, variant) for variant in variants]
+    if not correlations or not all(len(values) for values in correlations):
         return f"Confidence ranks without and with ISC on {study.dataset_title}"
-    without, using = (float(values.mean()) for values in both)
+    without, using = (float(values.mean()) for values in correlations)
     return f"Rank correlation: {without:.3f} without ISC, {using:.3f} with it"

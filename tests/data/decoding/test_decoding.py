@@ -117,7 +117,7 @@ def in_graph(contents, memory_limit_gb=4.0):
     """The inspection of several files in TensorFlow's graph."""
     tf, inspector = import_tensorflow(), Inspector(memory_limit_gb)
     rows = tf.data.Dataset.from_tensor_slices(contents).map(
-        lambda one: tf.stack(inspector.columns_in_graph(one))
+        lambda contents: tf.stack(inspector.columns_in_graph(contents))
     )
     return np.array(list(rows.as_numpy_iterator()))
 
@@ -180,8 +180,8 @@ def test_windows_of_displayed_images_are_found_in_stored_pixels(orientation):
     sizes = displayed_sizes(np.array([[20, 30]]), np.array([orientation]))
     assert displayed.shape[:2] == tuple(sizes[0])
     window = np.array([[3, 5, 7, 11]], np.float32)
-    (found,) = stored_windows(window, sizes, np.array([orientation])).astype(int)
-    top, left, height, width = found
+    (actual,) = stored_windows(window, sizes, np.array([orientation])).astype(int)
+    top, left, height, width = actual
     part = apply_orientation(stored[top : top + height, left : left + width], orientation)
     np.testing.assert_array_equal(part, displayed[3:10, 5:16])
 

@@ -247,13 +247,15 @@ def indexed(files):
     """The refusal of each test file in the index of training."""
     fields = config(files, **FIELDS, max_undecodable=1.0)
     with pytest.MonkeyPatch.context() as patch:
-        found = []
+        actual = []
         from imta_jax.data.sources import folder
 
         keep = folder.source_split
-        patch.setattr(folder, "source_split", lambda *args: (found.append(args[0]), keep(*args))[1])
+        patch.setattr(
+            folder, "source_split", lambda *args: (actual.append(args[0]), keep(*args))[1]
+        )
         load_source(SourceRequest.from_config(fields, encoded=True))
-    test = found[1]
+    test = actual[1]
     return {test.images.name(i): Refusal(code) for i, code in enumerate(test.refusal.tolist())}
 
 
@@ -266,15 +268,15 @@ def refusal_by_pillow(path, channels=3):
 
 
 def test_random_files_are_rejected_for_the_same_reason(indexed):
-    found = {path: refusal_by_pillow(path) for path in indexed}
+    actual = {path: refusal_by_pillow(path) for path in indexed}
     different = {
-        path: (indexed[path].name, found[path].name)
+        path: (indexed[path].name, actual[path].name)
         for path in indexed
-        if indexed[path] != found[path]
+        if indexed[path] != actual[path]
     }
     assert not different
-    assert found == {path: refusal_by_pillow(path, channels=1) for path in indexed}
-    assert min(sum(map(bool, found.values())), sum(not one for one in found.values())) > FILES / 5
+    assert actual == {path: refusal_by_pillow(path, channels=1) for path in indexed}
+    assert min(sum(map(bool, actual.values())), sum(not one for one in actual.values())) > FILES / 5
 
 
 def test_random_files_have_the_same_pixels_in_training_evaluation_and_inference(files):

@@ -19,14 +19,14 @@ END = b"\xff\xd9"
 
 def refusals(contents):
     """The refusals by the index, and by decoding to RGB and to luminance."""
-    found = [Refusal(int(inspect_bytes(contents)[REFUSAL]))]
+    actual = [Refusal(int(inspect_bytes(contents)[REFUSAL]))]
     for channels in (3, 1):
         try:
             decode_image(contents, channels=channels)
-            found.append(Refusal.NONE)
+            actual.append(Refusal.NONE)
         except RefusedImageError as error:
-            found.append(error.refusal)
-    return found
+            actual.append(error.refusal)
+    return actual
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:1:1", "gray"])
@@ -39,9 +39,9 @@ def test_every_cut_that_changes_a_pixel_is_refused_by_all(size, subsampling):
     expected = decode_image(contents)
     assert jpeg_is_quickly_complete(contents, read_header(contents))
     for count in range(1, 60):
-        found = refusals(contents[: -2 - count] + END)
-        assert found in ([Refusal.TRUNCATED] * 3, [Refusal.NONE] * 3)
-        if found[0] == Refusal.NONE:
+        actual = refusals(contents[: -2 - count] + END)
+        assert actual in ([Refusal.TRUNCATED] * 3, [Refusal.NONE] * 3)
+        if actual[0] == Refusal.NONE:
             cut = decode_image(contents[: -2 - count] + END)
             np.testing.assert_array_equal(cut, expected)
 

@@ -68,12 +68,12 @@ def test_cutmix_labels_have_exactly_the_fraction_of_the_pixels(mix):
     values = np.arange(COUNT, dtype=np.uint8)
     images = np.broadcast_to(values[:, None, None, None], (COUNT, SIZE, SIZE, 1))
     labels = (values % 2).astype(np.int32)
-    mixed, found = mix(jax.random.key(5), 0.0, 1.0, images, labels)
+    mixed, actual = mix(jax.random.key(5), 0.0, 1.0, images, labels)
     mixed = np.asarray(mixed)
     other = (mixed == np.roll(values, 1)[:, None, None, None]).mean(axis=(1, 2, 3))
     own = (mixed == values[:, None, None, None]).mean(axis=(1, 2, 3))
     np.testing.assert_array_equal(own + other, 1)
-    np.testing.assert_array_equal(np.asarray(found)[np.arange(COUNT), 1 - labels], other)
+    np.testing.assert_array_equal(np.asarray(actual)[np.arange(COUNT), 1 - labels], other)
     assert 0.2 < other.mean() < 0.6  # Below 1/2, since rectangles are clipped.
 
 
@@ -87,9 +87,9 @@ def test_cutmix_rectangles_are_rectangles():
 
 def test_mixup_interpolates_images_and_labels(batch):
     share, others = jnp.linspace(0, 1, COUNT), np.roll(batch.images, 1, axis=0)
-    found = mixup(batch.images, others, share)
+    actual = mixup(batch.images, others, share)
     weight = np.asarray(share)[:, None, None, None]
-    np.testing.assert_allclose(found, (1 - weight) * batch.images + weight * others, atol=0.501)
+    np.testing.assert_allclose(actual, (1 - weight) * batch.images + weight * others, atol=0.501)
     labels = mixed_labels(jnp.array([0, 1]), jnp.array([2, 1]), jnp.array([0.25, 0.5]), 3)
     np.testing.assert_allclose(labels, [[0.75, 0, 0.25], [0, 1, 0]])
 
@@ -108,14 +108,14 @@ def test_erasing_replaces_one_rectangle_of_some_images(batch):
 
 
 def test_all_together_do_not_depend_on_the_number_of_devices(batch):
-    found = []
+    actual = []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = data_mesh(devices)
         augmented = jax.jit(augmentation(**ALL), out_shardings=batch_sharding(mesh))
-        found.append(jax.tree.map(np.asarray, augmented(jnp.int32(7), place_batch(batch, mesh))))
+        actual.append(jax.tree.map(np.asarray, augmented(jnp.int32(7), place_batch(batch, mesh))))
     assert len(jax.devices()) > 1
-    chex.assert_trees_all_equal(*found)
-    images, labels, mask, index = found[0]
+    chex.assert_trees_all_equal(*actual)
+    images, labels, mask, index = actual[0]
     assert images.dtype == np.uint8
     assert labels.shape == (COUNT, CLASSES)
     assert (images != batch.images).any()

@@ -74,8 +74,8 @@ def test_groups_in_any_order_give_the_same_batches(channels):
     originals = rng.integers(0, 256, (30, 16, 16, channels), np.uint8)
     # Groups of about four, so that some span two batches.
     groups = np.array_split(np.flatnonzero(indices.index != PADDING_INDEX), 6)
-    found = [(groups[k], list(originals[groups[k]])) for k in rng.permutation(len(groups))]
-    batches = list(collate_batches(iter(found), indices, shape))
+    actual = [(groups[k], list(originals[groups[k]])) for k in rng.permutation(len(groups))]
+    batches = list(collate_batches(iter(actual), indices, shape))
     assert len(batches) == 5
     images, index = (np.concatenate(values) for values in zip(*batches, strict=True))
     np.testing.assert_array_equal(index, indices.index)

@@ -54,9 +54,9 @@ def test_evaluation_equals_resize_and_center_crop_of_pillow(many_sizes):
 
 @pytest.mark.parametrize(("size", "resize"), [(32, 32), (31, 36), (32, 37), (1, 1), (64, 200)])
 def test_evaluation_equals_pillow_at_other_sizes(many_sizes, size, resize):
-    some = np.arange(0, len(many_sizes), 3)
-    images = evaluation_images(many_sizes, RandomAreaCrop(size, resize, 0.08, True), some)
-    for i, image in zip(some, images, strict=True):
+    sampled = np.arange(0, len(many_sizes), 3)
+    images = evaluation_images(many_sizes, RandomAreaCrop(size, resize, 0.08, True), sampled)
+    for i, image in zip(sampled, images, strict=True):
         expected = pillow_evaluation_crop(opened(many_sizes, i), resize, size)
         assert difference(image, expected).max() <= 1, many_sizes.images.name(i)
 

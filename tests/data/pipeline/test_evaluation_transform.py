@@ -42,8 +42,8 @@ def test_padding_of_arrays_equals_evaluation(tmp_path, shape):
     dataset, images = arrays(tmp_path, shape)
     transform = dataset.evaluation_transform
     assert transform.source_size == shape[:2] and transform.image_shape == dataset.image_shape
-    found = np.stack([transform.apply(image) for image in images])
-    np.testing.assert_array_equal(found, evaluated(dataset))
+    actual = np.stack([transform.apply(image) for image in images])
+    np.testing.assert_array_equal(actual, evaluated(dataset))
     np.testing.assert_array_equal(transform.pad(images), evaluated(dataset))
 
 
@@ -51,8 +51,8 @@ def test_padding_of_arrays_equals_evaluation(tmp_path, shape):
 def test_resize_of_arrays_equals_evaluation(tmp_path, shape):
     changes = {"preprocessing": "random_area_crop", "image_size": 32, "resize": 37}
     dataset, images = arrays(tmp_path, shape, **changes)
-    found = np.stack([dataset.evaluation_transform.apply(image) for image in images])
-    np.testing.assert_array_equal(found, evaluated(dataset))
+    actual = np.stack([dataset.evaluation_transform.apply(image) for image in images])
+    np.testing.assert_array_equal(actual, evaluated(dataset))
 
 
 @pytest.mark.parametrize("sizes", [(224, 256), (32, 40), (64, 64)])
@@ -65,8 +65,8 @@ def test_resize_of_lossless_files_equals_evaluation(tmp_path, sizes):
     changes = {"preprocessing": "random_area_crop", "image_size": sizes[0], "resize": sizes[1]}
     dataset = load_dataset(config(write(tmp_path, files), **changes))
     noise.append(np.asarray(files["test/a/9.png"].convert("RGB")))
-    found = np.stack([dataset.evaluation_transform.apply(pixels) for pixels in noise])
-    np.testing.assert_array_equal(found, evaluated(dataset))
+    actual = np.stack([dataset.evaluation_transform.apply(pixels) for pixels in noise])
+    np.testing.assert_array_equal(actual, evaluated(dataset))
 
 
 def test_only_images_of_the_size_of_the_network_are_accepted_and_unchanged():

@@ -71,11 +71,11 @@ def test_operations_equal_pillow(images, apply, magnitude, channels):
             continue  # Pillow has no color of gray images; here they are unchanged.
         for sign in (1.0, -1.0):
             operation = np.full(len(images), OPERATIONS.index(name))
-            found = apply(images, operation, magnitude, np.full(len(images), sign, np.float32))
+            actual = apply(images, operation, magnitude, np.full(len(images), sign, np.float32))
             expected = np.stack(
                 [np.asarray(with_pillow(name, image, magnitude, sign)) for image in images]
             ).reshape(images.shape)
-            difference = np.abs(np.asarray(found).astype(int) - expected)
+            difference = np.abs(np.asarray(actual).astype(int) - expected)
             if name in AFFINE:
                 assert (difference > 0).mean() <= 0.01, name
             else:
@@ -101,8 +101,8 @@ def test_color_does_not_change_gray_images(images, apply):
 def test_magnitude_zero_changes_nothing_except_by_tables(images, apply):
     for name in OPERATIONS[: OPERATIONS.index("solarize")]:
         operation = np.full(len(images), OPERATIONS.index(name))
-        found = apply(images, operation, 0, np.ones(3, np.float32))
-        np.testing.assert_array_equal(found, images, err_msg=name)
+        actual = apply(images, operation, 0, np.ones(3, np.float32))
+        np.testing.assert_array_equal(actual, images, err_msg=name)
 
 
 def test_an_image_of_one_value_is_not_stretched(apply):
@@ -120,8 +120,8 @@ def test_all_operations_are_drawn_about_equally_often():
     draw = jax.jit(
         lambda key: randaugment(key, jnp.repeat(image, count, 0), operations=1, magnitude=20)
     )
-    found = np.asarray(draw(jax.random.key(0))).reshape(count, -1)
-    share = np.unique(found, axis=0, return_counts=True)[1] / count
+    actual = np.asarray(draw(jax.random.key(0))).reshape(count, -1)
+    share = np.unique(actual, axis=0, return_counts=True)[1] / count
     # Directions of an operation differ; the identity also has the share of a blend of factor 1.
     assert 20 <= len(share) <= 24
     assert share.max() < 3 / len(OPERATIONS)

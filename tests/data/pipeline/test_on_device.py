@@ -37,7 +37,7 @@ def mesh():
 
 def on_device_batches(split, mesh, preprocessing, several=3, **changes):
     """All batches of an epoch, cropped on the device."""
-    on_device, found = copy_to_devices(split, mesh), []
+    on_device, actual = copy_to_devices(split, mesh), []
     for indices in on_device_indices(
         split, preprocessing, steps_per_dispatch=several, **{**DRAW, **changes}
     ):
@@ -45,8 +45,8 @@ def on_device_batches(split, mesh, preprocessing, several=3, **changes):
         placed = place_indices(indices, mesh)
         for i in range(int(indices.steps)):
             batch = on_device_batch(on_device, placed.index[i], placed.corner[i], placed.flip[i])
-            found.append(jax.tree.map(np.asarray, batch))
-    return found
+            actual.append(jax.tree.map(np.asarray, batch))
+    return actual
 
 
 @pytest.mark.parametrize(
@@ -54,22 +54,22 @@ def on_device_batches(split, mesh, preprocessing, several=3, **changes):
 )
 def test_on_device_batches_are_bit_identical_to_host_batches(split, mesh, preprocessing):
     expected = list(train_batches(split, preprocessing, pipeline="numpy", **DRAW))
-    found = on_device_batches(split, mesh, preprocessing)
-    assert len(found) == len(expected) == 8
-    chex.assert_trees_all_equal(found, expected)
+    actual = on_device_batches(split, mesh, preprocessing)
+    assert len(actual) == len(expected) == 8
+    chex.assert_trees_all_equal(actual, expected)
 
 
 @pytest.mark.parametrize("several", [1, 5, 8, 20])
 def test_steps_per_dispatch_do_not_change_the_batches(split, mesh, several):
     expected = on_device_batches(split, mesh, PaddedCrop(2, True))
-    found = on_device_batches(split, mesh, PaddedCrop(2, True), several)
-    chex.assert_trees_all_equal(found, expected)
+    actual = on_device_batches(split, mesh, PaddedCrop(2, True), several)
+    chex.assert_trees_all_equal(actual, expected)
 
 
 def test_start_step_skips_the_batches_before_it(split, mesh):
     expected = on_device_batches(split, mesh, PaddedCrop(2, True))[5:]
-    found = on_device_batches(split, mesh, PaddedCrop(2, True), start_step=5)
-    chex.assert_trees_all_equal(found, expected)
+    actual = on_device_batches(split, mesh, PaddedCrop(2, True), start_step=5)
+    chex.assert_trees_all_equal(actual, expected)
 
 
 def test_shards_of_processes_concatenate_to_the_global_indices(split):
@@ -93,17 +93,17 @@ def test_several_steps_per_dispatch_train_as_one_by_one(phase_name, split, mesh)
     for batch in train_batches(split, preprocessing, pipeline="numpy", **DRAW):
         state, metrics = one_by_one.advance(state, batch)
         losses.append(metrics.loss)
-    expected, state, found = tiny_run.to_host(state), phase.new_state(), []
+    expected, state, actual = tiny_run.to_host(state), phase.new_state(), []
     advance, on_device = jit_on_device_step(step, mesh), copy_to_devices(split, mesh)
     for indices in on_device_indices(split, preprocessing, steps_per_dispatch=3, **DRAW):
         state, metrics = advance(state, on_device, place_indices(indices, mesh))
-        found += list(metrics.loss[: int(indices.steps)])
+        actual += list(metrics.loss[: int(indices.steps)])
         assert not np.any(metrics.loss[int(indices.steps) :])
     assert advance._cache_size() == 1
-    np.testing.assert_allclose(found, losses, rtol=1e-4)
+    np.testing.assert_allclose(actual, losses, rtol=1e-4)
     assert int(state.step) == 8
-    found, expected = (jax.tree.leaves(x) for x in (state, expected))
-    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+    actual, expected = (jax.tree.leaves(x) for x in (state, expected))
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_batches_are_cropped_without_communication(split, mesh):

@@ -116,11 +116,11 @@ def test_arrays_that_are_resized_are_equal_with_both():
 def test_folder_of_one_size_becomes_the_same_arrays(tmp_path):
     root = folder(tmp_path)
     fields = {"preprocessing": "padded_crop", "validation_examples": 3}
-    found = [load(root, pipeline=name, **fields) for name in BOTH]
+    actual = [load(root, pipeline=name, **fields) for name in BOTH]
     for name in ("train", "test"):
-        left, right = (dataset.splits[name].images for dataset in found)
+        left, right = (dataset.splits[name].images for dataset in actual)
         np.testing.assert_array_equal(left, right)
-    assert fingerprint(found[1])["decoder"] == "pillow"
+    assert fingerprint(actual[1])["decoder"] == "pillow"
 
 
 def test_both_decoders_refuse_the_same_files(tmp_path):

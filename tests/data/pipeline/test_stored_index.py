@@ -73,8 +73,8 @@ def test_files_in_a_remote_file_system_have_sizes_and_times(tmp_path):
 
     with tf.io.gfile.GFile("ram://states/a.jpg", "w") as file:
         file.write("1234")
-    (found, missing) = file_states(["ram://states/a.jpg", "ram://states/b.jpg"])
-    assert found.size == 4 and found.regular and found.readable
+    (actual, missing) = file_states(["ram://states/a.jpg", "ram://states/b.jpg"])
+    assert actual.size == 4 and actual.regular and actual.readable
     assert missing == FileState(0, 0, True, True)
 
 

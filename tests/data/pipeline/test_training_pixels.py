@@ -73,10 +73,10 @@ def test_windows_at_full_resolution_have_the_pixels_of_the_whole_image(tmp_path,
     lefts = [*range(35), 57, 58]
     window = np.array([(left % 49, left, 32, 32) for left in lefts], np.float32)
     indices = BatchIndices(np.zeros(len(lefts), np.int64), window, np.zeros(len(lefts), bool))
-    ((found, _),) = resized_batches(
+    ((actual, _),) = resized_batches(
         images, indices, len(lefts), HostPipeline(), size=32, exact=False
     )
-    for image, (top, left, _, _) in zip(found, window.astype(int), strict=True):
+    for image, (top, left, _, _) in zip(actual, window.astype(int), strict=True):
         np.testing.assert_array_equal(image, whole[top : top + 32, left : left + 32])
 
 

@@ -44,8 +44,8 @@ def archives(tmp_path):
     """ImageNet's archives with two classes and a few images."""
     classes = {"n01440764": range(6), "n01443537": range(6, 12)}
     inner = {
-        f"{name}.tar": tar_of({f"{name}_{i}.JPEG": jpeg(i) for i in some})
-        for name, some in classes.items()
+        f"{name}.tar": tar_of({f"{name}_{i}.JPEG": jpeg(i) for i in images})
+        for name, images in classes.items()
     }
     validation = {f"ILSVRC2012_val_{i:08}.JPEG": jpeg(i) for i in range(1, 4)}
     contents = dict(zip(ARCHIVES, (tar_of(inner), tar_of(validation)), strict=True))

@@ -73,8 +73,8 @@ def test_images_are_decoded_in_chunks_of_limited_memory(tmp_path, monkeypatch):
     root = folder(tmp_path, extension="png")
     expected = load(root, preprocessing="padded_crop").splits["test"].images
     monkeypatch.setattr(tf_pipeline, "_CHUNK_BYTES", 3 * 40 * 48 * 3 - 1)
-    found = load(root, preprocessing="padded_crop").splits["test"].images
-    np.testing.assert_array_equal(found, expected)
+    actual = load(root, preprocessing="padded_crop").splits["test"].images
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -99,14 +99,14 @@ def test_images_stay_encoded_with_their_sizes_and_formats(tmp_path):
     make_image(20, 30).save(root / "train/owl/actually png.jpg", format="png")
     dataset = load(root)
     assert dataset.image_shape == (24, 24, 3)
-    found = {}
+    actual = {}
     for name in ("train", "validation"):
         split = dataset.splits[name]
         assert isinstance(split.images, EncodedImages)
-        found |= zip(
+        actual |= zip(
             paths(split), zip(split.sizes.tolist(), split.images.is_jpeg, strict=True), strict=True
         )
-    assert len(found) == 15
-    for path, (size, is_jpeg) in found.items():
+    assert len(actual) == 15
+    for path, (size, is_jpeg) in actual.items():
         with Image.open(path) as image:
             assert size == [image.height, image.width] and is_jpeg == (image.format == "JPEG")

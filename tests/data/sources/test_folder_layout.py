@@ -16,8 +16,8 @@ def test_files_with_other_extensions_are_ignored_with_a_warning(tmp_path, caplog
     assert not caplog.records
     write(root, {f"train/cat/{i}.webp": b"" for i in range(3)})
     write(root, {"train/dog/1.GIF": b"", "train/dog/README": b"", "train/dog/.DS_Store": b""})
-    found = read(root)
-    assert len(found.splits["train"].labels) == 6
+    actual = read(root)
+    assert len(actual.splits["train"].labels) == 6
     (message,) = caplog.messages
     assert "5 files" in message and f"{root}/train" in message
     assert "(3 .webp, 1 .gif, 1 no extension)" in message

@@ -73,8 +73,8 @@ def test_a_link_to_a_parent_folder_is_followed_once(root, caplog):
     (root / "test/a/up").symlink_to(root)
     dataset = load_dataset(config(root, **FIELDS))
     assert len(dataset.splits["test"]) == 8
-    (found,) = dataset.findings.misplaced
-    assert found.count == 16
+    (actual,) = dataset.findings.misplaced
+    assert actual.count == 16
 
 
 @pytest.mark.parametrize("target", ["/nowhere", "loop.png", "/dev/zero"])

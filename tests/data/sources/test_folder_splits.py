@@ -20,9 +20,9 @@ def test_classes_and_labels_are_those_of_image_folder(tmp_path):
     assert dataset.class_names == tuple(label.names) == ("ant", "cat", "dog", "owl")
     assert dataset.num_classes == 4 and dataset.name == "pets"
     for part, split in (("train", "train"), ("validation", "val"), ("test", "test")):
-        found = dict(zip(paths(dataset.splits[part]), dataset.splits[part].labels, strict=True))
+        actual = dict(zip(paths(dataset.splits[part]), dataset.splits[part].labels, strict=True))
         examples = builder._split_examples[split]
-        assert found == {e.image_path: label.str2int(e.label) for e in examples}
+        assert actual == {e.image_path: label.str2int(e.label) for e in examples}
 
 
 def test_class_names_may_contain_any_characters(tmp_path):

@@ -57,11 +57,11 @@ def test_files_give_the_same_dataset_as_arrays(source, tmp_path):
     for path, image in zip(paths, IMAGES, strict=True):
         Image.fromarray(image).save(path)
     files = {"train": (paths, LABELS.tolist()), "test": (paths[::-1], LABELS[::-1])}
-    found = source(ImageSource(files), index_dir="")
+    actual = source(ImageSource(files), index_dir="")
     expected = source(ImageSource(SPLITS))
     for name, split in expected.splits.items():
-        np.testing.assert_array_equal(found.splits[name].array, split.array)
-        np.testing.assert_array_equal(found.splits[name].labels, split.labels)
+        np.testing.assert_array_equal(actual.splits[name].array, split.array)
+        np.testing.assert_array_equal(actual.splits[name].labels, split.labels)
     cropped = {"preprocessing": "random_area_crop", "image_size": 8, "resize": 8}
     assert source(ImageSource(files), index_dir="", **cropped).image_shape == (8, 8, 3)
 

@@ -83,9 +83,9 @@ def test_unsupported_tfds_datasets_raise(tmp_path, source, message):
 
 
 def test_tfds_dataset_without_test_split_raises_with_its_splits(tmp_path):
-    some = [{"image": ARRAYS["train_images"][i][..., None], "label": i} for i in range(4)]
+    examples = [{"image": ARRAYS["train_images"][i][..., None], "label": i} for i in range(4)]
     tfds_datasets.prepare(
-        tmp_path, "Mnist", {"train": some}, shape=(28, 28, 1), version="3.0.1", num_classes=10
+        tmp_path, "Mnist", {"train": examples}, shape=(28, 28, 1), version="3.0.1", num_classes=10
     )
     with pytest.raises(ValueError, match=r"mnist.*train.*test_split"):
         load_dataset(config("mnist", data_dir=str(tmp_path)))

@@ -72,8 +72,8 @@ def test_stored_files_that_are_refused_are_left_out_by_name(tmp_path, caplog, fi
     with pytest.raises(ValueError, match=r"1 of 24 images.*max_undecodable"):
         load_dataset(config(folder))
     dataset = load_dataset(config(folder, max_undecodable=0.1))
-    found = {image.tobytes() for image in dataset.splits["test"].images}
-    assert found == {decode_image(file, channels=channels).tobytes() for file in files[1:]}
+    actual = {image.tobytes() for image in dataset.splits["test"].images}
+    assert actual == {decode_image(file, channels=channels).tobytes() for file in files[1:]}
     assert dataset.skipped["test"] == 1 and "record at byte" in caplog.text
 
 
@@ -81,8 +81,8 @@ def test_color_files_of_a_gray_dataset_have_the_pixels_that_the_runner_reads(tmp
     palette = encoded(make_image(32, 32, 1).convert("P"), "PNG")
     files = [palette, *FILES[1:], encoded(make_image(32, 32, 0, "CMYK"), "JPEG")]
     test = load_dataset(config(prepare(tmp_path, files, 1))).splits["test"].images
-    found = {image.tobytes() for image in test}
-    assert found == {decode_image(file, channels=1).tobytes() for file in files}
+    actual = {image.tobytes() for image in test}
+    assert actual == {decode_image(file, channels=1).tobytes() for file in files}
 
 
 def test_description_of_images_of_different_sizes_names_the_fix():

@@ -38,11 +38,11 @@ def flowers(splits=SPLITS):
     numbers = iter(range(1000))
     made = {}
     for split, count in splits.items():
-        some = [
+        examples = [
             (i, make_image(40 + i, 60 + 7 * i % 50, i))
             for i in (next(numbers) for _ in range(count))
         ]
-        made[split] = [{"image": jpeg(image), "label": i % 5} for i, image in some]
+        made[split] = [{"image": jpeg(image), "label": i % 5} for i, image in examples]
     return made
 
 
@@ -50,8 +50,8 @@ def prepare(folder, examples, file_format="tfrecord", shape=(None, None, 3)):
     """Writes a version of the TFDS dataset "tf_flowers" and returns its folder."""
     # TFDS stores file objects without decoding them.
     encoded = {
-        split: [{**example, "image": io.BytesIO(example["image"])} for example in some]
-        for split, some in examples.items()
+        split: [{**example, "image": io.BytesIO(example["image"])} for example in split_examples]
+        for split, split_examples in examples.items()
     }
     return tfds_datasets.prepare(
         folder,
@@ -77,8 +77,8 @@ def read(folder, source="tf_flowers", **changes):
 
 def contents(split):
     images = split.images
-    where = (images.files[images.file_id].tolist(), images.offset.tolist())
-    return *where, images.sizes.tolist(), images.is_jpeg.tolist(), split.labels.tolist()
+    file_positions = (images.files[images.file_id].tolist(), images.offset.tolist())
+    return *file_positions, images.sizes.tolist(), images.is_jpeg.tolist(), split.labels.tolist()
 
 
 def originals(examples):
@@ -153,8 +153,8 @@ def test_shards_of_records_concatenate_to_the_batches(prepared):
     for batches_of in calls:
         batches, shards = batches_of(Shard()), [batches_of(Shard(i, 2)) for i in range(2)]
         for batch, *parts in zip(batches, *shards, strict=True):
-            for field, *some in zip(batch, *parts, strict=True):
-                np.testing.assert_array_equal(field, np.concatenate(some))
+            for field, *shard_fields in zip(batch, *parts, strict=True):
+                np.testing.assert_array_equal(field, np.concatenate(shard_fields))
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def test_shards_of_records_concatenate_to_the_batches(prepared):
 def test_splits_have_the_roles_of_their_names(tmp_path, splits, chosen, lengths):
     prepare(tmp_path, flowers(splits))
     source = read(tmp_path, **chosen)
-    found = {name: len(split.labels) for name, split in source.splits.items()}
-    assert found == lengths | ({"validation": 6} if "dev" in splits else {})
+    actual = {name: len(split.labels) for name, split in source.splits.items()}
+    assert actual == lengths | ({"validation": 6} if "dev" in splits else {})
 
 
 @pytest.mark.parametrize(
@@ -219,20 +219,20 @@ def test_missing_labels_raise_with_a_hint(tmp_path):
 @pytest.mark.parametrize("preprocessing", ["random_area_crop", "padded_crop"])
 def test_array_records_raise(tmp_path, preprocessing):
     pytest.importorskip("array_record")
-    some = [{"image": jpeg(make_image(32, 32, i)), "label": i % 5} for i in range(5)]
-    prepare(tmp_path, {"train": some, "test": some}, "array_record", (32, 32, 3))
+    examples = [{"image": jpeg(make_image(32, 32, i)), "label": i % 5} for i in range(5)]
+    prepare(tmp_path, {"train": examples, "test": examples}, "array_record", (32, 32, 3))
     with pytest.raises(ValueError, match=r"array_record.*tfrecord"):
         load_dataset(fields(tmp_path, preprocessing=preprocessing))
 
 
 def test_records_of_one_size_can_become_arrays(tmp_path):
-    some = [{"image": jpeg(make_image(32, 32, i)), "label": i % 5} for i in range(10)]
-    version = prepare(tmp_path, {"train": some, "test": some}, shape=(32, 32, 3))
+    examples = [{"image": jpeg(make_image(32, 32, i)), "label": i % 5} for i in range(10)]
+    version = prepare(tmp_path, {"train": examples, "test": examples}, shape=(32, 32, 3))
     # By its name, the dataset would have the image shape of its TFDS code, which is unknown.
     dataset = load_dataset(fields("", version, preprocessing="padded_crop", validation_examples=5))
     test = dataset.splits["test"]
     assert test.images.shape == (10, 32, 32, 3)
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(e["image"]))) for e in some])
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(e["image"]))) for e in examples])
     distance = np.abs(test.images[:, None].astype(int) - pixels).max((2, 3, 4))
     assert (distance.min(1) <= 1).all() and sorted(distance.argmin(1)) == list(range(10))
     np.testing.assert_array_equal(test.labels, distance.argmin(1) % 5)
@@ -253,8 +253,8 @@ def test_second_load_reads_no_record_and_returns_the_same_splits(prepared, tmp_p
 @pytest.mark.parametrize("preprocessing", ["random_area_crop", "padded_crop"])
 @pytest.mark.parametrize("repeated", [2, 0])
 def test_file_with_another_number_of_records_raises(tmp_path, preprocessing, repeated):
-    some = [{"image": jpeg(make_image(32, 32, i)), "label": i % 5} for i in range(12)]
-    version = prepare(tmp_path, {"train": some, "test": some}, shape=(32, 32, 3))
+    examples = [{"image": jpeg(make_image(32, 32, i)), "label": i % 5} for i in range(12)]
+    version = prepare(tmp_path, {"train": examples, "test": examples}, shape=(32, 32, 3))
     file = sorted(version.glob("*train.tfrecord-*"))[1]
     file.write_bytes(file.read_bytes() * repeated)
     message = rf"train has {8 + 4 * repeated} records.* 12: .*{file.name} has {4 * repeated} .* 4;"
@@ -266,8 +266,8 @@ def test_a_dataset_that_is_prepared_again_gets_a_new_index(tmp_path):
     examples, index_dir = flowers({"train": 10, "test": 5}), str(tmp_path / "index")
     prepare(tmp_path, examples)
     read(tmp_path, index_dir=index_dir)
-    for some in examples.values():
-        for example in some:
+    for split_examples in examples.values():
+        for example in split_examples:
             example["label"] = (example["label"] + 1) % 5  # The same number of bytes.
     shutil.rmtree(tmp_path / "tf_flowers")
     prepare(tmp_path, examples)

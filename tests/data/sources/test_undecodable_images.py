@@ -18,8 +18,8 @@ def test_undecodable_images_are_skipped_counted_and_logged(tmp_path, caplog):
     names = write_broken_images(root)
     dataset = load(root, max_undecodable=0.5)
     assert dataset.skipped == {"train": 6, "test": 0}
-    found = paths(dataset.splits["train"]) + paths(dataset.splits["validation"])
-    assert len(found) == 13 and not {str(root / name) for name in names} & set(found)
+    actual = paths(dataset.splits["train"]) + paths(dataset.splits["validation"])
+    assert len(actual) == 13 and not {str(root / name) for name in names} & set(actual)
     assert f"6 of 19 images of {root}/train" in caplog.text
     for name in names:
         assert str(root / name) in caplog.text
@@ -113,8 +113,8 @@ def test_files_in_a_folder_that_may_not_be_opened_are_named_so(tmp_path, caplog,
 
     monkeypatch.setattr(os, "stat", refuse)
     (root / "train/cat/0.jpg").unlink()  # so that reading it fails, also for root
-    where, labels = "mine", [0] * 3 + [1] * 3 + [2] * 3
+    split_name, labels = "mine", [0] * 3 + [1] * 3 + [2] * 3
     request = SourceRequest.from_config(config(root, max_undecodable=0.5), encoded=True)
-    indexed = index_image_files(images[0], labels, NAMES, request, where)
-    source_split(indexed, request, where)
+    indexed = index_image_files(images[0], labels, NAMES, request, split_name)
+    source_split(indexed, request, split_name)
     assert f"{images[0][0]} (cannot be read: permission denied)" in caplog.text

@@ -83,8 +83,8 @@ def test_costs_of_fitted_methods_include_their_own_multiply_adds(curves):
     free = compare_methods(overconfident_split(0), overconfident_split(1), Costs.macs, BUDGETS)
     own = {"ensemble": 7 * np.array([1, 3, 6, 10]), "gate": 32 * np.array([1, 2, 3, 3])}
     for name in FITTED:
-        found = paid[name].mean_cost - paid[name].exit_fractions @ Costs.macs
-        np.testing.assert_allclose(found, paid[name].exit_fractions @ own[name], rtol=1e-6)
+        actual = paid[name].mean_cost - paid[name].exit_fractions @ Costs.macs
+        np.testing.assert_allclose(actual, paid[name].exit_fractions @ own[name], rtol=1e-6)
         np.testing.assert_allclose(free[name].exit_fractions @ Costs.macs, free[name].mean_cost)
     # One budget is the cost of the whole network, which a gated network exceeds.
     assert paid["gate"].mean_cost[-1] < Costs.macs[-1]

@@ -25,14 +25,14 @@ def test_equal_weights_give_the_normalized_geometric_mean():
     """sqrt(.8 * .5) to sqrt(.2 * .5) is 2 to 1."""
     weights = np.array([[1.0, 0.0], [0.5, 0.5]])
     ensemble = GeometricEnsemble(weights, np.zeros((2, 2)))
-    found = softmax(ensemble.logits(logits_of((0.8, 0.2), (0.5, 0.5))), axis=-1)[:, 0]
-    np.testing.assert_allclose(found, [[0.8, 0.2], [2 / 3, 1 / 3]], rtol=1e-6)
+    actual = softmax(ensemble.logits(logits_of((0.8, 0.2), (0.5, 0.5))), axis=-1)[:, 0]
+    np.testing.assert_allclose(actual, [[0.8, 0.2], [2 / 3, 1 / 3]], rtol=1e-6)
 
 
 def test_biases_multiply_probabilities():
     ensemble = GeometricEnsemble(np.eye(1), np.log([[1.0, 3.0]]))
-    found = softmax(ensemble.logits(logits_of((0.6, 0.4))), axis=-1)[0, 0]
-    np.testing.assert_allclose(found, [1 / 3, 2 / 3], rtol=1e-6)
+    actual = softmax(ensemble.logits(logits_of((0.6, 0.4))), axis=-1)[0, 0]
+    np.testing.assert_allclose(actual, [1 / 3, 2 / 3], rtol=1e-6)
 
 
 def test_the_gradient_is_that_of_the_value():
@@ -51,19 +51,19 @@ def test_the_gradient_is_that_of_the_value():
 def test_the_value_is_the_mean_over_images_of_loss_and_prior():
     logits, labels = split(0, num_images=5, num_exits=1)
     biases = np.array([0.5, 0, 0, 0, 0, 0, 0])
-    found, _ = negative_log_posterior(
+    actual, _ = negative_log_posterior(
         np.concatenate([[2.0], biases]), log_softmax(logits, axis=-1), labels
     )
     expected = nats(2 * log_softmax(logits, axis=-1) + biases, labels)[0] + (0.5 / 0.1) ** 2 / 2 / 5
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert actual == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_fit_is_better_than_every_exit_on_its_images():
     logits, labels = overconfident_split(0)
     ensemble = fit_geometric_ensemble(logits, labels)
-    found, alone = nats(ensemble.logits(logits), labels), nats(logits, labels)
+    actual, alone = nats(ensemble.logits(logits), labels), nats(logits, labels)
     for m in range(len(logits)):
-        assert found[m] < alone[: m + 1].min()
+        assert actual[m] < alone[: m + 1].min()
     assert (ensemble.weights >= 0).all()
     np.testing.assert_array_equal(np.triu(ensemble.weights, 1), 0)
 

@@ -41,8 +41,8 @@ def test_bootstrap_interval_equals_scipy_with_the_same_draws():
         method="percentile",
         rng=np.random.default_rng(7),
     ).confidence_interval
-    found = bootstrap_interval(values, level=0.9, resamples=500, seed=7)
-    np.testing.assert_allclose(found, np.stack(expected, axis=-1), atol=1e-6)
+    actual = bootstrap_interval(values, level=0.9, resamples=500, seed=7)
+    np.testing.assert_allclose(actual, np.stack(expected, axis=-1), atol=1e-6)
 
 
 def test_bootstrap_interval_of_a_constant_is_the_constant():

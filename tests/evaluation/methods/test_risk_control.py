@@ -32,7 +32,7 @@ def population():
 def selected_risks(population, guarantee: str, level: float = 0.95) -> np.ndarray:
     """True risk, in percentage points, of the thresholds selected on 400 validation sets."""
     images, family, risks = population
-    generator, found = np.random.default_rng(1), []
+    generator, actual = np.random.default_rng(1), []
     for _ in range(400):
         validation = generator.integers(0, images.correct.shape[1], 500)
         thresholds = risk_controlled_thresholds(
@@ -43,8 +43,8 @@ def selected_risks(population, guarantee: str, level: float = 0.95) -> np.ndarra
             confidence_level=level,
             family=family,
         )
-        found.append(risks[guarantee][(family == thresholds).all(axis=1).argmax()])
-    return np.array(found)
+        actual.append(risks[guarantee][(family == thresholds).all(axis=1).argmax()])
+    return np.array(actual)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.8, 0.95])
@@ -60,8 +60,8 @@ def test_risk_exceeds_the_tolerance_as_rarely_as_guaranteed(population, level):
 
 
 def test_conformal_risk_is_within_the_tolerance_on_average(population):
-    found = selected_risks(population, "expectation")
-    assert 0.9 * TOLERANCE <= found.mean() <= TOLERANCE + 3 * found.std() / np.sqrt(len(found))
+    actual = selected_risks(population, "expectation")
+    assert 0.9 * TOLERANCE <= actual.mean() <= TOLERANCE + 3 * actual.std() / np.sqrt(len(actual))
 
 
 def test_clipped_risk_is_never_below_the_net_risk(population):
@@ -73,17 +73,17 @@ def test_clipped_risk_is_never_below_the_net_risk(population):
 @pytest.mark.parametrize("guarantee", GUARANTEES)
 def test_too_few_images_select_the_full_network(guarantee):
     few = random_outcomes(0, 10)
-    found = risk_controlled_thresholds(*few, 1.0, guarantee=guarantee)
-    assert (exit_of(few.confidence, found) == 3).all()
+    actual = risk_controlled_thresholds(*few, 1.0, guarantee=guarantee)
+    assert (exit_of(few.confidence, actual) == 3).all()
     none = risk_controlled_thresholds(*random_outcomes(0, 900), 0.0, guarantee=guarantee)
-    np.testing.assert_array_equal(none, found)
+    np.testing.assert_array_equal(none, actual)
 
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)
 def test_cost_falls_with_tolerance_and_rises_with_confidence(guarantee):
     images, tolerances = random_outcomes(0, 2000), [0.5, 1, 2, 5, 100]
-    found = risk_controlled_thresholds(*images, tolerances, guarantee=guarantee)
-    _, cost = measure(images, found, COSTS)
+    actual = risk_controlled_thresholds(*images, tolerances, guarantee=guarantee)
+    _, cost = measure(images, actual, COSTS)
     assert (np.diff(cost) <= 0).all()
     assert cost[0] > cost[-1] == COSTS[0]
     stricter = risk_controlled_thresholds(

@@ -15,24 +15,24 @@ from imta_jax.evaluation.predictions import confidence, predicted
 
 def test_temperatures_minimize_the_likelihood_on_a_fine_grid():
     logits, labels = overconfident_split(0)
-    found = temperatures(logits, labels)
-    best = negative_log_likelihood(logits, labels, found)
+    actual = temperatures(logits, labels)
+    best = negative_log_likelihood(logits, labels, actual)
     for factor in np.exp(np.linspace(-3, 3, 121)):
-        assert (best <= negative_log_likelihood(logits, labels, found * factor) + 1e-6).all()
-    nearby = negative_log_likelihood(logits, labels, found * 1.02)
+        assert (best <= negative_log_likelihood(logits, labels, actual * factor) + 1e-6).all()
+    nearby = negative_log_likelihood(logits, labels, actual * 1.02)
     assert (best < nearby).all()
-    assert (found > 1).all()  # The confidences of these logits are too high.
+    assert (actual > 1).all()  # The confidences of these logits are too high.
 
 
 def test_temperatures_equal_those_of_scipy():
     logits, labels = overconfident_split(0)
-    for z, found in zip(logits, temperatures(logits, labels), strict=True):
+    for z, actual in zip(logits, temperatures(logits, labels), strict=True):
         expected = minimize_scalar(
             lambda log_t, z=z: negative_log_likelihood(z[None], labels, [np.exp(log_t)])[0],
             bounds=np.log([0.01, 100]),
             method="bounded",
         )
-        assert found == pytest.approx(np.exp(expected.x), rel=1e-3)
+        assert actual == pytest.approx(np.exp(expected.x), rel=1e-3)
 
 
 def test_likelihood_and_confidence_are_those_of_the_softmax():
@@ -52,9 +52,9 @@ def test_likelihood_and_confidence_are_those_of_the_softmax():
 
 def test_scaling_the_logits_scales_the_temperature_and_keeps_predictions():
     logits, labels = overconfident_split(0)
-    found = temperatures(logits, labels)
-    np.testing.assert_allclose(temperatures(logits * np.float32(3), labels), 3 * found, rtol=1e-3)
-    scaled = logits / found.astype(np.float32)[:, None, None]
+    actual = temperatures(logits, labels)
+    np.testing.assert_allclose(temperatures(logits * np.float32(3), labels), 3 * actual, rtol=1e-3)
+    scaled = logits / actual.astype(np.float32)[:, None, None]
     np.testing.assert_array_equal(predicted(scaled), predicted(logits))
     np.testing.assert_allclose(temperatures(scaled, labels), 1, rtol=1e-3)
 

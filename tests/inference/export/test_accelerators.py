@@ -23,13 +23,13 @@ def test_exported_stages_compile_and_run_on_the_chip_alone(topology, exported_fo
         pytest.skip(str(error))
     script = str(TESTS / "compile_stages.py")
     path = f"{TESTS.parent}:{TESTS}"
-    found = subprocess.run(
+    actual = subprocess.run(
         [sys.executable, script, str(exported_folder), topology],
         env={"PATH": "", "PYTHONPATH": path, **COMPILER_ENVIRONMENT},
         capture_output=True,
         text=True,
     )
-    assert found.returncode == 0, found.stderr[-2000:]
-    programs = [json.loads(line) for line in found.stdout.splitlines()]
+    assert actual.returncode == 0, actual.stderr[-2000:]
+    programs = [json.loads(line) for line in actual.stdout.splitlines()]
     assert len(programs) >= 3
-    assert [one for one in programs if one["faults"]] == []
+    assert [program for program in programs if program["faults"]] == []

@@ -54,9 +54,9 @@ def test_export_without_stages_for_larger_batches_gives_the_same_exits(
     earlier = load_exported(export(classifier, tmp_path / "earlier"))
     today = load_exported(exported_folder)
     assert earlier.network.images_last is None and today.network.images_last is not None
-    expected, found = (
+    expected, actual = (
         one.adaptive(0.4, max_batch_size=64).predict(images) for one in (earlier, today)
     )
-    np.testing.assert_array_equal(found.exit, expected.exit)
-    np.testing.assert_array_equal(found.labels, expected.labels)
-    np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)
+    np.testing.assert_array_equal(actual.exit, expected.exit)
+    np.testing.assert_array_equal(actual.labels, expected.labels)
+    np.testing.assert_allclose(actual.confidence, expected.confidence, atol=1e-5)

@@ -76,11 +76,11 @@ def test_runner_needs_only_jax_numpy_and_flatbuffers(exported_folder, images, tm
         env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": ""},
         check=True,
     )
-    with np.load(tmp_path / "found.npz") as found:
+    with np.load(tmp_path / "found.npz") as actual:
         for name, here in zip(
             ("labels", "exits"), Network(exported_folder, 0.5).predict(images), strict=False
         ):
-            np.testing.assert_array_equal(found[name], here)
+            np.testing.assert_array_equal(actual[name], here)
 
 
 def test_runner_classifies_image_files(exported_folder, images, tmp_path):

@@ -73,11 +73,11 @@ def test_compiled_programs_are_used_and_give_the_same_predictions(
     assert adaptive.profile.device != "assumed"
     adaptive.warm_up()
     installed = entries(cache)
-    found = adaptive.predict(images)
+    actual = adaptive.predict(images)
     assert entries(cache) == installed != set()  # nothing was compiled
     expected = load(exported_folder).adaptive(BUDGET, **OPTIONS).predict(images)
-    np.testing.assert_array_equal(found.labels, expected.labels)
-    np.testing.assert_array_equal(found.exit, expected.exit)
+    np.testing.assert_array_equal(actual.labels, expected.labels)
+    np.testing.assert_array_equal(actual.exit, expected.exit)
 
 
 def test_compiled_programs_are_not_used_without_trust(prepared, cache, caplog):
@@ -139,9 +139,9 @@ def test_programs_of_another_network_are_not_found(folder, phase_one, export, im
     for name in (COMPILED, PROGRAMS):
         shutil.copy(folder / name, other / name)
     export_folder.write_checksums(other)
-    found = load(other, trust_compiled=True).adaptive(BUDGET, **OPTIONS).predict(images[:4])
+    actual = load(other, trust_compiled=True).adaptive(BUDGET, **OPTIONS).predict(images[:4])
     expected = load_exported(other).adaptive(BUDGET, **OPTIONS).predict(images[:4])
-    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_array_equal(actual.labels, expected.labels)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_profile_is_interpolated_between_measured_sizes(prepared):
             "hand_over_ms": np.tile([0.1, 0.4], (2, 1)).tolist(),
         }
     )
-    found = wide.at_sizes((1, 2, 4))
-    assert found.sizes == (1, 2, 4)
-    np.testing.assert_allclose(found.stage_ms[0], [1.0, 2.0, 4.0])
-    np.testing.assert_allclose(found.network_ms, [3.0, 5.0, 9.0])
-    np.testing.assert_allclose(found.compaction_ms[0], [0.1, 0.2, 0.4])
+    actual = wide.at_sizes((1, 2, 4))
+    assert actual.sizes == (1, 2, 4)
+    np.testing.assert_allclose(actual.stage_ms[0], [1.0, 2.0, 4.0])
+    np.testing.assert_allclose(actual.network_ms, [3.0, 5.0, 9.0])
+    np.testing.assert_allclose(actual.compaction_ms[0], [0.1, 0.2, 0.4])

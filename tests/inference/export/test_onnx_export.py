@@ -48,9 +48,9 @@ def test_onnx_stages_give_the_logits_of_the_engine(onnx_folder, expected, images
     network, (_, logits) = Network(onnx_folder), expected
     state = [images]
     for stage, of_exit in zip(network.stages, logits, strict=True):
-        names = [given.name for given in stage.get_inputs()]
-        *state, found = stage.run(None, dict(zip(names, state, strict=True)))
-        np.testing.assert_allclose(found, of_exit, atol=1e-4)
+        names = [tensor.name for tensor in stage.get_inputs()]
+        *state, actual = stage.run(None, dict(zip(names, state, strict=True)))
+        np.testing.assert_allclose(actual, of_exit, atol=1e-4)
 
 
 def test_onnx_runner_gives_the_labels_and_exits_of_the_engine(onnx_folder, expected, images):
@@ -104,8 +104,8 @@ def test_int8_export_loads_as_the_rounded_network(classifier, export, images, tm
     rounded = AdaptiveClassifier(
         quantize_classifier(classifier), [0.3, 0.3, -1e8], mean=(0.4,), std=(0.3,)
     )
-    found = loaded.adaptive(0.5).logits(images)
-    np.testing.assert_allclose(found, rounded.logits(images), atol=1e-4)
+    actual = loaded.adaptive(0.5).logits(images)
+    np.testing.assert_allclose(actual, rounded.logits(images), atol=1e-4)
     with np.load(folder / "weights.npz") as stored:
         types = {stored[name].dtype for name in stored if stored[name].ndim > 1}
         floats = [n for n in stored if stored[n].dtype == np.float32 and not n.endswith("scale")]
@@ -117,12 +117,12 @@ def test_int8_export_loads_as_the_rounded_network(classifier, export, images, tm
 def test_quantized_kernels_are_within_half_a_step():
     array = np.random.default_rng(0).normal(size=(3, 3, 4, 5)).astype(np.float32)
     array[..., 2] = 0
-    found = quantize(array, 3)
-    assert found.scale.shape == (1, 1, 1, 5) and np.abs(found.integers).max() == 127
-    error = np.abs(found.dequantized() - array) / found.scale
+    actual = quantize(array, 3)
+    assert actual.scale.shape == (1, 1, 1, 5) and np.abs(actual.integers).max() == 127
+    error = np.abs(actual.dequantized() - array) / actual.scale
     assert error.max() <= 0.5 + 1e-4
     factor = np.array([0.1, 2, 3, -4, 5], np.float32)  # batch normalization
-    moved = (found.dequantized() * factor).transpose(3, 0, 1, 2)
+    moved = (actual.dequantized() * factor).transpose(3, 0, 1, 2)
     again = exact_int8(moved)
     assert again is not None and again.scale.shape == (5, 1, 1, 1)
     np.testing.assert_allclose(again.dequantized(), moved, rtol=1e-5)

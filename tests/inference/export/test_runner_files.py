@@ -118,13 +118,13 @@ def test_run_py_accepts_and_refuses_the_files_that_the_package_does(
     code = main([str(exported_folder), str(image_folder), "--budget=0.5", "--json"])
     expected = capsys.readouterr()
     labels = [(row["file"], row["label"]) for row in map(json.loads, expected.out.splitlines())]
-    found = run(image_folder)
-    assert (found.returncode, code) == (1, 1)
-    assert reports(found.stderr) == reports(expected.err)
-    predicted = [line.split("\t") for line in found.stdout.splitlines()]
+    actual = run(image_folder)
+    assert (actual.returncode, code) == (1, 1)
+    assert reports(actual.stderr) == reports(expected.err)
+    predicted = [line.split("\t") for line in actual.stdout.splitlines()]
     assert [(name, label) for name, label, *_ in predicted] == labels
-    assert min(len(labels), len(reports(found.stderr))) >= 8
-    assert "Traceback" not in found.stderr
+    assert min(len(labels), len(reports(actual.stderr))) >= 8
+    assert "Traceback" not in actual.stderr
 
 
 def test_run_py_reports_an_argument_it_cannot_use_with_exit_code_2(run, image_folder):
@@ -132,9 +132,9 @@ def test_run_py_reports_an_argument_it_cannot_use_with_exit_code_2(run, image_fo
         ([image_folder / "nothing.jpg"], "nothing.jpg does not exist"),
         ([image_folder, "--budget=0.1"], "budget is 0.1"),
     ]:
-        found = run(*arguments)
-        assert found.returncode == 2
-        (line,) = found.stderr.splitlines()
+        actual = run(*arguments)
+        assert actual.returncode == 2
+        (line,) = actual.stderr.splitlines()
         assert message in line
 
 
@@ -230,9 +230,9 @@ def test_damaged_export_is_one_line_with_exit_code_2(
 def test_missing_folder_of_modules_is_one_line_with_exit_code_2(run, runner_folder, tmp_path):
     folder = shutil.copytree(runner_folder, tmp_path / "export")
     shutil.rmtree(folder / READING)
-    found = run("a.png", folder=folder)
-    assert found.returncode == 2
-    (line,) = found.stderr.splitlines()
+    actual = run("a.png", folder=folder)
+    assert actual.returncode == 2
+    (line,) = actual.stderr.splitlines()
     assert READING in line and "copy the export again" in line
 
 
@@ -245,9 +245,9 @@ def test_run_py_names_a_package_that_is_not_installed(name, module, tmp_path):
     run = RUN.format([f"{tmp_path}/run.py", str(tmp_path)])
     for installed, missing in [({"numpy", "PIL"}, module), ({"PIL"}, "numpy")]:
         command = [sys.executable, "-c", import_only({*installed, READING}) + run]
-        found = subprocess.run(command, capture_output=True, text=True, env=OPTIONS, check=False)
-        assert found.returncode == 2
-        (line,) = found.stderr.splitlines()
+        actual = subprocess.run(command, capture_output=True, text=True, env=OPTIONS, check=False)
+        assert actual.returncode == 2
+        (line,) = actual.stderr.splitlines()
         assert line.startswith(f"run.py: error: No module named '{missing}'")
 
 

@@ -30,12 +30,12 @@ def test_stage_by_stage_equals_all_exits_at_once(backbone: str):
         return jnp.stack(collected)
 
     images = baselines.images()
-    found = stage_by_stage(network, images)
+    actual = stage_by_stage(network, images)
     assert network.num_exits == len(baselines.TINY[backbone].get("exits", ())) + 1
-    chex.assert_shape(found, (network.num_exits, 4, baselines.CLASSES))
-    assert found.std(axis=1).min() > 0
+    chex.assert_shape(actual, (network.num_exits, 4, baselines.CLASSES))
+    assert actual.std(axis=1).min() > 0
     expected = baselines.jitted_logits(network, images)
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("backbone", baselines.TINY)
@@ -95,8 +95,8 @@ def test_gradient_equilibrium_scales_the_gradients_of_a_resnet_as_in_eq_5():
             before = of_exit(plain, i, later)
             assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(before))
             expected = jax.tree.map(lambda x, factor=factor: factor * x, before)
-            found = of_exit(balanced, i, later)
-            chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-6)
+            actual = of_exit(balanced, i, later)
+            chex.assert_trees_all_close(actual, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("backbone", ["resnet", "densenet"])

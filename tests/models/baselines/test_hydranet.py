@@ -160,6 +160,6 @@ def test_a_network_without_a_gate_has_the_plain_objective():
 @pytest.mark.parametrize("clusters", [(0, 1), (0, 1, 4), (0, -1, 2)])
 def test_class_clusters_of_another_length_or_range_are_rejected(clusters: tuple[int, ...]):
     network = baselines.tiny("hydranet", class_clusters=clusters)
-    found = re.escape(str(clusters))
-    with pytest.raises(ValueError, match=rf"config\.model\.class_clusters.*3.*{found}"):
+    actual = re.escape(str(clusters))
+    with pytest.raises(ValueError, match=rf"config\.model\.class_clusters.*3.*{actual}"):
         network.backbone.clusters(baselines.CLASSES)

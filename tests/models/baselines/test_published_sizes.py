@@ -93,8 +93,8 @@ def test_multiply_adds_are_within_one_percent_of_the_published_ones(preset: str)
     """In one of two conventions, which differ by up to 1.5% (ReLUs and pooling)."""
     costs = baselines.preset_costs(preset)
     published = PUBLISHED_MULTIPLY_ADDS[preset]
-    found = (costs.macs[-1] / 1e6, costs.published_ops[-1] / 1e6)
-    assert min(abs(value / published - 1) for value in found) < 0.01
+    actual = (costs.macs[-1] / 1e6, costs.published_ops[-1] / 1e6)
+    assert min(abs(value / published - 1) for value in actual) < 0.01
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,8 @@ def page(folder):
 
 
 def test_the_folder_has_three_figures_and_the_page(folder):
-    given = {"preview.npz", "summary.json"}
-    assert {path.name for path in folder.iterdir()} == FIGURES | {"index.html"} | given
+    inputs = {"preview.npz", "summary.json"}
+    assert {path.name for path in folder.iterdir()} == FIGURES | {"index.html"} | inputs
 
 
 def test_the_page_is_self_contained(page):

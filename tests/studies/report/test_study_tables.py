@@ -137,8 +137,8 @@ def test_equilibrium_table_has_both_sides_of_equation_3():
     frame = report.equilibrium_table(parse_study(study)).frame
     results = [row["gradient_variance"] for row in study["rows"] if row["arm"] == "off"]
     rows = frame[frame["variant"] == "without GE"].set_index("row")
-    total = np.mean([one["stages"][0] for one in results])
-    losses = np.mean([sum(one["losses"][0]) for one in results])
+    total = np.mean([result["stages"][0] for result in results])
+    losses = np.mean([sum(result["losses"][0]) for result in results])
     assert rows.loc["gradient variance", "E-1"] == f"{total:.3g}"
     assert rows.loc["sum of the losses' variances", "E-1"] == f"{losses:.3g}"
 

@@ -136,13 +136,13 @@ def test_evaluation_verifies_each_checkpoint_once_and_not_on_a_device(config, co
     reads, restore = [], ocp.CheckpointManager.restore
 
     def recorded(self, step, *arguments, **more):
-        found = restore(self, step, *arguments, **more)
-        items = {item: found[item] for item in ("model", "progress") if item in found}
+        actual = restore(self, step, *arguments, **more)
+        items = {item: actual[item] for item in ("model", "progress") if item in actual}
         if items:
             on_devices = any(isinstance(x, jax.Array) for x in jax.tree.leaves(items))
             place = "devices" if on_devices else "host"
             reads.append((self.directory.name, place, *items))
-        return found
+        return actual
 
     checkpoint_reading._verified.clear()
     monkeypatch.setattr(ocp.CheckpointManager, "restore", recorded)

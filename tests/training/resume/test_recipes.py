@@ -60,10 +60,10 @@ def test_phase_two_starts_from_the_average_of_phase_one(trained):
 
 def test_the_loaded_classifier_has_the_average(trained):
     classifier, meta = load_classifier(trained / "phase_one")
-    found = named_arrays(nnx.state(classifier))
+    actual = named_arrays(nnx.state(classifier))
     stored = saved(trained / "phase_one", 3)["model"]
     for name, x in stored.items():
-        np.testing.assert_array_equal(found[name], x)
+        np.testing.assert_array_equal(actual[name], x)
     assert meta["recipe"]["fields"]["ema_decay"] == 0.9
 
 
