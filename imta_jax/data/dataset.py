@@ -186,14 +186,7 @@ def build_dataset(
         _warn_of_unseen_classes(source.name, class_names, name, split.labels)
     findings = _findings(source, splits)
     statistics = source.statistics or _statistics(splits["train"], preprocessing)
-    if isinstance(preprocessing, PaddedCrop):
-        height, width = splits["train"].array.shape[1:3]
-        preprocessing = replace(preprocessing, source_size=(height, width))
-        splits = {name: _padded(split) for name, split in splits.items()}
-        shape = splits["train"].array.shape[1:]
-        preprocessing.check_fits(shape)
-    else:
-        shape = (preprocessing.size, preprocessing.size, len(statistics.mean))
+    preprocessing, splits, shape = _fitted(preprocessing, splits, len(statistics.mean))
     skipped = {name: split.skipped for name, split in source.splits.items()}
     held_out = tuple(name for name in ("validation", "test") if name not in source.splits)
     return Dataset(
@@ -208,6 +201,20 @@ def build_dataset(
         findings,
         source.decoder,
     )
+
+
+def _fitted(
+    preprocessing: Preprocessing, splits: dict[str, Split], channels: int
+) -> tuple[Preprocessing, dict[str, Split], tuple[int, int, int]]:
+    """Preprocessing for the size of the images, splits padded for it, and the image shape."""
+    if not isinstance(preprocessing, PaddedCrop):
+        return preprocessing, splits, (preprocessing.size, preprocessing.size, channels)
+    height, width = splits["train"].array.shape[1:3]
+    preprocessing = replace(preprocessing, source_size=(height, width))
+    splits = {name: _padded(split) for name, split in splits.items()}
+    shape = splits["train"].array.shape[1:]
+    preprocessing.check_fits(shape)
+    return preprocessing, splits, shape
 
 
 def _findings(source: SourceData, splits: Mapping[str, Split]) -> DataFindings:

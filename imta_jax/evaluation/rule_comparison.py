@@ -63,19 +63,32 @@ def compare_exit_rules(
     for rule, (correct, cost) in zip(rules, measured, strict=True):
         gain = correct - measured[0][0]
         ends = bootstrap_interval(gain, level=confidence_level, resamples=resamples, seed=seed)
-        rows += [
-            {
-                "rule": rule if isinstance(rule, str) else rule.name,
-                "budget": float(fractions[b]),
-                "top1": 100 * float(correct[b].mean()),
-                "mean_cost": float(cost[b] / costs[-1]),
-                "gain": 100 * float(gain[b].mean()),
-                "gain_low": 100 * float(ends[b, 0]),
-                "gain_high": 100 * float(ends[b, 1]),
-            }
-            for b in range(len(fractions))
-        ]
+        name = rule if isinstance(rule, str) else rule.name
+        rows += _rows(name, fractions, correct, cost / costs[-1], gain, ends)
     return rows
+
+
+def _rows(
+    rule: str,
+    budgets: Float[np.ndarray, " B"],
+    correct: Float[np.ndarray, "B N"],
+    mean_cost: Float[np.ndarray, " B"],
+    gain: Float[np.ndarray, "B N"],
+    gain_interval: Float[np.ndarray, "B 2"],
+) -> list[dict[str, Any]]:
+    """The rows of a rule. Costs are fractions of the last exit's cost."""
+    return [
+        {
+            "rule": rule,
+            "budget": float(budgets[b]),
+            "top1": 100 * float(correct[b].mean()),
+            "mean_cost": float(mean_cost[b]),
+            "gain": 100 * float(gain[b].mean()),
+            "gain_low": 100 * float(gain_interval[b, 0]),
+            "gain_high": 100 * float(gain_interval[b, 1]),
+        }
+        for b in range(len(budgets))
+    ]
 
 
 class _Sweep(NamedTuple):
