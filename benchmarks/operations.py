@@ -71,9 +71,9 @@ class Program:
             elif match := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line):
                 called = re.search(r"calls=%?([\w.\-]+)", line)
                 inside = computations.get(called[1] if called else "", Origin("", False))
-                match = re.search(r'op_name="([^"]*)"', line)
+                op_name = re.search(r'op_name="([^"]*)"', line)
                 product = bool(PRODUCT.search(line)) or inside.product
-                origin = Origin(match[1] if match else inside.name, product)
+                origin = Origin(op_name[1] if op_name else inside.name, product)
                 self.origins[match[1]] = origin
                 before = computations.get(computation, origin)
                 name = origin.name or before.name

@@ -16,7 +16,6 @@ _GRAPH_NAMES = re.compile(
     r"\{\{.*?\}\} ?|Error in user-defined function passed to .*?Iterator::\S+ | \[Op:.*"
 )
 
-
 _USES = (
     "reading datasets of TensorFlow Datasets, files in buckets, and config.data.pipeline='tf_data'"
 )

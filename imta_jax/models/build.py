@@ -18,7 +18,7 @@ from imta_jax.models.heads import make_heads, start_heads
 from imta_jax.models.msdnet import MSDNet
 from imta_jax.models.plan import NetworkSpec, plan_network
 from imta_jax.models.presets import NETWORK_PRESETS
-from imta_jax.models.spec_fields import given_fields, read_spec
+from imta_jax.models.spec_fields import explicit_fields, read_spec
 from imta_jax.runtime.factories import call_factory
 from imta_jax.runtime.registry import (
     BACKBONES,
@@ -84,10 +84,10 @@ def resolve_model_config(model_config: ModelConfig | Mapping[str, Any]) -> dict[
     """
     config = ModelConfig.from_mapping(model_config)
     if not config.preset or not _is_included(config.backbone):
-        return given_fields(config)
+        return explicit_fields(config)
     if config.preset not in NETWORK_PRESETS:
         raise unknown_name("config.model.preset", config.preset, NETWORK_PRESETS)
-    return {**NETWORK_PRESETS[config.preset], **given_fields(config)}
+    return {**NETWORK_PRESETS[config.preset], **explicit_fields(config)}
 
 
 def gate_weight_of(model_config: ModelConfig) -> float:
@@ -175,7 +175,7 @@ def _factory_of(config: ModelConfig) -> Callable[..., Backbone]:
     factory = BACKBONES.get(name, "config.model.backbone")
     if not isinstance(factory, IncludedBackbone):
         label = f"field of config.model with backbone {name!r}, which takes config.model.options:"
-        check_names(given_fields(config), _FOREIGN_FIELDS, label)
+        check_names(explicit_fields(config), _FOREIGN_FIELDS, label)
     return factory
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.extend import core
+from jaxtyping import Int64
 
 from imta_jax.errors import InputError
 from imta_jax.models import MultiExitClassifier
@@ -26,15 +27,15 @@ class ExitCosts:
     """Cumulative costs per exit: all stages and heads up to it.
 
     Attributes:
-      macs: int64 [E], multiply-adds of convolutions and linear layers, per image.
-      published_ops: int64 [E], `macs` plus one per linear bias, one per ReLU input and k x k per
-        output of a k x k pooling; batch normalization is free.
-      params: int64 [E], trainable parameters.
+      macs: multiply-adds of convolutions and linear layers, per image.
+      published_ops: `macs` plus one per linear bias, one per ReLU input and k x k per output of a
+        k x k pooling; batch normalization is free.
+      params: trainable parameters.
     """
 
-    macs: np.ndarray
-    published_ops: np.ndarray
-    params: np.ndarray
+    macs: Int64[np.ndarray, " E"]
+    published_ops: Int64[np.ndarray, " E"]
+    params: Int64[np.ndarray, " E"]
 
 
 # mark(arrays) ends a part of the network: costs are reported there.

@@ -15,7 +15,7 @@ Spec = TypeVar("Spec")
 _OPTIONAL_FIELDS = {"options": {}, "heads": "independent", "heads_options": {}}
 
 
-def given_fields(config: ModelConfig) -> dict[str, Any]:
+def explicit_fields(config: ModelConfig) -> dict[str, Any]:
     """The fields of a config that are not None, without `preset` and default heads."""
     values = ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config))
     return {
@@ -26,7 +26,7 @@ def given_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_spec(kind: type[Spec], config: ModelConfig) -> Spec:
-    """Makes a backbone's dataclass from the fields that are given.
+    """Makes a backbone's dataclass from the explicit fields.
 
     Args:
       kind: a dataclass. Fields without a default are required.
@@ -35,7 +35,7 @@ def read_spec(kind: type[Spec], config: ModelConfig) -> Spec:
     Raises:
       InputError: a field that the backbone does not have, or required fields that are missing.
     """
-    settings = given_fields(config)
+    settings = explicit_fields(config)
     backbone = settings.pop("backbone", "msdnet")
     if config.options:
         raise InputError(

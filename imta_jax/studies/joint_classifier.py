@@ -64,8 +64,8 @@ class JointClassifier(MultiExitClassifier):
         )
         self.heads: Any = stacked
 
-    def logits(self, features: tuple[jax.Array, ...]) -> jax.Array:
-        """Logits [V * E, N, K] in float32 from the features of all exits."""
+    def logits(self, features: tuple[Float[Array, "N _"], ...]) -> Float[Array, "VE N K"]:
+        """Logits of V variants in float32 from the features of all E exits."""
         stacked = jnp.concatenate([heads(features) for heads in self.heads])
         in_order = stacked[jnp.array(self.order)]
         return in_order.reshape(-1, *in_order.shape[2:]).astype(jnp.float32)

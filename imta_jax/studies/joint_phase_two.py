@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from imta_jax.config import RunConfig
 from imta_jax.data import Dataset
@@ -30,6 +31,7 @@ from imta_jax.training.objectives import (
 from imta_jax.training.optimizer import is_elementwise
 from imta_jax.training.phases import train_phase, trained_phase_one
 from imta_jax.training.setup import new_phase_two, phase_two_objective
+from imta_jax.types import Labels
 
 # Fields of phase II, in addition to those of the loss, in which joint variants may differ.
 _HEAD_FIELDS = ("transfer", "transfer_options", "stop_gradient", "start")
@@ -137,8 +139,11 @@ class JointObjective:
         freeze_backbone(classifier)
 
     def __call__(
-        self, classifier: MultiExitClassifier, images: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, ExitMetrics]:
+        self,
+        classifier: MultiExitClassifier,
+        images: Float[Array, "N H W C"],
+        labels: Labels,
+    ) -> tuple[Float[Array, ""], ExitMetrics]:
         """See `Objective`. The metrics have V * E exits, in variant order."""
         features = jax.lax.stop_gradient(classifier.features(images))
         logits = classifier.logits(features)
@@ -156,9 +161,20 @@ class JointObjective:
         return list(groups.values())
 
     def _losses(
-        self, group: list[int], by_variant: jax.Array, labels: jax.Array, earlier: jax.Array
-    ) -> jax.Array:
-        """Losses [len(group)] of one group, from the logits [V, E, N, K] of all variants."""
+        self,
+        group: list[int],
+        by_variant: Float[Array, "V E N K"],
+        labels: Labels,
+        earlier: Float[Array, "N K"],
+    ) -> Float[Array, " G"]:
+        """The losses of a group of G variants, from the logits of all variants.
+
+        Args:
+          group: indices of variants.
+          by_variant: logits.
+          labels: see `Objective`.
+          earlier: logits of the last exit with the phase-I heads.
+        """
         objectives = [self.objectives[index] for index in group]
 
         def loss(logits: jax.Array, alpha: jax.Array, temperature: jax.Array) -> jax.Array:

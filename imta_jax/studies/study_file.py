@@ -60,7 +60,7 @@ def write_record(
     costs = {name: arm["costs"] for name, arm in earlier.get("arms", {}).items()} | dict(costs)
     rows = read_rows(folder, variants)
     # A call that trains nothing describes the dataset by its name only.
-    dataset = max((dataset, earlier.get("dataset")), key=lambda described: len(described or ()))
+    dataset = max((dataset, earlier.get("dataset")), key=lambda record: len(record or ()))
     record = {
         "study": study.name,
         "preset": study.preset,

@@ -1,9 +1,10 @@
 """Packing of small parameters, and their moments, into one vector.
 
 A multi-exit network has hundreds of small parameters: of the 614 parameters of the 7-exit CIFAR
-network, 84 hold 95% of the numbers. Checking, updating and copying the others one by one is a third
-of a step's program, which increases the time to compile and to load it (`docs/results/cpu.md`). In
-a step, a packed parameter is a slice of the vector. Checkpoints store parameters unpacked, by name.
+network, 84 have 95% of the elements. Checking, updating and copying the others one by one is a
+third of a step's program, which increases the time to compile and to load it
+(`docs/results/cpu.md`). In a step, a packed parameter is a slice of the vector. Checkpoints store
+parameters unpacked, by name.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float32
 
-# Most parameters are smaller, and hold a twentieth of the numbers together.
+# Most parameters are smaller; together they have 5% of all elements.
 MAX_PACKED_SIZE = 4096
 
 
@@ -38,7 +39,7 @@ class Packing:
 
     @classmethod
     def of(cls, tree: Any, may_pack: Callable[[Any], bool]) -> "Packing":
-        """Packs the float32 leaves of at most `MAX_PACKED_SIZE` numbers that `may_pack` allows."""
+        """Packs the float32 leaves of at most `MAX_PACKED_SIZE` elements that `may_pack` allows."""
         leaves, structure = jax.tree.flatten(tree)
         packed = [
             x.dtype == jnp.float32 and x.size <= MAX_PACKED_SIZE and may_pack(x) for x in leaves
@@ -71,14 +72,14 @@ class Packed:
 
     def unpack(self) -> Any:
         """The pytree: slices of a traced vector, or host copies."""
-        vector, large, at, leaves = _readable(self.vector), iter(self.large), 0, []
+        vector, large, offset, leaves = _readable(self.vector), iter(self.large), 0, []
         for shape, packed in zip(self.packing.shapes, self.packing.packed, strict=True):
             if not packed:
                 leaves.append(next(large))
                 continue
             size = math.prod(shape)
-            leaves.append(vector[at : at + size].reshape(shape))
-            at += size
+            leaves.append(vector[offset : offset + size].reshape(shape))
+            offset += size
         return self.packing.structure.unflatten(leaves)
 
 

@@ -58,8 +58,8 @@ class BatchSizes:
         self.least = np.zeros(limit + 1)
         self._size = np.zeros(limit + 1, np.int64)
         for count in range(1, limit + 1):
-            rest = np.maximum(count - np.asarray(sizes), 0)
-            total = milliseconds + self.least[rest] + np.where(rest > 0, split_ms, 0.0)
+            remaining = np.maximum(count - np.asarray(sizes), 0)
+            total = milliseconds + self.least[remaining] + np.where(remaining > 0, split_ms, 0.0)
             # In a tie, take the larger size: fewer programs.
             best = len(total) - 1 - int(np.argmin(total[::-1]))
             self.least[count], self._size[count] = total[best], sizes[best]

@@ -139,9 +139,9 @@ class Worker:
         slots, self._free_slots = self._free_slots[:count], self._free_slots[count:]
         begin = 0
         for request, positions in taken:
-            own = slots[begin : begin + len(positions)]
-            self._request[own], self._position[own] = request, positions
-            self._arrival[own], self._deadline[own] = request.arrival, request.deadline
+            assigned = slots[begin : begin + len(positions)]
+            self._request[assigned], self._position[assigned] = request, positions
+            self._arrival[assigned], self._deadline[assigned] = request.arrival, request.deadline
             begin += len(positions)
         self._num_with_deadline += int(np.isfinite(self._deadline[slots]).sum())
         return slots, np.concatenate([request.images[positions] for request, positions in taken])
@@ -150,9 +150,9 @@ class Worker:
         """Dispatches the first segment, as several programs if no batch size fits the images."""
         segment, begin = self._settings.segments[0], 0
         for size in self._settings.batch_sizes[0].split(len(slots)):
-            own = slice(begin, begin + size)
-            output = self._settings.engine.run_images(segment, size, images[own])
-            self._dispatched.append(_Dispatched(0, slots[own], output))
+            in_program = slice(begin, begin + size)
+            output = self._settings.engine.run_images(segment, size, images[in_program])
+            self._dispatched.append(_Dispatched(0, slots[in_program], output))
             begin += size
 
     def _dispatch_waiting(self, i: int) -> None:
@@ -201,9 +201,13 @@ class Worker:
         """Records the latest predictions of images and frees their slots."""
         owners = self._request[slots]
         for request in dict.fromkeys(owners):
-            own = slots[owners == request]
-            positions = self._position[own]
-            predicted = self._label[own], self._exit[own], self._confidence[own]
+            of_request = slots[owners == request]
+            positions = self._position[of_request]
+            predicted = (
+                self._label[of_request],
+                self._exit[of_request],
+                self._confidence[of_request],
+            )
             request.record(positions, *predicted, truncated=truncated)
             self._on_complete(request, positions)
         self._request[slots] = None

@@ -124,12 +124,12 @@ def densenet(spec: DenseNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> Sing
     small = spec.stem == "cifar"
     # The first layer normalizes its input, so the stem for small images is a bare convolution.
     if small:
-        opening = conv(image_channels, spec.channels, 3, init=init, rngs=rngs)
+        stem = conv(image_channels, spec.channels, 3, init=init, rngs=rngs)
     else:
-        opening = ImageNetStem(image_channels, spec.channels, init=init, rngs=rngs)
+        stem = ImageNetStem(image_channels, spec.channels, init=init, rngs=rngs)
     blocks, widths = _layers(spec, init, rngs)
     return SingleScaleBackbone(
-        opening,
+        stem,
         blocks,
         widths,
         exits=spec.exits,

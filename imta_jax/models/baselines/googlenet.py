@@ -79,7 +79,7 @@ class Inception(nnx.Module):
 def googlenet(spec: GoogLeNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> SingleScaleBackbone:
     """Builds a GoogLeNet."""
     init = get_initialization(spec.initialization)
-    opening = nnx.Sequential(
+    stem = nnx.Sequential(
         ImageNetStem(image_channels, 64, init=init, rngs=rngs),
         ConvBNReLU(64, 64, 1, init=init, rngs=rngs),
         ConvBNReLU(64, 192, 3, init=init, rngs=rngs),
@@ -89,4 +89,4 @@ def googlenet(spec: GoogLeNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> Si
         modules.append(Inception(inputs, *sizes, init=init, rngs=rngs))
         inputs = modules[-1].outputs
     widths = [module.outputs for module in modules]
-    return SingleScaleBackbone(opening, modules, widths, init=init, rngs=rngs)
+    return SingleScaleBackbone(stem, modules, widths, init=init, rngs=rngs)

@@ -113,9 +113,9 @@ def resnet(spec: ResNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> SingleSc
     init = get_initialization(spec.initialization)
     small = spec.stem == "cifar"
     if small:
-        opening = ConvBNReLU(image_channels, spec.channels, 3, init=init, rngs=rngs)
+        stem = ConvBNReLU(image_channels, spec.channels, 3, init=init, rngs=rngs)
     else:
-        opening = ImageNetStem(image_channels, spec.channels, init=init, rngs=rngs)
+        stem = ImageNetStem(image_channels, spec.channels, init=init, rngs=rngs)
     blocks, widths, inputs = [], [], spec.channels
     for width, stride in _widths_and_strides(spec):
         style = {"bottleneck": spec.bottleneck, "projects": not small or spec.bottleneck}
@@ -123,7 +123,7 @@ def resnet(spec: ResNetSpec, image_channels: int, *, rngs: nnx.Rngs) -> SingleSc
         inputs = width * _BOTTLENECK_FACTOR if spec.bottleneck else width
         widths.append(inputs)
     return SingleScaleBackbone(
-        opening, blocks, widths, exits=spec.exits, small_images=small, init=init, rngs=rngs
+        stem, blocks, widths, exits=spec.exits, small_images=small, init=init, rngs=rngs
     )
 
 

@@ -1,10 +1,9 @@
 """The order of a feature map's axes: NHWC, or CHWN on one CPU.
 
 Images are NHWC, and accelerators compute in NHWC. On a CPU, a training step in CHWN takes three
-quarters of the time (`docs/results/cpu.md`): a 1x1 convolution multiplies long rows
-(65,536 numbers) instead of short ones (6), neighboring pixels lie one batch apart, and channels are
-concatenated by copying contiguous blocks. CHWN does not suit several devices, which split the
-batch.
+quarters of the time (`docs/results/cpu.md`): a 1x1 convolution multiplies rows of 65,536 elements
+instead of 6, neighboring pixels lie one batch apart, and channels are concatenated by copying
+contiguous blocks. CHWN does not suit several devices, which split the batch.
 """
 
 import enum

@@ -57,13 +57,13 @@ def figure_exits(run: RunRecord) -> Figure:
 
 def _draw_column(axes: Axes, run: RunRecord, column: str) -> None:
     values = run.exits[column].to_numpy(dtype=float)
-    places = np.arange(run.num_exits)
-    axes.plot(places, values, color=MUTED, linewidth=1, zorder=2)
-    axes.scatter(places, values, s=70, color=exit_colors(run.num_exits), zorder=3)
-    for place, value in zip(places, values, strict=True):
+    exits = np.arange(run.num_exits)
+    axes.plot(exits, values, color=MUTED, linewidth=1, zorder=2)
+    axes.scatter(exits, values, s=70, color=exit_colors(run.num_exits), zorder=3)
+    for exit_, value in zip(exits, values, strict=True):
         axes.annotate(
             format_percentage(value),
-            (place, value),
+            (exit_, value),
             xytext=(0, 8),
             textcoords="offset points",
             ha="center",
@@ -147,10 +147,10 @@ def figure_classes(run: RunRecord) -> Figure:
     names = [f"“{truncate(run.class_name(table.index[i]), 16)}”" for i in (0, -1)]
     costs = [format_count(table["macs"].iloc[i]) for i in (0, -1)]
     title = f"{names[0]} costs {costs[0]} on average, {names[1]} {costs[1]}"
-    shown, gap_after = _both_ends(table)
-    figure = new_figure(8.4, 1.3 + 0.3 * len(shown), title)
+    drawn_classes, gap_after = _both_ends(table)
+    figure = new_figure(8.4, 1.3 + 0.3 * len(drawn_classes), title)
     axes = figure.subplots()
-    _draw_classes(axes, run, shown, gap_after)
+    _draw_classes(axes, run, drawn_classes, gap_after)
     style_axes(
         axes,
         x=f"fraction of the class's test images (%), at a budget of {budget}% of the full cost",

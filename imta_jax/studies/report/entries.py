@@ -49,12 +49,12 @@ class ReportEntry:
     """A figure, a table, or a note that it has not been run.
 
     Attributes:
-      heading: which table or figure, and of which study.
+      heading: name of the table or figure, and of the study.
       caption: how to read it.
-      name: file name of a figure without `.png`, else "".
-      image: the figure of a figure, else None.
-      table: the table of a table.
-      missing: why there is neither, and the command to run; else "".
+      name: file name of a figure without `.png`; "" for a table or a note.
+      image: a drawn figure, or None.
+      table: a table, or None.
+      missing: text of a note: why there is neither, and the command to run.
     """
 
     heading: str

@@ -9,8 +9,6 @@ from imta_jax.errors import InputError, MissingFileError
 from imta_jax.studies.report.study_record import StudyRecord, VariantRecord
 
 _REQUIRED = ("study", "preset", "environment", "arms", "seeds", "rows")
-
-
 _REQUIRED_IN_ROW = ("schedule", "exits", "budget_curve", "validation_curve")
 
 

@@ -1,6 +1,7 @@
 """Table 1 of the paper: single classifiers, the paper's numbers and ours."""
 
 import re
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -29,9 +30,10 @@ TABLE_ONE_COLUMNS = (
     "ours: top-1",
     "ours minus baseline",
 )
-
-
 _NO_CELLS = (EMPTY,) * 5
+
+# (Model or row name, number of the exit or of branches).
+_Key = tuple[str, int]
 
 
 def classifiers_table(study: StudyRecord | None, note: str = "") -> StudyTable:
@@ -69,9 +71,9 @@ def _printed_row(row: paper.TableOneRow) -> list[str]:
     return [row.name, str(row.params), f"{row.madds:g}", f"{row.top1:.2f}"]
 
 
-def _own_rows(study: StudyRecord, printed: dict[tuple[str, int], list[str]]) -> dict:
+def _own_rows(study: StudyRecord, printed: Mapping[_Key, list[str]]) -> dict[_Key, list[str]]:
     """Our cells by (model, number), or by (row name, number) for variants that the paper lacks."""
-    rows = {}
+    rows: dict[_Key, list[str]] = {}
     for variant in study.variants:
         model = _paper_model(variant)
         cells = _classifier_cells(study, variant)
@@ -91,8 +93,11 @@ def _own_rows(study: StudyRecord, printed: dict[tuple[str, int], list[str]]) -> 
 
 
 def _keys_without_cells(
-    variant: VariantRecord, model: str, printed: dict[tuple[str, int], list[str]], rows: dict
-) -> list[tuple[str, int]]:
+    variant: VariantRecord,
+    model: str,
+    printed: Mapping[_Key, list[str]],
+    rows: Mapping[_Key, list[str]],
+) -> list[_Key]:
     """The rows that show the status of a variant without costs or finished runs."""
     if (model, 1) in printed and model != paper.HYDRA:
         return [key for key in printed if key[0] == model and key not in rows]

@@ -34,11 +34,11 @@ def apply():
 def with_pillow(name, image, magnitude, sign):
     """The operation with the ranges of torchvision's RandAugment."""
     level = magnitude / 30 * sign
-    picture = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
-    height, width = picture.height, picture.width
+    pil_image = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
+    height, width = pil_image.height, pil_image.width
 
     def transform(*matrix):
-        return picture.transform(picture.size, Image.Transform.AFFINE, matrix)
+        return pil_image.transform(pil_image.size, Image.Transform.AFFINE, matrix)
 
     enhance = {
         "brightness": ImageEnhance.Brightness,
@@ -47,18 +47,18 @@ def with_pillow(name, image, magnitude, sign):
         "sharpness": ImageEnhance.Sharpness,
     }
     if name in enhance:
-        return enhance[name](picture).enhance(1 + 0.9 * level)
+        return enhance[name](pil_image).enhance(1 + 0.9 * level)
     return {
-        "identity": lambda: picture,
+        "identity": lambda: pil_image,
         "shear_x": lambda: transform(1, 0.3 * level, 0, 0, 1, 0),
         "shear_y": lambda: transform(1, 0, 0, 0.3 * level, 1, 0),
         "translate_x": lambda: transform(1, 0, -int(150 / 331 * width * level), 0, 1, 0),
         "translate_y": lambda: transform(1, 0, 0, 0, 1, -int(150 / 331 * height * level)),
-        "rotate": lambda: picture.rotate(30 * level),
-        "posterize": lambda: ImageOps.posterize(picture, 8 - round(4 * magnitude / 30)),
-        "solarize": lambda: ImageOps.solarize(picture, 255 * (1 - magnitude / 30)),
-        "autocontrast": lambda: ImageOps.autocontrast(picture),
-        "equalize": lambda: ImageOps.equalize(picture),
+        "rotate": lambda: pil_image.rotate(30 * level),
+        "posterize": lambda: ImageOps.posterize(pil_image, 8 - round(4 * magnitude / 30)),
+        "solarize": lambda: ImageOps.solarize(pil_image, 255 * (1 - magnitude / 30)),
+        "autocontrast": lambda: ImageOps.autocontrast(pil_image),
+        "equalize": lambda: ImageOps.equalize(pil_image),
     }[name]()
 
 
