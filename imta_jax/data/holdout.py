@@ -57,11 +57,11 @@ def class_quotas(counts: Int[np.ndarray, " K"], examples: int) -> Int64[np.ndarr
     quotas[largest[: examples - quotas.sum()]] += 1
     for emptied in np.flatnonzero((quotas == counts) & (counts > 0)):
         kept = counts - quotas
-        giver = int(kept.argmax())
-        if kept[giver] < 2:
+        largest_class = int(kept.argmax())
+        if kept[largest_class] < 2:
             break
         quotas[emptied] -= 1
-        quotas[giver] += 1
+        quotas[largest_class] += 1
     return quotas
 
 

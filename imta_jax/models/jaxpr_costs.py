@@ -74,12 +74,12 @@ class Known:
 
     def set(self, variable: core.Var, properties: "Properties") -> None:
         """Records the properties of a variable."""
-        for variables, holds in (
+        for variables, has_property in (
             (self.data, properties.data),
             (self.products, properties.product),
             (self.zeros, properties.zero),
         ):
-            if holds:
+            if has_property:
                 variables.add(variable)
 
 
@@ -210,12 +210,12 @@ def _check_inner_jaxprs(eqn: core.JaxprEqn) -> None:
         _count_jaxpr(inner, [Properties(data=True)] * len(inner.invars), counts)
         if counts != Counts():
             name = eqn.primitive.name
-            how = (
+            operation = (
                 "a while loop of unknown length; use jax.lax.scan, or fori_loop with static bounds"
                 if name == "while"
                 else f"the primitive {name!r}, which runs a function an unknown number of times"
             )
-            raise InputError(f"cannot count the cost of {how}")
+            raise InputError(f"cannot count the cost of {operation}")
 
 
 def _convolve_macs(eqn: core.JaxprEqn) -> int:

@@ -154,8 +154,8 @@ def batch_normalize(
     if groups == 1:
         return _normalize(x, scale, bias, epsilon, relu, channel_axis)
     split = Groups(groups, channels_first=channel_axis % x.ndim == 0 and x.ndim > 1)
-    found: Any = normalize_groups(x, scale, bias, epsilon, relu, split)
-    y, mean, variance = found
+    grouped: Any = normalize_groups(x, scale, bias, epsilon, relu, split)
+    y, mean, variance = grouped
     return y, mean.mean(axis=0), variance.mean(axis=0)
 
 
@@ -170,11 +170,11 @@ def _normalize_per_device(
         y, mean, variance = batch_normalize(x, scale, bias, epsilon, relu)
         return y, mean[None], variance[None]
 
-    sharded, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
+    sharded, replicated = PartitionSpec(mesh.axis_names), PartitionSpec()
     y, mean, variance = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(sharded, everywhere, everywhere),
+        in_specs=(sharded, replicated, replicated),
         out_specs=(sharded, sharded, sharded),
         check_vma=False,
     )(x, scale, bias)

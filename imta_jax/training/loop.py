@@ -106,8 +106,8 @@ class TrainingLoop:
 
     def _check_is_due(self, progress: Progress) -> bool:
         """Whether enough steps are in flight, or a callback needs the metrics now."""
-        enough = progress.steps_in_flight >= self.check_every_steps
-        return enough or any(callback.needs_check(progress) for callback in self.callbacks)
+        regular = progress.steps_in_flight >= self.check_every_steps
+        return regular or any(callback.needs_check(progress) for callback in self.callbacks)
 
     def _check(self, progress: Progress, in_flight: list[tuple[ExitMetrics, int]]) -> None:
         """Fetches the metrics of the steps in flight, one by one, and empties the list."""

@@ -94,14 +94,17 @@ def source_split(
       ValueError: no image, too many images that are refused, or images of different sizes that are
         to become an array.
     """
-    bad, good = np.flatnonzero(indexed.refusal), np.flatnonzero(indexed.refusal == Refusal.NONE)
-    named = tuple(_with_reason(indexed, i) for i in bad[:_MAX_NAMED_IMAGES].tolist())
-    if len(bad):
-        _report_refused(indexed, len(bad), named, request.max_undecodable, split_name)
-    if len(good) == 0:
+    is_accepted = indexed.refusal == Refusal.NONE
+    refused, accepted = np.flatnonzero(~is_accepted), np.flatnonzero(is_accepted)
+    named = tuple(_with_reason(indexed, i) for i in refused[:_MAX_NAMED_IMAGES].tolist())
+    if len(refused):
+        _report_refused(indexed, len(refused), named, request.max_undecodable, split_name)
+    if len(accepted) == 0:
         raise InputError(f"{split_name} has 0 images, expected at least 1")
-    images, labels = indexed.images[good], indexed.labels[good]
-    reasons = collections.Counter(Refusal(code).reason for code in indexed.refusal[bad].tolist())
+    images, labels = indexed.images[accepted], indexed.labels[accepted]
+    reasons = collections.Counter(
+        Refusal(code).reason for code in indexed.refusal[refused].tolist()
+    )
     rotated = collections.Counter(images.orientation[images.orientation != 1].tolist())
     findings = SplitFindings(dict(reasons.most_common()), named, dict(sorted(rotated.items())))
     images = _oriented(images, request.exif_orientation, rotated.total(), split_name)
@@ -112,7 +115,7 @@ def source_split(
     if not request.encoded:
         apply_exif = request.exif_orientation == "apply"
         pixels = decode_all(images) if channels == 3 else _decode_luminance(images, apply_exif)
-    return SourceSplit(pixels, labels, len(bad), indexed.digest[good], findings, files)
+    return SourceSplit(pixels, labels, len(refused), indexed.digest[accepted], findings, files)
 
 
 def _decode_luminance(images: EncodedImages, apply_exif: bool) -> UInt8[np.ndarray, "N H W 1"]:

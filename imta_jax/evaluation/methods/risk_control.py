@@ -155,8 +155,8 @@ def _certified(
     if guarantee == "expectation":
         # The theorem needs a loss that never falls along the family. An image can be an early-exit
         # error at a strict threshold and not at a looser one, so it counts from the first on.
-        ever = np.logical_or.accumulate(errors, axis=0).sum(axis=1)
-        bound = (ever + 1) / (number + 1)
+        num_errors = np.logical_or.accumulate(errors, axis=0).sum(axis=1)
+        bound = (num_errors + 1) / (number + 1)
     elif guarantee == "clipped":
         bound = binomial_upper_bound(errors.sum(axis=1), number, error)
     else:
