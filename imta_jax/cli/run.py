@@ -12,18 +12,23 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from imta_jax.cli.run_records import (
+    check_same_config,
+    check_same_data,
+    evaluation_differences,
+    record_start,
+    recorded_config,
+    recorded_data,
+)
 from imta_jax.config import RunConfig
 from imta_jax.data import Dataset, load_dataset
-from imta_jax.data.fingerprint import EARLIER_DECODER, fingerprint, fingerprint_differences
+from imta_jax.data.fingerprint import EARLIER_DECODER, fingerprint
 from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
-from imta_jax.data.sources import can_be_moved, source_component
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
 from imta_jax.errors import InputError, MissingPackageError, unknown_name
 from imta_jax.evaluation import evaluate, evaluation_is_finished
-from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences
 from imta_jax.runtime.factories import unread_options_raise
 from imta_jax.runtime.files import write_json
-from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.runtime.lock import create_workdir, only_run_in
 from imta_jax.runtime.optional_packages import require
 from imta_jax.runtime.paths import local_path
@@ -48,9 +53,6 @@ from imta_jax.training.phases import check_trained, why_unfinished
 from imta_jax.training.unused_fields import unused_fields
 
 _log = logging.getLogger(__name__)
-
-# Fields of `config.data` that affect how images are read, but no batch.
-_READER_FIELDS: tuple[str, ...] = ("index_dir", "memory_limit_gb", "service")
 
 MODES = ("all", "doctor", "data", "phase_one", "phase_two", "evaluate", "time", "report")
 
@@ -150,9 +152,9 @@ def _preview_data(config: RunConfig, workdir: Path) -> None:
 def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     """Does the unfinished steps among phase I, phase II and evaluation that the mode names."""
     check_field_values(config)
-    recorded = _recorded_config(workdir)
-    _check_same_config(config, recorded, workdir, mode)
-    evaluates_again = recorded is not None and bool(_evaluation_differences(config, recorded))
+    recorded = recorded_config(workdir)
+    check_same_config(config, recorded, workdir, mode)
+    evaluates_again = recorded is not None and bool(evaluation_differences(config, recorded))
     due = _due_steps(config, workdir, mode, evaluates_again=evaluates_again)
     if recorded and not due:
         if recorded.data.source != config.data.source:
@@ -177,7 +179,7 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     # The folder is created after all checks: a rejected run leaves none.
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
         if is_first_process():
-            _record_start(config, data_fingerprint, workdir, mode)
+            record_start(config, data_fingerprint, workdir, mode)
         for name in due:
             if name not in PHASES:
                 training_has_ended()
@@ -227,24 +229,6 @@ def _check_inputs(config: RunConfig, workdir: Path, due: Sequence[str]) -> None:
         check_trained(config, workdir, last_phase(config))
 
 
-def _record_start(
-    config: RunConfig, data_fingerprint: Mapping[str, Any], workdir: Path, mode: str
-) -> None:
-    """Deletes temporary files of a killed process; writes `dataset.json` and `config.json`."""
-    for temporary in workdir.rglob(".*.partial"):
-        if not temporary.is_dir():  # an export may be writing that folder
-            temporary.unlink()
-    # config.json is written last: if it exists, the run has begun with this data.
-    component = source_component(config.data.source)
-    source = {"source": component} if component else {}
-    write_json(workdir / "dataset.json", {**data_fingerprint, **source})
-    # Read again: another process may have begun a run in the meantime.
-    recorded = _recorded_config(workdir)
-    _check_same_config(config, recorded, workdir, mode)
-    if recorded is None:
-        write_json(workdir / "config.json", config.to_dict())
-
-
 def _load_checked_data(config: RunConfig, decoder: str = "") -> Dataset:
     """Checks the config, loads the data, and checks that the two fit.
 
@@ -260,87 +244,12 @@ def _load_checked_data(config: RunConfig, decoder: str = "") -> Dataset:
 
 def _load_run_data(config: RunConfig, workdir: Path) -> tuple[Dataset, dict[str, Any]]:
     """Loads the data and its fingerprint, which must equal the recorded one of a resumed run."""
-    recorded = _recorded_data(workdir)
+    recorded = recorded_data(workdir)
     decoder = recorded.get("decoder", EARLIER_DECODER) if recorded else ""
     # A run that began with such an option can be resumed.
     with contextlib.nullcontext() if recorded else unread_options_raise():
         dataset = _load_checked_data(config, decoder)
     data_record = fingerprint(dataset)
     if recorded:
-        _check_same_data(recorded, data_record, workdir)
+        check_same_data(recorded, data_record, workdir)
     return dataset, data_record
-
-
-def _recorded_data(workdir: Path) -> dict[str, Any]:
-    """The fingerprint in `dataset.json` of the folder's run; empty if there is no run.
-
-    Runs of older versions have no `dataset.json` and are not checked.
-    """
-    if not (workdir / "config.json").exists():
-        return {}
-    path = workdir / "dataset.json"
-    return read_json_or_none(path, "it is written again, and the data is not compared") or {}
-
-
-def _check_same_data(
-    recorded: Mapping[str, Any], data_fingerprint: Mapping[str, Any], workdir: Path
-) -> None:
-    """Raises an `InputError` if the folder's run began with other data."""
-    if differences := fingerprint_differences(recorded, data_fingerprint):
-        raise InputError(
-            f"{workdir} belongs to a run that began with other data; restore that data, or use"
-            " another --workdir:\n  " + "\n  ".join(differences)
-        )
-
-
-def _check_same_config(
-    config: RunConfig, recorded: RunConfig | None, workdir: Path, mode: str
-) -> None:
-    """Raises an `InputError` if the folder's run began with another config.
-
-    A field that an older run did not record has its default. Sections that change results only by
-    rounding may differ, and so may the section of the evaluation with mode "evaluate". The fields
-    of `_READER_FIELDS` may differ, and so may the path of the data, whose content is compared.
-    """
-    if recorded is None:
-        return
-    ignored = IGNORED_SECTIONS if mode != "evaluate" else (*IGNORED_SECTIONS, "evaluation")
-    recorded_fields, current_fields = (
-        {name: part for name, part in run.to_dict().items() if name not in ignored}
-        for run in (recorded, config)
-    )
-    ignored_data_fields = list(_READER_FIELDS)
-    if all(can_be_moved(run.data.source) for run in (recorded, config)) and _recorded_data(workdir):
-        ignored_data_fields.append("source")
-    for fields in (recorded_fields, current_fields):
-        fields["data"] = {
-            name: value for name, value in fields["data"].items() if name not in ignored_data_fields
-        }
-    differences = config_differences(recorded_fields, current_fields)
-    if not differences:
-        return
-    remedy = "use another --workdir, or the same values"
-    if differences == _evaluation_differences(config, recorded):
-        remedy += ", or evaluate the run again with --mode=evaluate"
-    raise InputError(
-        f"{workdir} belongs to a run with another config; {remedy}:\n  " + "\n  ".join(differences)
-    )
-
-
-def _evaluation_differences(config: RunConfig, recorded: RunConfig) -> list[str]:
-    recorded_fields, current_fields = (run.to_dict()["evaluation"] for run in (recorded, config))
-    return config_differences(recorded_fields, current_fields, "config.evaluation")
-
-
-def _recorded_config(workdir: Path) -> RunConfig | None:
-    """The config of the run in the folder; None without one, or if the file is damaged."""
-    path = workdir / "config.json"
-    fields = read_json_or_none(path, "it is written again, and the config is not compared")
-    if fields is None:
-        return None
-    try:
-        return RunConfig.from_mapping(fields)
-    except InputError as error:
-        raise InputError(
-            f"{path} is of another version ({error}); use that version, or another --workdir"
-        ) from error
