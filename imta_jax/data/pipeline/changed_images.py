@@ -69,9 +69,9 @@ def describe_change(
         current = f"refused ({error})"
     except OSError as error:
         current = f"unreadable ({message_of(error)})"
-    return (
-        "" if current == indexed else f"{images.name(index)}: now {current}, indexed as {indexed}"
-    )
+    if current == indexed:
+        return ""
+    return f"{images.name(index)}: now {current}, indexed as {indexed}"
 
 
 def changed_images_error(changes: Sequence[str]) -> StorageError:
