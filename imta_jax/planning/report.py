@@ -18,14 +18,13 @@ from imta_jax.training.setup import phase_settings
 _GB, _MB = 1e9, 1e6
 # A plan reports steps that wait for collectives: the share of the step, and the chain's length.
 _WAITING_SHARE, _LONG_CHAIN = 0.15, 10
+_GPU_NOTE = "kernel times are assumed: memory bandwidth, and 2 us for each kernel"
+# By whether the compilation was complete, and the platform.
 _NOTES = {
     (True, "tpu"): "kernel times are the compiler's static cycles, without waiting for memory",
-    (
-        False,
-        "tpu",
-    ): "kernel times are a fit to the compiler's cycles; --full gives the cycles",
-    (True, "cuda"): "kernel times are assumed: memory bandwidth, and 2 us for each kernel",
-    (False, "cuda"): "kernel times are assumed: memory bandwidth, and 2 us for each kernel",
+    (False, "tpu"): "kernel times are a fit to the compiler's cycles; --full gives the cycles",
+    (True, "cuda"): _GPU_NOTE,
+    (False, "cuda"): _GPU_NOTE,
 }
 _DISCLAIMER = "nothing was executed, and no estimate was compared with a device"
 
@@ -53,11 +52,11 @@ def _rows(plan: Plan) -> list[tuple[str, Callable[[PlannedProgram], str]]]:
     return [
         ("fits", lambda p: "yes" if p.fits else "NO"),
         ("memory per chip, GB", lambda p: _memory(p, memory)),
-        ("images per step (per chip)", lambda p: _batch(p)),
+        ("images per step (per chip)", _batch),
         ("padding of layouts", lambda p: f"{p.profile.padding:.2f}x" if p.profile else "-"),
         ("kernels", lambda p: f"{p.profile.step.kernels:,.0f}" if p.profile else "-"),
-        ("collectives", lambda p: _kinds(p)),
-        ("collectives, MB", lambda p: _collective_megabytes(p)),
+        ("collectives", _kinds),
+        ("collectives, MB", _collective_megabytes),
         ("longest chain", lambda p: str(p.profile.chain) if p.profile else "-"),
         ("matrix units' bound, ms", lambda p: _floor(p, "matrix_floor")),
         ("memory's bound, ms", lambda p: _floor(p, "memory_floor")),
@@ -65,8 +64,8 @@ def _rows(plan: Plan) -> list[tuple[str, Callable[[PlannedProgram], str]]]:
         ("collectives, ms", lambda p: _time(p, lambda e: e.messages)),
         ("step, ms", lambda p: _time(p, lambda e: e.step)),
         (f"images/s, {chips} chips", lambda p: _range(p.images_per_second, ",.0f")),
-        ("best images per chip", lambda p: _best(p)),
-        ("traced + compiled, s", lambda p: _compile_seconds(p)),
+        ("best images per chip", _best),
+        ("traced + compiled, s", _compile_seconds),
     ]
 
 
