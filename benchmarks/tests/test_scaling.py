@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import tiny_run
 
-from benchmarks import measurement, scaling
-from benchmarks.scaling import MACHINES, Machine
+from benchmarks import interconnect, measurement, scaling
+from benchmarks.interconnect import MACHINES, Machine
 from imta_jax.data import dataset_info
 
 SMALLEST = {"num_exits": 1, "growth_factors": (1,), "bottleneck_factors": (1,)}
-PLAIN_RING = Machine(100, lambda n: scaling.torus_us(n, axes=1), {"cifar": 10})
+PLAIN_RING = Machine(100, lambda n: interconnect.torus_us(n, axes=1), {"cifar": 10})
 PROGRAM = """
 %sum (a: f32[], b: f32[]) -> f32[] {
   ROOT %c = f32[] add(%a, %b)
@@ -41,23 +41,23 @@ def test_the_quickstart_has_the_shape_of_its_padded_images():
 
 def test_time_of_an_all_reduce_follows_the_formula():
     # For 4 MB each of 8 chips sends 7 MB at 50 GB/s; a ring of 8 has 14 hops of 1 us.
-    assert scaling.all_reduce_ms(8, 4e6, PLAIN_RING) == pytest.approx(0.14 + 0.014)
-    assert scaling.all_reduce_ms(8, 4e6, PLAIN_RING, count=10) == pytest.approx(0.14 + 0.14)
-    assert scaling.all_reduce_ms(1, 4e6, PLAIN_RING, count=10) == 0
+    assert interconnect.all_reduce_ms(8, 4e6, PLAIN_RING) == pytest.approx(0.14 + 0.014)
+    assert interconnect.all_reduce_ms(8, 4e6, PLAIN_RING, count=10) == pytest.approx(0.14 + 0.14)
+    assert interconnect.all_reduce_ms(1, 4e6, PLAIN_RING, count=10) == 0
 
 
 @pytest.mark.parametrize("machine", [*MACHINES.values(), PLAIN_RING])
 def test_more_chips_take_longer(machine):
-    times = [scaling.all_reduce_ms(2**k, 1e6, machine, count=100) for k in range(3, 12)]
+    times = [interconnect.all_reduce_ms(2**k, 1e6, machine, count=100) for k in range(3, 12)]
     assert all(np.diff([0, *times]) > 0)
 
 
 def test_latency_is_that_of_the_hops_of_the_topology():
     chips = (8, 64, 256)
-    assert [scaling.torus_us(n, axes=1) for n in chips] == [14, 126, 510]
-    assert [scaling.torus_us(n, axes=2) for n in chips] == [2 * (1 + 3), 2 * 14, 2 * 30]
-    assert [scaling.torus_us(n, axes=3) for n in chips] == [2 * 3, 2 * 9, 2 * (3 + 7 + 7)]
-    assert [scaling.nccl_us(n) for n in chips] == pytest.approx([15.2, 45.2, 65.2])
+    assert [interconnect.torus_us(n, axes=1) for n in chips] == [14, 126, 510]
+    assert [interconnect.torus_us(n, axes=2) for n in chips] == [2 * (1 + 3), 2 * 14, 2 * 30]
+    assert [interconnect.torus_us(n, axes=3) for n in chips] == [2 * 3, 2 * 9, 2 * (3 + 7 + 7)]
+    assert [interconnect.nccl_us(n) for n in chips] == pytest.approx([15.2, 45.2, 65.2])
 
 
 def test_outputs_of_a_combined_all_reduce_are_independent():
@@ -73,7 +73,7 @@ SENT |= {"all_reduces": 300, "in_a_row": 100}
 def test_efficiency_is_at_most_one_and_higher_with_overlap(name, given_ms):
     before = 1.0
     for chips in scaling.CHIPS:
-        row = scaling.computed_row(chips, name, SENT, given_ms)
+        row = interconnect.computed_row(chips, name, SENT, given_ms)
         assert row["kind"] == "computed" and row["chips"] == chips
         assert row["step_ms_is"] == ("given" if "cifar_7_exits" in given_ms else "assumed")
         worst, between, best = (
