@@ -136,9 +136,10 @@ def _failure(
     name, accepted = _unknown_keyword(error, frames)
     if name in options and accepted is not None:
         return InputError(_unknown_option(label, name, accepted - arguments))
+    lines = _source_lines(frames)
     if isinstance(error, ValueError):
-        return InputError(f"{label} rejects its options ({options_text}): {error}{_source_lines(frames)}")
-    reason = f"{type(error).__name__}: {error}{_source_lines(frames)}"
+        return InputError(f"{label} rejects its options ({options_text}): {error}{lines}")
+    reason = f"{type(error).__name__}: {error}{lines}"
     return InputError(f"{label} failed: {reason}; options: {options_text}")
 
 
