@@ -83,9 +83,11 @@ def _os_message(error: BaseException) -> str:
 
 def closest_first(name: str, valid: Iterable[str]) -> list[str]:
     """The valid names, sorted by similarity to `name`."""
-    return sorted(
-        valid, key=lambda other: (-difflib.SequenceMatcher(None, name, other).ratio(), other)
-    )
+
+    def similarity(candidate: str) -> float:
+        return difflib.SequenceMatcher(None, name, candidate).ratio()
+
+    return sorted(valid, key=lambda candidate: (-similarity(candidate), candidate))
 
 
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> InputError:

@@ -200,13 +200,13 @@ class AdaptiveClassifier:
         Weights, compiled programs and the profile are shared. Programs that only the new classifier
         needs are compiled at first use, or by `warm_up`.
         """
-        other = copy.copy(self)
-        other._background = None
-        other._operating_point = check_operating_point(
+        classifier = copy.copy(self)
+        classifier._background = None
+        classifier._operating_point = check_operating_point(
             thresholds, exit_fractions, self.network.num_exits
         )
-        other._make_plans()
-        return other
+        classifier._make_plans()
+        return classifier
 
     def measure(self, *, is_stopped: Callable[[], bool] = lambda: False) -> StageProfile:
         """Measures the time of each stage on this device, or loads an earlier measurement.

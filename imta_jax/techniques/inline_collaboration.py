@@ -56,11 +56,11 @@ class IndependentHeads(nnx.Module):
 
     def start_from(self, earlier: "IndependentHeads") -> None:
         """Copies the linear layers of `earlier` heads (Sec. 4)."""
-        for own, other in zip(self.linears, earlier.linears, strict=True):
+        for layer, earlier_layer in zip(self.linears, earlier.linears, strict=True):
             # Copies: the phase-I heads must not change with these.
-            own.kernel[...] = jnp.array(other.kernel[...])
-            assert own.bias is not None and other.bias is not None
-            own.bias[...] = jnp.array(other.bias[...])
+            layer.kernel[...] = jnp.array(earlier_layer.kernel[...])
+            assert layer.bias is not None and earlier_layer.bias is not None
+            layer.bias[...] = jnp.array(earlier_layer.bias[...])
 
 
 class ResidualHeads(IndependentHeads):
@@ -130,11 +130,12 @@ class TransferHeads(nnx.Module):
         The zeros are in the linear layer that reads the transform. Zeros in the transform itself
         would have no gradient.
         """
-        for own, other in zip(self.linears, earlier.linears, strict=True):
-            width = other.kernel[...].shape[0]
-            own.kernel[...] = jnp.zeros_like(own.kernel[...]).at[:width].set(other.kernel[...])
-            assert own.bias is not None and other.bias is not None
-            own.bias[...] = jnp.array(other.bias[...])
+        for layer, earlier_layer in zip(self.linears, earlier.linears, strict=True):
+            kernel = earlier_layer.kernel[...]
+            zeros = jnp.zeros_like(layer.kernel[...])
+            layer.kernel[...] = zeros.at[: kernel.shape[0]].set(kernel)
+            assert layer.bias is not None and earlier_layer.bias is not None
+            layer.bias[...] = jnp.array(earlier_layer.bias[...])
 
 
 def previous_logits(carry: Float[Array, "N K"] | None, stop_gradient: bool) -> Float[Array, "N K"]:

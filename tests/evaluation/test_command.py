@@ -159,7 +159,7 @@ def test_printed_numpy_code_takes_the_exits_of_the_point(files, tmp_path, capsys
     exec(capsys.readouterr().out, scope)
     (point,) = (p for p in record["points"] if p["method"] == method)
     logits = np.load(files[1])["logits"].astype(np.float32)
-    left = np.array([scope["leaves"](i, one) for i, one in enumerate(logits)])
+    left = np.array([scope["leaves"](i, exit_logits) for i, exit_logits in enumerate(logits)])
     fractions = np.bincount(left.argmax(axis=0), minlength=4) / left.shape[1]
     np.testing.assert_allclose(fractions, point["exit_fractions"])
 

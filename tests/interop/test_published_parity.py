@@ -233,9 +233,9 @@ def group(key: str) -> str:
 
 
 GROUPS = [
-    (name, one)
+    (name, array_group)
     for name in PARITY_FILES
-    for one in dict.fromkeys(group(key) for key in golden.outputs(name))
+    for array_group in dict.fromkeys(group(key) for key in golden.outputs(name))
 ]
 
 

@@ -43,13 +43,13 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize(("index", "what"), [(0, "the other processes"), (1, "process 0 at")])
-def test_a_process_that_waits_alone_fails_after_the_timeout(index, what):
+@pytest.mark.parametrize(("index", "peers"), [(0, "the other processes"), (1, "process 0 at")])
+def test_a_process_that_waits_alone_fails_after_the_timeout(index, peers):
     done = join(f"localhost:{free_port()}", index)
     assert done.returncode == 1, done.stderr
-    assert f"waiting for {what}" in done.stderr
+    assert f"waiting for {peers}" in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ") and what in last and "--join_timeout" in last
+    assert last.startswith("error: ") and peers in last and "--join_timeout" in last
     assert "--coordinator_address" in last and ("does not accept" in last) == (index == 1)
     assert "Traceback" not in done.stderr
 

@@ -96,9 +96,9 @@ def collect(
         size_of=len,
         log=_log,
     )
-    found = list(chunks)
+    collected = list(chunks)
     spec: Any = dataset.element_spec
-    return np.concatenate([np.zeros((0, spec.shape[0]), np.int64), *found])
+    return np.concatenate([np.zeros((0, spec.shape[0]), np.int64), *collected])
 
 
 def digest_of(contents: bytes) -> int:

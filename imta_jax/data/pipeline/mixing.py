@@ -57,17 +57,17 @@ def mixup(
     weight: Float[Array, " N"],
 ) -> UInt8[Array, "N H W C"]:
     """(1 - share) * images + share * others, rounded."""
-    own = images.astype(jnp.float32)
-    change = others.astype(jnp.float32) - own
-    return jnp.round(own + weight[:, None, None, None] * change).astype(jnp.uint8)
+    first = images.astype(jnp.float32)
+    change = others.astype(jnp.float32) - first
+    return jnp.round(first + weight[:, None, None, None] * change).astype(jnp.uint8)
 
 
 def mixed_labels(
     labels: Int[Array, " N"], others: Int[Array, " N"], weight: Float[Array, " N"], num_classes: int
 ) -> Float[Array, "N K"]:
     """Probabilities of classes: 1 - share of the image's class and share of the other's."""
-    own, other = (jax.nn.one_hot(x, num_classes) for x in (labels, others))
-    return (1 - weight)[:, None] * own + weight[:, None] * other
+    first, second = (jax.nn.one_hot(x, num_classes) for x in (labels, others))
+    return (1 - weight)[:, None] * first + weight[:, None] * second
 
 
 def random_rectangles(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> Bool[Array, "N H W"]:

@@ -153,8 +153,8 @@ class RandomAreaCrop:
         chunks = []
         for start in range(0, count, _EXAMPLES_PER_CHUNK):
             chunk = sizes[start : start + _EXAMPLES_PER_CHUNK]
-            raw = generator.random_raw(4 * _ATTEMPTS * len(chunk))
-            uniform = (raw.reshape(len(chunk), _ATTEMPTS, 4) >> 11) * 2.0**-53
+            random_words = generator.random_raw(4 * _ATTEMPTS * len(chunk))
+            uniform = (random_words.reshape(len(chunk), _ATTEMPTS, 4) >> 11) * 2.0**-53
             chunks.append(self._windows(chunk.astype(np.float64), uniform))
         return np.concatenate(chunks).astype(np.float32)
 

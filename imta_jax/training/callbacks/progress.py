@@ -178,8 +178,8 @@ class EpochLine(Callback):
         epoch, total = progress.epoch + 1, progress.total_epochs
         steps = progress.steps_per_epoch - self._first_step
         training = self._training_seconds * progress.steps_per_epoch / max(steps, 1)
-        other = time.perf_counter() - self._start - self._training_seconds
-        left = (training + other) * (total - epoch)
+        other_seconds = time.perf_counter() - self._start - self._training_seconds
+        left = (training + other_seconds) * (total - epoch)
         top1 = format_per_exit(progress.validation_top1, 1)
         write_line(
             _log,

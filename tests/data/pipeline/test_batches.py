@@ -53,8 +53,8 @@ def test_plan_is_a_function_of_seed_and_epoch():
 
 @pytest.mark.parametrize("change", [{"epoch": 3}, {"seed": 2}, {"seed": 2**32, "epoch": 0}])
 def test_plan_differs_between_epochs_and_seeds(change):
-    for one, other in zip(plan(), plan(**change), strict=True):
-        assert (one != other).mean() > 0.3
+    for first, second in zip(plan(), plan(**change), strict=True):
+        assert (first != second).mean() > 0.3
 
 
 def test_plan_differs_between_a_large_seed_and_a_later_epoch():

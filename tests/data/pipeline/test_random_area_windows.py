@@ -104,18 +104,18 @@ def test_whole_image_is_shown_if_only_it_is_large_enough():
 
 def test_windows_are_a_function_of_seed_epoch_and_index():
     sizes = np.random.default_rng(0).integers(20, 500, (300, 2))
-    one = epoch_plan(CROP, sizes, seed=3, epoch=5)
-    for field, again in zip(one, epoch_plan(CROP, sizes, seed=3, epoch=5), strict=True):
+    plan = epoch_plan(CROP, sizes, seed=3, epoch=5)
+    for field, again in zip(plan, epoch_plan(CROP, sizes, seed=3, epoch=5), strict=True):
         np.testing.assert_array_equal(field, again)
     few = epoch_plan(CROP, sizes[:40], seed=3, epoch=5)
-    np.testing.assert_array_equal(few.window, one.window[:40])
-    np.testing.assert_array_equal(few.flip, one.flip[:40])
+    np.testing.assert_array_equal(few.window, plan.window[:40])
+    np.testing.assert_array_equal(few.flip, plan.flip[:40])
     changed = sizes.copy()
     changed[7] = 64, 48
     other = epoch_plan(CROP, changed, seed=3, epoch=5).window
-    assert (other != one.window).any(1).nonzero()[0].tolist() == [7]
+    assert (other != plan.window).any(1).nonzero()[0].tolist() == [7]
     for change in ({"seed": 4, "epoch": 5}, {"seed": 3, "epoch": 6}):
-        assert (epoch_plan(CROP, sizes, **change).window != one.window).any(1).mean() > 0.9
+        assert (epoch_plan(CROP, sizes, **change).window != plan.window).any(1).mean() > 0.9
 
 
 def test_windows_do_not_depend_on_the_chunk_size(monkeypatch):

@@ -131,11 +131,11 @@ def test_stages_run_on_full_batches_while_images_are_queued(adaptive, manual_wor
 
 def test_request_cannot_be_completed_twice():
     request = Request(IMAGES[:2], np.inf)
-    one = (np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(1, np.float32))
-    request.record(np.array([1]), *one)
+    result = (np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(1, np.float32))
+    request.record(np.array([1]), *result)
     assert not request.complete
     with pytest.raises(RuntimeError, match=r"positions \[1\]"):
-        request.record(np.array([1]), *one)
+        request.record(np.array([1]), *result)
 
 
 def test_submit_blocks_while_the_stream_is_full(adaptive, monkeypatch):
