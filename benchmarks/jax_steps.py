@@ -65,7 +65,8 @@ class JaxSteps:
             for i, t in zip(images, labels, strict=True)
         ]
         self.split = replicate_host(
-            OnDeviceSplit.of(images.reshape(-1, *info.image_shape), labels.ravel()), self.mesh
+            OnDeviceSplit.from_host(images.reshape(-1, *info.image_shape), labels.ravel()),
+            self.mesh,
         )
         self.phases: dict[str, Any] = {}
         self.logits: Any = None

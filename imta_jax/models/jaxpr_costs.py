@@ -66,7 +66,7 @@ class Known:
     products: set[core.Var] = dataclasses.field(default_factory=set)
     zeros: set[core.Var] = dataclasses.field(default_factory=set)
 
-    def of(self, atom: Any) -> "Properties":
+    def properties(self, atom: Any) -> "Properties":
         """The properties of a variable or literal."""
         if isinstance(atom, core.Literal):
             return Properties(zero=np.ndim(atom.val) == 0 and bool(atom.val == 0))
@@ -110,7 +110,7 @@ def count_equation(eqn: core.JaxprEqn, known: Known, counts: Counts) -> None:
         known.data.update(eqn.outvars)
     elif name in _CALLS:
         (inner, *_) = _jaxprs(eqn.params)
-        _record(eqn, known, _count_jaxpr(inner, [known.of(v) for v in eqn.invars], counts))
+        _record(eqn, known, _count_jaxpr(inner, [known.properties(v) for v in eqn.invars], counts))
     elif name == "scan":
         _count_scan(eqn, known, counts)
     elif name == "cond":
@@ -142,13 +142,13 @@ def _count_jaxpr(
         known.set(variable, properties)
     for eqn in jaxpr.eqns:
         count_equation(eqn, known, counts)
-    return [known.of(atom) for atom in jaxpr.outvars]
+    return [known.properties(atom) for atom in jaxpr.outvars]
 
 
 def _count_scan(eqn: core.JaxprEqn, known: Known, counts: Counts) -> None:
     """The body, `length` times."""
     (body,) = _jaxprs(eqn.params)
-    inputs = [known.of(v) for v in eqn.invars]
+    inputs = [known.properties(v) for v in eqn.invars]
     first, count = eqn.params["num_consts"], eqn.params["num_carry"]
     while True:
         per_step = Counts()
@@ -165,7 +165,7 @@ def _count_scan(eqn: core.JaxprEqn, known: Known, counts: Counts) -> None:
 
 def _count_cond(eqn: core.JaxprEqn, known: Known, counts: Counts) -> None:
     """The largest count of any branch."""
-    index, *operands = (known.of(v) for v in eqn.invars)
+    index, *operands = (known.properties(v) for v in eqn.invars)
     branches, outputs = [], []
     for branch in _jaxprs(eqn.params):
         branches.append(Counts())
@@ -181,9 +181,9 @@ def _count_cond(eqn: core.JaxprEqn, known: Known, counts: Counts) -> None:
 def _count_operation(eqn: core.JaxprEqn, known: Known, counts: Counts) -> None:
     """An equation that is a single operation."""
     if eqn.primitive.name in _PASS_THROUGH:
-        properties = known.of(eqn.invars[0])
+        properties = known.properties(eqn.invars[0])
         known.set(eqn.outvars[0], dataclasses.replace(properties, data=False))
-    if not any(known.of(atom).data for atom in eqn.invars):
+    if not any(known.properties(atom).data for atom in eqn.invars):
         return
     _check_inner_jaxprs(eqn)
     known.data.update(eqn.outvars)
@@ -193,7 +193,7 @@ def _count_operation(eqn: core.JaxprEqn, known: Known, counts: Counts) -> None:
     elif name == "dot_general":
         counts.macs += _dot_macs(eqn)
         known.products.update(eqn.outvars)
-    elif name == "max" and any(known.of(atom).zero for atom in eqn.invars):
+    elif name == "max" and any(known.properties(atom).zero for atom in eqn.invars):
         counts.extra_ops += out.size
     elif name == "add" and _is_bias(eqn, known):
         counts.extra_ops += out.shape[-1]

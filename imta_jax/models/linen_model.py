@@ -47,7 +47,7 @@ class LinenModel(nnx.Module):
             setattr(self, name, nnx.data(value))
 
     @classmethod
-    def of(cls, bridged: bridge.ToNNX) -> "LinenModel":
+    def from_bridge(cls, bridged: bridge.ToNNX) -> "LinenModel":
         """The model of an initialized `bridge.ToNNX`, with the same variables."""
         not_variables = ("to_nnx__", "_pytree__", "_object__")
         variables = {n: v for n, v in vars(bridged).items() if not n.startswith(not_variables)}

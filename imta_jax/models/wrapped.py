@@ -136,7 +136,7 @@ def _nnx_model(module: Any, image_shape: Sequence[int], rngs: nnx.Rngs | None) -
             raise InputError("rngs is None; a Linen model is initialized with the factory's rngs")
         return initialized(module, image_shape, rngs)
     if isinstance(module, bridge.ToNNX):
-        return LinenModel.of(module)
+        return LinenModel.from_bridge(module)
     if not isinstance(module, nnx.Module):
         raise InputError(f"module must be an NNX or Linen module, not a class; found {module!r}")
     return module

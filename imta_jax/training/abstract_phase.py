@@ -70,7 +70,9 @@ def abstract_state(phase: Phase) -> TrainState:
     """`phase.new_state()` as `jax.ShapeDtypeStruct` with shardings."""
     mesh = phase.mesh
     _, params, rest = nnx.split(phase.classifier, phase.trainable, ...)
-    packing = Packing.of(params, lambda x: parameter_sharding(mesh, x.shape).is_fully_replicated)
+    packing = Packing.from_tree(
+        params, lambda x: parameter_sharding(mesh, x.shape).is_fully_replicated
+    )
     packed = jax.eval_shape(packing.pack, params)
     opt_state = jax.eval_shape(phase.optimizer.init, packed)
     objective, extra = phase.objective, None

@@ -49,15 +49,15 @@ class ExampleLogits:
         """Entries of `meta` for a state, or its average; {} for a network of the package."""
         if not foreign_parts(self._meta):
             return {}
-        values = np.round(self._of(state).astype(np.float64), 7).tolist()
+        values = np.round(self._logits_of(state).astype(np.float64), 7).tolist()
         return {EXAMPLE_LOGITS: {"values": values, "tolerance": self._tolerance}}
 
     def check(self, state: TrainState, meta: Mapping[str, Any], checkpoint: str) -> None:
         """`check_example_logits` for a restored state."""
         if EXAMPLE_LOGITS in meta:
-            _compare(self._of(state), meta, checkpoint)
+            _compare(self._logits_of(state), meta, checkpoint)
 
-    def _of(self, state: TrainState) -> np.ndarray:
+    def _logits_of(self, state: TrainState) -> np.ndarray:
         parts = evaluated_parts(state)
         if self._compiled is None:
             self._compiled, self._tolerance = _compile(

@@ -38,7 +38,7 @@ class Packing:
     packed: tuple[bool, ...]
 
     @classmethod
-    def of(cls, tree: Any, may_pack: Callable[[Any], bool]) -> "Packing":
+    def from_tree(cls, tree: Any, may_pack: Callable[[Any], bool]) -> "Packing":
         """Packs the float32 leaves of at most `MAX_PACKED_SIZE` elements that `may_pack` allows."""
         leaves, structure = jax.tree.flatten(tree)
         packed = [

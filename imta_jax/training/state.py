@@ -89,7 +89,9 @@ def create_state(
 def _packed(tree: nnx.State, mesh: Mesh) -> Packed:
     """Packs small replicated parameters, and places all of them."""
     host = jax.tree.map(np.array, tree)
-    packing = Packing.of(host, lambda x: parameter_sharding(mesh, x.shape).is_fully_replicated)
+    packing = Packing.from_tree(
+        host, lambda x: parameter_sharding(mesh, x.shape).is_fully_replicated
+    )
     return _placed(packing.pack(host), mesh)
 
 

@@ -45,7 +45,7 @@ def trained(tx, tree_of=lambda tree: tree, steps=3):
 
 
 def trained_packed(**changes):
-    packing = Packing.of(draw(0), lambda leaf: True)
+    packing = Packing.from_tree(draw(0), lambda leaf: True)
     assert packing.packed == (True, True, True, False)
     tx = phase_optimizer(settings(**changes), lambda step: RATE)
     return trained(tx, packing.pack).unpack()

@@ -43,7 +43,7 @@ def draw_tree():
 @pytest.mark.parametrize("may_pack", [any_leaf, lambda x: False, lambda x: x.ndim == 4])
 def test_unpacking_inverts_packing(may_pack):
     tree = draw_tree()
-    packing = Packing.of(tree, may_pack)
+    packing = Packing.from_tree(tree, may_pack)
     chex.assert_trees_all_equal(packing.pack(tree).unpack(), tree)
     round_trip = jax.jit(lambda x: packing.pack(x).unpack())
     chex.assert_trees_all_equal(round_trip(jax.tree.map(jnp.asarray, tree)), tree)
@@ -51,7 +51,7 @@ def test_unpacking_inverts_packing(may_pack):
 
 def test_only_small_float32_leaves_are_packed():
     tree = draw_tree()
-    packed = Packing.of(tree, any_leaf).pack(tree)
+    packed = Packing.from_tree(tree, any_leaf).pack(tree)
     small = ("just", "kernel", "none", "scalar")  # In the order of their names.
     expected = np.concatenate([tree[name].ravel() for name in small])
     np.testing.assert_array_equal(packed.vector, expected)
@@ -59,7 +59,7 @@ def test_only_small_float32_leaves_are_packed():
 
 
 def test_unpacked_arrays_survive_donation_of_the_vector():
-    packed = jax.tree.map(jnp.asarray, Packing.of(draw_tree(), any_leaf).pack(draw_tree()))
+    packed = jax.tree.map(jnp.asarray, Packing.from_tree(draw_tree(), any_leaf).pack(draw_tree()))
     tree = packed.unpack()
     jax.jit(lambda x: jax.tree.map(jnp.zeros_like, x), donate_argnums=0)(packed.vector)
     np.testing.assert_array_equal(tree["just"], draw_tree()["just"])
@@ -67,7 +67,7 @@ def test_unpacked_arrays_survive_donation_of_the_vector():
 
 def test_packed_pytrees_within_others_are_unpacked():
     tree = draw_tree()
-    packed = jax.tree.map(jnp.asarray, Packing.of(tree, any_leaf).pack(tree))
+    packed = jax.tree.map(jnp.asarray, Packing.from_tree(tree, any_leaf).pack(tree))
     chex.assert_trees_all_equal(unpacked({"a": packed, "b": 1}), {"a": packed.unpack(), "b": 1})
     again = packed_like(unpacked({"a": packed, "b": 1}), {"a": packed, "b": 0})
     chex.assert_trees_all_equal(again, {"a": packed, "b": 1})
@@ -79,7 +79,7 @@ def test_most_arrays_but_few_values_of_a_network_are_packed():
         {"preset": "cifar_7_exits"}, num_classes=100, image_shape=(32, 32, 3), rngs=nnx.Rngs(0)
     )
     params = nnx.state(classifier, nnx.Param)
-    packed = Packing.of(params, any_leaf).pack(params)
+    packed = Packing.from_tree(params, any_leaf).pack(params)
     assert len(jax.tree.leaves(params)) == 614
     assert len(packed.large) == 84
     assert packed.vector.size == 197_520 < 0.05 * sum(x.size for x in jax.tree.leaves(params))

@@ -47,7 +47,7 @@ class OnDeviceSplit:
     image_shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def of(cls, images: Any, labels: Any) -> "OnDeviceSplit":
+    def from_host(cls, images: Any, labels: Any) -> "OnDeviceSplit":
         """A split from images [N, H, W, C]."""
         height, width, channels = images.shape[1:]
         return cls(images.reshape(len(images), -1), labels, (height, width, channels))
@@ -106,7 +106,7 @@ def _memory_bytes(
 
 def copy_to_devices(split: Split, mesh: Mesh) -> OnDeviceSplit:
     """Copies a split to every device of the mesh."""
-    return replicate_host(OnDeviceSplit.of(split.array, split.labels), mesh)
+    return replicate_host(OnDeviceSplit.from_host(split.array, split.labels), mesh)
 
 
 def on_device_indices(

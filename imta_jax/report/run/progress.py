@@ -36,11 +36,11 @@ class _PhaseMetrics:
     rows: pd.DataFrame
     offset: int
 
-    def of(self, split: str) -> pd.DataFrame:
+    def rows_of(self, split: str) -> pd.DataFrame:
         return self.rows.query("split == @split")
 
     def epochs(self, split: str) -> np.ndarray:
-        return self.offset + self.of(split)["epoch"].to_numpy()
+        return self.offset + self.rows_of(split)["epoch"].to_numpy()
 
     @property
     def end(self) -> int:
@@ -83,7 +83,7 @@ def _split_phases(metrics: pd.DataFrame) -> list[_PhaseMetrics]:
 
 def _final(phase: _PhaseMetrics) -> np.ndarray:
     """Top-1 per exit at the end of the phase, on validation images if they were logged."""
-    validation = phase.of("validation")
+    validation = phase.rows_of("validation")
     rows = validation if len(validation) else phase.rows
     return np.asarray(rows["top1_per_exit"].iloc[-1], dtype=float)
 
@@ -106,9 +106,9 @@ def _title(phases: list[_PhaseMetrics]) -> str:
 def _draw_accuracy(axes: Axes, phases: list[_PhaseMetrics], colors: list[str]) -> None:
     for phase in phases:
         for split, style in (("train", {"linewidth": 0.9, "alpha": 0.45}), ("validation", {})):
-            if not len(phase.of(split)):
+            if not len(phase.rows_of(split)):
                 continue
-            top1 = np.stack(phase.of(split)["top1_per_exit"].to_list())
+            top1 = np.stack(phase.rows_of(split)["top1_per_exit"].to_list())
             for exit_, color in enumerate(colors):
                 _line(axes, phase.epochs(split), top1[:, exit_], color, style)
     axes.set_ylim(*_accuracy_limits(phases))
@@ -143,7 +143,7 @@ def _draw_loss(axes: Axes, phases: list[_PhaseMetrics]) -> None:
     ends: dict[str, float] = {}
     for phase in phases:
         for split, style in (("train", {"linewidth": 1.0, "alpha": 0.55}), ("validation", {})):
-            losses = phase.of(split)["loss"].to_numpy(dtype=float)
+            losses = phase.rows_of(split)["loss"].to_numpy(dtype=float)
             if len(losses):
                 _line(axes, phase.epochs(split), losses, INK, style)
                 ends[split] = losses[-1]
@@ -175,7 +175,7 @@ def _name_phases(axes: Axes, phases: list[_PhaseMetrics]) -> None:
 def _mark_learning_rate(axes: Axes, phases: list[_PhaseMetrics]) -> None:
     """Marks epochs at which the learning rate falls to half or less."""
     for phase in phases:
-        rates = phase.of("train")["learning_rate"].to_numpy(dtype=float)
+        rates = phase.rows_of("train")["learning_rate"].to_numpy(dtype=float)
         drops = np.flatnonzero(rates[1:] <= 0.5 * rates[:-1]) + 1
         if len(drops) > MAX_DROPS:
             continue
