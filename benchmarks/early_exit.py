@@ -102,7 +102,7 @@ class Contenders:
         return classifier
 
     def full_programs(self, batch_size: int) -> dict[str, Callable[[np.ndarray], Any]]:
-        """Ways to run the full network on a batch: form, slice size, slices at a time."""
+        """Programs of the full network for a batch: by form, slice size, slices at a time."""
         programs: dict[str, Callable[[np.ndarray], Any]] = {}
         # An accelerator computes a batch fastest in one piece.
         slices = SLICES if jax.default_backend() == "cpu" else ()
@@ -118,7 +118,7 @@ class Contenders:
     def fastest_programs(
         self, batch_size: int, images: np.ndarray
     ) -> dict[str, Callable[[np.ndarray], Any]]:
-        """The fastest ways in a few rounds. They are measured again together with the engine."""
+        """The fastest programs in a few rounds; they are timed again together with the engine."""
         programs = self.full_programs(batch_size)
         images = images[: max(batch_size, 64)]
         seconds = take_turns({k: timed(run, images, batch_size) for k, run in programs.items()}, 5)
@@ -205,7 +205,7 @@ def throughput(
 
 
 def _fastest(seconds: Measurements) -> str:
-    """The way to run the full network with the lowest median time."""
+    """The program of the full network with the lowest median time."""
     names = [key for key in seconds if isinstance(key, str)]
     return min(names, key=lambda name: float(np.median(seconds[name][:, 0])))
 

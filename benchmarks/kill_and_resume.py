@@ -54,13 +54,13 @@ OPTIONS = f"""
 """
 STAGES = ("start-up", "phase I", "between the phases", "phase II", "evaluation", "report")
 # Stage -> pattern of the log line at its start.
-SIGNS = {
+STAGE_STARTS = {
     1: r"phase_one: \d+ epochs of",
     2: r"phase_one: already done|phase_one epoch (\d+)/\1:",
     3: r"phase_two: \d+ epochs of",
     4: r"phase_two: already done|phase_two epoch (\d+)/\1:|evaluation: ",
 }
-AT_WORK = r"\d+ epochs of|evaluation: |evaluate: already done"
+WORK_STARTS = r"\d+ epochs of|evaluation: |evaluate: already done"
 UNFINISHED = "*.orbax-checkpoint-tmp*"
 Row = dict[str, Any]
 
@@ -92,7 +92,7 @@ class Moment:
     delay: float  # seconds; the maximum before drawing
     line: str = ""
     path: str = ""
-    sent: signal.Signals | None = None  # None before drawing
+    kill_signal: signal.Signals | None = None  # None before drawing
 
 
 def _of_phase(stage: int, phase: str, epochs: int) -> list[Moment]:
@@ -111,11 +111,14 @@ def _of_phase(stage: int, phase: str, epochs: int) -> list[Moment]:
 # (Number of moments that a run gets, candidates).
 MOMENTS = (
     # SIGTERM during the save before the last step: the run stops after the last step of the epoch.
-    (1, [Moment(1, 0.05, path=f"phase_one/partial/*4{UNFINISHED[1:]}", sent=signal.SIGTERM)]),
+    (
+        1,
+        [Moment(1, 0.05, path=f"phase_one/partial/*4{UNFINISHED[1:]}", kill_signal=signal.SIGTERM)],
+    ),
     (2, _of_phase(1, "phase_one", epochs=3)),
     (1, [Moment(2, 1.0, line=r"phase_one epoch (\d+)/\1:")]),
     (2, _of_phase(3, "phase_two", epochs=2)),
-    (1, [Moment(4, 1.5, line=SIGNS[4]), Moment(4, 0.5, path="evaluation/*")]),
+    (1, [Moment(4, 1.5, line=STAGE_STARTS[4]), Moment(4, 0.5, path="evaluation/*")]),
     (1, [Moment(4, 0.02, path=f"evaluation/{name}.npz") for name in ("logits_test", "gallery")]),
     (1, [Moment(5, 1.5, path="results.json"), Moment(5, 0.1, path="report/*")]),
 )
@@ -132,9 +135,9 @@ def draw_moments(rng: np.random.Generator, most: int, run_seconds: float) -> lis
     for longest in (0.4 * run_seconds, run_seconds):
         drawn.insert(rng.integers(len(drawn) + 1), Moment(len(STAGES) - 1, longest))
     for i, moment in enumerate(drawn):
-        sent = signal.SIGTERM if rng.random() < SIGTERM_SHARE else signal.SIGKILL
-        delay, sent = rng.uniform(0, moment.delay), moment.sent or sent
-        drawn[i] = dataclasses.replace(moment, delay=delay, sent=sent)
+        kill_signal = signal.SIGTERM if rng.random() < SIGTERM_SHARE else signal.SIGKILL
+        delay, kill_signal = rng.uniform(0, moment.delay), moment.kill_signal or kill_signal
+        drawn[i] = dataclasses.replace(moment, delay=delay, kill_signal=kill_signal)
     return [drawn[i] for i in sorted(rng.permutation(len(drawn))[:most])]
 
 
@@ -142,10 +145,10 @@ def stage_of(log: str, workdir: Path) -> int:
     """The last stage that a run reached, from the log of one start and the run's folder."""
     if (workdir / "results.json").exists():
         return STAGES.index("report")
-    return max([0, *(stage for stage, sign in SIGNS.items() if re.search(sign, log))])
+    return max([0, *(stage for stage, pattern in STAGE_STARTS.items() if re.search(pattern, log))])
 
 
-def catches(process: int, number: int) -> bool:
+def has_handler(process: int, number: int) -> bool:
     """Whether a process has a handler for a signal (Linux only)."""
     status = Path(f"/proc/{process}/status")
     match = re.search(r"SigCgt:\s*(\w+)", status.read_text()) if status.exists() else None
@@ -172,7 +175,7 @@ class Start:
         times = modification_times(self.workdir, pattern)
         return [name for name, stamp in times.items() if stamp != self._before.get(name)]
 
-    def has_come(self, moment: Moment) -> bool:
+    def has_occurred(self, moment: Moment) -> bool:
         """Whether the log line and the file that a moment waits for exist."""
         logged = re.search(moment.line, self.log) is not None  # "" matches any log
         return logged and (not moment.path or bool(self.new(moment.path)))
@@ -184,9 +187,9 @@ class Start:
         self.process.kill()
         return self.process.wait()
 
-    def seen(self) -> Row:
+    def state(self) -> Row:
         """The stage, the step and the files being written, from the log and the folder."""
-        stage = stage_of(self.log, self.workdir) if re.search(AT_WORK, self.log) else 0
+        stage = stage_of(self.log, self.workdir) if re.search(WORK_STARTS, self.log) else 0
         patterns = (f"phase_*/{UNFINISHED}", f"phase_*/partial/{UNFINISHED}", "**/*.partial")
         writing = [name for pattern in patterns for name in self.new(pattern)]
         saving = ", a save" if any(Path(name).match(UNFINISHED) for name in writing) else ""
@@ -199,17 +202,19 @@ class Start:
         step = max([0, *(int(re.search(r"\d+", name)[0]) for name in names)])
         return row | {"epoch": max(step - 1, 0) // STEPS + 1, "step": step}  # The newest save.
 
-    def kill(self, sent: signal.Signals) -> Row | None:
+    def kill(self, kill_signal: signal.Signals) -> Row | None:
         """Sends a signal and returns a row about it; None if the run had ended."""
-        seen, caught = self.seen(), sent == signal.SIGTERM and catches(self.process.pid, sent)
-        self.process.send_signal(sent)
+        state = self.state()
+        caught = kill_signal == signal.SIGTERM and has_handler(self.process.pid, kill_signal)
+        self.process.send_signal(kill_signal)
         code = self.finish()
-        if sent == signal.SIGKILL:  # the exact state: a killed process writes nothing
-            seen = self.seen()
+        if kill_signal == signal.SIGKILL:  # the exact state: a killed process writes nothing
+            state = self.state()
         if code == 0 and not caught:
             return None
-        expected = EXIT_CODE if caught else -sent
-        return seen | {"signal": sent.name, "exit_code": code, "as_expected": code == expected}
+        expected = EXIT_CODE if caught else -kill_signal
+        row = {"signal": kill_signal.name, "exit_code": code, "as_expected": code == expected}
+        return state | row
 
     def kill_at_next(self, moments: collections.deque[Moment]) -> Row | None:
         """Kills at the next moment that occurs; None if the run ends first."""
@@ -218,10 +223,10 @@ class Start:
             while moments and moments[0].stage < stage_of(self.log, self.workdir):
                 moments.popleft()  # the run has passed it
                 due = None
-            if moments and due is None and self.has_come(moments[0]):
+            if moments and due is None and self.has_occurred(moments[0]):
                 due = time.monotonic() + moments[0].delay
             if due is not None and time.monotonic() >= due:
-                return self.kill(moments.popleft().sent)
+                return self.kill(moments.popleft().kill_signal)
             time.sleep(0.002)
         return None
 

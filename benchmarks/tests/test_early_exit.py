@@ -23,7 +23,7 @@ def seconds():
     }
 
 
-def test_the_full_network_runs_in_its_fastest_way(seconds):
+def test_the_full_network_runs_as_its_fastest_program(seconds):
     assert early_exit._fastest(seconds) == "images first, slices of 16"
 
 

@@ -135,12 +135,14 @@ def test_moments_depend_on_the_seed_and_follow_the_order_of_the_run():
     assert first == again != other
     bound = [moment.stage for moment in first if moment.line or moment.path]
     assert bound == sorted(bound) and set(bound) == {1, 2, 3, 4, 5}
-    assert {moment.sent for moment in first + other} == {signal.SIGKILL, signal.SIGTERM}
+    assert {moment.kill_signal for moment in first + other} == {signal.SIGKILL, signal.SIGTERM}
     longest = [
-        dataclasses.replace(m, delay=0, sent=0) for _, of in kill_and_resume.MOMENTS for m in of
+        dataclasses.replace(m, delay=0, kill_signal=0)
+        for _, of in kill_and_resume.MOMENTS
+        for m in of
     ]
     assert all(
-        dataclasses.replace(m, delay=0, sent=0) in longest for m in first if m.line or m.path
+        dataclasses.replace(m, delay=0, kill_signal=0) in longest for m in first if m.line or m.path
     )
     few = draw_moments(np.random.default_rng(1), 3, 10.0)
     assert len(few) == 3 and all(moment in first for moment in few)
@@ -167,13 +169,15 @@ def test_the_stage_is_read_from_the_log_and_the_results(tmp_path):
     assert stage_of("", tmp_path) == 5
 
 
-def kill_a_program(program, folder, sent):
+def kill_a_program(program, folder, kill_signal):
     (folder / "run").mkdir()
     code = (
         f"import signal, sys, time, pathlib\nrun = pathlib.Path({str(folder / 'run')!r})\n{program}"
     )
     popen = {"args": [sys.executable, "-c", code]}
-    return run_killed(popen, folder / "run", [Moment(5, 0.0, line="ready", sent=sent)])
+    return run_killed(
+        popen, folder / "run", [Moment(5, 0.0, line="ready", kill_signal=kill_signal)]
+    )
 
 
 WAIT = "print('ready', flush=True); time.sleep(30)"
@@ -240,8 +244,8 @@ def compiled_fast(*arguments):
 
 def test_a_short_check_passes(tmp_path, monkeypatch):
     moments = [
-        Moment(1, 0.1, path=f"phase_one/partial/{UNFINISHED}", sent=signal.SIGKILL),
-        Moment(1, 0.0, line=r"phase_one epoch 1/", sent=signal.SIGTERM),
+        Moment(1, 0.1, path=f"phase_one/partial/{UNFINISHED}", kill_signal=signal.SIGKILL),
+        Moment(1, 0.0, line=r"phase_one epoch 1/", kill_signal=signal.SIGTERM),
     ]
     shorter = kill_and_resume.OPTIONS.replace("two.total_epochs=2", "two.total_epochs=1")
     monkeypatch.setattr(kill_and_resume, "OPTIONS", shorter)
