@@ -90,7 +90,9 @@ def valid_values(path: str) -> str:
     if NoneType in get_args(kind):
         kind = options[0]
     name = str(kind) if get_origin(kind) else kind.__name__
-    return ", ".join([f"`{name}`", *(f"{words} {bound:g}" for words, bound in bounds.items())])
+    return ", ".join(
+        [f"`{name}`", *(f"{relation} {bound:g}" for relation, bound in bounds.items())]
+    )
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -46,7 +46,7 @@ def number(
       A dataclass field; `Section` checks the range of every entry.
     """
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
-    set_bounds = {words: bound for words, bound in bounds.items() if bound is not None}
+    set_bounds = {relation: bound for relation, bound in bounds.items() if bound is not None}
     return dataclasses.field(default=default, metadata={"bounds": set_bounds})
 
 
@@ -217,14 +217,14 @@ def _converted_scalar(value: Any, kind: type, name: str) -> Any:
 
 def _check_range(value: Any, bounds: Mapping[str, float], name: str) -> None:
     for entry in value if isinstance(value, tuple) else (value,):
-        inside = {
+        holds = {
             "at least": lambda bound, x=entry: x >= bound,
             "above": lambda bound, x=entry: x > bound,
             "at most": lambda bound, x=entry: x <= bound,
             "below": lambda bound, x=entry: x < bound,
         }
-        if entry is not None and not all(inside[words](b) for words, b in bounds.items()):
-            expected = " and ".join(f"{words} {_plain(bound)}" for words, bound in bounds.items())
+        if entry is not None and not all(holds[relation](b) for relation, b in bounds.items()):
+            expected = " and ".join(f"{r} {_plain(bound)}" for r, bound in bounds.items())
             raise InputError(f"{name} must be {expected}; found {value!r}")
 
 

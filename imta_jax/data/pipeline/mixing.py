@@ -56,7 +56,7 @@ def mixup(
     others: UInt8[Array, "N H W C"],
     weight: Float[Array, " N"],
 ) -> UInt8[Array, "N H W C"]:
-    """(1 - share) * images + share * others, rounded."""
+    """(1 - weight) * images + weight * others, rounded."""
     first = images.astype(jnp.float32)
     change = others.astype(jnp.float32) - first
     return jnp.round(first + weight[:, None, None, None] * change).astype(jnp.uint8)
@@ -65,7 +65,7 @@ def mixup(
 def mixed_labels(
     labels: Int[Array, " N"], others: Int[Array, " N"], weight: Float[Array, " N"], num_classes: int
 ) -> Float[Array, "N K"]:
-    """Probabilities of classes: 1 - share of the image's class and share of the other's."""
+    """Probabilities of classes: 1 - weight of the image's class, and weight of the other's."""
     first, second = (jax.nn.one_hot(x, num_classes) for x in (labels, others))
     return (1 - weight)[:, None] * first + weight[:, None] * second
 
