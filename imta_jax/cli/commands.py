@@ -10,7 +10,6 @@ import sys
 
 from imta_jax.errors import closest_first
 from imta_jax.runtime.interrupts import interrupts_reported
-from imta_jax.runtime.optional_packages import explained
 from imta_jax.runtime.preemption import hold_signals
 
 # Each module has a function `main` that takes the arguments. `python -m` starts the same functions.
@@ -28,7 +27,8 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if not name or name.startswith("-"):
         hold_signals()  # before the imports below
-        from imta_jax.cli.main import start
+        with interrupts_reported("imta-jax"):
+            from imta_jax.cli.main import start
 
         start()
         return
@@ -39,10 +39,4 @@ def main() -> None:
             " only flags: imta-jax --config=quickstart --workdir=runs/quickstart"
         )
     with interrupts_reported(f"imta-jax {name}"):
-        try:
-            command = importlib.import_module(COMMANDS[name]).main
-        except ModuleNotFoundError as error:
-            if missing := explained(error, f"imta-jax {name}"):
-                sys.exit(f"imta-jax: error: {missing}")
-            raise
-        sys.exit(command(sys.argv[2:]))
+        sys.exit(importlib.import_module(COMMANDS[name]).main(sys.argv[2:]))

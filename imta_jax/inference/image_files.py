@@ -25,6 +25,7 @@ from imta_jax.data.pipeline.evaluation_transform import (
     resize_cut,
 )
 from imta_jax.errors import InputError, MissingFileError
+from imta_jax.runtime.paths import local_path
 
 
 class DecodedImage(NamedTuple):
@@ -54,6 +55,8 @@ def find_image_files(paths: Iterable[str | Path]) -> list[Path]:
     for argument in map(str, paths):
         if not argument.strip():  # `Path` would take it as the current folder
             raise InputError("an image path is empty; expected an image file or a folder")
+        if "://" in argument and not os.path.exists(argument):
+            local_path("image", argument)  # raises an error for an address
         # Not `expanduser` alone: "~copy.png" is an ordinary name.
         path = Path(argument).expanduser() if argument.startswith("~/") else Path(argument)
         try:

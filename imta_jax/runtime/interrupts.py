@@ -1,15 +1,18 @@
-"""Ctrl-C in commands that save nothing: one line instead of a traceback."""
+"""Ctrl-C and missing packages in commands that save nothing: one line, not a traceback."""
 
 import contextlib
 import sys
 from collections.abc import Iterator
 
+from imta_jax.runtime.optional_packages import explained
 from imta_jax.runtime.preemption import FORCED_EXIT_CODE
 
 
 @contextlib.contextmanager
 def interrupts_reported(program: str) -> Iterator[None]:
-    """Ends the program with one line and `FORCED_EXIT_CODE` after Ctrl-C in the block.
+    """Ends the program with one line after Ctrl-C in the block, or without a package of an extra.
+
+    The exit code is `FORCED_EXIT_CODE` after Ctrl-C, else 1.
 
     Import what takes long inside the block.
 
@@ -21,3 +24,8 @@ def interrupts_reported(program: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(FORCED_EXIT_CODE)
+    except ModuleNotFoundError as error:
+        missing = explained(error, program)
+        if missing is None:
+            raise
+        sys.exit(f"{program}: error: {missing}")

@@ -1,4 +1,4 @@
-"""Optional packages: the extra of this package that installs each, and the message without it."""
+"""Messages about missing packages: the extra of this package that installs each."""
 
 import importlib.util
 
@@ -15,6 +15,11 @@ _MODULES = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
 }
+# Of the core. An installation with --no-deps, for choosing thresholds, lacks most of them.
+_CORE = (
+    *("absl", "chex", "filelock", "flatbuffers", "flax", "jax", "jaxtyping", "ml_collections"),
+    *("numpy", "optax", "scipy", "tabulate", "tqdm"),
+)
 
 
 def install_command(extra: str) -> str:
@@ -49,16 +54,21 @@ def require(extra: str, purpose: str, *modules: str) -> None:
 
 
 def explained(error: ImportError, purpose: str) -> MissingPackageError | None:
-    """The error that names the extra of a module that could not be imported.
+    """The error that names the command which installs a module that could not be imported.
 
     Args:
       error: the failed import.
       purpose: what needs it, for the message.
 
     Returns:
-      None if no extra installs the module.
+      None if neither the core nor an extra has the module.
     """
     module = (error.name or "").partition(".")[0]
+    if module in _CORE:
+        return MissingPackageError(
+            f"{purpose} requires {module}, which cannot be imported ({error}): pip install imta_jax"
+            " (in a clone of the repository: .) without --no-deps"
+        )
     for extra, modules in _MODULES.items():
         if module in modules:
             return MissingPackageError(

@@ -5,6 +5,10 @@ import copy
 import importlib.util
 import os
 import re
+import shutil
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import compile_flags
@@ -162,6 +166,38 @@ def test_an_address_in_pyproject_gives_the_badge_and_installs_from_there(address
     store_outputs.set_address(notebook, None, "early_exit")
     assert "colab" not in notebook.cells[0].source.split("\n\n")[1]
     assert notebook.cells[0] == nbformat.read(NOTEBOOKS / "early_exit.ipynb", 4).cells[0]
+
+
+def test_one_command_writes_the_address_into_the_project_the_citation_and_the_notebooks(tmp_path):
+    root = NOTEBOOKS.parent
+    for name in ("pyproject.toml", "CITATION.cff", "notebooks", "docs/set_repository.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        copied = shutil.copytree if (root / name).is_dir() else shutil.copy
+        copied(root / name, tmp_path / name)
+    command = [sys.executable, tmp_path / "docs" / "set_repository.py"]
+    before, states = all_texts(tmp_path), []
+    for address in ("https://example.org/a/b", *2 * ["https://github.com/me/imta_jax.git"]):
+        subprocess.run([*command, address], check=True)
+        states.append(all_texts(tmp_path))
+    assert states[0] != states[1] == states[2] and "example.org" not in "".join(states[1].values())
+    assert states[1].keys() == before.keys()
+    urls = tomllib.loads(states[1]["pyproject.toml"])["project"]["urls"]
+    old = tomllib.loads(before["pyproject.toml"])["project"]["urls"]
+    assert old.items() <= urls.items() and urls["Repository"] == "https://github.com/me/imta_jax"
+    assert 'repository-code: "https://github.com/me/imta_jax"' in states[1]["CITATION.cff"]
+    for name in FIGURES:
+        text = states[1][f"notebooks/{name}.ipynb"]
+        assert "colab.research.google.com/github/me/imta_jax/blob" in text
+        assert "git+https://github.com/me/imta_jax" in text
+    wrong = subprocess.run([*command, "github.com/me"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "github.com/me" in wrong.stderr.splitlines()[-1]
+
+
+def all_texts(folder):
+    files = [
+        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in str(path)
+    ]
+    return {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in files}
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -9,6 +9,7 @@ import pytest
 
 from imta_jax.errors import MissingPackageError
 from imta_jax.runtime import optional_packages
+from imta_jax.runtime.interrupts import interrupts_reported
 from imta_jax.runtime.lazy_imports import lazy_imports
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
@@ -34,6 +35,20 @@ def test_extra_installs_its_modules(extra):
     installed = distributions(PROJECT["optional-dependencies"][extra])
     modules = optional_packages._MODULES[extra]
     assert {DISTRIBUTIONS.get(module, module) for module in modules} <= installed
+
+
+def test_core_is_what_the_project_depends_on():
+    names = {"absl": "absl-py", "ml_collections": "ml-collections"}
+    core = {names.get(module, module) for module in optional_packages._CORE}
+    assert core == distributions(PROJECT["dependencies"])
+
+
+def test_a_missing_package_of_the_core_names_the_command():
+    message = r"imta-jax models: error: .*flax.*pip install imta_jax"
+    with pytest.raises(SystemExit, match=message), interrupts_reported("imta-jax models"):
+        raise ModuleNotFoundError("No module named 'flax'", name="flax.nnx")
+    with pytest.raises(ModuleNotFoundError), interrupts_reported("imta-jax models"):
+        raise ModuleNotFoundError("No module named 'mine'", name="mine")
 
 
 def test_core_has_no_large_optional_package():

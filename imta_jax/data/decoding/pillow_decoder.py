@@ -95,7 +95,7 @@ def import_pillow() -> ModuleType:
     except ImportError as error:
         raise MissingPackageError(
             f"reading image files requires Pillow, which cannot be imported ({error}):"
-            " pip install pillow"
+            " pip install pillow, or the extra serve of imta_jax"
         ) from error
     return PIL
 
