@@ -2,7 +2,7 @@
 
     python notebooks/store_outputs.py                      # all notebooks, half an hour
     python notebooks/store_outputs.py budget_curve         # one
-    python notebooks/store_outputs.py --no-execution       # badges and install lines only
+    python notebooks/store_outputs.py --no-execution       # keeps the outputs, for example after a rename
 
 The address of the repository is read from `[project.urls] Repository` in pyproject.toml. Without
 one, notebooks have no badge and install the package from the folder above them. `inspect_a_run`
@@ -11,6 +11,7 @@ reads the run of the README's quickstart. Needs `pip install -e ".[notebooks]"`.
 
 import argparse
 import base64
+import hashlib
 import io
 import re
 import tomllib
@@ -33,6 +34,7 @@ BADGE = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}"
 GITHUB = "https://github.com/"
 SECONDS_PER_CELL = 3600
 COLORS = 64
+CODE_DIGEST = "executed_code"  # in a notebook's metadata
 SLOW_COMPILATION = "slow_operation_alarm"  # from XLA, on a busy machine
 
 
@@ -78,6 +80,12 @@ def execute(notebook: NotebookNode, folder: Path = FOLDER) -> None:
     clean_outputs(notebook)
 
 
+def code_digest(notebook: NotebookNode) -> str:
+    """A digest of the code whose outputs are stored: all code cells but the installation."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\0".join(sources[1:]).encode()).hexdigest()[:16]
+
+
 def clean_outputs(notebook: NotebookNode) -> None:
     """Makes figures smaller, and removes what depends on the process or its speed."""
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
@@ -106,7 +114,9 @@ def main() -> None:
     )
     names = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
     parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}; all by default")
-    parser.add_argument("--no-execution", action="store_true", help="keeps the outputs")
+    parser.add_argument(
+        "--no-execution", action="store_true", help="keeps the outputs, after a rename"
+    )
     arguments = parser.parse_args()
     address = repository_address(FOLDER.parent / "pyproject.toml")
     for name in arguments.names or names:
@@ -115,6 +125,7 @@ def main() -> None:
         set_address(notebook, address, name)
         if not arguments.no_execution:
             execute(notebook)
+        notebook.metadata[CODE_DIGEST] = code_digest(notebook)
         path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
         print(f"{name}: {path.stat().st_size / 1e3:.0f} kB")
 

@@ -101,6 +101,9 @@ def test_notebook_has_the_format_of_nbformat(name):
 @pytest.mark.parametrize("name", FIGURES)
 def test_notebook_has_the_outputs_of_one_execution(name):
     cells = code_cells(name)
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    digest = store_outputs.code_digest(notebook)
+    assert notebook.metadata["executed_code"] == digest, f"run store_outputs.py {name}"
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     figures = [o for o in outputs if "image/png" in o.get("data", {})]
