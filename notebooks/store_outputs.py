@@ -2,7 +2,7 @@
 
     python notebooks/store_outputs.py                      # all notebooks, half an hour
     python notebooks/store_outputs.py budget_curve         # one
-    python notebooks/store_outputs.py --no-execution       # keeps the outputs, for example after a rename
+    python notebooks/store_outputs.py --no-execution       # keeps the outputs, after a rename
 
 The address of the repository is read from `[project.urls] Repository` in pyproject.toml. Without
 one, notebooks have no badge and install the package from the folder above them. `inspect_a_run`
