@@ -189,7 +189,7 @@ def data_mesh(
 
 
 def parameter_shards_hint(shards: int, trained_bytes: int) -> str | None:
-    """A message if `parameter_shards` does not pay off for a network; None otherwise.
+    """A message if a network is too small for `parameter_shards` to save memory; None otherwise.
 
     Args:
       shards: devices that share one copy of the parameters.

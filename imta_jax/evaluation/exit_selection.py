@@ -1,4 +1,4 @@
-"""Cost-aware exits: at which exits stopping pays, given measured times and saved logits.
+"""Cost-aware exits: at which exits stopping saves time, given measured times and saved logits.
 
 Stopping at an exit costs time for all images that reach it (compaction, a host sync) and saves the
 later stages for those that leave. Dynamic programming finds the exits to keep. It assumes that an

@@ -58,7 +58,7 @@ class AdaptiveClassifier:
     """Runs a multi-exit network with early exit on one device.
 
     Programs are compiled at first use. `warm_up` compiles all of them and measures the time of each
-    stage, so that exits at which stopping does not pay are skipped. A profile that was measured on
+    stage, so that exits at which stopping saves no time are skipped. A profile that was measured on
     this device before is loaded automatically.
 
     Args:
@@ -75,7 +75,7 @@ class AdaptiveClassifier:
       num_workers: number of threads that run programs. Each computes a part of the batch. By
         default 2 on a CPU with several cores, which one program does not keep busy, else 1.
       exit_fractions: [E], fraction of the images that are expected to leave at each exit
-        (`results.json` has them). They decide at which exits stopping pays.
+        (`results.json` has them). They decide at which exits stopping saves time.
       dtype: dtype of the backbone's computation, "float32" or "bfloat16".
       profile_dir: folder of measured profiles; default ~/.cache/imta_jax/profiles.
       transform: how evaluation makes the network's input from an image

@@ -28,8 +28,8 @@ def time_run(workdir: str | Path, *, profile_dir: str | Path | None = None) -> N
 
     Writes `evaluation/stage_profile.json` and `evaluation/time.json`, which the report shows:
     milliseconds per image for each exit, for each budget of the geometric sweep thresholds,
-    accuracy and time, and the exits at which stopping pays (`evaluation.exit_selection`). As in
-    `results.json`, thresholds are chosen on validation images.
+    accuracy and time, and the exits at which stopping saves time (`evaluation.exit_selection`). As
+    in `results.json`, thresholds are chosen on validation images.
 
     With several processes, the first one measures and the others wait.
 
@@ -70,12 +70,12 @@ def _measure(run: FinishedRun, profile_dir: str | Path | None) -> StageProfile:
 
 
 def _kept_exits(profile: StageProfile, validation: Outcomes) -> dict[str, Any]:
-    """The entries of `time.json` about the exits at which stopping pays on this device."""
+    """The entries of `time.json` about the exits at which stopping saves time on this device."""
     stage_ms, stop_ms = profile.per_image_ms()
     selections = select_exits(validation, stage_ms, stop_ms, BUDGETS)
     never = exits_never_kept(selections, len(stage_ms))
     names = ", ".join(str(i + 1) for i in never) or "none"
-    _log.info("time: exits that never pay on this device: %s", names)
+    _log.info("time: exits at which stopping never saves time on this device: %s", names)
     rows = [
         {
             "budget_ms": selection.budget_ms,

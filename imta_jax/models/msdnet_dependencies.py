@@ -3,7 +3,7 @@
 An exit reads the coarsest map alone. Of the last layer before an exit it depends on the coarsest
 scale, of the layer before on the two coarsest, and so on. Only later exits depend on the finer maps
 of these layers. `PackedMSDNet` computes them at the start of the next stage, so an image that
-leaves at the exit does not pay for them.
+leaves at the exit does not compute them.
 """
 
 from collections.abc import Sequence, Set

@@ -31,10 +31,8 @@ def figure_time(run: RunRecord) -> Figure:
     figure = new_figure(8.4, 4.6, _title(exit_ms, run))
     axes = figure.subplots()
     subtitle = f"measured on {measured['device']}, {measured['lanes']} concurrent workers"
-    if measured.get("exits_never_kept"):
-        subtitle += (
-            f"; stopping never pays at exit {', '.join(map(str, measured['exits_never_kept']))}"
-        )
+    if never := measured.get("exits_never_kept"):
+        subtitle += f"; stopping never saves time at exit {', '.join(map(str, never))}"
     style_axes(axes, title=subtitle, x="milliseconds per image, large batches", y="top-1 (%)")
     points = sorted((row["mean_ms"], row["top1"]) for row in measured["budget_curve"])
     axes.plot(*zip(*points, strict=True), "o-", color=ADAPTIVE, linewidth=2.2, markersize=3)
