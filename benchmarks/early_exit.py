@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import result_file
 from benchmarks.measurement import Measurements, spread, take_turns
-from benchmarks.trained_networks import Source, of_pretrained, of_run
+from benchmarks.trained_networks import Source, source_of_pretrained, source_of_run
 from imta_jax.distributed import data_mesh
 from imta_jax.evaluation.budget import curve_of_outcomes
 from imta_jax.inference import AdaptiveClassifier, AdaptiveStream
@@ -305,9 +305,9 @@ def main() -> None:
     size = QUICK if arguments.quick else FULL
     batch_sizes = (1, 32, 256) if jax.default_backend() == "cpu" else (1, 32, 256, 1024, 4096)
     source = (
-        of_run(arguments.run)
+        source_of_run(arguments.run)
         if arguments.run
-        else of_pretrained(arguments.pretrained, arguments.source)
+        else source_of_pretrained(arguments.pretrained, arguments.source)
     )
     contenders = Contenders(source, arguments.dtype, batch_sizes[-1])
     rows = [row for batch in batch_sizes for row in throughput(contenders, size, batch)]

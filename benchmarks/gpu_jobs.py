@@ -97,11 +97,13 @@ def _program_bytes(settings: Settings) -> int | None:
 def engine(settings: Settings) -> Iterator[dict[str, Any]]:
     """Throughput and latency at several budgets for one batch size."""
     from benchmarks.early_exit import QUICK, Contenders, throughput
-    from benchmarks.trained_networks import of_pretrained
+    from benchmarks.trained_networks import source_of_pretrained
 
     name = "quickstart" if settings.quick else PRETRAINED
     contenders = Contenders(
-        of_pretrained(name, "fashion_mnist_small") if settings.quick else of_noise(name),
+        source_of_pretrained(name, "fashion_mnist_small")
+        if settings.quick
+        else source_of_noise(name),
         "float32",
         settings.batch_size,
     )
@@ -110,7 +112,7 @@ def engine(settings: Settings) -> Iterator[dict[str, Any]]:
         yield row | {"network": name}
 
 
-def of_noise(name: str) -> Any:
+def source_of_noise(name: str) -> Any:
     """A pretrained network whose test images are noise of two contrasts.
 
     The time of the engine depends on the fractions of images that leave at each exit, not on what

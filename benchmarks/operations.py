@@ -101,7 +101,7 @@ def kind_of(origin: Origin) -> tuple[str, str]:
     return ("optimizer and checks" if pass_ == "update" else "other"), pass_
 
 
-def own_times(events: Iterable[tuple[str, float, float]]) -> Counter[str]:
+def self_times(events: Iterable[tuple[str, float, float]]) -> Counter[str]:
     """Self time in nanoseconds by event name, without the time of nested events.
 
     Args:
@@ -132,7 +132,7 @@ def traced(folder: Path) -> Counter[str]:
     total: Counter[str] = Counter()
     for line in (line for plane in planes for line in plane.lines):
         events = ((dict(e.stats).get("hlo_op"), e.start_ns, e.duration_ns) for e in line.events)
-        for name, nanoseconds in own_times(e for e in events if e[0]).items():
+        for name, nanoseconds in self_times(e for e in events if e[0]).items():
             total[name] += nanoseconds
     if not total:
         raise RuntimeError(f"the trace of {jax.devices()[0]} has no instructions")

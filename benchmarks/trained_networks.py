@@ -24,7 +24,7 @@ class Source(NamedTuple):
     test: Outcomes
 
 
-def of_run(run: Path) -> Source:
+def source_of_run(run: Path) -> Source:
     """The network that a finished run evaluated."""
     config = json.loads((run / "config.json").read_text())
     checkpoint = config["evaluation"]["checkpoint"]
@@ -37,7 +37,7 @@ def of_run(run: Path) -> Source:
     return Source(classifier, meta, images, validation, test)
 
 
-def of_pretrained(name: str, data: str) -> Source:
+def source_of_pretrained(name: str, data: str) -> Source:
     """A network of `imta_jax.pretrained`; half of the test images choose the thresholds.
 
     Args:

@@ -6,7 +6,7 @@ import pytest
 import tiny_run
 
 from benchmarks import cases, operations
-from benchmarks.operations import Origin, Program, kind_of, own_times
+from benchmarks.operations import Origin, Program, kind_of, self_times
 from imta_jax.config import RunConfig
 from imta_jax.nn.convolution import convolve
 from imta_jax.nn.cpu.channels_first import convolve_channels_first
@@ -14,8 +14,8 @@ from imta_jax.nn.cpu.channels_first import convolve_channels_first
 
 def test_self_time_excludes_nested_events():
     events = [("c", 22, 6), ("a", 0, 10), ("b", 2, 3), ("loop", 20, 30), ("c", 30, 5)]
-    assert own_times(events) == {"a": 7, "b": 3, "loop": 19, "c": 11}
-    assert sum(own_times(events).values()) == 10 + 30
+    assert self_times(events) == {"a": 7, "b": 3, "loop": 19, "c": 11}
+    assert sum(self_times(events).values()) == 10 + 30
 
 
 @pytest.mark.parametrize("convolution", [convolve, convolve_channels_first])

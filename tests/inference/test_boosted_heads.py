@@ -27,7 +27,7 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def test_images():
+def images():
     return tiny_run.draw_images(tiny_run.TEST_IMAGES, 1)[0]
 
 
@@ -42,18 +42,16 @@ def test_loading_rebuilds_boosted_heads(workdir):
     assert meta["model"]["heads"] == "boosted"
 
 
-def test_run_export_and_evaluation_have_equal_logits(workdir, test_images, expected, tmp_path):
+def test_run_export_and_evaluation_have_equal_logits(workdir, images, expected, tmp_path):
     export_run(workdir, tmp_path / "export", platforms=("cpu",))
     for adaptive in (
         AdaptiveClassifier.from_run(workdir, **OPTIONS, budget=1.0),
         AdaptiveClassifier.from_export(tmp_path / "export", **OPTIONS, budget=1.0),
     ):
-        np.testing.assert_allclose(adaptive.logits(test_images), expected, atol=1e-4)
+        np.testing.assert_allclose(adaptive.logits(images), expected, atol=1e-4)
 
 
-def test_early_exit_and_stream_predict_from_the_sum_of_all_exits_so_far(
-    workdir, test_images, expected
-):
+def test_early_exit_and_stream_predict_from_the_sum_of_all_exits_so_far(workdir, images, expected):
     classifier, meta = load_classifier(workdir / "phase_one")
     probabilities = np.exp(expected) / np.exp(expected).sum(axis=-1, keepdims=True)
     ordered = np.sort(probabilities[0].max(axis=-1))
@@ -61,13 +59,13 @@ def test_early_exit_and_stream_predict_from_the_sum_of_all_exits_so_far(
     adaptive = AdaptiveClassifier(
         classifier, [threshold, 0.0], mean=meta["mean"], std=meta["std"], **OPTIONS
     )
-    actual = adaptive.predict(test_images)
+    actual = adaptive.predict(images)
     leaves = probabilities[0].max(axis=-1) >= threshold
     assert 0 < leaves.sum() < len(leaves)
     np.testing.assert_array_equal(actual.exit, np.where(leaves, 0, 1))
     labels = expected.argmax(axis=-1)[actual.exit, np.arange(len(leaves))]
     np.testing.assert_array_equal(actual.labels, labels)
     with AdaptiveStream(adaptive) as stream:
-        streamed = stream.submit(test_images).result()
+        streamed = stream.submit(images).result()
     np.testing.assert_array_equal(streamed.labels, labels)
     np.testing.assert_array_equal(streamed.exit, actual.exit)
