@@ -240,7 +240,7 @@ def _dot_macs(eqn: core.JaxprEqn) -> int:
 
 def _is_bias(eqn: core.JaxprEqn, known: Known) -> bool:
     """Whether parameters are added to a matrix product."""
-    data = [properties for properties in map(known.of, eqn.invars) if properties.data]
+    data = [properties for properties in map(known.properties, eqn.invars) if properties.data]
     return len(data) == 1 and data[0].product
 
 
