@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -82,6 +83,7 @@ def join_processes(
     try:
         with waiting_for(others, timeout, join_advice(coordinator is not None), address):
             _initialize(coordinator, count, index, timeout)
+            _connect_cpus()
     except InputError:
         if any(are_set) or may_have_others(jax.default_backend()):
             raise
@@ -111,6 +113,19 @@ def _initialize(
             "the config file, or a module that it imports, computes with JAX on import, before the"
             " processes of this run join; move the computation into a function, or use NumPy"
         ) from error
+
+
+def _connect_cpus() -> None:
+    """Opens the connections between CPUs of several processes.
+
+    Otherwise the first training step opens them, and fails if another process is still compiling it
+    30 s later.
+    """
+    if jax.process_count() == 1 or jax.default_backend() != "cpu":
+        return
+    mesh = data_mesh()
+    ones = place_batch(np.ones(jax.local_device_count(), np.float32), mesh)
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=replicated(mesh))(ones))
 
 
 def _check_place(coordinator: str, count: int, index: int) -> None:

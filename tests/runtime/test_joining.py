@@ -204,7 +204,7 @@ def start_tasks(kind, indices, timeout):
 def test_two_tasks_of_a_cluster_join(kind):
     tasks = start_tasks(kind, (0, 1), timeout=120)
     actual = [task.communicate(timeout=240) for task in tasks]
-    assert [out.split() for out, _ in actual] == [["0", "2"], ["1", "2"]], actual
+    assert [out.splitlines()[-1].split() for out, _ in actual] == [["0", "2"], ["1", "2"]], actual
 
 
 KUBERNETES_PROGRAM = """
@@ -261,7 +261,7 @@ def test_pods_of_an_indexed_job_join_and_a_missing_service_is_reported():
     *pair, lost = (
         task.communicate(timeout=240) for task in start_programs(KUBERNETES_PROGRAM, environments)
     )
-    assert [out.split() for out, _ in pair] == [["0", "2"], ["1", "2"]], pair
+    assert [out.splitlines()[-1].split() for out, _ in pair] == [["0", "2"], ["1", "2"]], pair
     assert "headless service" in lost[1] and "--coordinator_address" in lost[1], lost
     assert "Traceback" not in lost[1]
 
