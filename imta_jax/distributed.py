@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from imta_jax.errors import InputError
+from imta_jax.runtime.agreement import raise_in_all_processes, run_in_first_process
 from imta_jax.runtime.joining import (
     check_kubernetes,
     check_port_is_free,
@@ -159,16 +160,18 @@ def wait_for_all(name: str) -> None:
 def first_process_first(load: Callable[[], Result]) -> Result:
     """Calls a function in process 0, and then in the others, which find the files that it wrote.
 
-    An error in process 0 is raised there, and JAX's runtime stops the others.
+    An error in one process is raised in all of them.
     """
-    if jax.process_count() == 1:
-        return load()
-    if is_first_process():
-        loaded = load()
-        wait_for_all("the first process has loaded")
-        return loaded
-    wait_for_all("the first process has loaded")
-    return load()
+    loaded: list[Result] = []
+    run_in_first_process(lambda: loaded.append(load()))
+    error = None
+    if not is_first_process():
+        try:
+            loaded.append(load())
+        except Exception as caught:
+            error = caught
+    raise_in_all_processes(error)
+    return loaded[0]
 
 
 def gather(tree: Tree) -> Tree:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from imta_jax.cli.run_records import (
     check_same_config,
     check_same_data,
+    data_paths,
     evaluation_differences,
     record_start,
     recorded_config,
@@ -27,6 +28,7 @@ from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
 from imta_jax.errors import InputError, MissingPackageError, unknown_name
 from imta_jax.evaluation import evaluate, evaluation_is_finished
+from imta_jax.runtime.agreement import run_in_first_process
 from imta_jax.runtime.factories import unread_options_raise
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.lock import create_workdir, only_run_in
@@ -157,7 +159,7 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     evaluates_again = recorded is not None and bool(evaluation_differences(config, recorded))
     due = _due_steps(config, workdir, mode, evaluates_again=evaluates_again)
     if recorded and not due:
-        if recorded.data.source != config.data.source:
+        if data_paths(recorded) != data_paths(config):
             _load_run_data(config, workdir)
         return
     _check_inputs(config, workdir, due)
@@ -177,15 +179,15 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     if "phase_one" in due:
         check_initial_parameters(config, dataset, workdir)
     # The folder is created after all checks: a rejected run leaves none.
-    with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
-        if is_first_process():
-            record_start(config, data_fingerprint, workdir, mode)
+    with contextlib.ExitStack() as stack:
+        run_in_first_process(lambda: stack.enter_context(only_run_in(workdir)))
+        run_in_first_process(lambda: record_start(config, data_fingerprint, workdir, mode))
         for name in due:
             if name not in PHASES:
                 training_has_ended()
             steps[name](config, dataset, workdir)
-        if is_first_process() and evaluates_again:  # results.json now has these settings
-            write_json(workdir / "config.json", config.to_dict())
+        if evaluates_again:  # results.json now has these settings
+            run_in_first_process(lambda: write_json(workdir / "config.json", config.to_dict()))
         wait_for_all("a run's steps are done")
 
 

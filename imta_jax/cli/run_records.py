@@ -3,6 +3,7 @@
 A run that is resumed must have the recorded config and data.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def check_same_config(
 
     A field that an older run did not record has its default. Sections that change results only by
     rounding may differ, and so may the section of the evaluation with mode "evaluate". The fields
-    of `_READER_FIELDS` may differ, and so may the path of the data, whose content is compared.
+    of `_READER_FIELDS` may differ, and so may the paths of the data, whose content is compared. The
+    path of the initial parameters may be written in another way.
 
     Args:
       config: the config of this launch.
@@ -102,9 +104,15 @@ def check_same_config(
         for run in (recorded, config)
     )
     ignored_data_fields = list(_READER_FIELDS)
-    if all(can_be_moved(run.data.source) for run in (recorded, config)) and recorded_data(workdir):
-        ignored_data_fields.append("source")
+    if recorded_data(workdir):
+        ignored_data_fields += ["data_dir", "manual_dir"]
+        if all(can_be_moved(run.data.source) for run in (recorded, config)):
+            ignored_data_fields.append("source")
     for fields in (recorded_fields, current_fields):
+        initial = fields["phase_one"]["init_from"]
+        if initial and os.path.exists(os.path.expanduser(initial)):
+            initial = os.path.realpath(os.path.expanduser(initial))
+        fields["phase_one"] = {**fields["phase_one"], "init_from": initial}
         fields["data"] = {
             name: value for name, value in fields["data"].items() if name not in ignored_data_fields
         }
@@ -117,6 +125,11 @@ def check_same_config(
     raise InputError(
         f"{workdir} belongs to a run with another config; {remedy}:\n  " + "\n  ".join(differences)
     )
+
+
+def data_paths(config: RunConfig) -> tuple[str, str, str]:
+    """The paths of the data."""
+    return config.data.source, config.data.data_dir, config.data.manual_dir
 
 
 def evaluation_differences(config: RunConfig, recorded: RunConfig) -> list[str]:

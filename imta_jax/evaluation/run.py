@@ -16,7 +16,6 @@ from jaxtyping import Float32
 
 from imta_jax.config import PHASES, EvaluationConfig, RunConfig
 from imta_jax.data import Dataset
-from imta_jax.distributed import is_first_process
 from imta_jax.errors import MissingFileError
 from imta_jax.evaluation.budget import Decisions, curve_of_outcomes, decisions
 from imta_jax.evaluation.collect import split_predictions
@@ -39,6 +38,7 @@ from imta_jax.evaluation.results import dataset_record, exit_rows
 from imta_jax.evaluation.samples import write_samples
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.costs import ExitCosts, exit_costs
+from imta_jax.runtime.agreement import run_in_first_process
 from imta_jax.runtime.environment import environment_record
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_or_none
@@ -99,7 +99,8 @@ def evaluate(config: RunConfig, dataset: Dataset, workdir: Path) -> dict[str, An
         "threshold_methods": _compare_methods(validation, test, costs, settings),
         **exit_rule_record(rule),
     }
-    if is_first_process():
+
+    def write_files() -> None:
         scores = on_test.confidence
         _write_samples(folder / "samples.parquet", test, scores, costs, reported)
         # Images are spread evenly over the exits at q = 1.
@@ -108,6 +109,8 @@ def evaluate(config: RunConfig, dataset: Dataset, workdir: Path) -> dict[str, An
         write_gallery(folder / "gallery.npz", dataset, test, decided, settings.gallery_images)
         write_calibration(folder / "calibration.npz", test, settings.calibration_bins)
         write_json(workdir / "results.json", results)
+
+    run_in_first_process(write_files)
     return results
 
 
@@ -116,8 +119,8 @@ def _saved_predictions(
 ) -> Predictions:
     """Logits and labels of a split, after writing them to the run's folder."""
     predictions = split_predictions(config, dataset, classifier, split)
-    if is_first_process():
-        save_predictions(folder / f"logits_{split}.npz", predictions)
+    path = folder / f"logits_{split}.npz"
+    run_in_first_process(lambda: save_predictions(path, predictions))
     top1 = " ".join(f"{value:.1f}" for value in anytime_accuracy(predictions))
     _log.info("evaluation: %s top-1 per exit %s", split, top1)
     return predictions

@@ -1,8 +1,8 @@
 """Checksums of a checkpoint's arrays, which TensorStore does not verify itself.
 
 A changed byte in a file of arrays would otherwise give other weights without an error. The file is
-written after the checkpoint; checkpoints of earlier versions, and those whose process was killed
-just then, have none and are not checked.
+written before the checkpoint gets its name. Checkpoints of earlier versions may have none and are
+not checked.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _NOT_NEEDED = "array_metadatas"  # Orbax restores without it.
 
 
 def write_checksums(checkpoint: str | os.PathLike[str]) -> None:
-    """Writes the checksums of a complete checkpoint into its folder; logs if that fails."""
+    """Writes the checksums of a checkpoint's arrays into its folder; logs if that fails."""
     checkpoint = Path(checkpoint)
     try:
         digests = {name: _digest(checkpoint / name) for name in _array_files(checkpoint)}

@@ -37,7 +37,7 @@ def has_readable_epoch(folder: Path, epoch: int) -> bool:
     """Whether `folder` holds a readable checkpoint of this epoch or a later one."""
     if not folder.is_dir():
         return False
-    with open_manager(folder, create=False) as manager:
+    with open_manager(folder) as manager:
         newest = manager.latest_step() or 0
         return newest >= epoch and not _damage(manager, newest)
 
@@ -46,7 +46,7 @@ def has_checkpoint(folder: Path) -> bool:
     """Whether `folder` holds a checkpoint, which may be damaged."""
     if not folder.is_dir():
         return False
-    with open_manager(folder, create=False) as manager:
+    with open_manager(folder) as manager:
         return bool(manager.all_steps())
 
 
@@ -54,7 +54,7 @@ def has_readable_checkpoint(folder: Path) -> bool:
     """Whether `read_meta` and `restore_model` find a checkpoint in `folder`."""
     if not folder.is_dir():
         return False
-    with open_manager(folder, create=False) as manager:
+    with open_manager(folder) as manager:
         epochs = sorted(manager.all_steps(), reverse=True)
         return any(not _damage(manager, epoch) for epoch in epochs)
 
@@ -138,7 +138,7 @@ def check_which(field: str, which: str) -> None:
 def _open_existing(folder: Path) -> ocp.CheckpointManager:
     if not folder.is_dir():
         raise _missing(folder)
-    return open_manager(folder, create=False)
+    return open_manager(folder)
 
 
 def _missing(folder: Path) -> MissingFileError:

@@ -13,16 +13,24 @@ cannot read increases `FORMAT_VERSION`, and `read_json_meta` converts older vers
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from imta_jax.distributed import is_first_process, wait_for_all
+from imta_jax.distributed import gather, is_first_process
 from imta_jax.errors import InputError
+from imta_jax.runtime.agreement import (
+    from_first_process,
+    holds_in_all_processes,
+    run_in_first_process,
+)
+from imta_jax.runtime.files import create_folder
 from imta_jax.runtime.write_errors import storage_errors_as_os_errors
 from imta_jax.training.averaging import evaluated_parts, statistics_of, with_statistics
 from imta_jax.training.checkpoint_checksums import check_checksums, write_checksums
@@ -44,6 +52,9 @@ class NewerFormatError(InputError):
 class CheckpointStore:
     """The checkpoints of a phase; use it as a context manager, which waits for saves.
 
+    With several processes, process 0 writes the checkpoints and all processes read them. An error
+    of a save is raised in all of them, so that all continue or all stop.
+
     Args:
       folder: created if it does not exist.
       keep_best: whether the best checkpoint is kept in addition to the two newest.
@@ -54,7 +65,8 @@ class CheckpointStore:
         self._saving = 0  # name of the checkpoint that is being saved
 
     def __enter__(self) -> Self:
-        self._manager = open_manager(self.folder, self._keep_best)
+        run_in_first_process(lambda: create_folder(self.folder))
+        self._manager = open_manager(self.folder, self._keep_best, self._write_checksums)
         return self
 
     def __exit__(
@@ -63,12 +75,14 @@ class CheckpointStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A background save may have failed too; the error that is being raised is the cause.
-        if error and self._manager.blocks_others():
-            return  # closing would wait for processes that wait for this one
-        tolerated = contextlib.suppress(Exception) if error else contextlib.nullcontext()
-        with tolerated, contextlib.closing(self._manager):
-            self.wait()
+        if error is None:
+            with contextlib.closing(self._manager):
+                self.wait()
+            return
+        # Other processes may have no error, so that this one must not wait for them. A background
+        # save may have failed too; the error that is being raised is the cause.
+        with contextlib.suppress(Exception):
+            self._manager.close()
 
     def save(
         self, name: int, state: TrainState, meta: Mapping[str, Any], validation_top1: float
@@ -85,15 +99,20 @@ class CheckpointStore:
           OSError: the storage fails.
         """
         meta = {**meta, "format_version": FORMAT_VERSION}
-        items = {item: ocp.args.StandardSave(arrays) for item, arrays in _arrays(state).items()}
-        self._manager.failure = None
-        with storage_errors_as_os_errors():
+        arrays = _arrays(state)
+        if jax.process_count() > 1:
+            arrays = {item: _first_process_copies(named) for item, named in arrays.items()}
+        items = {item: ocp.args.StandardSave(named) for item, named in arrays.items()}
+
+        def start_to_save() -> None:
             self._manager.save(
                 name,
                 args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items),
                 metrics={SELECTION_METRIC: float(validation_top1)},
             )
+
         self._saving = name
+        self._run(start_to_save)
 
     def wait(self) -> None:
         """Waits until everything is saved.
@@ -101,21 +120,48 @@ class CheckpointStore:
         Raises:
           OSError: the storage failed.
         """
-        name, self._saving = self._saving, 0  # 0 after a failure, too
-        with storage_errors_as_os_errors():
-            self._manager.wait_for_own_save()
-            self._manager.wait_until_finished()
-        if name and is_first_process():
-            write_checksums(self._manager.directory / str(name))
+        if self._saving:
+            self._run(self._manager.wait_until_finished)
+            self._saving = 0
+
+    def _run(self, action: Callable[[], None]) -> None:
+        """Runs a part of a save in process 0. After a failure, nothing is being saved."""
+
+        def raise_os_errors() -> None:
+            try:
+                with storage_errors_as_os_errors():
+                    action()
+            except BaseException:
+                for folder in self._temporary_folders():  # It can fill the disk.
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+
+        try:
+            run_in_first_process(raise_os_errors)
+        except BaseException:
+            self._saving = 0
+            raise
+
+    def _write_checksums(self) -> None:
+        for folder in self._temporary_folders():
+            write_checksums(folder)
+
+    def _temporary_folders(self) -> list[Path]:
+        """The folder of the checkpoint that is being saved, before Orbax renames it."""
+        return list(Path(self._manager.directory).glob(f"{self._saving}.orbax-checkpoint-tmp*"))
 
     def newest(self) -> int:
         """The name of the newest checkpoint; 0 if there is none."""
-        return self._manager.latest_step() or 0
+        return from_first_process(self._manager.latest_step() or 0)
 
     def delete_after(self, name: int) -> None:
         """Deletes newer checkpoints. Orbax saves no checkpoint that is older than its newest."""
-        for later in [step for step in self._manager.all_steps() if step > name]:
-            self._manager.delete(later)
+
+        def delete() -> None:
+            for later in [step for step in self._manager.all_steps() if step > name]:
+                self._manager.delete(later)
+
+        run_in_first_process(delete)
 
     def meta(self, name: int) -> dict[str, Any]:
         """The `meta` of a checkpoint."""
@@ -140,15 +186,26 @@ class CheckpointStore:
           AnotherRecipeError: it was trained with another optimizer, schedule or average.
           NewerFormatError: the checkpoint is of a newer version.
         """
-        for name in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                return self._restore(name, state, recipe), name
-            except (AnotherNetworkError, AnotherRecipeError, NewerFormatError):
-                raise
-            except Exception as error:  # Orbax raises many types for damage.
-                warn_of_damage(self._manager, name, error)
-                _rename_damaged(self._manager, name)
+        for name in from_first_process(sorted(self._manager.all_steps(), reverse=True)):
+            restored, error = self._try_to_restore(name, state, recipe)
+            in_all = holds_in_all_processes(restored is not None)
+            if in_all and restored is not None:
+                return restored, name
+            error = error or OSError("another process cannot read it")
+            warn_of_damage(self._manager, name, error)
+            _rename_damaged(self._manager, name)
         return state, 0
+
+    def _try_to_restore(
+        self, name: int, state: TrainState, recipe: Mapping[str, Any] | None
+    ) -> tuple[TrainState | None, Exception | None]:
+        """The restored state, or why this process cannot read the checkpoint."""
+        try:
+            return self._restore(name, state, recipe), None
+        except (AnotherNetworkError, AnotherRecipeError, NewerFormatError):
+            raise
+        except Exception as error:  # Orbax raises many types for damage.
+            return None, error
 
     def _restore(
         self, name: int, state: TrainState, recipe: Mapping[str, Any] | None
@@ -191,6 +248,20 @@ def _arrays(state: TrainState) -> dict[str, dict[str, jax.Array]]:
     trainable, rest = evaluated_parts(state)
     model = named_arrays(trainable) | named_arrays(rest)
     return {"model": model, "progress": named_arrays(_progress(state))}
+
+
+def _first_process_copies(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Copies of arrays on the host of process 0; empty arrays in the other processes.
+
+    All processes must call it: shards of other processes are gathered, one array at a time.
+    """
+    copies = {}
+    for name, array in arrays.items():
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            replicated = array.is_fully_replicated
+            array = array.addressable_data(0) if replicated else gather(array)
+        copies[name] = np.array(array) if is_first_process() else np.empty(0)
+    return copies
 
 
 def _progress(state: TrainState) -> dict[str, Any]:
@@ -265,8 +336,6 @@ def _rename_damaged(manager: ocp.CheckpointManager, name: int) -> None:
     """
     source = Path(manager.directory) / str(name)
     count = len(list(source.parent.glob(f"unreadable_{name}_*")))
-    wait_for_all(f"{source} is unreadable")
-    if is_first_process():
-        source.rename(source.with_name(f"unreadable_{name}_{count + 1}"))
-    wait_for_all(f"{source} is renamed")
+    target = source.with_name(f"unreadable_{name}_{count + 1}")
+    run_in_first_process(lambda: source.rename(target))
     manager.reload()

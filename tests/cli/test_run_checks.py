@@ -9,6 +9,7 @@ import tiny_run
 from run_folders import files
 
 from imta_jax.cli.run import MODES, run
+from imta_jax.cli.run_records import check_same_config
 
 
 def test_another_config_raises_with_fields_and_both_values(source, config, finished):
@@ -31,7 +32,22 @@ def test_the_same_data_may_have_another_path(source, finished, tmp_path, monkeyp
     before = files(finished)
     for path in ("link.npz", tmp_path / "copy.npz"):
         run(tiny_run.tiny_config(path, data__memory_limit_gb=1.0), finished)
+    run(tiny_run.tiny_config(source, data__data_dir="moved"), finished)
     assert files(finished) == before
+
+
+def test_the_path_of_initial_parameters_may_be_written_in_another_way(tmp_path, monkeypatch):
+    def config_of(path):
+        return tiny_run.run_config("a.npz", phase_one__init_from=str(path))
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.npz").touch()
+    (tmp_path / "link.npz").symlink_to("weights.npz")
+    recorded = config_of(tmp_path / "weights.npz")
+    for path in ("weights.npz", "link.npz"):
+        check_same_config(config_of(path), recorded, tmp_path, "all")
+    with pytest.raises(ValueError, match=r"init_from: .*weights.npz', now 'other.npz'"):
+        check_same_config(config_of("other.npz"), recorded, tmp_path, "all")
 
 
 def test_other_data_with_another_path_is_refused_by_its_content(source, finished, tmp_path):

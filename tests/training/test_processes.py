@@ -148,17 +148,35 @@ def test_saves_of_epochs_and_steps_do_not_block_each_other(source, tmp_path):
     assert list((folder / "phase_one" / "partial").glob("[0-9]*"))
 
 
-def test_full_disk_of_one_process_ends_it_with_its_message(source, tmp_path):
-    """The other process, which waits for it, is then aborted by JAX."""
-    more = ("--mode=phase_one", "--compilation_cache=")
-    other, limited = start_two(source, tmp_path / "full", *more)
-    resource.prlimit(limited.pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-    log = limited.communicate(timeout=240)[1]
-    other.kill()
-    other.communicate()
-    assert limited.returncode == 1, log
-    assert "a checkpoint cannot be written" in log and "File too large" in log
-    assert "Traceback" not in log
+def limit_files(process, size):
+    """Makes larger writes of a process fail, as on a full disk."""
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_of_the_writing_process_ends_all_with_one_line(source, tmp_path):
+    processes = start_two(source, tmp_path / "full", "--mode=phase_one", "--compilation_cache=")
+    limit_files(processes[0], 20_000)
+    logs = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], logs
+    for log in logs:
+        assert "a checkpoint cannot be written" in log and "File too large" in log
+        assert "Traceback" not in log and "SIGABRT" not in log
+
+
+def test_all_processes_continue_after_a_failed_save_and_save_again(source, tmp_path):
+    folder = tmp_path / "continued"
+    more = ["--config.checkpoint.on_write_error=continue", "--config.phase_one.total_epochs=9000"]
+    metrics, logs = folder / "phase_one" / "metrics.jsonl", ["", ""]
+    processes = start_two(source, folder, *more, "--compilation_cache=")
+    limit_files(processes[0], 20_000)
+    for i in (0, 1):
+        while "continues without it" not in logs[i]:
+            logs[i] += processes[i].stderr.readline()
+    assert not list((folder / "phase_one").glob("[0-9]*"))
+    limit_files(processes[0], resource.RLIM_INFINITY)
+    stop_after(processes, 1, metrics, len(lines_of(metrics)) + 1)
+    assert list((folder / "phase_one" / "partial").glob("[0-9]*"))
+    assert not list((folder / "phase_one").rglob("*tmp*"))
 
 
 def test_stages_are_timed_by_one_process(runs, source, tmp_path):

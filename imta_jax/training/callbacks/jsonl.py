@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imta_jax.distributed import is_first_process
+from imta_jax.runtime.agreement import run_in_first_process
 from imta_jax.runtime.files import write_atomically
 from imta_jax.runtime.json_files import append_json_line
 from imta_jax.runtime.metric_rows import read_metric_rows
@@ -35,15 +35,16 @@ class JsonlWriter(Callback):
 
     def on_train_start(self, progress: Progress) -> None:
         """Deletes the rows of epochs that will be trained again, and damaged lines."""
-        if not is_first_process() or not self.path.exists():
-            return
         with self._write_errors.writing("metrics", self._folder):
-            rows = [row for row in read_metric_rows(self.path) if row["epoch"] <= progress.epoch]
+            run_in_first_process(lambda: self._delete_rows_after(progress.epoch))
+
+    def _delete_rows_after(self, epoch: int) -> None:
+        if self.path.exists():
+            rows = [row for row in read_metric_rows(self.path) if row["epoch"] <= epoch]
             write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def on_metrics(self, progress: Progress, row: Mapping[str, Any]) -> None:
         """Appends the row."""
-        if not is_first_process():
-            return
+        line = {"phase": progress.phase, **row}
         with self._write_errors.writing("metrics", self._folder):
-            append_json_line(self.path, {"phase": progress.phase, **row})
+            run_in_first_process(lambda: append_json_line(self.path, line))

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from imta_jax.config import LogConfig
-from imta_jax.distributed import is_first_process
 from imta_jax.errors import InputError
+from imta_jax.runtime.agreement import run_in_first_process
 from imta_jax.runtime.factories import call_factory
 from imta_jax.runtime.optional_packages import require
 from imta_jax.runtime.registry import (
@@ -97,16 +97,20 @@ class WriterCallback(Callback):
         Raises:
           InputError: it rejects its options, or lacks a method.
         """
-        if not is_first_process() or self._writer is not None:
-            return
         with self._write_errors.writing(f"metrics for {self._name}", self._run.folder):
+            run_in_first_process(self._make_writer)
+
+    def _make_writer(self) -> None:
+        if self._writer is None:
             self._writer = _new_writer(self._name, self._options, self._run)
 
     def on_metrics(self, progress: Progress, row: Mapping[str, Any]) -> None:
         """Writes the row's numbers."""
-        if self._writer is None:
-            return
         with self._write_errors.writing(f"metrics for {self._name}", self._run.folder):
+            run_in_first_process(lambda: self._write(row))
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        if self._writer is not None:
             self._writer.write(int(row["step"]), dict(scalars_of(row)))
 
     def __exit__(
