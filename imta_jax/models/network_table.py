@@ -99,7 +99,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m imta_jax.models", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m imta_jax.models",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "network",
         help="a backbone as package.module:name or by its registered name, or a preset: "
