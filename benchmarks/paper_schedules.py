@@ -7,12 +7,16 @@ ImageNet: 256, 90 + 90), up to buffer assignment. Nothing is executed.
 Pairs of network and topology that are already in the file are kept, so that the script resumes.
 """
 
-import sys
 from typing import Any
 
-from benchmarks import result_file, tpu_programs
-from benchmarks.tpu_programs import kept_rows
-from imta_jax.config import RunConfig
+from benchmarks import result_file
+from benchmarks.compiled_programs import (
+    has_row,
+    kept_rows,
+    paper_config,
+    print_progress,
+    write_rows,
+)
 from imta_jax.planning.plan import Plan, make_plan
 from imta_jax.planning.topologies import parse_topology
 
@@ -33,17 +37,14 @@ def main() -> None:
     pairs = [(n, t) for n in arguments.networks for t in arguments.topologies]
     rows = kept_rows(arguments.out)
     for network, topology in [QUICK] if arguments.quick else pairs:
-        if not any((row["network"], row["topology"]) == (network, topology) for row in rows):
+        if not has_row(rows, network, topology):
             rows.append(row_of(network, topology))
-            tpu_programs.write_rows(arguments.out, rows, {}, {})
+            write_rows(arguments.out, rows, {}, {})
 
 
 def row_of(network: str, topology: str) -> dict[str, Any]:
     """Memory and hours of the paper's schedule of a network on a topology."""
-    mapping = tpu_programs.FAMILIES[network.partition("_")[0]].get_config()
-    mapping.model.preset = network
-    config, chips = RunConfig.from_mapping(mapping), parse_topology(topology)
-    result = make_plan(config, chips, report=lambda line: print(line, file=sys.stderr))
+    result = make_plan(paper_config(network), parse_topology(topology), report=print_progress)
     return {"part": topology, "network": network, "topology": topology} | plan_row(result)
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from imta_jax.planning.chips import Chip
 from imta_jax.planning.data_description import DataDescription
 from imta_jax.planning.devices import COMPILER_ENVIRONMENT
 from imta_jax.planning.dump import Dump, assigned_bytes
+from imta_jax.planning.launches import Launches, launches_of
 from imta_jax.planning.programs import ProgramInfo
 from imta_jax.planning.topologies import Topology
 
@@ -69,8 +71,10 @@ class Compiled:
       full: whether code was generated.
       trace_seconds: time of tracing and lowering.
       compile_seconds: time that XLA compiled.
+      cpu_seconds: CPU time of the process that traced and compiled.
       float64: whether the traced program has arrays of this type.
       cpu_forms: names in the traced program of forms that are for CPUs.
+      launches: what the host launches in a step; None without generated code for a GPU.
     """
 
     info: ProgramInfo
@@ -81,8 +85,10 @@ class Compiled:
     full: bool
     trace_seconds: float
     compile_seconds: float
+    cpu_seconds: float = 0.0
     float64: bool = False
     cpu_forms: tuple[str, ...] = ()
+    launches: Launches | None = None
 
 
 def compile_program(request: Request) -> Compiled:
@@ -97,13 +103,15 @@ def compile_program(request: Request) -> Compiled:
         _write_request(request, folder)
         dump = Dump(folder / "dump", request.topology.chip)
         start = time.perf_counter()
-        _run_worker(request, folder, dump)
+        cpu_seconds = _run_worker(request, folder, dump)
         seconds = time.perf_counter() - start
         if (folder / "error.json").exists():
-            return _failed(folder, request, seconds)
-        if (folder / "compiled.json").exists():
-            return _complete(folder)
-        return _assigned(dump, folder, request.topology.chip, seconds)
+            compiled = _failed(folder, request, seconds)
+        elif (folder / "compiled.json").exists():
+            compiled = _complete(dump, folder)
+        else:
+            compiled = _assigned(dump, folder, request.topology.chip, seconds)
+        return dataclasses.replace(compiled, cpu_seconds=cpu_seconds)
 
 
 def _write_request(request: Request, folder: Path) -> None:
@@ -114,14 +122,23 @@ def _write_request(request: Request, folder: Path) -> None:
         "topology": request.topology.name,
         "program": request.program,
         "on_device_data": request.on_device_data,
-        "compiler_options": {} if request.full else dump,
+        "compiler_options": {} if request.full and not _reads_launches(request) else dump,
         "save": str(request.save) if request.save else None,
     }
     (folder / "request.json").write_text(json.dumps(content))
 
 
-def _run_worker(request: Request, folder: Path, dump: Dump) -> None:
-    """Runs the worker to its end or, in fast mode, until XLA has assigned buffers."""
+def _reads_launches(request: Request) -> bool:
+    """Whether the launches are read from a dump, which a saved executable is compiled without."""
+    return request.full and request.topology.chip.platform == "cuda" and not request.save
+
+
+def _run_worker(request: Request, folder: Path, dump: Dump) -> float:
+    """Runs the worker to its end or, in fast mode, until XLA has assigned buffers.
+
+    Returns:
+      The CPU seconds of the worker.
+    """
     worker = ["-m", "imta_jax.planning.worker", str(folder), str(os.getpid())]
     command = [sys.executable, *worker]
     environment = {**os.environ, **COMPILER_ENVIRONMENT}
@@ -129,15 +146,23 @@ def _run_worker(request: Request, folder: Path, dump: Dump) -> None:
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
-            while process.poll() is None:
-                if not request.full and dump.is_complete():
-                    return
+            is_assigned = False
+            while not (is_assigned or _has_ended(process)):
                 time.sleep(_POLL_SECONDS)
+                is_assigned = not request.full and dump.is_complete()
         finally:
-            process.kill()
-            process.wait()
-    if not any((folder / name).exists() for name in ("compiled.json", "error.json")):
+            os.kill(process.pid, signal.SIGKILL)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+    written = [(folder / name).exists() for name in ("compiled.json", "error.json")]
+    if not (is_assigned or any(written)):
         raise ServiceError(_worker_failure(request, folder, process.returncode))
+    return usage.ru_utime + usage.ru_stime
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process has ended. It is not reaped, so that its CPU time can be read."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _worker_failure(request: Request, folder: Path, status: int) -> str:
@@ -172,7 +197,7 @@ def _failed(folder: Path, request: Request, seconds: float) -> Compiled:
     )
 
 
-def _complete(folder: Path) -> Compiled:
+def _complete(dump: Dump, folder: Path) -> Compiled:
     info, traced = _traced(folder)
     sizes = json.loads((folder / "compiled.json").read_text())
     seconds = sizes.pop("compile_seconds")
@@ -184,6 +209,7 @@ def _complete(folder: Path) -> Compiled:
         fits=True,
         full=True,
         compile_seconds=seconds,
+        launches=launches_of(dump.launches(), steps=info.steps),
         **traced,
     )
 

@@ -10,6 +10,7 @@ _FINAL_TEXT = {
     "cuda": "*gpu_after_optimizations.txt",
 }
 _MEMORY_REPORT = "*memory-usage-report.txt"
+_LAUNCHES = "*thunk_sequence_after_thunk_passes.txt"
 
 
 class Dump:
@@ -37,6 +38,11 @@ class Dump:
         text, report = self._newest(self._pattern), self._newest(_MEMORY_REPORT)
         assert text and report, "is_complete"
         return text.read_text(), report.read_text()
+
+    def launches(self) -> str:
+        """The sequence of operations that the host launches; "" if there is none."""
+        path = self._newest(_LAUNCHES)
+        return path.read_text() if path else ""
 
     def _newest(self, pattern: str) -> Path | None:
         # A program may be preceded by small ones, such as constants.

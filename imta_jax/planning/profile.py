@@ -39,6 +39,8 @@ class Work:
       touched_bytes: bytes of operands and results of all kernels, with padding, in any memory.
       batch_bytes: the part of `touched_bytes` in arrays with one entry per image of the chip.
       memory_bytes: read from or written to the device's main memory.
+      transposes: kernels that XLA names after a transpose; it has other names for them on TPUs.
+      transpose_bytes: bytes of their results.
       cycles: the compiler's estimate by part of the step; empty without one.
       touched_by_part: `touched_bytes` by part of the step.
       memory_by_part: `memory_bytes` by part of the step.
@@ -53,6 +55,8 @@ class Work:
     touched_bytes: float = 0
     batch_bytes: float = 0
     memory_bytes: float = 0
+    transposes: float = 0
+    transpose_bytes: float = 0
     cycles: Counter[str] = dataclasses.field(default_factory=Counter)
     touched_by_part: Counter[str] = dataclasses.field(default_factory=Counter)
     memory_by_part: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -186,6 +190,9 @@ def _count_kernel(
     total.batch_bytes += sum(s.padded_bytes for s in shapes if images in s.dims)
     total.kernels_by_part[part] += 1
     total.touched_by_part[part] += touched
+    if "transpose" in instruction.name:
+        total.transposes += 1
+        total.transpose_bytes += instruction.bytes
     if instruction.cycles:
         total.cycles[part] += instruction.cycles
 

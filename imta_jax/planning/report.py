@@ -49,12 +49,14 @@ def plan_text(plan: Plan) -> str:
 def _rows(plan: Plan) -> list[tuple[str, Callable[[PlannedProgram], str]]]:
     """Names of the table's rows, and the cell of each for a program."""
     chips, memory = plan.topology.chips, plan.topology.chip.memory_bytes
+    has_launches = any(program.compiled.launches for program in plan.programs)
     return [
         ("fits", lambda p: "yes" if p.fits else "NO"),
         ("memory per chip, GB", lambda p: _memory(p, memory)),
         ("images per step (per chip)", _batch),
         ("padding of layouts", lambda p: f"{p.profile.padding:.2f}x" if p.profile else "-"),
         ("kernels", lambda p: f"{p.profile.step.kernels:,.0f}" if p.profile else "-"),
+        *([("launched by the host", _launches)] if has_launches else []),
         ("collectives", _kinds),
         ("collectives, MB", _collective_megabytes),
         ("longest chain", lambda p: str(p.profile.chain) if p.profile else "-"),
@@ -79,6 +81,11 @@ def _memory(program: PlannedProgram, limit: float) -> str:
 def _batch(program: PlannedProgram) -> str:
     info = program.compiled.info
     return f"{info.batch_size:,} ({info.images_per_chip})"
+
+
+def _launches(program: PlannedProgram) -> str:
+    found = program.compiled.launches
+    return f"{found.graphs} CUDA graphs, {found.single} operations" if found else "-"
 
 
 def _kinds(program: PlannedProgram) -> str:
@@ -201,6 +208,8 @@ def _program_record(program: PlannedProgram, plan: Plan) -> dict[str, Any]:
         "memory_parts": compiled.parts,
         "trace_seconds": round(compiled.trace_seconds, 2),
         "compile_seconds": round(compiled.compile_seconds, 2),
+        "cpu_seconds": round(compiled.cpu_seconds, 2),
+        "launches": dataclasses.asdict(compiled.launches) if compiled.launches else None,
     }
     if not program.fits:
         record["advice"] = advice(program, plan.config, chip.memory_bytes)
@@ -210,6 +219,8 @@ def _program_record(program: PlannedProgram, plan: Plan) -> dict[str, Any]:
     return record | {
         "padding": program.profile.padding,
         "kernels": step.kernels,
+        "transposes": step.transposes,
+        "transpose_bytes": step.transpose_bytes,
         "touched_bytes": step.touched_bytes,
         "memory_traffic_bytes": step.memory_bytes,
         "cycles": sum(step.cycles.values()) or None,

@@ -14,6 +14,7 @@ from imta_jax.planning.data_description import describe_data
 from imta_jax.planning.dump import assigned_bytes
 from imta_jax.planning.estimates import best_batch
 from imta_jax.planning.figure import write_sweep_figure
+from imta_jax.planning.launches import Launches
 from imta_jax.planning.plan import make_plan
 from imta_jax.planning.programs import ProgramInfo
 from imta_jax.planning.report import plan_record, plan_text
@@ -25,10 +26,11 @@ MEMORY = {"phase_one": 3e9, "phase_two": 1e9, "evaluation": 1e9}
 
 
 class Compiler:
-    """Stands for `compile_program`. Attributes: requests, and bytes by program."""
+    """Stands for `compile_program`. Attributes: requests, bytes by program, and launches."""
 
     def __init__(self, text):
         self.requests, self.memory, self.text = [], dict(MEMORY), text
+        self.launches = None
 
     def __call__(self, request):
         self.requests.append(request)
@@ -37,7 +39,9 @@ class Compiler:
         info = ProgramInfo(name, size, chips, 1, 1e9 * size / chips, 10**6, 10**4, 0)
         memory = self.memory[name]
         text = self.text if memory is not None else ""
-        return Compiled(info, text, memory, {}, memory is not None, False, 1.0, 2.0)
+        return Compiled(
+            info, text, memory, {}, memory is not None, False, 1.0, 2.0, launches=self.launches
+        )
 
 
 @pytest.fixture
@@ -77,6 +81,13 @@ def test_a_plan_is_text_and_json(compiler, config):
     assert record["programs"][0]["messages_in_a_row"] == 2
     assert record["programs"][0]["cycles"] == 4500
     assert record["fits"] and record["hours"]["total"]["expected"] > 0
+
+
+def test_launches_of_the_host_are_in_the_plan_of_a_gpu(compiler, config):
+    compiler.launches = Launches(graphs=73, in_graphs=1035, single=248)
+    actual = make_plan(config, parse_topology("h100:2"))
+    assert "73 CUDA graphs, 248 operations" in plan_text(actual)
+    assert plan_record(actual)["programs"][0]["launches"]["in_graphs"] == 1035
 
 
 def test_a_step_that_waits_for_statistics_names_the_field(compiler, config):
