@@ -84,10 +84,13 @@ class JaxSteps:
             phase = build_phase(
                 name, self.config, self.classifier, optimizer, **pixels, mesh=self.mesh
             )
-            compiled = (jit_on_device_step if self.on_device else jit_batch_step)(
-                phase.step, self.mesh
-            )
-            self.phases[name] = SimpleNamespace(step=compiled, state=phase.new_state())
+            state = phase.new_state()
+            if self.on_device:
+                packed = phase.packed_statistics(state)
+                compiled: Any = jit_on_device_step(phase.step, self.mesh, packed=packed)
+            else:
+                compiled = jit_batch_step(phase.step, self.mesh)
+            self.phases[name] = SimpleNamespace(step=compiled, state=state)
         return self.phases[name]
 
     def compiled_memory(self, name: str, steps: int) -> int:

@@ -162,7 +162,8 @@ def _on_device_step(
         indices((steps, size), jnp.bool_),
         _shape(replicated(mesh))((), jnp.int32),
     )
-    step: Any = jit_on_device_step(phase.step, mesh, state)
+    packed = phase.packed_statistics(state)
+    step: Any = jit_on_device_step(phase.step, mesh, state, packed=packed)
     image_bytes = stored_bytes(data.examples["train"], data.image_shape)
     info = dataclasses.replace(_info(name, phase, size), steps=steps, image_bytes=image_bytes)
     return Program(info, lambda: step.lower(state, split, arguments))

@@ -114,7 +114,8 @@ def training_feed(
     pipeline = training_pipeline(config.data, dataset, phase.mesh)
     label, arguments = executable_label(config, name), epoch_arguments(config, name)
     if pipeline == "device":
-        jitted: Any = jit_on_device_step(phase.step, phase.mesh, state)
+        packed = phase.packed_statistics(state)
+        jitted: Any = jit_on_device_step(phase.step, phase.mesh, state, packed=packed)
         step = CachedExecutable(jitted, label, phase.mesh, saved)
         return _on_device_feed(config, dataset, step, phase.mesh, arguments)
     jitted = jit_batch_step(phase.step, phase.mesh, state)

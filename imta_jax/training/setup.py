@@ -42,6 +42,7 @@ from imta_jax.training.objectives import (
     PhaseTwoObjective,
     StatefulObjective,
 )
+from imta_jax.training.packed_statistics import moving_statistics, packs_statistics
 from imta_jax.training.state import TrainState, check_variables, create_state
 from imta_jax.training.step import TrainStep, augmented_step, train_step
 
@@ -77,6 +78,10 @@ class Phase:
     step: TrainStep
     mesh: Mesh
     has_average: bool = False
+
+    def packed_statistics(self, state: TrainState) -> Any:
+        """The NNX filter of the statistics that a dispatch packs, or None if it packs none."""
+        return moving_statistics(self.classifier) if packs_statistics(state, self.mesh) else None
 
     def new_state(self) -> TrainState:
         """A new initial state on the mesh. A compiled step donates the state that it gets."""

@@ -21,7 +21,11 @@ from imta_jax.nn.pixels import normalize
 from imta_jax.nn.precision import with_matmul_precision
 from imta_jax.options import MatmulPrecision
 from imta_jax.training.objectives import ExitMetrics, Objective, masked_sums
-from imta_jax.training.packing import Packed
+from imta_jax.training.packed_statistics import (
+    with_packed_statistics,
+    without_packed_statistics,
+)
+from imta_jax.training.packing import Packed, unpacked
 from imta_jax.training.state import TrainState, check_updated_in_place
 from imta_jax.types import Batch, Labels
 
@@ -91,19 +95,19 @@ def _gradients(
 
     def loss_of(
         params: nnx.State,
-        rest: nnx.State,
+        rest: nnx.State | Packed,
         images: UInt8[Array, "N H W C"],
         labels: Labels,
-    ) -> tuple[Float[Array, ""], tuple[ExitMetrics, nnx.State]]:
+    ) -> tuple[Float[Array, ""], tuple[ExitMetrics, nnx.State | Packed]]:
         chex.assert_equal_shape_prefix([labels, images], 1)
-        classifier = nnx.merge(graphdef, params, rest, copy=True)
+        classifier = nnx.merge(graphdef, params, unpacked(rest), copy=True)
         optimized = optimize_classifier(
             classifier, layout=training_layout(mesh), fold_batch_norm=True
         )
         loss, metrics = objective(optimized, normalize(images, mean, std), labels)
         check_updated_in_place(optimized, classifier)
-        _, _, rest = nnx.split(classifier, trainable, ...)
-        return loss, (metrics, rest)
+        _, _, moved = nnx.split(classifier, trainable, ...)
+        return loss, (metrics, rest.packing.pack(moved) if isinstance(rest, Packed) else moved)
 
     return jax.value_and_grad(loss_of, has_aux=True)
 
@@ -169,7 +173,7 @@ def _state_sharding(state: TrainState | None, mesh: Mesh) -> Any:
 
 
 def jit_on_device_step(
-    step: TrainStep, mesh: Mesh, state: TrainState | None = None
+    step: TrainStep, mesh: Mesh, state: TrainState | None = None, *, packed: Any = None
 ) -> OnDeviceStep:
     """Jits several steps on images that are on the device, in one dispatch.
 
@@ -177,6 +181,8 @@ def jit_on_device_step(
       step: see `train_step`.
       mesh: the devices.
       state: see `jit_batch_step`.
+      packed: NNX filter of the running statistics that are one vector during the dispatch; see
+        `packed_statistics`. None packs nothing.
 
     Returns:
       (state, split, indices) -> (state, metrics with a leading axis of S steps, which are zero
@@ -194,10 +200,13 @@ def jit_on_device_step(
         if len(indices.index) == 1:  # Without a loop, compilers optimize more.
             state, metrics = step(state, _batch_of(split, indices, 0))
             return state, jax.tree.map(lambda x: x[None], metrics)
+        if packed is not None:
+            state = with_packed_statistics(state, packed, mesh)
         shapes = jax.eval_shape(lambda s: step(s, _batch_of(split, indices, 0))[1], state)
         count = len(indices.index)
         no_metrics = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)
-        return jax.lax.fori_loop(0, indices.steps, advance, (state, no_metrics))
+        state, metrics = jax.lax.fori_loop(0, indices.steps, advance, (state, no_metrics))
+        return without_packed_statistics(state), metrics
 
     replicated_sharding: Any = replicated(mesh)
     indices: Any = stacked_batch_sharding(mesh)
