@@ -26,6 +26,7 @@ MODULES = (
     "inference.export.runner_manifest",
     "inference.image_files",
     "inference.printable_text",
+    "runtime.paths",
 )
 _PACKAGE = Path(__file__).parents[2]
 _IMPORT_FROM_MODULE = re.compile(
