@@ -21,6 +21,7 @@ from imta_jax.runtime.registry import EXIT_RULES
 from imta_jax.techniques.exit_rules import DEFAULT_EXIT_RULE, ExitRule, get_exit_rule
 
 _IMAGES_PER_CALL = 4096
+_EXAMPLES, _TOLERANCE = 8, 2e-3
 
 
 def exit_scores(logits: Float32[np.ndarray, "E N K"], rule: ExitRule) -> Float32[np.ndarray, "E N"]:
@@ -73,13 +74,24 @@ def fitted_exit_rule(
     return rule.fitted(*validation, costs)
 
 
-def exit_rule_record(rule: ExitRule) -> dict[str, Any]:
-    """The entry `exit_rule` of `results.json`; empty for the confidence."""
+def exit_rule_record(rule: ExitRule, num_exits: int, num_classes: int) -> dict[str, Any]:
+    """The entry `exit_rule` of `results.json`; empty for the confidence.
+
+    That of a rule from outside this package has the scores of fixed logits.
+    """
     if rule.is_default:
         return {}
     source = EXIT_RULES.source(rule.name)
     record = {"name": rule.name, "options": dict(rule.options), "registered_by": source}
+    if not EXIT_RULES.is_built_in(rule.name):
+        scores = _example_scores(rule, num_exits, num_classes)
+        record["examples"] = {"num_classes": num_classes, "scores": scores.tolist()}
     return {"exit_rule": record}
+
+
+def _example_scores(rule: ExitRule, num_exits: int, num_classes: int) -> Float32[np.ndarray, "E N"]:
+    logits = np.random.default_rng(0).normal(size=(num_exits, _EXAMPLES, num_classes))
+    return exit_scores((3 * logits).astype(np.float32), rule)
 
 
 def read_exit_rule(results: Mapping[str, Any]) -> ExitRule:
@@ -89,11 +101,28 @@ def read_exit_rule(results: Mapping[str, Any]) -> ExitRule:
       results: content of `results.json`.
 
     Raises:
-      InputError: its module does not register it any more.
+      InputError: its module does not register it any more, or its code computes other scores.
       MissingPackageError: its module cannot be imported.
     """
     record = results.get("exit_rule", {"name": DEFAULT_EXIT_RULE})
     field = "config.evaluation.exit_rule"
     if source := record.get("registered_by"):
         EXIT_RULES.restore_source(record["name"], source, field)
-    return get_exit_rule(record["name"], record.get("options"), field)
+    rule = get_exit_rule(record["name"], record.get("options"), field)
+    if examples := record.get("examples"):
+        _check_examples(rule, examples, f"{field} {rule.name!r}")
+    return rule
+
+
+def _check_examples(rule: ExitRule, examples: Mapping[str, Any], label: str) -> None:
+    expected = np.array(examples["scores"])
+    actual = _example_scores(rule, len(expected), examples["num_classes"])
+    difference = np.abs(actual - expected).max()
+    tolerance = _TOLERANCE * max(1.0, np.abs(expected).max())
+    if difference > tolerance:
+        raise InputError(
+            f"the code of {label} computes other scores than when results.json was written:"
+            f" scores of fixed logits differ by up to {difference:.3g}, expected at most"
+            f" {tolerance:.3g}; use the code of that time, or delete results.json and run"
+            " --mode=evaluate"
+        )

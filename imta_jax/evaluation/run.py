@@ -97,7 +97,7 @@ def evaluate(config: RunConfig, dataset: Dataset, workdir: Path) -> dict[str, An
         "budget_curve": rows,
         "reported_budgets": [{"budget": b, **row_of[p]} for b, p in reported.items()],
         "threshold_methods": _compare_methods(validation, test, costs, settings),
-        **exit_rule_record(rule),
+        **exit_rule_record(rule, *validation.logits.shape[::2]),
     }
 
     def write_files() -> None:

@@ -10,11 +10,13 @@ from flax import nnx
 from sample_logits import overconfident_split
 
 from imta_jax.data import PaddedCrop
+from imta_jax.errors import InputError
 from imta_jax.evaluation import OperatingPoint, exit_of, patience_exits, predicted
 from imta_jax.evaluation.exit_scores import exit_rule_record, exit_scores, read_exit_rule
 from imta_jax.evaluation.methods.learned_gate import fit_gates, gate_inputs
 from imta_jax.inference import AdaptiveClassifier, AdaptiveStream, export_classifier, load_exported
 from imta_jax.models import build_classifier
+from imta_jax.runtime.registry import EXIT_RULES
 from imta_jax.techniques import get_exit_rule
 from imta_jax.techniques.exit_rules import check_exit_rule
 
@@ -109,7 +111,7 @@ def test_a_fitted_gate_leaves_at_even_odds_where_the_gates_do(price):
     actual = exit_of(exit_scores(logits, fitted), [0.0, 0.0, 0.0, -1e8])
     np.testing.assert_array_equal(actual, expected)
     # Another process reads it from JSON; it is not fitted again.
-    read = read_exit_rule(json.loads(json.dumps(exit_rule_record(fitted))))
+    read = read_exit_rule(json.loads(json.dumps(exit_rule_record(fitted, 4, 3))))
     assert read == fitted == read.fitted(logits[:, :9], labels[:9], np.arange(1.0, 5))
 
 
@@ -159,7 +161,22 @@ def test_unknown_rules_and_options_are_named():
 
 
 def test_results_record_a_rule_other_than_the_confidence():
-    assert exit_rule_record(get_exit_rule("confidence")) == {}
-    record = exit_rule_record(get_exit_rule("entropy"))
+    assert exit_rule_record(get_exit_rule("confidence"), 2, 4) == {}
+    record = exit_rule_record(get_exit_rule("entropy"), 2, 4)
     assert read_exit_rule(record) == get_exit_rule("entropy")
     assert read_exit_rule({}) == get_exit_rule("confidence")
+
+
+def test_a_rule_whose_code_changed_since_the_evaluation_is_rejected(monkeypatch):
+    def agreement(logits, carry):
+        label = logits.argmax(axis=-1)
+        agrees = 0.0 if carry is None else 1.0 * (label == carry)
+        return jax.nn.softmax(logits).max(axis=-1) + agrees, label
+
+    monkeypatch.setitem(EXIT_RULES._components, "agreement", agreement)
+    record = json.loads(json.dumps(exit_rule_record(get_exit_rule("agreement"), 3, 4)))
+    record["exit_rule"]["registered_by"] = None  # this function cannot be imported
+    assert read_exit_rule(record).function is agreement
+    monkeypatch.setitem(EXIT_RULES._components, "agreement", lambda logits: logits.max(axis=-1))
+    with pytest.raises(InputError, match=r"config\.evaluation\.exit_rule 'agreement'.*scores"):
+        read_exit_rule(record)
