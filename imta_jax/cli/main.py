@@ -15,7 +15,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from imta_jax.runtime.background_errors import hold_background_errors
-from imta_jax.runtime.command_line import exit_with_error, parse_flags
+from imta_jax.runtime.command_line import exit_with_error, parse_flags, with_flag_files
 from imta_jax.runtime.free_options import ConfigParser
 from imta_jax.runtime.huge_pages import restart_with_huge_pages
 from imta_jax.runtime.paths import local_path
@@ -27,6 +27,8 @@ from imta_jax.runtime.preemption import (
     processes_have_joined,
 )
 
+# Config flags read `sys.argv` already when they are defined.
+sys.argv[:] = with_flag_files(sys.argv)
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,

@@ -20,6 +20,7 @@ from imta_jax.data.pipeline.batches import eval_batches, steps_per_epoch, train_
 from imta_jax.data.pipeline.host_pipeline import HostPipeline
 from imta_jax.data.pipeline.on_device import copy_to_devices, on_device_batch, on_device_indices
 from imta_jax.data.pipeline.preprocessing import PaddedCrop
+from imta_jax.runtime.array_files import write_npz
 from imta_jax.runtime.environment import environment_record
 from imta_jax.runtime.files import write_json
 from imta_jax.types import Batch
@@ -86,7 +87,7 @@ def _write_images(
     classes = train.labels if train.labels.ndim == 1 else train.labels.argmax(axis=1)
     split, host = dataset.splits["validation"], HostPipeline.from_config(config)
     validation = next(eval_batches(split, dataset.preprocessing, _SHOWN_IMAGES, host=host))
-    np.savez(
+    write_npz(
         path,
         train_images=train.images,
         train_labels=classes,

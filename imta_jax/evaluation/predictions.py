@@ -16,8 +16,8 @@ import numpy as np
 from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
 from imta_jax.evaluation.array_like import ArrayLike
 from imta_jax.evaluation.array_shapes import Bool, Float, Float32, Float64, Int, Int32, Num
+from imta_jax.runtime.array_files import write_npz
 from imta_jax.runtime.environment import usable_cores
-from imta_jax.runtime.files import replacing
 
 # Values per chunk: 1 MiB of float32, so that the temporaries stay in a core's cache.
 _CHUNK_VALUES = 2**18
@@ -79,8 +79,7 @@ def save_predictions(path: str | Path, predictions: tuple[ArrayLike, ArrayLike])
       ValueError: see `checked_predictions`. Nothing is written.
     """
     checked = checked_predictions(predictions, f"predictions for {path}")
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **checked._asdict())
+    write_npz(path, **checked._asdict())
 
 
 def load_predictions(path: str | Path) -> Predictions:

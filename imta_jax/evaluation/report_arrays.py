@@ -8,6 +8,7 @@ from imta_jax.data import Dataset, evaluation_images
 from imta_jax.evaluation.budget import Decisions
 from imta_jax.evaluation.calibration import reliability
 from imta_jax.evaluation.predictions import Predictions, confidence, correct_in_top
+from imta_jax.runtime.array_files import write_npz
 
 
 def write_gallery(
@@ -25,7 +26,7 @@ def write_gallery(
     last = len(test.logits) - 1
     sides = [np.flatnonzero(decisions.exit == e)[:images_per_side] for e in (0, last)]
     index = np.concatenate(sides)
-    np.savez(
+    write_npz(
         path,
         images=evaluation_images(dataset.splits["test"], dataset.preprocessing, index),
         index=index,
@@ -47,7 +48,7 @@ def write_calibration(path: Path, test: Predictions, bins: int) -> None:
     """
     confidences, correct = confidence(test.logits), correct_in_top(test.logits, test.labels, 1)
     diagrams = [reliability(c, r, bins) for c, r in zip(confidences, correct, strict=True)]
-    np.savez(
+    write_npz(
         path,
         confidence=np.stack([diagram.confidence for diagram in diagrams]),
         accuracy=np.stack([diagram.accuracy for diagram in diagrams]),

@@ -38,6 +38,11 @@ def use_fallback_fonts(figure: Figure) -> None:
             text.set_fontfamily(families)
 
 
+def escape_control_characters(text: str) -> str:
+    r"""The text with escapes, such as `\t`, for characters that cannot be printed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def drawable_name(name: str, number: int) -> str:
     """The name of a class, or "class NUMBER" if it has characters that no font has.
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from imta_jax.report.dark_mode import use_dark_colors
 from imta_jax.report.fonts import use_fallback_fonts
 from imta_jax.report.style import DPI
-from imta_jax.runtime.files import write_atomically
+from imta_jax.runtime.files import delete_file, write_atomically
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def write_figures(
             write_atomically(path, figures[section.name].light)
         else:
             # A figure of an earlier report would look as if it belonged to this one.
-            path.unlink(missing_ok=True)
+            delete_file(path)
 
 
 def render(

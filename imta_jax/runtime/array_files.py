@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
+from imta_jax.runtime.files import replacing
 
 # Types of the safetensors format.
 _DTYPES = {
@@ -34,6 +35,12 @@ _CONVERT = (
     "Convert a PyTorch checkpoint that you trust: "
     "numpy.savez(out, **{k: v.numpy() for k, v in state_dict.items()})"
 )
+
+
+def write_npz(path: str | Path, **arrays: Any) -> None:
+    """Writes an `.npz` in one atomic step; creates its folder."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:

@@ -20,6 +20,18 @@ from imta_jax.runtime.write_errors import DISK_REMEDIES
 _NO_TEMPORARY_FOLDER = "No usable temporary directory"  # of Python's tempfile, on a full disk
 
 
+def with_flag_files(argv: Sequence[str]) -> list[str]:
+    """The arguments with the content of each file of --flagfile in its place.
+
+    Exits with one line if a file cannot be read.
+    """
+    try:
+        return [*argv[:1], *flags.FLAGS.read_flags_from_files(list(argv[1:]), force_gnu=False)]
+    except (flags.Error, ValueError) as error:  # a ValueError if the file is not text
+        reason = str(error).removeprefix("ERROR:: ").removeprefix("--flagfile ")
+        sys.exit(f"--flagfile: {reason}; expected a text file with one flag per line")
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses flags as absl does; a missing config file or unknown field is a one-line error."""
     argv = _with_config_files(argv)

@@ -21,12 +21,49 @@ def create_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        path = next((path for path in (folder, *folder.parents) if path.is_file()), folder)
+        found = (path for path in (folder, *folder.parents) if os.path.lexists(path))
+        path = next((path for path in found if not path.is_dir()), folder)
+        kind = "link to nothing" if path.is_symlink() and not path.exists() else "file"
         raise ExistingFileError(
-            f"{path} is a file; expected a folder; rename or delete the file"
+            f"{path} is a {kind}; expected a folder; rename or delete the {kind.partition(' ')[0]}"
         ) from error
     except PermissionError as error:
         raise _not_writable(folder, error) from error
+
+
+def read_file(path: Path) -> bytes:
+    """Reads a file, which exists.
+
+    Raises:
+      ExistingFileError: it is a folder.
+      FilePermissionError: it may not be read.
+    """
+    try:
+        return path.read_bytes()
+    except IsADirectoryError as error:
+        raise _is_folder(path) from error
+    except PermissionError as error:
+        raise FilePermissionError(
+            error.errno, f"{path} cannot be read ({error.strerror}); change its permissions"
+        ) from error
+
+
+def delete_file(path: Path) -> None:
+    """Deletes a file or link if there is one. A folder of its name stays.
+
+    Raises:
+      FilePermissionError: it may not be deleted.
+    """
+    if path.is_dir() and not path.is_symlink():
+        return
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError as error:
+        raise _not_writable(path, error) from error
+
+
+def _is_folder(path: Path) -> ExistingFileError:
+    return ExistingFileError(f"{path} is a folder; expected a file; rename or delete the folder")
 
 
 def _not_writable(path: Path, error: PermissionError) -> FilePermissionError:
@@ -54,9 +91,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except IsADirectoryError as error:
-        raise ExistingFileError(
-            f"{path} is a folder; expected a file; rename or delete the folder"
-        ) from error
+        raise _is_folder(path) from error
     except OSError as error:
         if not isinstance(error, UserError) and error.filename in (None, str(temporary)):
             if isinstance(error, PermissionError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imta_jax.errors import InputError
-from imta_jax.runtime.files import append_or_restore
+from imta_jax.runtime.files import append_or_restore, read_file
 
 _log = logging.getLogger(__name__)
 
@@ -25,9 +25,10 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
     Raises:
       InputError: the file is empty or damaged, or holds no object.
+      ExistingFileError, FilePermissionError: it is a folder, or may not be read.
     """
     try:
-        value = json.loads(path.read_bytes().decode())
+        value = json.loads(read_file(path).decode())
     except ValueError as error:  # Also from bytes that are not UTF-8.
         reason = "is not valid JSON" if path.stat().st_size else "is empty"
         raise InputError(f"{path} {reason} ({error}); {remedy}") from error
@@ -59,7 +60,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    values = [_object_of(line) for line in path.read_bytes().split(b"\n") if line]
+    values = [_object_of(line) for line in read_file(path).split(b"\n") if line]
     records = [value for value in values if value is not None]
     if len(records) < len(values):
         damaged = len(values) - len(records)

@@ -159,6 +159,24 @@ def test_a_missing_config_is_a_one_line_error(config, message, monkeypatch):
         assert "\n" not in ended.value.code
 
 
+def test_a_file_of_flags_may_name_a_shipped_config(tmp_path):
+    (tmp_path / "flags").write_text("# a comment\n--config=quickstart:nope\n--mode=all\n")
+    argv = command_line.with_flag_files(["launch.py", f"--flagfile={tmp_path}/flags", "--x=1"])
+    assert argv == ["launch.py", "--config=quickstart:nope", "--mode=all", "--x=1"]
+    with pytest.raises(SystemExit, match="unknown preset 'nope'"):
+        command_line.parse_flags(argv)
+
+
+@pytest.mark.parametrize("arguments", [["--flagfile=no"], ["--flagfile=."], ["--flagfile"]])
+def test_an_unreadable_file_of_flags_is_a_one_line_error(arguments, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    for argv in (arguments, ["--flagfile=bytes"]):
+        with pytest.raises(SystemExit) as ended:
+            command_line.with_flag_files(["launch.py", *argv])
+        assert ended.value.code.startswith("--flagfile: ") and "\n" not in ended.value.code
+
+
 @pytest.mark.parametrize("name", ["quickstart", "studies/ablation"])
 def test_a_shipped_config_is_found_by_its_name(name):
     file = str(tiny_run.ROOT / "configs" / f"{name}.py")

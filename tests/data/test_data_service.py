@@ -1,5 +1,7 @@
 """The tf.data service gives the same batches as the local host."""
 
+from pathlib import Path
+
 import chex
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from imta_jax.data import (
     load_dataset,
     train_batches,
 )
+from imta_jax.data.pipeline import tf_pipeline
 
 CROP = {"preprocessing": "random_area_crop", "image_size": 24, "resize": 28, "min_area": 0.2}
 
@@ -62,6 +65,24 @@ def test_eval_batches_of_the_service_contain_each_image_once(dataset, service):
     )
     index = np.concatenate([batch.index[batch.mask] for batch in batches])
     np.testing.assert_array_equal(index, np.arange(7))
+
+
+@pytest.mark.parametrize("damage", ["half", "removed"])
+def test_an_error_of_a_worker_names_the_file(damage, dataset, service, monkeypatch):
+    split = dataset.splits["test"]
+    path = Path(split.images.path(3).decode())
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "half":
+        path.write_bytes(content[: len(content) // 2])
+    try:
+        with pytest.raises(OSError, match=rf"{path}: now (refused|unreadable)"):
+            list(eval_batches(split, dataset.preprocessing, 4, host=HostPipeline(service=service)))
+        with monkeypatch.context() as patch, pytest.raises(OSError, match=f"while reading.*{path}"):
+            patch.setattr(tf_pipeline, "find_changed", lambda *_: [])  # as after a moment
+            list(eval_batches(split, dataset.preprocessing, 4, host=HostPipeline(service=service)))
+    finally:
+        path.write_bytes(content)
 
 
 def test_service_for_arrays_raises(service):

@@ -35,3 +35,7 @@ def test_installed_fallback_fonts_are_used(monkeypatch):
     figure_images(figure)
     families = [text.get_fontfamily() for text in figure.findobj(Text)]
     assert families and all(fonts == ["DejaVu Sans", "DejaVu Serif"] for fonts in families)
+
+
+def test_control_characters_are_escaped():
+    assert fonts.escape_control_characters("a\tb\x07\ud800 é日") == r"a\tb\x07\ud800 é日"

@@ -4,10 +4,20 @@ import os
 import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from imta_jax.errors import ExistingFileError, FilePermissionError, StorageError, message_of
-from imta_jax.runtime.files import append_or_restore, replacing, write_atomically, write_json
+from imta_jax.runtime.array_files import write_npz
+from imta_jax.runtime.files import (
+    append_or_restore,
+    create_folder,
+    delete_file,
+    replacing,
+    write_atomically,
+    write_json,
+)
+from imta_jax.runtime.json_files import read_json, read_json_or_none
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
@@ -91,4 +101,27 @@ def test_json_is_indented_and_ends_with_a_newline(tmp_path):
 def test_strict_json_rejects_nan_and_writes_nothing(tmp_path: Path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "value.json", float("nan"), allow_nan=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "results.json").mkdir()
+    for read in (read_json, read_json_or_none):
+        with pytest.raises(FileExistsError, match=r"results.json is a folder; expected a file"):
+            read(tmp_path / "results.json", "evaluate again")
+    with pytest.raises(FileExistsError, match=r"results.json is a folder; expected a file"):
+        write_npz(tmp_path / "results.json", a=np.zeros(1))
+    delete_file(tmp_path / "results.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_link_to_nothing_in_place_of_a_folder_is_named_and_a_file_is_replaced(tmp_path):
+    link = tmp_path / "report"
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match=r"report is a link to nothing; expected a folder"):
+        create_folder(link / "data")
+    write_atomically(link, "text")
+    assert link.read_text() == "text" and not link.is_symlink()
+    delete_file(link)
+    delete_file(link)
     assert not list(tmp_path.iterdir())

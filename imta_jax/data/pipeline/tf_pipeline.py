@@ -4,7 +4,7 @@ Decoding is a TensorFlow graph without Python, so that a tf.data service can run
 machines.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from imta_jax.data.pipeline.tf_decoding import (
 )
 from imta_jax.data.pipeline.tf_execution import from_service, on_this_host, reading_errors
 from imta_jax.data.tensorflow_import import import_tensorflow
+from imta_jax.errors import StorageError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -36,6 +37,9 @@ T = TypeVar("T")
 
 _DECODED_PER_CHUNK = 1024
 _CHUNK_BYTES = 64_000_000
+# After an error of a service, this many groups that are missing are read again on this host.
+_RUNNING_GROUPS = 256
+_NAMED_IMAGES = 8
 
 
 class Options(Protocol):
@@ -87,11 +91,13 @@ def _decoded(
         without_autograph(lambda number, *rest: (number, *decode(*rest))),
         num_parallel_calls=host.parallel_groups(max_group_bytes(images, plan, groups)),
     )
+    index = plan.index[groups.positions]
     if host.service:
-        elements = from_service(dataset, len(groups.positions), host.service)
+        in_any_order = from_service(dataset, len(groups.positions), host.service)
+        elements = _naming_changed(in_any_order, images, index, number_of=_number)
     else:
         # No buffer of decoded images: those that are resized at once are still in the cache.
-        elements = _naming_changed(on_this_host(dataset), images, plan.index[groups.positions])
+        elements = _naming_changed(on_this_host(dataset), images, index)
     for number, *pixels in elements:
         positions = groups.positions[number]
         if isinstance(images, EncodedImages):
@@ -103,6 +109,10 @@ def _decoded(
         yield positions, [_oriented(image, orientation) for image, orientation in oriented]
 
 
+def _number(element: tuple[np.ndarray, ...]) -> int:
+    return int(element[0])
+
+
 def _oriented(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation == 1:
         return image
@@ -110,26 +120,36 @@ def _oriented(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _naming_changed(
-    elements: Iterator[T], images: np.ndarray | EncodedImages, index: np.ndarray
+    elements: Iterator[T],
+    images: np.ndarray | EncodedImages,
+    index: np.ndarray,
+    number_of: Callable[[T], int] | None = None,
 ) -> Iterator[T]:
-    """Yields the same elements; turns an OSError into one that names the changed images.
+    """Yields the same elements; turns an OSError into one that names the images.
 
     Args:
-      elements: decoded groups in order.
+      elements: decoded groups.
       images: the images they are decoded from.
       index: int64 [K, G], examples of each group.
+      number_of: the number of the group of an element; None if they are in order.
     """
-    done = 0
+    missing = np.ones(len(index), bool)
     try:
-        for element in elements:
+        for i, element in enumerate(elements):
             yield element
-            done += 1
+            missing[i if number_of is None else number_of(element)] = False
     except OSError as error:
-        is_encoded = isinstance(images, EncodedImages)
-        changes = find_changed(images, index[done]) if is_encoded and done < len(index) else []
-        if not changes:
+        of_tensorflow = isinstance(error.__cause__, import_tensorflow().errors.OpError)
+        if not of_tensorflow or not isinstance(images, EncodedImages) or not missing.any():
             raise
-        raise changed_images_error(changes) from error
+        # A service decodes other groups at the same time.
+        first = 1 if number_of is None else _RUNNING_GROUPS
+        members = index[missing][:first].reshape(-1)
+        if changes := find_changed(images, members):
+            raise changed_images_error(changes) from error
+        names = ", ".join(images.name(i) for i in members[:_NAMED_IMAGES])
+        more = " and others" if len(members) > _NAMED_IMAGES else ""
+        raise StorageError(f"{error}\n  while reading {names}{more}") from error
 
 
 def decode_all(images: EncodedImages) -> np.ndarray:

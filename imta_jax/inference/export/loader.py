@@ -37,7 +37,7 @@ from imta_jax.inference.export.manifest import (
     point_from_manifest,
     transform_from_manifest,
 )
-from imta_jax.inference.export.programs import read_program
+from imta_jax.inference.export.programs import read_stages
 from imta_jax.nn.pixels import normalize
 from imta_jax.runtime.paths import local_path
 
@@ -159,9 +159,8 @@ def platform_here() -> str:
 
 
 def _load(folder: Path, manifest: dict[str, Any]) -> ExportedClassifier:
-    programs = [
-        read_program(folder / export_folder.program_name(i)) for i in range(len(manifest["stages"]))
-    ]
+    count = len(manifest["stages"])
+    programs = read_stages([folder / export_folder.program_name(i) for i in range(count)])
     try:
         check_manifest(manifest, programs)
         transform = transform_from_manifest(manifest)
@@ -211,7 +210,7 @@ def _images_last(
     if entries is None or platform_here() != "cpu":
         return None
     paths = [folder / export_folder.images_last_name(i) for i in range(len(entries))]
-    return _stages_of(folder, entries, [read_program(path) for path in paths], transform)
+    return _stages_of(folder, entries, read_stages(paths), transform)
 
 
 def _run(

@@ -5,13 +5,21 @@ have a copy of this file, which imports `image_reading` of the same folder; see 
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from imta_jax.inference.export.runner_command import main, thresholds_for, transform_of
+from imta_jax.inference.export.runner_command import main, run_stage, thresholds_for, transform_of
 from imta_jax.inference.export.runner_manifest import read_manifest
 from imta_jax.inference.image_files import read_image
+
+
+def run_session(session: Any, state: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The outputs of a stage for the outputs of the stage before it."""
+    names = [tensor.name for tensor in session.get_inputs()]
+    return list(map(np.asarray, session.run(None, dict(zip(names, state, strict=True)))))
 
 
 class Network:
@@ -39,9 +47,7 @@ class Network:
         labels, exits = np.zeros(len(images), int), np.zeros(len(images), int)
         confidence, active, state = np.zeros(len(images)), np.arange(len(images)), [images]
         for i, stage in enumerate(self.stages):
-            names = [tensor.name for tensor in stage.get_inputs()]
-            outputs = stage.run(None, dict(zip(names, state, strict=True)))
-            *state, logits = map(np.asarray, outputs)
+            *state, logits = run_stage(self.manifest["files"][i], run_session, stage, state)
             scores = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
             labels[active], exits[active], confidence[active] = logits.argmax(axis=1), i, scores
             continues = scores < np.float32(self.thresholds[i])

@@ -57,6 +57,26 @@ def thresholds_for(manifest: dict[str, Any], budget: float) -> list[float]:
     return max(points, key=lambda p: p["validation_top1"])["thresholds"]
 
 
+def run_stage(name: str, stage: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a stage.
+
+    Args:
+      name: file of the stage.
+      stage: a function of `arguments`.
+      *arguments: what it is called with.
+
+    Raises:
+      InputError: the stage failed, for example because it is of another network.
+    """
+    try:
+        return stage(*arguments)
+    except Exception as error:  # JAX and onnxruntime raise many types
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{name} failed ({type(error).__name__}: {reason}); copy the export again"
+        ) from error
+
+
 def main(make_network: Callable[[Path, float], Runner], folder: Path, description: str) -> int:
     """Prints a line per image: file, class, confidence and exit from 1, separated by tabs.
 

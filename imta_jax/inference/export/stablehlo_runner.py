@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from imta_jax.inference.export.runner_command import main, thresholds_for, transform_of
+from imta_jax.inference.export.runner_command import main, run_stage, thresholds_for, transform_of
 from imta_jax.inference.export.runner_manifest import read_manifest
 from imta_jax.inference.image_files import read_image
 
@@ -112,8 +112,8 @@ class Network:
         confidence, active = np.zeros(len(images)), np.arange(len(images))
         state, memory = [images], []
         for i, (stage, rule) in enumerate(zip(self.stages, self.rules, strict=True)):
-            *state, logits = stage(state)
-            scores, memory = rule(logits, memory)
+            *state, logits = run_stage(f"stage_{i}.stablehlo", stage, state)
+            scores, memory = run_stage(f"exit_rule_{i}.stablehlo", rule, logits, memory)
             labels[active], exits[active] = logits.argmax(axis=1), i
             confidence[active] = highest_probability(logits)
             continues = scores < np.float32(self.thresholds[i])

@@ -26,6 +26,7 @@ from imta_jax.report.data.data_record import (
     SplitSummary,
     Statistics,
 )
+from imta_jax.report.fonts import escape_control_characters
 
 PREVIEWED = ("train", "validation")
 
@@ -82,7 +83,7 @@ def _read(folder: Path, name: str, parse: Callable[[Path], dict[str, Any]]) -> d
 def _summary(path: Path) -> dict[str, Any]:
     """The fields of `DataRecord` that `summary.json` holds."""
     summary = json.loads(path.read_text(encoding="utf-8"))
-    names = tuple(str(name) for name in summary["class_names"])
+    names = tuple(escape_control_characters(str(name)) for name in summary["class_names"])
     _expect(len(names) > 0, "class_names is empty")
     height, width, channels = map(int, summary["image_shape"])
     return {

@@ -65,6 +65,19 @@ def test_truncated_changed_or_missing_file_is_rejected(exported_folder, tmp_path
                 load_exported(folder)
 
 
+@pytest.mark.parametrize("kind", ["stage", "images_last"])
+@pytest.mark.parametrize(("replaced", "by", "named"), [(1, 0, 1), (0, 1, 1), (2, 1, 2)])
+def test_a_stage_that_is_replaced_together_with_the_checksums_is_named(
+    kind, replaced, by, named, folder
+):
+    content = (folder / f"{kind}_{by}.stablehlo").read_bytes()
+    (folder / f"{kind}_{replaced}.stablehlo").write_bytes(content)
+    (folder / CHECKSUMS).unlink()
+    write_checksums(folder)
+    with pytest.raises(ValueError, match=rf"{kind}_{named}\.stablehlo has the state float32"):
+        load_exported(folder, check_golden=False)
+
+
 def test_changed_checksum_names_both_files(folder):
     path = folder / CHECKSUMS
     digest = path.read_text()[0]

@@ -191,19 +191,23 @@ DAMAGES = {
     "stage_missing": (lambda folder: files_of(folder, "stage_1.*").unlink(), "stage_1"),
 }
 FEW_NAMES = manifest_with(class_names=[])
+STAGE_REPLACED = (
+    lambda folder: files_of(folder, "stage_0.*").write_bytes(
+        files_of(folder, "stage_1.*").read_bytes()
+    ),
+    "stage_0",
+)
 WITH_OLD_CHECKSUMS = {
     "few_names": (FEW_NAMES, "manifest.json is damaged or was changed"),
-    "stage_replaced": (
-        lambda folder: files_of(folder, "stage_0.*").write_bytes(
-            files_of(folder, "stage_1.*").read_bytes()
-        ),
-        "stage_0",
-    ),
+    "stage_replaced": STAGE_REPLACED,
     "no_checksums": (lambda folder: (folder / "SHA256SUMS").unlink(), "SHA256SUMS"),
 }
 
 
-WITH_NEW_CHECKSUMS = {"few_names": (FEW_NAMES, "class_names has no name for class")}
+WITH_NEW_CHECKSUMS = {
+    "few_names": (FEW_NAMES, "class_names has no name for class"),
+    "stage_replaced": STAGE_REPLACED,
+}
 
 
 @pytest.mark.parametrize("checksums", ["old", "new"])
