@@ -161,6 +161,9 @@ def check_loss(
         with jax.checking_leaks():
             jax.eval_shape(objective.total, logits, labels, teacher)
     except Exception as error:
-        keeps_state = isinstance(error, TraceContextError) or "Leaked trace" in str(error)
-        fix = "; a loss keeps no state between calls: keep it in a variable of the heads"
-        raise failure_of(label, error, fix if keeps_state else "") from error
+        if isinstance(error, TraceContextError) or "Leaked trace" in str(error):
+            raise InputError(
+                f"{label} stores an array for its next call; expected a function without state:"
+                " keep it in a variable of the heads"
+            ) from error
+        raise failure_of(label, error) from error
