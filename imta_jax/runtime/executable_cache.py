@@ -32,9 +32,11 @@ from jax.sharding import Mesh
 from imta_jax.runtime.machine import cpu_features
 from imta_jax.runtime.parallel_compilation import without_jax_cache
 from imta_jax.runtime.private_files import NotPrivateError, read_private, write_private
+from imta_jax.runtime.prng_keys import pickle_generators_by_name
 from imta_jax.runtime.saved_executable import is_saved, load_executable
 
 _log = logging.getLogger(__name__)
+_FORMAT = "2"  # Format 1 has copies of random number generators; see `pickle_generators_by_name`.
 
 
 class _Entry(NamedTuple):
@@ -136,6 +138,7 @@ def _program_key(lowered: jax.stages.Lowered, devices: Sequence[int]) -> str:
     client = jax.local_devices()[0].client
     flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     versions = (
+        _FORMAT,
         jax.__version__,
         jaxlib.version.__version__,
         flax.__version__,
@@ -150,7 +153,7 @@ def _program_key(lowered: jax.stages.Lowered, devices: Sequence[int]) -> str:
 
 def _read_last(label: str) -> _Entry | None:
     """The executable that was last used under a label."""
-    key = _read_file(f"{label}.last")
+    key = _read_file(_last_name(label))
     try:
         return _read(key.decode()) if key else None
     except ValueError:  # Damaged: it is written again.
@@ -177,6 +180,7 @@ def _read(key: str) -> _Entry | None:
 
 def _write(label: str, key: str, compiled: jax.stages.Compiled, devices: Sequence[int]) -> None:
     try:
+        pickle_generators_by_name()
         content = (*serialize_executable.serialize(compiled), devices)
     except (ValueError, NotImplementedError) as error:  # Some backends cannot serialize.
         _log.debug("the compiled step is not cached: %s", error)
@@ -198,7 +202,11 @@ def _read_file(name: str) -> bytes | None:
 
 
 def _write_last_key(label: str, key: str) -> None:
-    _write_file(f"{label}.last", key.encode())
+    _write_file(_last_name(label), key.encode())
+
+
+def _last_name(label: str) -> str:
+    return f"{label}.{_FORMAT}.last"
 
 
 def _write_file(name: str, content: bytes) -> None:

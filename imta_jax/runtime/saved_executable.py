@@ -21,6 +21,7 @@ from jax.experimental import serialize_executable
 from imta_jax.errors import InputError
 from imta_jax.runtime.machine import compiler_identity, differences
 from imta_jax.runtime.private_files import NotPrivateError, read_private, write_private
+from imta_jax.runtime.prng_keys import pickle_generators_by_name
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def save_executable(
       compiled: its executable, compiled in the context `without_jax_cache`.
       devices: devices that it was compiled for.
     """
+    pickle_generators_by_name()
     content = zlib.compress(pickle.dumps(serialize_executable.serialize(compiled)), 1)
     write_private(path.parent, f"{path.name}.executable", content)
     identity = json.dumps(executable_identity(lowered, devices), indent=1)

@@ -1,10 +1,12 @@
 """The executable cache: same results, and never the executable of another program."""
 
 import os
+import pickle
 from typing import NamedTuple
 
 import chex
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from cached_steps import TABLE, arguments, call_in_new_process, launch, make_ste
 from imta_jax.distributed import data_mesh
 from imta_jax.runtime import executable_cache
 from imta_jax.runtime.executable_cache import CachedExecutable
+from imta_jax.runtime.prng_keys import pickle_generators_by_name
 
 
 @pytest.mark.parametrize("devices", [1, 4, 8])
@@ -153,3 +156,12 @@ def test_jax_still_caches_other_programs(cache):
     before = set(cache.parent.glob("*-cache"))
     jax.jit(lambda x: (x * 3 + jnp.asarray(TABLE)).sum())(arguments(mesh)[0]).block_until_ready()
     assert set(cache.parent.glob("*-cache")) > before
+
+
+def test_unpickled_random_number_generators_are_the_original_ones():
+    # An equal copy would change the program of a step that samples a Beta distribution.
+    pickle_generators_by_name()
+    original = jax.extend.random.threefry_prng_impl
+    assert pickle.loads(pickle.dumps(original)) is original
+    own = original._replace(name="own")
+    assert pickle.loads(pickle.dumps(own)) == own
