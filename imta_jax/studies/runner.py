@@ -19,6 +19,7 @@ from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import Dataset, DatasetInfo
 from imta_jax.distributed import is_first_process, wait_for_all
 from imta_jax.evaluation.results import dataset_record
+from imta_jax.runtime.factories import unread_options_raise
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.runtime.lock import only_run_in
@@ -78,15 +79,17 @@ def run_study(
     study = StudyConfig.from_mapping(config)
     variants = study_variants(study)
     folder = workdir / study.name
-    datasets = load_datasets(study, variants)
     settings = row_settings(study, variants)
     check_settings_unchanged(settings, folder)
+    is_recorded = settings.keys() <= read_row_settings(folder).keys()
+    with contextlib.nullcontext() if is_recorded else unread_options_raise():
+        runner = _StudyRunner(study, folder, variants, load_datasets(study, variants))
     log_run_header(workdir)
     with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
         if is_first_process():
             folder.mkdir(exist_ok=True)
             write_json(folder / "arms.json", read_row_settings(folder) | settings)
-        record = _StudyRunner(study, folder, variants, datasets).run()
+        record = runner.run()
         if is_first_process():
             paths = sorted(workdir.glob("*/study.json"))
             records = [r for p in paths if (r := read_json_or_none(p, "run its study again"))]

@@ -11,11 +11,13 @@ from ml_collections import config_flags
 
 from imta_jax.errors import InputError
 from imta_jax.runtime.free_options import ConfigParser
+from imta_jax.runtime.registry import HEADS
 from imta_jax.studies import run_study, runner
 from imta_jax.studies.config import StudyConfig
 from imta_jax.studies.report import parse_study, sweep_table
 from imta_jax.studies.sweep import SweepConfig, setting_label, setting_name
 from imta_jax.studies.variants import study_variants
+from imta_jax.techniques import IndependentHeads
 
 FIELDS = {"phase_one": {"learning_rate": (0.1, 0.2), "momentum": (0.5, 0.9)}}
 RANGES = {
@@ -125,6 +127,21 @@ def tiny_sweep(source, alphas):
         )
         config.sweep.fields = {"phase_two": {"alpha": alphas}}
     return config
+
+
+def test_an_option_that_a_component_does_not_read_stops_a_new_sweep(source, tmp_path, monkeypatch):
+    def make_heads(options, *, feature_widths, num_classes, rngs):
+        return IndependentHeads(feature_widths, num_classes, rngs=rngs)
+
+    monkeypatch.setitem(HEADS._components, "own_heads", make_heads)
+    config = tiny_sweep(source, (0.1,))
+    with config.unlocked():
+        config.base.model.heads = "own_heads"
+        config.base.phase_two.start = "fresh"
+        config.sweep.fields = {"model": {"heads_options": {"rte": (1, 2)}}}
+    with pytest.raises(InputError, match=r"config\.model\.heads 'own_heads'.*no option 'rte'"):
+        run_study(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.usefixtures("compilation_cache")
