@@ -28,7 +28,8 @@ def write_checksums(checkpoint: str | os.PathLike[str]) -> None:
         if digests:
             write_json(checkpoint / CHECKSUMS, digests)
     except OSError as error:
-        _log.warning("%s has no checksums: %s", checkpoint, message_of(error))
+        name = checkpoint.name.partition(".")[0]  # without the suffix of a temporary folder
+        _log.warning("%s has no checksums: %s", checkpoint.with_name(name), message_of(error))
 
 
 def check_checksums(checkpoint: str | os.PathLike[str]) -> None:

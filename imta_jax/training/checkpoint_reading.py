@@ -4,18 +4,21 @@ Whether a checkpoint is complete is verified by reading it into host memory, wit
 once per process as long as its files do not change.
 """
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
 from imta_jax.config import Checkpoint
-from imta_jax.errors import InputError, MissingFileError, unknown_name
+from imta_jax.errors import InputError, MissingFileError, StorageError, unknown_name
 from imta_jax.models import MultiExitClassifier
+from imta_jax.runtime.agreement import from_first_process, raise_in_all_processes
 from imta_jax.training.checkpoint_checksums import check_checksums
 from imta_jax.training.checkpoint_manager import ARRAY_ITEMS, open_manager
 from imta_jax.training.checkpoints import (
@@ -101,6 +104,22 @@ def restore_model(classifier: MultiExitClassifier, folder: Path, which: str = "l
     nnx.update(classifier, fill_tree(variables, restored))
     check_example_logits(classifier, meta, f"checkpoint {epoch} in {folder}")
     return epoch
+
+
+def check_same_epoch(epoch: int, folder: Path) -> None:
+    """Checks that all processes have restored the same checkpoint; all must call it.
+
+    Raises:
+      StorageError: they have not, for example because one of them cannot read the newest.
+    """
+    first, error = from_first_process(epoch), None
+    if epoch != first:
+        error = StorageError(
+            errno.EIO,
+            f"{folder}: process {jax.process_index()} reads checkpoint {epoch}, but process 0"
+            f" checkpoint {first}; expected a file system on which all processes read the same",
+        )
+    raise_in_all_processes(error)
 
 
 def read_model_arrays(folder: Path) -> dict[str, np.ndarray]:

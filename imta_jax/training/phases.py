@@ -17,6 +17,7 @@ from imta_jax.models import MultiExitClassifier, resolve_model_config
 from imta_jax.training.batch_statistics import batch_padding_hint
 from imta_jax.training.callbacks import Callback, LoggedRun, default_callbacks
 from imta_jax.training.checkpoint_reading import (
+    check_same_epoch,
     has_checkpoint,
     has_readable_checkpoint,
     has_readable_epoch,
@@ -129,7 +130,8 @@ def trained_phase_one(config: RunConfig, dataset: Dataset, workdir: Path) -> Mul
       MissingFileError: phase I has no checkpoint.
     """
     classifier = new_phase_one(config, dataset)
-    restore_model(classifier, workdir / "phase_one", config.phase_two.from_checkpoint)
+    folder = workdir / "phase_one"
+    check_same_epoch(restore_model(classifier, folder, config.phase_two.from_checkpoint), folder)
     return classifier
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from imta_jax.errors import InputError, StorageError
 from imta_jax.runtime import agreement
+from imta_jax.training.checkpoint_reading import check_same_epoch
 
 
 @pytest.fixture
@@ -59,3 +60,10 @@ def test_one_process_does_not_communicate():
     assert calls == [1] and agreement.from_first_process(2) == 2
     with pytest.raises(OSError, match="disk"):
         agreement.raise_in_all_processes(OSError("disk"))
+
+
+def test_processes_that_read_different_checkpoints_stop(others_have, tmp_path):
+    check_same_epoch(3, tmp_path)
+    others_have(2, None)
+    with pytest.raises(OSError, match=rf"{tmp_path}: process 1 reads checkpoint 3.*0 checkpoint 2"):
+        check_same_epoch(3, tmp_path)
