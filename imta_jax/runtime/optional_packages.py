@@ -24,7 +24,7 @@ _CORE = (
 
 def install_command(extra: str) -> str:
     """The command that installs an extra, for messages."""
-    return f'pip install "imta_jax[{extra}]" (in a clone of the repository: ".[{extra}]")'
+    return f'pip install -e ".[{extra}]" (outside a clone of the repository: "imta_jax[{extra}]")'
 
 
 def is_installed(module: str) -> bool:
@@ -66,8 +66,8 @@ def explained(error: ImportError, purpose: str) -> MissingPackageError | None:
     module = (error.name or "").partition(".")[0]
     if module in _CORE:
         return MissingPackageError(
-            f"{purpose} requires {module}, which cannot be imported ({error}): pip install imta_jax"
-            " (in a clone of the repository: .) without --no-deps"
+            f"{purpose} requires {module}, which cannot be imported ({error}): pip install -e ."
+            " (outside a clone of the repository: imta_jax) without --no-deps"
         )
     for extra, modules in _MODULES.items():
         if module in modules:

@@ -44,7 +44,7 @@ def test_core_is_what_the_project_depends_on():
 
 
 def test_a_missing_package_of_the_core_names_the_command():
-    message = r"imta-jax models: error: .*flax.*pip install imta_jax"
+    message = r"imta-jax models: error: .*flax.*pip install -e \. .*imta_jax"
     with pytest.raises(SystemExit, match=message), interrupts_reported("imta-jax models"):
         raise ModuleNotFoundError("No module named 'flax'", name="flax.nnx")
     with pytest.raises(ModuleNotFoundError), interrupts_reported("imta-jax models"):
