@@ -22,9 +22,9 @@ from imta_jax.runtime.paths import local_path
 from imta_jax.runtime.preemption import (
     EXIT_CODE,
     Interrupted,
+    configure_signals_after_join,
     hold_signals,
     install_signal_handlers,
-    processes_have_joined,
 )
 
 # Config flags read `sys.argv` already when they are defined.
@@ -153,7 +153,7 @@ def _set_up_process() -> None:
     join_processes(
         _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, timeout=_JOIN_TIMEOUT.value
     )
-    processes_have_joined(jax.process_count())
+    configure_signals_after_join(jax.process_count())
 
     if not is_first_process():
         logger.setLevel(logging.WARNING)

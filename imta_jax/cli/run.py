@@ -31,10 +31,10 @@ from imta_jax.evaluation import evaluate, evaluation_is_finished
 from imta_jax.runtime.agreement import run_in_first_process
 from imta_jax.runtime.factories import unread_options_raise
 from imta_jax.runtime.files import write_json
-from imta_jax.runtime.lock import create_workdir, only_run_in
+from imta_jax.runtime.lock import create_workdir, lock_workdir
 from imta_jax.runtime.optional_packages import require
 from imta_jax.runtime.paths import local_path
-from imta_jax.runtime.preemption import training_has_ended
+from imta_jax.runtime.preemption import end_process_on_signals
 from imta_jax.runtime.run_header import log_run_header
 from imta_jax.training import (
     PHASES,
@@ -103,7 +103,7 @@ def run(
         time_run(workdir)
     elif mode != "report":
         _run_steps(parsed, workdir, mode)
-    training_has_ended()
+    end_process_on_signals()
     if is_first_process():
         _report(workdir, mode)
 
@@ -180,11 +180,11 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
         check_initial_parameters(config, dataset, workdir)
     # The folder is created after all checks: a rejected run leaves none.
     with contextlib.ExitStack() as stack:
-        run_in_first_process(lambda: stack.enter_context(only_run_in(workdir)))
+        run_in_first_process(lambda: stack.enter_context(lock_workdir(workdir)))
         run_in_first_process(lambda: record_start(config, data_fingerprint, workdir, mode))
         for name in due:
             if name not in PHASES:
-                training_has_ended()
+                end_process_on_signals()
             steps[name](config, dataset, workdir)
         if evaluates_again:  # results.json now has these settings
             run_in_first_process(lambda: write_json(workdir / "config.json", config.to_dict()))

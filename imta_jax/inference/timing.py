@@ -16,7 +16,7 @@ from imta_jax.inference.adaptive import AdaptiveClassifier
 from imta_jax.inference.engine.profile import StageProfile
 from imta_jax.inference.finished_run import FinishedRun, load_finished_run
 from imta_jax.runtime.files import write_json
-from imta_jax.runtime.lock import only_run_in
+from imta_jax.runtime.lock import lock_workdir
 
 _log = logging.getLogger(__name__)
 # Fractions of the full network's time for which exits are selected.
@@ -46,7 +46,7 @@ def time_run(workdir: str | Path, *, profile_dir: str | Path | None = None) -> N
     rows = read_budget_curve(workdir)
     run = load_finished_run(workdir)
     if is_first_process():
-        with only_run_in(workdir):
+        with lock_workdir(workdir):
             profile = _measure(run, profile_dir)
             profile.save(folder / "stage_profile.json")
             validation = load_predictions(folder / "logits_validation.npz")

@@ -50,7 +50,7 @@ def from_first_process(value: Value) -> Value:
     return _gather(value)[0]
 
 
-def holds_in_all_processes(condition: bool) -> bool:
+def true_in_all_processes(condition: bool) -> bool:
     """Whether all processes pass True."""
     return all(_gather(condition))
 

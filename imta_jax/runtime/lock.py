@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
+def lock_workdir(folder: Path) -> Iterator[None]:
     """Locks a run's folder inside the block. The lock of a killed process does not remain.
 
     Where the file system has no locks, logs a warning and continues without one.

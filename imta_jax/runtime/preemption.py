@@ -124,8 +124,8 @@ def install_signal_handlers() -> None:
     _signals.start()
 
 
-def processes_have_joined(count: int) -> None:
-    """Follows `distributed.join_processes`, which gives SIGTERM to JAX's runtime.
+def configure_signals_after_join(count: int) -> None:
+    """Configures signals after `distributed.join_processes`, which gives SIGTERM to JAX's runtime.
 
     Args:
       count: number of processes of the run. With several, JAX's runtime keeps SIGTERM and stops all
@@ -138,10 +138,10 @@ def processes_have_joined(count: int) -> None:
         _signals.install()
 
 
-def training_has_ended() -> None:
+def end_process_on_signals() -> None:
     """Makes signals end this process at once from now on, also with several processes.
 
-    JAX's runtime would swallow SIGTERM, which only training polls.
+    Call it when training has ended: JAX's runtime keeps SIGTERM, and only training polls it.
     """
     if _signals is not None and _signals.several_processes:
         _signals.several_processes = False

@@ -22,7 +22,7 @@ from imta_jax.evaluation.results import dataset_record
 from imta_jax.runtime.factories import unread_options_raise
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_or_none
-from imta_jax.runtime.lock import only_run_in
+from imta_jax.runtime.lock import lock_workdir
 from imta_jax.runtime.paths import local_path
 from imta_jax.runtime.progress_bar import format_duration
 from imta_jax.runtime.run_header import log_run_header
@@ -85,7 +85,7 @@ def run_study(
     with contextlib.nullcontext() if is_recorded else unread_options_raise():
         runner = _StudyRunner(study, folder, variants, load_datasets(study, variants))
     log_run_header(workdir)
-    with only_run_in(workdir) if is_first_process() else contextlib.nullcontext():
+    with lock_workdir(workdir) if is_first_process() else contextlib.nullcontext():
         if is_first_process():
             folder.mkdir(exist_ok=True)
             write_json(folder / "arms.json", read_row_settings(folder) | settings)

@@ -27,8 +27,8 @@ from imta_jax.distributed import gather, is_first_process
 from imta_jax.errors import InputError
 from imta_jax.runtime.agreement import (
     from_first_process,
-    holds_in_all_processes,
     run_in_first_process,
+    true_in_all_processes,
 )
 from imta_jax.runtime.files import create_folder
 from imta_jax.runtime.write_errors import storage_errors_as_os_errors
@@ -188,7 +188,7 @@ class CheckpointStore:
         """
         for name in from_first_process(sorted(self._manager.all_steps(), reverse=True)):
             restored, error = self._try_to_restore(name, state, recipe)
-            in_all = holds_in_all_processes(restored is not None)
+            in_all = true_in_all_processes(restored is not None)
             if in_all and restored is not None:
                 return restored, name
             error = error or OSError("another process cannot read it")

@@ -18,7 +18,7 @@ from imta_jax.errors import UserError
 from imta_jax.evaluation import geometric_quota
 from imta_jax.nn.pixels import normalize
 from imta_jax.runtime import command_line
-from imta_jax.runtime.lock import only_run_in
+from imta_jax.runtime.lock import lock_workdir
 from imta_jax.training import NonFiniteLossError
 
 
@@ -29,7 +29,7 @@ def caught(function):
 
 
 def hold_twice(folder):
-    with only_run_in(folder), only_run_in(folder):
+    with lock_workdir(folder), lock_workdir(folder):
         pass
 
 
@@ -71,8 +71,8 @@ def test_bugs_keep_their_traceback(tmp_path):
     bugs = [
         raised_elsewhere,
         lambda: normalize(three, (0.5, 0.5), (1.0, 1.0)),  # a ValueError of JAX
-        lambda: only_run_in(None).__enter__(),  # an AttributeError
-        lambda: only_run_in(tmp_path / "a\0b").__enter__(),  # a ValueError of the operating system
+        lambda: lock_workdir(None).__enter__(),  # an AttributeError
+        lambda: lock_workdir(tmp_path / "a\0b").__enter__(),  # a ValueError of the operating system
     ]
     for function in bugs:
         error = caught(function)

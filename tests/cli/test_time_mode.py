@@ -9,7 +9,7 @@ import pytest
 
 from imta_jax.cli.run import run
 from imta_jax.inference import timing
-from imta_jax.runtime.lock import only_run_in
+from imta_jax.runtime.lock import lock_workdir
 
 
 def test_mode_time_measures_exits_and_adds_them_to_the_report(config, finished, results, tmp_path):
@@ -36,7 +36,7 @@ def test_mode_time_runs_in_the_first_process_and_locks_the_folder(
     config, finished, tmp_path, monkeypatch
 ):
     timed = shutil.copytree(finished, tmp_path / "timed")
-    with only_run_in(timed), pytest.raises(BlockingIOError, match=str(os.getpid())):
+    with lock_workdir(timed), pytest.raises(BlockingIOError, match=str(os.getpid())):
         run(config, timed, mode="time")
     with monkeypatch.context() as patch:
         patch.setattr(timing, "is_first_process", lambda: False)

@@ -49,9 +49,9 @@ def test_without_an_error_nothing_is_raised(others_have):
 def test_values_of_process_0_and_of_all(others_have):
     others_have([3, 2], True)
     assert agreement.from_first_process([1]) == [3, 2]
-    assert agreement.holds_in_all_processes(True)
+    assert agreement.true_in_all_processes(True)
     others_have(True, False)
-    assert not agreement.holds_in_all_processes(True)
+    assert not agreement.true_in_all_processes(True)
 
 
 def test_one_process_does_not_communicate():

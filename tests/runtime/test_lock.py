@@ -6,22 +6,22 @@ import sys
 import filelock
 import pytest
 
-from imta_jax.runtime.lock import only_run_in
+from imta_jax.runtime.lock import lock_workdir
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from imta_jax.runtime.lock import only_run_in
-with only_run_in(Path(sys.argv[1])):
+from imta_jax.runtime.lock import lock_workdir
+with lock_workdir(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)
 """
 
 
 def test_a_second_run_raises_at_once_with_the_process_of_the_first(tmp_path):
-    with only_run_in(tmp_path), pytest.raises(BlockingIOError, match=rf"\b{os.getpid()}\b"):
-        only_run_in(tmp_path).__enter__()
-    with only_run_in(tmp_path):
+    with lock_workdir(tmp_path), pytest.raises(BlockingIOError, match=rf"\b{os.getpid()}\b"):
+        lock_workdir(tmp_path).__enter__()
+    with lock_workdir(tmp_path):
         pass
 
 
@@ -30,10 +30,10 @@ def test_the_process_is_named_where_acquiring_empties_the_file(tmp_path, monkeyp
         (tmp_path / ".lock").write_text("")
         raise filelock.Timeout(lock.lock_file)
 
-    with only_run_in(tmp_path):
+    with lock_workdir(tmp_path):
         monkeypatch.setattr(filelock.FileLock, "acquire", empty_and_fail)
         with pytest.raises(BlockingIOError, match=rf"\b{os.getpid()}\b"):
-            only_run_in(tmp_path).__enter__()
+            lock_workdir(tmp_path).__enter__()
 
 
 def test_the_lock_of_a_killed_process_does_not_block_the_next_run(tmp_path):
@@ -43,17 +43,17 @@ def test_the_lock_of_a_killed_process_does_not_block_the_next_run(tmp_path):
     with holder:
         assert holder.stdout.readline() == "locked\n"
         with pytest.raises(BlockingIOError, match=rf"\b{holder.pid}\b"):
-            only_run_in(tmp_path).__enter__()
+            lock_workdir(tmp_path).__enter__()
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    with only_run_in(tmp_path):
+    with lock_workdir(tmp_path):
         pass
 
 
 def test_a_folder_that_cannot_be_created_raises_with_its_name(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"--workdir=.*file/run"):
-        only_run_in(tmp_path / "file" / "run").__enter__()
+        lock_workdir(tmp_path / "file" / "run").__enter__()
 
 
 def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
@@ -61,5 +61,5 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(filelock.FileLock, "acquire", unsupported)
-    with only_run_in(tmp_path):
+    with lock_workdir(tmp_path):
         assert "cannot be locked" in caplog.text

@@ -112,8 +112,8 @@ raise AssertionError("the signal is lost")
 # JAX's runtime takes SIGTERM.
 AFTER_TRAINING_IN_ONE_OF_TWO = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-preemption.processes_have_joined(2)
-preemption.training_has_ended()
+preemption.configure_signals_after_join(2)
+preemption.end_process_on_signals()
 print("ready", flush=True)
 compute()
 """

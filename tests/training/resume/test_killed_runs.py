@@ -11,7 +11,7 @@ import tiny_run
 from resumed_runs import TRAIN, Killed, assert_same_phase, killed_at
 
 from imta_jax.cli.run import run
-from imta_jax.runtime.lock import only_run_in
+from imta_jax.runtime.lock import lock_workdir
 from imta_jax.training import (
     phases,
     train_phase_one,
@@ -97,7 +97,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
 
 
 def test_a_second_run_in_the_folder_is_rejected(config, tmp_path):
-    with only_run_in(tmp_path), pytest.raises(BlockingIOError, match=str(os.getpid())):
+    with lock_workdir(tmp_path), pytest.raises(BlockingIOError, match=str(os.getpid())):
         run(config, tmp_path)
-    with only_run_in(tmp_path):
+    with lock_workdir(tmp_path):
         pass
