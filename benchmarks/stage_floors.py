@@ -26,7 +26,8 @@ from flax import nnx
 from benchmarks import jax_steps, measurement, result_file
 from benchmarks.cases import SEED, Case
 from imta_jax.distributed import is_single_cpu
-from imta_jax.models import MultiExitClassifier, optimize_classifier
+from imta_jax.models import MultiExitClassifier
+from imta_jax.models.optimize import optimized_form
 from imta_jax.nn.convolution import convolve
 from imta_jax.nn.cpu.channels_first import convolve_channels_first
 from imta_jax.nn.cpu.layout import Layout
@@ -70,7 +71,7 @@ class Stage:
     def forward(self, params: nnx.State, rest: nnx.State, state: Any) -> tuple[Any, jax.Array]:
         """(State after the stage, features of its exit)."""
         classifier = nnx.merge(self.graphdef, params, rest, copy=True)
-        classifier = optimize_classifier(classifier, layout=self.layout, fold_batch_norm=True)
+        classifier = optimized_form(classifier, layout=self.layout, fold_batch_norm=True)
         state = state if self.i else classifier.stem(state)
         state = classifier.backbone.stage(self.i, state)
         return state, classifier.backbone.exit_features(self.i, state)

@@ -175,8 +175,8 @@ def activation_bytes(classifier: MultiExitClassifier, objective: Any, images: in
 
     def residuals(params: nnx.State, rest: nnx.State, pixels: jax.Array, labels: jax.Array) -> Any:
         def loss(params: nnx.State) -> jax.Array:
-            network = optimize_classifier(nnx.merge(graphdef, params, rest, copy=True))
-            return objective(network, pixels, labels)[0]
+            merged = nnx.merge(graphdef, params, rest, copy=True)
+            return objective(optimize_classifier(merged, "training"), pixels, labels)[0]
 
         return jax.vjp(loss, params)[1]
 

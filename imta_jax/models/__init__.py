@@ -11,6 +11,7 @@ from imta_jax.models.build import (
 from imta_jax.models.classifier import Backbone, Heads, MultiExitClassifier, run_heads
 from imta_jax.models.compute_dtype import dtype_deviations
 from imta_jax.models.logits import inference_logits
+from imta_jax.models.msdnet_cpu import computes_faster_images_last
 from imta_jax.models.optimize import optimize_classifier
 from imta_jax.models.presets import NETWORK_PRESETS
 
@@ -22,6 +23,7 @@ __all__ = [
     "MultiExitClassifier",
     "build_classifier",
     "check_model",
+    "computes_faster_images_last",
     "dtype_deviations",
     "gate_weight_of",
     "inference_logits",

@@ -10,9 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from imta_jax.models.classifier import MultiExitClassifier
-from imta_jax.models.msdnet_cpu import evaluation_layout, evaluation_slices
+from imta_jax.models.msdnet_cpu import evaluation_slices
 from imta_jax.models.optimize import optimize_classifier
-from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.cpu.slices import map_slices
 from imta_jax.nn.pixels import normalize
 from imta_jax.types import PerChannel
@@ -42,13 +41,9 @@ def inference_logits(
         # Merged within the trace that uses it: a classifier may write its own variables.
         classifier: MultiExitClassifier = nnx.merge(graphdef, *states, copy=True)
         classifier.eval()
-        layout = evaluation_layout(classifier.backbone, images.shape, mesh)
-        optimized = optimize_classifier(
-            classifier, layout=layout, fold_batch_norm=layout is Layout.CHWN
-        )
+        optimized = optimize_classifier(classifier, "evaluation", mesh=mesh)
         return optimized(normalize(images, mean, std))
 
-    backbone = nnx.merge(graphdef, *states).backbone
-    slices = evaluation_slices(backbone, images.shape, mesh)
+    slices = evaluation_slices(nnx.merge(graphdef, *states), mesh)
     images = jnp.asarray(images)
     return map_slices(logits_of, images, slices) if slices else logits_of(images)

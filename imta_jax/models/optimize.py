@@ -1,4 +1,4 @@
-"""Faster forms of a classifier, by one function: `optimize_classifier`.
+"""Faster forms of a classifier: training, evaluation and inference call `optimize_classifier`.
 
 The result computes the same function up to rounding. It shares all variables with the classifier it
 was made from, except with prepared weights. Backbones without a form of their own, such as those
@@ -6,33 +6,65 @@ from outside the package, are only folded, and their layers get the classifier's
 
 | use | form |
 |---|---|
-| training step | fused and folded; CHWN on one CPU (`msdnet_cpu`) |
+| training | fused and folded; CHWN on one CPU (`msdnet_cpu`) |
 | evaluation | fused; CHWN and folded on one CPU for small images |
 | early exit | fused and folded; weights prepared once; maps as needed |
 """
 
-from typing import cast
+from typing import Literal, cast
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from imta_jax.models.classifier import Backbone, MultiExitClassifier
 from imta_jax.models.compute_dtype import follow_compute_dtype
 from imta_jax.models.msdnet import MSDNet
+from imta_jax.models.msdnet_cpu import evaluation_layout, training_layout
 from imta_jax.models.msdnet_fused import FusedMSDNet
 from imta_jax.models.msdnet_packed import PackedMSDNet
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.fused import fold_all
 
+Use = Literal["training", "evaluation", "early exit"]
+
 
 def optimize_classifier(
+    classifier: MultiExitClassifier,
+    use: Use,
+    *,
+    mesh: Mesh | None = None,
+    images_last: bool = False,
+) -> MultiExitClassifier:
+    """Returns the form of a classifier that is fastest for a use; see `optimized_form`.
+
+    Args:
+      classifier: left unchanged, in the mode (`train()`, `eval()`) of the use.
+      use: table of this module. "early exit" prepares weights.
+      mesh: the devices that train or evaluate. None chooses the form of accelerators.
+      images_last: whether early exit computes with the images on the last axis.
+    """
+    if use == "early exit":
+        layout = Layout.CHWN if images_last else Layout.NHWC
+        return optimized_form(classifier, layout=layout, prepare_weights=True)
+    if mesh is None:
+        layout = Layout.NHWC
+    elif use == "training":
+        layout = training_layout(mesh)
+    else:
+        layout = evaluation_layout(classifier, mesh)
+    folds = use == "training" or layout is Layout.CHWN
+    return optimized_form(classifier, layout=layout, fold_batch_norm=folds)
+
+
+def optimized_form(
     classifier: MultiExitClassifier,
     *,
     layout: Layout = Layout.NHWC,
     fold_batch_norm: bool = False,
     prepare_weights: bool = False,
 ) -> MultiExitClassifier:
-    """Returns a classifier that computes the same logits faster.
+    """Returns a given form of a classifier, which computes the same logits.
 
     Without `prepare_weights`, call it in the function that is compiled, on the classifier merged
     there. Training through the result updates the running statistics of `classifier`. Choose the

@@ -28,7 +28,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from imta_jax.models import MultiExitClassifier, optimize_classifier
-from imta_jax.models.msdnet_cpu import training_layout
 from imta_jax.nn.pixels import normalize
 from imta_jax.techniques.sample_weights import (
     LEARNING_RATE,
@@ -174,9 +173,7 @@ class LearnedWeightsStep:
         self, params: nnx.State, rest: nnx.State, images: UInt8[Array, "N H W C"]
     ) -> tuple[Float[Array, "E N K"], nnx.State]:
         classifier = nnx.merge(self.graphdef, params, rest, copy=True)
-        optimized = optimize_classifier(
-            classifier, layout=training_layout(self.mesh), fold_batch_norm=True
-        )
+        optimized = optimize_classifier(classifier, "training", mesh=self.mesh)
         logits, _ = self.objective.outputs(optimized, normalize(images, self.mean, self.std))
         _, _, rest = nnx.split(classifier, self.trainable, ...)
         return logits, rest

@@ -157,7 +157,7 @@ def _warn_of_other_dtypes(classifier: MultiExitClassifier) -> None:
     """Logs which parts of the backbone do not compute in `compute_dtype`."""
     if classifier.compute_dtype == jnp.float32:
         return
-    if deviations := dtype_deviations(optimize_classifier(classifier)):
+    if deviations := dtype_deviations(optimize_classifier(classifier, "training")):
         _log.warning(
             "compute_dtype is %s, but %s computes in another dtype (%s); create its layers with"
             " dtype=None, or cast its maps to the dtype of the images",

@@ -16,7 +16,6 @@ from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit, on_device_batch
 from imta_jax.distributed import batch_sharding, replicated, stacked_batch_sharding
 from imta_jax.models import inference_logits, optimize_classifier
-from imta_jax.models.msdnet_cpu import training_layout
 from imta_jax.nn.pixels import normalize
 from imta_jax.nn.precision import with_matmul_precision
 from imta_jax.options import MatmulPrecision
@@ -101,9 +100,7 @@ def _gradients(
     ) -> tuple[Float[Array, ""], tuple[ExitMetrics, nnx.State | Packed]]:
         chex.assert_equal_shape_prefix([labels, images], 1)
         classifier = nnx.merge(graphdef, params, unpacked(rest), copy=True)
-        optimized = optimize_classifier(
-            classifier, layout=training_layout(mesh), fold_batch_norm=True
-        )
+        optimized = optimize_classifier(classifier, "training", mesh=mesh)
         loss, metrics = objective(optimized, normalize(images, mean, std), labels)
         check_updated_in_place(optimized, classifier)
         _, _, moved = nnx.split(classifier, trainable, ...)

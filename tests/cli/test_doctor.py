@@ -67,7 +67,7 @@ def test_an_invalid_mesh_raises_as_in_a_run(source, tmp_path):
 
 
 def test_activation_bytes_of_a_small_function_match_by_hand(monkeypatch):
-    monkeypatch.setattr(doctor, "optimize_classifier", lambda network: network)
+    monkeypatch.setattr(doctor, "optimize_classifier", lambda network, use: network)
 
     class Square(nnx.Module):
         image_shape = (5,)

@@ -12,7 +12,7 @@ from imta_jax.evaluation import confidence, exit_costs, exit_of, predicted, thre
 from imta_jax.inference import AdaptiveClassifier
 from imta_jax.inference.engine import classifier_stages, profiling
 from imta_jax.models import build_classifier
-from imta_jax.models.optimize import optimize_classifier
+from imta_jax.models.optimize import optimized_form
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.pixels import normalize
 
@@ -200,7 +200,7 @@ def test_packed_stages_do_not_compute_maps_that_only_later_exits_read(fields):
         return pairs
 
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 1)).astype(np.float32)
-    packed = optimize_classifier(network, prepare_weights=True)
+    packed = optimized_form(network, prepare_weights=True)
     for expected, actual in both(network.backbone, packed.backbone, images):
         chex.assert_trees_all_close(actual, expected, atol=2e-5)
 
@@ -324,7 +324,7 @@ def test_packed_stages_equal_full_stages(stem, layout):
     shape = (32, 32, 3) if stem == "imagenet" else (16, 16, 1)
     network = build_classifier(fields, num_classes=5, image_shape=shape, rngs=nnx.Rngs(0))
     network.eval()
-    packed = optimize_classifier(network, layout=layout, prepare_weights=True)
+    packed = optimized_form(network, layout=layout, prepare_weights=True)
     images = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
     run = nnx.jit(lambda network, images: network(images))
     chex.assert_trees_all_close(run(packed, images), run(network, images), atol=2e-5)

@@ -14,11 +14,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from imta_jax.models import (
-    Backbone,
-    MultiExitClassifier,
-    optimize_classifier,
-)
+from imta_jax.models import Backbone, MultiExitClassifier
+from imta_jax.models.optimize import optimized_form
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.techniques import cross_entropy, one_for_all_loss, teacher_divergence
 
@@ -87,7 +84,7 @@ def gradients_of(
     def step(parameters: nnx.State, rest: nnx.State) -> tuple:
         def loss(parameters: nnx.State) -> tuple[jax.Array, tuple[jax.Array, nnx.State]]:
             copy = nnx.merge(graphdef, parameters, rest, copy=True)
-            used = optimize_classifier(copy, layout=layout) if layout else copy
+            used = optimized_form(copy, layout=layout) if layout else copy
             logits = used(images, equilibrium)
             return cross_entropy(logits, labels).sum(), (logits, nnx.state(copy, nnx.BatchStat))
 

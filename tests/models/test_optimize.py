@@ -11,7 +11,7 @@ from tiny_run import CLASSES, NETWORK, draw_images
 
 from imta_jax.distributed import data_mesh, place_batch
 from imta_jax.models import MultiExitClassifier, build_classifier, msdnet_fused
-from imta_jax.models.optimize import optimize_classifier
+from imta_jax.models.optimize import optimized_form
 from imta_jax.nn import fused
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.nn.layers import ConvNorm
@@ -63,7 +63,7 @@ def test_inference_logits_equal_the_plain_network(network: str, form: str, image
 
     @nnx.jit
     def both(classifier, images):
-        return classifier(images), optimize_classifier(classifier, **FORMS[form])(images)
+        return classifier(images), optimized_form(classifier, **FORMS[form])(images)
 
     plain, optimized = both(classifier, images)
     chex.assert_trees_all_close(optimized, plain, rtol=1e-4, atol=1e-5)
@@ -74,7 +74,7 @@ def test_bfloat16_folding_stays_within_its_precision(images: jax.Array):
     classifier.eval()
     classifier.compute_dtype = jnp.dtype("bfloat16")
     plain = classifier.features(images)
-    folded = optimize_classifier(classifier, fold_batch_norm=True).features(images)
+    folded = optimized_form(classifier, fold_batch_norm=True).features(images)
     assert {x.dtype for x in folded} == {jnp.dtype("bfloat16")}
     chex.assert_trees_all_close(folded, plain, rtol=0.1, atol=0.1)
 
@@ -88,7 +88,7 @@ def test_training_updates_the_statistics_of_the_plain_network(form: str, images:
     @jax.jit
     def logits_and_state(state: nnx.State) -> tuple:
         plain, merged = (nnx.merge(graphdef, state, copy=True) for _ in range(2))
-        optimized = optimize_classifier(merged, **FORMS[form])
+        optimized = optimized_form(merged, **FORMS[form])
         return (plain(images), nnx.state(plain)), (optimized(images), nnx.state(merged))
 
     plain, optimized = logits_and_state(state)
@@ -103,7 +103,7 @@ def test_training_updates_the_statistics_of_the_plain_network(form: str, images:
 def test_the_classifier_keeps_its_structure_and_shares_its_variables(form: str):
     classifier = build(NETWORK)
     before = nnx.graphdef(classifier)
-    optimized = optimize_classifier(classifier, **FORMS[form])
+    optimized = optimized_form(classifier, **FORMS[form])
     assert nnx.graphdef(classifier) == before
     own = {id(v) for _, v in nnx.to_flat_state(nnx.split(classifier)[1])}
     assert {id(v) for _, v in nnx.to_flat_state(nnx.split(optimized)[1])} == own
@@ -126,7 +126,7 @@ def test_only_running_statistics_are_folded(network: str, mode: str, monkeypatch
 
     def features(state: nnx.State, images: jax.Array) -> tuple[jax.Array, ...]:
         merged = nnx.merge(graphdef, state, copy=True)
-        return optimize_classifier(merged, fold_batch_norm=True).features(images)
+        return optimized_form(merged, fold_batch_norm=True).features(images)
 
     jax.eval_shape(features, state, jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.float32))
     assert len(folded) == (units if mode == "eval" else 0)

@@ -11,7 +11,8 @@ import pytest
 import tiny_run
 from flax import nnx
 
-from imta_jax.models import MultiExitClassifier, optimize_classifier
+from imta_jax.models import MultiExitClassifier
+from imta_jax.models.optimize import optimized_form
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.techniques import (
     DETACHED_MAPS,
@@ -135,7 +136,7 @@ def gradients(graphdef, state, detachment: FeatureDetachment, layout: Layout):
 
     def loss(params, rest):
         network = nnx.merge(graphdef, params, rest, copy=True)
-        network = optimize_classifier(network, layout=layout)
+        network = optimized_form(network, layout=layout)
         features = network.features(IMAGES, detachment=detachment)
         return cross_entropy(network.logits(features), LABELS).sum()
 

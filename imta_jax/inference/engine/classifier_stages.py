@@ -21,10 +21,7 @@ from imta_jax.inference.engine.staged import (
     StageState,
     Weights,
 )
-from imta_jax.models import MultiExitClassifier
-from imta_jax.models.msdnet_cpu import computes_faster_images_last
-from imta_jax.models.optimize import optimize_classifier
-from imta_jax.nn.cpu.layout import Layout
+from imta_jax.models import MultiExitClassifier, computes_faster_images_last, optimize_classifier
 from imta_jax.nn.pixels import normalize
 from imta_jax.runtime.prng_keys import is_key
 from imta_jax.types import PerChannel
@@ -70,7 +67,10 @@ def staged_classifier(
     pixels = None if mean is None or std is None else (tuple(mean), tuple(std))
     first, last = (
         None if packed is None else _stages_of(packed, pixels, dtype)
-        for packed in (_prepared(classifier), _images_last(classifier, images_last))
+        for packed in (
+            optimize_classifier(classifier, "early exit"),
+            _images_last(classifier, images_last),
+        )
     )
     assert first is not None
     macs = exit_costs(classifier).macs
@@ -93,11 +93,7 @@ def _images_last(
     """The form with the images on the last axis, if it is chosen or faster on this device."""
     if choice is None:
         choice = jax.default_backend() == "cpu" and computes_faster_images_last(classifier)
-    return _prepared(classifier, Layout.CHWN) if choice else None
-
-
-def _prepared(classifier: MultiExitClassifier, layout: Layout = Layout.NHWC) -> MultiExitClassifier:
-    return optimize_classifier(classifier, layout=layout, prepare_weights=True)
+    return optimize_classifier(classifier, "early exit", images_last=True) if choice else None
 
 
 def _stages_of(

@@ -21,8 +21,7 @@ from imta_jax.inference.export.golden import write_golden
 from imta_jax.inference.export.manifest import check_finite
 from imta_jax.inference.export.runner_files import write_runner
 from imta_jax.interop.quantization import exact_int8
-from imta_jax.models import MultiExitClassifier
-from imta_jax.models.msdnet_cpu import computes_faster_images_last
+from imta_jax.models import MultiExitClassifier, computes_faster_images_last
 from imta_jax.runtime.environment import package_versions
 from imta_jax.runtime.files import write_json
 
