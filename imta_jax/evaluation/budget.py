@@ -88,19 +88,25 @@ class BudgetCurve:
         Returns:
           B rows. The prefix `validation_` marks values on the validation images.
         """
+        attributes = _row_attributes(cost_name)
         return [
-            {
-                "quota": self.quota[i].item(),
-                "thresholds": self.thresholds[i].tolist(),
-                cost_name: self.mean_cost[i].item(),
-                f"validation_{cost_name}": self.validation_cost[i].item(),
-                "validation_top1": self.validation_accuracy[i].item(),
-                "top1": self.accuracy[i].item(),
-                "exit_fractions": self.exit_fractions[i].tolist(),
-                "validation_exit_fractions": self.validation_exit_fractions[i].tolist(),
-            }
+            {key: getattr(self, name)[i].tolist() for key, name in attributes.items()}
             for i in range(len(self.quota))
         ]
+
+
+def _row_attributes(cost_name: str) -> dict[str, str]:
+    """Key in a row of `results.json` -> attribute of `BudgetCurve`, in the order of the keys."""
+    return {
+        "quota": "quota",
+        "thresholds": "thresholds",
+        cost_name: "mean_cost",
+        f"validation_{cost_name}": "validation_cost",
+        "validation_top1": "validation_accuracy",
+        "top1": "accuracy",
+        "exit_fractions": "exit_fractions",
+        "validation_exit_fractions": "validation_exit_fractions",
+    }
 
 
 def budget_curve(
@@ -195,16 +201,14 @@ def rows_with_costs(
       ValueError: costs for another number of exits, or not cumulative.
     """
     costs = checked_costs(costs, len(rows[0]["exit_fractions"])).astype(np.float64)
+    fractions = {
+        cost_name: "exit_fractions",
+        f"validation_{cost_name}": "validation_exit_fractions",
+    }
     return [
         {
-            "quota": row["quota"],
-            "thresholds": row["thresholds"],
-            cost_name: float(np.dot(row["exit_fractions"], costs)),
-            f"validation_{cost_name}": float(np.dot(row["validation_exit_fractions"], costs)),
-            "validation_top1": row["validation_top1"],
-            "top1": row["top1"],
-            "exit_fractions": row["exit_fractions"],
-            "validation_exit_fractions": row["validation_exit_fractions"],
+            key: float(np.dot(row[fractions[key]], costs)) if key in fractions else row[key]
+            for key in _row_attributes(cost_name)
         }
         for row in rows
     ]
