@@ -209,7 +209,9 @@ def test_backbone_without_an_optimized_form_gives_the_same_predictions(
     classifier, images, thresholds, monkeypatch
 ):
     expected = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
-    monkeypatch.setattr(classifier_stages, "_prepared", lambda classifier, *_: classifier)
+    monkeypatch.setattr(
+        classifier_stages, "optimize_classifier", lambda classifier, use: classifier
+    )
     monkeypatch.setattr(classifier_stages, "computes_faster_images_last", lambda _: False)
     actual = AdaptiveClassifier(classifier, thresholds, mean=MEAN, std=STD).predict(images)
     np.testing.assert_array_equal(actual.exit, expected.exit)
