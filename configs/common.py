@@ -163,7 +163,7 @@ def evaluation(batch_size):
 
 
 def assemble(model, data, phase_one, phase_two, evaluation):
-    """Combines the parts into a locked config: an override of an unknown field is an error."""
+    """Combines the parts into a locked config: an override of an unknown field raises an error."""
     config = ConfigDict()
     # Seed of initialization, order of the images and augmentation, 0 or more.
     config.seed = 0

@@ -1,4 +1,4 @@
-"""Networks of shapes without arrays, which suffice to count costs and parameters."""
+"""Abstract networks (shapes only), for counting costs and parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,8 @@ from flax import nnx
 from imta_jax.models import MultiExitClassifier, build_classifier
 
 
-class OneKey(nnx.Rngs):
-    """Random keys of a network without values: all are equal.
+class ConstantRngs(nnx.Rngs):
+    """Random keys that are all equal, for a network without values.
 
     `nnx.Rngs` counts its keys. Under `nnx.eval_shape`, the time of a count grows with the number of
     operations traced before it, so that a network takes a time quadratic in its layers.
@@ -25,4 +25,4 @@ def abstract(
 ) -> MultiExitClassifier:
     """The classifier of these fields; its variables have shapes and types only."""
     arguments = {"num_classes": num_classes, "image_shape": shape}
-    return nnx.eval_shape(lambda: build_classifier(fields, **arguments, rngs=OneKey(0)))
+    return nnx.eval_shape(lambda: build_classifier(fields, **arguments, rngs=ConstantRngs(0)))

@@ -10,7 +10,7 @@ import forked
 import jax
 import pytest
 import tiny_run
-from abstract_networks import OneKey
+from abstract_networks import ConstantRngs
 from flax import nnx
 
 from imta_jax.config import HeadsConfig, ModelConfig, RunConfig
@@ -41,7 +41,7 @@ def test_every_config_file_is_listed_here():
 @functools.cache
 def exits_built(model: ModelConfig, heads: HeadsConfig) -> int:
     """Number of exits of a config's phase-II network."""
-    classes = {"num_classes": tiny_run.INFO.num_classes, "rngs": OneKey(0)}
+    classes = {"num_classes": tiny_run.INFO.num_classes, "rngs": ConstantRngs(0)}
 
     def phase_two() -> MultiExitClassifier:
         classifier = build_classifier(model, image_shape=tiny_run.INFO.image_shape, **classes)

@@ -31,7 +31,7 @@ def base(preset):
     """The base config that a study's preset names.
 
     Raises:
-      ValueError: An unknown name. The message lists the valid ones.
+      ValueError: an unknown name. The message lists the valid ones.
     """
     name, _, own = preset.partition(",")
     if name not in BASES:
@@ -65,12 +65,12 @@ def add_variant(config, name, label, techniques, changes, against=None):
     """Adds a variant to a study.
 
     Args:
-      config: Config of the study.
-      name: Name of the variant, also used in file names.
-      label: Name in tables and figures.
+      config: config of the study.
+      name: name of the variant, also used in file names.
+      label: name in tables and figures.
       techniques: subset of "GE", "ISC", "OFA" that it uses; None for networks other than MSDNet.
-      changes: New values of fields of the base, `{"phase_one.equilibrium": "off", ...}`.
-      against: Name of the variant it is compared with; the study's baseline by default.
+      changes: new values of fields of the base, `{"phase_one.equilibrium": "off", ...}`.
+      against: name of the variant it is compared with; the study's baseline by default.
     """
     variant = ConfigDict()
     # Empty stands for config.baseline, which the command line may change.
@@ -105,14 +105,14 @@ def add_technique_variant(
     """Adds a variant that is defined by the techniques it uses.
 
     Args:
-      config: Config of the study.
-      name: Name of the variant.
+      config: config of the study.
+      name: name of the variant.
       techniques: subset of "GE", "ISC", "OFA" that it uses.
-      label: Name in tables and figures; by default the techniques joined by "+".
-      changes: Further changes, as in `add_variant`.
-      phase_two: Whether there is a phase II. Without ISC and OFA it only continues to train the
+      label: name in tables and figures; by default the techniques joined by "+".
+      changes: further changes, as in `add_variant`.
+      phase_two: whether there is a phase II. Without ISC and OFA it only continues to train the
         linear layers, which separates the effect of the techniques from that of more training.
-      against: As in `add_variant`.
+      against: as in `add_variant`.
     """
     fields = dict(EQUILIBRIUM["GE" in techniques])
     fields |= COLLABORATION["ISC" in techniques] | DISTILLATION["OFA" in techniques]

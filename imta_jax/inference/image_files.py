@@ -109,7 +109,7 @@ def _images_below(folder: Path, above: set[tuple[int, int]]) -> Iterator[Path]:
 
 
 def _mode(path: Path) -> int:
-    """The mode of a file or folder after links; 0 for a link to nothing or to itself.
+    """The mode of a file or folder after links; 0 for a broken or circular link.
 
     Unlike `Path.is_dir`, it raises an OSError in a folder that may not be read, in every
     version of Python.

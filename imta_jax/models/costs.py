@@ -2,7 +2,7 @@
 
 The network is traced in inference mode on one image and the operations of the trace are counted, so
 a new backbone or new heads need no formula. There are two conventions: `macs`, and `published_ops`,
-which the paper's tables call MADDs. A loop of unknown length is an error.
+which the paper's tables call MADDs. A loop of unknown length raises an error.
 """
 
 import dataclasses

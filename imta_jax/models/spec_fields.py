@@ -11,7 +11,7 @@ from imta_jax.models.presets import NETWORK_PRESETS
 Spec = TypeVar("Spec")
 
 
-# Fields that are left out where they have their defaults, as in checkpoints of earlier versions.
+# Fields omitted at their defaults, so that records match earlier checkpoints.
 _OPTIONAL_FIELDS = {"options": {}, "heads": "independent", "heads_options": {}}
 
 

@@ -115,7 +115,7 @@ def call_factory(
 
 @contextlib.contextmanager
 def unread_options_raise() -> Iterator[None]:
-    """Within this context, an option that a factory does not read is an error.
+    """Within this context, an option that a factory does not read raises an error.
 
     Outside, a run or checkpoint that recorded such an option can be used.
     """

@@ -23,9 +23,9 @@ def create_folder(folder: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         found = (path for path in (folder, *folder.parents) if os.path.lexists(path))
         path = next((path for path in found if not path.is_dir()), folder)
-        kind = "link to nothing" if path.is_symlink() and not path.exists() else "file"
+        kind = "broken link" if path.is_symlink() and not path.exists() else "file"
         raise ExistingFileError(
-            f"{path} is a {kind}; expected a folder; rename or delete the {kind.partition(' ')[0]}"
+            f"{path} is a {kind}; expected a folder; rename or delete the {kind.rpartition(' ')[2]}"
         ) from error
     except PermissionError as error:
         raise _not_writable(folder, error) from error
@@ -113,7 +113,7 @@ def append_or_restore(path: Path, content: bytes) -> None:
     """Appends bytes; creates the file and its folder. A failed write is undone.
 
     Raises:
-      OSError: the file cannot be written; it has its former length.
+      OSError: the file cannot be written; it is truncated to its previous length.
     """
     create_folder(path.parent)
     # Unbuffered: closing a buffered file would write the rest of the bytes after the failure.

@@ -79,7 +79,8 @@ def _object_of(line: bytes) -> dict[str, Any] | None:
 def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
     """Appends an object as one line; creates the file and its folder.
 
-    After a failed write the file has its former length. An incomplete last line is ended first.
+    After a failed write the file is truncated to its previous length. An incomplete last line is
+    ended first.
 
     Raises:
       OSError: the file cannot be written.

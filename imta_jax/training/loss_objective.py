@@ -139,7 +139,7 @@ def loss_objective(
 def check_loss(
     objective: LossObjective, num_exits: int, num_classes: int, *, mixed_labels: bool = False
 ) -> None:
-    """Calls a loss abstractly, so that a wrong shape is an error before anything is trained.
+    """Calls a loss abstractly, so that a wrong shape raises an error before training.
 
     Args:
       objective: its loss is called.

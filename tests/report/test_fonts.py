@@ -34,7 +34,7 @@ def test_installed_fallback_fonts_are_used(monkeypatch):
     figure.suptitle("title")
     figure_images(figure)
     families = [text.get_fontfamily() for text in figure.findobj(Text)]
-    assert families and all(fonts == ["DejaVu Sans", "DejaVu Serif"] for fonts in families)
+    assert families and all(names == ["DejaVu Sans", "DejaVu Serif"] for names in families)
 
 
 def test_control_characters_are_escaped():

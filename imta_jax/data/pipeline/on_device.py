@@ -79,7 +79,7 @@ def fits_device(
     memory_share: float,
     device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]
 ) -> bool:
-    """Whether the images take at most a fraction `share` of a device's memory.
+    """Whether the images take at most the fraction `memory_share` of a device's memory.
 
     The memory of a CPU device is the host's memory.
     """

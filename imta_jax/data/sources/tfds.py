@@ -116,7 +116,8 @@ def import_tfds(source: str) -> Any:
 def warn_if_name_is_ambiguous(source: str) -> None:
     """Warns if a local folder has the name of a TFDS dataset.
 
-    Without TFDS there is no dataset of that name, and a path such as ./cifar10 is no name.
+    Without TFDS there is no dataset of that name, and a path such as ./cifar10 is not a
+    dataset name.
     """
     if not re.match(r"\w", source) or not has_tensorflow() or not is_installed(_PACKAGE):
         return

@@ -41,7 +41,7 @@ def select_by_fitted(
     quotas: Sequence[float],
     cost_of_multiply_add: float,
 ) -> dict[str, Selection]:
-    """The methods with fitted parameters; their setting is a budget.
+    """Evaluates the methods with fitted parameters at each budget.
 
     Args:
       validation: logits and labels of validation images.
@@ -61,7 +61,7 @@ def select_by_fitted(
 
 
 class _Task(NamedTuple):
-    """The images that fit, select and measure, and the points to choose."""
+    """Splits for fitting, selection and testing, and the budgets."""
 
     fitting: Predictions
     selecting: Predictions

@@ -44,6 +44,7 @@ class BackgroundWarmUp(threading.Thread):
         self._engine, self._warm_up = engine, warm_up
         self._segment = Segment(0, engine.network.num_exits - 1)
         chosen = full_network_sizes(sizes)
+        # Nothing is measured yet: the times are assumed to be proportional to the batch sizes.
         ms = np.asarray(chosen, float)
         self._batch_sizes = BatchSizes(chosen, ms, limit, split_ms=0.5)
 
@@ -54,7 +55,8 @@ class BackgroundWarmUp(threading.Thread):
     def run(self) -> None:
         """Compiles; a failure is logged, and `predict` compiles what it needs."""
         try:
-            for size in self._batch_sizes.used:  # one by one: the first may be waited for
+            # One by one, because a caller may wait for the first.
+            for size in self._batch_sizes.used:
                 self._engine.compile([(self._segment, size)])
             self._warm_up()
         except Exception:

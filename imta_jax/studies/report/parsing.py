@@ -23,7 +23,7 @@ def parse_study(study: object, source: str = "the study") -> StudyRecord:
       The record.
 
     Raises:
-      ValueError: it is not a study, or a row is incomplete. The message has what was found.
+      ValueError: it is not a study, or a row is incomplete. The message names the value.
     """
     expected = "expected a study.json written by `python launch.py --mode=study`"
     if not isinstance(study, Mapping):
@@ -54,7 +54,7 @@ def load_study(path: str | Path) -> StudyRecord:
 
     Raises:
       FileNotFoundError: the file does not exist.
-      ValueError: it is not JSON, or not a study. The message has what was found.
+      ValueError: it is not JSON, or not a study. The message names the value.
     """
     return parse_study(read_json(path), str(path))
 

@@ -52,7 +52,7 @@ def test_a_run_uses_a_saved_executable_and_compiles_nothing(saved, mesh):
     assert not compiled
 
 
-def test_a_missing_file_is_no_error(saved, mesh):
+def test_a_missing_file_is_not_an_error(saved, mesh):
     path, lowered = saved
     assert load_executable(path.with_name("phase_two"), lowered, list(mesh.devices.flat)) is None
 

@@ -1,19 +1,13 @@
-"""The precision of matrix products and convolutions: in programs, and on a CPU."""
+"""The precision of matrix products and convolutions in steps of training and evaluation."""
 
 import re
 
-import chex
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 import tiny_run
 from flax import nnx
 
 from imta_jax.distributed import place_batch
 from imta_jax.evaluation.collect import jit_logits
-from imta_jax.nn.convolution import convolve
-from imta_jax.nn.precision import with_matmul_precision
 from imta_jax.training.step import jit_eval_step
 
 _PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution)\b.*")
@@ -42,14 +36,3 @@ def test_validation_and_evaluation_have_the_precision_of_the_evaluation(phase_on
     graphdef, variables = nnx.split(phase_one.classifier)
     logits = jit_logits(graphdef, variables, **options)
     assert precisions(logits.lower(variables, batch)) == {"HIGHEST"}
-
-
-def test_a_cpu_computes_the_same_numbers_with_every_precision():
-    draw = np.random.default_rng(0).normal
-    x, kernel = (jnp.asarray(draw(size=s), jnp.float32) for s in ((2, 16, 16, 3), (3, 3, 3, 4)))
-
-    def gradient(x, kernel):
-        return jax.grad(lambda kernel: (convolve(x, kernel) ** 2).sum())(kernel)
-
-    highest = jax.jit(with_matmul_precision(gradient, "highest"))(x, kernel)
-    chex.assert_trees_all_equal(highest, jax.jit(gradient)(x, kernel))
