@@ -25,7 +25,7 @@ from imta_jax.nn.initialization import constant
 
 # TPUs store results of at most so many pixels in float32. Otherwise XLA stores those that only
 # convolutions read in bfloat16, which takes longer, and computes them again for the mask of the
-# ReLU. Larger maps are bound by memory (`docs/results/accelerators.md`).
+# ReLU. Larger maps are bound by memory (`docs/results/accelerators_log.md`).
 _SMALL_PIXELS = 32 * 32
 
 

@@ -3,7 +3,7 @@
 The function is that of `batch_norm.batch_normalize`, with an array per branch instead of one for
 all channels. On TPUs the backward pass sums the gradient of each branch by itself. XLA fuses these
 sums into the convolutions that compute the gradients. It does not fuse sums over the concatenated
-gradients, which take as long as all convolutions of a layer (`docs/results/accelerators.md`).
+gradients, which take as long as all convolutions of a layer (`docs/results/accelerators_log.md`).
 """
 
 import functools

@@ -3,7 +3,7 @@
 A step moves a running mean and variance for every batch normalization. On accelerators, most of
 these updates are kernels of their own. A dispatch concatenates the statistics before its first step
 and splits them after the last one, so that states and checkpoints hold them by name
-(`docs/results/accelerators.md`). The update is the same function of the same numbers.
+(`docs/results/accelerators_log.md`). The update is the same function of the same numbers.
 """
 
 import dataclasses

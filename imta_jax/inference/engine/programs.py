@@ -104,7 +104,7 @@ class Programs:
     Attributes:
       num_compiled: number of programs compiled so far.
       flat: whether maps between programs are [N, H*W*C], as on accelerators. TPUs copy maps
-        [N, H, W, C] into other layouts in every program (`docs/results/accelerators.md`).
+        [N, H, W, C] into other layouts in every program (`docs/results/accelerators_log.md`).
     """
 
     def __init__(self, network: StagedNetwork):
