@@ -52,7 +52,7 @@ from imta_jax.runtime.environment import usable_cores
 from imta_jax.runtime.huge_pages import restart_with_huge_pages
 from imta_jax.training.feed import Feed, host_feed, steps_per_dispatch, training_feed
 from imta_jax.training.optimizer import sgd
-from imta_jax.training.setup import build_phase, new_phase_one
+from imta_jax.training.setup import assemble_phase, new_phase_one, phase_parts
 from imta_jax.training.state import TrainState
 from imta_jax.training.step import jit_batch_step
 from imta_jax.types import Batch
@@ -76,7 +76,14 @@ def training_feeds(config: RunConfig) -> tuple[dict[str, Feed], TrainState]:
     # A low learning rate keeps the loss finite over many steps on noise.
     optimizer = sgd(lambda step: 1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
     classifier, pixels = new_phase_one(config, dataset), {"mean": dataset.mean, "std": dataset.std}
-    phase = build_phase("phase_one", config, classifier, optimizer, **pixels, mesh=mesh)
+    phase = assemble_phase(
+        "phase_one",
+        config,
+        *phase_parts("phase_one", config, classifier),
+        optimizer,
+        **pixels,
+        mesh=mesh,
+    )
     state = phase.new_state()
 
     def feed_of(**changes: Any) -> Feed:

@@ -24,7 +24,7 @@ from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit
 from imta_jax.distributed import data_mesh, place_batch, place_indices, replicate_host
 from imta_jax.models import inference_logits
 from imta_jax.training.optimizer import sgd
-from imta_jax.training.setup import build_phase, new_phase_one
+from imta_jax.training.setup import assemble_phase, new_phase_one, phase_parts
 from imta_jax.training.state import TrainState, named_arrays
 from imta_jax.training.step import jit_batch_step, jit_on_device_step
 from imta_jax.types import Batch
@@ -81,8 +81,13 @@ class JaxSteps:
                 weight_decay=WEIGHT_DECAY,
             )
             pixels = pixel_statistics(self.case)
-            phase = build_phase(
-                name, self.config, self.classifier, optimizer, **pixels, mesh=self.mesh
+            phase = assemble_phase(
+                name,
+                self.config,
+                *phase_parts(name, self.config, self.classifier),
+                optimizer,
+                **pixels,
+                mesh=self.mesh,
             )
             state = phase.new_state()
             if self.on_device:

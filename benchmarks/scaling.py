@@ -43,7 +43,13 @@ from imta_jax.data import DatasetInfo
 from imta_jax.distributed import data_mesh, join_processes, place_batch
 from imta_jax.training.objectives import ALL_PARAMETERS
 from imta_jax.training.optimizer import sgd
-from imta_jax.training.setup import Phase, build_phase, new_phase_one, phase_one_objective
+from imta_jax.training.setup import (
+    Phase,
+    assemble_phase,
+    new_phase_one,
+    phase_one_objective,
+    phase_parts,
+)
 from imta_jax.training.state import TrainState
 from imta_jax.training.step import jit_batch_step
 from imta_jax.types import Batch
@@ -90,7 +96,9 @@ def new_phase(config: RunConfig, info: Any, name: str) -> Phase:
     channels = info.image_shape[-1]
     pixels = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
     classifier = new_phase_one(config, info)
-    return build_phase(name, config, classifier, optimizer, **pixels, mesh=data_mesh())
+    return assemble_phase(
+        name, config, *phase_parts(name, config, classifier), optimizer, **pixels, mesh=data_mesh()
+    )
 
 
 def new_step(config: RunConfig, info: Any, name: str) -> tuple[Any, TrainState, Batch]:

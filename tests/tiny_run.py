@@ -18,12 +18,15 @@ from ml_collections import ConfigDict
 from imta_jax.config import RunConfig
 from imta_jax.data import DatasetInfo
 from imta_jax.distributed import place_batch
+from imta_jax.models import Backbone, MultiExitClassifier
+from imta_jax.models.classifier import Tap
 from imta_jax.training.optimizer import phase_optimizer
 from imta_jax.training.schedules import phase_schedule
 from imta_jax.training.setup import (
     Phase,
-    build_phase,
+    assemble_phase,
     new_phase_one,
+    phase_parts,
     phase_settings,
 )
 from imta_jax.training.state import named_arrays
@@ -129,8 +132,23 @@ def make_phase(name: str, mesh: Mesh, preset: str = "paper", **changes: Any) -> 
     settings = phase_settings(config, name)
     optimizer = phase_optimizer(settings, phase_schedule(settings, total_steps=1000))
     classifier = new_phase_one(config, INFO)
-    phase = build_phase(name, config, classifier, optimizer, **PIXELS, mesh=mesh)
+    phase = assemble_phase(
+        name, config, *phase_parts(name, config, classifier), optimizer, **PIXELS, mesh=mesh
+    )
     return dataclasses.replace(phase, step=jit_batch_step(phase.step, mesh))
+
+
+def backbone_features(
+    backbone: Backbone, images: jax.Array, tap: Tap | None = None
+) -> tuple[jax.Array, ...]:
+    """Pooled features of all exits, in the backbone's mode and without heads."""
+    network = MultiExitClassifier(
+        backbone,
+        lambda i, features, carry: (features, carry),
+        num_classes=2,
+        image_shape=images.shape[1:],
+    )
+    return network.features(images, tap=tap)
 
 
 def draw_batch(count: int, seed: int) -> Batch:

@@ -23,7 +23,6 @@ from imta_jax.training.setup import (
     assemble_phase,
     new_phase_one,
     phase_parts,
-    phase_settings,
 )
 from imta_jax.training.state import TrainState
 from imta_jax.types import PerChannel
@@ -59,10 +58,8 @@ def abstract_phase(
 
     classifier = nnx.eval_shape(build)
     objective, trainable = others
-    pixels: Any = {"mean": mean, "std": std}
-    settings = phase_settings(config, name)
     return assemble_phase(
-        classifier, objective, trainable, optimizer, settings, **pixels, mesh=mesh
+        name, config, classifier, objective, trainable, optimizer, mean=mean, std=std, mesh=mesh
     )
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 from flax import nnx
 
 from imta_jax.config import PHASES, PhaseConfig, RunConfig
@@ -42,7 +41,6 @@ from imta_jax.training.setup import (
     mesh_of,
     new_phase_one,
     phase_parts,
-    phase_seed,
     phase_settings,
 )
 from imta_jax.training.validation import make_validation
@@ -169,7 +167,10 @@ def train_phase(
     steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
     learning_rate: Any = epochs_schedule(settings, epochs, steps)
     optimizer = phase_optimizer(settings, learning_rate)
-    phase = _assemble(name, config, dataset, classifier, objective, trainable, optimizer)
+    pixels: Any = {"mean": dataset.mean, "std": dataset.std}
+    phase = assemble_phase(
+        name, config, classifier, objective, trainable, optimizer, **pixels, mesh=mesh_of(config)
+    )
     state = phase.new_state()
     feed = training_feed(config, name, dataset, phase, state, _saved_executable(folder, name))
     schedule = f"{name}: {epochs.stop} epochs of {steps} steps, input: {feed.name}"
@@ -187,29 +188,6 @@ def train_phase(
         callbacks=_callbacks(config, folder, phase, meta, learning_rate),
         patience_epochs=_patience(settings, epochs),
     ).run(state)
-
-
-def _assemble(
-    name: str,
-    config: RunConfig,
-    dataset: Dataset,
-    classifier: MultiExitClassifier,
-    objective: Objective,
-    trainable: Any,
-    optimizer: optax.GradientTransformation,
-) -> Phase:
-    """`assemble_phase` with the settings, the devices and the seed of a run."""
-    return assemble_phase(
-        classifier,
-        objective,
-        trainable,
-        optimizer,
-        phase_settings(config, name),
-        mean=dataset.mean,
-        std=dataset.std,
-        mesh=mesh_of(config),
-        seed=phase_seed(config, name),
-    )
 
 
 def _callbacks(

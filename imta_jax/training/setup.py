@@ -5,7 +5,6 @@ The training loop, the tests and the benchmarks all set up their phases here.
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -45,6 +44,7 @@ from imta_jax.training.objectives import (
 from imta_jax.training.packed_statistics import moving_statistics, packs_statistics
 from imta_jax.training.state import TrainState, check_variables, create_state
 from imta_jax.training.step import TrainStep, augmented_step, train_step
+from imta_jax.types import PerChannel
 
 _log = logging.getLogger(__name__)
 
@@ -95,31 +95,32 @@ class Phase:
 
 
 def assemble_phase(
+    name: str,
+    config: RunConfig,
     classifier: MultiExitClassifier,
     objective: Objective,
     trainable: Any,
     optimizer: optax.GradientTransformation,
-    settings: PhaseConfig,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: PerChannel,
+    std: PerChannel,
     mesh: Mesh,
-    seed: int = 0,
 ) -> Phase:
     """Sets the classifier's modes and builds the training step.
 
     Args:
+      name: "phase_one" or "phase_two"; selects the section of the config.
+      config: the run's config. The `compute_dtype`, `matmul_precision`, `accumulate_parts`,
+        `batch_statistics`, `freeze`, `ema_decay` and augmentation of the section are used.
       classifier: the initial network; its modes and `compute_dtype` are set in place.
-      objective: the loss.
+      objective: the loss. `phase_parts` gives the network, the loss and the filter of a config.
       trainable: NNX filter of the trained variables.
       optimizer: optimizer of the trained variables.
-      settings: its `compute_dtype`, `matmul_precision`, `accumulate_parts`, `batch_statistics`,
-        `freeze`, `ema_decay` and augmentation are used.
       mean: mean of the pixels per channel, in 0..1.
       std: standard deviation of the pixels per channel, in 0..1.
       mesh: the devices.
-      seed: seed of the augmentation of batches; see `phase_seed`.
     """
+    settings = phase_settings(config, name)
     classifier.compute_dtype = jnp.dtype(settings.compute_dtype)
     objective.set_mode(classifier)
     freeze_statistics(classifier, settings)
@@ -136,7 +137,7 @@ def assemble_phase(
     else:
         arguments["accumulate_parts"] = settings.accumulate_parts
         step = train_step(graphdef, objective, trainable, optimizer, **arguments)
-    augmentation = BatchAugmentation(settings, classifier.num_classes, seed)
+    augmentation = BatchAugmentation(settings, classifier.num_classes, phase_seed(config, name))
     step = augmented_step(with_matmul_precision(step, settings.matmul_precision), augmentation)
     has_average = settings.ema_decay > 0
     if has_average:
@@ -165,38 +166,6 @@ def _warn_of_other_dtypes(classifier: MultiExitClassifier) -> None:
             type(classifier.backbone).__name__,
             ", ".join(deviations),
         )
-
-
-def build_phase(
-    name: str,
-    config: RunConfig,
-    classifier: MultiExitClassifier,
-    optimizer: optax.GradientTransformation,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    mesh: Mesh,
-) -> Phase:
-    """The phase of a config on a phase-I classifier.
-
-    Args:
-      name: "phase_one" or "phase_two".
-      config: the run's config.
-      classifier: a phase-I classifier; phase II gets new heads on its backbone.
-      optimizer: optimizer of the trained variables.
-      mean: mean of the pixels per channel, in 0..1.
-      std: standard deviation of the pixels per channel, in 0..1.
-      mesh: the devices.
-    """
-    return assemble_phase(
-        *phase_parts(name, config, classifier),
-        optimizer,
-        phase_settings(config, name),
-        mean=mean,
-        std=std,
-        mesh=mesh,
-        seed=phase_seed(config, name),
-    )
 
 
 def phase_parts(

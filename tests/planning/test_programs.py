@@ -12,7 +12,7 @@ from imta_jax.training.abstract_phase import abstract_phase, abstract_state
 from imta_jax.training.feed import training_feed
 from imta_jax.training.optimizer import phase_optimizer
 from imta_jax.training.schedules import epochs_schedule
-from imta_jax.training.setup import build_phase, new_phase_one, phase_settings
+from imta_jax.training.setup import assemble_phase, new_phase_one, phase_parts, phase_settings
 
 PHASES = ("phase_one", "phase_two")
 
@@ -31,7 +31,9 @@ def lowered_by_a_run(config, dataset, name, mesh):
     optimizer = optimizer_of(config, name, len(dataset.splits["train"]) // 16)
     classifier = new_phase_one(config, dataset)
     pixels = {"mean": dataset.mean, "std": dataset.std}
-    phase = build_phase(name, config, classifier, optimizer, **pixels, mesh=mesh)
+    phase = assemble_phase(
+        name, config, *phase_parts(name, config, classifier), optimizer, **pixels, mesh=mesh
+    )
     state = phase.new_state()
     feed = training_feed(config, name, dataset, phase, state)
     closure = dict(zip(feed.advance.__code__.co_freevars, feed.advance.__closure__, strict=True))
@@ -82,7 +84,9 @@ def test_an_abstract_state_has_shapes_types_and_shardings_of_a_new_one(name, cha
     optimizer = optimizer_of(config, name, 3)
     arguments = {**tiny_run.PIXELS, "mesh": mesh}
     classifier = new_phase_one(config, tiny_run.INFO)
-    real = build_phase(name, config, classifier, optimizer, **arguments).new_state()
+    real = assemble_phase(
+        name, config, *phase_parts(name, config, classifier), optimizer, **arguments
+    ).new_state()
     phase = abstract_phase(name, config, tiny_run.INFO, optimizer, **arguments)
     assert described(abstract_state(phase)) == described(real)
 

@@ -56,11 +56,12 @@ def saved(folder, epoch):
 
 def test_the_first_part_trains_the_backbone_and_the_last_head_only(phase_one):
     phase = assemble_phase(
+        "phase_one",
+        tiny_run.run_config("unused"),
         phase_one.classifier,
         LastExitObjective(),
         phase_one.trainable,
         phase_one.optimizer,
-        tiny_run.run_config("unused").phase_one,
         **tiny_run.PIXELS,
         mesh=phase_one.mesh,
     )
