@@ -5,6 +5,8 @@ promote a bfloat16 input to the float32 of their parameters, so that the network
 float32.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,12 +44,9 @@ def dtype_deviations(classifier: MultiExitClassifier) -> list[str]:
 
     def maps_of(state: nnx.State, images: jax.Array) -> dict[str, object]:
         network = nnx.merge(graphdef, state, copy=True)
-        maps = network.stem(images)
-        maps_of_parts: dict[str, object] = {"stem": maps}
-        for i in range(network.num_exits):
-            maps = network.backbone.stage(i, maps)
-            maps_of_parts[f"stage {i + 1}"] = maps
-        return maps_of_parts
+        maps: dict[str, Any] = {"stem": network.stem(images)}
+        network.features(images, tap=lambda i, x: maps.setdefault(f"stage {i + 1}", x))
+        return maps
 
     expected = jnp.dtype(classifier.compute_dtype)
     return [

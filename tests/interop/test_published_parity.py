@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run
 from flax import nnx
 
-from imta_jax.models import Backbone, MultiExitClassifier
+from imta_jax.models import MultiExitClassifier
 from imta_jax.models.optimize import optimized_form
 from imta_jax.nn.cpu.layout import Layout
 from imta_jax.techniques import cross_entropy, one_for_all_loss, teacher_divergence
@@ -26,16 +27,8 @@ TAGS = {"T1_g0.1": (1.0, 0.1), "T3_g0.9": (3.0, 0.9)}
 HEADS = nnx.All(nnx.Param, nnx.PathContains("heads"))
 
 in_mode = nnx.jit(lambda network, images: network.features(images))
-
-
-@nnx.jit
-def backbone_features(backbone: Backbone, images: jax.Array) -> tuple[jax.Array, ...]:
-    """The features without the heads, so that both phases share one compilation."""
-    state, collected = backbone.stem(images), []
-    for i in range(backbone.num_exits):
-        state = backbone.stage(i, state)
-        collected.append(backbone.exit_features(i, state))
-    return tuple(collected)
+# Without the heads, so that both phases share one compilation.
+backbone_features = nnx.jit(tiny_run.backbone_features)
 
 
 def renamed(values: Mapping[str, np.ndarray], prefix: str, keep: tuple[str, ...] = ("",)) -> Arrays:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run
 from flax import linen, nnx
 from flax.nnx import bridge
 
@@ -72,10 +73,9 @@ def wrapped(name, **options):
 
 
 def last_output(backbone, images=IMAGES):
-    state = backbone.stem(images)
-    for i in range(backbone.num_exits):
-        state = backbone.stage(i, state)
-    return state[0]
+    states = {}
+    tiny_run.backbone_features(backbone, images, lambda i, state: states.setdefault(i, state))
+    return states[backbone.num_exits - 1][0]
 
 
 def linen_variables(backbone):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run
 from flax import linen, nnx
 
 import imta_jax
@@ -50,11 +51,7 @@ class Model(nnx.Module):
 
 
 def outputs(backbone):
-    state, actual = backbone.stem(IMAGES), []
-    for i in range(backbone.num_exits):
-        state = backbone.stage(i, state)
-        actual.append(backbone.exit_features(i, state))
-    return actual
+    return tiny_run.backbone_features(backbone, IMAGES)
 
 
 def test_last_exit_has_the_output_of_the_model():
