@@ -18,6 +18,7 @@ from imta_jax.evaluation.array_like import ArrayLike
 from imta_jax.evaluation.array_shapes import Bool, Float, Float32, Float64, Int, Int32, Num
 from imta_jax.runtime.array_files import write_npz
 from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.files import check_regular_file
 
 # Values per chunk: 1 MiB of float32, so that the temporaries stay in a core's cache.
 _CHUNK_VALUES = 2**18
@@ -89,9 +90,11 @@ def load_predictions(path: str | Path) -> Predictions:
 
     Raises:
       FileNotFoundError: the file does not exist.
+      FileExistsError: it is no regular file.
       ValueError: the file is not an `.npz`, lacks an array, contains pickled objects, or contains
         arrays that `checked_predictions` rejects.
     """
+    check_regular_file(Path(path))
     try:
         # Opened here: np.load leaks the file handle if the file is not an archive.
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:

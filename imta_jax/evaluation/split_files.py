@@ -13,6 +13,7 @@ import numpy as np
 from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
 from imta_jax.evaluation.budget import Outcomes, checked_outcomes
 from imta_jax.evaluation.predictions import Predictions, load_predictions
+from imta_jax.runtime.files import check_regular_file
 
 _SCORES = ("scores", "correct")
 
@@ -43,6 +44,7 @@ def load_split(path: str | Path) -> Predictions | Outcomes:
 
 def _array_names(path: Path) -> set[str]:
     """Names in an archive; none if the file is not an archive."""
+    check_regular_file(path)
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             return set()

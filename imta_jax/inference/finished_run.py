@@ -146,7 +146,7 @@ def _check_results(
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         raise MissingFileError(
             f"{path} does not exist; expected the folder of a finished run: train and evaluate it "
             f"first (launch.py --workdir={path.parent})"

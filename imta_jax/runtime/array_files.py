@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
-from imta_jax.runtime.files import replacing
+from imta_jax.runtime.files import check_regular_file, replacing
 
 # Types of the safetensors format.
 _DTYPES = {
@@ -54,6 +54,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
       InputError: not an `.npz` of plain arrays. The message explains how to convert a PyTorch
         checkpoint.
     """
+    check_regular_file(Path(path))
     try:
         with Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
             # A PyTorch checkpoint is also a zip file. NumPy would return its pickle as bytes.
@@ -80,6 +81,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
       FileNotFoundError: the file does not exist.
       InputError: the header is damaged, a type is unknown, or an array's bytes are missing.
     """
+    check_regular_file(Path(path))
     try:
         with Path(path).open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

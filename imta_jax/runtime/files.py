@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,17 +32,32 @@ def create_folder(folder: Path) -> None:
         raise _not_writable(folder, error) from error
 
 
+def check_regular_file(path: Path) -> None:
+    """Checks a file before it is opened: opening a pipe blocks until another process writes to it.
+
+    Raises:
+      ExistingFileError: it is a folder, a pipe, a device or a socket.
+      OSError: it does not exist, or its state cannot be read.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise _is_folder(path)
+    if not stat.S_ISREG(mode):
+        raise ExistingFileError(
+            f"{path} is a pipe, a device or a socket; expected a regular file; rename or delete it"
+        )
+
+
 def read_file(path: Path) -> bytes:
     """Reads a file, which exists.
 
     Raises:
-      ExistingFileError: it is a folder.
+      ExistingFileError: see `check_regular_file`.
       FilePermissionError: it may not be read.
     """
     try:
+        check_regular_file(path)
         return path.read_bytes()
-    except IsADirectoryError as error:
-        raise _is_folder(path) from error
     except PermissionError as error:
         raise FilePermissionError(
             error.errno, f"{path} cannot be read ({error.strerror}); change its permissions"

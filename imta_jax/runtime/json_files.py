@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imta_jax.errors import InputError
-from imta_jax.runtime.files import append_or_restore, read_file
+from imta_jax.runtime.files import append_or_restore, check_regular_file, read_file
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
     Raises:
       InputError: the file is empty or damaged, or holds no object.
-      ExistingFileError, FilePermissionError: it is a folder, or may not be read.
+      ExistingFileError, FilePermissionError: it is no regular file, or may not be read.
     """
     try:
         value = json.loads(read_file(path).decode())
@@ -83,8 +83,11 @@ def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
     ended first.
 
     Raises:
+      ExistingFileError: it is a folder or a pipe.
       OSError: the file cannot be written.
     """
+    if path.exists():
+        check_regular_file(path)
     start = "" if not path.exists() or _ends_with_newline(path) else "\n"
     append_or_restore(path, (start + json.dumps(value) + "\n").encode())
 

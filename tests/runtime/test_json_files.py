@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from tensorboardX.proto.event_pb2 import Event
 
+from imta_jax.errors import ExistingFileError
 from imta_jax.runtime.json_files import (
     append_json_line,
     read_json,
@@ -44,6 +45,20 @@ def test_a_damaged_file_is_named_with_the_fix(content, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "imta_jax"):
         assert read_json_or_none(path, "it is written again") is None
     assert str(path) in caplog.text and "it is written again" in caplog.text
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_folder_or_pipe_in_place_of_a_file_is_named_and_not_opened(make, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    make(path)
+    for call in (
+        lambda: read_json(path, ""),
+        lambda: read_json_or_none(path, ""),
+        lambda: read_json_lines(path),
+        lambda: append_json_line(path, {}),
+    ):
+        with pytest.raises(ExistingFileError, match=rf"{path} is a .*expected a .*file"):
+            call()
 
 
 def test_a_missing_file_is_none_without_a_warning(tmp_path, caplog):

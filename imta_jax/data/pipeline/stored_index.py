@@ -11,7 +11,7 @@ import numpy as np
 from imta_jax.data.decoding.header import POLICY_VERSION
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
-from imta_jax.runtime.files import replacing
+from imta_jax.runtime.files import check_regular_file, replacing
 
 _log = logging.getLogger(__name__)
 _FORMAT = 2  # Format of stored indexes; after a change they are computed again.
@@ -99,6 +99,7 @@ def _save(path: Path, indexed: Indexed) -> None:
 
 
 def _load(path: Path) -> Indexed:
+    check_regular_file(path)
     # If NumPy opened the file, it would not close it after an error.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         images = {name: archive[name] for name in _image_fields()}

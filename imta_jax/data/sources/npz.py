@@ -11,6 +11,7 @@ import numpy as np
 from imta_jax.data.source_validation import SourceData, SourceSplit
 from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.errors import UNREADABLE_ARCHIVE, FilePermissionError, InputError, MissingFileError
+from imta_jax.runtime.files import check_regular_file
 from imta_jax.runtime.paths import local_path
 
 # NumPy takes a file that does not start like this for pickled data, also if an archive follows.
@@ -64,10 +65,11 @@ def _check_readable(path: Path) -> None:
             f"config.data.source is {path}, which is a folder, expected an .npz file; rename the"
             " folder if it holds images"
         )
-    if not path.is_file():
+    if not path.exists():
         raise MissingFileError(
             f"config.data.source is {path.absolute()}, but this file does not exist"
         )
+    check_regular_file(path)
     if not os.access(path, os.R_OK):
         raise FilePermissionError(errno.EACCES, "no read permission; run chmod u+r", str(path))
     with path.open("rb") as file:

@@ -17,6 +17,7 @@ import pandas as pd
 from imta_jax.config import PHASES
 from imta_jax.errors import InputError, MissingFileError
 from imta_jax.report.fonts import drawable_name
+from imta_jax.runtime.files import check_regular_file
 from imta_jax.runtime.json_files import read_json, read_json_or_none
 from imta_jax.runtime.metric_rows import read_metric_rows
 from imta_jax.runtime.paths import local_path
@@ -265,6 +266,7 @@ def _read_or_none(path: Path, read: Callable[[Path], Content]) -> Content | None
     if not path.exists():
         return None
     try:
+        check_regular_file(path)
         return read(path)
     except Exception as error:  # Readers of archives and Parquet raise many types for damage.
         reason = " ".join(str(error).split())[:200]

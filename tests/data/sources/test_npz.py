@@ -1,6 +1,7 @@
 """.npz files as a source."""
 
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -41,6 +42,12 @@ def test_npz_without_read_permission_raises_a_permission_error(npz, monkeypatch)
 def test_folder_named_like_an_npz_raises(tmp_path):
     (tmp_path / "images.npz").mkdir()
     with pytest.raises(ValueError, match=r"images\.npz.*folder"):
+        load_dataset(config(str(tmp_path / "images.npz")))
+
+
+def test_a_pipe_named_like_an_npz_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "images.npz")
+    with pytest.raises(FileExistsError, match=r"images\.npz is a pipe"):
         load_dataset(config(str(tmp_path / "images.npz")))
 
 

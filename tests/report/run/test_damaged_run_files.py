@@ -1,6 +1,7 @@
 """Damaged files of an evaluation: the report names them and does without them."""
 
 import json
+import os
 
 import pandas as pd
 import pytest
@@ -17,7 +18,14 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("damage", [cut, lambda path: path.write_bytes(b"")], ids=["cut", "empty"])
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "damage", [cut, lambda path: path.write_bytes(b""), pipe], ids=["cut", "empty", "pipe"]
+)
 @pytest.mark.parametrize("name", FILES)
 def test_the_report_names_a_damaged_file_and_does_without_it(name, damage, tmp_path, caplog):
     folder = write_run(tmp_path / "run")
