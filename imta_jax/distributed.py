@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from imta_jax.errors import InputError
-from imta_jax.runtime.agreement import raise_in_all_processes, run_in_first_process
+from imta_jax.runtime.agreement import run_in_all_processes, run_in_first_process
 from imta_jax.runtime.joining import (
     check_kubernetes,
     check_port_is_free,
@@ -164,14 +164,7 @@ def first_process_first(load: Callable[[], Result]) -> Result:
     """
     loaded: list[Result] = []
     run_in_first_process(lambda: loaded.append(load()))
-    error = None
-    if not is_first_process():
-        try:
-            loaded.append(load())
-        except Exception as caught:
-            error = caught
-    raise_in_all_processes(error)
-    return loaded[0]
+    return run_in_all_processes(lambda: loaded[0] if loaded else load())
 
 
 def gather(tree: Tree) -> Tree:

@@ -12,6 +12,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from imta_jax.cli.process_checks import (
+    check_folder_is_shared,
+    check_same_data_in_all,
+    check_same_settings,
+)
 from imta_jax.cli.run_records import (
     check_same_config,
     check_same_data,
@@ -28,7 +33,7 @@ from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
 from imta_jax.errors import InputError, MissingPackageError, unknown_name
 from imta_jax.evaluation import evaluate, evaluation_is_finished
-from imta_jax.runtime.agreement import run_in_first_process
+from imta_jax.runtime.agreement import run_in_all_processes, run_in_first_process
 from imta_jax.runtime.factories import unread_options_raise
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.lock import create_workdir, lock_workdir
@@ -85,7 +90,8 @@ def run(
         raise unknown_name("mode", mode, (*MODES, "study"))
     if isinstance(config, ConfigDict | Mapping) and "arms" in config:
         raise InputError("this is the config of a study: add --mode=study")
-    parsed = RunConfig.from_mapping(config)
+    parsed = run_in_all_processes(lambda: RunConfig.from_mapping(config))
+    check_same_settings(parsed, mode)
     if mode == "doctor":
         from imta_jax.cli.doctor import describe_run
 
@@ -181,6 +187,7 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     # The folder is created after all checks: a rejected run leaves none.
     with contextlib.ExitStack() as stack:
         run_in_first_process(lambda: stack.enter_context(lock_workdir(workdir)))
+        check_folder_is_shared(workdir)
         run_in_first_process(lambda: record_start(config, data_fingerprint, workdir, mode))
         for name in due:
             if name not in PHASES:
@@ -252,6 +259,7 @@ def _load_run_data(config: RunConfig, workdir: Path) -> tuple[Dataset, dict[str,
     with contextlib.nullcontext() if recorded else unread_options_raise():
         dataset = _load_checked_data(config, decoder)
     data_record = fingerprint(dataset)
+    check_same_data_in_all(data_record)
     if recorded:
         check_same_data(recorded, data_record, workdir)
     return dataset, data_record

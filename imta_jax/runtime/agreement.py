@@ -26,6 +26,13 @@ def run_in_first_process(action: Callable[[], object]) -> None:
     raise_in_all_processes(_error_of(action) if jax.process_index() == 0 else None)
 
 
+def run_in_all_processes(action: Callable[[], Value]) -> Value:
+    """Calls a function in every process. An error in one of them is raised in all."""
+    results: list[Value] = []
+    raise_in_all_processes(_error_of(lambda: results.append(action())))
+    return results[0]
+
+
 def raise_in_all_processes(error: Exception | None) -> None:
     """Raises an error in all processes if at least one process passes one.
 

@@ -25,13 +25,23 @@ def config_differences(recorded: Any, current: Any, name: str = "config") -> lis
       current: the config of this launch.
       name: prefix of the field names.
     """
-    if isinstance(recorded, dict) and isinstance(current, dict):
-        fields = sorted(recorded.keys() | current.keys())
+    return [
+        f"{field}: the folder's {before!r}, now {now!r}"
+        for field, before, now in differing_fields(recorded, current, name)
+    ]
+
+
+def differing_fields(first: Any, second: Any, name: str) -> list[tuple[str, Any, Any]]:
+    """The fields in which two configs of JSON types differ: name and both values.
+
+    A field that a config does not have is None.
+    """
+    if isinstance(first, dict) and isinstance(second, dict):
         return [
-            line
-            for field in fields
-            for line in config_differences(
-                recorded.get(field), current.get(field), f"{name}.{field}"
+            difference
+            for field in sorted(first.keys() | second.keys())
+            for difference in differing_fields(
+                first.get(field), second.get(field), f"{name}.{field}"
             )
         ]
-    return [] if recorded == current else [f"{name}: the folder's {recorded!r}, now {current!r}"]
+    return [] if first == second else [(name, first, second)]

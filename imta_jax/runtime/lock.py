@@ -31,7 +31,9 @@ def lock_workdir(folder: Path) -> Iterator[None]:
     create_workdir(folder)
     with _storage_errors(folder):
         path.open("a").close()
-    owner = _owner(path)  # Before `acquire`, which empties the file in some versions of filelock.
+    owner = lock_owner(
+        folder
+    )  # Before `acquire`, which empties the file in some versions of filelock.
     lock = filelock.FileLock(path, blocking=False)
     try:
         lock.acquire()
@@ -71,9 +73,9 @@ def _storage_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _owner(path: Path) -> str:
-    """The process that holds a lock, for messages."""
+def lock_owner(folder: Path) -> str:
+    """The process that last locked a folder, as text."""
     try:
-        return path.read_text().strip() or "unknown process"
+        return (folder / ".lock").read_text().strip() or "unknown process"
     except OSError:  # Windows does not read a locked file.
         return "unknown process"

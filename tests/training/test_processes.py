@@ -38,12 +38,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start_two(source, workdir, *more):
-    """Two processes of four devices each."""
+def start_two(source, workdir, *more, second=()):
+    """Two processes of four devices each. The second one also has the flags `second`."""
     address = f"--coordinator_address=localhost:{free_port()}"
     return [
-        start(source, workdir, 4, address, "--num_processes=2", f"--process_id={i}", *more)
-        for i in range(2)
+        start(source, workdir, 4, address, "--num_processes=2", f"--process_id={i}", *more, *own)
+        for i, own in enumerate([(), second])
     ]
 
 
@@ -151,6 +151,16 @@ def test_saves_of_epochs_and_steps_do_not_block_each_other(source, tmp_path):
 def limit_files(process, size):
     """Makes larger writes of a process fail, as on a full disk."""
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_processes_with_other_flags_end_with_one_line(source, tmp_path):
+    processes = start_two(source, tmp_path / "run", second=["--config.seed=5"])
+    logs = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], logs
+    for log in logs:
+        assert "config.seed: 0 in process 0, 5 in process 1" in log
+        assert "Traceback" not in log and "SIGABRT" not in log
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_of_the_writing_process_ends_all_with_one_line(source, tmp_path):
