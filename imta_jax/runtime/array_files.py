@@ -1,5 +1,6 @@
 """Named arrays in `.npz` and `.safetensors` files. Nothing is unpickled."""
 
+import functools
 import json
 import math
 import struct
@@ -8,28 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
 from imta_jax.runtime.files import check_regular_file, replacing
 
-# Types of the safetensors format.
-_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
 _MAX_HEADER_BYTES = 100_000_000  # The limit of the reference implementation.
 _CONVERT = (
     "Convert a PyTorch checkpoint that you trust: "
@@ -106,7 +90,7 @@ def write_safetensors(
       arrays: arrays by name, each of a type of the format.
       metadata: texts for other programs.
     """
-    names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+    names = {dtype: name for name, dtype in _dtypes().items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     contents, offset = [], 0
     for name, array in arrays.items():
@@ -125,12 +109,35 @@ def write_safetensors(
 
 def _array(name: str, entry: dict[str, Any], data: bytes) -> np.ndarray:
     """An array of the header's type and shape from its range of bytes."""
-    if entry["dtype"] not in _DTYPES:
-        raise InputError(f"{name} has the type {entry['dtype']}; expected {', '.join(_DTYPES)}")
-    dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+    if entry["dtype"] not in _dtypes():
+        raise InputError(f"{name} has the type {entry['dtype']}; expected {', '.join(_dtypes())}")
+    dtype, shape = _dtypes()[entry["dtype"]], tuple(entry["shape"])
     start, stop = entry["data_offsets"]
     if not 0 <= start <= stop <= len(data) or stop - start != math.prod(shape) * dtype.itemsize:
         raise InputError(
             f"{name}: bytes {start} to {stop} of {len(data)}; expected those of {shape} {dtype}"
         )
     return np.frombuffer(data[start:stop], dtype).reshape(shape)
+
+
+@functools.cache
+def _dtypes() -> dict[str, np.dtype]:
+    """Types of the safetensors format, by their names in it."""
+    import ml_dtypes  # The threshold command needs only NumPy and SciPy.
+
+    types = {
+        "F64": np.float64,
+        "F32": np.float32,
+        "F16": np.float16,
+        "BF16": ml_dtypes.bfloat16,
+        "I64": np.int64,
+        "I32": np.int32,
+        "I16": np.int16,
+        "I8": np.int8,
+        "U64": np.uint64,
+        "U32": np.uint32,
+        "U16": np.uint16,
+        "U8": np.uint8,
+        "BOOL": np.bool_,
+    }
+    return {name: np.dtype(dtype) for name, dtype in types.items()}
