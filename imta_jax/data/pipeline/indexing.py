@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int32, Int64, UInt8
 
 from imta_jax.data.decoding.pillow_decoder import import_pillow
 from imta_jax.data.decoding.refusal import MAX_FILE_BYTES, Refusal, RefusedImageError
+from imta_jax.data.pipeline.damaged_records import damaged_records_named
 from imta_jax.data.pipeline.decoder import PILLOW, TF_DATA
 from imta_jax.data.pipeline.encoded import EncodedImages, read_file
 from imta_jax.data.pipeline.inspection import (
@@ -107,7 +108,8 @@ def index_files(
         options.inspector.decode_postponed(table, reader_of_bytes(images))
         return _completed(images, labels, table)
 
-    return _load_or_scan(scan, unopened == Refusal.NONE, key, options)
+    opened = unopened == Refusal.NONE
+    return _load_or_scan(scan, opened, images.files, len(images), key, options)
 
 
 def _columns_by_tensorflow(
@@ -209,24 +211,37 @@ def index_records(
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=False,
         )
-        table = collect(rows, examples, options.split_name)
+        with damaged_records_named(shards):
+            table = collect(rows, examples, options.split_name)
         table = table[np.lexsort((table[:, 1], table[:, 0]))]
         images = _record_images(table[:, :3], shards, feature)
         columns = table[:, 4:].copy()
         inspector.decode_postponed(columns, reader_of_bytes(images))
         return _completed(images, table[:, 3].astype(np.int32), columns)
 
-    return _load_or_scan(scan, np.True_, key, options)
+    files = np.array([os.fsencode(path) for path in shards])
+    return _load_or_scan(scan, np.True_, files, None, key, options)
 
 
 def _load_or_scan(
-    scan: Callable[[], Indexed], opened: np.ndarray | np.bool, key: Any, options: IndexOptions
+    scan: Callable[[], Indexed],
+    opened: np.ndarray | np.bool,
+    files: np.ndarray,
+    count: int | None,
+    key: Any,
+    options: IndexOptions,
 ) -> Indexed:
     def inspect_again(indexed: Indexed) -> Indexed:
         return _inspect_again(indexed, opened, options)
 
     return load_or_scan(
-        scan, inspect_again, key=key, index_dir=options.index_dir, split_name=options.split_name
+        scan,
+        inspect_again,
+        files=files,
+        count=count,
+        key=key,
+        index_dir=options.index_dir,
+        split_name=options.split_name,
     )
 
 

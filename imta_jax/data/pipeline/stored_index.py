@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imta_jax.data.decoding.header import POLICY_VERSION
+from imta_jax.data.decoding.refusal import Refusal
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
 from imta_jax.runtime.files import check_regular_file, replacing
@@ -42,6 +43,8 @@ def load_or_scan(
     scan: Callable[[], Indexed],
     inspect_again: Callable[[Indexed], Indexed],
     *,
+    files: np.ndarray,
+    count: int | None,
     key: Any,
     index_dir: str,
     split_name: str,
@@ -52,6 +55,8 @@ def load_or_scan(
       scan: computes the index.
       inspect_again: inspects the refused images of a loaded index again, since the cause may have
         been temporary; returns the same object if nothing changed.
+      files: bytes [F], the paths of the files.
+      count: number of images; None if it is unknown before the files are read.
       key: a value that changes whenever the images change; its repr names the file.
       index_dir: folder of stored indexes; "" stores nothing.
       split_name: the split, for messages.
@@ -66,7 +71,7 @@ def load_or_scan(
     except RuntimeError as error:  # the home folder is unknown
         _log.warning("cannot store the index of %s in %s (%s)", split_name, index_dir, error)
         return scan()
-    loaded = _loaded(path)
+    loaded = _loaded(path, files, count)
     if loaded is None:
         _log.info("reading every image of %s once, to store an index in %s", split_name, path)
     indexed = scan() if loaded is None else inspect_again(loaded)
@@ -80,9 +85,12 @@ def load_or_scan(
     return indexed._replace(path=str(path))
 
 
-def _loaded(path: Path) -> Indexed | None:
+def _loaded(path: Path, files: np.ndarray, count: int | None) -> Indexed | None:
     try:
-        return _load(path)
+        indexed = _load(path)
+        _check_arrays(indexed)
+        _check_values(indexed, files, len(indexed.labels) if count is None else count)
+        return indexed
     except FileNotFoundError:
         return None
     except _DAMAGED as error:
@@ -105,9 +113,7 @@ def _load(path: Path) -> Indexed:
         images = {name: archive[name] for name in _image_fields()}
         images["feature"] = str(images["feature"])
         others = {name: archive[name] for name in _other_fields()}
-    indexed = Indexed(EncodedImages(**images), **others, path=str(path))
-    _check_arrays(indexed)
-    return indexed
+    return Indexed(EncodedImages(**images), **others, path=str(path))
 
 
 def _check_arrays(indexed: Indexed) -> None:
@@ -121,6 +127,20 @@ def _check_arrays(indexed: Indexed) -> None:
             raise InputError(f"{name} is {array.dtype} of shape {array.shape}, expected {shape}")
     if ((images.file_id < 0) | (images.file_id >= len(images.files))).any():
         raise InputError(f"file_id is not below {len(images.files)}, the number of files")
+
+
+def _check_values(indexed: Indexed, files: np.ndarray, count: int) -> None:
+    """Raises an InputError unless the values are those of an index of `count` images in `files`."""
+    images, refusal = indexed.images, indexed.refusal
+    for name, valid in [
+        ("files", np.array_equal(images.files, files)),
+        ("labels", len(indexed.labels) == count and (indexed.labels >= 0).all()),
+        ("refusal", np.isin(refusal, list(Refusal)).all()),
+        ("orientation", ((images.orientation >= 1) & (images.orientation <= 8)).all()),
+        ("sizes", (images.sizes[refusal == Refusal.NONE] > 0).all()),
+    ]:
+        if not valid:
+            raise InputError(f"{name} does not match the images")
 
 
 def _image_fields() -> list[str]:

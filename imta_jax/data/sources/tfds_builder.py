@@ -65,6 +65,7 @@ def read_builder(
     splits = list(builder.info.splits) or _requested_splits(request)
     chosen = choose_splits(request, splits, f"TFDS dataset {builder.name}")
     _check_format(builder)
+    _check_shard_lengths(builder)
     if not request.encoded:
         check_one_shape(builder, reader.image_key)
     read = _read_indexed if request.encoded else _read_arrays
@@ -138,6 +139,16 @@ def _check_format(builder: Any) -> None:
         )
 
 
+def _check_shard_lengths(builder: Any) -> None:
+    for name, info in builder.info.splits.items():
+        if any(length < 0 for length in info.shard_lengths):
+            raise InputError(
+                f"{builder.data_dir}/dataset_info.json: shardLengths of split {name!r} is"
+                f" {list(info.shard_lengths)}, expected none below 0; copy the file again, or"
+                " prepare the dataset again"
+            )
+
+
 def check_one_shape(builder: Any, image_key: str) -> None:
     """Raises an InputError unless all images of a dataset have one shape."""
     shape = builder.info.features[image_key].shape
@@ -158,8 +169,14 @@ def _read_arrays(reader: _Reader, split: str) -> SourceSplit:
             return _read_indexed(reader, split, channels)
         pairs = _as_dataset(reader, split).map(lambda example: tuple(example[key] for key in keys))
         chunks = list(pairs.batch(_EXAMPLES_PER_CHUNK).as_numpy_iterator())
-    # A damaged image or another size; more or fewer records than dataset_info.json lists.
-    except (errors.InvalidArgumentError, errors.FailedPreconditionError):
+    # A damaged image or another size; more or fewer records than dataset_info.json lists; a damaged
+    # record, whose bytes TensorFlow quotes as if they were UTF-8.
+    except (
+        errors.InvalidArgumentError,
+        errors.FailedPreconditionError,
+        errors.DataLossError,
+        UnicodeDecodeError,
+    ):
         return _read_indexed(reader, split, channels)
     if not chunks:
         raise InputError(f"TFDS dataset {builder.name}: split {split!r} has 0 images")

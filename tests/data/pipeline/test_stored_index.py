@@ -177,6 +177,14 @@ def with_array(path, name, change):
     np.savez(path, **arrays | {name: change(arrays[name])})
 
 
+def with_one_image_less(path):
+    """Drops the last image of an index, but not its file."""
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    single = {"files", "feature"}
+    np.savez(path, **{name: a if name in single else a[:-1] for name, a in arrays.items()})
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -188,9 +196,29 @@ def with_array(path, name, change):
         lambda path: with_array(path, "sizes", lambda sizes: sizes[:-1]),
         lambda path: with_array(path, "labels", lambda labels: labels.astype(str)),
         lambda path: with_array(path, "file_id", lambda file_id: file_id + 1),
+        lambda path: with_array(path, "sizes", np.zeros_like),
+        lambda path: with_array(path, "refusal", lambda refusal: refusal + 99),
+        lambda path: with_array(path, "files", lambda files: files[::-1]),
+        with_one_image_less,
+        lambda path: (path.unlink(), os.mkfifo(path)),
         lambda path: (path.unlink(), path.mkdir()),
     ],
-    ids=["empty", "text", "cut short", "changed", "another", "sizes", "labels", "files", "folder"],
+    ids=[
+        "empty",
+        "text",
+        "cut",
+        "changed",
+        "another",
+        "short",
+        "labels",
+        "files",
+        "sizes",
+        "refusal",
+        "other",
+        "less",
+        "pipe",
+        "dir",
+    ],
 )
 def test_damaged_index_is_computed_again_with_a_warning(indexed, caplog, damage):
     root, again, seen, index_dir = indexed

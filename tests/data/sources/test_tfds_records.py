@@ -1,7 +1,9 @@
 """Encoded images in TFDS records: indexed once, then read in any order."""
 
 import io
+import json
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from imta_jax.data import (
 )
 from imta_jax.data.pipeline import indexing
 from imta_jax.data.sources import SourceRequest, load_source
+from imta_jax.errors import StorageError
 
 RANDOM_AREA_CROP = {"preprocessing": "random_area_crop", "image_size": 32, "resize": 36}
 NAMES = ("dandelion", "daisy", "tulips", "sunflowers", "roses")
@@ -321,10 +324,32 @@ def test_missing_shard_raises(prepared, tmp_path, index):
         read(tmp_path)
 
 
-@pytest.mark.parametrize("change", [lambda b: b[:-5], lambda b: b[:200] + b"!!" + b[202:]])
-def test_damaged_shard_raises(prepared, tmp_path, change):
+def other_records(_):
+    """A file of one valid record that is not a protocol buffer, and not UTF-8."""
+    import tensorflow as tf
+
+    with tempfile.NamedTemporaryFile() as file:
+        with tf.io.TFRecordWriter(file.name) as writer:
+            writer.write(b"\xff\xff\xffjunk")
+        return file.read()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda b: b[:-5], lambda b: b[:200] + b"!!" + b[202:], other_records]
+)
+def test_damaged_shard_is_named(prepared, tmp_path, change):
     shutil.copytree(prepared[0], tmp_path, dirs_exist_ok=True)
     path = tmp_path / "tf_flowers/3.0.1/tf_flowers-train.tfrecord-00001-of-00003"
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(OSError, match=rf"{tmp_path}.*record at \d"):
+    with pytest.raises(StorageError, match=rf"{path}.* record"):
+        read(tmp_path)
+
+
+def test_negative_shard_lengths_are_reported(prepared, tmp_path):
+    shutil.copytree(prepared[0], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tf_flowers/3.0.1/dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"][0]["shardLengths"] = ["-3"]
+    path.write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=rf"{path}: shardLengths.*\[-3\]"):
         read(tmp_path)
