@@ -2,23 +2,17 @@
 
 import contextlib
 import dataclasses
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from imta_jax.runtime.preemption import Interrupted, StopRequest, preemption_guard
 from imta_jax.training.callbacks.base import Callback, Progress
-from imta_jax.training.early_stopping import EarlyStopping
 from imta_jax.training.feed import Feed, TimedIterator
 from imta_jax.training.metrics import epoch_row, fetch_metrics, mean_metrics
 from imta_jax.training.objectives import ExitMetrics
 from imta_jax.training.state import TrainState
 from imta_jax.training.validation import Validate
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +30,6 @@ class TrainingLoop:
       check_every_steps: steps between checks, in which the host waits for the devices and fetches
         metrics. It does not wait between two checks.
       callbacks: called in this order.
-      patience_epochs: see `EarlyStopping`.
     """
 
     phase: str
@@ -48,7 +41,6 @@ class TrainingLoop:
     learning_rate: Callable[[int], Any]
     check_every_steps: int
     callbacks: Sequence[Callback]
-    patience_epochs: int = 0
 
     def run(self, state: TrainState) -> TrainState:
         """Trains to the last epoch, from the step that a callback restored; returns the last state.
@@ -57,23 +49,21 @@ class TrainingLoop:
           NonFiniteLossError: the loss or a gradient is not finite.
           Interrupted: training was preempted and is saved.
         """
-        progress = Progress(
-            self.phase, self.total_epochs, self.steps_per_epoch, self.batch_size, state
-        )
-        progress.early_stopping = EarlyStopping(patience_epochs=self.patience_epochs)
+        sizes = (self.total_epochs, self.steps_per_epoch, self.batch_size)
+        progress = Progress(self.phase, *sizes, state)
         # The guard is outermost, so that the last checkpoint is written before the process stops.
         with preemption_guard() as stop:
             with contextlib.ExitStack() as stack:
                 for callback in self.callbacks:
                     stack.enter_context(callback)
-                self._call("on_train_start", progress)
-                while progress.epoch < self.total_epochs and not progress.early_stopping.stopped:
+                for callback in self.callbacks:
+                    callback.on_train_start(progress)
+                while not progress.is_finished:
                     self._train_epoch(progress, stop)
                     self._validate_epoch(progress)
-                    self._call("on_epoch_end", progress)
+                    for callback in self.callbacks:
+                        callback.on_epoch_end(progress)
                     progress.epoch, progress.metrics = progress.epoch + 1, []
-                if progress.early_stopping.stopped:
-                    _log.info("%s", _why_stopped(progress))
             if stop.should_stop():
                 raise Interrupted(f"{self.phase} stopped after its last epoch, saved")
         return progress.state
@@ -81,33 +71,32 @@ class TrainingLoop:
     def _train_epoch(self, progress: Progress, stop: StopRequest) -> None:
         start, first, in_flight = time.perf_counter(), len(progress.metrics), []
         items = TimedIterator(self.feed.items(progress.epoch, first))
-        self._call("on_epoch_start", progress)
+        for callback in self.callbacks:
+            callback.on_epoch_start(progress)
         for item in items:
             progress.input_wait_seconds = items.seconds
-            self._call("on_step_start", progress)
+            for callback in self.callbacks:
+                callback.on_step_start(progress)
             progress.state, metrics = self.feed.advance(progress.state, item)
             progress.last_dispatch_steps = self.feed.steps_of(item)
             progress.steps_in_flight += progress.last_dispatch_steps
             in_flight.append((metrics, progress.last_dispatch_steps))
-            self._call("on_step_end", progress)
+            for callback in self.callbacks:
+                callback.on_step_end(progress)
             progress.stopping = stop.should_stop()
-            if progress.stopping or self._check_is_due(progress):
+            is_due = progress.stopping or progress.steps_in_flight >= self.check_every_steps
+            if is_due or any(callback.needs_check(progress) for callback in self.callbacks):
                 self._check(progress, in_flight)
             if progress.stopping:
-                position = f"step {progress.step_in_epoch} of epoch {progress.epoch + 1}"
-                raise Interrupted(f"{self.phase} stopped at {position}, saved")
+                raise Interrupted(f"{self.phase} stopped at {progress.position}, saved")
         self._check(progress, in_flight)
         seconds, steps = time.perf_counter() - start, len(progress.metrics) - first
         row = epoch_row(progress.epoch, progress.step, "train", mean_metrics(progress.metrics))
         row["learning_rate"] = float(self.learning_rate(progress.step - 1))
         row["images_per_second"] = steps * self.batch_size / seconds
         row["input_wait_share"] = items.seconds / seconds
-        self._call("on_metrics", progress, row)
-
-    def _check_is_due(self, progress: Progress) -> bool:
-        """Whether enough steps are in flight, or a callback needs the metrics now."""
-        regular = progress.steps_in_flight >= self.check_every_steps
-        return regular or any(callback.needs_check(progress) for callback in self.callbacks)
+        for callback in self.callbacks:
+            callback.on_metrics(progress, row)
 
     def _check(self, progress: Progress, in_flight: list[tuple[ExitMetrics, int]]) -> None:
         """Fetches the metrics of the steps in flight, one by one, and empties the list."""
@@ -116,28 +105,11 @@ class TrainingLoop:
             in_flight.clear()
             progress.metrics += new
             progress.steps_in_flight = 0
-            self._call("on_check", progress, new)
+            for callback in self.callbacks:
+                callback.on_check(progress, new)
 
     def _validate_epoch(self, progress: Progress) -> None:
         row = epoch_row(progress.epoch, progress.step, "validation", self.validate(progress.state))
         progress.validation_top1 = row["top1_per_exit"]
-        progress.early_stopping = progress.early_stopping.after(
-            progress.epoch + 1, float(np.mean(progress.validation_top1)), self.total_epochs
-        )
-        if self.patience_epochs:
-            row["best_epoch"] = progress.early_stopping.best_epoch
-            row["stopped_early"] = progress.early_stopping.stopped
-        self._call("on_metrics", progress, row)
-
-    def _call(self, method: str, *arguments: Any) -> None:
         for callback in self.callbacks:
-            getattr(callback, method)(*arguments)
-
-
-def _why_stopped(progress: Progress) -> str:
-    early = progress.early_stopping
-    return (
-        f"{progress.phase} stopped early after epoch {progress.epoch} of {progress.total_epochs}:"
-        f" no better validation top-1 for {early.patience_epochs} epochs than {early.best_top1:.2f}"
-        f" (mean over exits) in epoch {early.best_epoch}"
-    )
+            callback.on_metrics(progress, row)

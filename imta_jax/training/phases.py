@@ -185,13 +185,17 @@ def train_phase(
         validate=make_validation(config, dataset, phase.graphdef, phase.mesh),
         learning_rate=learning_rate,
         check_every_steps=config.log.check_every_steps,
-        callbacks=_callbacks(config, folder, phase, meta, learning_rate),
-        patience_epochs=_patience(settings, epochs),
+        callbacks=_callbacks(config, folder, phase, meta, learning_rate, epochs),
     ).run(state)
 
 
 def _callbacks(
-    config: RunConfig, folder: Path, phase: Phase, meta: Mapping[str, Any], learning_rate: Any
+    config: RunConfig,
+    folder: Path,
+    phase: Phase,
+    meta: Mapping[str, Any],
+    learning_rate: Any,
+    epochs: range,
 ) -> list[Callback]:
     return default_callbacks(
         folder,
@@ -201,6 +205,7 @@ def _callbacks(
         learning_rate=learning_rate,
         run=LoggedRun(meta["phase"], folder, config.to_dict()),
         example_logits=ExampleLogits(phase.graphdef, phase.mesh, meta),
+        patience_epochs=_patience(phase_settings(config, meta["phase"]), epochs),
     )
 
 

@@ -8,6 +8,7 @@ from imta_jax.config import CheckpointConfig, LogConfig
 from imta_jax.runtime.write_errors import WriteErrorPolicy
 from imta_jax.training.callbacks.base import Callback, Progress
 from imta_jax.training.callbacks.checkpointing import CheckpointCallback
+from imta_jax.training.callbacks.early_stopping import EarlyStoppingCallback
 from imta_jax.training.callbacks.jsonl import JsonlWriter
 from imta_jax.training.callbacks.metrics_writers import (
     LoggedRun,
@@ -32,6 +33,7 @@ __all__ = [
     "Callback",
     "CheckpointCallback",
     "CompilationLines",
+    "EarlyStoppingCallback",
     "EpochLine",
     "IntervalLines",
     "JsonlWriter",
@@ -60,6 +62,7 @@ def default_callbacks(
     learning_rate: Callable[[int], Any],
     run: LoggedRun | None = None,
     example_logits: ExampleLogits | None = None,
+    patience_epochs: int = 0,
 ) -> list[Callback]:
     """The callbacks of a phase, in the order in which the loop calls them.
 
@@ -71,11 +74,14 @@ def default_callbacks(
       learning_rate: step -> learning rate.
       run: what metrics writers record; None for the folder alone.
       example_logits: see `CheckpointCallback`.
+      patience_epochs: see `EarlyStoppingCallback`; 0 trains all epochs.
     """
     run = run or LoggedRun("", folder)
     write_errors = WriteErrorPolicy(checkpoint.on_write_error)
+    early_stopping = [EarlyStoppingCallback(patience_epochs)] if patience_epochs else []
     return [
-        NonFiniteCheck(folder, learning_rate),  # First, before checkpoints are saved.
+        *early_stopping,
+        NonFiniteCheck(folder, learning_rate),  # Before checkpoints are saved.
         StepProfiler(folder, log.profile_steps),
         CheckpointCallback(folder, meta, checkpoint.every_steps, write_errors, example_logits),
         JsonlWriter(folder, write_errors),  # After the checkpoint callback, which sets the epoch.

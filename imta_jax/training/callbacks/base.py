@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -47,9 +46,19 @@ class Progress:
     early_stopping: EarlyStopping = dataclasses.field(default_factory=EarlyStopping)
 
     @property
+    def is_finished(self) -> bool:
+        """Whether all epochs were trained, or the phase ended early."""
+        return self.epoch >= self.total_epochs or self.early_stopping.stopped
+
+    @property
     def step_in_epoch(self) -> int:
         """Steps of the current epoch that were dispatched."""
         return len(self.metrics) + self.steps_in_flight
+
+    @property
+    def position(self) -> str:
+        """The current step and epoch, for messages."""
+        return f"step {self.step_in_epoch} of epoch {self.epoch + 1}"
 
     @property
     def step(self) -> int:
@@ -105,8 +114,8 @@ class Callback(contextlib.AbstractContextManager):
           new: metrics of the new steps.
         """
 
-    def on_metrics(self, progress: Progress, row: Mapping[str, Any]) -> None:
-        """With the metrics of an epoch on a split; see `metrics.epoch_row`."""
+    def on_metrics(self, progress: Progress, row: dict[str, Any]) -> None:
+        """With the metrics of an epoch on a split; see `metrics.epoch_row`. May add entries."""
 
     def on_epoch_end(self, progress: Progress) -> None:
         """After an epoch was trained and validated."""

@@ -85,12 +85,7 @@ class CheckpointCallback(Callback):
         progress.metrics = [
             ExitMetrics(*(np.asarray(values, np.float32) for values in row)) for row in rows
         ]
-        _log.info(
-            "%s: resuming at step %d of epoch %d",
-            progress.phase,
-            len(progress.metrics),
-            progress.epoch + 1,
-        )
+        _log.info("%s: resuming at %s", progress.phase, progress.position)
 
     def _check_example_logits(self, progress: Progress) -> None:
         """Checks that the code computes the network that was trained."""
