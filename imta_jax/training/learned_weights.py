@@ -27,7 +27,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
-from imta_jax.models import MultiExitClassifier, optimize_classifier
+from imta_jax.models import MultiExitClassifier
 from imta_jax.nn.pixels import normalize
 from imta_jax.techniques.sample_weights import (
     LEARNING_RATE,
@@ -39,7 +39,7 @@ from imta_jax.techniques.sample_weights import (
 )
 from imta_jax.training.objectives import ExitMetrics, PhaseOneObjective, exit_metrics
 from imta_jax.training.state import TrainState
-from imta_jax.training.step import TrainStep, advance_if_finite
+from imta_jax.training.step import TrainStep, advance_if_finite, apply_in_training
 from imta_jax.types import Batch
 
 _OPTIMIZER = optax.adam(LEARNING_RATE)
@@ -172,8 +172,10 @@ class LearnedWeightsStep:
     def _logits(
         self, params: nnx.State, rest: nnx.State, images: UInt8[Array, "N H W C"]
     ) -> tuple[Float[Array, "E N K"], nnx.State]:
-        classifier = nnx.merge(self.graphdef, params, rest, copy=True)
-        optimized = optimize_classifier(classifier, "training", mesh=self.mesh)
-        logits, _ = self.objective.outputs(optimized, normalize(images, self.mean, self.std))
-        _, _, rest = nnx.split(classifier, self.trainable, ...)
+        (logits, _), rest = apply_in_training(
+            lambda network: self.objective.outputs(network, normalize(images, self.mean, self.std)),
+            (self.graphdef, params, rest),
+            self.trainable,
+            self.mesh,
+        )
         return logits, rest

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import chex
 import jax
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Num, UInt8
 from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.data.pipeline.on_device import OnDeviceIndices, OnDeviceSplit, on_device_batch
 from imta_jax.distributed import batch_sharding, replicated, stacked_batch_sharding
-from imta_jax.models import inference_logits, optimize_classifier
+from imta_jax.models import MultiExitClassifier, inference_logits, optimize_classifier
 from imta_jax.nn.pixels import normalize
 from imta_jax.nn.precision import with_matmul_precision
 from imta_jax.options import MatmulPrecision
@@ -28,6 +28,7 @@ from imta_jax.training.packing import Packed, unpacked
 from imta_jax.training.state import TrainState, check_updated_in_place
 from imta_jax.types import Batch, Labels
 
+Outputs = TypeVar("Outputs")
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, ExitMetrics]]
 OnDeviceStep = Callable[
     [TrainState, OnDeviceSplit, OnDeviceIndices], tuple[TrainState, ExitMetrics]
@@ -99,14 +100,41 @@ def _gradients(
         labels: Labels,
     ) -> tuple[Float[Array, ""], tuple[ExitMetrics, nnx.State | Packed]]:
         chex.assert_equal_shape_prefix([labels, images], 1)
-        classifier = nnx.merge(graphdef, params, unpacked(rest), copy=True)
-        optimized = optimize_classifier(classifier, "training", mesh=mesh)
-        loss, metrics = objective(optimized, normalize(images, mean, std), labels)
-        check_updated_in_place(optimized, classifier)
-        _, _, moved = nnx.split(classifier, trainable, ...)
-        return loss, (metrics, rest.packing.pack(moved) if isinstance(rest, Packed) else moved)
+        (loss, metrics), rest = apply_in_training(
+            lambda network: objective(network, normalize(images, mean, std), labels),
+            (graphdef, params, rest),
+            trainable,
+            mesh,
+        )
+        return loss, (metrics, rest)
 
     return jax.value_and_grad(loss_of, has_aux=True)
+
+
+def apply_in_training(
+    function: Callable[[MultiExitClassifier], Outputs],
+    network: tuple[nnx.GraphDef, nnx.State, nnx.State | Packed],
+    trainable: Any,
+    mesh: Mesh,
+) -> tuple[Outputs, Any]:
+    """Calls a function of the optimized classifier, which may update variables in place.
+
+    Args:
+      function: classifier -> outputs.
+      network: the classifier's structure, its trained variables and the rest.
+      trainable: NNX filter of the trained variables.
+      mesh: the devices that run it.
+
+    Returns:
+      (outputs, the updated rest, packed if it was).
+    """
+    graphdef, params, rest = network
+    classifier = nnx.merge(graphdef, params, unpacked(rest), copy=True)
+    optimized = optimize_classifier(classifier, "training", mesh=mesh)
+    outputs = function(optimized)
+    check_updated_in_place(optimized, classifier)
+    _, _, moved = nnx.split(classifier, trainable, ...)
+    return outputs, rest.packing.pack(moved) if isinstance(rest, Packed) else moved
 
 
 def _advanced(state: TrainState, params: Any, rest: Any, opt_state: Any) -> TrainState:
