@@ -3,9 +3,10 @@
 import contextlib
 import os
 import stat
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from imta_jax.runtime.files import replacing
 
 _HAS_OWNERS = hasattr(os, "getuid")  # Not on Windows, whose home folders are private.
 
@@ -48,18 +49,19 @@ def write_private(folder: Path, name: str, content: bytes) -> None:
       OSError: the file cannot be written.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = folder / f".{name}.{uuid.uuid4().hex[:12]}.partial"
     if _HAS_OWNERS:
         with _opened(folder) as folder_fd:
             _check_owner(os.fstat(folder_fd), folder)
             os.fchmod(folder_fd, 0o700)
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-        os.replace(temporary, folder / name)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with (
+        replacing(folder / name) as temporary,
+        open(temporary, "xb", opener=_create_private) as file,
+    ):
+        file.write(content)
+
+
+def _create_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 @contextlib.contextmanager

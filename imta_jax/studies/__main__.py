@@ -65,9 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _read_study(path: Path) -> Any:
     """The content of a study file, after checking it."""
-    from imta_jax.studies.report.parsing import parse_study, read_json
+    from imta_jax.studies.report.parsing import parse_study, read_study
 
-    study = read_json(path)
+    study = read_study(path)
     parse_study(study, str(path))
     return study
 

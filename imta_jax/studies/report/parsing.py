@@ -1,11 +1,11 @@
 """Reads and checks `study.json`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from imta_jax.errors import InputError, MissingFileError
+from imta_jax.runtime.json_files import read_json
 from imta_jax.studies.report.study_record import StudyRecord, VariantRecord
 
 _REQUIRED = ("study", "preset", "environment", "arms", "seeds", "rows")
@@ -50,28 +50,25 @@ def parse_study(study: object, source: str = "the study") -> StudyRecord:
 
 
 def load_study(path: str | Path) -> StudyRecord:
-    """Reads a `study.json`.
+    """Reads and checks a `study.json`; errors as in `read_study` and `parse_study`."""
+    return parse_study(read_study(path), str(path))
+
+
+def read_study(path: str | Path) -> dict[str, Any]:
+    """Reads a `study.json` without checking its fields.
 
     Raises:
       FileNotFoundError: the file does not exist.
-      ValueError: it is not JSON, or not a study. The message names the value.
+      ValueError: it holds no JSON object. The message has what was found.
     """
-    return parse_study(read_json(path), str(path))
-
-
-def read_json(path: str | Path) -> object:
-    """Reads a JSON file; errors as in `load_study`."""
-    path = Path(path)
+    path, remedy = Path(path), "write it again with `python launch.py --mode=study`"
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "nothing"
         raise MissingFileError(
             f"expected a study.json at {path}, found {kind}; "
             "`python launch.py --mode=study --workdir=DIR ...` writes DIR/STUDY/study.json"
         )
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is a ValueError as well.
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+    return read_json(path, remedy)
 
 
 def _kind(value: object) -> str:
