@@ -50,6 +50,7 @@ REJECTED = [
     ("data.source", " ", r"config\.data\.source"),
     ("data.max_undecodable", 1.5, r"data\.max_undecodable.*at least 0.*at most 1.*1\.5"),
     ("data.preprocessing", "crop", r"data\.preprocessing 'crop'.*padded_crop"),
+    ("data.memory_limit_gb", 0.0, r"memory_limit_gb.*above 0.*0\.0"),
     ("data.service", "host:1", r"data\.service.*host:1"),
     ("data.flip", "yes", r"data\.flip.*True or False.*yes"),
     ("model.growth_factors", 3, r"model\.growth_factors.*tuple.*3"),

@@ -24,11 +24,8 @@ def stratified_holdout(
       by less than one, unless a class would lose its only images; see `class_quotas`.
 
     Raises:
-      ValueError: `examples` is below the number of classes or leaves no training image; a negative
-        seed.
+      ValueError: `examples` is below the number of classes or leaves no training image.
     """
-    if seed < 0:
-        raise InputError(f"validation_seed is {seed}, expected at least 0")
     _check_examples(examples, labels, f"config.data.{split}_examples")
     quotas = class_quotas(np.bincount(labels), examples)
     # NumPy may change the stream of Generator.permutation, but not the raw bits of PCG64.

@@ -192,7 +192,6 @@ def check_feed(config: RunConfig, name: str, dataset: Dataset, mesh: Mesh) -> No
     field = f"config.{name}.batch_size"
     steps_per_epoch(len(dataset.splits["train"]), phase_settings(config, name).batch_size, field)
     training_pipeline(config.data, dataset, mesh)
-    HostPipeline.from_config(config.data)
 
 
 def training_pipeline(config: DataConfig, dataset: Dataset, mesh: Mesh) -> str:

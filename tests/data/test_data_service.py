@@ -100,15 +100,3 @@ def test_unreachable_service_raises_at_once(dataset):
     unreachable = HostPipeline(service="grpc://localhost:9")
     with pytest.raises(ConnectionError, match=r"config\.data\.service.*localhost:9"):
         next(eval_batches(dataset.splits["test"], dataset.preprocessing, 4, host=unreachable))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"memory_limit_gb": 0.0}, r"memory_limit_gb.*0\.0"),
-        ({"service": "localhost:5000"}, "service.*localhost:5000.*grpc://"),
-    ],
-)
-def test_invalid_options_raise(fields, message):
-    with pytest.raises(ValueError, match=message):
-        HostPipeline(**fields)

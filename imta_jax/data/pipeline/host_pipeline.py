@@ -40,16 +40,6 @@ class HostPipeline:
     memory_limit_gb: float = 4.0
     service: str = ""
 
-    def __post_init__(self) -> None:
-        if not self.memory_limit_gb > 0:
-            raise InputError(
-                f"config.data.memory_limit_gb is {self.memory_limit_gb}, expected above 0"
-            )
-        if self.service and "://" not in self.service:
-            raise InputError(
-                f"config.data.service is {self.service!r}, expected e.g. grpc://HOST:5000"
-            )
-
     @classmethod
     def from_config(cls, config: DataConfig) -> "HostPipeline":
         """The options in `config.data`."""
