@@ -15,9 +15,7 @@ class DataDescription:
     """Sizes of a dataset.
 
     Attributes:
-      name: name of the dataset.
-      num_classes: number of classes K.
-      image_shape: (H, W, C) of the network's input.
+      info: name, classes and image shape.
       mean: per channel, of pixels scaled to 0..1; a constant of the programs.
       std: as `mean`.
       examples: images by split.
@@ -26,29 +24,24 @@ class DataDescription:
         read may differ, which changes neither memory nor time.
     """
 
-    name: str
-    num_classes: int
-    image_shape: tuple[int, int, int]
+    info: DatasetInfo
     mean: tuple[float, ...]
     std: tuple[float, ...]
     examples: dict[str, int]
     are_arrays: bool
     is_exact: bool
 
-    @property
-    def info(self) -> DatasetInfo:
-        """Name, classes and image shape."""
-        return DatasetInfo(self.name, self.num_classes, self.image_shape)
-
     def to_dict(self) -> dict[str, Any]:
-        """The description as JSON values; see `from_dict`."""
-        return dataclasses.asdict(self)
+        """The description as JSON values, with those of `info` first; see `from_dict`."""
+        values = dataclasses.asdict(self)
+        return {**values.pop("info")._asdict(), **values}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DataDescription":
         """The inverse of `to_dict`, also after JSON made lists of tuples."""
-        tuples = {name: tuple(values[name]) for name in ("image_shape", "mean", "std")}
-        return cls(**{**values, **tuples})
+        values = {n: tuple(x) if isinstance(x, list) else x for n, x in values.items()}
+        info = DatasetInfo(*(values.pop(name) for name in DatasetInfo._fields))
+        return cls(info, **values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,16 +112,13 @@ def _published_description(config: DataConfig, published: _Published) -> DataDes
         "test": published.test,
     }
     exact = statistics is not None
-    return DataDescription(
-        config.source, published.num_classes, shape, mean, std, examples, are_arrays, exact
-    )
+    info = DatasetInfo(config.source, published.num_classes, shape)
+    return DataDescription(info, mean, std, examples, are_arrays, exact)
 
 
 def _description_of(dataset: Dataset) -> DataDescription:
     return DataDescription(
-        dataset.name,
-        dataset.num_classes,
-        dataset.image_shape,
+        DatasetInfo(dataset.name, dataset.num_classes, dataset.image_shape),
         dataset.mean,
         dataset.std,
         {name: len(split) for name, split in dataset.splits.items()},

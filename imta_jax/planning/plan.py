@@ -168,7 +168,7 @@ def check_batches(config: RunConfig, topology: Topology) -> None:
 
 def stores_data_on_device(config: RunConfig, data: DataDescription, topology: Topology) -> bool:
     """Whether training images are stored on the chips, as `training_pipeline` decides."""
-    size = stored_bytes(data.examples["train"], data.image_shape)
+    size = stored_bytes(data.examples["train"], data.info.image_shape)
     limit = config.data.device_memory_share * topology.chip.memory_bytes
     pipeline = config.data.pipeline
     return data.are_arrays and (pipeline == "device" or (pipeline == "auto" and size <= limit))

@@ -164,7 +164,7 @@ def _on_device_step(
     )
     packed = phase.packed_statistics(state)
     step: Any = jit_on_device_step(phase.step, mesh, state, packed=packed)
-    image_bytes = stored_bytes(data.examples["train"], data.image_shape)
+    image_bytes = stored_bytes(data.examples["train"], data.info.image_shape)
     info = dataclasses.replace(_info(name, phase, size), steps=steps, image_bytes=image_bytes)
     return Program(info, lambda: step.lower(state, split, arguments))
 
@@ -172,8 +172,8 @@ def _on_device_step(
 def on_device_split(data: DataDescription, mesh: Mesh) -> OnDeviceSplit:
     """The shapes of the training images and labels on every device."""
     replicated_shape, examples = _shape(replicated(mesh)), data.examples["train"]
-    images = replicated_shape((examples, math.prod(data.image_shape)), jnp.uint8)
-    return OnDeviceSplit(images, replicated_shape((examples,), jnp.int32), data.image_shape)
+    images = replicated_shape((examples, math.prod(data.info.image_shape)), jnp.uint8)
+    return OnDeviceSplit(images, replicated_shape((examples,), jnp.int32), data.info.image_shape)
 
 
 def _evaluation(config: RunConfig, data: DataDescription, mesh: Mesh) -> Program:
@@ -202,7 +202,7 @@ def _evaluation(config: RunConfig, data: DataDescription, mesh: Mesh) -> Program
 def _batch(size: int, data: DataDescription, mesh: Mesh) -> Batch:
     array: Any = _shape(batch_sharding(mesh))
     return Batch(
-        array((size, *data.image_shape), jnp.uint8),
+        array((size, *data.info.image_shape), jnp.uint8),
         array((size,), jnp.int32),
         array((size,), jnp.bool_),
         array((size,), jnp.int32),

@@ -34,7 +34,7 @@ def plan_text(plan: Plan) -> str:
     chip, topology = plan.topology.chip, plan.topology
     title = (
         f"{topology.name}: {topology.chips} x {chip.name},"
-        f" {chip.memory_bytes / _GB:.1f} GB each; {plan.data.name},"
+        f" {chip.memory_bytes / _GB:.1f} GB each; {plan.data.info.name},"
         f" {plan.data.examples['train']:,} training images"
         f" {'on each chip' if plan.on_device_data else 'from the host'}"
     )

@@ -112,10 +112,10 @@ def test_well_known_data_is_described_without_reading_it():
     changes = {"data__validation_examples": 5000}
     data = describe_data(tiny_run.run_config("cifar100", **changes).data)
     assert data.examples == {"train": 45000, "validation": 5000, "test": 10000}
-    assert (data.num_classes, data.image_shape, data.is_exact) == (100, (32, 32, 3), True)
+    assert (data.info.num_classes, data.info.image_shape, data.is_exact) == (100, (32, 32, 3), True)
     changes = {"data__preprocessing": "random_area_crop", "data__validation_split": "hold_out"}
     data = describe_data(tiny_run.run_config("imagenet2012", **changes).data)
-    assert data.image_shape == (224, 224, 3) and not data.are_arrays
+    assert data.info.image_shape == (224, 224, 3) and not data.are_arrays
     assert data.examples["train"] == 1281167 - 24
 
 
