@@ -16,6 +16,7 @@ from imta_jax.planning.sweep import sweep, sweep_record, sweep_text
 from imta_jax.planning.topologies import Topology, parse_topology
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.paths import local_path
+from imta_jax.studies import is_study
 from imta_jax.training.phases import SAVED_EXECUTABLES
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def plan(config: RunConfig | ConfigDict | Mapping[str, Any], options: PlanOption
     Raises:
       UserError: a flag or the config is invalid, or the compiler is not installed.
     """
-    if isinstance(config, ConfigDict | Mapping) and "arms" in config:
+    if is_study(config):
         raise InputError("this is the config of a study; --mode=plan needs the config of a run")
     parsed = RunConfig.from_mapping(config)
     topologies = _topologies(options)

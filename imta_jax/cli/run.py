@@ -41,6 +41,7 @@ from imta_jax.runtime.optional_packages import require
 from imta_jax.runtime.paths import local_path
 from imta_jax.runtime.preemption import end_process_on_signals
 from imta_jax.runtime.run_header import log_run_header
+from imta_jax.studies import is_study
 from imta_jax.training import (
     PHASES,
     check_training_config,
@@ -88,7 +89,7 @@ def run(
     workdir = local_path("--workdir", workdir)
     if mode not in MODES:
         raise unknown_name("mode", mode, (*MODES, "study"))
-    if isinstance(config, ConfigDict | Mapping) and "arms" in config:
+    if is_study(config):
         raise InputError("this is the config of a study: add --mode=study")
     parsed = run_in_all_processes(lambda: RunConfig.from_mapping(config))
     check_same_settings(parsed, mode)

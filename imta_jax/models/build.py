@@ -82,12 +82,19 @@ def resolve_model_config(model_config: ModelConfig | Mapping[str, Any]) -> dict[
     Raises:
       InputError: an unknown field or preset, or a value of another type.
     """
+    return explicit_fields(_resolved(model_config))
+
+
+def _resolved(model_config: ModelConfig | Mapping[str, Any]) -> ModelConfig:
+    """The config with the preset's values in the fields that are None."""
     config = ModelConfig.from_mapping(model_config)
     if not config.preset or not _is_included(config.backbone):
-        return explicit_fields(config)
+        return config
     if config.preset not in NETWORK_PRESETS:
         raise unknown_name("config.model.preset", config.preset, NETWORK_PRESETS)
-    return {**NETWORK_PRESETS[config.preset], **explicit_fields(config)}
+    preset = NETWORK_PRESETS[config.preset]
+    unset = {name: x for name, x in preset.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **unset)
 
 
 def gate_weight_of(model_config: ModelConfig) -> float:
@@ -160,10 +167,6 @@ def check_model(model_config: ModelConfig) -> None:
     if isinstance(factory, IncludedBackbone):
         factory.describe(config)
     HEADS.get(config.heads, "config.model.heads")
-
-
-def _resolved(model_config: ModelConfig | Mapping[str, Any]) -> ModelConfig:
-    return ModelConfig.from_mapping(resolve_model_config(model_config))
 
 
 def _is_included(backbone: str | None) -> bool:

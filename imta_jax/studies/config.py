@@ -30,9 +30,9 @@ _STUDY_FIELDS = (
 _VARIANT_FIELDS = ("label", "techniques", "against", "changes")
 
 
-def is_study(config: Mapping[str, Any]) -> bool:
-    """Whether a config describes a study (configs/studies) rather than a run."""
-    return "arms" in config and "base" in config
+def is_study(config: Any) -> bool:
+    """Whether a config, parsed or not, describes a study (configs/studies) rather than a run."""
+    return hasattr(config, "items") and "arms" in config and "base" in config
 
 
 @dataclasses.dataclass(frozen=True)
