@@ -150,8 +150,14 @@ def point_from_manifest(fields: Mapping[str, Any]) -> OperatingPoint:
 
 def _image_shape(first: jax.export.Exported) -> list[int]:
     """[H, W, C] of the images that the first program takes."""
-    (_, (images,)), _ = jax.tree.unflatten(first.in_tree, first.in_avals)
-    return list(images.shape[1:])
+    (_, state), _ = jax.tree.unflatten(first.in_tree, first.in_avals)
+    if len(state) != 1 or len(state[0].shape) != 4:
+        shapes = [list(array.shape) for array in state]
+        raise InputError(
+            f"the first program takes arrays of the shapes {shapes}, expected images [b, H, W, C];"
+            " it is the program of another stage"
+        )
+    return list(state[0].shape[1:])
 
 
 def _num_classes(last: jax.export.Exported) -> int:

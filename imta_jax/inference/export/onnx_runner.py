@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from imta_jax.inference.export.runner_command import main, run_stage, thresholds_for, transform_of
-from imta_jax.inference.export.runner_manifest import read_manifest
+from imta_jax.inference.export.runner_manifest import check_class_names, read_manifest
 from imta_jax.inference.image_files import read_image
 
 
@@ -35,6 +35,7 @@ class Network:
         self.stages = [
             onnxruntime.InferenceSession(folder / name, options) for name in self.manifest["files"]
         ]
+        check_class_names(self.manifest, self.stages[-1].get_outputs()[-1].shape[-1])
         self.transform = transform_of(self.manifest)
         self.thresholds = thresholds_for(self.manifest, budget)
 

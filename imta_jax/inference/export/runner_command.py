@@ -71,7 +71,7 @@ def run_stage(name: str, stage: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return stage(*arguments)
     except Exception as error:  # JAX and onnxruntime raise many types
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].rstrip(":")
         raise InputError(
             f"{name} failed ({type(error).__name__}: {reason}); copy the export again"
         ) from error

@@ -49,6 +49,24 @@ def read_manifest(folder: Path, newest: int, stages: str) -> dict[str, Any]:
     return manifest
 
 
+def check_class_names(manifest: dict[str, Any], num_classes: int) -> None:
+    """Checks that each class of the network has a name.
+
+    Args:
+      manifest: content of `manifest.json`.
+      num_classes: number of logits of the last stage.
+
+    Raises:
+      InputError: the numbers differ.
+    """
+    count = len(manifest["class_names"])
+    if count != num_classes:
+        raise InputError(
+            f"{_MANIFEST}: number of class_names is {count}; the programs expect {num_classes}; "
+            f"{_COPY_AGAIN}"
+        )
+
+
 def _check_fields(path: Path, manifest: dict[str, Any], num_stages: int) -> None:
     points = [
         (point["budget"], point["validation_top1"], *point["thresholds"])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from imta_jax.inference.export.runner_command import main, run_stage, thresholds_for, transform_of
-from imta_jax.inference.export.runner_manifest import read_manifest
+from imta_jax.inference.export.runner_manifest import check_class_names, read_manifest
 from imta_jax.inference.image_files import read_image
 
 Arrays = list[np.ndarray]
@@ -29,6 +29,7 @@ def load_stages(folder: Path, manifest: dict[str, Any]) -> list[Callable[[Arrays
         arrays, stages = dict(archive), []
     for i, entry in enumerate(manifest["stages"]):
         program = read_program(folder / f"stage_{i}.stablehlo")
+        check_class_names(manifest, program.out_avals[-1].shape[-1])
         names, dtypes = entry["weights"], [aval.dtype for aval in program.in_avals]
         weights = [_weight(arrays, *pair) for pair in zip(names, dtypes, strict=False)]
         stages.append(for_any_batch_size(program, weights))

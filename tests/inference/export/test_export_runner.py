@@ -1,5 +1,6 @@
 """`run.py` of a StableHLO export: the engine's predictions with jax, NumPy and flatbuffers only."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from limited_imports import import_only
 from PIL import Image
 
 from imta_jax.inference import load_exported
+from imta_jax.inference.export.folder import write_checksums
 from imta_jax.inference.export.stablehlo_runner import Network
 
 # What `pip install jax numpy flatbuffers` installs; the standard library is also allowed.
@@ -89,6 +91,16 @@ def test_runner_classifies_image_files(exported_folder, images, tmp_path):
     np.testing.assert_array_equal(network.read(tmp_path / "a.png"), images[0])
     with pytest.raises(ValueError, match=r"budget is 0\.1"):
         Network(exported_folder, 0.1)
+
+
+def test_each_class_must_have_a_name(exported_folder, tmp_path):
+    folder = shutil.copytree(exported_folder, tmp_path / "export")
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"class_names": ["ant"]}))
+    (folder / "SHA256SUMS").unlink()
+    write_checksums(folder)
+    with pytest.raises(ValueError, match=r"class_names is 1; .* 5"):
+        Network(folder, 0.5)
 
 
 def test_changed_runner_is_found(exported_folder, tmp_path):
