@@ -205,7 +205,7 @@ WITH_OLD_CHECKSUMS = {
 
 
 WITH_NEW_CHECKSUMS = {
-    "few_names": (FEW_NAMES, "class_names has no name for class"),
+    "few_names": (FEW_NAMES, "number of class_names is 0"),
     "stage_replaced": STAGE_REPLACED,
 }
 
