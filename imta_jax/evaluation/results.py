@@ -1,6 +1,7 @@
 """Parts of a run's `results.json`, written and read without JAX."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,39 @@ from imta_jax.runtime.paths import local_path
 if TYPE_CHECKING:
     from imta_jax.data import Dataset
     from imta_jax.models.costs import ExitCosts
+
+_SECTIONS = {
+    "dataset": dict,
+    "phases": dict,
+    "environment": dict,
+    "exits": list,
+    "budget_curve": list,
+}
+
+
+def missing_sections(results: Mapping[str, Any]) -> list[str]:
+    """Names of the required sections that are missing, empty or of another type."""
+    return [
+        name
+        for name, kind in _SECTIONS.items()
+        if not isinstance(results.get(name), kind) or not results[name]
+    ]
+
+
+def read_results(path: Path, remedy: str) -> dict[str, Any]:
+    """Reads a `results.json`.
+
+    Args:
+      path: the file, which exists.
+      remedy: what to do if it is damaged or incomplete, for messages.
+
+    Raises:
+      InputError: it is damaged, or lacks a section.
+    """
+    results = read_json(path, remedy)
+    if missing := missing_sections(results):
+        raise InputError(f"{path} is incomplete: missing {', '.join(missing)}; {remedy}")
+    return results
 
 
 def dataset_record(dataset: "Dataset") -> dict[str, Any]:
@@ -103,7 +137,7 @@ def read_budget_curve(workdir: str | Path) -> list[dict[str, Any]]:
         raise MissingFileError(
             f"{path} does not exist: the run was not evaluated. Run --mode=evaluate first"
         )
-    results = read_json(path, "delete it and run --mode=evaluate")
+    results = read_results(path, "delete it and run --mode=evaluate")
     rows = results["budget_curve"]
     if all("validation_exit_fractions" in row for row in rows):
         return rows

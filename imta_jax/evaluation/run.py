@@ -34,7 +34,7 @@ from imta_jax.evaluation.predictions import (
     save_predictions,
 )
 from imta_jax.evaluation.report_arrays import write_calibration, write_gallery
-from imta_jax.evaluation.results import dataset_record, exit_rows
+from imta_jax.evaluation.results import dataset_record, exit_rows, missing_sections
 from imta_jax.evaluation.samples import write_samples
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.costs import ExitCosts, exit_costs
@@ -55,9 +55,15 @@ _FIGURE_BUDGETS = 12
 
 
 def evaluation_is_finished(workdir: Path) -> bool:
-    """Whether `results.json`, which is written last, exists and is valid JSON."""
+    """Whether `results.json`, which is written last, exists and is complete."""
     path = workdir / "results.json"
-    return read_json_or_none(path, "the run is evaluated again") is not None
+    results = read_json_or_none(path, "the run is evaluated again")
+    missing = [] if results is None else missing_sections(results)
+    if missing:
+        _log.warning(
+            "%s is incomplete: missing %s; the run is evaluated again", path, ", ".join(missing)
+        )
+    return results is not None and not missing
 
 
 def evaluate(config: RunConfig, dataset: Dataset, workdir: Path) -> dict[str, Any]:

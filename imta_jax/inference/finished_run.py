@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from imta_jax.evaluation import (
     read_budget_curve,
 )
 from imta_jax.evaluation.exit_scores import read_exit_rule
+from imta_jax.evaluation.results import read_results
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.json_files import read_json
 from imta_jax.runtime.paths import local_path
@@ -79,8 +80,8 @@ def load_finished_run(workdir: str | Path) -> FinishedRun:
       ValueError: `results.json` is of another checkpoint or another network.
     """
     workdir = local_path("workdir", workdir)
-    config = RunConfig.from_mapping(_read_json(workdir / "config.json"))
-    results = _read_json(workdir / "results.json")
+    config = RunConfig.from_mapping(_read(workdir / "config.json", read_json))
+    results = _read(workdir / "results.json", read_results)
     phase = results["environment"]["evaluated_phase"]
     classifier, meta = load_classifier(workdir / phase, config.evaluation.checkpoint)
     costs = exit_costs(classifier)
@@ -145,12 +146,12 @@ def _check_results(
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path, read: Callable[[Path, str], dict[str, Any]]) -> dict[str, Any]:
     if not path.exists():
         raise MissingFileError(
             f"{path} does not exist; expected the folder of a finished run: train and evaluate it "
             f"first (launch.py --workdir={path.parent})"
         )
-    return read_json(
+    return read(
         path, "delete it and start launch.py with the run's config and this --workdir again"
     )

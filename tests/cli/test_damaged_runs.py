@@ -7,6 +7,8 @@ import shutil
 import pytest
 
 from imta_jax.cli.run import run
+from imta_jax.evaluation import evaluation_is_finished, read_budget_curve
+from imta_jax.inference.finished_run import load_finished_run
 
 
 def test_damaged_json_files_are_named_and_written_again(config, finished, tmp_path, caplog):
@@ -38,3 +40,17 @@ def test_damaged_results_are_named_by_what_reads_them(config, finished, tmp_path
     for read in (lambda: run(config, copy, "report"), lambda: run(config, copy, "time")):
         with pytest.raises(ValueError, match=r"results\.json is empty .*--mode=evaluate"):
             read()
+
+
+@pytest.mark.parametrize("content", [{}, {"environment": None}, {"exits": "x"}])
+def test_incomplete_results_are_named_by_what_reads_them(content, finished, tmp_path, caplog):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    results = json.loads((copy / "results.json").read_text()) if content else {}
+    (copy / "results.json").write_text(json.dumps(results | content))
+    section = next(iter(content), "dataset")
+    with pytest.raises(ValueError, match=rf"{copy}/results\.json is incomplete.* {section}"):
+        load_finished_run(copy)
+    with pytest.raises(ValueError, match=rf"{copy}/results\.json is incomplete.* {section}"):
+        read_budget_curve(copy)
+    assert not evaluation_is_finished(copy)
+    assert f"{copy}/results.json is incomplete: missing {section}" in caplog.text

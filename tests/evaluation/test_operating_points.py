@@ -56,8 +56,9 @@ def test_budget_curve_is_read_from_current_and_older_results(tmp_path, rows, old
     added = {"validation_mean_macs", "validation_exit_fractions"}
     written = [{k: v for k, v in row.items() if not (older and k in added)} for row in rows]
     exits = [{"macs": int(macs)} for macs in COSTS]
-    results = json.dumps({"budget_curve": written, "exits": exits})
-    (tmp_path / "results.json").write_text(results)
+    others = {name: {"name": "x"} for name in ("dataset", "phases", "environment")}
+    results = {**others, "budget_curve": written, "exits": exits}
+    (tmp_path / "results.json").write_text(json.dumps(results))
     if older:
         for seed, name in enumerate(("validation", "test")):
             save_predictions(tmp_path / "evaluation" / f"logits_{name}.npz", split(seed))

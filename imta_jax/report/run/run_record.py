@@ -16,17 +16,16 @@ import pandas as pd
 
 from imta_jax.config import PHASES
 from imta_jax.errors import InputError, MissingFileError
+from imta_jax.evaluation.results import missing_sections, read_results
 from imta_jax.report.fonts import drawable_name
 from imta_jax.runtime.files import check_regular_file
-from imta_jax.runtime.json_files import read_json, read_json_or_none
+from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.runtime.metric_rows import read_metric_rows
 from imta_jax.runtime.paths import local_path
 
 _log = logging.getLogger(__name__)
 
 Content = TypeVar("Content")
-
-REQUIRED = ("dataset", "phases", "environment", "exits", "budget_curve")
 
 
 @dataclass(frozen=True, repr=False)
@@ -158,7 +157,7 @@ def run_record(
     Raises:
       ValueError: a section of `results` is missing.
     """
-    if missing := _missing_sections(results):
+    if missing := missing_sections(results):
         raise InputError(f"results is incomplete: missing {', '.join(missing)}")
     return RunRecord(
         workdir=Path(workdir),
@@ -174,11 +173,6 @@ def run_record(
     )
 
 
-def _missing_sections(results: Mapping[str, Any]) -> list[str]:
-    """Required sections; empty lists of exits or budgets count as missing."""
-    return [name for name in REQUIRED if not results.get(name)]
-
-
 def _read_results(workdir: Path) -> dict[str, Any]:
     path = workdir / "results.json"
     remedy = (
@@ -187,10 +181,7 @@ def _read_results(workdir: Path) -> dict[str, Any]:
     )
     if not path.exists():
         raise MissingFileError(f"{path} does not exist; {remedy}")
-    results = read_json(path, remedy)
-    if missing := _missing_sections(results):
-        raise InputError(f"{path} is incomplete: missing {', '.join(missing)}; {remedy}")
-    return results
+    return read_results(path, remedy)
 
 
 def _frame(rows: list[dict[str, Any]], by: str) -> pd.DataFrame:
