@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from imta_jax.cli.run_records import PATH_FIELDS, READER_FIELDS
 from imta_jax.config import RunConfig
 from imta_jax.data.fingerprint import fingerprint_differences
 from imta_jax.errors import InputError
@@ -18,21 +19,19 @@ from imta_jax.runtime.agreement import from_first_process, raise_in_all_processe
 from imta_jax.runtime.config_diff import differing_fields, to_json_types
 from imta_jax.runtime.lock import lock_owner
 
-# Paths on a host; the data itself is compared by its fingerprint.
-_HOST_FIELDS = ("source", "data_dir", "manual_dir", "index_dir", "memory_limit_gb")
 _WAIT_SECONDS = 60  # Network file systems may show a new file to other hosts after a while.
 
 
 def check_same_settings(config: RunConfig, mode: str) -> None:
     """Checks that all processes were started with the same mode and config.
 
-    Paths of the data may differ between hosts.
+    Paths of the data and fields that affect how it is read may differ between hosts.
 
     Raises:
       InputError: in all processes; lists the fields with both values.
     """
     fields = to_json_types(config.to_dict())
-    for name in _HOST_FIELDS:
+    for name in (*PATH_FIELDS, *READER_FIELDS):  # The data is compared by its fingerprint.
         fields["data"].pop(name)
     settings = {"--mode": mode, "config": fields}
     first = from_first_process(settings)

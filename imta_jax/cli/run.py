@@ -33,7 +33,11 @@ from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
 from imta_jax.errors import InputError, MissingPackageError, unknown_name
 from imta_jax.evaluation import evaluate, evaluation_is_finished
-from imta_jax.runtime.agreement import run_in_all_processes, run_in_first_process
+from imta_jax.runtime.agreement import (
+    from_first_process,
+    run_in_all_processes,
+    run_in_first_process,
+)
 from imta_jax.runtime.factories import unread_options_raise
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.lock import create_workdir, lock_workdir
@@ -166,7 +170,8 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     evaluates_again = recorded is not None and bool(evaluation_differences(config, recorded))
     due = _due_steps(config, workdir, mode, evaluates_again=evaluates_again)
     if recorded and not due:
-        if data_paths(recorded) != data_paths(config):
+        # Other processes may have other paths, but all must load the data or none.
+        if from_first_process(data_paths(recorded) != data_paths(config)):
             _load_run_data(config, workdir)
         return
     _check_inputs(config, workdir, due)

@@ -17,7 +17,8 @@ from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_or_none
 
 # Fields of `config.data` that affect how images are read, but no batch.
-_READER_FIELDS: tuple[str, ...] = ("index_dir", "memory_limit_gb", "service")
+READER_FIELDS = ("index_dir", "memory_limit_gb", "service")
+PATH_FIELDS = ("source", "data_dir", "manual_dir")
 
 
 def recorded_config(workdir: Path) -> RunConfig | None:
@@ -84,7 +85,7 @@ def check_same_config(
 
     A field that an older run did not record has its default. Sections that change results only by
     rounding may differ, and so may the section of the evaluation with mode "evaluate". The fields
-    of `_READER_FIELDS` may differ, and so may the paths of the data, whose content is compared. The
+    of `READER_FIELDS` may differ, and so may the paths of the data, whose content is compared. The
     path of the initial parameters may be written in another way.
 
     Args:
@@ -103,15 +104,13 @@ def check_same_config(
         {name: part for name, part in run.to_dict().items() if name not in ignored}
         for run in (recorded, config)
     )
-    ignored_data_fields = list(_READER_FIELDS)
+    ignored_data_fields = list(READER_FIELDS)
     if recorded_data(workdir):
         ignored_data_fields += ["data_dir", "manual_dir"]
         if all(can_be_moved(run.data.source) for run in (recorded, config)):
             ignored_data_fields.append("source")
     for fields in (recorded_fields, current_fields):
-        initial = fields["phase_one"]["init_from"]
-        if initial and os.path.exists(os.path.expanduser(initial)):
-            initial = os.path.realpath(os.path.expanduser(initial))
+        initial = _resolved(fields["phase_one"]["init_from"])
         fields["phase_one"] = {**fields["phase_one"], "init_from": initial}
         fields["data"] = {
             name: value for name, value in fields["data"].items() if name not in ignored_data_fields
@@ -127,9 +126,15 @@ def check_same_config(
     )
 
 
-def data_paths(config: RunConfig) -> tuple[str, str, str]:
+def _resolved(path: str) -> str:
+    """The path without `~` and links, if it exists."""
+    expanded = os.path.expanduser(path)
+    return os.path.realpath(expanded) if os.path.exists(expanded) else path
+
+
+def data_paths(config: RunConfig) -> tuple[str, ...]:
     """The paths of the data."""
-    return config.data.source, config.data.data_dir, config.data.manual_dir
+    return tuple(getattr(config.data, name) for name in PATH_FIELDS)
 
 
 def evaluation_differences(config: RunConfig, recorded: RunConfig) -> list[str]:
