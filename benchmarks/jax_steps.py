@@ -92,7 +92,7 @@ class JaxSteps:
             state = phase.new_state()
             if self.on_device:
                 packed = phase.packed_statistics(state)
-                compiled: Any = jit_on_device_step(phase.step, self.mesh, packed=packed)
+                compiled: Any = jit_on_device_step(phase.step, self.mesh, packed_statistics=packed)
             else:
                 compiled = jit_batch_step(phase.step, self.mesh)
             self.phases[name] = SimpleNamespace(step=compiled, state=state)

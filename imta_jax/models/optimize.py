@@ -64,7 +64,7 @@ def optimized_form(
     fold_batch_norm: bool = False,
     prepare_weights: bool = False,
 ) -> MultiExitClassifier:
-    """Returns a given form of a classifier, which computes the same logits.
+    """Returns a form of a classifier that computes the same logits.
 
     Without `prepare_weights`, call it in the function that is compiled, on the classifier merged
     there. Training through the result updates the running statistics of `classifier`. Choose the

@@ -163,7 +163,7 @@ def _on_device_step(
         _shape(replicated(mesh))((), jnp.int32),
     )
     packed = phase.packed_statistics(state)
-    step: Any = jit_on_device_step(phase.step, mesh, state, packed=packed)
+    step: Any = jit_on_device_step(phase.step, mesh, state, packed_statistics=packed)
     image_bytes = stored_bytes(data.examples["train"], data.info.image_shape)
     info = dataclasses.replace(_info(name, phase, size), steps=steps, image_bytes=image_bytes)
     return Program(info, lambda: step.lower(state, split, arguments))

@@ -20,9 +20,6 @@ Value = TypeVar("Value")
 
 def run_in_first_process(action: Callable[[], object]) -> None:
     """Calls a function in process 0 only. The other processes wait for it and raise its error."""
-    if jax.process_count() == 1:
-        action()
-        return
     raise_in_all_processes(_error_of(action) if jax.process_index() == 0 else None)
 
 

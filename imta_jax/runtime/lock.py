@@ -12,6 +12,7 @@ import filelock
 from imta_jax.errors import FolderInUseError, StorageError
 
 _log = logging.getLogger(__name__)
+_LOCK_FILE = ".lock"
 
 
 @contextlib.contextmanager
@@ -27,13 +28,12 @@ def lock_workdir(folder: Path) -> Iterator[None]:
       FolderInUseError: another run holds the lock; the message names its process.
       StorageError: the folder cannot be created or written.
     """
-    path = folder / ".lock"
+    path = folder / _LOCK_FILE
     create_workdir(folder)
     with _storage_errors(folder):
         path.open("a").close()
-    owner = lock_owner(
-        folder
-    )  # Before `acquire`, which empties the file in some versions of filelock.
+    # Before `acquire`, which empties the file in some versions of filelock.
+    owner = lock_owner(folder)
     lock = filelock.FileLock(path, blocking=False)
     try:
         lock.acquire()
@@ -76,6 +76,6 @@ def _storage_errors(folder: Path) -> Iterator[None]:
 def lock_owner(folder: Path) -> str:
     """The process that last locked a folder, as text."""
     try:
-        return (folder / ".lock").read_text().strip() or "unknown process"
+        return (folder / _LOCK_FILE).read_text().strip() or "unknown process"
     except OSError:  # Windows does not read a locked file.
         return "unknown process"

@@ -198,7 +198,7 @@ def _state_sharding(state: TrainState | None, mesh: Mesh) -> Any:
 
 
 def jit_on_device_step(
-    step: TrainStep, mesh: Mesh, state: TrainState | None = None, *, packed: Any = None
+    step: TrainStep, mesh: Mesh, state: TrainState | None = None, *, packed_statistics: Any = None
 ) -> OnDeviceStep:
     """Jits several steps on images that are on the device, in one dispatch.
 
@@ -206,8 +206,8 @@ def jit_on_device_step(
       step: see `train_step`.
       mesh: the devices.
       state: see `jit_batch_step`.
-      packed: NNX filter of the running statistics that are one vector during the dispatch; see
-        `packed_statistics`. None packs nothing.
+      packed_statistics: NNX filter of the running statistics that are one vector during the
+        dispatch; see `training.packed_statistics`. None packs nothing.
 
     Returns:
       (state, split, indices) -> (state, metrics with a leading axis of S steps, which are zero
@@ -225,8 +225,8 @@ def jit_on_device_step(
         if len(indices.index) == 1:  # Without a loop, compilers optimize more.
             state, metrics = step(state, _batch_of(split, indices, 0))
             return state, jax.tree.map(lambda x: x[None], metrics)
-        if packed is not None:
-            state = with_packed_statistics(state, packed, mesh)
+        if packed_statistics is not None:
+            state = with_packed_statistics(state, packed_statistics, mesh)
         shapes = jax.eval_shape(lambda s: step(s, _batch_of(split, indices, 0))[1], state)
         count = len(indices.index)
         no_metrics = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)

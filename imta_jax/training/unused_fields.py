@@ -41,13 +41,17 @@ def unused_fields(config: RunConfig) -> list[str]:
             if value is not None and not choice.has_effect(value):
                 notes += _note(phase, choice.names, choice.field)
         if isinstance(phase, PhaseTwoConfig) and phase.objective != "one_for_all":
-            accepted = accepted_keywords(OBJECTIVES.get(phase.objective))
-            fields = _DISTILLATION if accepted is not None else ()
-            ignored = tuple(field for field in fields if field not in (accepted or ()))
-            if accepted is not None and "teacher_logits" not in accepted:
-                ignored += ("teacher",)
-            notes += _note(phase, ignored, "objective")
+            notes += _note(phase, _ignored_by_loss(phase.objective), "objective")
     return notes
+
+
+def _ignored_by_loss(name: str) -> tuple[str, ...]:
+    """Fields of the distillation that a loss does not get; none if it accepts any."""
+    accepted = accepted_keywords(OBJECTIVES.get(name))
+    if accepted is None:
+        return ()
+    teacher = () if "teacher_logits" in accepted else ("teacher",)
+    return (*(field for field in _DISTILLATION if field not in accepted), *teacher)
 
 
 def _note(phase: PhaseConfig, names: tuple[str, ...], field: str) -> list[str]:

@@ -40,7 +40,7 @@ def trained(phase, packed):
     split = Split(images, labels.astype(np.int32), np.arange(32))
     arguments = (phase.graphdef, phase.objective, phase.trainable, phase.optimizer)
     step = train_step(*arguments, **tiny_run.PIXELS, mesh=phase.mesh)
-    advance = jit_on_device_step(step, phase.mesh, packed=packed)
+    advance = jit_on_device_step(step, phase.mesh, packed_statistics=packed)
     state, on_device = phase.new_state(), copy_to_devices(split, phase.mesh)
     draw = {"batch_size": 8, "seed": 3, "epoch": 1, "steps_per_dispatch": 2}
     for indices in on_device_indices(split, PaddedCrop(2, True), **draw):

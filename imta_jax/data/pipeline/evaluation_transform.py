@@ -329,4 +329,4 @@ def _numbers(name: str, value: Any, count: int, least: float) -> tuple[float, ..
         raise InputError(
             f"{name} is {value!r}; expected {count} finite numbers, none below {least:g}"
         )
-    return tuple(float(value) for value in value)
+    return tuple(map(float, value))

@@ -59,7 +59,7 @@ def read_study(path: str | Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: the file does not exist.
-      ValueError: it holds no JSON object. The message has what was found.
+      ValueError: it holds no JSON object.
     """
     path, remedy = Path(path), "write it again with `python launch.py --mode=study`"
     if not path.is_file():

@@ -40,7 +40,7 @@ def variant_colors(study: StudyRecord) -> dict[str, str]:
 
 
 def add_provenance(figure: Figure, study: StudyRecord, note: str = "") -> None:
-    """Writes the study's provenance in small type below all axes, after a remark."""
+    """Writes the study's provenance in small type below all axes, after a note."""
     width = int(CHARACTERS_PER_INCH * figure.get_figwidth())
     lines = [line for text in (note, study.provenance()) for line in textwrap.wrap(text, width)]
     text = figure.supxlabel("\n".join(lines), x=0.012, ha="left", fontsize=7, color=MUTED)
