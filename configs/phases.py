@@ -129,7 +129,8 @@ def phase_one(total_epochs, batch_size, learning_rate_drops=(0.5, 0.75)):
     # stage has many layers on large maps, as in the ImageNet networks. It has precedence.
     phase.rematerialize_layers = False
     # Initial parameters and batch statistics: a phase's folder of checkpoints (RUN/phase_one), an
-    # .npz or a .safetensors file, whose arrays are found by name; "" for random ones.
+    # .npz or a .safetensors file, whose arrays are found by name, that of Flax or of PyTorch; ""
+    # for random ones.
     phase.init_from = ""
     # Pairs (regular expression, replacement) that are applied in order to the names in init_from:
     # (("^", "backbone."),) adds a prefix.

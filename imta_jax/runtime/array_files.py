@@ -1,13 +1,14 @@
 """Named arrays in `.npz` and `.safetensors` files. Nothing is unpickled."""
 
 import functools
+import itertools
 import json
 import math
 import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -68,12 +69,11 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     check_regular_file(Path(path))
     try:
         with Path(path).open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _MAX_HEADER_BYTES:
-                raise InputError(f"its header has {length} bytes")
-            header, data = json.loads(file.read(length)), file.read()
+            header, data = _header(file), file.read()
         header.pop("__metadata__", None)
-        return {name: _array(name, entry, data) for name, entry in header.items()}
+        arrays = {name: _array(name, entry, data) for name, entry in header.items()}
+        _check_no_overlap(header)
+        return arrays
     except (ValueError, TypeError, AttributeError, KeyError, struct.error) as error:
         raise InputError(
             f"{path} is not a complete .safetensors file ({error}); write or copy it again"
@@ -107,10 +107,33 @@ def write_safetensors(
     Path(path).write_bytes(struct.pack("<Q", len(text)) + text + b"".join(contents))
 
 
+def _header(file: IO[bytes]) -> dict[str, Any]:
+    """The JSON header, after which the file is read on."""
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > _MAX_HEADER_BYTES:
+        raise InputError(f"its header has {length} bytes")
+    text = file.read(length)
+    if len(text) < length:
+        raise InputError(f"its header has {length} bytes, of which {len(text)} are in the file")
+    return json.loads(text)
+
+
+def _check_no_overlap(header: Mapping[str, Any]) -> None:
+    """Raises an `InputError` if two arrays share bytes."""
+    ranges = ((*entry["data_offsets"], name) for name, entry in header.items())
+    filled = sorted(range_ for range_ in ranges if range_[0] < range_[1])
+    for (_, stop, name), (start, _, other) in itertools.pairwise(filled):
+        if start < stop:
+            raise InputError(f"{other} begins at byte {start}, before {name} ends at byte {stop}")
+
+
 def _array(name: str, entry: dict[str, Any], data: bytes) -> np.ndarray:
     """An array of the header's type and shape from its range of bytes."""
     if entry["dtype"] not in _dtypes():
-        raise InputError(f"{name} has the type {entry['dtype']}; expected {', '.join(_dtypes())}")
+        raise InputError(
+            f"{name} has the type {entry['dtype']}; expected {', '.join(_dtypes())}, for example "
+            "converted to F32"
+        )
     dtype, shape = _dtypes()[entry["dtype"]], tuple(entry["shape"])
     start, stop = entry["data_offsets"]
     if not 0 <= start <= stop <= len(data) or stop - start != math.prod(shape) * dtype.itemsize:

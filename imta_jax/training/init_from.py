@@ -2,6 +2,8 @@
 
 Arrays are found by name. `config.phase_one.init_from_map` changes the names of the source: each
 pair of a regular expression and a replacement is applied with `re.sub`, in order, to every name.
+Then an array may have the name that PyTorch gives it (`weight` instead of `kernel` or `scale`,
+`running_mean`, `running_var`); kernels of this name are transposed from PyTorch's layout.
 Arrays of the network without a source of the same name and shape keep their random values. The log
 and `phase_one/init_from.json` list what was loaded and what was not.
 """
@@ -24,6 +26,7 @@ from imta_jax.runtime.array_files import read_npz, read_safetensors
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.paths import local_path
 from imta_jax.training.checkpoint_reading import has_readable_checkpoint, read_model_arrays
+from imta_jax.training.source_names import kernel_axes, pytorch_name, suggested_map, transposes
 from imta_jax.training.state import fill_tree, named_arrays
 
 _log = logging.getLogger(__name__)
@@ -42,12 +45,14 @@ class Assignment:
       not_loaded: names in the network without an array of this name in the source.
       shapes_differ: names in the network -> what differs.
       not_used: names in the source that no array of the network has.
+      transposed: names in the network of those loaded from PyTorch's layout.
     """
 
     loaded: dict[str, str]
     not_loaded: list[str]
     shapes_differ: dict[str, str]
     not_used: list[str]
+    transposed: list[str]
 
 
 def load_initial_parameters(classifier: nnx.Module, settings: PhaseOneConfig, folder: Path) -> None:
@@ -67,8 +72,8 @@ def load_initial_parameters(classifier: nnx.Module, settings: PhaseOneConfig, fo
     arrays = _read(settings.init_from)
     variables = nnx.state(classifier, nnx.Any(nnx.Param, nnx.BatchStat))
     network = named_arrays(variables)
-    assignment = assign(network, arrays, settings)
-    loaded = {n: jnp.asarray(arrays[s], network[n].dtype) for n, s in assignment.loaded.items()}
+    assignment, found = assign(network, arrays, settings)
+    loaded = {n: jnp.asarray(x, network[n].dtype) for n, x in found.items()}
     nnx.update(classifier, fill_tree(variables, network | loaded))
     if is_first_process():
         _report(assignment, len(network), settings.init_from, folder)
@@ -77,18 +82,24 @@ def load_initial_parameters(classifier: nnx.Module, settings: PhaseOneConfig, fo
 def check_init_from(classifier: nnx.Module, settings: PhaseOneConfig, folder: Path) -> None:
     """Checks that the arrays can be read and that some fit a network, which may be abstract.
 
+    If fewer than half of the network's arrays are found, and a change of a prefix gives more, the
+    log has the `init_from_map` of it.
+
     Raises:
       MissingFileError: the source does not exist.
       InputError: it is of another kind, an expression matches no name, or no array fits.
     """
     if settings.init_from and not _has_begun(folder):
         variables = nnx.state(classifier, nnx.Any(nnx.Param, nnx.BatchStat))
-        assign(named_arrays(variables), _read(settings.init_from), settings)
+        network, arrays = named_arrays(variables), _read(settings.init_from)
+        assignment, _ = assign(network, arrays, settings)
+        if len(assignment.loaded) < len(network) / 2:
+            _advise(network, arrays, len(assignment.loaded), settings)
 
 
 def assign(
     network: Mapping[str, Any], arrays: Mapping[str, np.ndarray], settings: PhaseOneConfig
-) -> Assignment:
+) -> tuple[Assignment, dict[str, np.ndarray]]:
     """Finds the source of each array of a network.
 
     Args:
@@ -96,26 +107,94 @@ def assign(
       arrays: arrays of the source, by name.
       settings: its `init_from_map` is applied to the names of the source.
 
+    Returns:
+      The assignment, and the arrays to load by name in the network.
+
     Raises:
-      InputError: an expression matches no name, two arrays get one name, or no array fits.
+      InputError: an expression matches no name, two arrays get one name, no array fits, an array
+        has another layout than its name says, or is not finite.
     """
     sources = _renamed(arrays, settings.init_from_map)
-    differ = {
-        name: difference
-        for name, x in network.items()
-        if name in sources and (difference := _difference(arrays[sources[name]], x))
-    }
-    loaded = {n: sources[n] for n in network if n in sources and n not in differ}
+    renamed = {name: arrays[source] for name, source in sources.items()}
+    names = _found(network, renamed)
+    found = {n: _arranged(n, name, renamed[name]) for n, name in names.items()}
+    differ = {n: text for n, x in found.items() if (text := _difference(x, network[n]))}
+    for n in (n for n in differ if found[n].shape != network[n].shape):
+        _check_layout(n, sources[names[n]], renamed[names[n]], network[n])
+    loaded = {n: x for n, x in found.items() if n not in differ}
     if not loaded:
-        available = [f"{name} {arrays[source].shape}" for name, source in sources.items()]
-        expected = [f"{name} {tuple(x.shape)}" for name, x in network.items()]
-        raise InputError(
-            f"{_FIELD}={settings.init_from}: none of its {len(arrays)} arrays fits the network. "
-            f"Names there, after init_from_map: {_some(available)}; in the network: "
-            f"{_some(expected)}; shapes that differ: {_some(differ)}. Set {_FIELD}_map"
-        )
-    missing = [name for name in network if name not in sources]
-    return Assignment(loaded, missing, differ, [s for n, s in sources.items() if n not in network])
+        raise _nothing_fits(network, renamed, differ, settings)
+    for n, x in loaded.items():
+        if not np.isfinite(x).all():
+            raise InputError(
+                f"{_FIELD}={settings.init_from}: {sources[names[n]]} has values that are not "
+                "finite; expected finite parameters"
+            )
+    used = set(names.values())
+    assignment = Assignment(
+        loaded={n: sources[names[n]] for n in loaded},
+        not_loaded=[n for n in network if n not in found],
+        shapes_differ=differ,
+        not_used=[source for name, source in sources.items() if name not in used],
+        transposed=[n for n in loaded if _is_transposed(n, names[n])],
+    )
+    return assignment, loaded
+
+
+def _found(network: Iterable[str], sources: Mapping[str, Any]) -> dict[str, str]:
+    """Names in the network -> names of their sources, after `init_from_map`."""
+    found = {}
+    for name in network:
+        for candidate in (name, pytorch_name(name)):
+            if candidate in sources:
+                found[name] = candidate
+                break
+    return found
+
+
+def _is_transposed(name: str, source: str) -> bool:
+    """Whether an array has PyTorch's name, and thus another order of axes."""
+    return source != name and transposes(name)
+
+
+def _arranged(name: str, source: str, x: np.ndarray) -> np.ndarray:
+    """An array of the source in the network's order of axes."""
+    return x.transpose(kernel_axes(x.ndim)) if _is_transposed(name, source) else x
+
+
+def _check_layout(name: str, source: str, x: np.ndarray, expected: Any) -> None:
+    """Raises an `InputError` if an array fits in the other layout than its name says."""
+    if not transposes(name) or x.ndim < 2:
+        return
+    in_pytorch_layout = x.transpose(kernel_axes(x.ndim)).shape == expected.shape
+    if not in_pytorch_layout and x.shape != expected.shape:
+        return
+    found, advice = (
+        ("PyTorch's layout", "leave its last part `weight`, so that it is transposed")
+        if in_pytorch_layout
+        else ("the layout of Flax", "rename `weight` to `kernel`, so that it is not transposed")
+    )
+    raise InputError(
+        f"{_FIELD}: {source} {x.shape} for {name} {tuple(expected.shape)} has {found}; with "
+        f"{_FIELD}_map, {advice}"
+    )
+
+
+def _nothing_fits(
+    network: Mapping[str, Any],
+    sources: Mapping[str, np.ndarray],
+    differ: Mapping[str, str],
+    settings: PhaseOneConfig,
+) -> InputError:
+    available = [f"{name} {x.shape}" for name, x in sources.items()]
+    expected = [f"{name} {tuple(x.shape)}" for name, x in network.items()]
+    suggestion = suggested_map(network, sources, settings.init_from_map)
+    return InputError(
+        f"{_FIELD}={settings.init_from}: none of its {len(sources)} arrays fits the network. "
+        f"Names there, after init_from_map: {_some(available)}; in the network: "
+        f"{_some(expected)}; shapes that differ: {_some(differ)}. Set {_FIELD}_map"
+        + (f"='{suggestion}'" if suggestion else "")
+    )
 
 
 def _renamed(names: Iterable[str], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -169,6 +248,21 @@ def _read(source: str) -> dict[str, np.ndarray]:
             f"found {source}"
         )
     return readers[path.suffix](path)
+
+
+def _advise(
+    network: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    num_loaded: int,
+    settings: PhaseOneConfig,
+) -> None:
+    """Logs the change of a prefix that would load more arrays."""
+    renamed = {n: arrays[source] for n, source in _renamed(arrays, settings.init_from_map).items()}
+    if suggestion := suggested_map(network, renamed, settings.init_from_map):
+        _log.warning(
+            "%s=%s gives %d of %d arrays of the network; more fit with %s_map='%s'",
+            *(_FIELD, settings.init_from, num_loaded, len(network), _FIELD, suggestion),
+        )
 
 
 def _has_begun(folder: Path) -> bool:

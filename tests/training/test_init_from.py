@@ -1,5 +1,6 @@
 """Initial parameters from files and checkpoints: what is loaded, reported and refused."""
 
+import ast
 import json
 import logging
 import shutil
@@ -13,6 +14,7 @@ from flax import nnx
 
 from imta_jax.config import PhaseOneConfig
 from imta_jax.distributed import data_mesh
+from imta_jax.errors import InputError
 from imta_jax.runtime.array_files import read_safetensors
 from imta_jax.training.checkpoints import CheckpointStore
 from imta_jax.training.init_from import RECORD, check_init_from, load_initial_parameters
@@ -107,6 +109,79 @@ def test_matching_arrays_are_loaded_and_the_others_are_reported(
     assert f"{len(other) - 2} of {len(other)} arrays" in log
 
 
+def pytorch_arrays(arrays):
+    """The arrays with PyTorch's names and layout."""
+    names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+    def convert(name, x):
+        parent, _, last = name.rpartition(".")
+        axes = {2: (1, 0), 4: (3, 2, 0, 1)}
+        moved = x.transpose(axes[x.ndim]) if last == "kernel" else x
+        return f"{parent}.{names.get(last, last)}", np.ascontiguousarray(moved)
+
+    return dict(convert(name, x) for name, x in arrays.items())
+
+
+def test_arrays_in_the_names_and_layout_of_pytorch_are_loaded(tmp_path, other):
+    write_safetensors(tmp_path / "weights.safetensors", pytorch_arrays(other))
+    target = new_network(0)
+    load_initial_parameters(target, settings(tmp_path / "weights.safetensors"), tmp_path / "new")
+    actual = arrays_of(target)
+    assert all(np.array_equal(x, other[name]) for name, x in actual.items())
+    record = json.loads((tmp_path / "new" / RECORD).read_text())
+    assert set(record["transposed"]) == {name for name in other if name.endswith("kernel")}
+    assert not record["not_used"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "layout"),
+    [(((r"weight$", "kernel"),), "PyTorch"), (((r"kernel$", "weight"),), "Flax")],
+)
+def test_a_name_that_contradicts_the_layout_raises(tmp_path, other, pairs, layout):
+    arrays = pytorch_arrays(other) if layout == "PyTorch" else other
+    kernels = {n: x for n, x in arrays.items() if x.ndim > 1}
+    np.savez(tmp_path / "weights.npz", **kernels)
+    with pytest.raises(InputError, match=rf"init_from.*{layout}.*init_from_map"):
+        load_initial_parameters(
+            new_network(0), settings(tmp_path / "weights.npz", *pairs), tmp_path / "new"
+        )
+
+
+@pytest.mark.parametrize("make", [dict, pytorch_arrays])
+@pytest.mark.parametrize(
+    ("prefix", "pair"),
+    [
+        ("module.", ["^module[.]", ""]),
+        ("model.module.", ["^model[.]module[.]", ""]),
+    ],
+)
+def test_a_prefix_that_would_match_is_suggested(tmp_path, other, prefix, pair, make):
+    arrays = {f"{prefix}{name}": x for name, x in make(other).items()}
+    np.savez(tmp_path / "weights.npz", **arrays)
+    with pytest.raises(InputError) as raised:
+        load_initial_parameters(new_network(0), settings(tmp_path / "weights.npz"), tmp_path / "a")
+    code = str(raised.value).partition("init_from_map='")[2].partition("'")[0]
+    assert ast.literal_eval(code) == (tuple(pair),)
+    target = new_network(0)
+    source = settings(tmp_path / "weights.npz", *ast.literal_eval(code))
+    load_initial_parameters(target, source, tmp_path / "b")
+    assert all(np.array_equal(x, other[name]) for name, x in arrays_of(target).items())
+
+
+def test_a_prefix_is_suggested_if_little_is_loaded(tmp_path, other, caplog_of_package):
+    arrays = {n.removeprefix("backbone."): x for n, x in other.items()}
+    np.savez(tmp_path / "weights.npz", **arrays)
+    check_init_from(new_network(0), settings(tmp_path / "weights.npz"), tmp_path / "new")
+    assert """init_from_map='(("^","backbone."),)'""" in caplog_of_package.text
+
+
+def test_values_that_are_not_finite_raise(tmp_path, other):
+    name = next(iter(other))
+    np.savez(tmp_path / "weights.npz", **other | {name: np.full_like(other[name], np.nan)})
+    with pytest.raises(InputError, match=rf"init_from.*{name}.*finite"):
+        check_init_from(new_network(0), settings(tmp_path / "weights.npz"), tmp_path / "new")
+
+
 def test_an_npz_is_loaded_with_expressions_in_order(tmp_path, other):
     np.savez(
         tmp_path / "weights.npz", **{name.replace("backbone", "net"): other[name] for name in other}
@@ -168,6 +243,8 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (damaged({"a": {**ENTRY, "data_offsets": [-8, 0]}}), "a: bytes"),
         (damaged({"a": {**ENTRY, "dtype": "F8"}}), "F8.*F32"),
         (damaged({"a": {"dtype": "F32"}}), "shape"),
+        (damaged({"a": ENTRY}, b"", length=1000), "1000 bytes"),
+        (damaged({"a": ENTRY, "b": {**ENTRY, "data_offsets": [4, 12]}}, bytes(12)), "b begins"),
         (damaged([1]), "weights"),
         (struct.pack("<Q", 4) + b"nota" + bytes(4), "weights"),
     ],
