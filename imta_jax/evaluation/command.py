@@ -14,11 +14,19 @@ import numpy as np
 
 from imta_jax.errors import InputError, message_of, unknown_name
 from imta_jax.evaluation.budget import Outcomes
+from imta_jax.evaluation.command_checks import (
+    DEFAULT_METHOD,
+    check_options,
+    prints_guarantee,
+    split_warnings,
+)
 from imta_jax.evaluation.methods.comparison import DEFAULT_BUDGETS, DEFAULT_TOLERANCES
 from imta_jax.evaluation.methods.comparison_record import (
     CONFIDENCE_LEVEL,
     comparison_record,
     comparison_text,
+    display_name,
+    name_in_files,
 )
 from imta_jax.evaluation.methods.risk_control import GUARANTEES
 from imta_jax.evaluation.methods.threshold_code import (
@@ -43,20 +51,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
+        check_options(arguments)
         validation, test = (load_split(p) for p in (arguments.validation, arguments.test))
         costs = _numbers("--costs", arguments.costs)
         _check_costs(costs)
         tolerances = _tolerances(arguments.tolerance)
         _check_same_kind(validation, test, arguments)
         _check_number_of_exits(validation[0], costs, arguments)
-        _check_number_of_images(validation[0], arguments, max(tolerances))
+        _check_number_of_images(validation[0], arguments, tolerances)
         record = comparison_record(
             validation,
             test,
             costs,
             _budgets(arguments.budgets, costs),
             tolerances=tolerances,
-            confidence_level=arguments.confidence,
+            confidence_level=_level(arguments),
         )
         text = comparison_text(record)
         if arguments.format:
@@ -68,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(text)
     if not any(point["method"] in GUARANTEES for point in record["points"]):
         print("note: no risk control, since it needs scores in 0..1", file=sys.stderr)
-    if warning := cost_warning(record, costs):
-        print(f"warning: {warning}", file=sys.stderr)
+    for warning in (*split_warnings(validation, test, arguments), cost_warning(record, costs)):
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
     if arguments.out:
         try:
             write_json(arguments.out, _with_null(record))
@@ -102,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--confidence",
         type=_confidence,
-        default=CONFIDENCE_LEVEL,
-        help="level of guarantees and intervals, above 0 and below 1 (default: %(default)s)",
+        help="level of guarantees and intervals, above 0 and below 1 (default: "
+        f"{CONFIDENCE_LEVEL:g})",
     )
     parser.add_argument(
         "--format",
@@ -112,9 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--method",
-        default="sweep",
-        choices=CONFIDENCE_METHODS,
-        help="method of --format, with one budget or one tolerance (default: %(default)s)",
+        type=_method,
+        metavar="{" + ",".join(map(display_name, CONFIDENCE_METHODS)) + "}",
+        help=f"method of --format, with one budget or one tolerance (default: {DEFAULT_METHOD})",
     )
     parser.add_argument(
         "--out",
@@ -152,6 +162,19 @@ def _confidence(text: str) -> float:
     return value
 
 
+def _method(text: str) -> str:
+    """The name in result files of a method, which may be given by that name or the table's."""
+    name = name_in_files(text)
+    if name not in CONFIDENCE_METHODS:
+        valid = map(display_name, CONFIDENCE_METHODS)
+        raise argparse.ArgumentTypeError(str(unknown_name("method", text, valid)))
+    return name
+
+
+def _level(arguments: argparse.Namespace) -> float:
+    return CONFIDENCE_LEVEL if arguments.confidence is None else arguments.confidence
+
+
 def _tolerances(text: str | None) -> Sequence[float]:
     """The given tolerances in percentage points, or the default ones."""
     if text is None:
@@ -164,16 +187,18 @@ def _tolerances(text: str | None) -> Sequence[float]:
 
 def _code(record: Mapping[str, Any], arguments: argparse.Namespace, *, scores: bool) -> str:
     """The code of the only point of the chosen method."""
-    methods = list(dict.fromkeys(point["method"] for point in record["points"]))
-    if arguments.method not in methods:
-        raise unknown_name("--method for these scores", arguments.method, methods)
-    points = [point for point in record["points"] if point["method"] == arguments.method]
+    method = arguments.method or DEFAULT_METHOD
+    methods = dict.fromkeys(point["method"] for point in record["points"])
+    if method not in methods:
+        valid = map(display_name, methods)
+        raise unknown_name("--method for these scores", display_name(method), valid)
+    points = [point for point in record["points"] if point["method"] == method]
     if len(points) != 1:
         option = "--budgets" if any("budget" in point for point in points) else "--tolerance"
         settings = "; ".join(point["asked"] for point in points)
         raise InputError(
             f"--format={arguments.format} prints one point; expected one value of {option}, since"
-            f" --method={arguments.method} has: {settings}"
+            f" --method={display_name(method)} has: {settings}"
         )
     return threshold_code(points[0], record["full_cost"], arguments.format, scores=scores).rstrip()
 
@@ -212,9 +237,9 @@ def cost_warning(record: Mapping[str, Any], costs: Sequence[float]) -> str | Non
         f"{worst[name] / record['full_cost']:.1%}" for name in ("validation_cost", "mean_cost")
     )
     return (
-        f"{worst['method']}, {worst['asked']}: validation images cost {cost} of the last exit, test"
-        f" images {test_cost}; budgets and guarantees hold only if both are preprocessed alike and"
-        " come from one distribution"
+        f"{display_name(worst['method'])}, {worst['asked']}: validation images cost {cost} of the "
+        f"last exit, test images {test_cost}; budgets and guarantees hold only if both are "
+        "preprocessed alike and come from one distribution"
     )
 
 
@@ -241,9 +266,9 @@ def _check_number_of_exits(
 
 
 def _check_number_of_images(
-    by_exit: np.ndarray, arguments: argparse.Namespace, tolerance: float
+    by_exit: np.ndarray, arguments: argparse.Namespace, tolerances: Sequence[float]
 ) -> None:
-    """Raises a ValueError if there are too few images to certify any tolerance.
+    """Raises a ValueError if there are too few images to certify any tolerance that is printed.
 
     Without any early-exit error among n images Clopper and Pearson's upper bound is
     1 - (1 - level)^(1/n). With fewer images than computed here it exceeds every tolerance.
@@ -251,15 +276,19 @@ def _check_number_of_images(
     Args:
       by_exit: logits or scores of the validation images, [E, N, ...].
       arguments: arguments of the command line.
-      tolerance: the largest one, in percentage points.
+      tolerances: in percentage points.
     """
-    level, largest, path = arguments.confidence, tolerance / 100, arguments.validation
+    level, largest, path = _level(arguments), max(tolerances) / 100, arguments.validation
     certifying = 1 if largest == 1 else _certifying_images(level, largest)
     num_exits, num_images = by_exit.shape[:2]
-    least = max(certifying, num_exits)
-    if num_images < least:
+    if num_images < num_exits:
         raise InputError(
-            f"{path}: {num_images} validation images; expected at least {least}, to "
+            f"{path}: {num_images} validation images and {num_exits} exits; expected at least one "
+            f"image per exit; use more images (shape {by_exit.shape}, exits first)"
+        )
+    if num_images < certifying and prints_guarantee(arguments):
+        raise InputError(
+            f"{path}: {num_images} validation images; expected at least {certifying}, to "
             f"certify a tolerance of {100 * largest:g} points with {100 * level:g}% confidence; "
             "use more images, a larger --tolerance or a lower --confidence"
         )

@@ -51,7 +51,8 @@ def checked_predictions(predictions: tuple[ArrayLike, ArrayLike], source: str) -
 
     Raises:
       ValueError: wrong shapes or types, empty arrays, a label outside the classes, a logit that is
-        not finite, or probabilities instead of logits. The message names the first invalid entry.
+        not finite, or probabilities or percentages instead of logits. The message names the first
+        invalid entry.
     """
     logits, labels = (np.asarray(part) for part in predictions)
     if logits.ndim != 3 or labels.shape != logits.shape[1:2]:
@@ -241,18 +242,43 @@ def _as_float32(logits: np.ndarray, source: str) -> Float32[np.ndarray, "E N K"]
 def _check_no_probabilities(
     logits: Float32[np.ndarray, "E N K"], tolerance: float, source: str
 ) -> None:
-    """Rejects softmax probabilities. Their softmax is almost uniform, so exits would be wrong."""
+    """Rejects softmax probabilities and percentages. Their softmax would give wrong exits."""
     for e, exit_logits in enumerate(logits):
-        if exit_logits.min() < 0 or exit_logits.max() > 1 + tolerance:
-            continue
-        if np.isin(exit_logits, (0, 1)).all():  # one-hot votes, which have no other logits
-            continue
-        if (np.abs(exit_logits.sum(axis=1) - 1) <= tolerance).all():
+        for total, name, relative in ((1, "probabilities", tolerance), (100, "percentages", 1e-2)):
+            if not _sums_to(exit_logits, total, relative):
+                continue
+            scale = "" if total == 1 else " / 100"
             raise InputError(
-                f"{source}: the logits of exit {e + 1} are probabilities: they are not negative, "
-                "and those of each image sum to 1; expected the values before the softmax. Pass "
-                "np.log(np.maximum(probabilities, 1e-30)), which has the same softmax"
+                f"{source}: the logits of exit {e + 1} are {name}: they are not negative, and "
+                f"those of each image sum to {total}; expected the values before the softmax. Pass "
+                f"np.log(np.maximum(probabilities{scale}, 1e-30)), which has the same softmax"
             )
+
+
+def _sums_to(exit_logits: Float32[np.ndarray, "N K"], total: float, tolerance: float) -> bool:
+    """Whether no value is negative and those of each image sum to a total.
+
+    One-hot votes do not count, because no other logits of them exist.
+    """
+    if exit_logits.min() < 0 or exit_logits.max() > total * (1 + tolerance):
+        return False
+    if np.isin(exit_logits, (0, total)).all():
+        return False
+    return bool((np.abs(exit_logits.sum(axis=1) - total) <= total * tolerance).all())
+
+
+def exits_in_unit_interval(logits: Float32[np.ndarray, "E N K"]) -> list[int]:
+    """The exits, from 1, whose logits are all in 0..1, as the outputs of a sigmoid are.
+
+    One-hot votes do not count, because no other logits of them exist.
+    """
+    return [
+        e + 1
+        for e, exit_logits in enumerate(logits)
+        if exit_logits.min() >= 0
+        and exit_logits.max() <= 1
+        and not np.isin(exit_logits, (0, 1)).all()
+    ]
 
 
 def _check_finite(logits: Float32[np.ndarray, "E N K"], source: str) -> None:

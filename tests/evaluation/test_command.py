@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -172,6 +173,61 @@ def test_printed_torch_code_is_valid_and_needs_one_point(files, capsys):
         command.main([*arguments, "--budgets=0.5,0.6"])
     error = capsys.readouterr().err
     assert "--budgets" in error and "budget 50%; budget 60%" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--method=net"], ("--method=net", "--format")),
+        (["--method=optimised"], ("--method=optimized", "--format")),
+        (["--format=numpy", "--method=net", "--budgets=0.5"], ("--budgets=0.5", "--method=net")),
+        (["--format=numpy", "--tolerance=5"], ("--tolerance=5", "--method=sweep")),
+        (["--format=numpy", "--confidence=0.9"], ("--confidence=0.9", "--method=sweep")),
+        (["--format=numpy", "--method=expectation", "--confidence=0.9"], ("--confidence=0.9",)),
+        (["--method=optimal"], ("--method", "'optimal'", "first: optimized")),
+    ],
+)
+def test_options_without_effect_are_rejected(files, capsys, options, named):
+    with pytest.raises(SystemExit) as exit_:
+        command.main([*files, "--costs=10,25,45,70", *options])
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2 and all(name in error for name in named)
+
+
+@pytest.mark.parametrize("name", ["optimized", "optimised", "envelope"])
+def test_code_is_printed_for_the_names_of_the_table_and_of_result_files(files, capsys, name):
+    command.main([*files, "--costs=10,25,45,70", "--budgets=0.5"])
+    shown = name.replace("optimised", "optimized")
+    assert f"\n{shown} " in capsys.readouterr().out
+    options = ["--costs=10,25,45,70", "--budgets=0.5", "--format=numpy", f"--method={name}"]
+    command.main([*files, *options])
+    assert f"confidence: {shown}, budget 50%" in capsys.readouterr().out
+
+
+def test_code_without_a_guarantee_needs_few_images(files, tmp_path, capsys):
+    logits, labels = overconfident_split(0, 20)
+    np.savez(tmp_path / "few.npz", logits=logits, labels=labels)
+    options = ["--costs=10,25,45,70", "--budgets=0.5", "--format=numpy"]
+    command.main([f"{tmp_path}/few.npz", files[1], *options])
+    assert "THRESHOLDS" in capsys.readouterr().out
+
+
+def test_equal_files_are_reported(files, tmp_path, capsys):
+    copy = tmp_path / "copy.npz"
+    shutil.copy(files[0], copy)
+    command.main([files[0], str(copy), "--costs=10,25,45,70", "--budgets=0.5"])
+    error = capsys.readouterr().err
+    assert "warning" in error and "validation.npz" in error and "copy.npz" in error
+
+
+def test_outputs_of_a_sigmoid_are_reported(files, tmp_path, capsys):
+    with np.load(files[1]) as arrays:
+        logits = np.concatenate([arrays["logits"][:3], 1 / (1 + np.exp(-arrays["logits"][3:]))])
+        np.savez(tmp_path / "sigmoid.npz", logits=logits, labels=arrays["labels"])
+    path = str(tmp_path / "sigmoid.npz")
+    command.main([files[0], path, "--costs=10,25,45,70", "--budgets=0.5"])
+    error = capsys.readouterr().err
+    assert "sigmoid.npz: all logits of exits 4 are in 0..1" in error
 
 
 def test_costs_that_differ_between_the_splits_are_reported(files, tmp_path, capsys):

@@ -137,6 +137,23 @@ def test_logits_that_are_not_real_numbers_raise(dtype):
         predictions.checked_predictions((logits.astype(dtype), labels), "test")
 
 
+@pytest.mark.parametrize("decimals", [0, 1, 6])
+def test_percentages_instead_of_logits_raise(decimals):
+    logits, labels = split(0, num_classes=2)
+    exponentials = np.exp(logits)
+    percentages = (100 * exponentials / exponentials.sum(axis=-1, keepdims=True)).round(decimals)
+    with pytest.raises(ValueError, match=r"exit 1\b.*percentages.*/ 100"):
+        predictions.checked_predictions((percentages, labels), "test")
+    predictions.checked_predictions((percentages - 50, labels), "test")
+
+
+def test_exits_in_the_unit_interval_exclude_votes():
+    logits, _ = split(0, num_exits=2)
+    sigmoids, votes = 1 / (1 + np.exp(-logits)), (logits > 0).astype(np.float32)
+    stacked = np.stack([logits[0], sigmoids[0], votes[0], sigmoids[1]])
+    assert predictions.exits_in_unit_interval(stacked) == [2, 4]
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_probabilities_instead_of_logits_raise(dtype):
     logits, labels = split(0)

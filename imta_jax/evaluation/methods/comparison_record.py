@@ -14,8 +14,8 @@ from imta_jax.evaluation.predictions import Predictions
 
 # Confidence level of the guarantees and of the intervals.
 CONFIDENCE_LEVEL = 0.95
-# Spelling in tables, where it differs from the name in result files.
-_DISPLAY_NAMES = {"envelope": "monotone frontier", "optimised": "optimized"}
+# Names in tables and on the command line, where they differ from the name in result files.
+_DISPLAY_NAMES = {"optimised": "optimized"}
 
 
 def comparison_record(
@@ -76,7 +76,7 @@ def comparison_text(record: Mapping[str, Any]) -> str:
     """The points as a text table, with costs as fractions of the last exit's cost."""
     table_rows = [
         {
-            "method": _DISPLAY_NAMES.get(row["method"], row["method"]),
+            "method": display_name(row["method"]),
             "setting": row["asked"],
             "validation cost": f"{row['validation_cost'] / record['full_cost']:.1%}",
             "test cost": f"{row['mean_cost'] / record['full_cost']:.1%}",
@@ -94,6 +94,16 @@ def comparison_text(record: Mapping[str, Any]) -> str:
         "in percentage points, to the geometric sweep at the same validation cost."
     )
     return f"{_text_table(table_rows, left_aligned=2)}\n\n{note}"
+
+
+def display_name(method: str) -> str:
+    """The name of a method in tables and on the command line."""
+    return _DISPLAY_NAMES.get(method, method)
+
+
+def name_in_files(method: str) -> str:
+    """The name in result files of a method given by that name or by its name in tables."""
+    return {name: stored for stored, name in _DISPLAY_NAMES.items()}.get(method, method)
 
 
 def _text_table(rows: Sequence[Mapping[str, str]], left_aligned: int) -> str:

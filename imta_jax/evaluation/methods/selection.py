@@ -10,8 +10,8 @@
 | `patience` | nothing: leave when several exits in a row agree | per patience |
 | `expectation`, `clipped`, `net` | one common threshold under a guarantee | per tolerance |
 
-`envelope` (the monotone frontier) and `optimised` (optimized thresholds) are names in result files
-and keep their spelling.
+`envelope` is the monotone frontier. `optimised` is the name in result files; tables and the command
+line have `optimized`.
 """
 
 from collections.abc import Mapping, Sequence

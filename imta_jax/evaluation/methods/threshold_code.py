@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from imta_jax.errors import InputError, unknown_name
+from imta_jax.evaluation.methods.comparison_record import display_name
 from imta_jax.evaluation.thresholds import ALWAYS_LEAVE
 
 # Methods whose thresholds are compared with the highest softmax probability of an exit.
@@ -104,13 +105,13 @@ def threshold_code(
     if point["method"] not in CONFIDENCE_METHODS:
         raise InputError(
             f"method {point['method']!r} does not use thresholds of confidences only; expected one"
-            f" of {', '.join(CONFIDENCE_METHODS)}"
+            f" of {', '.join(map(display_name, CONFIDENCE_METHODS))}"
         )
     thresholds = without_always(point["thresholds"])
     temperatures = point.get("temperatures") or [1.0] * len(thresholds)
     template, bodies = (_SCORES_HEADER, _SCORES_BODIES) if scores else (_HEADER, _BODIES)
     header = template.format(
-        description=f"{point['method']}, {point['asked']}",
+        description=f"{display_name(point['method'])}, {point['asked']}",
         mean_cost=point["mean_cost"],
         full_cost=full_cost,
         top1=point["top1"],

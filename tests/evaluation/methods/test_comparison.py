@@ -6,7 +6,11 @@ from sample_logits import COSTS, measure, overconfident_split
 
 from imta_jax.evaluation.budget import Outcomes
 from imta_jax.evaluation.methods.comparison import MethodCurve, compare_methods
-from imta_jax.evaluation.methods.comparison_record import comparison_record, comparison_text
+from imta_jax.evaluation.methods.comparison_record import (
+    comparison_record,
+    comparison_text,
+    display_name,
+)
 from imta_jax.evaluation.methods.risk_control import GUARANTEES
 from imta_jax.evaluation.methods.temperature import scaled_confidence
 from imta_jax.evaluation.predictions import predicted
@@ -116,10 +120,11 @@ def test_networks_with_few_exits_are_compared(num_exits):
     assert all(np.isfinite(curve.gain_interval).all() for curve in curves.values())
 
 
-def test_table_has_a_row_per_point_in_american_spelling():
+def test_table_has_a_row_per_point_with_the_names_of_the_command_line():
     record = comparison_record(overconfident_split(0), overconfident_split(1), COSTS, BUDGETS)
     text = comparison_text(record)
-    assert "optimized" in text and "monotone frontier" in text
+    in_table = {line.split()[0] for line in text.splitlines() if "%" in line}
+    assert {display_name(method) for method in METHODS} <= in_table
     assert "optimised" not in text
     for row in record["points"]:
         assert row["asked"] in text
