@@ -23,8 +23,8 @@ LAYERS = (
     {"techniques", "data"},
     {"models"},
     {"training", "interop"},
-    {"pretrained", "evaluation"},
-    {"inference", "report"},
+    {"evaluation"},
+    {"pretrained", "inference", "report"},
     {"studies", "planning"},
     {"cli"},
 )

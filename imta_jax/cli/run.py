@@ -40,7 +40,7 @@ from imta_jax.runtime.agreement import (
 )
 from imta_jax.runtime.factories import unread_options_raise
 from imta_jax.runtime.files import write_json
-from imta_jax.runtime.lock import create_workdir, lock_workdir
+from imta_jax.runtime.lock import check_workdir, create_workdir, lock_workdir
 from imta_jax.runtime.optional_packages import require
 from imta_jax.runtime.paths import local_path
 from imta_jax.runtime.preemption import end_process_on_signals
@@ -100,6 +100,7 @@ def run(
     if mode == "doctor":
         from imta_jax.cli.doctor import describe_run
 
+        run_in_first_process(lambda: check_workdir(workdir))
         with unread_options_raise():
             dataset = _load_checked_data(parsed)
         check_initial_parameters(parsed, dataset, workdir)

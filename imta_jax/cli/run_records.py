@@ -15,6 +15,7 @@ from imta_jax.errors import InputError
 from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_or_none
+from imta_jax.training.init_from import began_with
 
 # Fields of `config.data` that affect how images are read, but no batch.
 READER_FIELDS = ("index_dir", "memory_limit_gb", "service")
@@ -86,7 +87,7 @@ def check_same_config(
     A field that an older run did not record has its default. Sections that change results only by
     rounding may differ, and so may the section of the evaluation with mode "evaluate". The fields
     of `READER_FIELDS` may differ, and so may the paths of the data, whose content is compared. The
-    path of the initial parameters may be written in another way.
+    initial parameters may have another path, or be missing after the run has begun with them.
 
     Args:
       config: the config of this launch.
@@ -109,8 +110,8 @@ def check_same_config(
         ignored_data_fields += ["data_dir", "manual_dir"]
         if all(can_be_moved(run.data.source) for run in (recorded, config)):
             ignored_data_fields.append("source")
-    for fields in (recorded_fields, current_fields):
-        initial = _resolved(fields["phase_one"]["init_from"])
+    sources = _initial_parameters(recorded, config, workdir)
+    for fields, initial in zip((recorded_fields, current_fields), sources, strict=True):
         fields["phase_one"] = {**fields["phase_one"], "init_from": initial}
         fields["data"] = {
             name: value for name, value in fields["data"].items() if name not in ignored_data_fields
@@ -124,6 +125,16 @@ def check_same_config(
     raise InputError(
         f"{workdir} belongs to a run with another config; {remedy}:\n  " + "\n  ".join(differences)
     )
+
+
+def _initial_parameters(recorded: RunConfig, config: RunConfig, workdir: Path) -> tuple[str, str]:
+    """`phase_one.init_from` of both runs, equal if the initial parameters are equal."""
+    sources = recorded.phase_one.init_from, config.phase_one.init_from
+    before, now = map(_resolved, sources)
+    same = began_with(sources[1], workdir / "phase_one") if all(sources) else None
+    if same is None:
+        return before, now
+    return (before, before) if same else (before, f"{now} with other arrays")
 
 
 def _resolved(path: str) -> str:

@@ -31,12 +31,23 @@ _SECTIONS = {
 }
 
 
+# Of each row of a section.
+_COLUMNS = {"exits": ("macs",), "budget_curve": ("quota", "thresholds", "mean_macs")}
+
+
 def missing_sections(results: Mapping[str, Any]) -> list[str]:
-    """Names of the required sections that are missing, empty or of another type."""
-    return [
+    """Names of the required sections and columns that are missing, empty or of another type."""
+    missing = [
         name
         for name, kind in _SECTIONS.items()
         if not isinstance(results.get(name), kind) or not results[name]
+    ]
+    return missing + [
+        f"{name}[{i}].{column}"
+        for name in sorted(_COLUMNS.keys() - set(missing))
+        for i, row in enumerate(results[name])
+        for column in _COLUMNS[name]
+        if not isinstance(row, Mapping) or column not in row
     ]
 
 
@@ -54,6 +65,41 @@ def read_results(path: Path, remedy: str) -> dict[str, Any]:
     if missing := missing_sections(results):
         raise InputError(f"{path} is incomplete: missing {', '.join(missing)}; {remedy}")
     return results
+
+
+def read_evaluated_results(workdir: Path) -> dict[str, Any]:
+    """Reads the `results.json` of a run's folder.
+
+    Raises:
+      MissingFileError: the run was not evaluated.
+      InputError: the file is damaged or incomplete.
+    """
+    path = workdir / "results.json"
+    if not path.exists():
+        raise MissingFileError(
+            f"{path} does not exist: the run was not evaluated. Run --mode=evaluate first"
+        )
+    return read_results(path, "delete it and run --mode=evaluate")
+
+
+def evaluated_phase(results: Mapping[str, Any], path: Path) -> str:
+    """The name of the phase whose network was evaluated.
+
+    Args:
+      results: return value of `read_results`.
+      path: the file, for messages.
+
+    Raises:
+      InputError: the section `environment` does not name a phase of the section `phases`.
+    """
+    phase = results["environment"].get("evaluated_phase")
+    phases = [name for name, record in results["phases"].items() if isinstance(record, Mapping)]
+    if phase not in phases:
+        raise InputError(
+            f"{path}: environment.evaluated_phase is {phase!r}, expected one of"
+            f" {', '.join(phases)}; delete the file and run --mode=evaluate"
+        )
+    return phase
 
 
 def dataset_record(dataset: "Dataset") -> dict[str, Any]:
@@ -132,12 +178,7 @@ def read_budget_curve(workdir: str | Path) -> list[dict[str, Any]]:
       ValueError: a file of the evaluation is damaged.
     """
     workdir = local_path("workdir", workdir)
-    path = workdir / "results.json"
-    if not path.exists():
-        raise MissingFileError(
-            f"{path} does not exist: the run was not evaluated. Run --mode=evaluate first"
-        )
-    results = read_results(path, "delete it and run --mode=evaluate")
+    results = read_evaluated_results(workdir)
     rows = results["budget_curve"]
     if all("validation_exit_fractions" in row for row in rows):
         return rows

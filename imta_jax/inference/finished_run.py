@@ -23,7 +23,7 @@ from imta_jax.evaluation import (
     read_budget_curve,
 )
 from imta_jax.evaluation.exit_scores import read_exit_rule
-from imta_jax.evaluation.results import read_results
+from imta_jax.evaluation.results import evaluated_phase, read_results
 from imta_jax.models import MultiExitClassifier
 from imta_jax.runtime.json_files import read_json
 from imta_jax.runtime.paths import local_path
@@ -80,9 +80,9 @@ def load_finished_run(workdir: str | Path) -> FinishedRun:
       ValueError: `results.json` is of another checkpoint or another network.
     """
     workdir = local_path("workdir", workdir)
-    config = RunConfig.from_mapping(_read(workdir / "config.json", read_json))
+    config = _config(workdir / "config.json")
     results = _read(workdir / "results.json", read_results)
-    phase = results["environment"]["evaluated_phase"]
+    phase = evaluated_phase(results, workdir / "results.json")
     classifier, meta = load_classifier(workdir / phase, config.evaluation.checkpoint)
     costs = exit_costs(classifier)
     _check_results(workdir / "results.json", results, phase, meta, costs)
@@ -90,6 +90,14 @@ def load_finished_run(workdir: str | Path) -> FinishedRun:
     transform = _transform(config.data, meta)
     rule = read_exit_rule(results)
     return FinishedRun(config, results, classifier, meta, costs, points, transform, rule)
+
+
+def _config(path: Path) -> RunConfig:
+    fields = _read(path, read_json)
+    try:
+        return RunConfig.from_mapping(fields)
+    except InputError as error:
+        raise InputError(f"{path} is incomplete or of another version: {error}") from error
 
 
 def _transform(config: DataConfig, meta: Mapping[str, Any]) -> EvaluationTransform:
@@ -132,7 +140,7 @@ def _check_results(
     path: Path, results: Mapping[str, Any], phase: str, meta: Mapping[str, Any], costs: ExitCosts
 ) -> None:
     """Checks that the results are of the checkpoint that was loaded."""
-    evaluated = results["phases"][phase]["checkpoint_epoch"]
+    evaluated = results["phases"][phase].get("checkpoint_epoch")
     if evaluated != meta["epoch"]:
         raise InputError(
             f"{path}: checkpoint_epoch of {phase} is {evaluated}, expected {meta['epoch']}, the "

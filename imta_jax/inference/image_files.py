@@ -56,7 +56,7 @@ def find_image_files(paths: Iterable[str | Path]) -> list[Path]:
         if not argument.strip():  # `Path` would take it as the current folder
             raise InputError("an image path is empty; expected an image file or a folder")
         if "://" in argument and not os.path.exists(argument):
-            local_path("image", argument)  # raises an error for an address
+            argument = str(local_path("image", argument))
         # Not `expanduser` alone: "~copy.png" is an ordinary name.
         path = Path(argument).expanduser() if argument.startswith("~/") else Path(argument)
         try:

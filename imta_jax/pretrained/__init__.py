@@ -12,7 +12,9 @@ import numpy as np
 from flax import nnx
 
 from imta_jax.errors import UNREADABLE_ARCHIVE, InputError, unknown_name
+from imta_jax.evaluation.results import evaluated_phase, read_evaluated_results
 from imta_jax.models import MultiExitClassifier
+from imta_jax.runtime.paths import local_path
 from imta_jax.training.network_arrays import empty_classifier, fill_named
 from imta_jax.training.state import named_arrays
 
@@ -110,9 +112,9 @@ def write_pretrained(
     # Imported here because Orbax is not needed to read a network.
     from imta_jax.training.loading import load_classifier
 
-    workdir = Path(workdir)
-    results = json.loads((workdir / "results.json").read_text())
-    phase = results["environment"]["evaluated_phase"]
+    workdir = local_path("workdir", workdir)
+    results = read_evaluated_results(workdir)
+    phase = evaluated_phase(results, workdir / "results.json")
     classifier, meta = load_classifier(workdir / phase)
     arrays = named_arrays(nnx.state(classifier, nnx.Any(nnx.Param, nnx.BatchStat)))
     record = {"meta": meta | {"note": note}, "results": {name: results[name] for name in _SECTIONS}}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imta_jax.errors import ExistingFileError, FilePermissionError, UserError
+from imta_jax.runtime.paths import reason_missing
 
 
 def create_folder(folder: Path) -> None:
@@ -24,9 +25,10 @@ def create_folder(folder: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         found = (path for path in (folder, *folder.parents) if os.path.lexists(path))
         path = next((path for path in found if not path.is_dir()), folder)
-        kind = "broken link" if path.is_symlink() and not path.exists() else "file"
+        is_link = path.is_symlink() and not path.exists()
+        found_text = reason_missing(path) if is_link else f"{path} is a file"
         raise ExistingFileError(
-            f"{path} is a {kind}; expected a folder; rename or delete the {kind.rpartition(' ')[2]}"
+            f"{found_text}; expected a folder; rename or delete the {'link' if is_link else 'file'}"
         ) from error
     except PermissionError as error:
         raise _not_writable(folder, error) from error

@@ -1,6 +1,7 @@
 """A lock that allows one run at a time in a folder."""
 
 import contextlib
+import errno
 import logging
 import os
 import platform
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import filelock
 
-from imta_jax.errors import FolderInUseError, StorageError
+from imta_jax.errors import FilePermissionError, FolderInUseError, StorageError, message_of
+from imta_jax.runtime.files import check_regular_file, create_folder
 
 _log = logging.getLogger(__name__)
 _LOCK_FILE = ".lock"
@@ -31,6 +33,8 @@ def lock_workdir(folder: Path) -> Iterator[None]:
     path = folder / _LOCK_FILE
     create_workdir(folder)
     with _storage_errors(folder):
+        if path.exists():
+            check_regular_file(path)
         path.open("a").close()
     # Before `acquire`, which empties the file in some versions of filelock.
     owner = lock_owner(folder)
@@ -58,7 +62,23 @@ def create_workdir(folder: Path) -> None:
       StorageError: it cannot be created.
     """
     with _storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        create_folder(folder)
+
+
+def check_workdir(folder: Path) -> None:
+    """Checks that `create_workdir` can create the folder, and a run can write to it.
+
+    Raises:
+      StorageError: it cannot.
+    """
+    with _storage_errors(folder):
+        existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not existing.is_dir():
+            create_folder(existing)  # raises an error that says what it is
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise FilePermissionError(errno.EACCES, f"no permission to write to {existing}")
+        if (folder / _LOCK_FILE).exists():
+            check_regular_file(folder / _LOCK_FILE)
 
 
 @contextlib.contextmanager
@@ -67,8 +87,8 @@ def _storage_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            error.errno,
-            f"--workdir={folder} cannot be created or written ({error.strerror}); use another"
+            error.errno or errno.EIO,
+            f"--workdir={folder} cannot be created or written ({message_of(error)}); use another"
             " folder",
         ) from error
 

@@ -9,12 +9,47 @@ from pathlib import Path
 
 from imta_jax.errors import FilePermissionError, InputError
 
+# Of any form: file:///x, file://localhost/x, and file:/x, to which `Path` shortens the first.
+_FILE_ADDRESS = re.compile(r"file:(?://(?P<host>[^/]*))?(?P<path>/.*)?", re.DOTALL)
 # `Path` shortens "gs://bucket" to "gs:/bucket". A drive such as "C:/" has one letter.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
+def without_file_scheme(path: str) -> str:
+    """The path of a file:// address, which is not unquoted, as in TensorFlow; else `path`.
+
+    Raises:
+      InputError: the address has another host than localhost, or no path.
+    """
+    match = _FILE_ADDRESS.fullmatch(path)
+    if match is None:
+        return path
+    if match["host"] not in (None, "", "localhost") or not match["path"]:
+        raise InputError(f"{path} is not the address of a local file; expected file:///PATH")
+    return match["path"]
+
+
+def reason_missing(path: str | os.PathLike[str]) -> str:
+    """Why a path does not exist: it, or a folder above it, may be a link that leads nowhere."""
+    absolute = Path(path).absolute()
+    for part in reversed((absolute, *absolute.parents)):
+        if part.is_symlink() and not os.path.exists(part):
+            return f"{part} is a {_kind_of_link(part)} to {os.readlink(part)!r}"
+    return f"{absolute} does not exist"
+
+
+def _kind_of_link(path: Path) -> str:
+    try:
+        os.stat(path)
+    except OSError as error:
+        return "circular link" if error.errno == errno.ELOOP else "broken link"
+    return "link"
+
+
 def local_path(name: str, value: str | os.PathLike[str]) -> Path:
     """The absolute path of a file or folder on a mounted file system; `~` is the home folder.
+
+    An address such as file:///x is the path /x.
 
     Shells leave `~` unexpanded in `--workdir=~/runs`.
 
@@ -27,7 +62,7 @@ def local_path(name: str, value: str | os.PathLike[str]) -> Path:
         is too long for the file system.
       FilePermissionError: a folder above it may not be opened.
     """
-    path = os.fspath(value)
+    path = without_file_scheme(os.fspath(value))
     if not path.strip():
         raise InputError(f"{name} is empty; expected a path, such as runs/quickstart")
     if _SCHEME.match(path):

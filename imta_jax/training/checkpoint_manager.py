@@ -1,5 +1,6 @@
 """Orbax's manager of a folder of checkpoints."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from imta_jax.errors import InputError
 from imta_jax.runtime.background_errors import ignore_errors_of_failed_reads
+from imta_jax.runtime.files import check_regular_file
 
 SELECTION_METRIC = "validation_top1"
 ARRAY_ITEMS = ("model", "progress")
@@ -41,7 +43,12 @@ def open_manager(
       keep_best: whether saving also keeps the best checkpoint, in addition to the two newest.
       before_commit: called in a background thread when the files of a checkpoint are written, but
         still in a temporary folder.
+
+    Raises:
+      InputError: metrics of a checkpoint are damaged.
+      ExistingFileError: a checkpoint has a pipe, whose reading would block.
     """
+    _check_regular_files(folder)
     # Orbax's own option for the best would delete the newest, which training resumes from.
     policies: list[Any] = [checkpoint_managers.LatestN(2)]
     if keep_best:
@@ -73,6 +80,14 @@ def open_manager(
             f"{folder}: metrics of a checkpoint are damaged ({error}); delete them, which keeps the"
             f" checkpoint: {', '.join(damaged)}"
         ) from error
+
+
+def _check_regular_files(folder: Path) -> None:
+    """Checks the files of all checkpoints before Orbax opens them."""
+    for path in folder.glob("[0-9]*/**/*"):
+        if not path.is_dir():
+            with contextlib.suppress(FileNotFoundError):  # Another process may have deleted it.
+                check_regular_file(path)
 
 
 def _only_this_process() -> ocp.options.MultiprocessingOptions:

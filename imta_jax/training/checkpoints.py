@@ -290,6 +290,8 @@ def read_json_meta(manager: ocp.CheckpointManager, name: int) -> dict[str, Any]:
       NewerFormatError: it is of a newer format.
     """
     restored: Any = manager.restore(name, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+    if not isinstance(restored.meta, dict):
+        raise InputError(f"meta/metadata must hold a JSON object; found {restored.meta!r:.40}")
     version = restored.meta.get("format_version", 1)
     if version > FORMAT_VERSION:
         raise NewerFormatError(

@@ -9,6 +9,7 @@ and `phase_one/init_from.json` list what was loaded and what was not.
 """
 
 import dataclasses
+import hashlib
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,8 @@ from imta_jax.distributed import is_first_process
 from imta_jax.errors import InputError, MissingFileError
 from imta_jax.runtime.array_files import read_npz, read_safetensors
 from imta_jax.runtime.files import write_json
-from imta_jax.runtime.paths import local_path
+from imta_jax.runtime.json_files import read_json_or_none
+from imta_jax.runtime.paths import local_path, reason_missing
 from imta_jax.training.checkpoint_reading import has_readable_checkpoint, read_model_arrays
 from imta_jax.training.source_names import kernel_axes, pytorch_name, suggested_map, transposes
 from imta_jax.training.state import fill_tree, named_arrays
@@ -76,7 +78,48 @@ def load_initial_parameters(classifier: nnx.Module, settings: PhaseOneConfig, fo
     loaded = {n: jnp.asarray(x, network[n].dtype) for n, x in found.items()}
     nnx.update(classifier, fill_tree(variables, network | loaded))
     if is_first_process():
-        _report(assignment, len(network), settings.init_from, folder)
+        record = {"source": settings.init_from, "digest": _digest(arrays)}
+        _report(assignment, len(network), record, folder)
+
+
+def began_with(source: str, folder: Path) -> bool | None:
+    """Whether phase I began with the arrays of a source, as `init_from.json` records it.
+
+    The path of a source may change. If it is missing, nothing can differ, which logs a warning: the
+    parameters are in the checkpoints. A source that has been replaced at its path differs, unless
+    it is a folder, in which training may have gone on.
+
+    Args:
+      source: `config.phase_one.init_from`, not "".
+      folder: folder of phase I.
+
+    Returns:
+      None if the folder has no record, or the record of an earlier version.
+
+    Raises:
+      InputError: the source exists and cannot be read.
+    """
+    record = read_json_or_none(folder / RECORD, "the initial parameters are not compared") or {}
+    if "digest" not in record:
+        return None
+    path = local_path(_FIELD, source)
+    if not path.exists():
+        _log.warning(
+            "%s=%s: %s; the run continues without it", _FIELD, source, reason_missing(path)
+        )
+        return True
+    if path.is_dir() and source == record["source"]:
+        return True
+    return _digest(_read(source)) == record["digest"]
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """A hash of names, types, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def check_init_from(classifier: nnx.Module, settings: PhaseOneConfig, folder: Path) -> None:
@@ -232,7 +275,7 @@ def _difference(source: np.ndarray, x: Any) -> str:
 def _read(source: str) -> dict[str, np.ndarray]:
     path = local_path(_FIELD, source)
     if not path.exists():
-        raise MissingFileError(f"{_FIELD}={source} does not exist: {path}")
+        raise MissingFileError(f"{_FIELD}={source}: {reason_missing(path)}")
     if path.is_dir():
         phases = [path / name for name in PHASES if (path / name).is_dir()]
         if phases:
@@ -270,10 +313,10 @@ def _has_begun(folder: Path) -> bool:
     return any(has_readable_checkpoint(path) for path in (folder, folder / "partial"))
 
 
-def _report(assignment: Assignment, size: int, source: str, folder: Path) -> None:
-    record = folder / RECORD
-    write_json(record, {"source": source, **dataclasses.asdict(assignment)})
-    _log.info("phase_one: %d of %d arrays are from %s", len(assignment.loaded), size, source)
+def _report(assignment: Assignment, size: int, origin: Mapping[str, str], folder: Path) -> None:
+    record, count = folder / RECORD, len(assignment.loaded)
+    write_json(record, {**origin, **dataclasses.asdict(assignment)})
+    _log.info("phase_one: %d of %d arrays are from %s", count, size, origin["source"])
     for description, names in (
         ("not in the source, initialized at random", assignment.not_loaded),
         ("not loaded, because shapes differ", assignment.shapes_differ),

@@ -54,3 +54,26 @@ def test_incomplete_results_are_named_by_what_reads_them(content, finished, tmp_
         read_budget_curve(copy)
     assert not evaluation_is_finished(copy)
     assert f"{copy}/results.json is incomplete: missing {section}" in caplog.text
+
+
+@pytest.mark.parametrize("column", ["macs", "thresholds", "evaluated_phase", "checkpoint_epoch"])
+def test_a_missing_value_of_the_results_is_named(column, finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    results = json.loads((copy / "results.json").read_text())
+    rows = {
+        "macs": results["exits"][0],
+        "thresholds": results["budget_curve"][-1],
+        "evaluated_phase": results["environment"],
+        "checkpoint_epoch": results["phases"]["phase_two"],
+    }
+    del rows[column][column]
+    (copy / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=rf"{copy}/results\.json.*{column}"):
+        load_finished_run(copy)
+
+
+def test_an_incomplete_config_is_named(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    (copy / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"^{copy}/config\.json is incomplete"):
+        load_finished_run(copy)

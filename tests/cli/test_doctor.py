@@ -61,6 +61,12 @@ def test_activations_in_bfloat16_take_about_half_the_memory():
     assert 0.4 * wide < activation_bytes(network, objective, 4) < 0.8 * wide
 
 
+def test_a_folder_that_cannot_be_created_raises_as_in_a_run(source, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=rf"--workdir={tmp_path}/file"):
+        run(tiny_run.tiny_config(source), tmp_path / "file", "doctor")
+
+
 def test_an_invalid_mesh_raises_as_in_a_run(source, tmp_path):
     with pytest.raises(ValueError, match=r"mesh\.parameter_shards.* 8: 1, 2, 4, 8; found 3"):
         run(tiny_run.tiny_config(source, mesh__parameter_shards=3), tmp_path, "doctor")

@@ -110,3 +110,11 @@ def test_written_network_is_read_unchanged(tmp_path, dtype, close):
     )
     rtol = 1e-3 if close else 0
     chex.assert_trees_all_close(found_arrays, expected_arrays, atol=close, rtol=rtol)
+
+
+def test_damaged_results_are_named_before_the_network_is_written(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"results\.json.*--mode=evaluate"):
+        pretrained.write_pretrained(tmp_path, tmp_path / "new.npz", note="")
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"results\.json must hold a JSON object.*evaluate"):
+        pretrained.write_pretrained(tmp_path, tmp_path / "new.npz", note="")

@@ -118,7 +118,7 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path):
 def test_a_link_to_nothing_in_place_of_a_folder_is_named_and_a_file_is_replaced(tmp_path):
     link = tmp_path / "report"
     link.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(FileExistsError, match=r"report is a broken link; .* delete the link$"):
+    with pytest.raises(FileExistsError, match=r"report is a broken link to '.*; .* the link$"):
         create_folder(link / "data")
     write_atomically(link, "text")
     assert link.read_text() == "text" and not link.is_symlink()

@@ -6,7 +6,8 @@ import sys
 import filelock
 import pytest
 
-from imta_jax.runtime.lock import lock_workdir
+from imta_jax.errors import StorageError
+from imta_jax.runtime.lock import check_workdir, lock_workdir
 
 HOLD = """
 import sys, time
@@ -54,6 +55,31 @@ def test_a_folder_that_cannot_be_created_raises_with_its_name(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"--workdir=.*file/run"):
         lock_workdir(tmp_path / "file" / "run").__enter__()
+
+
+@pytest.mark.parametrize("kind", ["file", "loop", "forbidden", "pipe"])
+def test_a_folder_that_cannot_be_used_is_found_without_creating_it(tmp_path, monkeypatch, kind):
+    if kind == "file":
+        (tmp_path / "run").touch()
+    if kind == "loop":
+        (tmp_path / "run").symlink_to("run")
+    if kind == "forbidden":
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    if kind == "pipe":
+        (tmp_path / "run").mkdir()
+        os.mkfifo(tmp_path / "run" / ".lock")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StorageError, match=rf"--workdir={tmp_path}/run .*{tmp_path}"):
+        check_workdir(tmp_path / "run")
+    assert sorted(tmp_path.rglob("*")) == before
+    if kind != "forbidden":
+        with pytest.raises(StorageError, match=rf"--workdir={tmp_path}/run .*{tmp_path}"):
+            lock_workdir(tmp_path / "run").__enter__()
+
+
+def test_a_folder_that_can_be_created_is_accepted(tmp_path):
+    check_workdir(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):

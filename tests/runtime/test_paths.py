@@ -13,11 +13,13 @@ from configs import quickstart
 from imta_jax.cli.run import run
 from imta_jax.config import RunConfig
 from imta_jax.data import load_dataset
+from imta_jax.data.sources.storage import absolute
 from imta_jax.evaluation import command as evaluation_command
 from imta_jax.evaluation import save_predictions
 from imta_jax.inference import command as inference_command
 from imta_jax.inference.export import run_export
-from imta_jax.runtime.paths import local_path
+from imta_jax.inference.image_files import find_image_files
+from imta_jax.runtime.paths import local_path, reason_missing
 from imta_jax.studies import __main__ as studies_command
 from imta_jax.studies import run_study
 
@@ -53,6 +55,35 @@ def test_too_long_and_forbidden_paths_are_rejected_with_their_name(tmp_path, mon
     monkeypatch.setattr(os, "lstat", lstat)
     with pytest.raises(PermissionError, match=r"--workdir=runs/t .*chmod"):
         local_path("--workdir", "runs/t")
+
+
+@pytest.mark.parametrize("address", ["file:///a/b c", "file://localhost/a/b c", "file:/a/b c"])
+def test_the_address_of_a_local_file_is_its_path(address):
+    assert local_path("--workdir", address) == Path("/a/b c")
+    assert absolute(address) == "/a/b c"
+
+
+@pytest.mark.parametrize("address", ["file://host/a", "file://a", "file://"])
+def test_the_address_of_a_file_on_another_host_is_rejected(address):
+    for read in (lambda path: local_path("--workdir", path), absolute):
+        with pytest.raises(ValueError, match=rf"^{address} .*file:///PATH"):
+            read(address)
+
+
+def test_images_can_be_given_as_addresses(tmp_path):
+    (tmp_path / "a.png").touch()
+    assert find_image_files([f"file://{tmp_path}/a.png"]) == [tmp_path / "a.png"]
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    (tmp_path / "broken").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    for path, reason in {
+        "broken/a": "broken is a broken link to 'nowhere'",
+        "loop": "loop is a circular link to 'loop'",
+        "a": "a does not exist",
+    }.items():
+        assert reason_missing(tmp_path / path) == f"{tmp_path}/{reason}"
 
 
 NOT_LOCAL = ["", "  ", "gs://bucket/run", "s3://bucket/run", "GS://bucket", Path("gs://bucket/run")]

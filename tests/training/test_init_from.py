@@ -12,12 +12,18 @@ import pytest
 import tiny_run
 from flax import nnx
 
+from imta_jax.cli.run_records import check_same_config
 from imta_jax.config import PhaseOneConfig
 from imta_jax.distributed import data_mesh
 from imta_jax.errors import InputError
 from imta_jax.runtime.array_files import read_safetensors
 from imta_jax.training.checkpoints import CheckpointStore
-from imta_jax.training.init_from import RECORD, check_init_from, load_initial_parameters
+from imta_jax.training.init_from import (
+    RECORD,
+    began_with,
+    check_init_from,
+    load_initial_parameters,
+)
 from imta_jax.training.setup import new_phase_one
 from imta_jax.training.state import create_state, named_arrays
 
@@ -190,6 +196,27 @@ def test_an_npz_is_loaded_with_expressions_in_order(tmp_path, other):
     pairs = [(r"^net\.", "x."), (r"^x\.(\w)", r"backbone.\1")]
     load_initial_parameters(target, settings(tmp_path / "weights.npz", *pairs), tmp_path / "new")
     assert all(np.array_equal(x, other[name]) for name, x in arrays_of(target).items())
+
+
+def test_the_source_may_be_moved_or_deleted_but_not_replaced(tmp_path, other, caplog_of_package):
+    folder, source, moved = (tmp_path / name for name in ("phase_one", "a.npz", "b.npz"))
+    assert began_with("a.npz", folder) is None
+    np.savez(source, **other)
+    load_initial_parameters(new_network(0), settings(source), folder)
+    assert began_with(str(source), folder)
+    source.rename(moved)
+    assert began_with(str(moved), folder)
+    assert began_with(str(source), folder)
+    assert f"{source} does not exist" in caplog_of_package.text
+    name = next(iter(other))
+    np.savez(source, **other | {name: other[name] + 1})
+    assert began_with(str(source), folder) is False
+    recorded, config = (
+        tiny_run.run_config("a.npz", phase_one__init_from=str(path)) for path in (source, moved)
+    )
+    check_same_config(config, recorded, tmp_path, "all")
+    with pytest.raises(ValueError, match=r"init_from: .*with other arrays"):
+        check_same_config(recorded, recorded, tmp_path, "all")
 
 
 def test_nothing_is_loaded_when_phase_one_resumes(tmp_path, other):

@@ -13,6 +13,7 @@ from imta_jax.data.decoding.refusal import Refusal
 from imta_jax.data.pipeline.encoded import EncodedImages
 from imta_jax.errors import UNREADABLE_ARCHIVE, InputError
 from imta_jax.runtime.files import check_regular_file, replacing
+from imta_jax.runtime.paths import without_file_scheme
 
 _log = logging.getLogger(__name__)
 _FORMAT = 2  # Format of stored indexes; after a change they are computed again.
@@ -63,11 +64,12 @@ def load_or_scan(
     """
     if not index_dir:
         return scan()
-    if "://" in index_dir:
+    folder = without_file_scheme(index_dir)
+    if "://" in folder:
         raise InputError(f"config.data.index_dir is {index_dir!r}, expected a local folder")
     name = hashlib.sha256(repr((_FORMAT, POLICY_VERSION, key)).encode()).hexdigest()[:24]
     try:
-        path = Path(index_dir).expanduser() / f"{name}.npz"
+        path = Path(folder).expanduser() / f"{name}.npz"
     except RuntimeError as error:  # the home folder is unknown
         _log.warning("cannot store the index of %s in %s (%s)", split_name, index_dir, error)
         return scan()

@@ -22,7 +22,7 @@ from imta_jax.data.pipeline.pillow_decoding import check_files
 from imta_jax.data.pipeline.stored_index import Indexed
 from imta_jax.data.source_validation import SourceSplit
 from imta_jax.data.sources.request import SourceRequest
-from imta_jax.data.sources.storage import UNKNOWN_STATE, FileState, file_states
+from imta_jax.data.sources.storage import UNKNOWN_STATE, FileState, file_states, is_remote
 from imta_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -164,6 +164,8 @@ def _with_reason(indexed: Indexed, index: int) -> str:
     is_file = indexed.images.offset[index] == WHOLE_FILE
     if refusal == Refusal.UNREADABLE and is_file and _is_forbidden(path):
         reason = "cannot be read: permission denied"
+    if refusal == Refusal.NOT_A_FILE and not is_remote(os.fsdecode(path)):
+        reason = _instead_of_a_file(path)
     return f"{indexed.images.name(index)} ({reason})"
 
 
@@ -174,6 +176,17 @@ def _is_forbidden(path: bytes) -> bool:
     except OSError as error:
         return isinstance(error, PermissionError)
     return not os.access(path, os.R_OK)
+
+
+def _instead_of_a_file(path: bytes) -> str:
+    """What a local path is that is no regular file."""
+    if os.path.isdir(path):
+        return "a folder, not a file"
+    if os.path.exists(path):
+        return "a pipe, a device or a socket, not a file"
+    if os.path.islink(path):
+        return f"a link to {os.fsdecode(os.readlink(path))!r}, which does not exist"
+    return "does not exist"
 
 
 def _check_one_size(images: EncodedImages, split_name: str) -> None:

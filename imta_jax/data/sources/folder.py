@@ -17,12 +17,14 @@ from imta_jax.data.sources.folder_layout import (
     list_folder,
     misplaced_images,
     nested_root,
+    prepared_versions,
 )
 from imta_jax.data.sources.request import SourceRequest, choose_splits, could_be_chosen
 from imta_jax.data.sources.storage import absolute, is_path, is_remote, translate_errors
 from imta_jax.data.sources.tfds import warn_if_name_is_ambiguous
 from imta_jax.data.tensorflow_import import import_tensorflow
 from imta_jax.errors import FilePermissionError, InputError, MissingFileError
+from imta_jax.runtime.paths import reason_missing
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +75,9 @@ def read(request: SourceRequest) -> SourceData:
 def _check_exists(root: str) -> None:
     is_folder = import_tensorflow().io.gfile.isdir if is_remote(root) else os.path.isdir
     if not is_folder(root):
-        raise MissingFileError(f"no folder {root}; {_LAYOUT}")
+        missing = not is_remote(root) and not os.path.exists(root)
+        problem = reason_missing(root) if missing else f"no folder {root}"
+        raise MissingFileError(f"config.data.source: {problem}; {_LAYOUT}")
 
 
 def _list_splits(request: SourceRequest, root: Listing) -> dict[str, Listing]:
@@ -94,6 +98,11 @@ def _choose_splits(
 ) -> dict[str, str]:
     """Chooses among the folders that have class folders."""
     available = [name for name, split in splits.items() if split.folders]
+    if request.train_split not in splits and (versions := prepared_versions(splits)):
+        raise InputError(
+            f"{root.path} has dataset versions that TFDS prepared; set config.data.source to one of"
+            f" them: {_first_few(versions)}"
+        )
     if not available:
         hint = layout_hint(root, splits)
         raise InputError(

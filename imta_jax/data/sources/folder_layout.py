@@ -167,6 +167,16 @@ def layout_hint(root: Listing, splits: Mapping[str, Listing]) -> str:
     return ""
 
 
+def prepared_versions(splits: Mapping[str, Listing]) -> list[str]:
+    """The folders of TFDS datasets, which have a features.json, in the root or one level deeper."""
+    listings = list(splits.values())
+    for split in splits.values():
+        for name in split.folders:
+            with contextlib.suppress(FilePermissionError, StorageError):  # other folders may do
+                listings.append(list_folder(split.child(name), many_images=True))
+    return sorted(listing.path for listing in listings if "features.json" in listing.files)
+
+
 def nested_root(splits: Mapping[str, Listing]) -> str:
     """A folder below the root that has class folders with images in its folders; "" if none."""
     for split in splits.values():

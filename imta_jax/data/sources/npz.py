@@ -12,7 +12,7 @@ from imta_jax.data.source_validation import SourceData, SourceSplit
 from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.errors import UNREADABLE_ARCHIVE, FilePermissionError, InputError, MissingFileError
 from imta_jax.runtime.files import check_regular_file
-from imta_jax.runtime.paths import local_path
+from imta_jax.runtime.paths import local_path, reason_missing
 
 # NumPy takes a file that does not start like this for pickled data, also if an archive follows.
 _ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
@@ -67,7 +67,7 @@ def _check_readable(path: Path) -> None:
         )
     if not path.exists():
         raise MissingFileError(
-            f"config.data.source is {path.absolute()}, but this file does not exist"
+            f"config.data.source is {path.absolute()}, but {reason_missing(path)}"
         )
     check_regular_file(path)
     if not os.access(path, os.R_OK):

@@ -28,6 +28,7 @@ from imta_jax.data.sources.request import SourceRequest, choose_splits
 from imta_jax.data.sources.storage import absolute, is_remote, translate_errors
 from imta_jax.errors import InputError, MissingFileError
 from imta_jax.runtime.factories import call_factory
+from imta_jax.runtime.paths import reason_missing
 from imta_jax.runtime.registry import SOURCES, dotted_path_of
 
 # The images and labels of a split.
@@ -182,7 +183,8 @@ def _files(images: Any, split_name: str) -> list[str]:
         files.append(absolute(file_name))
     if files and not is_remote(files[0]) and not os.path.exists(files[0]):
         raise MissingFileError(
-            f"{split_name}: no file {files[0]}; paths must be absolute or start in {os.getcwd()}"
+            f"{split_name}: {reason_missing(files[0])}; paths must be absolute or start in"
+            f" {os.getcwd()}"
         )
     return files
 

@@ -12,20 +12,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from imta_jax.data.tensorflow_import import import_tensorflow, short_message
 from imta_jax.errors import FilePermissionError, InputError, MissingFileError, StorageError
+from imta_jax.runtime.paths import without_file_scheme
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 _log = logging.getLogger(__name__)
-_PATH_STARTS = ("/", "./", "../", "~")
-_LOCAL_SCHEME = "file://"
+_LOCAL_SCHEME = "file:/"
+_PATH_STARTS = ("/", "./", "../", "~", _LOCAL_SCHEME)
 _MAX_REMOTE_STATES = 20_000
 _PARALLEL_REQUESTS = 64
 
 
 def is_path(source: str) -> bool:
-    """Whether a source is a path: it starts like one, or such a folder exists."""
-    return "://" in source or source.startswith(_PATH_STARTS) or os.path.isdir(source)
+    """Whether a source is a path: it starts like one, or such a folder or broken link exists."""
+    if "://" in source or source.startswith(_PATH_STARTS):
+        return True
+    return os.path.isdir(source) or (os.path.islink(source) and not os.path.exists(source))
 
 
 def is_remote(path: str) -> bool:
@@ -42,7 +45,7 @@ def absolute(path: str) -> str:
     """The absolute path, without a trailing slash; of a file:// address, the local path."""
     if is_remote(path):
         return path.rstrip("/")
-    return os.path.abspath(os.path.expanduser(path.removeprefix(_LOCAL_SCHEME)))
+    return os.path.abspath(os.path.expanduser(without_file_scheme(path)))
 
 
 def check_permitted(source: str) -> None:

@@ -201,7 +201,7 @@ def load_progress(workdir: str | Path) -> RunRecord:
     Raises:
       FileNotFoundError: no epoch has been logged yet.
     """
-    workdir = Path(workdir)
+    workdir = local_path("workdir", workdir)
     metrics = read_metrics(workdir)
     if metrics is None:
         raise MissingFileError(

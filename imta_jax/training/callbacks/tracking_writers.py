@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imta_jax.runtime.config_fields import flat_fields
-from imta_jax.runtime.files import write_atomically
+from imta_jax.runtime.files import read_file, write_atomically
 from imta_jax.runtime.optional_packages import explained
 from imta_jax.runtime.registry import check_names, register_metrics_writer
 from imta_jax.training.callbacks.metrics_writers import LoggedRun
@@ -110,4 +110,4 @@ def _imported(name: str) -> Any:
 
 
 def _stored(path: Path) -> str | None:
-    return path.read_text().strip() or None if path.exists() else None
+    return read_file(path).decode().strip() or None if path.exists() else None

@@ -50,8 +50,9 @@ def test_folder_without_class_folders_raises(tmp_path):
 
 def test_folder_above_a_prepared_version_raises_with_a_hint(tmp_path):
     write(tmp_path, {"1.0.0/features.json": b"{}", "1.0.0/x-train.tfrecord-00000-of-00001": b""})
-    with pytest.raises(ValueError, match=r"features\.json"):
-        read(tmp_path)
+    for root in (tmp_path, tmp_path.parent):
+        with pytest.raises(ValueError, match=rf"config\.data\.source .*{tmp_path}/1\.0\.0"):
+            read(root)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

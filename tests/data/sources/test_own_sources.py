@@ -91,7 +91,10 @@ def test_options_and_splits_of_the_config_are_used(source):
             ImageSource({"train": (["a", 1], [0, 1]), "test": (["a"], [0])}),
             r"'train': image 1.*found int",
         ),
-        (ImageSource({"train": (["a"], [0]), "test": (["a"], [0])}), r"'train': no file .*/a"),
+        (
+            ImageSource({"train": (["a"], [0]), "test": (["a"], [0])}),
+            r"train.*/a does not exist",
+        ),
         (ImageSource({"train": (["a\0b"], [0]), "test": (["a"], [0])}), r"image 0.*'a\\x00b'"),
         (
             ImageSource({"train": (["a\ud800"], [0]), "test": (["a"], [0])}),

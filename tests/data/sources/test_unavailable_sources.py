@@ -54,6 +54,15 @@ def test_folder_without_permissions_raises_with_the_field(tmp_path, monkeypatch,
         load_dataset(config(f"{tmp_path}/pets"))
 
 
+@pytest.mark.parametrize("source", ["link", "./link", "link/pets", "link.npz"])
+def test_a_broken_link_raises_with_where_it_points(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("/moved/away", source.removeprefix("./").partition("/")[0])
+    expected = rf"config\.data\.source.*{tmp_path}/link.* is a broken link to '/moved/away'"
+    with pytest.raises(FileNotFoundError, match=expected):
+        load_dataset(config(source if source != "link/pets" else f"{tmp_path}/{source}"))
+
+
 def full_disks():
     """The errors of a full disk by Python, TFDS, TensorFlow, and TensorFlow through TFDS."""
     import tensorflow as tf

@@ -1,6 +1,7 @@
 """Damaged checkpoints, and how checkpoints are verified."""
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,24 @@ def test_checkpoints_are_read_without_checksums(copied):
     assert load_classifier(copied / "phase_one")[1]["epoch"] == 3
     (checkpoint / "checksums.json").write_text("[1]")
     assert load_classifier(copied / "phase_one")[1]["epoch"] == 2
+
+
+def test_metadata_that_are_no_object_are_named(copied, caplog):
+    (copied / "phase_one" / "3" / "meta" / "metadata").write_text("[]")
+    (copied / "phase_one" / "3" / "checksums.json").unlink()
+    assert load_classifier(copied / "phase_one")[1]["epoch"] == 2
+    assert "must hold a JSON object; found []" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["meta/metadata", "metrics/metrics", "model/_METADATA", "a"])
+def test_a_pipe_in_a_checkpoint_is_named_and_not_opened(config, dataset, copied, name):
+    pipe = copied / "phase_one" / "2" / name
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    with pytest.raises(FileExistsError, match=f"{pipe} is a pipe"):
+        load_classifier(copied / "phase_one")
+    with pytest.raises(FileExistsError, match=f"{pipe} is a pipe"):
+        train_phase_one(config, dataset, copied)
 
 
 def test_metadata_of_arrays_are_verified_although_only_devices_need_them(copied, caplog):
