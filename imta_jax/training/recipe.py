@@ -39,8 +39,10 @@ def check_same_recipe(meta: Mapping[str, Any], recipe: Mapping[str, Any], checkp
     Raises:
       AnotherRecipeError: lists the fields that differ; None stands for the default.
     """
-    recorded = meta.get(RECIPE, {}).get("fields", {})
-    lines = config_differences(recorded, recipe["fields"], recipe["section"])
+    recorded, fields = dict(meta.get(RECIPE, {}).get("fields", {})), dict(recipe["fields"])
+    if "init_from" in recorded and "init_from" in fields:  # `began_with` compares the content
+        del recorded["init_from"], fields["init_from"]
+    lines = config_differences(recorded, fields, recipe["section"])
     if lines:
         raise AnotherRecipeError(
             f"{checkpoint} was trained with other fields; use its values or another --workdir "

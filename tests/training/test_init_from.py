@@ -24,6 +24,7 @@ from imta_jax.training.init_from import (
     check_init_from,
     load_initial_parameters,
 )
+from imta_jax.training.recipe import RECIPE, check_same_recipe, recipe_record
 from imta_jax.training.setup import new_phase_one
 from imta_jax.training.state import create_state, named_arrays
 
@@ -217,6 +218,14 @@ def test_the_source_may_be_moved_or_deleted_but_not_replaced(tmp_path, other, ca
     check_same_config(config, recorded, tmp_path, "all")
     with pytest.raises(ValueError, match=r"init_from: .*with other arrays"):
         check_same_config(recorded, recorded, tmp_path, "all")
+
+
+def test_a_checkpoint_accepts_another_path_of_the_source_but_not_its_absence():
+    recorded = {RECIPE: recipe_record(settings("a.npz"))}
+    check_same_recipe(recorded, recipe_record(settings("moved/a.npz")), "checkpoint 1")
+    for meta, source in ((recorded, ""), ({}, "a.npz")):
+        with pytest.raises(ValueError, match=r"phase_one\.init_from"):
+            check_same_recipe(meta, recipe_record(settings(source)), "checkpoint 1")
 
 
 def test_nothing_is_loaded_when_phase_one_resumes(tmp_path, other):
