@@ -12,11 +12,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from imta_jax.cli.process_checks import (
-    check_folder_is_shared,
-    check_same_data_in_all,
-    check_same_settings,
-)
 from imta_jax.cli.run_records import (
     check_same_config,
     check_same_data,
@@ -30,7 +25,7 @@ from imta_jax.config import RunConfig
 from imta_jax.data import Dataset, load_dataset
 from imta_jax.data.fingerprint import EARLIER_DECODER, fingerprint
 from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
-from imta_jax.distributed import first_process_first, is_first_process, wait_for_all
+from imta_jax.distributed import first_process_first, wait_for_all
 from imta_jax.errors import InputError, MissingPackageError, unknown_name
 from imta_jax.evaluation import evaluate, evaluation_is_finished
 from imta_jax.runtime.agreement import (
@@ -62,6 +57,11 @@ from imta_jax.training import (
 from imta_jax.training.checkpoint_reading import has_readable_epoch
 from imta_jax.training.checks import check_field_values, check_initial_parameters
 from imta_jax.training.phases import check_trained, why_unfinished
+from imta_jax.training.process_checks import (
+    check_folder_is_shared,
+    check_same_data_in_all,
+    check_same_settings,
+)
 from imta_jax.training.unused_fields import unused_fields
 
 _log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def run(
     if is_study(config):
         raise InputError("this is the config of a study: add --mode=study")
     parsed = run_in_all_processes(lambda: RunConfig.from_mapping(config))
-    check_same_settings(parsed, mode)
+    check_same_settings(mode, {"config": parsed})
     if mode == "doctor":
         from imta_jax.cli.doctor import describe_run
 
@@ -116,8 +116,7 @@ def run(
     elif mode != "report":
         _run_steps(parsed, workdir, mode)
     end_process_on_signals()
-    if is_first_process():
-        _report(workdir, mode)
+    run_in_first_process(lambda: _report(workdir, mode))
 
 
 def _report(workdir: Path, mode: str) -> None:

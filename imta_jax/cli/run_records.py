@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from imta_jax.config import RunConfig
-from imta_jax.data.fingerprint import fingerprint_differences
+from imta_jax.data.fingerprint import PATH_FIELDS, READER_FIELDS, fingerprint_differences
 from imta_jax.data.sources import can_be_moved, source_component
 from imta_jax.errors import InputError
 from imta_jax.runtime.config_diff import IGNORED_SECTIONS, config_differences
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_or_none
 from imta_jax.training.init_from import began_with
-
-# Fields of `config.data` that affect how images are read, but no batch.
-READER_FIELDS = ("index_dir", "memory_limit_gb", "service")
-PATH_FIELDS = ("source", "data_dir", "manual_dir")
 
 
 def recorded_config(workdir: Path) -> RunConfig | None:

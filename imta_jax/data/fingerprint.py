@@ -23,6 +23,11 @@ _MAX_NAMED_CLASSES = 5
 # Earlier versions had one decoder of image files, which they did not record.
 EARLIER_DECODER = TF_DATA
 
+# Fields of `config.data` that affect how images are read, but no batch.
+READER_FIELDS = ("index_dir", "memory_limit_gb", "service")
+# Paths, which may differ between runs and hosts. The data is compared by its fingerprint.
+PATH_FIELDS = ("source", "data_dir", "manual_dir")
+
 Fingerprint = dict[str, Any]
 
 

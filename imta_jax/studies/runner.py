@@ -17,8 +17,10 @@ from ml_collections import ConfigDict
 
 from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import Dataset, DatasetInfo
-from imta_jax.distributed import is_first_process, wait_for_all
+from imta_jax.data.fingerprint import fingerprint
+from imta_jax.distributed import wait_for_all
 from imta_jax.evaluation.results import dataset_record
+from imta_jax.runtime.agreement import run_in_all_processes, run_in_first_process
 from imta_jax.runtime.factories import unread_options_raise
 from imta_jax.runtime.files import write_json
 from imta_jax.runtime.json_files import read_json_or_none
@@ -49,6 +51,11 @@ from imta_jax.studies.study_file import has_row, row_path, write_record
 from imta_jax.studies.variants import Variant, study_variants
 from imta_jax.training import NonFiniteLossError
 from imta_jax.training.phases import trained_phase_one
+from imta_jax.training.process_checks import (
+    check_folder_is_shared,
+    check_same_data_in_all,
+    check_same_settings,
+)
 from imta_jax.training.setup import phase_settings
 
 _log = logging.getLogger(__name__)
@@ -76,26 +83,43 @@ def run_study(
       FileNotFoundError: see `load_dataset`. A study without seeds does not need images.
     """
     workdir = local_path("--workdir", workdir)
-    study = StudyConfig.from_mapping(config)
-    variants = study_variants(study)
+    study = run_in_all_processes(lambda: StudyConfig.from_mapping(config))
+    variants = run_in_all_processes(lambda: study_variants(study))
+    _check_same_study(study, variants)
     folder = workdir / study.name
     settings = row_settings(study, variants)
-    check_settings_unchanged(settings, folder)
+    run_in_all_processes(lambda: check_settings_unchanged(settings, folder))
     is_recorded = settings.keys() <= read_row_settings(folder).keys()
     with contextlib.nullcontext() if is_recorded else unread_options_raise():
         runner = _StudyRunner(study, folder, variants, load_datasets(study, variants))
     log_run_header(workdir)
-    with lock_workdir(workdir) if is_first_process() else contextlib.nullcontext():
-        if is_first_process():
-            folder.mkdir(exist_ok=True)
-            write_json(folder / "arms.json", read_row_settings(folder) | settings)
+    with contextlib.ExitStack() as stack:
+        run_in_first_process(lambda: stack.enter_context(lock_workdir(workdir)))
+        check_folder_is_shared(workdir)
+        recorded = folder / "arms.json"
+        run_in_first_process(lambda: write_json(recorded, read_row_settings(folder) | settings))
         record = runner.run()
-        if is_first_process():
-            paths = sorted(workdir.glob("*/study.json"))
-            records = [r for p in paths if (r := read_json_or_none(p, "run its study again"))]
-            _log.info("report: %s", write_study_report(records, workdir / "report"))
+        run_in_first_process(lambda: _write_report(workdir))
         wait_for_all("a study is done")
     return record
+
+
+def _check_same_study(study: StudyConfig, variants: Sequence[Variant]) -> None:
+    """Checks that all processes were started with the same study, variants and seeds."""
+    others = {
+        "config.study": study.name,
+        "config.seeds": list(study.seeds),
+        "config.gradient_variance_images": study.gradient_variance_images,
+    }
+    configs = {f"config.arms.{variant.name}": variant.config for variant in variants}
+    check_same_settings("study", configs, others)
+
+
+def _write_report(workdir: Path) -> None:
+    """Writes the report on all studies of the folder."""
+    paths = sorted(workdir.glob("*/study.json"))
+    records = [r for p in paths if (r := read_json_or_none(p, "run its study again"))]
+    _log.info("report: %s", write_study_report(records, workdir / "report"))
 
 
 class _StudyRunner:
@@ -110,6 +134,10 @@ class _StudyRunner:
     ):
         self._study, self._folder, self._variants = study, folder, variants
         self._datasets, self._costs = datasets, variant_costs(variants, datasets)
+        if jax.process_count() > 1:
+            for dataset in datasets.values():
+                if isinstance(dataset, Dataset):
+                    check_same_data_in_all(fingerprint(dataset))
 
     def run(self) -> dict[str, Any]:
         """Runs all groups with missing rows and returns the content of `study.json`."""
@@ -209,18 +237,20 @@ class _StudyRunner:
             top1 = " ".join(f"{entry['top1']:.1f}" for entry in row["exits"])
             message = "study: variant %s, seed %d: test top-1 per exit %s"
             _log.info(message, variant.name, seed, top1)
-        if is_first_process():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"arm": variant.name, "seed": seed, **row})
+        run_in_first_process(lambda: write_json(path, {"arm": variant.name, "seed": seed, **row}))
 
     def _write_record(self) -> dict[str, Any]:
-        """Writes `study.json` from the rows that exist."""
-        if not is_first_process():
-            return {}
+        """Writes `study.json` from the rows that exist; returns {} in other processes."""
         costs = {name: cost_rows(by_exit) for name, by_exit in self._costs.items()}
         data = next(iter(self._datasets.values()))
         described = dataset_record(data) if isinstance(data, Dataset) else {"name": data.name}
-        return write_record(self._folder, self._study, self._variants, costs, described)
+        record: dict[str, Any] = {}
+        run_in_first_process(
+            lambda: record.update(
+                write_record(self._folder, self._study, self._variants, costs, described)
+            )
+        )
+        return record
 
 
 def _failed_row(error: NonFiniteLossError) -> dict[str, Any]:

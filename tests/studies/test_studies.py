@@ -17,7 +17,7 @@ from imta_jax.studies import StudyConfig, run_study, study_variants
 from imta_jax.studies import runner as study_runner
 from imta_jax.studies.report.parsing import load_study
 from imta_jax.studies.study_file import row_path, summarize
-from imta_jax.training import load_classifier
+from imta_jax.training import load_classifier, process_checks
 
 STUDIES = ("ablation", "budget", "distillation", "equilibrium", "exits", "recipes")
 # A temperature so small that the divergence is not finite.
@@ -293,3 +293,20 @@ def test_invalid_fields_of_a_variant_are_named(source, tmp_path, field, value, m
     with pytest.raises(ValueError, match=message):
         run_study(tiny_study(source, ("bad", {field: value})), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"config.seeds": [7]}, r"config\.seeds: \[7\] in process 0"),
+        ({"config.arms.ge": {}}, r"config\.arms\.ge\.phase_one: None in process 0"),
+        ({"--mode": "all"}, "--mode: 'all' in process 0, 'study' in process 1"),
+    ],
+)
+def test_processes_with_another_study_are_named(source, tmp_path, monkeypatch, change, named):
+    """As in process 1, where process 0 is simulated."""
+    monkeypatch.setattr(process_checks, "from_first_process", lambda value: value | change)
+    monkeypatch.setattr(process_checks.jax, "process_index", lambda: 1)
+    with pytest.raises(ValueError, match=named):
+        run_study(tiny_study(source), tmp_path / "study")
+    assert not (tmp_path / "study").exists()

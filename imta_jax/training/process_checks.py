@@ -1,4 +1,4 @@
-"""Checks that the processes of one run have the same settings and data, and share its folder.
+"""Checks that processes of a run or study have the same settings and data, and share its folder.
 
 With different settings they would wait for each other forever, or train a network on other images
 than the log names.
@@ -11,9 +11,8 @@ from typing import Any
 
 import jax
 
-from imta_jax.cli.run_records import PATH_FIELDS, READER_FIELDS
 from imta_jax.config import RunConfig
-from imta_jax.data.fingerprint import fingerprint_differences
+from imta_jax.data.fingerprint import PATH_FIELDS, READER_FIELDS, fingerprint_differences
 from imta_jax.errors import InputError
 from imta_jax.runtime.agreement import from_first_process, raise_in_all_processes
 from imta_jax.runtime.config_diff import differing_fields, to_json_types
@@ -22,25 +21,37 @@ from imta_jax.runtime.lock import lock_owner
 _WAIT_SECONDS = 60  # Network file systems may show a new file to other hosts after a while.
 
 
-def check_same_settings(config: RunConfig, mode: str) -> None:
-    """Checks that all processes were started with the same mode and config.
+def check_same_settings(
+    mode: str, configs: Mapping[str, RunConfig], others: Mapping[str, Any] | None = None
+) -> None:
+    """Checks that all processes were started with the same mode and configs.
 
     Paths of the data and fields that affect how it is read may differ between hosts.
+
+    Args:
+      mode: value of `--mode`.
+      configs: config of each run, by the name for messages.
+      others: other settings by name, of JSON types.
 
     Raises:
       InputError: in all processes; lists the fields with both values.
     """
-    fields = to_json_types(config.to_dict())
-    for name in (*PATH_FIELDS, *READER_FIELDS):  # The data is compared by its fingerprint.
-        fields["data"].pop(name)
-    settings = {"--mode": mode, "config": fields}
+    settings = {"--mode": mode, **(others or {})}
+    settings |= {name: _compared_fields(config) for name, config in configs.items()}
     first = from_first_process(settings)
     differences = [
         f"{name}: {expected!r} in process 0, {value!r} in process {jax.process_index()}"
-        for part in settings
-        for name, expected, value in differing_fields(first[part], settings[part], part)
+        for part in sorted(settings.keys() | first.keys())
+        for name, expected, value in differing_fields(first.get(part), settings.get(part), part)
     ]
     _raise_if_different("the flags differ; start all processes with the same flags", differences)
+
+
+def _compared_fields(config: RunConfig) -> dict[str, Any]:
+    fields = to_json_types(config.to_dict())
+    for name in (*PATH_FIELDS, *READER_FIELDS):  # The data is compared by its fingerprint.
+        fields["data"].pop(name)
+    return fields
 
 
 def check_same_data_in_all(data_fingerprint: Mapping[str, Any]) -> None:

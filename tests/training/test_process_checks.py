@@ -5,10 +5,11 @@ import copy
 import pytest
 import tiny_run
 
-from imta_jax.cli import process_checks
+from imta_jax.cli import run as run_module
 from imta_jax.config import RunConfig
 from imta_jax.data import load_dataset
 from imta_jax.data.fingerprint import fingerprint
+from imta_jax.training import process_checks
 
 
 @pytest.fixture
@@ -31,22 +32,32 @@ def test_another_field_is_named_with_both_values(source, process_0_has):
     process_0_has(lambda value: value["config"]["phase_one"].update(learning_rate=0.5))
     expected = r"config\.phase_one\.learning_rate: 0\.5 in process 0, .* in process 1"
     with pytest.raises(ValueError, match=expected):
-        process_checks.check_same_settings(config, "all")
+        process_checks.check_same_settings("all", {"config": config})
 
 
 def test_another_mode_is_named(source, process_0_has):
     config = RunConfig.from_mapping(tiny_run.tiny_config(source))
     process_0_has(lambda value: value.update({"--mode": "phase_one"}))
     with pytest.raises(ValueError, match="--mode: 'phase_one' in process 0, 'all' in process 1"):
-        process_checks.check_same_settings(config, "all")
+        process_checks.check_same_settings("all", {"config": config})
+
+
+def test_the_report_fails_in_all_processes(tmp_path, monkeypatch):
+    """Process 1, where process 0 is simulated, gets the error of its report."""
+    config, called = tiny_run.tiny_config("unused.npz"), []
+    monkeypatch.setattr(run_module, "run_in_first_process", called.append)
+    monkeypatch.setattr(run_module, "_report", lambda workdir, mode: called.append(mode))
+    run_module.run(config, tmp_path, "report")
+    called[0]()
+    assert called[1:] == ["report"]
 
 
 def test_equal_settings_and_other_paths_of_the_data_are_accepted(source, process_0_has):
     config = tiny_run.tiny_config(source)
     process_0_has(lambda value: None)
-    process_checks.check_same_settings(RunConfig.from_mapping(config), "all")
+    process_checks.check_same_settings("all", {"config": RunConfig.from_mapping(config)})
     config.data.index_dir = "elsewhere"
-    process_checks.check_same_settings(RunConfig.from_mapping(config), "all")
+    process_checks.check_same_settings("all", {"config": RunConfig.from_mapping(config)})
 
 
 def test_other_images_are_reported_by_split(source, process_0_has):
