@@ -31,6 +31,9 @@ def read_manifest(folder: Path, newest: int, stages: str) -> dict[str, Any]:
         checksum than in `SHA256SUMS`.
     """
     path = folder / _MANIFEST
+    for name in (_MANIFEST, _CHECKSUMS):  # the reading of a pipe would block
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise InputError(f"{folder / name} is not a regular file; {_COPY_AGAIN}")
     try:
         manifest = json.loads(path.read_bytes())
         version = manifest["format_version"]
