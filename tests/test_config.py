@@ -60,7 +60,7 @@ REJECTED = [
     ("phase_one.equilibrium", "al", r"phase_one\.equilibrium 'al'.*all"),
     (
         *("phase_one.learning_rate_multipliers", ("^heads", 0.1)),
-        r"entry of config\.phase_one\.learning_rate_multipliers.*tuple.*\^heads",
+        r"entry of config\.phase_one\.learning_rate_multipliers.*tuple.*\(\('\^heads', 0\.1\),\)",
     ),
     ("phase_two.momentum", 1.0, r"phase_two\.momentum.*below 1.*1\.0"),
     ("phase_two.temperature", float("nan"), r"phase_two\.temperature.*above 0.*nan"),

@@ -148,7 +148,9 @@ def _make_backbone(
     if isinstance(factory, IncludedBackbone):
         return factory(config, **sizes, rngs=rngs)
     field = f"config.model.backbone {config.backbone!r}"
-    backbone = call_factory(factory, config.options, field, **sizes, rngs=rngs)
+    backbone = call_factory(
+        factory, config.options, field, "config.model.options", **sizes, rngs=rngs
+    )
     return check_backbone(backbone, image_shape, field)
 
 

@@ -61,7 +61,7 @@ def check_backbone(backbone: Any, image_shape: tuple[int, int, int], field: str)
     _check_state(f"{label}.stem(images)", state)
     for i in range(exits):
         state = _shapes(f"{label}.stage({i}, state)", backbone, "stage", i, state)
-        _check_state(f"{label}.stage({i}, state)", state)
+        _check_state(f"{label}.stage({i}, state) of exit {i + 1}", state)
         call = f"{label}.exit_features({i}, state)"
         _check_array(call, _shapes(call, backbone, "exit_features", i, state), widths[i])
     return checked
@@ -116,6 +116,7 @@ def _shapes(label: str, module: nnx.Module, method: str, *arguments: Any) -> Any
 
 
 def _check_state(label: str, state: Any) -> None:
+    """Checks the state, which may not be empty: means of no positions are not finite."""
     if not isinstance(state, tuple) or not state:
         raise InputError(
             f"{label} must return a tuple of arrays, finest scale first; found {_described(state)}"
@@ -125,6 +126,11 @@ def _check_state(label: str, state: Any) -> None:
             raise InputError(
                 f"{label} returned an array {leaf.shape} for {_NUM_IMAGES} images; expected the "
                 "images along the first axis of every array"
+            )
+        if 0 in leaf.shape:
+            raise InputError(
+                f"{label} returned an empty array {leaf.shape} for {_NUM_IMAGES} images; expected "
+                "at least one position and channel: use fewer strides or poolings, or larger images"
             )
 
 

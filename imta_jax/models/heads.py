@@ -45,7 +45,10 @@ def make_heads(
     if HEADS.is_built_in(config.transfer):
         return factory(ConfigDict({**defaults, **config.options}), **sizes, rngs=rngs)
     label = f"{field} {config.transfer!r}"
-    heads = call_factory(factory, config.options, label, defaults=defaults, **sizes, rngs=rngs)
+    options_field = f"{field}_options" if field.startswith("config.") else "heads_config.options"
+    heads = call_factory(
+        factory, config.options, label, options_field, defaults=defaults, **sizes, rngs=rngs
+    )
     return check_heads(heads, **sizes, field=label)
 
 

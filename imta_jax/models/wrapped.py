@@ -111,6 +111,12 @@ def wrap(
       InputError: a layer that does not exist or fails, or exits that are not layers in rising
         order.
     """
+    _check_image_shape(image_shape)
+    if exit_layer is not None and not callable(exit_layer):
+        raise InputError(
+            "exit_layer must be a function of the width that returns a module, such as "
+            f"lambda width: nnx.LayerNorm(width, rngs=rngs); found {exit_layer!r}"
+        )
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     model = _nnx_model(module, image_shape, rngs)
     names = _expanded(model, layers)
@@ -120,13 +126,40 @@ def wrap(
         drop_unused_keys(model, lambda model: _run(model, names, jnp.zeros(images.shape)))
     for i, shape in enumerate(shapes):
         if exit_layer is not None:
-            backbone.exit_layers.append(exit_layer(shape.shape[-1]))
+            backbone.exit_layers.append(_exit_layer(exit_layer, shape.shape[-1]))
         features = _shape_of(
             lambda b, x, i=i: b.exit_features(i, (x,)), backbone, shape, f"exit {i + 1}"
         )
         widths.append(features.shape[-1])
     backbone.feature_widths = tuple(widths)
     return backbone
+
+
+def _exit_layer(make: Callable[[int], Any], width: int) -> Any:
+    """The module that is applied before the pooling of an exit."""
+    try:
+        layer = make(width)
+    except Exception as error:
+        raise failure_of(f"exit_layer, called with the width {width},", error) from error
+    if not callable(layer):
+        raise InputError(f"exit_layer must return an NNX module; found {layer!r}")
+    return layer
+
+
+def _check_image_shape(image_shape: Any) -> None:
+    is_shape = isinstance(image_shape, Sequence) and not isinstance(image_shape, str)
+    if (
+        not is_shape
+        or len(image_shape) != 3
+        or not all(isinstance(size, int) and size > 0 for size in image_shape)
+    ):
+        hint = ""
+        if is_shape and len(image_shape) == 2:
+            hint = f", for example {(*image_shape, 3)} for RGB images"
+        raise InputError(
+            f"image_shape must be (height, width, channels), integers above 0{hint}; found "
+            f"{image_shape!r}"
+        )
 
 
 def _nnx_model(module: Any, image_shape: Sequence[int], rngs: nnx.Rngs | None) -> nnx.Module:
@@ -183,7 +216,9 @@ def _run(model: LinenModel, names: Sequence[str], x: jax.Array) -> jax.Array:
 def _check_names(argument: str, names: Any) -> None:
     is_sequence = isinstance(names, Sequence) and not isinstance(names, str)
     if not is_sequence or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{argument} must be a list of names of layers; found {names!r}")
+        raise InputError(
+            f'{argument} must be a list of names of layers, such as ["blocks.2"]; found {names!r}'
+        )
     if argument == "layers" and not names:
         raise InputError("layers is empty; expected the names of layers")
 
@@ -220,14 +255,32 @@ def _split(names: Sequence[str], exits: Sequence[str]) -> list[list[str]]:
     _check_names("exits", exits)
     for name in exits:
         if name not in names:
-            raise InputError(f"exit {name!r} is not a layer; layers: {', '.join(names)}")
+            raise _unknown_exit(name, names)
+    repeated = [name for i, name in enumerate(exits) if name in exits[:i]]
+    if repeated:
+        raise InputError(f"exits has {repeated[0]!r} twice; expected different layers")
     ends = sorted({*(names.index(name) for name in exits), len(names) - 1})
     if [names[end] for end in ends][: len(exits)] != list(exits):
         raise InputError(
-            f"exits must be different layers in the order of the layers; found {tuple(exits)}"
+            "exits must be different layers in the order of the layers, "
+            f"{tuple(sorted(exits, key=names.index))}; found {tuple(exits)}"
         )
     starts = [0, *(end + 1 for end in ends[:-1])]
     return [list(names[a : b + 1]) for a, b in zip(starts, ends, strict=True)]
+
+
+def _unknown_exit(name: str, names: Sequence[str]) -> InputError:
+    """The error for an exit that is not a layer, for example the name of a list of layers."""
+    entries = [layer for layer in names if layer.startswith(f"{name}.")]
+    if entries:
+        return InputError(
+            f"exit {name!r} stands for several layers; name the one that the exit follows, for "
+            f"example {entries[-1]!r}; layers: {', '.join(entries)}"
+        )
+    return InputError(
+        f"exit {name!r} is not a layer; layers, the closest first: "
+        f"{', '.join(closest_first(name, names))}"
+    )
 
 
 def _output_shapes(
@@ -241,6 +294,12 @@ def _output_shapes(
             x = _shape_of(lambda b, x, name=name: b.call(name, x), backbone, x, f"layer {name!r}")
         if not hasattr(x, "shape") or np.ndim(x) < 2:
             raise InputError(f"layer {names[-1]!r} must return one array [N, ...]; found {x}")
+        if 0 in x.shape:
+            raise InputError(
+                f"layer {names[-1]!r}, before exit {len(shapes) + 1}, returns an empty array "
+                f"{x.shape} for one image; expected at least one position and channel: use fewer "
+                "strides or poolings, or larger images"
+            )
         shapes.append(x)
     return shapes
 

@@ -162,15 +162,33 @@ def _converted(value: Any, kind: Any, name: str) -> Any:
 
 
 def _converted_tuple(value: Any, options: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    variadic = len(options) == 2 and options[1] is Ellipsis
+    if variadic and get_origin(options[0]) is tuple:
+        _check_has_tuples(value, get_args(options[0]), name)
     if not isinstance(value, tuple | list):
         raise InputError(f"{name} must be a tuple; found {value!r}")
-    variadic = len(options) == 2 and options[1] is Ellipsis
     kinds = [options[0]] * len(value) if variadic else list(options)
     if len(kinds) != len(value):
         raise InputError(f"{name} must have {len(kinds)} entries; found {value!r}")
     return tuple(
         _converted(entry, kind, f"an entry of {name}" if get_origin(kind) is tuple else name)
         for entry, kind in zip(value, kinds, strict=True)
+    )
+
+
+def _check_has_tuples(value: Any, kinds: tuple[Any, ...], name: str) -> None:
+    """Raises an `InputError` unless the value is a tuple of tuples, such as pairs."""
+    is_tuple = isinstance(value, tuple | list)
+    if is_tuple and all(isinstance(entry, tuple | list) for entry in value):
+        return
+    size = len(kinds)
+    groups = [tuple(value[i : i + size]) for i in range(0, len(value), size)] if is_tuple else []
+    is_flat = groups and not any(isinstance(entry, tuple | list) for entry in value)
+    hint = f"; for example {tuple(groups)!r}" if is_flat and len(value) % size == 0 else ""
+    expected = ", ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise InputError(
+        f"each entry of {name} must be a tuple ({expected}), also a single one; found {value!r}"
+        f"{hint}"
     )
 
 

@@ -74,6 +74,7 @@ def call_factory(
     factory: Callable[..., Any],
     options: Mapping[str, Any],
     field: str,
+    options_field: str,
     *,
     defaults: Mapping[str, Any] | None = None,
     **arguments: Any,
@@ -84,6 +85,7 @@ def call_factory(
       factory: factory of a backbone, heads, a data source or a metrics writer.
       options: the factory gets them as a `ConfigDict`.
       field: config field and value, for error messages.
+      options_field: config field of the options, for error messages.
       defaults: further options, which the factory need not read.
       **arguments: arguments that every factory of this kind gets.
 
@@ -105,7 +107,14 @@ def call_factory(
         raise
     except Exception as error:
         read = recorded.read_names()
-        raise _failure(label, error, options, read, set(arguments)) from error
+        missing = str(error).strip("\"'")
+        is_unset = missing in read and missing not in options
+        if is_unset and isinstance(error, AttributeError | KeyError):
+            raise InputError(
+                f"{label} requires option {missing!r}, which is not set; set "
+                f"{options_field}.{missing} (set so far: {_as_text(options)})"
+            ) from error
+        raise _failure(label, error, options, set(arguments)) from error
     for name in options:
         if name not in recorded.read_names():
             unread = _unknown_option(label, name, recorded.read_names())
@@ -125,13 +134,10 @@ def unread_options_raise() -> Iterator[None]:
 
 
 def _failure(
-    label: str, error: Exception, options: Mapping[str, Any], read: Set[str], arguments: Set[str]
+    label: str, error: Exception, options: Mapping[str, Any], arguments: Set[str]
 ) -> InputError:
     """The error for an exception that a factory raised."""
-    options_text = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none"
-    missing = str(error).strip("\"'")
-    if isinstance(error, AttributeError | KeyError) and missing in read - options.keys():
-        return InputError(f"{label} reads option {missing!r}, which is not set ({options_text})")
+    options_text = _as_text(options)
     frames = _own_frames(error)
     name, accepted = _unknown_keyword(error, frames)
     if name in options and accepted is not None:
@@ -141,6 +147,10 @@ def _failure(
         return InputError(f"{label} rejects its options ({options_text}): {error}{lines}")
     reason = f"{type(error).__name__}: {error}{lines}"
     return InputError(f"{label} failed: {reason}; options: {options_text}")
+
+
+def _as_text(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none"
 
 
 def failure_of(label: str, error: Exception, fix: str = "") -> UserError:

@@ -25,6 +25,7 @@ from imta_jax.errors import InputError, MissingPackageError, closest_first, unkn
 Component = TypeVar("Component", bound=Callable[..., Any])
 
 _PACKAGE = "imta_jax"
+_PATH_OF_DOTS = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
 _DOTTED_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -99,6 +100,9 @@ class Registry:
         if name in (points := self._paths()):
             return _import_dotted_path(points[name], f"{field} {name!r}, an entry point:")
         error = unknown_name(field, name, self)
+        if _PATH_OF_DOTS.fullmatch(name):
+            module, _, last = name.rpartition(".")
+            raise InputError(f"{error}; a dotted path has a colon: {module}:{last}")
         raise InputError(
             f'{error}; one of your own is given as "package.module:name", or registered in a '
             "module that was imported"
@@ -175,6 +179,13 @@ def accepted_keywords(function: Callable[..., Any]) -> frozenset[str] | None:
         return None
     by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return frozenset(parameter.name for parameter in parameters if parameter.kind in by_keyword)
+
+
+def required_keywords(function: Callable[..., Any], num_positional: int) -> list[str]:
+    """Names of the parameters without a default after the first positional ones."""
+    later = list(signature_of(function).parameters.values())[num_positional:]
+    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in later if p.kind in by_keyword and p.default is p.empty]
 
 
 def check_names(names: Iterable[str], valid: Iterable[str], label: str) -> None:

@@ -9,6 +9,7 @@ from imta_jax.runtime.registry import (
     accepted_keywords,
     check_names,
     dotted_path_of,
+    required_keywords,
     signature_of,
 )
 
@@ -18,6 +19,7 @@ def call_with_options(
     arguments: Mapping[str, Any],
     options: Mapping[str, Any],
     label: str,
+    options_field: str,
 ) -> Any:
     """Calls `function(**arguments, **options)`.
 
@@ -26,6 +28,7 @@ def call_with_options(
       arguments: arguments that every component of this kind gets.
       options: options that the config sets.
       label: config field and value, for error messages.
+      options_field: config field of the options, for error messages.
 
     Raises:
       InputError: the function does not accept an argument, needs another option, or rejects a
@@ -37,6 +40,10 @@ def call_with_options(
     names = accepted_keywords(function)
     if names is not None:
         check_names(options, names - arguments.keys(), f"option of {label}")
+    missing = set(required_keywords(function, num_positional=0)) - arguments.keys() - options.keys()
+    if missing and names is not None and arguments.keys() <= names:
+        name = sorted(missing)[0]
+        raise InputError(f"{label} requires {name!r}; set {options_field}.{name}")
     try:
         signature_of(function).bind(**arguments, **options)
     except TypeError as error:

@@ -13,7 +13,8 @@ the phase.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from imta_jax.runtime.registry import (
     accepted_keywords,
     check_options,
     dotted_path_of,
+    required_keywords,
     signature_of,
 )
 from imta_jax.training.objectives import (
@@ -41,6 +43,7 @@ from imta_jax.training.objectives import (
 from imta_jax.types import Labels
 
 _TEACHER = "teacher_logits"
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +117,7 @@ def loss_objective(
     loss = OBJECTIVES.get(settings.objective, field)
     name = f"{field} {settings.objective!r}"
     label = f"{name} ({dotted_path_of(loss)})"
+    _check_signature(loss, {_TEACHER, *settings.to_dict(), *settings.objective_options}, label)
     check_options(loss, settings.objective_options, label, num_positional=2)
     names = accepted_keywords(loss) or frozenset()
     fields = {n: v for n, v in settings.to_dict().items() if n in names}
@@ -124,6 +128,12 @@ def loss_objective(
             f"({dotted_path_of(loss)}) has no parameter label_smoothing; add one, or set 0"
         )
     teacher = {_TEACHER: None} if _TEACHER in names else {}
+    missing = set(required_keywords(loss, num_positional=2)) - arguments.keys() - teacher.keys()
+    if missing:
+        name = sorted(missing)[0]
+        raise InputError(
+            f"{label} requires {name!r}; set {settings.section}.objective_options.{name}"
+        )
     try:
         signature_of(loss).bind(None, None, **arguments, **teacher)
     except TypeError as error:
@@ -134,6 +144,24 @@ def loss_objective(
         ) from error
     exit_losses = settings.exit_losses if isinstance(settings, PhaseOneConfig) else "sum"
     return LossObjective(phase, exit_losses, loss, arguments, name)
+
+
+def _check_signature(loss: Callable[..., Any], keywords: Set[str], label: str) -> None:
+    """Raises an `InputError` unless the first two parameters can be the logits and the labels.
+
+    Args:
+      loss: the function.
+      keywords: names that are passed as keywords.
+      label: description of the function, for messages.
+    """
+    signature = signature_of(loss)
+    positional = [p.name for p in signature.parameters.values() if p.kind in _POSITIONAL]
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+    if (len(positional) < 2 and not takes_any) or keywords & set(positional[:2]):
+        raise InputError(
+            f"{label} has the signature {signature}; expected (logits, labels), and then options. "
+            "Add both as the first parameters, also one that is not used"
+        )
 
 
 def check_loss(

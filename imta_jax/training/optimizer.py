@@ -123,7 +123,7 @@ def _factory_result(
             f"{settings.section}.weight_decay must be 0 with {name}, which has no parameter "
             f"weight_decay; found {settings.weight_decay:g}"
         )
-    tx = call_with_options(make, arguments, settings.optimizer_options, name)
+    tx = call_with_options(make, arguments, settings.optimizer_options, name, f"{field}_options")
     if not isinstance(tx, optax.GradientTransformation):
         raise InputError(f"{name} must return an optax.GradientTransformation; found {tx!r}")
     return tx

@@ -131,7 +131,9 @@ def _main_schedule(settings: PhaseConfig, total_steps: int) -> optax.Schedule:
     if SCHEDULES.is_built_in(settings.schedule):
         arguments |= {name: getattr(settings, name) for name in _FIELDS if name in (names or ())}
     name = f"{field} {settings.schedule!r}"
-    schedule = call_with_options(make, arguments, settings.schedule_options, name)
+    schedule = call_with_options(
+        make, arguments, settings.schedule_options, name, f"{field}_options"
+    )
     if not callable(schedule):
         raise InputError(f"{name} must return a function of the step; found {schedule!r}")
     return cast(optax.Schedule, schedule)

@@ -102,6 +102,10 @@ BROKEN = {
     "num_exits": (0, r"num_exits.*found 0"),
     "stem": (lambda self, images: images, r"stem\(images\) must return a tuple.*\(2, 8, 8, 1\)"),
     "stage": (lambda self, i, state: (state[0][0],), r"stage\(0, state\).*\(8, 8, 1\).*first axis"),
+    "empty": (
+        lambda self, i, state: (state[0][:, :, :0],),
+        r"stage\(0, state\) of exit 1.*empty.*\(2, 8, 0, 1\)",
+    ),
     "raises": (
         lambda self, i, state: 1 // 0,
         r"stage\(0, state\).*ZeroDivisionError.*networks\.py",
@@ -116,7 +120,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_errors_name_the_part_of_a_backbone_that_is_wrong(name, monkeypatch):
     value, message = BROKEN[name]
-    broken = type("Backbone", (Backbone,), {"stage" if name == "raises" else name: value})
+    broken = type("Backbone", (Backbone,), {name if hasattr(Backbone, name) else "stage": value})
     monkeypatch.setitem(BACKBONES._components, "broken", lambda options, **sizes: broken())
     with pytest.raises(InputError, match=rf"config\.model\.backbone 'broken'.*{message}"):
         build(backbone="broken")

@@ -1,5 +1,7 @@
 """Backbones from existing models: equal outputs, names of layers and exits, training, Linen."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,12 @@ def sequential(seed=0):
         nnx.relu,
         nnx.Conv(6, 8, (3, 3), strides=2, rngs=rngs),
     )
+
+
+def shrinking():
+    """A model whose first map has no positions."""
+    rngs = nnx.Rngs(0)
+    return nnx.Sequential(nnx.Conv(1, 4, (9, 9), padding="VALID", rngs=rngs), nnx.relu)
 
 
 class Model(nnx.Module):
@@ -208,6 +216,18 @@ def test_a_factory_may_return_a_wrapped_model(monkeypatch):
     [
         ({"exits": ["layers.9"]}, r"exit 'layers\.9'.*layers\.0, layers\.1"),
         ({"exits": ["layers.3", "layers.1"]}, r"order of the layers.*'layers\.3', 'layers\.1'"),
+        ({"exits": ["layers.1", "layers.1"]}, r"exits has 'layers\.1' twice"),
+        ({"exits": ["layers"]}, r"exit 'layers'.*'layers\.4'"),
+        ({"exits": ["layer.1"]}, r"exit 'layer\.1'.*first: layers\.1"),
+        ({"image_shape": (8, 8)}, r"image_shape.*\(8, 8, 3\).*found \(8, 8\)"),
+        ({"image_shape": (8, 0, 1)}, r"image_shape.*found \(8, 0, 1\)"),
+        ({"exit_layer": 3}, r"exit_layer.*found 3"),
+        ({"exit_layer": lambda width: width}, r"exit_layer.*found 4"),
+        ({"exit_layer": nnx.LayerNorm}, r"exit_layer.*width 4.*rngs"),
+        (
+            {"module": shrinking(), "exits": ["layers.0"]},
+            r"'layers\.0'.*exit 1.*empty.*\(1, 0, 0, 4\)",
+        ),
         ({"layers": ["layrs"]}, r"layer 'layrs'.*first: layers"),
         ({"module": Model(nnx.Rngs(0))}, r"layers is None.*Model"),
         ({"module": LinenModel()}, r"rngs is None"),
@@ -221,5 +241,6 @@ def test_a_factory_may_return_a_wrapped_model(monkeypatch):
 )
 def test_errors_name_the_layer_or_argument(change, message):
     arguments = {"module": sequential(), "exits": ["layers.1"], "image_shape": SHAPE} | change
+    wrap = inspect.unwrap(imta_jax.wrap)  # without the tests' check of types
     with pytest.raises(InputError, match=message):
-        imta_jax.wrap(arguments.pop("module"), **arguments)
+        wrap(arguments.pop("module"), **arguments)

@@ -11,6 +11,7 @@ from imta_jax.errors import InputError
 from imta_jax.runtime.factories import UnreadOptionError, call_factory, unread_options_raise
 
 FIELD = "config.model.backbone 'mine'"
+OPTIONS = "config.model.options"
 
 
 class Network(nnx.Module):
@@ -24,7 +25,7 @@ def passing_on(options, *, rngs):
 
 def call(factory, options, **arguments):
     with unread_options_raise():
-        return call_factory(factory, options, FIELD, **arguments)
+        return call_factory(factory, options, FIELD, OPTIONS, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_an_option_that_is_not_read_is_named_with_the_closest_one():
     with pytest.raises(InputError, match=r"mine.*'widht'.*first: width, depth"):
         call(make, {"widht": 4, "depth": 1})
     with pytest.warns(UnreadOptionError, match="widht"):
-        assert call_factory(make, {"widht": 4}, FIELD) == (3, 2)
+        assert call_factory(make, {"widht": 4}, FIELD, OPTIONS) == (3, 2)
 
 
 def test_defaults_need_not_be_read_and_options_override_them():
@@ -63,6 +64,7 @@ def test_defaults_need_not_be_read_and_options_override_them():
             lambda options: options.width,
             {"width": 4},
             FIELD,
+            OPTIONS,
             defaults={"width": 1, "stop_gradient": True},
         )
     assert made == 4
@@ -77,7 +79,7 @@ def test_a_misspelled_option_that_hides_a_required_one_is_reported_as_missing():
     def make(options):
         return options.width
 
-    with pytest.raises(InputError, match=r"'width'.*not set \(widht=4\)"):
+    with pytest.raises(InputError, match=r"'width'.*set config\.model\.options\.width.*widht=4"):
         call(make, {"widht": 4})
 
 

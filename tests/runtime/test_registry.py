@@ -86,6 +86,11 @@ def test_errors_of_dotted_paths_name_field_module_and_fix(losses, package, path,
         losses.get(path.format(package), "config.x")
 
 
+def test_a_dotted_path_without_a_colon_is_suggested_with_one(losses):
+    with pytest.raises(InputError, match=r"'my_package\.vit\.make'.* my_package\.vit:make"):
+        losses.get("my_package.vit.make", "config.x")
+
+
 def test_entry_points_are_found_by_name(losses, package, monkeypatch):
     point = importlib.metadata.EntryPoint("own", f"{package}.parts:make", "tests.losses")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])

@@ -34,6 +34,9 @@ def losses(monkeypatch):
             logits, labels, teacher_logits, alpha=alpha, temperature=2.0
         ),
         "wrong_shape": lambda logits, labels: logits,
+        "no_labels": lambda logits: logits.sum(),
+        "teacher_second": lambda logits, teacher_logits: logits.sum(),
+        "option_second": lambda logits, gamma: logits.sum(),
         "needs_margin": lambda logits, labels, *, margin: margin,
     }
     for name, loss in inputs.items():
@@ -103,7 +106,13 @@ def test_the_backbone_gets_no_gradient_in_phase_two():
     "changes, message",
     [
         ({"objective": "per_exitt"}, r"config\.phase_one\.objective 'per_exitt'.*first: per_exit"),
-        ({"objective": "needs_margin"}, r"'needs_margin'.*'margin'.*objective_options"),
+        ({"objective": "needs_margin"}, r"'needs_margin'.*'margin'.*objective_options\.margin"),
+        ({"objective": "no_labels"}, r"'no_labels'.*\(logits\).*\(logits, labels\)"),
+        ({"objective": "teacher_second"}, r"'teacher_second'.*\(logits, labels\)"),
+        (
+            {"objective": "option_second", "objective_options": {"gamma": 1.0}},
+            r"'option_second'.*\(logits, gamma\).*\(logits, labels\)",
+        ),
         (
             {"objective": "scaled", "objective_options": {"scal": 2.0}},
             r"'scaled'.*'scal'.*first: scale",

@@ -9,6 +9,7 @@ import pytest
 
 import imta_jax
 from imta_jax.config import PhaseOneConfig
+from imta_jax.errors import InputError
 from imta_jax.runtime.registry import OPTIMIZERS
 from imta_jax.training.optimizer import check_optimizer, phase_optimizer
 from imta_jax.training.packing import MAX_PACKED_SIZE, Packing
@@ -49,6 +50,15 @@ def trained_packed(**changes):
     assert packing.packed == (True, True, True, False)
     tx = phase_optimizer(settings(**changes), lambda step: RATE)
     return trained(tx, packing.pack).unpack()
+
+
+def test_a_required_option_is_named_with_its_field(monkeypatch):
+    def make(learning_rate, trust):
+        raise AssertionError
+
+    monkeypatch.setitem(OPTIMIZERS._components, "own", make)
+    with pytest.raises(InputError, match=r"'own'.*'trust'.*phase_one\.optimizer_options\.trust"):
+        phase_optimizer(settings(optimizer="own", weight_decay=0), lambda step: RATE)
 
 
 ADAM = {"b1": 0.8, "b2": 0.9, "eps": 1e-6}

@@ -62,7 +62,7 @@ def read(request: SourceRequest) -> SourceData:
     field = f"config.data.source {request.source!r}"
     factory = SOURCES.get(request.source, "config.data.source")
     source_name = f"{field} ({dotted_path_of(factory)})"
-    returned = call_factory(factory, request.source_options, field)
+    returned = call_factory(factory, request.source_options, field, "config.data.source_options")
     source = _checked(returned, source_name)
     chosen = choose_splits(request, source.splits, source_name)
     names = None if source.class_names is None else tuple(source.class_names)

@@ -53,7 +53,10 @@ def thresholds_for(manifest: dict[str, Any], budget: float) -> list[float]:
     points = [p for p in manifest["operating_points"] if p["budget"] <= budget]
     if not points:
         least = math.ceil(1e3 * min(p["budget"] for p in manifest["operating_points"])) / 1e3
-        raise InputError(f"budget is {budget}; every operating point costs more: at least {least}")
+        raise InputError(
+            f"budget is {budget}; every operating point costs at least {least} of the full network:"
+            f" pass --budget={least} or more"
+        )
     return max(points, key=lambda p: p["validation_top1"])["thresholds"]
 
 
@@ -91,7 +94,12 @@ def main(make_network: Callable[[Path, float], Runner], folder: Path, descriptio
     """
     parser = argparse.ArgumentParser(prog=_PROGRAM, description=description)
     parser.add_argument("images", nargs="+", help="image files, or folders of them")
-    parser.add_argument("--budget", type=float, default=0.5)
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=0.5,
+        help="mean cost per image as a fraction of the full network's (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     try:
         paths = find_image_files(arguments.images)

@@ -174,7 +174,8 @@ def _key(name: str) -> str:
 
 def _new_writer(name: str, options: Mapping[str, Any], run: LoggedRun) -> MetricsWriter:
     factory, field = METRICS_WRITERS.get(name, _FIELD), f"{_FIELD} {name!r}"
-    writer = call_factory(factory, options, field, run=run)
+    options_field = f"config.log.writer_options.{_key(name)}"
+    writer = call_factory(factory, options, field, options_field, run=run)
     for method in ("write", "close"):
         if not callable(getattr(writer, method, None)):
             raise InputError(

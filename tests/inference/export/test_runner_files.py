@@ -130,7 +130,7 @@ def test_run_py_accepts_and_refuses_the_files_that_the_package_does(
 def test_run_py_reports_an_argument_it_cannot_use_with_exit_code_2(run, image_folder):
     for arguments, message in [
         ([image_folder / "nothing.jpg"], "nothing.jpg does not exist"),
-        ([image_folder, "--budget=0.1"], "budget is 0.1"),
+        ([image_folder, "--budget=0.1"], "pass --budget="),
     ]:
         actual = run(*arguments)
         assert actual.returncode == 2
