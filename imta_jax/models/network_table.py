@@ -21,7 +21,7 @@ from imta_jax.models.costs import Mark, cumulative_costs
 from imta_jax.models.msdnet import MSDNet
 from imta_jax.models.presets import NETWORK_PRESETS
 from imta_jax.runtime.factories import unread_options_raise
-from imta_jax.runtime.registry import BACKBONES
+from imta_jax.runtime.registry import BACKBONES, colon_hint
 
 
 def network_rows(classifier: MultiExitClassifier) -> list[dict[str, object]]:
@@ -128,7 +128,8 @@ def _described(arguments: argparse.Namespace) -> str:
     imagenet = fields.get("backbone") == "googlenet" or fields.get("stem") == "imagenet"
     if not fields:
         if ":" not in name and name not in BACKBONES:
-            raise unknown_name("network", name, [*NETWORK_PRESETS, *BACKBONES])
+            valid = dict.fromkeys([*NETWORK_PRESETS, *BACKBONES])
+            raise InputError(f"{unknown_name('network', name, valid)}{colon_hint(name)}")
         fields = {"backbone": name, "options": dict(map(_option, arguments.option))}
     fields["heads"] = arguments.heads
     image = arguments.image or ("224x224x3" if imagenet else "32x32x3")

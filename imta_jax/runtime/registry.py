@@ -100,9 +100,8 @@ class Registry:
         if name in (points := self._paths()):
             return _import_dotted_path(points[name], f"{field} {name!r}, an entry point:")
         error = unknown_name(field, name, self)
-        if _PATH_OF_DOTS.fullmatch(name):
-            module, _, last = name.rpartition(".")
-            raise InputError(f"{error}; a dotted path has a colon: {module}:{last}")
+        if hint := colon_hint(name):
+            raise InputError(f"{error}{hint}")
         raise InputError(
             f'{error}; one of your own is given as "package.module:name", or registered in a '
             "module that was imported"
@@ -151,6 +150,14 @@ class Registry:
     def _paths(self) -> dict[str, str]:
         """Dotted paths by name, of entry points and of components that are imported late."""
         return {**_entry_points(self.group), **self._included}
+
+
+def colon_hint(name: str) -> str:
+    """The end of a message for an unknown name that has the dots of a dotted path; else ""."""
+    if not _PATH_OF_DOTS.fullmatch(name):
+        return ""
+    module, _, last = name.rpartition(".")
+    return f"; a dotted path has a colon: {module}:{last}"
 
 
 def dotted_path_of(component: Any) -> str:

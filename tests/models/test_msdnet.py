@@ -114,6 +114,9 @@ def test_the_table_prints_from_the_command_line(capsys):
     with pytest.raises(SystemExit):
         main(["cifar_4_exit"])
     assert "valid, the closest first: cifar_4_exits" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["my_package.vit.make"])
+    assert "my_package.vit:make" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from imta_jax.errors import (
 )
 from imta_jax.runtime.optional_packages import install_command, is_installed
 from imta_jax.runtime.paths import local_path
+from imta_jax.runtime.registry import colon_hint
 
 _log = logging.getLogger(__name__)
 _PACKAGE = "tensorflow_datasets"
@@ -143,7 +144,7 @@ def _check_name(tfds: Any, source: str) -> None:
             f"{error}; also valid: any other TFDS name, a path ending in .npz, and the path of an"
             " existing folder (or one that starts with / or ./) with images or with a dataset"
             " version that TFDS prepared (DATA_DIR/NAME/1.0.0), or a source of your own,"
-            ' "package.module:name"'
+            f' "package.module:name"{colon_hint(source)}'
         )
 
 

@@ -16,6 +16,11 @@ def test_empty_source_raises(source):
         load_dataset(config(source))
 
 
+def test_a_dotted_path_without_a_colon_is_suggested_with_one():
+    with pytest.raises(ValueError, match=r"'my\.data\.make'.* my\.data:make"):
+        load_dataset(config("my.data.make"))
+
+
 @pytest.mark.parametrize(
     ("source", "closest"), [("cifar11", "cifar10"), ("fashion_mnist_smal", "fashion_mnist_small")]
 )
