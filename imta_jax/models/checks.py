@@ -50,7 +50,12 @@ def check_backbone(backbone: Any, image_shape: tuple[int, int, int], field: str)
     exits, widths = checked.num_exits, checked.feature_widths
     if not isinstance(exits, int) or exits < 1:
         raise InputError(f"{field}: {name}.num_exits must be an integer above 0; found {exits!r}")
-    if len(widths) != exits or not all(isinstance(w, int) and w > 0 for w in widths):
+    is_sequence = hasattr(widths, "__len__")
+    if (
+        not is_sequence
+        or len(widths) != exits
+        or not all(isinstance(w, int) and w > 0 for w in widths)
+    ):
         raise InputError(
             f"{field}: {name}.feature_widths must be {exits} integers, one per exit; found "
             f"{widths!r}"
@@ -139,6 +144,11 @@ def _check_array(label: str, returned: Any, width: int) -> None:
         raise InputError(
             f"{label} must return an array {(_NUM_IMAGES, width)} for {_NUM_IMAGES} images; found "
             f"{_described(returned)}"
+        )
+    if not jnp.issubdtype(returned.dtype, jnp.floating):
+        raise InputError(
+            f"{label} must return an array of a floating-point type, which has gradients; found "
+            f"{returned.dtype}"
         )
 
 

@@ -98,6 +98,11 @@ class Backbone(nnx.Module):
 
 
 BROKEN = {
+    "one width": (1, r"Backbone\.feature_widths.*2 integers.*found 1"),
+    "integers": (
+        lambda self, i, state: state[0].mean(axis=(1, 2)).astype(jnp.int32),
+        r"exit_features\(0, state\).*floating-point.*int32",
+    ),
     "feature_widths": ((1,), r"Backbone\.feature_widths.*2 integers.*\(1,\)"),
     "num_exits": (0, r"num_exits.*found 0"),
     "stem": (lambda self, images: images, r"stem\(images\) must return a tuple.*\(2, 8, 8, 1\)"),
@@ -117,10 +122,18 @@ BROKEN = {
 }
 
 
+BROKEN_PART = {
+    "one width": "feature_widths",
+    "integers": "exit_features",
+    "empty": "stage",
+    "raises": "stage",
+}
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_errors_name_the_part_of_a_backbone_that_is_wrong(name, monkeypatch):
     value, message = BROKEN[name]
-    broken = type("Backbone", (Backbone,), {name if hasattr(Backbone, name) else "stage": value})
+    broken = type("Backbone", (Backbone,), {BROKEN_PART.get(name, name): value})
     monkeypatch.setitem(BACKBONES._components, "broken", lambda options, **sizes: broken())
     with pytest.raises(InputError, match=rf"config\.model\.backbone 'broken'.*{message}"):
         build(backbone="broken")
