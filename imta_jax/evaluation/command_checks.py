@@ -61,7 +61,7 @@ def split_warnings(
             "guarantees are measured on the images that chose the thresholds, and are too high; "
             "pass other images as test images"
         )
-    for path, split in ((arguments.validation, validation), (arguments.test, test)):
+    for path, split in {arguments.validation: validation, arguments.test: test}.items():
         if isinstance(split, Predictions) and (exits := exits_in_unit_interval(split.logits)):
             yield (
                 f"{Path(path)}: all logits of exits {', '.join(map(str, exits))} are in 0..1; "

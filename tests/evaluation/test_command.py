@@ -228,6 +228,8 @@ def test_outputs_of_a_sigmoid_are_reported(files, tmp_path, capsys):
     command.main([files[0], path, "--costs=10,25,45,70", "--budgets=0.5"])
     error = capsys.readouterr().err
     assert "sigmoid.npz: all logits of exits 4 are in 0..1" in error
+    command.main([path, path, "--costs=10,25,45,70", "--budgets=0.5"])
+    assert capsys.readouterr().err.count("are in 0..1") == 1
 
 
 def test_costs_that_differ_between_the_splits_are_reported(files, tmp_path, capsys):
