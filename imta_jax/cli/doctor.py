@@ -19,10 +19,12 @@ from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import Dataset
 from imta_jax.data.pipeline.batch_augmentation import BatchAugmentation
 from imta_jax.distributed import parameter_shards_hint
+from imta_jax.errors import MissingPackageError
 from imta_jax.models import MultiExitClassifier, optimize_classifier, resolve_model_config
 from imta_jax.models.network_table import network_rows
 from imta_jax.runtime.config_fields import flat_fields
 from imta_jax.runtime.environment import usable_cores
+from imta_jax.runtime.optional_packages import require
 from imta_jax.training import mesh_of, new_phase_one, training_pipeline
 from imta_jax.training.batch_statistics import batch_padding_hint
 from imta_jax.training.callbacks.progress import device_memory_limit
@@ -39,6 +41,11 @@ _PACKAGES = (
     "opencv-python-headless",
     "tensorflow-cpu",
     "tensorflow",
+)
+# Extras and modules that a run can do without, for a purpose.
+_OPTIONAL = (
+    ("train", "writing TensorBoard events", ("tensorboardX",)),
+    ("report", "writing the report", ()),
 )
 _MAX_VALUE_LENGTH = 80
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -86,6 +93,11 @@ def _versions() -> Iterator[tuple[str, Any]]:
             yield name, version(name)
         except PackageNotFoundError:
             continue
+    for extra, purpose, modules in _OPTIONAL:
+        try:
+            require(extra, purpose, *modules)
+        except MissingPackageError as error:
+            yield "note", error
 
 
 def _folders(workdir: Path) -> Iterator[tuple[str, Any]]:

@@ -81,12 +81,13 @@ def run(
         are finished. "evaluate" evaluates again if `config.evaluation` differs. "report" always
         writes the report. "time" measures the milliseconds per exit of an evaluated run on this
         device and adds them to the report. "doctor" prints and "data" draws what a run would use;
-        neither trains.
+        neither trains, and "doctor" raises an error afterwards if a package of a run is missing.
 
     Raises:
       ValueError: the mode is unknown, the config or the path is invalid, or the folder belongs to
         a run with another config or other data.
       FileNotFoundError: a dataset or the result of an earlier step does not exist.
+      MissingPackageError: a package of the extra `train` is missing.
       BlockingIOError: another run uses the folder.
       Interrupted: the process received SIGTERM; a checkpoint is saved.
     """
@@ -105,6 +106,7 @@ def run(
             dataset = _load_checked_data(parsed)
         check_initial_parameters(parsed, dataset, workdir)
         print(describe_run(parsed, dataset, workdir))
+        _check_packages()
         return
     if mode == "data":
         _preview_data(parsed, workdir)
@@ -181,7 +183,7 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
     for note in unused_fields(config):
         _log.info("%s", note)
     if "evaluate" in due:
-        require("train", "writing the results of an evaluation", "pyarrow")
+        _check_packages()
     steps: dict[str, Callable[[RunConfig, Dataset, Path], Any]] = {
         "phase_one": train_phase_one,
         "phase_two": train_phase_two,
@@ -202,6 +204,11 @@ def _run_steps(config: RunConfig, workdir: Path, mode: str) -> None:
         if evaluates_again:  # results.json now has these settings
             run_in_first_process(lambda: write_json(workdir / "config.json", config.to_dict()))
         wait_for_all("a run's steps are done")
+
+
+def _check_packages() -> None:
+    """Checks the packages without which the evaluation at the end of a run would fail."""
+    require("train", "writing the results of an evaluation", "pyarrow")
 
 
 def _due_steps(config: RunConfig, workdir: Path, mode: str, *, evaluates_again: bool) -> list[str]:

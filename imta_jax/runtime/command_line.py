@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from imta_jax.errors import InputError, UserError, message_of, unknown_name
 from imta_jax.runtime.background_errors import print_held_errors
+from imta_jax.runtime.optional_packages import explained
 from imta_jax.runtime.shipped_configs import config_file
 from imta_jax.runtime.write_errors import DISK_REMEDIES
 
@@ -48,10 +49,13 @@ def plain_message(error: Exception) -> str | None:
     """The line to print for an error that a user can fix; None for a bug.
 
     Args:
-      error: a `UserError`, an error of the disk, or any other exception (a bug).
+      error: a `UserError`, an error of the disk, a package of the core or of an extra that is
+        missing, or any other exception (a bug).
     """
     if isinstance(error, UserError):
         return f"error: {error}"
+    if isinstance(error, ModuleNotFoundError) and (missing := explained(error, "this command")):
+        return f"error: {missing}"
     if isinstance(error, FileNotFoundError) and _NO_TEMPORARY_FOLDER in str(error):
         return (
             f"error: {message_of(error)}: free space in one of them, or set the environment"

@@ -7,8 +7,8 @@ from flax import nnx
 from imta_jax.config import PHASES, RunConfig
 from imta_jax.data import Dataset
 from imta_jax.distributed import check_batch_size
-from imta_jax.models import check_model
-from imta_jax.runtime.registry import BACKBONES, EXIT_RULES, HEADS, OPTIMIZERS
+from imta_jax.models import BACKBONES, check_model
+from imta_jax.runtime.registry import EXIT_RULES, HEADS, OPTIMIZERS
 from imta_jax.techniques.exit_rules import check_exit_rule, get_exit_rule
 from imta_jax.training.batch_statistics import (
     batch_parts,

@@ -17,10 +17,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
 
 from imta_jax.distributed import replicated
-from imta_jax.models import MultiExitClassifier
+from imta_jax.models import BACKBONES, MultiExitClassifier
 from imta_jax.nn.precision import with_matmul_precision
 from imta_jax.runtime.quick_compilation import options_for_one_run
-from imta_jax.runtime.registry import BACKBONES, HEADS
+from imta_jax.runtime.registry import HEADS
 from imta_jax.training.averaging import evaluated_parts
 from imta_jax.training.network_arrays import AnotherNetworkError
 from imta_jax.training.network_record import FIX

@@ -15,8 +15,8 @@ from flax import nnx
 
 from imta_jax.config import HeadsConfig, ModelConfig
 from imta_jax.errors import InputError
-from imta_jax.models import MultiExitClassifier
-from imta_jax.runtime.registry import BACKBONES, HEADS, dotted_path_of
+from imta_jax.models import BACKBONES, MultiExitClassifier
+from imta_jax.runtime.registry import HEADS, dotted_path_of
 from imta_jax.training.state import named_arrays
 
 PACKAGE = "imta_jax"

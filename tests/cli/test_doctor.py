@@ -1,5 +1,7 @@
 """`--mode=doctor`: the printed description of a run; it trains and writes nothing."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,6 +13,7 @@ from imta_jax.cli.doctor import activation_bytes, describe_run
 from imta_jax.cli.run import run
 from imta_jax.data import load_dataset
 from imta_jax.distributed import data_mesh
+from imta_jax.errors import MissingPackageError
 from imta_jax.evaluation import exit_costs
 from imta_jax.training.objectives import ExitMetrics
 
@@ -31,6 +34,16 @@ def test_it_prints_the_run_and_creates_no_folder(source, tmp_path, capsys):
         str(tmp_path / "run"),
     ):
         assert text in printed, text
+
+
+def test_packages_that_a_run_lacks_are_named(source, tmp_path, capsys, monkeypatch):
+    for module in ("pyarrow", "tensorboardX", "matplotlib"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingPackageError, match=r"pyarrow.*\[train\]"):
+        run(tiny_run.tiny_config(source), tmp_path / "run", "doctor")
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert any("tensorboardX" in note and "[train]" in note for note in notes)
+    assert any("matplotlib" in note and "[report]" in note for note in notes)
 
 
 def test_the_network_table_has_the_costs_of_the_built_network(source, tmp_path):

@@ -1,14 +1,18 @@
 """Messages about optional packages, and the extras that install them."""
 
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from limited_imports import import_only
 
 from imta_jax.errors import MissingPackageError
 from imta_jax.runtime import optional_packages
+from imta_jax.runtime.command_line import plain_message
 from imta_jax.runtime.interrupts import interrupts_reported
 from imta_jax.runtime.lazy_imports import lazy_imports
 
@@ -49,6 +53,27 @@ def test_a_missing_package_of_the_core_names_the_command():
         raise ModuleNotFoundError("No module named 'flax'", name="flax.nnx")
     with pytest.raises(ModuleNotFoundError), interrupts_reported("imta-jax models"):
         raise ModuleNotFoundError("No module named 'mine'", name="mine")
+
+
+def test_a_command_without_a_package_of_the_core_prints_one_line():
+    missing = plain_message(ModuleNotFoundError("No module named 'orbax'", name="orbax"))
+    assert missing is not None and "orbax" in missing and "[train]" in missing
+    assert plain_message(ModuleNotFoundError("No module named 'mine'", name="mine")) is None
+
+
+@pytest.mark.parametrize("module", ["imta_jax.models", "imta_jax.inference"])
+def test_modules_that_are_commands_name_a_missing_package(module):
+    program = import_only({"imta_jax", "numpy", "scipy"}) + (
+        f"import runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "cifar_4_exits"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and module in line and "pip install" in line
 
 
 def test_core_has_no_large_optional_package():
