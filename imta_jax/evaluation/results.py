@@ -31,8 +31,15 @@ _SECTIONS = {
 }
 
 
+_Columns = Mapping[str, type | tuple[type, ...]]
+_NUMBER = (int, float)
 # Of each row of a section.
-_COLUMNS = {"exits": ("macs",), "budget_curve": ("quota", "thresholds", "mean_macs")}
+_COLUMNS: Mapping[str, _Columns] = {
+    "exits": {"macs": _NUMBER},
+    "budget_curve": {"quota": _NUMBER, "thresholds": list, "mean_macs": _NUMBER}
+    | {"validation_top1": _NUMBER, "top1": _NUMBER, "exit_fractions": list},
+    "reported_budgets": {"budget": _NUMBER},
+}
 
 
 def missing_sections(results: Mapping[str, Any]) -> list[str]:
@@ -42,12 +49,22 @@ def missing_sections(results: Mapping[str, Any]) -> list[str]:
         for name, kind in _SECTIONS.items()
         if not isinstance(results.get(name), kind) or not results[name]
     ]
+    present = [name for name in _COLUMNS if name not in missing and results.get(name)]
     return missing + [
+        column
+        for name in present
+        for column in _missing_columns(name, results[name], _COLUMNS[name])
+    ]
+
+
+def _missing_columns(name: str, rows: Any, columns: _Columns) -> list[str]:
+    if not isinstance(rows, list):
+        return [name]
+    return [
         f"{name}[{i}].{column}"
-        for name in sorted(_COLUMNS.keys() - set(missing))
-        for i, row in enumerate(results[name])
-        for column in _COLUMNS[name]
-        if not isinstance(row, Mapping) or column not in row
+        for i, row in enumerate(rows)
+        for column, kind in columns.items()
+        if not isinstance(row, Mapping) or not isinstance(row.get(column), kind)
     ]
 
 

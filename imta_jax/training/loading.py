@@ -1,5 +1,6 @@
 """A trained classifier from its checkpoint alone, without config and dataset."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from imta_jax.training.checkpoint_reading import read_meta, restore_model
 from imta_jax.training.network_arrays import empty_classifier
 from imta_jax.training.network_record import check_classes, check_parameters
 
-_REQUIRED = {"class_names", "image_shape", "model", "phase"}  # of `meta`, to make the network
+# Entries of `meta` from which the network is made.
+_REQUIRED = {
+    "class_names": list,
+    "heads": dict,
+    "image_shape": list,
+    "model": dict,
+    "phase": str,
+}
 
 
 def last_phase(config: RunConfig) -> str:
@@ -41,10 +49,10 @@ def load_classifier(
     """
     folder = local_path("folder", folder)
     meta = read_meta(folder, which)
-    if missing := sorted(_REQUIRED - meta.keys()):
+    if missing := _missing(meta):
         raise InputError(
-            f"meta/metadata of a checkpoint in {folder} has no {', '.join(missing)}; restore the"
-            " checkpoint from a copy"
+            f"meta/metadata of a checkpoint in {folder} has no valid {', '.join(missing)}; restore"
+            " the checkpoint from a copy"
         )
     classifier = empty_classifier(meta)
     check_classes(classifier, meta, str(folder))
@@ -52,3 +60,13 @@ def load_classifier(
     check_parameters(classifier, meta, str(folder))
     classifier.eval()
     return classifier, meta
+
+
+def _missing(meta: Mapping[str, Any]) -> list[str]:
+    """Names of the entries that are missing or of another type."""
+    missing = [name for name, kind in _REQUIRED.items() if not isinstance(meta.get(name), kind)]
+    if "image_shape" not in missing:
+        shape = meta["image_shape"]
+        if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+            missing.append("image_shape")
+    return sorted(missing)

@@ -9,6 +9,7 @@ import pytest
 from imta_jax.cli.run import run
 from imta_jax.evaluation import evaluation_is_finished, read_budget_curve
 from imta_jax.inference.finished_run import load_finished_run
+from imta_jax.report.run.run_record import load_run
 
 
 def test_damaged_json_files_are_named_and_written_again(config, finished, tmp_path, caplog):
@@ -70,6 +71,27 @@ def test_a_missing_value_of_the_results_is_named(column, finished, tmp_path):
     (copy / "results.json").write_text(json.dumps(results))
     with pytest.raises(ValueError, match=rf"{copy}/results\.json.*{column}"):
         load_finished_run(copy)
+
+
+@pytest.mark.parametrize(
+    ("section", "column", "value"),
+    [
+        ("exits", "macs", "x"),
+        ("budget_curve", "thresholds", None),
+        ("budget_curve", "top1", {}),
+        ("budget_curve", "exit_fractions", 1),
+        ("reported_budgets", "budget", None),
+    ],
+)
+def test_a_value_of_another_type_in_the_results_is_named(
+    section, column, value, finished, tmp_path
+):
+    results = json.loads((finished / "results.json").read_text())
+    results[section][0][column] = value
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    for read in (read_budget_curve, load_run):
+        with pytest.raises(ValueError, match=rf"results\.json.*{section}\[0\]\.{column}"):
+            read(tmp_path)
 
 
 def test_an_incomplete_config_is_named(finished, tmp_path):

@@ -1,5 +1,6 @@
 """Damaged checkpoints, and how checkpoints are verified."""
 
+import json
 import logging
 import os
 import shutil
@@ -83,6 +84,19 @@ def test_metadata_that_are_no_object_are_named(copied, caplog):
     assert "must hold a JSON object; found []" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model", None), ("heads", "x"), ("image_shape", [8, None, 1]), ("class_names", 3)],
+)
+def test_metadata_of_another_type_are_named(copied, name, value):
+    for checkpoint in (copied / "phase_one").glob("[0-9]"):
+        path = checkpoint / "meta" / "metadata"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+        (checkpoint / "checksums.json").unlink()
+    with pytest.raises(ValueError, match=rf"{copied}/phase_one has no valid {name}"):
+        load_classifier(copied / "phase_one")
+
+
 @pytest.mark.parametrize("name", ["meta/metadata", "metrics/metrics", "model/_METADATA", "a"])
 def test_a_pipe_in_a_checkpoint_is_named_and_not_opened(config, dataset, copied, name):
     pipe = copied / "phase_one" / "2" / name
@@ -120,7 +134,7 @@ def test_a_damaged_checkpoint_prints_nothing_but_the_error(copied):
 def test_a_checkpoint_without_the_fields_of_its_network_is_named(copied):
     for checkpoint in (copied / "phase_one").glob("[0-9]"):
         (checkpoint / "meta" / "metadata").write_text("{}")
-    with pytest.raises(ValueError, match=rf"{copied}/phase_one has no class_names.*model"):
+    with pytest.raises(ValueError, match=rf"{copied}/phase_one has no valid class_names.*model"):
         load_classifier(copied / "phase_one")
 
 
