@@ -1,4 +1,4 @@
-"""Findings of loading a dataset: refused files, duplicates, unusual names.
+"""Findings of loading a dataset: rejected files, duplicates, unusual names.
 
 Findings are logged while a dataset is loaded, and `--mode=data` reports them.
 """

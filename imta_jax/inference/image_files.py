@@ -1,7 +1,7 @@
 """Reads image files with Pillow, preprocessed as in evaluation.
 
-Files that training would leave out are refused for the same reason. `EvaluationTransform` describes
-the steps after decoding.
+Files that training would leave out are rejected for the same reason. `EvaluationTransform`
+describes the steps after decoding.
 """
 
 import errno
@@ -45,7 +45,7 @@ def find_image_files(paths: Iterable[str | Path]) -> list[Path]:
 
     Hidden files and folders in the given folders are ignored and links are followed, as in
     training. Pipes, folders and broken links with such names are listed, and so are folders and
-    files that may not be read: `read_image` refuses them.
+    files that may not be read: `read_image` rejects them.
 
     Raises:
       FileNotFoundError: a path does not exist.
@@ -78,7 +78,7 @@ def _images_of(path: Path) -> list[Path]:
                 f"{path}: no image files in this folder; expected {' '.join(SUFFIXES)}"
             )
         return inside
-    if mode or path.is_symlink():  # `read_image` refuses a broken link
+    if mode or path.is_symlink():  # `read_image` rejects a broken link
         return [path]
     raise MissingFileError(f"{path} does not exist; expected an image file or a folder")
 

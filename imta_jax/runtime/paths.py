@@ -78,7 +78,7 @@ def local_path(name: str, value: str | os.PathLike[str]) -> Path:
 
 
 def _check_accessible(name: str, path: str, expanded: str) -> None:
-    """Raises an error if the system refuses the path, whether or not the file exists."""
+    """Raises an error if the system rejects the path, whether or not the file exists."""
     try:
         os.lstat(expanded)
     except PermissionError as error:

@@ -76,7 +76,7 @@ def test_an_error_of_a_worker_names_the_file(damage, dataset, service, monkeypat
     if damage == "half":
         path.write_bytes(content[: len(content) // 2])
     try:
-        with pytest.raises(OSError, match=rf"{path}: now (refused|unreadable)"):
+        with pytest.raises(OSError, match=rf"{path}: now (rejected|unreadable)"):
             list(eval_batches(split, dataset.preprocessing, 4, host=HostPipeline(service=service)))
         with monkeypatch.context() as patch, pytest.raises(OSError, match=f"while reading.*{path}"):
             patch.setattr(tf_pipeline, "find_changed", lambda *_: [])  # as after a moment

@@ -126,21 +126,21 @@ def test_file_that_training_skips_raises_with_the_same_reason(tmp_path, name, co
         read_image(tmp_path / name, small(16, 16, 3))
 
 
-def test_file_larger_than_the_memory_is_refused_without_reading_it(tmp_path):
+def test_file_larger_than_the_memory_is_rejected_without_reading_it(tmp_path):
     with (tmp_path / "a.jpg").open("wb") as file:
         file.truncate(10**12)  # takes no space
     with pytest.raises(ValueError, match=r"a\.jpg.*1,073,741,824 bytes"):
         read_image(tmp_path / "a.jpg", small(16, 16, 3))
 
 
-def test_broken_link_is_refused_and_ends_no_batch(tmp_path):
+def test_broken_link_is_rejected_and_ends_no_batch(tmp_path):
     (tmp_path / "a.jpg").symlink_to(tmp_path / "nothing.jpg")
     (path,) = find_image_files([tmp_path / "a.jpg"])
     with pytest.raises(ValueError, match=r"a\.jpg.*not a regular file"):
         read_image(path, small(16, 16, 3))
 
 
-def test_names_in_a_folder_that_are_not_files_are_listed_and_refused(tmp_path):
+def test_names_in_a_folder_that_are_not_files_are_listed_and_rejected(tmp_path):
     make_image(16, 16).save(tmp_path / "a.png")
     (tmp_path / "broken.png").symlink_to(tmp_path / "nothing.png")
     (tmp_path / "folder.png").mkdir()
@@ -176,7 +176,7 @@ def locked(png_folder, monkeypatch):
     return folder
 
 
-def test_folder_that_may_not_be_read_is_listed_and_refused(png_folder, locked):
+def test_folder_that_may_not_be_read_is_listed_and_rejected(png_folder, locked):
     *images, path = find_image_files([png_folder])
     assert len(images) == 5 and path == locked
     assert find_image_files([locked]) == [locked]
@@ -184,7 +184,7 @@ def test_folder_that_may_not_be_read_is_listed_and_refused(png_folder, locked):
         read_image(path, small(16, 16, 3))
 
 
-def test_file_in_a_folder_that_may_not_be_read_is_listed_and_refused(locked):
+def test_file_in_a_folder_that_may_not_be_read_is_listed_and_rejected(locked):
     assert find_image_files([locked / "a.png"]) == [locked / "a.png"]
     with pytest.raises(ValueError, match=r"a\.png.*cannot be read"):
         read_image(locked / "a.png", small(16, 16, 3))

@@ -1,4 +1,4 @@
-"""Changed code of a foreign network with the same parameters: refused wherever it is loaded."""
+"""Changed code of a foreign network with the same parameters: rejected wherever it is loaded."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ def test_the_same_code_loads_with_any_compute_dtype_of_the_training(trained):
     load_classifier(trained / "phase_one")
 
 
-def test_other_code_is_refused_by_load_resume_and_phase_two(trained, source, monkeypatch):
+def test_other_code_is_rejected_by_load_resume_and_phase_two(trained, source, monkeypatch):
     config = config_of(source)
     dataset = load_dataset(config.data)
     register(monkeypatch, nnx.relu)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from imta_jax.data.decoding import jpeg_header, png_header
 from imta_jax.data.decoding.refusal import MAX_FILE_BYTES, Refusal, RefusedImageError
 
-# Increase it when other files are accepted or refused. Stored indexes are then computed again.
+# Increase it when other files are accepted or rejected. Stored indexes are then computed again.
 POLICY_VERSION = 4
 # Suffixes of image files in folders, in lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -39,7 +39,7 @@ def read_header(contents: bytes) -> ImageHeader:
       contents: the whole file.
 
     Raises:
-      RefusedImageError: the file is refused.
+      RefusedImageError: the file is rejected.
     """
     if not contents:
         raise RefusedImageError(Refusal.EMPTY)
@@ -57,13 +57,13 @@ def read_header(contents: bytes) -> ImageHeader:
 def read_checked_header(contents: bytes) -> ImageHeader:
     """Like `read_header`; also checks the pixels of a PNG without decoding them.
 
-    No decoder refuses a PNG after this check.
+    No decoder rejects a PNG after this check.
 
     Args:
       contents: the whole file.
 
     Raises:
-      RefusedImageError: the file is refused.
+      RefusedImageError: the file is rejected.
     """
     header = read_header(contents)
     if not header.is_jpeg:

@@ -37,7 +37,7 @@ def decode_image(
       apply_exif: whether the EXIF orientation is applied.
 
     Raises:
-      RefusedImageError: the file is refused, for the reason for which training leaves it out.
+      RefusedImageError: the file is rejected, for the reason for which training leaves it out.
     """
     header = read_checked_header(contents)
     essential = (jpeg_without_metadata if header.is_jpeg else png_without_metadata)(contents)
@@ -66,7 +66,7 @@ def jpeg_is_quickly_complete(contents: bytes, header: ImageHeader) -> bool:
     if not header.extended_height:
         return False
     extended = jpeg_without_metadata(contents, height=header.extended_height)
-    with _damage_refused(), _opened(extended) as image:
+    with _rejecting_damage(), _opened(extended) as image:
         image.draft(None, (1, 1))  # an eighth, unless the image has fewer than 8 pixels per side
         return bool((_pixels(image, 3)[-1, 0] != _GRAY).any())
 
@@ -112,7 +112,7 @@ def decode_at_ratio(contents: bytes, ratio: int) -> UInt8[np.ndarray, "h w 3"]:
     """
     is_jpeg = contents.startswith(jpeg_header.SIGNATURE)
     essential = (jpeg_without_metadata if is_jpeg else png_without_metadata)(contents)
-    with _damage_refused(), _opened(essential) as image:
+    with _rejecting_damage(), _opened(essential) as image:
         if ratio > 1:
             # Pillow divides by the largest power of 2 that leaves at least this size.
             image.draft(None, (image.width // ratio, image.height // ratio))
@@ -120,12 +120,12 @@ def decode_at_ratio(contents: bytes, ratio: int) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _decode(contents: bytes, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    with _damage_refused(), _opened(contents) as image:
+    with _rejecting_damage(), _opened(contents) as image:
         return _pixels(image, channels)
 
 
 @contextlib.contextmanager
-def _damage_refused() -> Iterator[None]:
+def _rejecting_damage() -> Iterator[None]:
     """Turns the exceptions of Pillow's decoders, which are of many types, into one."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Reasons for which an image file is refused by training, evaluation and inference alike."""
+"""Reasons for which an image file is rejected by training, evaluation and inference alike."""
 
 import enum
 
@@ -12,7 +12,7 @@ MAX_FILE_BYTES = 2**30
 
 
 class Refusal(enum.IntEnum):
-    """Why a file is refused. The numbers are stored in indexes and must not change."""
+    """Why a file is rejected. The numbers are stored in indexes and must not change."""
 
     NONE = 0
     UNREADABLE = 1
@@ -50,7 +50,7 @@ _REASONS = {
 
 
 class RefusedImageError(InputError):
-    """An image file that is refused.
+    """An image file that is rejected.
 
     Attributes:
       refusal: the reason.

@@ -32,7 +32,7 @@ def check_unchanged(images: EncodedImages, index: Int[np.ndarray, " G"]) -> None
       index: positions of the images.
 
     Raises:
-      StorageError: names each image whose format or size has changed or that is refused now.
+      StorageError: names each image whose format or size has changed or that is rejected now.
     """
     if images.states is None:
         return
@@ -66,7 +66,7 @@ def describe_change(
         decode_image(contents)
         current = _described(header.is_jpeg, header.height, header.width)
     except RefusedImageError as error:
-        current = f"refused ({error})"
+        current = f"rejected ({error})"
     except OSError as error:
         current = f"unreadable ({message_of(error)})"
     if current == indexed:

@@ -1,8 +1,8 @@
-"""The index of encoded images: sizes, labels, record offsets, orientations and refused images.
+"""The index of encoded images: sizes, labels, record offsets, orientations and rejected images.
 
 One pass reads each image once, before training starts, and the result is stored. Random access,
 exact splits and crops that are planned ahead depend on it. Indexing ImageNet takes some minutes on
-a large host. A stored index is loaded without reading images, except those that were refused.
+a large host. A stored index is loaded without reading images, except those that were rejected.
 """
 
 import contextlib
@@ -129,9 +129,9 @@ def _columns_by_tensorflow(
     def row(i: "tf.Tensor", unknown: "tf.Tensor") -> "tf.Tensor":
         path = tf.gather(paths, i)
         if check_size.any():
-            refused = tf.constant(too_large, tf.int64)
+            rejected = tf.constant(too_large, tf.int64)
             is_large = unknown & tf.numpy_function(_is_too_large, [path], tf.bool)
-            columns = tf.cond(is_large, lambda: refused, lambda: inspected(path))
+            columns = tf.cond(is_large, lambda: rejected, lambda: inspected(path))
         else:
             columns = inspected(path)
         return tf.concat([i[None], columns], 0)
@@ -144,7 +144,7 @@ def _columns_by_tensorflow(
 
 
 def _is_too_large(path: bytes) -> np.bool:
-    """Whether a file in a bucket is refused for its size, which takes a request."""
+    """Whether a file in a bucket is rejected for its size, which takes a request."""
     return np.bool(import_tensorflow().io.gfile.stat(path).length > MAX_FILE_BYTES)
 
 
@@ -248,7 +248,7 @@ def _load_or_scan(
 def _inspect_again(
     indexed: Indexed, opened: np.ndarray | np.bool, options: IndexOptions
 ) -> Indexed:
-    """Inspects the refused images again; returns the same object if nothing changed."""
+    """Inspects the rejected images again; returns the same object if nothing changed."""
     columns = np.zeros((len(indexed.labels), COLUMNS), np.int64)
     columns[:, [HEIGHT, WIDTH]] = indexed.images.sizes
     columns[:, IS_JPEG] = indexed.images.is_jpeg
@@ -261,7 +261,7 @@ def _inspect_again(
     changed = columns[:, REFUSAL] != indexed.refusal
     if not changed.any():
         return indexed
-    _log.info("%d images of %s that were refused have changed", changed.sum(), options.split_name)
+    _log.info("%d images of %s that were rejected have changed", changed.sum(), options.split_name)
     return _completed(indexed.images, indexed.labels, columns)
 
 

@@ -43,7 +43,7 @@ def load_source(request: SourceRequest) -> SourceData:
 
 
 def _kind_of(source: str) -> ModuleType:
-    """The module that reads a source. Raises an OSError if the system refuses its path."""
+    """The module that reads a source. Raises an OSError if the system rejects its path."""
     check_permitted(source)
     return next(kind for kind in _KINDS if kind.accepts(source))
 

@@ -1,11 +1,10 @@
-"""Indexes image files, and makes splits without the images that are refused."""
+"""Indexes image files, and makes splits without the images that are rejected."""
 
 import collections
 import dataclasses
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -73,7 +72,7 @@ def index_image_files(
 
 
 def _refusal_unopened(state: FileState) -> Refusal:
-    """Why a file is refused without opening it."""
+    """Why a file is rejected without opening it."""
     if not state.regular:
         return Refusal.NOT_A_FILE
     return Refusal.LARGE_FILE if state.size > MAX_FILE_BYTES else Refusal.NONE
@@ -82,7 +81,7 @@ def _refusal_unopened(state: FileState) -> Refusal:
 def source_split(
     indexed: Indexed, request: SourceRequest, split_name: str, channels: int = 3
 ) -> SourceSplit:
-    """Leaves out refused images; decodes the others unless they are to stay encoded.
+    """Leaves out rejected images; decodes the others unless they are to stay encoded.
 
     Args:
       indexed: all images of the split.
@@ -91,31 +90,31 @@ def source_split(
       channels: channels of arrays, 3 (RGB) or 1 (luminance).
 
     Raises:
-      ValueError: no image, too many images that are refused, or images of different sizes that are
+      ValueError: no image, too many images that are rejected, or images of different sizes that are
         to become an array.
     """
     is_accepted = indexed.refusal == Refusal.NONE
-    refused, accepted = np.flatnonzero(~is_accepted), np.flatnonzero(is_accepted)
-    named = tuple(_with_reason(indexed, i) for i in refused[:_MAX_NAMED_IMAGES].tolist())
-    if len(refused):
-        _report_refused(indexed, len(refused), named, request.max_undecodable, split_name)
+    rejected, accepted = np.flatnonzero(~is_accepted), np.flatnonzero(is_accepted)
+    named = tuple(_with_reason(indexed, i) for i in rejected[:_MAX_NAMED_IMAGES].tolist())
+    if len(rejected):
+        _report_rejected(indexed, len(rejected), named, request.max_undecodable, split_name)
     if len(accepted) == 0:
         raise InputError(f"{split_name} has 0 images, expected at least 1")
     images, labels = indexed.images[accepted], indexed.labels[accepted]
     reasons = collections.Counter(
-        Refusal(code).reason for code in indexed.refusal[refused].tolist()
+        Refusal(code).reason for code in indexed.refusal[rejected].tolist()
     )
     rotated = collections.Counter(images.orientation[images.orientation != 1].tolist())
     findings = SplitFindings(dict(reasons.most_common()), named, dict(sorted(rotated.items())))
     images = _oriented(images, request.exif_orientation, rotated.total(), split_name)
     if not request.encoded:
         _check_one_size(images, split_name)
-    pixels: Any = images
+    pixels: np.ndarray | EncodedImages = images
     files = None if request.encoded else images
     if not request.encoded:
         apply_exif = request.exif_orientation == "apply"
         pixels = decode_all(images) if channels == 3 else _decode_luminance(images, apply_exif)
-    return SourceSplit(pixels, labels, len(refused), indexed.digest[accepted], findings, files)
+    return SourceSplit(pixels, labels, len(rejected), indexed.digest[accepted], findings, files)
 
 
 def _decode_luminance(images: EncodedImages, apply_exif: bool) -> UInt8[np.ndarray, "N H W 1"]:
@@ -141,10 +140,10 @@ def _oriented(images: EncodedImages, policy: str, rotated: int, split_name: str)
     return dataclasses.replace(images, orientation=np.ones_like(images.orientation))
 
 
-def _report_refused(
+def _report_rejected(
     indexed: Indexed, count: int, named: tuple[str, ...], limit: float, split_name: str
 ) -> None:
-    """Raises a ValueError if more than a fraction `limit` of the images is refused, else warns."""
+    """Raises a ValueError if more than a fraction `limit` of the images is rejected, else warns."""
     total = len(indexed.refusal)
     more = f" and {count - len(named)} more" if count > len(named) else ""
     summary = f"{count} of {total} images of {split_name} cannot be used: {', '.join(named)}{more}"
@@ -158,7 +157,7 @@ def _report_refused(
 
 
 def _with_reason(indexed: Indexed, index: int) -> str:
-    """The name of a refused image with the reason."""
+    """The name of a rejected image with the reason."""
     path, refusal = indexed.images.path(index), Refusal(indexed.refusal[index])
     reason = refusal.reason
     is_file = indexed.images.offset[index] == WHOLE_FILE

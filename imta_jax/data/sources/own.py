@@ -145,7 +145,7 @@ def _split(
         else:
             return SourceSplit(images, labels)
     files = _files(images, split_name)
-    # Labels are checked here, because refused files are left out before the usual checks.
+    # Labels are checked here, because rejected files are left out before the usual checks.
     pixels = np.zeros((len(files), 1, 1, 1), np.uint8)
     validate_split(split_name, pixels, labels)
     try:

@@ -1,6 +1,6 @@
 """The command of `run.py`: reads image files, prints predictions and reports files it cannot use.
 
-Files are read and refused by `image_files.read_image`, as in this package. Exports have a copy of
+Files are read and rejected by `image_files.read_image`, as in this package. Exports have a copy of
 this module and of the modules it imports; see `runner_files`.
 """
 

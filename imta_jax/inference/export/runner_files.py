@@ -1,7 +1,7 @@
 """Writes the files that run an export without this package: `run.py` and `image_reading/`.
 
 `run.py` is a copy of `stablehlo_runner` or `onnx_runner`. `image_reading/` has copies of the
-modules that decode and preprocess image files, so that an export accepts and refuses the same files
+modules that decode and preprocess image files, so that an export accepts and rejects the same files
 as this package. The copies import each other from their folder and need NumPy and Pillow only.
 """
 

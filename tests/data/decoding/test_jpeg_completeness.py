@@ -31,7 +31,7 @@ def refusals(contents):
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:1:1", "gray"])
 @pytest.mark.parametrize("size", [(16, 16), (33, 33), (17, 49), (40, 60)])
-def test_every_cut_that_changes_a_pixel_is_refused_by_all(size, subsampling):
+def test_every_cut_that_changes_a_pixel_is_rejected_by_all(size, subsampling):
     image, options = make_image(*size, cells=3), {"subsampling": subsampling}
     if subsampling == "gray":
         image, options = image.convert("L"), {}

@@ -1,4 +1,4 @@
-"""PNG files with chunks in a wrong order, repeated or missing: all decoders refuse them alike."""
+"""PNG files with chunks in a wrong order, repeated or missing: all decoders reject them alike."""
 
 import zlib
 
@@ -101,7 +101,7 @@ REFUSED_WITHOUT_DECODING = {
 
 
 @pytest.mark.parametrize("name", REFUSED_WITHOUT_DECODING)
-def test_pixels_that_decoders_treat_differently_are_refused_by_all(name):
+def test_pixels_that_decoders_treat_differently_are_rejected_by_all(name):
     expected, *parts = REFUSED_WITHOUT_DECODING[name]
     contents = with_pixels_in(*[png_chunk(b"IDAT", part) for part in parts])
     with pytest.raises(RefusedImageError) as error:
@@ -114,22 +114,22 @@ def test_every_filter_type_is_checked_and_no_other_byte(interlaced):
     contents = interlaced_png(17, 5) if interlaced else raw_png(8, 0, size=(17, 5))
     length = int.from_bytes(contents[33:37], "big")
     rows = zlib.decompress(contents[41 : 41 + length])
-    refused = []
+    rejected = []
     for position in range(len(rows)):
         changed = zlib.compress(rows[:position] + b"\5" + rows[position + 1 :])
         changed = contents[:33] + png_chunk(b"IDAT", changed) + contents[-12:]
         if inspect_bytes(changed)[REFUSAL] != Refusal.NONE:
-            refused.append(position)
+            rejected.append(position)
     row_bytes = (
         [6] * 17
         if not interlaced
         else [2] * 3 + [2] * 3 + [3] * 2 + [2] * 5 + [4] * 4 + [3] * 9 + [6] * 8
     )
-    assert refused == [sum(row_bytes[:i]) for i in range(len(row_bytes))]
+    assert rejected == [sum(row_bytes[:i]) for i in range(len(row_bytes))]
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_file_is_refused_for_the_same_reason_by_all(name):
+def test_file_is_rejected_for_the_same_reason_by_all(name):
     tf, contents = import_tensorflow(), REFUSED[name]
     with pytest.raises(tf.errors.InvalidArgumentError):
         tf.io.decode_png(contents, channels=3)

@@ -146,7 +146,7 @@ def test_image_damaged_during_a_run_raises_with_its_name(tmp_path, contents):
     with pytest.raises(OSError, match=rf"{path}") as error:
         list(train_batches(split, CROP, batch_size=len(split), seed=0, epoch=0))
     (line,) = str(error.value).splitlines()[2:]
-    assert line.startswith(f"  {path}: now refused (")
+    assert line.startswith(f"  {path}: now rejected (")
     assert "{{" not in str(error.value)
     assert "Iterator::" not in str(error.value)
 

@@ -123,7 +123,7 @@ def test_folder_of_one_size_becomes_the_same_arrays(tmp_path):
     assert fingerprint(actual[1])["decoder"] == "pillow"
 
 
-def test_both_decoders_refuse_the_same_files(tmp_path):
+def test_both_decoders_reject_the_same_files(tmp_path):
     root = folder(tmp_path)
     write_broken_images(root)
     left, right = (read(root, pipeline=name, max_undecodable=0.5) for name in BOTH)

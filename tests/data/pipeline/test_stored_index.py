@@ -95,7 +95,7 @@ def test_replaced_file_in_a_remote_file_system_creates_a_new_index(tmp_path, cap
     assert read("ram://pets", **fields).splits["train"].skipped == 2
 
 
-def test_too_large_file_in_a_large_bucket_is_refused_without_reading_it(
+def test_too_large_file_in_a_large_bucket_is_rejected_without_reading_it(
     tmp_path, monkeypatch, caplog
 ):
     import tensorflow as tf
@@ -110,7 +110,7 @@ def test_too_large_file_in_a_large_bucket_is_refused_without_reading_it(
     # The limit of the decoders, which see the contents, stays.
     monkeypatch.setattr(indexing, "MAX_FILE_BYTES", 100_000)
     fields = {"index_dir": str(tmp_path / "index"), "max_undecodable": 0.5, "test_examples": 3}
-    for _ in range(2):  # the second time from the index, which inspects refused files again
+    for _ in range(2):  # the second time from the index, which inspects rejected files again
         caplog.clear()
         assert read("ram://large", **fields).splits["train"].skipped == 3
         assert "0.jpg (more than 1,073,741,824 bytes)" in caplog.text

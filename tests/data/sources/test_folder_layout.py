@@ -145,16 +145,18 @@ def forbid(monkeypatch):
         def inside(path):
             return os.fsdecode(path).startswith(f"{folder}/")
 
-        def refuse(path):
+        def reject(path):
             raise PermissionError(errno.EACCES, "Permission denied", path)
 
-        def is_refused(path):
+        def is_rejected(path):
             return inside(path) or os.fsdecode(path) == str(folder)
 
-        monkeypatch.setattr(os, "access", lambda p, mode: not is_refused(p) and access(p, mode))
-        monkeypatch.setattr(os, "stat", lambda p, **o: refuse(p) if inside(p) else stat(p, **o))
+        monkeypatch.setattr(os, "access", lambda p, mode: not is_rejected(p) and access(p, mode))
+        monkeypatch.setattr(os, "stat", lambda p, **o: reject(p) if inside(p) else stat(p, **o))
         if not may_list:
-            monkeypatch.setattr(os, "listdir", lambda p: refuse(p) if is_refused(p) else listdir(p))
+            monkeypatch.setattr(
+                os, "listdir", lambda p: reject(p) if is_rejected(p) else listdir(p)
+            )
 
     return forbid
 

@@ -67,7 +67,9 @@ GIF = encoded(make_image(32, 32).convert("P"), "GIF")
     ],
     ids=["JPEG", "PNG", "GIF", "gray JPEG", "gray GIF"],
 )
-def test_stored_files_that_are_refused_are_left_out_by_name(tmp_path, caplog, files, channels, bad):
+def test_stored_files_that_are_rejected_are_left_out_by_name(
+    tmp_path, caplog, files, channels, bad
+):
     folder = prepare(tmp_path, [bad, *files[1:]], channels)
     with pytest.raises(ValueError, match=r"1 of 24 images.*max_undecodable"):
         load_dataset(config(folder))

@@ -39,8 +39,8 @@ def test_too_long_name_raises_with_the_field(source):
     assert isinstance(error.value, UserError)
 
 
-@pytest.mark.parametrize("refused", ["stat", "access"])
-def test_folder_without_permissions_raises_with_the_field(tmp_path, monkeypatch, refused):
+@pytest.mark.parametrize("rejected", ["stat", "access"])
+def test_folder_without_permissions_raises_with_the_field(tmp_path, monkeypatch, rejected):
     """As for a folder of mode 000, and for a folder in one of mode 000."""
     (tmp_path / "pets").mkdir()
 
@@ -50,7 +50,7 @@ def test_folder_without_permissions_raises_with_the_field(tmp_path, monkeypatch,
         return system_stat(path, **options)
 
     system_stat = os.stat
-    if refused == "stat":
+    if rejected == "stat":
         monkeypatch.setattr(os, "stat", stat)
     else:
         monkeypatch.setattr(os, "access", lambda path, mode: False)

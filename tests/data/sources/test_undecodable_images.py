@@ -106,12 +106,12 @@ def test_files_in_a_folder_that_may_not_be_opened_are_named_so(tmp_path, caplog,
     root, stat = folder(tmp_path, each=3), os.stat
     images = [[str(root / f"{s}/{n}/{i}.jpg") for n in NAMES for i in range(3)] for s in SPLITS]
 
-    def refuse(path, **options):
+    def reject(path, **options):
         if os.fsdecode(path) == images[0][0]:
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return stat(path, **options)
 
-    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "stat", reject)
     (root / "train/cat/0.jpg").unlink()  # so that reading it fails, also for root
     split_name, labels = "mine", [0] * 3 + [1] * 3 + [2] * 3
     request = SourceRequest.from_config(config(root, max_undecodable=0.5), encoded=True)

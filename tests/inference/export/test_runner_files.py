@@ -1,4 +1,4 @@
-"""`run.py` of an export accepts and refuses the image files that this package does."""
+"""`run.py` of an export accepts and rejects the image files that this package does."""
 
 import json
 import random
@@ -112,7 +112,7 @@ def reports(stderr):
     return [line.partition(": ")[2] for line in stderr.splitlines() if "skipped" in line]
 
 
-def test_run_py_accepts_and_refuses_the_files_that_the_package_does(
+def test_run_py_accepts_and_rejects_the_files_that_the_package_does(
     run, exported_folder, image_folder, capsys
 ):
     code = main([str(exported_folder), str(image_folder), "--budget=0.5", "--json"])

@@ -79,7 +79,7 @@ def test_the_loaded_classifier_has_the_average(trained):
         ),
     ],
 )
-def test_resuming_with_another_recipe_is_refused(change, message, source, dataset, trained):
+def test_resuming_with_another_recipe_is_rejected(change, message, source, dataset, trained):
     config = tiny_run.run_config(source, **CHANGES | change)
     with pytest.raises(ValueError, match=message):
         TRAIN["phase_one"](config, dataset, trained)
