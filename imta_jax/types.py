@@ -7,9 +7,8 @@ split, H W C image height, width and channels, K classes, S scales, B budgets.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt8
 
 # One number per image channel, such as the mean or standard deviation of the pixels.
 PerChannel = Sequence[float] | np.ndarray
@@ -21,15 +20,15 @@ class Batch(NamedTuple):
     """A batch of examples from the input pipeline; a JAX pytree.
 
     Attributes:
-      images: uint8 [N, H, W, C], not normalized. The step normalizes on the device, so that a batch
-        has a quarter of the bytes of float32.
-      labels: int32 [N], class of each image, from 0. Within a step with mixup or cutmix, float32
-        [N, K], the probability of each class.
-      mask: bool [N]; False marks padding that must not be counted.
-      index: int32 [N], position of the example in its split; -1 for padding.
+      images: not normalized. The step normalizes on the device, so that a batch has a quarter of
+        the bytes of float32.
+      labels: class of each image, from 0. Within a step with mixup or cutmix, the probability of
+        each class.
+      mask: False marks padding that must not be counted.
+      index: position of the example in its split; -1 for padding.
     """
 
-    images: np.ndarray | jax.Array
-    labels: np.ndarray | jax.Array
-    mask: np.ndarray | jax.Array
-    index: np.ndarray | jax.Array
+    images: UInt8[Array | np.ndarray, "N H W C"]
+    labels: Int32[Array | np.ndarray, " N"] | Float32[Array | np.ndarray, "N K"]
+    mask: Bool[Array | np.ndarray, " N"]
+    index: Int32[Array | np.ndarray, " N"]

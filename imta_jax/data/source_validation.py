@@ -6,6 +6,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int, Int64
 
 from imta_jax.data.channel_statistics import ChannelStatistics
 from imta_jax.data.findings import IgnoredNames, MisplacedImages, SplitFindings
@@ -25,17 +26,17 @@ class SourceSplit(NamedTuple):
 
     Attributes:
       images: uint8 [N, H, W, C] or [N, H, W] with C = 1 or 3, or N encoded images.
-      labels: integers [N], class of each image, from 0.
+      labels: class of each image, from 0.
       skipped: number of images that were left out and are not among the N.
-      digests: int64 [N], hashes of the images' files; None to hash the pixels of arrays.
+      digests: hashes of the images' files; None to hash the pixels of arrays.
       findings: what else was found in the split.
       files: the N files that an array was decoded from; None for other arrays.
     """
 
     images: Images
-    labels: np.ndarray
+    labels: Int[np.ndarray, " N"]
     skipped: int = 0
-    digests: np.ndarray | None = None
+    digests: Int64[np.ndarray, " N"] | None = None
     findings: SplitFindings = SplitFindings()
     files: EncodedImages | None = None
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32, Int64, UInt8
 
 from imta_jax.data.pipeline.encoded import EncodedImages
 
@@ -13,15 +13,15 @@ class Split:
     """Examples of one split, in a fixed order.
 
     Attributes:
-      images: uint8 [N, H, W, C], or N encoded images.
-      labels: int32 [N], from 0.
-      source_index: int64 [N], position of each example in the source's split. For a held-out image
-        this is its position among the source's training images.
+      images: pixels, or N encoded images.
+      labels: class of each image, from 0.
+      source_index: position of each example in the source's split. For a held-out image this is its
+        position among the source's training images.
     """
 
-    images: np.ndarray | EncodedImages
-    labels: np.ndarray
-    source_index: np.ndarray
+    images: UInt8[np.ndarray, "N H W C"] | EncodedImages
+    labels: Int32[np.ndarray, " N"]
+    source_index: Int64[np.ndarray, " N"]
 
     def __len__(self) -> int:
         return len(self.images)

@@ -7,7 +7,7 @@ processes, workers and restarts therefore cannot change how an example is augmen
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, UInt8, UInt64
+from jaxtyping import Bool, Float32, Int, Int64, UInt8, UInt64
 
 from imta_jax.data.pipeline.preprocessing import Preprocessing, check_at_least
 
@@ -16,15 +16,15 @@ class EpochPlan(NamedTuple):
     """Order and augmentation of the N examples of an epoch.
 
     Attributes:
-      order: int64 [N], a permutation: the example that comes first, second, ...
-      window: float32 [N, 4], by example index: top, left, height and width of the crop, in pixels
-        of the image. It may extend beyond the image, where pixels are 0.
-      flip: bool [N], by example index: whether the crop is mirrored horizontally.
+      order: a permutation: the example that comes first, second, ...
+      window: by example index: top, left, height and width of the crop, in pixels of the image. It
+        may extend beyond the image, where pixels are 0.
+      flip: by example index: whether the crop is mirrored horizontally.
     """
 
-    order: np.ndarray
-    window: np.ndarray
-    flip: np.ndarray
+    order: Int64[np.ndarray, " N"]
+    window: Float32[np.ndarray, "N 4"]
+    flip: Bool[np.ndarray, " N"]
 
 
 def epoch_plan(

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Int64
 
 from imta_jax.data.pipeline.augmentation import EpochPlan
 from imta_jax.errors import InputError
@@ -30,14 +30,14 @@ class BatchIndices(NamedTuple):
     """The R positions of several batches, batch after batch.
 
     Attributes:
-      index: int64 [R], example of each position; -1 for padding of the last batch.
-      window: float32 [R, 4], top, left, height and width of the crop, in pixels of the image.
-      flip: bool [R], whether the crop is mirrored horizontally.
+      index: example of each position; -1 for padding of the last batch.
+      window: top, left, height and width of the crop, in pixels of the image.
+      flip: whether the crop is mirrored horizontally.
     """
 
-    index: np.ndarray
-    window: np.ndarray
-    flip: np.ndarray
+    index: Int64[np.ndarray, " R"]
+    window: Float32[np.ndarray, "R 4"]
+    flip: Bool[np.ndarray, " R"]
 
 
 def train_indices(plan: EpochPlan, *, batch_size: int, start_step: int, steps: int) -> BatchIndices:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int64
 
 from imta_jax.data.pipeline.batch_indices import PADDING_INDEX, BatchIndices
 from imta_jax.runtime.environment import usable_cores
@@ -29,11 +29,11 @@ class DecodeGroups(NamedTuple):
 
     Attributes:
       kind: how they are decoded, see `decode_plan.DecodePlan`.
-      positions: int64 [K, G], positions in `BatchIndices` of the G images of each of K groups.
+      positions: positions in `BatchIndices` of the G images of each of K groups.
     """
 
     kind: int
-    positions: np.ndarray
+    positions: Int64[np.ndarray, "K G"]
 
 
 def group_for_decoding(

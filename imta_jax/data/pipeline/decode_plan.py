@@ -7,6 +7,7 @@ many more pixels than required is decoded at a half, a quarter or an eighth of t
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Int32, Int64, UInt8
 
 from imta_jax.data.decoding.exif import displayed_sizes, stored_windows
 from imta_jax.data.pipeline.batch_indices import BatchIndices
@@ -23,25 +24,23 @@ class DecodePlan(NamedTuple):
     """The decoding of R positions of `BatchIndices`.
 
     Attributes:
-      index: int64 [R], the example; 0 for padding.
-      window: float32 [R, 4], the crop, in pixels of the image.
-      cut: int32 [R, 4], the decoded part, in pixels of the image at the resolution it is decoded
-        at.
-      kind: int32 [R], how it is decoded: 0 for the whole image, or 1 + position of the ratio in
-        `RATIOS`.
-      margin: int32 [R], decoded columns before the window.
-      width: int32 [R], decoded columns of the window.
-      orientation: uint8 [R], the EXIF orientation to apply afterwards; `window` and `cut` are in
-        stored pixels.
+      index: the example; 0 for padding.
+      window: the crop, in pixels of the image.
+      cut: the decoded part, in pixels of the image at the resolution it is decoded at.
+      kind: how it is decoded: 0 for the whole image, or 1 + position of the ratio in `RATIOS`.
+      margin: decoded columns before the window.
+      width: decoded columns of the window.
+      orientation: the EXIF orientation to apply afterwards; `window` and `cut` are in stored
+        pixels.
     """
 
-    index: np.ndarray
-    window: np.ndarray
-    cut: np.ndarray
-    kind: np.ndarray
-    margin: np.ndarray
-    width: np.ndarray
-    orientation: np.ndarray
+    index: Int64[np.ndarray, " R"]
+    window: Float32[np.ndarray, "R 4"]
+    cut: Int32[np.ndarray, "R 4"]
+    kind: Int32[np.ndarray, " R"]
+    margin: Int32[np.ndarray, " R"]
+    width: Int32[np.ndarray, " R"]
+    orientation: UInt8[np.ndarray, " R"]
 
 
 def plan_decoding(

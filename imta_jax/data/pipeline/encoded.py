@@ -7,6 +7,7 @@ finds the images and `host_pipeline.py` reads them.
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Int32, Int64, Shaped, UInt8
 
 from imta_jax.data.decoding.exif import displayed_sizes
 from imta_jax.data.pipeline.decoder import TF_DATA
@@ -19,27 +20,27 @@ class EncodedImages:
     """N compressed images.
 
     Attributes:
-      files: bytes [F], paths.
-      file_id: int32 [N], file of each image.
-      offset: int64 [N], first byte of the image's record in its file; -1 if the file is the image.
-      sizes: int32 [N, 2], height and width in pixels, after `orientation` is applied.
-      is_jpeg: bool [N]; the other images are PNG.
-      orientation: uint8 [N], the EXIF orientation to apply to stored pixels; 1 applies none.
+      files: paths, as bytes.
+      file_id: file of each image.
+      offset: first byte of the image's record in its file; -1 if the file is the image.
+      sizes: height and width in pixels, after `orientation` is applied.
+      is_jpeg: whether an image is a JPEG; the others are PNG.
+      orientation: the EXIF orientation to apply to stored pixels; 1 applies none.
       feature: key of the image in a record; "" for image files.
       decoder: library that decodes them in batches, see `decoder.py`.
-      states: int64 [N, 2], modification time in ns and size in bytes of local files when they were
-        indexed; None for others. `changed_images.py` uses them.
+      states: modification time in ns and size in bytes of local files when they were indexed; None
+        for others. `changed_images.py` uses them.
     """
 
-    files: np.ndarray
-    file_id: np.ndarray
-    offset: np.ndarray
-    sizes: np.ndarray
-    is_jpeg: np.ndarray
-    orientation: np.ndarray
+    files: Shaped[np.ndarray, " F"]
+    file_id: Int32[np.ndarray, " N"]
+    offset: Int64[np.ndarray, " N"]
+    sizes: Int32[np.ndarray, "N 2"]
+    is_jpeg: Bool[np.ndarray, " N"]
+    orientation: UInt8[np.ndarray, " N"]
     feature: str = ""
     decoder: str = TF_DATA
-    states: np.ndarray | None = None
+    states: Int64[np.ndarray, "N 2"] | None = None
 
     def __len__(self) -> int:
         return len(self.file_id)

@@ -37,8 +37,8 @@ class OnDeviceSplit:
     be padded, and XLA would copy all images into another layout in every dispatch.
 
     Attributes:
-      images: uint8 [N, H*W*C].
-      labels: int32 [N].
+      images: N rows of H*W*C pixels.
+      labels: class of each image, from 0.
       image_shape: (H, W, C).
     """
 
@@ -57,16 +57,16 @@ class OnDeviceIndices(NamedTuple):
     """The indices of S batches of B examples, for one dispatch; a JAX pytree.
 
     Attributes:
-      index: int32 [S, B], examples of each batch.
-      corner: int16 [S, B, 2], top and left of each crop; negative in the zero padding.
-      flip: bool [S, B], whether a crop is mirrored horizontally.
-      steps: int32, number of batches to use; the others pad the last dispatch of an epoch.
+      index: examples of each batch.
+      corner: top and left of each crop; negative in the zero padding.
+      flip: whether a crop is mirrored horizontally.
+      steps: number of batches to use; the others pad the last dispatch of an epoch.
     """
 
-    index: np.ndarray | jax.Array
-    corner: np.ndarray | jax.Array
-    flip: np.ndarray | jax.Array
-    steps: np.ndarray | jax.Array
+    index: Int32[Array | np.ndarray, "S B"]
+    corner: Int16[Array | np.ndarray, "S B 2"]
+    flip: Bool[Array | np.ndarray, "S B"]
+    steps: Int32[Array | np.ndarray, ""]
 
 
 def supports_on_device(split: Split, preprocessing: Preprocessing) -> bool:

@@ -8,7 +8,7 @@ are used.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -111,7 +111,7 @@ def on_threads(
 ) -> Iterator[Result]:
     """Yields the results of a function in order; `parallel` threads work ahead of the caller."""
     threads = ThreadPoolExecutor(parallel, "imta_jax decode")
-    waiting: deque[Future[Any]] = deque()
+    waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
             waiting.append(threads.submit(function, item))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int32, Int64, UInt8
 
 from imta_jax.data.decoding.header import POLICY_VERSION
 from imta_jax.data.decoding.refusal import Refusal
@@ -23,20 +24,20 @@ _DAMAGED = (OSError, KeyError, IndexError, *UNREADABLE_ARCHIVE)
 
 
 class Indexed(NamedTuple):
-    """All N encoded images of a split, including those that are refused.
+    """All N encoded images of a split, including those that are rejected.
 
     Attributes:
       images: the images; their orientation is that of the EXIF data.
-      labels: int32 [N].
-      refusal: uint8 [N], values of `Refusal`.
-      digest: int64 [N], hashes of the files.
+      labels: class of each image, from 0.
+      refusal: values of `Refusal`.
+      digest: hashes of the files.
       path: the file of the stored index; "" if it is not stored.
     """
 
     images: EncodedImages
-    labels: np.ndarray
-    refusal: np.ndarray
-    digest: np.ndarray
+    labels: Int32[np.ndarray, " N"]
+    refusal: UInt8[np.ndarray, " N"]
+    digest: Int64[np.ndarray, " N"]
     path: str = ""
 
 
@@ -54,7 +55,7 @@ def load_or_scan(
 
     Args:
       scan: computes the index.
-      inspect_again: inspects the refused images of a loaded index again, since the cause may have
+      inspect_again: inspects the rejected images of a loaded index again, since the cause may have
         been temporary; returns the same object if nothing changed.
       files: bytes [F], the paths of the files.
       count: number of images; None if it is unknown before the files are read.
