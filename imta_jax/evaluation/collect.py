@@ -1,7 +1,6 @@
 """Logits of a split from a classifier on all devices, with every image counted exactly once."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -72,8 +71,9 @@ def collect_predictions(
     graphdef, state = nnx.split(classifier)
     state = place_parameters(state, mesh)
 
-    pixels: Any = {"mean": mean, "std": std}
-    step = jit_logits(graphdef, state, **pixels, mesh=mesh, matmul_precision=matmul_precision)
+    step = jit_logits(
+        graphdef, state, mean=mean, std=std, mesh=mesh, matmul_precision=matmul_precision
+    )
     logits, labels = [], []
     batches = eval_batches(
         split,
@@ -102,7 +102,7 @@ def jit_logits(
     std: Sequence[float],
     mesh: Mesh,
     matmul_precision: MatmulPrecision = "default",
-) -> Callable[[nnx.State, Batch], Float32[Array, "N E K"]]:
+) -> jax.stages.Wrapped:
     """Jits the logits of one batch.
 
     Args:
@@ -114,7 +114,7 @@ def jit_logits(
       matmul_precision: see `nn.precision`.
 
     Returns:
-      (state, batch) -> logits.
+      The jitted function: (state, batch) -> float32 logits [N, E, K].
     """
 
     def logits_of(state: nnx.State, batch: Batch) -> Float32[Array, "N E K"]:

@@ -144,10 +144,10 @@ def _make_backbone(
     config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int], rngs: nnx.Rngs
 ) -> Backbone:
     factory = _factory_of(config)
-    sizes: Mapping[str, Any] = {"num_classes": num_classes, "image_shape": image_shape}
     if isinstance(factory, IncludedBackbone):
-        return factory(config, **sizes, rngs=rngs)
+        return factory(config, num_classes=num_classes, image_shape=image_shape, rngs=rngs)
     field = f"config.model.backbone {config.backbone!r}"
+    sizes = {"num_classes": num_classes, "image_shape": image_shape}
     backbone = call_factory(
         factory, config.options, field, "config.model.options", **sizes, rngs=rngs
     )

@@ -221,9 +221,17 @@ class MultiExitClassifier(nnx.Module):
           (state, float32 logits, carry).
         """
         state = self.backbone.stage(i, state)
+        return state, *self.exit_logits(i, state, carry)
+
+    def exit_logits(self, i: int, state: State, carry: Any) -> tuple[Float[Array, "N K"], Any]:
+        """Runs exit i (from 0) on the output of stage i; see `advance`.
+
+        Returns:
+          (float32 logits, carry).
+        """
         logits, carry = self.heads(i, self._exit_features(i, state), carry)
         chex.assert_shape(logits, (None, self.num_classes))
-        return state, logits.astype(jnp.float32), carry
+        return logits.astype(jnp.float32), carry
 
 
 def _check_images(images: jax.Array | np.ndarray, image_shape: tuple[int, int, int]) -> None:

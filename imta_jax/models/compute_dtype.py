@@ -5,14 +5,12 @@ promote a bfloat16 input to the float32 of their parameters, so that the network
 float32.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imta_jax.models.classifier import Backbone, MultiExitClassifier
+from imta_jax.models.classifier import Backbone, MultiExitClassifier, State
 from imta_jax.models.wrapped import WrappedBackbone
 
 
@@ -42,9 +40,9 @@ def dtype_deviations(classifier: MultiExitClassifier) -> list[str]:
     graphdef, state = nnx.split(classifier)
     images = jax.ShapeDtypeStruct((1, *classifier.image_shape), jnp.float32)
 
-    def maps_of(state: nnx.State, images: jax.Array) -> dict[str, object]:
+    def maps_of(state: nnx.State, images: jax.Array) -> dict[str, State]:
         network = nnx.merge(graphdef, state, copy=True)
-        maps: dict[str, Any] = {"stem": network.stem(images)}
+        maps: dict[str, State] = {"stem": network.stem(images)}
         network.features(images, tap=lambda i, x: maps.setdefault(f"stage {i + 1}", x))
         return maps
 

@@ -64,7 +64,7 @@ class LinenModel(nnx.Module):
         mode = self._mode(layer)
         is_training = not all(mode[name] for name in _OWN_MODES)
         variables = self._variables()
-        values: Any = {path: variable.get_value() for path, variable in variables.items()}
+        values = {path: variable.get_value() for path, variable in variables.items()}
         mutable = sorted({path[0] for path in values} - {"params"}) if is_training else []
 
         def call(module: linen.Module, x: jax.Array) -> Any:

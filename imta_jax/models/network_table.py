@@ -27,25 +27,25 @@ from imta_jax.runtime.registry import BACKBONES, colon_hint
 def network_rows(classifier: MultiExitClassifier) -> list[dict[str, object]]:
     """Returns one row per stem, layer and exit of a phase-I classifier.
 
-    "maps" are the heights, widths and channels of the output, finest scale first. Costs are counted
-    as in `costs.exit_costs`. A backbone from outside this package has one row
+    "maps" are the heights, widths and channels of the output, finest scale first; of an exit, the
+    width of its features. Costs are counted as in `costs.exit_costs`. A custom backbone has one row
     per stage.
     """
-    parts: list[tuple[object, str, State]] = []
+    parts: list[tuple[object, str, str]] = []
 
     def drive(network: MultiExitClassifier, images: jax.Array, mark: Mark) -> None:
-        for stage, part, outputs, end in _run_parts(network, images):
-            parts.append((stage, part, outputs))
-            mark(end)
+        for stage, part, maps, outputs in _run_parts(network, images):
+            parts.append((stage, part, maps))
+            mark(outputs)
 
     costs = cumulative_costs(classifier, drive)
     before, rows = (0, 0, 0), []
-    for (stage, part, outputs), total in zip(parts, costs, strict=True):
+    for (stage, part, maps), total in zip(parts, costs, strict=True):
         rows.append(
             {
                 "stage": stage,
                 "part": part,
-                "maps": " ".join("x".join(map(str, x.shape[1:])) for x in jax.tree.leaves(outputs)),
+                "maps": maps,
                 "multiply-adds": total[0] - before[0],
                 "parameters": total[2] - before[2],
                 "total multiply-adds": total[0],
@@ -58,18 +58,21 @@ def network_rows(classifier: MultiExitClassifier) -> list[dict[str, object]]:
 
 def _run_parts(
     network: MultiExitClassifier, images: jax.Array
-) -> Iterator[tuple[object, str, State, Any]]:
-    """Yields (stage, name, outputs, arrays that end the part) after each part has run."""
+) -> Iterator[tuple[object, str, str, Any]]:
+    """Yields (stage, name, maps, outputs) after each part has run."""
     state, carry, number = network.backbone.stem(images), None, 0
-    yield "", "stem", state, state
+    yield "", "stem", _sizes(state), state
     for i in range(network.num_exits):
         for maps in _run_layers(network, i, state):
             state, number = maps, number + 1
             name = f"layer {number}" if _has_layers(network.backbone) else f"stage {i + 1}"
-            yield i + 1, name, state, state
-        features = network.backbone.exit_features(i, state)
-        logits, carry = network.heads(i, features, carry)
-        yield i + 1, f"exit {i + 1}", (features,), logits
+            yield i + 1, name, _sizes(state), state
+        logits, carry = network.exit_logits(i, state, carry)
+        yield i + 1, f"exit {i + 1}", str(network.backbone.feature_widths[i]), logits
+
+
+def _sizes(state: State) -> str:
+    return " ".join("x".join(map(str, x.shape[1:])) for x in jax.tree.leaves(state))
 
 
 def _run_layers(network: MultiExitClassifier, i: int, state: State) -> Iterator[State]:

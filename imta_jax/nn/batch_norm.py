@@ -11,7 +11,6 @@ do not cross devices need no communication in the forward pass.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +153,7 @@ def batch_normalize(
     if groups == 1:
         return _normalize(x, scale, bias, epsilon, relu, channel_axis)
     split = Groups(groups, channels_first=channel_axis % x.ndim == 0 and x.ndim > 1)
-    grouped: Any = normalize_groups(x, scale, bias, epsilon, relu, split)
+    grouped: tuple[jax.Array, ...] = normalize_groups(x, scale, bias, epsilon, relu, split)
     y, mean, variance = grouped
     return y, mean.mean(axis=0), variance.mean(axis=0)
 

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from imta_jax.config import RunConfig
 from imta_jax.data.pipeline.on_device import stored_bytes
@@ -152,10 +151,13 @@ def check_batches(config: RunConfig, topology: Topology) -> None:
     """
     wrong = []
     for name in program_names(config):
-        settings: Any = config.evaluation if name == "evaluation" else phase_settings(config, name)
-        multiple = topology.chips * (1 if name == "evaluation" else batch_parts(settings))
-        if settings.batch_size % multiple:
-            wrong.append((f"config.{name}.batch_size", settings.batch_size, multiple))
+        if name == "evaluation":
+            size, multiple = config.evaluation.batch_size, topology.chips
+        else:
+            settings = phase_settings(config, name)
+            size, multiple = settings.batch_size, topology.chips * batch_parts(settings)
+        if size % multiple:
+            wrong.append((f"config.{name}.batch_size", size, multiple))
     if wrong:
         sizes = ", ".join(f"{field}={size}" for field, size, _ in wrong)
         nearest = " ".join(f"--{field}={-(-size // n) * n}" for field, size, n in wrong)
@@ -228,14 +230,15 @@ def advice(program: PlannedProgram, config: RunConfig, memory_limit: float) -> l
         if choice.images < info.images_per_chip and choice.memory_bytes <= memory_limit
     ]
     smaller = max(fitting, default=max(info.images_per_chip // 2, 1))
-    settings: Any = phase_settings(config, name)
+    settings = phase_settings(config, name)
     flags = [
         f"--config.{name}.batch_size={smaller * info.chips}",
         f"--config.{name}.accumulate_parts={2 * settings.accumulate_parts}",
     ]
     if settings.compute_dtype == "float32":
         flags.append(f"--config.{name}.compute_dtype=bfloat16")
-    if name == "phase_one" and not (settings.rematerialize or settings.rematerialize_layers):
+    phase_one = config.phase_one
+    if name == "phase_one" and not (phase_one.rematerialize or phase_one.rematerialize_layers):
         flags.append("--config.phase_one.rematerialize_layers=True")
         flags.append("--config.phase_one.rematerialize=True")
     if info.image_bytes:

@@ -130,7 +130,7 @@ def build_program(
     state = abstract_state(phase)
     if on_device_data and data.are_arrays:
         return _on_device_step(name, config, data, phase, state)
-    step: Any = jit_batch_step(phase.step, mesh, state)
+    step = jit_batch_step(phase.step, mesh, state)
     batch = _batch(settings.batch_size, data, mesh)
     info = _info(name, phase, settings.batch_size)
     return Program(info, lambda: step.lower(state, batch))
@@ -144,8 +144,9 @@ def _phase(name: str, config: RunConfig, data: DataDescription, mesh: Mesh) -> P
     first = config.phase_one.last_exit_epochs if name == "phase_one" else 0
     epochs = range(first, settings.total_epochs)
     optimizer = phase_optimizer(settings, epochs_schedule(settings, epochs, steps))
-    pixels: Any = {"mean": data.mean, "std": data.std}
-    return abstract_phase(name, config, data.info, optimizer, **pixels, mesh=mesh)
+    return abstract_phase(
+        name, config, data.info, optimizer, mean=data.mean, std=data.std, mesh=mesh
+    )
 
 
 def _on_device_step(
@@ -163,7 +164,7 @@ def _on_device_step(
         _shape(replicated(mesh))((), jnp.int32),
     )
     packed = phase.packed_statistics(state)
-    step: Any = jit_on_device_step(phase.step, mesh, state, packed_statistics=packed)
+    step = jit_on_device_step(phase.step, mesh, state, packed_statistics=packed)
     image_bytes = stored_bytes(data.examples["train"], data.info.image_shape)
     info = dataclasses.replace(_info(name, phase, size), steps=steps, image_bytes=image_bytes)
     return Program(info, lambda: step.lower(state, split, arguments))
@@ -189,9 +190,14 @@ def _evaluation(config: RunConfig, data: DataDescription, mesh: Mesh) -> Program
         ),
         variables,
     )
-    pixels: Any = {"mean": data.mean, "std": data.std}
-    precision = config.evaluation.matmul_precision
-    step: Any = jit_logits(graphdef, state, **pixels, mesh=mesh, matmul_precision=precision)
+    step = jit_logits(
+        graphdef,
+        state,
+        mean=data.mean,
+        std=data.std,
+        mesh=mesh,
+        matmul_precision=config.evaluation.matmul_precision,
+    )
     batch = _batch(size, data, mesh)
     info = dataclasses.replace(
         _info("evaluation", phase, size), gradient_bytes=0, statistics_bytes=0
@@ -200,7 +206,7 @@ def _evaluation(config: RunConfig, data: DataDescription, mesh: Mesh) -> Program
 
 
 def _batch(size: int, data: DataDescription, mesh: Mesh) -> Batch:
-    array: Any = _shape(batch_sharding(mesh))
+    array = _shape(batch_sharding(mesh))
     return Batch(
         array((size, *data.info.image_shape), jnp.uint8),
         array((size,), jnp.int32),

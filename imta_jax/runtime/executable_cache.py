@@ -69,7 +69,9 @@ class CachedExecutable:
         is used if it fits, with several processes too.
     """
 
-    def __init__(self, jitted: Any, label: str, mesh: Mesh, saved: Path | None = None):
+    def __init__(
+        self, jitted: jax.stages.Wrapped, label: str, mesh: Mesh, saved: Path | None = None
+    ):
         self._jitted, self._label, self._saved = jitted, label, saved
         self._mesh_devices = list(mesh.devices.flat)
         self._devices = [device.id for device in self._mesh_devices]

@@ -44,7 +44,7 @@ class JointClassifier(MultiExitClassifier):
 
     def __init__(self, variants: Sequence[MultiExitClassifier]):
         first = variants[0]
-        groups: dict[Any, list[int]] = {}
+        groups: dict[nnx.GraphDef, list[int]] = {}
         for index, variant in enumerate(variants):
             groups.setdefault(nnx.graphdef(variant.heads), []).append(index)
         # For each entry of the concatenated logits: group, index in the group, and variant.

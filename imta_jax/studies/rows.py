@@ -60,13 +60,18 @@ def prediction_results(
     points = [{name: point[name] for name in _BUDGET_FIELDS} for point in curve.rows("mean_macs")]
     by_exit = confidence(validation.logits)
     has_two = len(by_exit) > 1
-    correlation: Any = spearmanr(by_exit[0], by_exit[1]) if has_two else None
     return {
         "exits": exit_rows(validation, test, costs, settings.calibration_bins),
         "budget_curve": points,
-        "rank_correlation": float(correlation.statistic) if has_two else None,
+        "rank_correlation": _rank_correlation(by_exit) if has_two else None,
         "confidence_ranks": _ranks(by_exit) if has_two and keep_ranks else None,
     }
+
+
+def _rank_correlation(by_exit: Float32[np.ndarray, "E N"]) -> float:
+    """Spearman's correlation of the confidences at exits 1 and 2."""
+    correlation: Any = spearmanr(by_exit[0], by_exit[1])
+    return float(correlation.statistic)
 
 
 def _ranks(by_exit: Float32[np.ndarray, "E N"]) -> list[list[int]]:

@@ -9,8 +9,6 @@ which is the cross-entropy against (1 - epsilon) * t + epsilon / K (Szegedy et a
 Inception Architecture", CVPR 2016, Sec. 7).
 """
 
-from typing import Any
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -78,5 +76,5 @@ def cross_entropy_per_image(
     chex.assert_shape(labels, logits.shape[-2:])
     # 0 log 0 = 0, also for a class that logits of -inf mask.
     log_p = jax.nn.log_softmax(logits)
-    probability: Any = jnp.broadcast_to(labels, logits.shape)
+    probability = jnp.broadcast_to(labels, logits.shape)
     return -jnp.where(probability > 0, probability * log_p, 0.0).sum(axis=-1)

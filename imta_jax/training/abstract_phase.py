@@ -3,6 +3,7 @@
 Programs are compiled from it for devices that are not attached (`imta_jax.planning`).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,7 +26,6 @@ from imta_jax.training.setup import (
     phase_parts,
 )
 from imta_jax.training.state import TrainState
-from imta_jax.types import PerChannel
 
 
 def abstract_phase(
@@ -34,8 +34,8 @@ def abstract_phase(
     info: DatasetInfo,
     optimizer: optax.GradientTransformation,
     *,
-    mean: PerChannel,
-    std: PerChannel,
+    mean: Sequence[float],
+    std: Sequence[float],
     mesh: Mesh,
 ) -> Phase:
     """A phase whose network has shapes instead of arrays.

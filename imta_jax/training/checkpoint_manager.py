@@ -4,7 +4,6 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -50,7 +49,7 @@ def open_manager(
     """
     _check_regular_files(folder)
     # Orbax's own option for the best would delete the newest, which training resumes from.
-    policies: list[Any] = [checkpoint_managers.LatestN(2)]
+    policies: list[checkpoint_managers.PreservationPolicy] = [checkpoint_managers.LatestN(2)]
     if keep_best:
         policies.append(
             checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[SELECTION_METRIC], n=1)
@@ -67,7 +66,9 @@ def open_manager(
         ),
         multiprocessing_options=_only_this_process(),
     )
-    handlers: dict[str, Any] = {item: ocp.StandardCheckpointHandler() for item in ARRAY_ITEMS}
+    handlers: dict[str, ocp.CheckpointHandler] = {
+        item: ocp.StandardCheckpointHandler() for item in ARRAY_ITEMS
+    }
     handlers["meta"] = ocp.JsonCheckpointHandler()
     ignore_errors_of_failed_reads()
     try:

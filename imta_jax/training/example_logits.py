@@ -43,7 +43,7 @@ class ExampleLogits:
 
     def __init__(self, graphdef: nnx.GraphDef, mesh: Mesh, meta: Mapping[str, Any]):
         self._graphdef, self._mesh, self._meta = graphdef, mesh, meta
-        self._compiled: Any = None
+        self._compiled: jax.stages.Compiled | None = None
 
     def record(self, state: TrainState) -> dict[str, Any]:
         """Entries of `meta` for a state, or its average; {} for a network of the package."""
@@ -59,11 +59,13 @@ class ExampleLogits:
 
     def _logits_of(self, state: TrainState) -> np.ndarray:
         parts = evaluated_parts(state)
-        if self._compiled is None:
-            self._compiled, self._tolerance = _compile(
+        compiled = self._compiled
+        if compiled is None:
+            compiled, self._tolerance = _compile(
                 self._logits, *parts, out_shardings=replicated(self._mesh)
             )
-        return np.asarray(self._compiled(*parts))
+            self._compiled = compiled
+        return np.asarray(compiled(*parts))
 
     def _logits(self, trainable: Any, rest: nnx.State) -> Float[Array, "E N _"]:
         classifier = nnx.merge(self._graphdef, trainable.unpack(), rest, copy=True)

@@ -115,7 +115,7 @@ def training_feed(
     label, arguments = executable_label(config, name), epoch_arguments(config, name)
     if pipeline == "device":
         packed = phase.packed_statistics(state)
-        jitted: Any = jit_on_device_step(phase.step, phase.mesh, state, packed_statistics=packed)
+        jitted = jit_on_device_step(phase.step, phase.mesh, state, packed_statistics=packed)
         step = CachedExecutable(jitted, label, phase.mesh, saved)
         return _on_device_feed(config, dataset, step, phase.mesh, arguments)
     jitted = jit_batch_step(phase.step, phase.mesh, state)

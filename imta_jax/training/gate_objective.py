@@ -1,12 +1,13 @@
 """The phase-I loss of a backbone with a gate, HydraNet (`models/baselines/hydranet.py`)."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 from jaxtyping import Array, Float, Int
 
 from imta_jax.models import MultiExitClassifier
 from imta_jax.models.baselines.class_clusters import gate_loss
+from imta_jax.models.baselines.hydranet import HydraNet
 from imta_jax.runtime.config_fields import number
 from imta_jax.techniques.cross_entropy import add_label_smoothing
 from imta_jax.training.objectives import ExitMetrics, PhaseOneObjective, exit_metrics
@@ -36,7 +37,7 @@ class GateSupervisedObjective(PhaseOneObjective):
         labels: Int[Array, " N"],
     ) -> tuple[Float[Array, ""], ExitMetrics]:
         """See `Objective`."""
-        backbone: Any = classifier.backbone
+        backbone = cast(HydraNet, classifier.backbone)
         state, scores = backbone.stage_with_scores(classifier.stem(images))
         logits = classifier.logits((backbone.exit_features(0, state),))
         clusters = backbone.clusters(classifier.num_classes)

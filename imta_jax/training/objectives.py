@@ -223,12 +223,12 @@ class PhaseTwoObjective(Section):
         Returns:
           A scalar in nats.
         """
-        scalars: Any = {"alpha": alpha, "temperature": temperature}
         return one_for_all_loss(
             logits,
             labels,
             teacher,
-            **scalars,
+            alpha=alpha,
+            temperature=temperature,
             reduction=self.reduction,
             temperature_squared=self.temperature_squared,
             last_exit=self.last_exit,

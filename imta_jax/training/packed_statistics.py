@@ -57,8 +57,7 @@ def with_packed_statistics(state: TrainState, statistics: Any, mesh: Mesh) -> Tr
         return id(x) in chosen and parameter_sharding(mesh, x.shape).is_fully_replicated
 
     packing = Packing.from_tree(state.rest, may_pack)
-    packed: Any = packing.pack(state.rest)
-    return dataclasses.replace(state, rest=packed)
+    return dataclasses.replace(state, rest=packing.pack(state.rest))
 
 
 def without_packed_statistics(state: TrainState) -> TrainState:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from flax import nnx
 
 from imta_jax.config import PHASES, PhaseConfig, RunConfig
@@ -165,11 +166,18 @@ def train_phase(
     settings = phase_settings(config, name)
     epochs = epochs or range(settings.total_epochs)
     steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
-    learning_rate: Any = epochs_schedule(settings, epochs, steps)
+    learning_rate = epochs_schedule(settings, epochs, steps)
     optimizer = phase_optimizer(settings, learning_rate)
-    pixels: Any = {"mean": dataset.mean, "std": dataset.std}
     phase = assemble_phase(
-        name, config, classifier, objective, trainable, optimizer, **pixels, mesh=mesh_of(config)
+        name,
+        config,
+        classifier,
+        objective,
+        trainable,
+        optimizer,
+        mean=dataset.mean,
+        std=dataset.std,
+        mesh=mesh_of(config),
     )
     state = phase.new_state()
     feed = training_feed(config, name, dataset, phase, state, _saved_executable(folder, name))
@@ -194,7 +202,7 @@ def _callbacks(
     folder: Path,
     phase: Phase,
     meta: Mapping[str, Any],
-    learning_rate: Any,
+    learning_rate: optax.Schedule,
     epochs: range,
 ) -> list[Callback]:
     return default_callbacks(

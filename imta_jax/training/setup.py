@@ -5,6 +5,7 @@ The training loop, the tests and the benchmarks all set up their phases here.
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -44,7 +45,6 @@ from imta_jax.training.objectives import (
 from imta_jax.training.packed_statistics import moving_statistics, packs_statistics
 from imta_jax.training.state import TrainState, check_variables, create_state
 from imta_jax.training.step import TrainStep, augmented_step, train_step
-from imta_jax.types import PerChannel
 
 _log = logging.getLogger(__name__)
 
@@ -102,8 +102,8 @@ def assemble_phase(
     trainable: Any,
     optimizer: optax.GradientTransformation,
     *,
-    mean: PerChannel,
-    std: PerChannel,
+    mean: Sequence[float],
+    std: Sequence[float],
     mesh: Mesh,
 ) -> Phase:
     """Sets the classifier's modes and builds the training step.
@@ -131,12 +131,19 @@ def assemble_phase(
         graphdef, variables = nnx.split(classifier)
     check_variables(variables)
     _warn_of_other_dtypes(classifier)
-    arguments: Any = {"mean": mean, "std": std, "mesh": mesh}
     if isinstance(objective, StatefulObjective):
-        step = objective.make_step(graphdef, trainable, optimizer, **arguments)
+        step = objective.make_step(graphdef, trainable, optimizer, mean=mean, std=std, mesh=mesh)
     else:
-        arguments["accumulate_parts"] = settings.accumulate_parts
-        step = train_step(graphdef, objective, trainable, optimizer, **arguments)
+        step = train_step(
+            graphdef,
+            objective,
+            trainable,
+            optimizer,
+            mean=mean,
+            std=std,
+            mesh=mesh,
+            accumulate_parts=settings.accumulate_parts,
+        )
     augmentation = BatchAugmentation(settings, classifier.num_classes, phase_seed(config, name))
     step = augmented_step(with_matmul_precision(step, settings.matmul_precision), augmentation)
     has_average = settings.ema_decay > 0

@@ -72,10 +72,10 @@ def train_step(
             (batch.images, batch.labels),
             accumulate_parts,
         )
-        grads: Any = state.trainable.packing.pack(grads)
         packed: Any = state.trainable
+        grads = packed.packing.pack(grads)
         updates, opt_state = tx.update(grads, state.opt_state, packed)
-        params: Any = optax.apply_updates(packed, updates)
+        params = optax.apply_updates(packed, updates)
         advanced = _advanced(state, params, rest, opt_state)
         return advance_if_finite(state, advanced, (loss, grads)), metrics
 
@@ -176,7 +176,9 @@ def augmented_step(step: TrainStep, augmentation: BatchAugmentation) -> TrainSte
     return augmented
 
 
-def jit_batch_step(step: TrainStep, mesh: Mesh, state: TrainState | None = None) -> TrainStep:
+def jit_batch_step(
+    step: TrainStep, mesh: Mesh, state: TrainState | None = None
+) -> jax.stages.Wrapped:
     """Jits a step that takes a batch from the host. The state is donated.
 
     Args:
@@ -199,7 +201,7 @@ def _state_sharding(state: TrainState | None, mesh: Mesh) -> Any:
 
 def jit_on_device_step(
     step: TrainStep, mesh: Mesh, state: TrainState | None = None, *, packed_statistics: Any = None
-) -> OnDeviceStep:
+) -> jax.stages.Wrapped:
     """Jits several steps on images that are on the device, in one dispatch.
 
     Args:

@@ -127,7 +127,7 @@ class StagedNetwork:
 
     def _trace_state_shapes(self, batch_size: int) -> list[tuple[jax.ShapeDtypeStruct, ...]]:
         images = jax.ShapeDtypeStruct((batch_size, *self.image_shape), self.image_dtype)
-        state: Any = (images,)
+        state: tuple[jax.ShapeDtypeStruct, ...] = (images,)
         shapes = []
         stages, weights = self.scored_stages(batch_size), self.weights_for(batch_size)
         for stage, stage_weights in zip(stages, weights, strict=True):
