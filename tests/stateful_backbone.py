@@ -1,4 +1,4 @@
-"""A backbone from outside the package with every kind of NNX state, for tests."""
+"""A custom backbone with every kind of NNX state, for tests."""
 
 import jax.numpy as jnp
 import pytest

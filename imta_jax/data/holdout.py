@@ -66,7 +66,7 @@ def _check_examples(examples: int, labels: np.ndarray, field: str) -> None:
     classes = np.unique(labels).size
     if examples < classes:
         raise InputError(
-            f"{field} is {examples}, expected at least {classes}: one image of each class"
+            f"{field} must be at least {classes}: one image of each class; found {examples}"
         )
     if examples >= len(labels):
         raise InputError(

@@ -77,7 +77,7 @@ def fitted_exit_rule(
 def exit_rule_record(rule: ExitRule, num_exits: int, num_classes: int) -> dict[str, Any]:
     """The entry `exit_rule` of `results.json`; empty for the confidence.
 
-    That of a rule from outside this package has the scores of fixed logits.
+    That of a custom rule has the scores of fixed logits.
     """
     if rule.is_default:
         return {}

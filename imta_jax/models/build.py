@@ -27,8 +27,8 @@ from imta_jax.runtime.registry import (
     register_backbone,
 )
 
-# Fields of `config.model` that a backbone from outside this package takes.
-_FOREIGN_FIELDS = ("backbone", "options", "heads", "heads_options", "initialization")
+# Fields of `config.model` that a custom backbone takes.
+_CUSTOM_FIELDS = ("backbone", "options", "heads", "heads_options", "initialization")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ register_backbone("hydranet")(_described_by(HydraNetSpec, HydraNet))
 def resolve_model_config(model_config: ModelConfig | Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a preset, overridden by those of the config that are not None.
 
-    A preset does not apply to a backbone from outside this package.
+    A preset does not apply to a custom backbone.
 
     Args:
       model_config: `config.model`.
@@ -180,7 +180,7 @@ def _factory_of(config: ModelConfig) -> Callable[..., Backbone]:
     factory = BACKBONES.get(name, "config.model.backbone")
     if not isinstance(factory, IncludedBackbone):
         label = f"field of config.model with backbone {name!r}, which takes config.model.options:"
-        check_names(explicit_fields(config), _FOREIGN_FIELDS, label)
+        check_names(explicit_fields(config), _CUSTOM_FIELDS, label)
     return factory
 
 

@@ -1,4 +1,4 @@
-"""Checks of backbones and heads that were made outside this package.
+"""Checks of custom backbones and heads.
 
 They are called abstractly (`jax.eval_shape`), so that an error names what is wrong before anything
 is compiled or trained.

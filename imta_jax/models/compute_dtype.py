@@ -18,7 +18,7 @@ def follow_compute_dtype(backbone: Backbone, dtype: np.dtype) -> None:
     """Sets the dtype of Flax's layers that have none, in place. Parameters keep their dtype.
 
     Args:
-      backbone: backbone from outside the package; the package's own backbones need no such change.
+      backbone: a custom backbone; those of this package are not changed.
       dtype: `compute_dtype` of the classifier.
     """
     if dtype == jnp.float32 or not isinstance(backbone, nnx.Module) or _is_own(backbone):

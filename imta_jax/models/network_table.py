@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="of config.model.options, for a backbone from outside this package; may be repeated",
+        help="of config.model.options, for a custom backbone; may be repeated",
     )
     parser.add_argument("--heads", default="independent", help="as config.model.heads")
     return parser

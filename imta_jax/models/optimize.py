@@ -1,8 +1,8 @@
 """Faster forms of a classifier: training, evaluation and inference call `optimize_classifier`.
 
 The result computes the same function up to rounding. It shares all variables with the classifier it
-was made from, except with prepared weights. Backbones without a form of their own, such as those
-from outside the package, are only folded, and their layers get the classifier's `compute_dtype`.
+was made from, except with prepared weights. Backbones without a faster form, such as custom ones,
+are only folded, and their layers get the classifier's `compute_dtype`.
 
 | use | form |
 |---|---|

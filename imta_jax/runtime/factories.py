@@ -1,4 +1,4 @@
-"""Calls of factories from outside the package with their options, with errors that name the fix."""
+"""Calls of custom factories with their options, with errors that name the fix."""
 
 import contextlib
 import re
@@ -154,7 +154,7 @@ def _as_text(options: Mapping[str, Any]) -> str:
 
 
 def failure_of(label: str, error: Exception, fix: str = "") -> UserError:
-    """The error for an exception that a component from outside the package raised.
+    """The error for an exception that a custom component raised.
 
     Args:
       label: the call that failed, for example "config.phase_one.objective 'focal'".

@@ -73,8 +73,8 @@ def check_training_data(config: RunConfig, dataset: Dataset) -> None:
     """Checks what needs the dataset, for both phases; computes nothing.
 
     Raises:
-      InputError: no full batch, a pipeline that cannot produce these images, or a backbone, heads
-        or loss from outside this package that do not fulfill their contracts.
+      InputError: no full batch, a pipeline that cannot produce these images, or a custom
+        backbone, heads or loss that do not fulfill their contracts.
       ModuleNotFoundError: the library of the pipeline is not installed.
     """
     _check_own_components(config, dataset)
@@ -97,7 +97,7 @@ def check_initial_parameters(config: RunConfig, dataset: Dataset, workdir: Path)
 
 
 def _check_own_components(config: RunConfig, dataset: Dataset) -> None:
-    """Calls components from outside this package abstractly, on an abstract network."""
+    """Calls custom components abstractly, on an abstract network."""
     evaluation = config.evaluation
     first, second = phase_one_objective(config), phase_two_objective(config)
     losses = {

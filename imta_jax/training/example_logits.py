@@ -1,9 +1,9 @@
-"""Logits of two fixed images, by which loading notices that foreign code computes another network.
+"""Logits of two fixed images, by which loading notices that custom code computes another network.
 
-A checkpoint whose backbone or heads are from outside the package records the logits that its
-parameters give. The code may change while names and shapes of all parameters stay, for example from
-GELU to ReLU; the logits then differ. They are computed with the highest precision of matrix
-products, and are compared up to the rounding of other devices and versions.
+A checkpoint with a custom backbone or custom heads records the logits that its parameters give. The
+code may change while names and shapes of all parameters stay, for example from GELU to ReLU; the
+logits then differ. They are computed with the highest precision of matrix products, and are
+compared up to the rounding of other devices and versions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +73,7 @@ class ExampleLogits:
 
 
 def foreign_parts(meta: Mapping[str, Any]) -> dict[str, str]:
-    """The fields that name a component from outside the package, and their values."""
+    """The fields that name a custom component, and their values."""
     model, heads = meta["model"], meta["heads"]
     named = {"model.backbone": (BACKBONES, model.get("backbone"))}
     if meta["phase"] == "phase_two":

@@ -168,16 +168,9 @@ def train_phase(
     steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
     learning_rate = epochs_schedule(settings, epochs, steps)
     optimizer = phase_optimizer(settings, learning_rate)
+    pixels = {"mean": dataset.mean, "std": dataset.std}
     phase = assemble_phase(
-        name,
-        config,
-        classifier,
-        objective,
-        trainable,
-        optimizer,
-        mean=dataset.mean,
-        std=dataset.std,
-        mesh=mesh_of(config),
+        name, config, classifier, objective, trainable, optimizer, **pixels, mesh=mesh_of(config)
     )
     state = phase.new_state()
     feed = training_feed(config, name, dataset, phase, state, _saved_executable(folder, name))

@@ -156,8 +156,8 @@ def test_constant_channel_raises():
     ("change", "message"),
     [
         ({"validation_examples": 10_000}, "validation_examples.*10000"),
-        ({"validation_examples": 9}, "validation_examples.*9.*10"),
-        ({"validation_examples": 0}, "validation_examples.*0.*10"),
+        ({"validation_examples": 9}, "validation_examples.*10.*9"),
+        ({"validation_examples": 0}, "validation_examples.*10.*found 0"),
         ({"validation_examples": -1}, "validation_examples.*-1"),
         ({"validation_seed": -2}, "validation_seed.*-2"),
     ],
@@ -216,7 +216,7 @@ def test_class_without_validation_images_is_logged(caplog):
 @pytest.mark.parametrize(("batch_size", "warns"), [(8, False), (9, True)])
 def test_preview_warns_of_a_batch_size_that_training_rejects(caplog, batch_size, warns):
     assert preview._feasible_batch_size(batch_size, 8) == 8
-    assert ("config.phase_one.batch_size is 9" in caplog.text) == warns
+    assert ("config.phase_one.batch_size must be at most 8" in caplog.text) == warns
 
 
 @pytest.mark.parametrize(("names", "hints"), [(None, True), (("cat", "dog", "owl"), False)])

@@ -1,4 +1,4 @@
-"""Backbones and heads from outside the package: contracts, errors, and phase II on their heads."""
+"""Custom backbones and heads: contracts, errors, and phase II on their heads."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Factories from outside the package: options that are unknown or not read, and exceptions."""
+"""Custom factories: options that are unknown or not read, and exceptions."""
 
 import copy
 import warnings

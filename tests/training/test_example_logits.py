@@ -1,4 +1,4 @@
-"""Changed code of a foreign network with the same parameters: rejected wherever it is loaded."""
+"""Changed code of a custom network with the same parameters: rejected wherever it is loaded."""
 
 from typing import Any
 

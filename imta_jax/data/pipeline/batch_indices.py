@@ -72,8 +72,8 @@ def shard_of(indices: BatchIndices, batch_size: int, shard: Shard) -> BatchIndic
         below = max(batch_size // shard.count, 1) * shard.count
         above = -(-batch_size // shard.count) * shard.count
         raise InputError(
-            f"batch_size is {batch_size}, expected a multiple of {shard.count}, the number of"
-            f" processes; the nearest are {below} and {above}"
+            f"batch_size must be a multiple of {shard.count}, the number of processes; found"
+            f" {batch_size}; the nearest are {below} and {above}"
         )
     local = batch_size // shard.count
     own = slice(shard.index * local, (shard.index + 1) * local)

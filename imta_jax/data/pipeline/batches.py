@@ -50,8 +50,8 @@ def steps_per_epoch(num_examples: int, batch_size: int, field: str = "batch_size
     _check_batch_size(batch_size)
     if num_examples < batch_size:
         raise InputError(
-            f"{field} is {batch_size}, expected at most {num_examples}, the number of training"
-            " examples"
+            f"{field} must be at most {num_examples}, the number of training examples; found"
+            f" {batch_size}"
         )
     return num_examples // batch_size
 
@@ -89,7 +89,7 @@ def train_batches(
     steps = steps_per_epoch(len(split), batch_size)
     if not 0 <= start_step <= steps:
         raise InputError(
-            f"start_step is {start_step}, expected 0 to {steps}, the number of batches per epoch"
+            f"start_step must be 0 to {steps}, the number of batches per epoch; found {start_step}"
         )
     plan = epoch_plan(preprocessing, split.sizes, seed=seed, epoch=epoch)
     indices = train_indices(plan, batch_size=batch_size, start_step=start_step, steps=steps)
@@ -233,4 +233,4 @@ def _as_batch(split: Split, images: np.ndarray, index: np.ndarray) -> Batch:
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}, expected at least 1")
+        raise InputError(f"batch_size must be at least 1; found {batch_size}")

@@ -63,11 +63,11 @@ def group_for_decoding(
     return [group for group in groups if len(group.positions)]
 
 
-def decode_order(groups: Sequence[DecodeGroups], batch_size: int) -> np.ndarray:
+def decode_order(groups: Sequence[DecodeGroups], batch_size: int) -> Int64[np.ndarray, " steps"]:
     """The order in which groups are decoded, such that batches are completed in order.
 
     Returns:
-      int [sum of K]: for each decoding step, the element of `groups` that the next group is from.
+      For each decoding step, the element of `groups` that the next group is from.
     """
     first = [group.positions[:, 0] for group in groups]
     batch = np.concatenate([np.zeros(0, np.int64), *first]) // batch_size

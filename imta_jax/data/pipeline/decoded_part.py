@@ -1,7 +1,7 @@
 """The part of an image that is decoded around a window that is then resized."""
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int, Int32
 
 from imta_jax.data.pipeline.evaluation_transform import read_pixels
 
@@ -39,16 +39,16 @@ def evaluation_cut(
 
 
 def extra_columns(
-    start: np.ndarray, remaining: np.ndarray, kind: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    start: Int[np.ndarray, " R"], remaining: Int[np.ndarray, " R"], kind: Int[np.ndarray, " R"]
+) -> tuple[Int[np.ndarray, " R"], Int[np.ndarray, " R"]]:
     """The number of columns to decode before and after a window.
 
     At full resolution at least one on each side, since chroma that is stored for two columns at a
     time is interpolated between neighbors.
 
     Args:
-      start: int [R], first column of the window, in pixels of the image.
-      remaining: int [R], columns after the last column of the window.
+      start: first column of the window, in pixels of the image.
+      remaining: columns after the last column of the window.
       kind: see `decode_plan.DecodePlan`.
     """
     before, full = start % _BLOCK, kind == 1

@@ -60,8 +60,8 @@ class EncodedImages:
         )
 
     @property
-    def stored_sizes(self) -> np.ndarray:
-        """int32 [N, 2], height and width of the stored pixels."""
+    def stored_sizes(self) -> Int32[np.ndarray, "N 2"]:
+        """Height and width of the stored pixels."""
         return displayed_sizes(self.sizes, self.orientation)
 
     @property

@@ -180,10 +180,10 @@ def transform_from_dict(
         )
     resize, size, channels = fields["resize"], image_shape[:2], image_shape[2]
     if resize is not None and (type(resize) is not int or resize < max(size)):
-        raise InputError(f"resize is {resize!r}; expected null, or an integer from {max(size)}")
+        raise InputError(f"resize must be null, or an integer from {max(size)}; found {resize!r}")
     exif = fields.get("exif_orientation", "ignore")
     if exif not in EXIF_ORIENTATIONS:
-        raise InputError(f"exif_orientation is {exif!r}; expected one of {EXIF_ORIENTATIONS}")
+        raise InputError(f"exif_orientation must be one of {EXIF_ORIENTATIONS}; found {exif!r}")
     transform = EvaluationTransform(
         image_shape,
         _numbers("mean", fields["mean"], channels, least=0.0),
@@ -195,7 +195,7 @@ def transform_from_dict(
     # The other fields follow from these; a file in which they differ describes another transform.
     for name, value in transform.to_dict().items():
         if name in required and fields[name] != value:
-            raise InputError(f"{name} is {fields[name]!r}; expected {value!r}")
+            raise InputError(f"{name} must be {value!r}; found {fields[name]!r}")
     return transform
 
 
@@ -319,7 +319,7 @@ def _padding(fields: Mapping[str, Any], size: tuple[int, int], resize: int | Non
             f"{size[0]} and {size[1]} together"
         )
     if resize is not None and any(counts):
-        raise InputError(f"padding is {value!r}; expected zeros, since resize is {resize}")
+        raise InputError(f"padding must be zeros, since resize is {resize}; found {value!r}")
     return (above, below), (left, right)
 
 
@@ -327,6 +327,6 @@ def _numbers(name: str, value: Any, count: int, least: float) -> tuple[float, ..
     numbers = isinstance(value, list | tuple) and all(type(v) in (int, float) for v in value)
     if not numbers or len(value) != count or not all(least <= v < np.inf for v in value):
         raise InputError(
-            f"{name} is {value!r}; expected {count} finite numbers, none below {least:g}"
+            f"{name} must be {count} finite numbers, none below {least:g}; found {value!r}"
         )
     return tuple(map(float, value))

@@ -24,7 +24,7 @@ def check_at_least(least: int, **values: int) -> None:
     """Raises a ValueError with the name of the first value below `least`."""
     for name, value in values.items():
         if value < least:
-            raise InputError(f"{name} is {value}, expected at least {least}")
+            raise InputError(f"{name} must be at least {least}; found {value}")
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ class PaddedCrop:
         """Raises a ValueError if a crop of images [H, W, C] could contain padding only."""
         if self.padding >= min(shape[:2]):
             raise InputError(
-                f"config.data.crop_padding is {self.padding}, expected less than"
-                f" {min(shape[:2])}, since images have {shape[0]} x {shape[1]} pixels (4 is usual"
-                " for 32 x 32)"
+                f"config.data.crop_padding must be less than {min(shape[:2])}, since images have"
+                f" {shape[0]} x {shape[1]} pixels (4 is usual for 32 x 32); found {self.padding}"
             )
 
     def describe(self) -> str:
@@ -86,7 +85,7 @@ class PaddedCrop:
         source = self.source_size or size
         if source[0] > size[0] or source[1] > size[1]:
             raise InputError(
-                f"source_size is {source}, expected at most {size}, the network's image size"
+                f"source_size must be at most {size}, the network's image size; found {source}"
             )
         padding = padding_to(source, size)
         return EvaluationTransform(
@@ -125,12 +124,12 @@ class RandomAreaCrop:
         check_at_least(1, **{"config.data.image_size": self.size})
         if self.resize < self.size:
             raise InputError(
-                f"config.data.resize is {self.resize}, expected at least {self.size}, the value of"
-                " config.data.image_size"
+                f"config.data.resize must be at least {self.size}, the value of"
+                f" config.data.image_size; found {self.resize}"
             )
         if not 0 < self.min_area <= 1:
             raise InputError(
-                f"config.data.min_area is {self.min_area}, expected above 0 and at most 1"
+                f"config.data.min_area must be above 0 and at most 1; found {self.min_area}"
             )
 
     def describe(self) -> str:

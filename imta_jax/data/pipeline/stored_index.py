@@ -67,7 +67,7 @@ def load_or_scan(
         return scan()
     folder = without_file_scheme(index_dir)
     if "://" in folder:
-        raise InputError(f"config.data.index_dir is {index_dir!r}, expected a local folder")
+        raise InputError(f"config.data.index_dir must be a local folder; found {index_dir!r}")
     name = hashlib.sha256(repr((_FORMAT, POLICY_VERSION, key)).encode()).hexdigest()[:24]
     try:
         path = Path(folder).expanduser() / f"{name}.npz"

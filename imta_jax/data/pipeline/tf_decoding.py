@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from jaxtyping import Int
 
 from imta_jax.data.pipeline.changed_images import describe_change
 from imta_jax.data.pipeline.decode_plan import RATIOS
@@ -144,8 +145,8 @@ def decode_whole_image(contents: "tf.Tensor") -> "tf.Tensor":
     )
 
 
-def find_changed(images: EncodedImages, index: np.ndarray) -> list[str]:
-    """Describes those images (index: int [G]) that no longer fit their index."""
+def find_changed(images: EncodedImages, index: Int[np.ndarray, " G"]) -> list[str]:
+    """Describes those of the images at `index` that no longer fit their stored index."""
     tf, contents_of = import_tensorflow(), reader(images)
 
     def read(_: EncodedImages, i: int) -> bytes:

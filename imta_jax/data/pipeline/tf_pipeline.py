@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
+from jaxtyping import Int
 
 from imta_jax.data.decoding.exif import apply_orientation
 from imta_jax.data.pipeline.batch_indices import BatchIndices
@@ -122,7 +123,7 @@ def _oriented(image: np.ndarray, orientation: int) -> np.ndarray:
 def _naming_changed(
     elements: Iterator[T],
     images: np.ndarray | EncodedImages,
-    index: np.ndarray,
+    index: Int[np.ndarray, "K G"],
     number_of: Callable[[T], int] | None = None,
 ) -> Iterator[T]:
     """Yields the same elements; turns an OSError into one that names the images.
@@ -130,7 +131,7 @@ def _naming_changed(
     Args:
       elements: decoded groups.
       images: the images they are decoded from.
-      index: int64 [K, G], examples of each group.
+      index: examples of each group.
       number_of: the number of the group of an element; None if they are in order.
     """
     missing = np.ones(len(index), bool)

@@ -67,5 +67,5 @@ def tfds_description(source: str, *, one_shape: bool) -> tuple[str, int, tuple[i
 
 
 def source_component(source: str) -> str | None:
-    """The dotted path of the factory of a source from outside this package; None for others."""
+    """The dotted path of the factory of a custom source; None for others."""
     return dotted_path_of(SOURCES.get(source)) if own.accepts(source) else None

@@ -1,4 +1,4 @@
-"""Data sources from outside this package: a registered name, an entry point or a dotted path.
+"""Custom data sources: a registered name, an entry point or a dotted path.
 
     @imta_jax.register_source("my_data")
     def make(options):

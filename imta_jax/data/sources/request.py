@@ -19,7 +19,7 @@ class SourceRequest:
 
     Attributes:
       source: a name or a path.
-      source_options: options of a source from outside this package.
+      source_options: options of a custom source.
       encoded: whether images stay encoded until a batch needs them.
       data_dir: folder or bucket path of prepared TFDS datasets; "" is the TFDS default.
       manual_dir: folder of archives that TFDS cannot download; "" is the TFDS default.

@@ -65,14 +65,9 @@ def staged_classifier(
     classifier.eval()
     classifier.compute_dtype = dtype
     pixels = None if mean is None or std is None else (tuple(mean), tuple(std))
-    first, last = (
-        None if packed is None else _stages_of(packed, pixels, dtype)
-        for packed in (
-            optimize_classifier(classifier, "early exit"),
-            _images_last(classifier, images_last),
-        )
-    )
-    assert first is not None
+    first = _stages_of(optimize_classifier(classifier, "early exit"), pixels, dtype)
+    transposed = _images_last(classifier, images_last)
+    last = None if transposed is None else _stages_of(transposed, pixels, dtype)
     macs = exit_costs(classifier).macs
     height, width, channels = classifier.image_shape
     return StagedNetwork(

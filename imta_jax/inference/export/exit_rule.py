@@ -52,7 +52,7 @@ def for_any_batch_size(part: str, export: Callable[[], jax.export.Exported]) -> 
     """
     try:
         return export()
-    except Exception as error:  # code from outside this package may raise any exception
+    except Exception as error:  # custom code may raise any exception
         raise InputError(
             f"{part} cannot be exported for batches of any size: {type(error).__name__}: {error}; "
             "expected code that uses the batch size only in shapes: x.shape[0] instead of len(x), "

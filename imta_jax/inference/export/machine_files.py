@@ -85,7 +85,7 @@ def _check_profile(profile: StageProfile, manifest: Mapping[str, Any]) -> None:
         ("type of num_workers", type(profile.num_workers), int),
     ]:
         if value != expected:
-            raise InputError(f"{name} is {value!r}; expected {expected!r}")
+            raise InputError(f"{name} must be {expected!r}; found {value!r}")
 
 
 def write_compiled(folder: Path, cache: Path) -> None:

@@ -47,9 +47,9 @@ def check_manifest(manifest: Mapping[str, Any], programs: Sequence[jax.export.Ex
         ("name, dtype, evaluated_dtype", [manifest[k] for k in _TEXTS]),
     ]:
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            raise InputError(f"{field} is {value}; expected texts")
+            raise InputError(f"{field} must be strings; found {value}")
     if manifest["dtype"] not in _DTYPES:
-        raise InputError(f"dtype is {manifest['dtype']!r}; expected one of {_DTYPES}")
+        raise InputError(f"dtype must be one of {_DTYPES}; found {manifest['dtype']!r}")
     _check_exits(rows)
     _check_points(manifest["operating_points"], exits)
 
@@ -60,7 +60,7 @@ def _check_exits(rows: Sequence[Mapping[str, Any]]) -> None:
         costs = [row[name] for row in rows]
         _check_numbers(f"exits.{name}", costs, len(rows), least=1)
         if name == "macs" and any(after <= before for before, after in itertools.pairwise(costs)):
-            raise InputError(f"exits.macs is {costs}; expected rising costs")
+            raise InputError(f"exits.macs must rise; found {costs}")
     for row in rows:
         for accuracy in _PERCENTAGES & row.keys():
             _check_numbers(f"exits.{accuracy}", [row[accuracy]], 1, least=0, most=100)
@@ -80,7 +80,7 @@ def _check_points(points: Sequence[Mapping[str, Any]], exits: int) -> None:
         )
         if sum(fractions) > at_most_one:
             raise InputError(
-                f"operating_points.exit_fractions is {fractions}; expected a sum of at most 1"
+                f"operating_points.exit_fractions must sum to at most 1; found {fractions}"
             )
         for accuracy in ("validation_top1", "top1"):
             values = [point[accuracy]]
@@ -114,7 +114,7 @@ def transform_from_manifest(manifest: Mapping[str, Any]) -> EvaluationTransform:
     height, width, channels = manifest["image_shape"]
     fields = manifest["preprocessing"]
     if not isinstance(fields, dict):
-        raise InputError(f"preprocessing is {fields!r}; expected an object")
+        raise InputError(f"preprocessing must be an object; found {fields!r}")
     try:
         return transform_from_dict(fields, (height, width, channels), manifest["format_version"])
     except InputError as error:
@@ -175,4 +175,4 @@ def _check_numbers(
         return
     range_ = "" if least is None else f", none below {least:g}"
     range_ += "" if most is None else f", none above {most:g}"
-    raise InputError(f"{field} is {values}; expected {count} finite numbers{range_}")
+    raise InputError(f"{field} must be {count} finite numbers{range_}; found {values}")

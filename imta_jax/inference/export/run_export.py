@@ -93,7 +93,7 @@ def export_run(
 
 
 def _origin(run: FinishedRun) -> dict[str, Any]:
-    """Dataset and checkpoint; for components from outside this package, also the network."""
+    """Dataset and checkpoint; for custom components, also the network."""
     origin = {name: run.meta[name] for name in ("dataset", "phase", "epoch")}
     record = run.meta.get("network", {})
     if {record.get("backbone_class"), record.get("heads_class")} <= {PACKAGE, None}:

@@ -85,7 +85,7 @@ class Audit:
         max_kept: int = 5000,
     ):
         if not 0 <= share <= 1:
-            raise InputError(f"share is {share}; expected a fraction from 0 to 1")
+            raise InputError(f"share must be a fraction from 0 to 1; found {share}")
         self.share, self._classifier = share, classifier
         self._batch_size, self._max_waiting = batch_size, max_waiting
         self._generator = np.random.default_rng(seed)

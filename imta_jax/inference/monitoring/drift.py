@@ -85,9 +85,9 @@ class DriftMonitor:
             )
         for name, value in (("window", window), ("num_validation", num_validation)):
             if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; expected at least 1")
+                raise InputError(f"{name} must be at least 1; found {value}")
         if not 0 < false_alarm_rate < 1:
-            raise InputError(f"false_alarm_rate is {false_alarm_rate}; expected between 0 and 1")
+            raise InputError(f"false_alarm_rate must be between 0 and 1; found {false_alarm_rate}")
         self.window, self.false_alarm_rate = window, false_alarm_rate
         self._fractions = fractions / fractions.sum()
         count = _EXACT if num_validation is None else num_validation

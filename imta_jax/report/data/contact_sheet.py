@@ -8,6 +8,7 @@ import textwrap
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -84,15 +85,17 @@ def sheet_layout(count: int, height: int, width: int) -> SheetLayout:
     )
 
 
-def compose_sheet(images: np.ndarray, layout: SheetLayout) -> np.ndarray:
+def compose_sheet(
+    images: UInt8[np.ndarray, "M H W C"], layout: SheetLayout
+) -> UInt8[np.ndarray, "height width 3"]:
     """Composes framed images into one array; pixels are repeated by the integer scale.
 
     Args:
-      images: uint8 [M, H, W, C], C = 1 or 3.
+      images: gray or RGB images, C = 1 or 3.
       layout: layout of M images of this size.
 
     Returns:
-      uint8 [layout.height, layout.width, 3], white outside of the images.
+      An image of `layout.height` x `layout.width` pixels, white outside of the images.
     """
     sheet = np.full((layout.height, layout.width, 3), 255, np.uint8)
     frame = np.round(255 * np.array(to_rgb(RULE))).astype(np.uint8)

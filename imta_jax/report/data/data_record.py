@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 
@@ -14,12 +15,12 @@ class SplitSummary:
 
     Attributes:
       examples: number of images.
-      per_class: images of each class, integers [K].
+      per_class: number of images of each class.
       skipped: files that were skipped because they do not decode.
     """
 
     examples: int
-    per_class: np.ndarray
+    per_class: Int[np.ndarray, " K"]
     skipped: int
 
 

@@ -1,4 +1,4 @@
-"""Data sources from outside the package: arrays, files, options and wrong return values."""
+"""Custom data sources: arrays, files, options and wrong return values."""
 
 import numpy as np
 import pytest
