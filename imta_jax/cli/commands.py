@@ -10,6 +10,7 @@ import sys
 
 from imta_jax.errors import closest_first
 from imta_jax.runtime.interrupts import interrupts_reported
+from imta_jax.runtime.paths import make_working_directory_importable
 from imta_jax.runtime.preemption import hold_signals
 
 # Each module has a function `main` that takes the arguments. `python -m` starts the same functions.
@@ -38,5 +39,6 @@ def main() -> None:
             f"imta-jax: unknown command {name!r}; valid, the closest first: {valid}; a run takes"
             " only flags: imta-jax --config=quickstart --workdir=runs/quickstart"
         )
+    make_working_directory_importable()  # for components that are named by a dotted path
     with interrupts_reported(f"imta-jax {name}"):
         sys.exit(importlib.import_module(COMMANDS[name]).main(sys.argv[2:]))

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from imta_jax.errors import InputError, UserError, message_of, unknown_name
 from imta_jax.runtime.background_errors import print_held_errors
 from imta_jax.runtime.optional_packages import explained
+from imta_jax.runtime.paths import make_working_directory_importable
 from imta_jax.runtime.shipped_configs import config_file
 from imta_jax.runtime.write_errors import DISK_REMEDIES
 
@@ -138,8 +139,7 @@ def _make_configs_importable(argv: Sequence[str]) -> None:
     directory is added at the end, for components that are named by a dotted path.
     """
     file, _ = _config_file_and_preset(argv)
-    if os.getcwd() not in map(os.path.abspath, sys.path):
-        sys.path.append(os.getcwd())
+    make_working_directory_importable()
     if not file:
         return
     parents = Path(os.path.abspath(file)).parents

@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict
 
-_OVERRIDE = re.compile(r"--?config\.((?:\w+\.)*\w*options|sweep\.fields)\.([\w.]+)(?:=|$)")
+_OVERRIDE = re.compile(r"--?config\.(sweep\.fields|(?:\w+\.)*\w*options)\.([\w.]+)(?:=|$)")
 
 
 class ConfigParser(flags.ArgumentParser):

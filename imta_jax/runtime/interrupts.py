@@ -1,6 +1,7 @@
-"""Ctrl-C and missing packages in commands that save nothing: one line, not a traceback."""
+"""Ctrl-C, missing packages and closed pipes in commands that save nothing: no traceback."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -12,7 +13,8 @@ from imta_jax.runtime.preemption import FORCED_EXIT_CODE
 def interrupts_reported(program: str) -> Iterator[None]:
     """Ends the program with one line after Ctrl-C in the block, or without a package of an extra.
 
-    The exit code is `FORCED_EXIT_CODE` after Ctrl-C, else 1.
+    The exit code is `FORCED_EXIT_CODE` after Ctrl-C, else 1. It is 1 without a line if the reader
+    of the output has ended, such as `head`.
 
     Import what takes long inside the block.
 
@@ -20,7 +22,14 @@ def interrupts_reported(program: str) -> Iterator[None]:
       program: its name, for the line.
     """
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(FORCED_EXIT_CODE)

@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from imta_jax.errors import FilePermissionError, InputError
 _FILE_ADDRESS = re.compile(r"file:(?://(?P<host>[^/]*))?(?P<path>/.*)?", re.DOTALL)
 # `Path` shortens "gs://bucket" to "gs:/bucket". A drive such as "C:/" has one letter.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def make_working_directory_importable() -> None:
+    """Adds the working directory to the end of `sys.path`, where console scripts do not have it."""
+    if os.getcwd() not in map(os.path.abspath, sys.path):  # "" is the working directory
+        sys.path.append(os.getcwd())
 
 
 def without_file_scheme(path: str) -> str:

@@ -242,6 +242,24 @@ def test_an_import_error_of_a_config_file_is_shown(tmp_path):
     assert done.returncode == 1 and "No module named 'no_such_module'" in done.stderr
 
 
+def test_a_command_finds_components_of_the_working_directory(tmp_path):
+    (tmp_path / "mine.py").write_text("def make_network(options, **arguments): 1 / 0")
+    done = run_console_script(tmp_path, "models", "mine:make_network", "--image=16x16x3")
+    assert "no module 'mine'" not in done.stderr and "ZeroDivisionError" in done.stderr
+
+
+def test_a_closed_pipe_ends_a_command_without_a_traceback():
+    program = (
+        "from imta_jax.runtime.interrupts import interrupts_reported\n"
+        "with interrupts_reported('imta-jax models'): print('x' * 1_000_000)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 1
+
+
 def test_a_missing_flag_is_named_with_an_example(tmp_path):
     done = run_console_script(tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr

@@ -97,6 +97,7 @@ def test_the_command_line_sets_values_and_adds_fields(monkeypatch):
     overrides = [
         "--config.sweep.fields.phase_one.learning_rate=('log', 0.01, 0.5)",
         "--config.sweep.fields.phase_two.alpha=(0.1, 0.9)",
+        "--config.sweep.fields.model.options.width=(4, 8)",
         "--config.sweep.mode=random",
         "--config.sweep.samples=3",
     ]
@@ -109,7 +110,11 @@ def test_the_command_line_sets_values_and_adds_fields(monkeypatch):
     study = StudyConfig.from_mapping(holder.value)
     assert len(study.chosen) == 3 and study.baseline == study.chosen[0]
     for variant in study.variants.values():
-        assert variant.overrides.keys() == {"phase_one.learning_rate", "phase_two.alpha"}
+        assert variant.overrides.keys() == {
+            "phase_one.learning_rate",
+            "phase_two.alpha",
+            "model.options.width",
+        }
 
 
 def test_an_unknown_field_is_named():
