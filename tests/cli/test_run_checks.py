@@ -104,7 +104,7 @@ BAD_VALUES = {
     "phase_one__equilibrium": ("al", "valid, the closest first: all, "),
     "phase_one__learning_rate": (0.0, "phase_one.learning_rate .* found 0.0"),
     "phase_two__total_epochs": (-2, "phase_two.total_epochs .* found -2"),
-    "phase_two__batch_size": (64, "batch_size is 64.*48"),
+    "phase_two__batch_size": (64, "batch_size.*48.*found 64"),
     "phase_two__transfer": ("identty", "valid, the closest first: identity, "),
     "phase_two__start": ("phase_on", "valid, the closest first: phase_one, "),
     "phase_two__alpha": (2.0, "phase_two.alpha .* found 2.0"),

@@ -154,7 +154,7 @@ def test_image_damaged_during_a_run_raises_with_its_name(tmp_path, contents):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"resize": 223}, r"config\.data\.resize.*223.*224"),
+        ({"resize": 223}, r"config\.data\.resize.*224.*found 223"),
         ({"image_size": 0}, "image_size.*0"),
         ({"min_area": 0.0}, r"config\.data\.min_area.*0\.0"),
         ({"min_area": 1.5}, r"config\.data\.min_area.*1\.5"),
