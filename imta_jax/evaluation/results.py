@@ -36,8 +36,14 @@ _NUMBER = (int, float)
 # Of each row of a section.
 _COLUMNS: Mapping[str, _Columns] = {
     "exits": {"macs": _NUMBER},
-    "budget_curve": {"quota": _NUMBER, "thresholds": list, "mean_macs": _NUMBER}
-    | {"validation_top1": _NUMBER, "top1": _NUMBER, "exit_fractions": list},
+    "budget_curve": {
+        "quota": _NUMBER,
+        "thresholds": list,
+        "mean_macs": _NUMBER,
+        "validation_top1": _NUMBER,
+        "top1": _NUMBER,
+        "exit_fractions": list,
+    },
     "reported_budgets": {"budget": _NUMBER},
 }
 
